@@ -1,0 +1,47 @@
+"""What a batch is, in one place: a dict of keyword arguments to `forward`, or an (images, labels) tuple."""
+
+from collections.abc import Iterable, Iterator
+
+import torch
+from torch import Tensor, nn
+
+
+def device_of(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device
+
+
+def move(batch, device):
+    """The batch on `device`, of the same kind."""
+    if isinstance(batch, dict):
+        return {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
+    if isinstance(batch, tuple | list) and len(batch) == 2:
+        return tuple(value.to(device) for value in batch)
+    raise ValueError(
+        f"a batch is a dict of keyword arguments to forward, or an (images, labels) tuple, not {type(batch).__name__}"
+    )
+
+
+def forward(model: nn.Module, batch):
+    """What the model says to a batch: `model(**batch)` or `model(images)`."""
+    return model(**batch) if isinstance(batch, dict) else model(batch[0])
+
+
+def padding_mask(batch) -> Tensor | None:
+    """(B, T), True where a token is real; None where nothing is padded."""
+    mask = batch.get("attention_mask") if isinstance(batch, dict) else None
+    return None if mask is None else mask.bool()
+
+
+def endless(batches: Iterable) -> Iterator:
+    """The batches again and again, so that the number of steps is the caller's to choose.
+
+    Raises ValueError if there is no batch, or if a generator that cannot start over runs out.
+    """
+    while True:
+        batch = None
+        for batch in batches:
+            yield batch
+        if batch is None:
+            raise ValueError(
+                "the batches ran out: pass a list or a DataLoader that can start over, with at least one batch"
+            )

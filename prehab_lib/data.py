@@ -1,0 +1,127 @@
+"""The one door for real data: by hub name, or from a folder that holds such data sets.
+
+`data_root`, or the variable PREHAB_DATA, names the folder that *holds* the data sets; a data set may also be given as a
+path itself.  A folder has the hub's Parquet files (`train-*.parquet`, at the top or under `data/`) or image folders
+(`train/<class>/*.jpg`).
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from prehab_lib.hub import explained
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data set as the hub names it and as a folder is named; columns and splits as the hub spells them."""
+
+    hub: str | None
+    folder: str
+    splits: dict[str, str]  # our name -> its name
+    image: str = "image"
+    label: str = "label"
+    note: str = ""
+
+
+DATASETS = {
+    "cifar10": Source("uoft-cs/cifar10", "cifar10", {"train": "train", "test": "test"}, image="img"),
+    "imagenet-1k": Source(
+        "ILSVRC/imagenet-1k", "imagenet-1k", {"train": "train", "test": "validation"}, note="gated on the hub, 150 GB"
+    ),
+    "imagenet-sample": Source(
+        None, "imagenet-sample", {"train": "validation", "test": "validation"}, note="200 images: a check, not a score"
+    ),
+}
+
+# What a notebook wants beyond the embedded data, by profile.
+NEEDS = {
+    "00_start_here": {},
+    "01_surrogates": {},
+    "03_vit": {"lab": ["cifar10"], "paper": ["imagenet-1k"]},
+}
+
+
+def root(data_root: str | os.PathLike | None = None) -> Path | None:
+    """The folder that holds data sets: the argument, else PREHAB_DATA, else None.  Raises FileNotFoundError if absent."""
+    given = data_root or os.environ.get("PREHAB_DATA") or None
+    if given is None:
+        return None
+    folder = Path(given).expanduser()
+    if not folder.is_dir():
+        raise FileNotFoundError(f"data_root = {str(given)!r} is no folder: give the folder that holds your data sets")
+    return folder
+
+
+def where(name: str, data_root: str | os.PathLike | None = None) -> Path | None:
+    """The local folder of a data set, or None where it would come from the hub.
+
+    name: a key of `DATASETS`, or a folder.  Raises ValueError for an unknown name, FileNotFoundError for a folder that
+    is missing or empty.
+    """
+    if name in DATASETS:
+        holder = root(data_root)
+        if holder is None:
+            return None
+        return _filled(holder / DATASETS[name].folder, name)
+    if os.path.isdir(name):
+        return _filled(Path(name), name)
+    raise ValueError(f"dataset = {name!r} is neither a folder nor one of {', '.join(DATASETS)}")
+
+
+def load(name: str, part: str, data_root: str | os.PathLike | None = None):
+    """A `datasets.Dataset` with the columns "image" and "label": part "train" or "test" of a data set.
+
+    From `where(name)` if that is a folder, else from the hub.  Raises FileNotFoundError, ConnectionError (no network),
+    PermissionError (gated) or ValueError, each one sentence with the remedy.
+    """
+    import datasets
+
+    source = DATASETS.get(name) or Source(None, name, {"train": "train", "test": "test"})
+    if part not in source.splits:
+        raise ValueError(f"part = {part!r} is not known: choose one of {', '.join(source.splits)}")
+    split, folder = source.splits[part], where(name, data_root)
+    datasets.disable_progress_bars()
+    remedy = "set data_root (or PREHAB_DATA) to a folder that holds " + source.folder
+    if folder is not None:
+        loaded = _load_folder(folder, split)
+    elif source.hub is None:
+        raise FileNotFoundError(f"the data set {name!r} is on no hub: {remedy}")
+    else:
+        with explained(f"the data set {source.hub!r}", remedy):
+            loaded = datasets.load_dataset(source.hub, split=split)
+    return _named_columns(loaded, source, name)
+
+
+def _load_folder(folder: Path, split: str):
+    import datasets
+
+    files = sorted(str(f) for place in (folder, folder / "data") for f in place.glob(f"{split}*.parquet"))
+    if files:
+        return datasets.load_dataset("parquet", data_files={split: files}, split=split)
+    if (folder / split).is_dir() and any((folder / split).iterdir()):
+        return datasets.load_dataset("imagefolder", data_dir=str(folder / split), split="train")
+    raise FileNotFoundError(
+        f"{folder} has no part {split!r}: it needs {split}*.parquet files or a folder {split}/<class>/"
+    )
+
+
+def _named_columns(loaded, source: Source, name: str):
+    columns = {source.image: "image", source.label: "label"}
+    for theirs, ours in columns.items():
+        found = theirs if theirs in loaded.column_names else ours
+        if found not in loaded.column_names:
+            raise ValueError(f"data set {name!r} has no column {theirs!r}: it has {', '.join(loaded.column_names)}")
+        if found != ours:
+            loaded = loaded.rename_column(found, ours)
+    return loaded.select_columns(["image", "label"])
+
+
+def _filled(folder: Path, name: str) -> Path:
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"the data set {name!r} is not at {folder}: put it there, or leave data_root empty for the hub"
+        )
+    if not any(entry for entry in folder.iterdir() if not entry.name.startswith(".")):
+        raise FileNotFoundError(f"the folder {folder} of the data set {name!r} is empty")
+    return folder

@@ -1,0 +1,50 @@
+"""Scores and task losses: what training lowers and tables print."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from prehab_lib.batches import device_of, forward, move
+from prehab_lib.progress import progress
+
+
+def logits_and_labels(model: nn.Module, batch) -> tuple[Tensor, Tensor]:
+    """(B, classes) and (B,): for an (images, labels) tuple, or a dict whose "labels" the model does not get."""
+    if isinstance(batch, dict):
+        labels = batch["labels"]
+        batch = {name: value for name, value in batch.items() if name != "labels"}
+    else:
+        labels = batch[1]
+    out = forward(model, batch)
+    return getattr(out, "logits", out), labels
+
+
+def classification_loss(model: nn.Module, batch) -> Tensor:
+    """Mean cross-entropy in nats: the task loss of Tables II and V."""
+    logits, labels = logits_and_labels(model, move(batch, device_of(model)))
+    return nn.functional.cross_entropy(logits.float(), labels)
+
+
+@torch.no_grad()
+def accuracy(model: nn.Module, batches: Iterable) -> float:
+    """Top-1 accuracy in per cent over all batches, in eval mode.
+
+    Raises ValueError where there is no batch or a logit is not finite: nothing is skipped silently.
+    """
+    was_training, right, total = model.training, 0, 0
+    model.eval()
+    try:
+        for batch in progress(batches, "evaluation"):
+            logits, labels = logits_and_labels(model, move(batch, device_of(model)))
+            if not torch.isfinite(logits).all():
+                raise ValueError(
+                    "the model's logits are NaN or infinite: the compressed weights do not fit its precision"
+                )
+            right += int((logits.argmax(-1) == labels).sum())
+            total += len(labels)
+    finally:
+        model.train(was_training)
+    if not total:
+        raise ValueError("there is nothing to evaluate: the batches are empty")
+    return 100.0 * right / total

@@ -1,0 +1,92 @@
+"""Two thin matrices in the place of one: the factors, and the layer made of them."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Factors:
+    """Ŵ = U V with U (m, r) and V (r, n)."""
+
+    U: Tensor
+    V: Tensor
+
+    def __post_init__(self):
+        if self.U.ndim != 2 or self.V.ndim != 2 or self.U.shape[1] != self.V.shape[0]:
+            raise ValueError(f"factors of shapes {tuple(self.U.shape)} and {tuple(self.V.shape)} do not multiply")
+
+    @property
+    def rank(self) -> int:
+        return self.U.shape[1]
+
+    @property
+    def numel(self) -> int:
+        """Numbers stored: r (m + n)."""
+        return self.U.numel() + self.V.numel()
+
+    def dense(self) -> Tensor:
+        """The product, (m, n)."""
+        return self.U @ self.V
+
+    def balanced(self) -> "Factors":
+        """The same product with each pair of columns on one scale: |U_:i| = |V_i:|.
+
+        Only the split moves.  It matters for half precision and for later fine-tuning, where one learning rate serves both.
+        """
+        tiny = torch.finfo(self.U.dtype).tiny
+        left, right = self.U.norm(dim=0), self.V.norm(dim=1)  # (r,), (r,)
+        usable = (left > tiny) & (right > tiny)
+        scale = torch.where(usable, (right / left.clamp_min(tiny)).sqrt(), torch.ones_like(left))
+        return Factors(self.U * scale, self.V / scale[:, None])
+
+
+class LowRankLinear(nn.Module):
+    """y = U (V x) + b, in the place of an `nn.Linear` (n -> m) of rank at most r.
+
+    `V` (n -> r, no bias) and `U` (r -> m, the bias) are ordinary `nn.Linear`s, so that optimisers, LoRA and quantisers see
+    what they know.  `in_features` and `out_features` stay those of the layer replaced.
+    """
+
+    def __init__(self, in_features: int, out_features: int, rank: int, bias: bool = True, device=None, dtype=None):
+        super().__init__()
+        self.in_features, self.out_features, self.rank = in_features, out_features, rank
+        self.V = nn.Linear(in_features, rank, bias=False, device=device, dtype=dtype)
+        self.U = nn.Linear(rank, out_features, bias=bias, device=device, dtype=dtype)
+
+    @classmethod
+    def from_factors(cls, factors: Factors, bias: Tensor | None = None) -> "LowRankLinear":
+        """The layer that computes with these factors, on their device and in their dtype; `bias` (m,) is kept as it is."""
+        layer = cls(
+            in_features=factors.V.shape[1],
+            out_features=factors.U.shape[0],
+            rank=factors.rank,
+            bias=bias is not None,
+            device=factors.U.device,
+            dtype=factors.U.dtype,
+        )
+        with torch.no_grad():
+            layer.U.weight.copy_(factors.U)
+            layer.V.weight.copy_(factors.V)
+            if bias is not None:
+                layer.U.bias.copy_(bias)
+        return layer
+
+    @property
+    def bias(self) -> Tensor | None:
+        return self.U.bias
+
+    @property
+    def weight(self) -> Tensor:
+        """The dense Ŵ (m, n), multiplied out on demand; some host models look at `.weight.dtype`."""
+        return self.U.weight @ self.V.weight
+
+    def factors(self) -> Factors:
+        return Factors(self.U.weight.detach(), self.V.weight.detach())
+
+    def forward(self, x: Tensor) -> Tensor:  # (..., n) -> (..., m)
+        return self.U(self.V(x))
+
+    def extra_repr(self) -> str:
+        return f"in_features={self.in_features}, out_features={self.out_features}, rank={self.rank}"

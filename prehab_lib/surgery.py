@@ -1,0 +1,140 @@
+"""Surgery: swap the dense layers for low-rank ones, and say what was really removed."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+
+from prehab_lib.allocation import allocation_named
+from prehab_lib.budget import check_removed
+from prehab_lib.factors import Factors, LowRankLinear
+from prehab_lib.layers import linear_layers, replace_module
+from prehab_lib.methods import RECOVERIES, Method, method_named
+from prehab_lib.stats import LayerStats
+from prehab_lib.storage import load, save
+from prehab_lib.weightings import Decomposition, decompose_all
+
+__all__ = ["Report", "compress", "load", "save"]
+
+
+@dataclass(frozen=True)
+class Report:
+    """What surgery did, recounted from the modules.
+
+    removed, achieved: fraction of the weights of the compressed layers taken away, asked and true (biases do not count).
+    ranks: layer -> rank, or None where it stayed dense.  parameters, bytes: of the whole model afterwards.
+    kept_dense: layers for which no rank saves anything, or that the allocation spared.
+    at_floor: layers at rank 1 that still cost more than their budget.
+    """
+
+    removed: float
+    achieved: float
+    ranks: dict[str, int | None]
+    parameters: int
+    bytes: int
+    kept_dense: list[str] = field(default_factory=list)
+    at_floor: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        text = f"removed {self.achieved:.1%} of {len(self.ranks)} layers' weights (asked {float(self.removed):.0%})"
+        if self.kept_dense:
+            text += f"; dense: {', '.join(self.kept_dense)}"
+        if self.at_floor:
+            text += f"; rank 1 exceeds the budget of: {', '.join(self.at_floor)}"
+        return text
+
+
+def compress(
+    model: nn.Module,
+    method: str | Method,
+    removed: float,
+    stats: dict[str, LayerStats] | None = None,
+    *,
+    layers: Iterable[str] | None = None,
+    decompositions: dict[str, Decomposition] | None = None,
+    task_loss: Callable | None = None,
+    batches: Iterable | None = None,
+    validation: Iterable | None = None,
+) -> Report:
+    """Replace dense layers by low-rank ones, in place.  Everything is computed and checked before anything is replaced.
+
+    method: a key of `METHODS`, or a `Method`.  stats: from `stats.collect`.  layers: names, or None for those of
+    `decompositions`, of `stats`, or the model's default.  decompositions: reuse one factorisation for many ratios
+    (`weightings.decompose_all` on the *same* weights).  task_loss, batches, validation: for the methods that need them.
+
+    Raises ValueError for an unknown method, a bad `removed`, a missing statistic or argument (naming it), a
+    decomposition of other weights, or factors that are not finite (naming the layer).
+    """
+    chosen = method_named(method)
+    check_removed(removed)
+    names = next((list(given) for given in (layers, decompositions, stats) if given is not None), None)
+    modules = linear_layers(model, names)
+    if decompositions is None:
+        _check_stats(chosen, method if isinstance(method, str) else chosen.weighting, stats, modules)
+        decompositions = decompose_all(model, stats, chosen.weighting, modules)
+    _check_decompositions(decompositions, modules)
+    ranks = allocation_named(chosen.allocation)(
+        {name: decompositions[name] for name in modules},
+        removed,
+        model=model,
+        stats=stats,
+        task_loss=task_loss,
+        batches=batches,
+    )
+    new = {name: _low_rank(name, modules[name], decompositions[name], rank) for name, rank in ranks.items() if rank}
+    before = {name: module.weight.numel() for name, module in modules.items()}
+    for name, module in new.items():
+        replace_module(model, name, module)
+    if chosen.recovery is not None:
+        RECOVERIES[chosen.recovery](model, stats=stats, task_loss=task_loss, batches=batches, validation=validation)
+    return _recount(model, removed, ranks, before)
+
+
+def weights_of(module: nn.Module) -> int:
+    """Numbers a linear layer stores for its weight, dense or low-rank, without the bias."""
+    return sum(p.numel() for name, p in module.named_parameters() if name.endswith("weight"))
+
+
+def _low_rank(name: str, module: nn.Linear, decomposition: Decomposition, rank: int) -> LowRankLinear:
+    factors = decomposition.truncate(rank).balanced()
+    like = module.weight
+    factors = Factors(factors.U.to(like), factors.V.to(like))
+    if not (torch.isfinite(factors.U).all() and torch.isfinite(factors.V).all()):
+        raise ValueError(f"layer {name!r} at rank {rank}: the factors are not finite in {like.dtype}")
+    layer = LowRankLinear.from_factors(factors, module.bias)
+    return layer.train(module.training).requires_grad_(like.requires_grad)
+
+
+def _recount(model: nn.Module, removed: float, ranks: dict[str, int | None], before: dict[str, int]) -> Report:
+    after = {name: weights_of(model.get_submodule(name)) for name in ranks}
+    budget = 1 - check_removed(removed)
+    return Report(
+        removed=removed,
+        achieved=1 - sum(after.values()) / sum(before.values()),
+        ranks=dict(ranks),
+        parameters=sum(p.numel() for p in model.parameters()),
+        bytes=sum(p.numel() * p.element_size() for p in model.parameters()),
+        kept_dense=[name for name, rank in ranks.items() if rank is None],
+        at_floor=[name for name, rank in ranks.items() if rank == 1 and after[name] > budget * before[name]],
+    )
+
+
+def _check_stats(method: Method, label: str, stats: dict[str, LayerStats] | None, names: Iterable[str]) -> None:
+    for name in names:
+        for need in sorted(method.needs):
+            wanted_by = f"method {label!r} for layer {name!r}"
+            (stats or {}).get(name, LayerStats()).need(need, wanted_by)
+
+
+def _check_decompositions(decompositions: dict[str, Decomposition], modules: dict[str, nn.Linear]) -> None:
+    for name, module in modules.items():
+        if name not in decompositions:
+            raise ValueError(f"decompositions lack layer {name!r}")
+        found = decompositions[name]
+        W = module.weight.detach().to(found.left)
+        if (found.left.shape[0], found.right.shape[1]) != W.shape:
+            raise ValueError(f"the decomposition of layer {name!r} has another shape than its weight {tuple(W.shape)}")
+        probe = found.left @ found.right[:, :1]  # the first column of W: a full product would cost as much as surgery
+        if not torch.allclose(probe, W[:, :1], rtol=1e-3, atol=1e-3 * float(W.abs().max())):
+            raise ValueError(f"the decomposition of layer {name!r} is of other weights: decompose again after training")

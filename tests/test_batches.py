@@ -1,0 +1,34 @@
+import pytest
+import torch
+
+from prehab_lib.batches import endless, forward, move, padding_mask
+from tests.helpers import Toy
+
+
+def test_both_kinds_reach_the_model():
+    model, x = Toy(), torch.randn(3, 5, 12)
+    assert torch.equal(forward(model, {"x": x}), forward(model, (x, torch.zeros(3))))
+
+
+def test_moving_keeps_the_kind():
+    batch = {"x": torch.zeros(1), "note": "kept"}
+    assert move(batch, "cpu")["note"] == "kept"
+    assert isinstance(move([torch.zeros(1), torch.zeros(1)], "cpu"), tuple)
+    with pytest.raises(ValueError, match="a batch is a dict"):
+        move(torch.zeros(3), "cpu")
+
+
+def test_mask_only_where_there_is_one():
+    assert padding_mask((1, 2)) is None and padding_mask({"x": 1}) is None
+    assert padding_mask({"attention_mask": torch.tensor([[1, 0]])}).tolist() == [[True, False]]
+
+
+def test_endless_starts_over_and_says_when_it_cannot():
+    stream = endless([1, 2])
+    assert [next(stream) for _ in range(5)] == [1, 2, 1, 2, 1]
+    once = endless(iter([1]))
+    next(once)
+    with pytest.raises(ValueError, match="batches ran out"):
+        next(once)
+    with pytest.raises(ValueError, match="batches ran out"):
+        next(endless([]))

@@ -1,0 +1,200 @@
+"""Contract of every ruler: whoever adds one to `WEIGHTINGS` inherits these tests."""
+
+import warnings
+
+import pytest
+import torch
+
+from prehab_lib.stats import LayerStats
+from prehab_lib.weightings import WEIGHTINGS, Weighting, decompose, decompose_all, error, weighting_named
+from tests.helpers import Toy, layer
+
+SHAPES = {"wide": (32, 48, 500), "tall": (48, 32, 500), "square": (40, 40, 500), "row": (1, 6, 80), "column": (6, 1, 80)}
+SINGULAR = {"wide, few tokens": (32, 48, 20), "tall, few tokens": (48, 32, 20), "square, few tokens": (40, 40, 10)}
+every_ruler = pytest.mark.parametrize("weighting", WEIGHTINGS)
+every_layer = pytest.mark.parametrize("dims", [*SHAPES.values(), *SINGULAR.values()], ids=[*SHAPES, *SINGULAR])
+
+
+@every_ruler
+@every_layer
+def test_full_rank_gives_the_weight_back(weighting, dims):
+    W, stats, _ = layer(*dims)
+    whole = decompose(W, stats, weighting)
+    assert whole.left.shape == (dims[0], min(dims[:2])) and whole.right.shape == (min(dims[:2]), dims[1])
+    torch.testing.assert_close(whole.truncate(min(dims[:2])).dense(), W, rtol=0, atol=1e-10)
+
+
+@every_ruler
+@every_layer
+def test_error_is_the_sum_of_the_dropped_values(weighting, dims):
+    W, stats, _ = layer(*dims)
+    whole = decompose(W, stats, weighting)
+    for rank in range(1, min(dims[:2]) + 1):
+        measured = error(W, whole.truncate(rank).dense(), stats, weighting)
+        assert measured == pytest.approx(whole.tail_error(rank), rel=1e-10, abs=1e-20 * float(whole.sigma[0]) ** 2)
+
+
+@every_ruler
+@every_layer
+def test_singular_values_and_monotony(weighting, dims):
+    W, stats, _ = layer(*dims)
+    sigma = decompose(W, stats, weighting).sigma
+    truth = torch.linalg.svdvals(weighting_named(weighting)(stats).apply(W))
+    torch.testing.assert_close(sigma, truth, rtol=1e-9, atol=1e-12 * float(truth[0]))
+    assert (sigma.diff() <= 0).all()
+
+
+@pytest.mark.parametrize("judge", WEIGHTINGS)
+def test_nobody_beats_a_method_by_its_own_ruler(judge):
+    W, stats, _ = layer(48, 32, 500)
+    score = {name: error(W, decompose(W, stats, name).truncate(8).dense(), stats, judge) for name in WEIGHTINGS}
+    assert min(score, key=score.get) == judge
+    assert len(set(score.values())) == len(WEIGHTINGS)
+
+
+@every_ruler
+def test_no_random_competitor_is_better(weighting):
+    W, stats, _ = layer(12, 10, 300)
+    best = decompose(W, stats, weighting).truncate(3).dense()
+    for seed in range(50):
+        generator = torch.Generator().manual_seed(seed)
+        nudge = 1e-2 * torch.randn(12, 3, dtype=torch.float64, generator=generator)
+        rival = (decompose(W, stats, weighting).truncate(3).U + nudge) @ decompose(W, stats, weighting).truncate(3).V
+        assert error(W, rival, stats, weighting) > error(W, best, stats, weighting)
+
+
+@every_ruler
+def test_scale_of_a_statistic_changes_nothing(weighting):
+    W, stats, _ = layer(20, 16, 300)
+    scaled = LayerStats(gram=1e4 * stats.gram, mean_abs=1e2 * stats.mean_abs)
+    a, b = decompose(W, stats, weighting).truncate(5).dense(), decompose(W, scaled, weighting).truncate(5).dense()
+    torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-10)
+
+
+@every_ruler
+def test_permuted_inputs_commute(weighting):
+    W, stats, _ = layer(20, 16, 300)
+    order = torch.randperm(16, generator=torch.Generator().manual_seed(0))
+    permuted = LayerStats(gram=stats.gram[order][:, order], mean_abs=stats.mean_abs[order])
+    a = decompose(W, stats, weighting).truncate(5).dense()[:, order]
+    torch.testing.assert_close(decompose(W[:, order], permuted, weighting).truncate(5).dense(), a, rtol=0, atol=1e-9)
+
+
+@every_ruler
+def test_a_sliced_answer_is_the_answer_of_the_slice(weighting):
+    W, stats, _ = layer(20, 16, 300)
+    whole = decompose(W, stats, weighting)
+    again = decompose(whole.truncate(7).dense(), stats, weighting)
+    torch.testing.assert_close(again.truncate(7).dense(), whole.truncate(7).dense(), rtol=0, atol=1e-9)
+    torch.testing.assert_close(again.truncate(4).dense(), whole.truncate(4).dense(), rtol=0, atol=1e-9)
+
+
+@every_ruler
+def test_float32_option_costs_little(weighting):
+    W, stats, _ = layer(48, 32, 500, spread=1.0)
+    exact, fast = decompose(W, stats, weighting), decompose(W, stats, weighting, dtype=torch.float32)
+    assert fast.left.dtype == torch.float32
+    loss = error(W, fast.truncate(8).dense(), stats, weighting)
+    assert loss == pytest.approx(exact.tail_error(8), rel=1e-5)
+    torch.testing.assert_close(fast.truncate(32).dense().double(), W, rtol=0, atol=1e-4)
+
+
+@every_ruler
+@pytest.mark.parametrize("rank_of_w", [0, 3])
+def test_rank_deficient_weights_are_finite_and_exact(weighting, rank_of_w):
+    W, stats, _ = layer(20, 16, 300)
+    W = W[:, :rank_of_w] @ torch.randn(rank_of_w, 16, dtype=torch.float64)
+    whole = decompose(W, stats, weighting)
+    torch.testing.assert_close(whole.truncate(max(1, rank_of_w)).dense(), W, rtol=0, atol=1e-9)
+    torch.testing.assert_close(whole.truncate(16).dense(), W, rtol=0, atol=1e-9)
+
+
+def test_whitening_is_output_pca():
+    """Two routes: SVD of the whitened weight, and eigenvectors of the output's second moment (Swift-SVD)."""
+    W, stats, X = layer(24, 32, 600)
+    Y = X @ W.T
+    top = torch.linalg.eigh(Y.T @ Y).eigenvectors.flip(1)[:, :9]
+    projected = top @ top.T @ W
+    found = decompose(W, stats, "gram").truncate(9).dense()
+    assert float((found - projected).norm() / projected.norm()) < 1e-10
+
+
+def test_any_root_of_the_gram_gives_the_same_answer():
+    W, stats, _ = layer(24, 20, 600)
+    cholesky = Weighting(right=torch.linalg.cholesky(stats.gram))
+    eigenvalues, Q = torch.linalg.eigh(stats.gram)
+    symmetric = Weighting(right=Q @ torch.diag(eigenvalues.sqrt()) @ Q.T)
+    answers = [decompose(W, stats, ruler).truncate(6).dense() for ruler in ("gram", cholesky, symmetric)]
+    assert max(float((answer - answers[0]).norm() / answers[0].norm()) for answer in answers) < 1e-10
+
+
+def test_svd_llm_as_printed_is_the_same_map():
+    W, stats, _ = layer(24, 20, 600)
+    S = torch.linalg.cholesky(stats.gram)
+    U, s, Vt = torch.linalg.svd(W @ S, full_matrices=False)
+    printed = U[:, :6] @ torch.diag(s[:6]) @ Vt[:6] @ torch.linalg.inv(S)
+    assert float((decompose(W, stats, "gram").truncate(6).dense() - printed).norm() / printed.norm()) < 1e-10
+
+
+def test_predicted_loss_is_the_loss_on_the_calibration_outputs():
+    W, stats, X = layer(24, 20, 600)
+    whole = decompose(W, stats, "gram")
+    measured = float(((X @ W.T) - (X @ whole.truncate(6).dense().T)).square().sum()) / len(X)
+    assert measured == pytest.approx(whole.tail_error(6), rel=1e-10)
+
+
+def test_identity_gram_is_plain_svd():
+    W, _, _ = layer(24, 20, 50)
+    white = decompose(W, LayerStats(gram=torch.eye(20, dtype=torch.float64)), "gram").truncate(6).dense()
+    torch.testing.assert_close(white, decompose(W, None, "identity").truncate(6).dense(), rtol=0, atol=1e-11)
+
+
+def test_two_sided_kernel():
+    """Ŵ = P⁻¹ [P W Q]_r Q⁻¹, against the formula with both inverses."""
+    W, stats, _ = layer(18, 14, 300, spread=1.0)
+    P = torch.randn(18, 18, dtype=torch.float64, generator=torch.Generator().manual_seed(5)) + 4 * torch.eye(18)
+    Q = torch.linalg.cholesky(stats.gram)
+    U, s, Vt = torch.linalg.svd(P @ W @ Q, full_matrices=False)
+    formula = torch.linalg.inv(P) @ U[:, :5] @ torch.diag(s[:5]) @ Vt[:5] @ torch.linalg.inv(Q)
+    whole = decompose(W, stats, Weighting(P, Q))
+    torch.testing.assert_close(whole.truncate(5).dense(), formula, rtol=0, atol=1e-9)
+    torch.testing.assert_close(whole.truncate(14).dense(), W, rtol=0, atol=1e-9)
+    assert error(W, formula, None, Weighting(P, Q)) == pytest.approx(whole.tail_error(5), rel=1e-10)
+
+
+def test_an_outlier_channel_is_no_failure():
+    """One channel 3000 times larger: Cholesky of the float32 Gram breaks, the projection stays within 1 % of the optimum."""
+    generator = torch.Generator().manual_seed(0)
+    X = torch.randn(2048, 64, generator=generator) @ (torch.eye(64) + 0.05 * torch.randn(64, 64, generator=generator))
+    X[:, 7] *= 3000
+    W = torch.randn(48, 64, dtype=torch.float64, generator=generator.manual_seed(1))
+    X64 = X.double()
+    truth = decompose(W, LayerStats(gram=X64.T @ X64 / len(X)), "gram").tail_error(24)
+    rough = decompose(W, LayerStats(gram=(X.T @ X).double() / len(X)), "gram").truncate(24).dense()
+    assert float((X64 @ (W - rough).T).square().sum()) / len(X) <= 1.01 * truth
+
+
+def test_bad_input_is_named():
+    W, stats, _ = layer(8, 6, 100)
+    with pytest.raises(ValueError, match="weighting = 'grams' is not known.*identity, gram"):
+        decompose(W, stats, "grams")
+    with pytest.raises(ValueError, match="needs the statistic 'gram'.*collect"):
+        decompose(W, LayerStats(), "gram")
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        decompose(W * float("nan"), stats, "identity")
+    with pytest.raises(ValueError, match="right root has shape"):
+        decompose(W.T, stats, "gram")
+    with pytest.raises(ValueError, match="rank = 7.*1 to 6"):
+        decompose(W, stats).truncate(7)
+    with pytest.raises(ValueError, match="rank = 0"):
+        decompose(W, stats).truncate(0)
+
+
+def test_decompose_all_names_the_layer():
+    model = Toy()
+    with torch.no_grad():
+        model.key.weight[0, 0] = float("inf")
+    with pytest.raises(ValueError, match="layer 'key'.*NaN or infinite"):
+        decompose_all(model, None, "identity")
+    with pytest.raises(ValueError, match="layer 'query'.*no statistics"), warnings.catch_warnings():
+        decompose_all(model, {"out": LayerStats()}, "gram", layers=["query"])
