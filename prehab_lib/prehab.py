@@ -165,6 +165,9 @@ def _training(model: nn.Module, layers: dict[str, nn.Linear], roots: dict[str, T
         for layer in layers.values():
             if parametrize.is_parametrized(layer, "weight"):
                 parametrize.remove_parametrizations(layer, "weight", leave_parametrized=True)
+                bias = layer.bias
+                del layer.bias
+                layer.register_parameter("bias", bias)  # parameters keep their order: weight, bias
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(flags[name])
             parameter.grad = None

@@ -127,7 +127,11 @@ def test_root_of_a_singular_gram():
 
 @pytest.mark.parametrize(
     ("matrix", "message"),
-    [(torch.zeros(2, 3), "square"), (torch.full((2, 2), float("nan")), "NaN"), (torch.tensor([[1.0, 2], [0, 1]]), "symmetric")],
+    [
+        (torch.zeros(2, 3), "square"),
+        (torch.full((2, 2), float("nan")), "NaN"),
+        (torch.tensor([[1.0, 2], [0, 1]]), "symmetric"),
+    ],
 )
 def test_a_gram_that_is_none_is_refused(matrix, message):
     with pytest.raises(ValueError, match=message):

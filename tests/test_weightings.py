@@ -9,7 +9,13 @@ from prehab_lib.stats import LayerStats
 from prehab_lib.weightings import WEIGHTINGS, Weighting, decompose, decompose_all, error, weighting_named
 from tests.helpers import Toy, layer
 
-SHAPES = {"wide": (32, 48, 500), "tall": (48, 32, 500), "square": (40, 40, 500), "row": (1, 6, 80), "column": (6, 1, 80)}
+SHAPES = {
+    "wide": (32, 48, 500),
+    "tall": (48, 32, 500),
+    "square": (40, 40, 500),
+    "row": (1, 6, 80),
+    "column": (6, 1, 80),
+}
 SINGULAR = {"wide, few tokens": (32, 48, 20), "tall, few tokens": (48, 32, 20), "square, few tokens": (40, 40, 10)}
 every_ruler = pytest.mark.parametrize("weighting", WEIGHTINGS)
 every_layer = pytest.mark.parametrize("dims", [*SHAPES.values(), *SINGULAR.values()], ids=[*SHAPES, *SINGULAR])

@@ -1,0 +1,63 @@
+import pytest
+import timm
+import torch
+import transformers
+
+from prehab_lib.models import build, image_model, recipe_of, small_vit, text_model
+
+TINY = dict(vocab_size=30, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=24)
+
+
+def test_a_seed_makes_the_weights_and_leaves_the_callers_random_state():
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    one, other, third = small_vit(1, 16, 2, seed=1), small_vit(1, 16, 2, seed=1), small_vit(1, 16, 2, seed=2)
+    assert torch.equal(before, torch.get_rng_state())
+    assert torch.equal(one.head.weight, other.head.weight) and not torch.equal(one.head.weight, third.head.weight)
+    assert one(torch.zeros(2, 1, 8, 16)).shape == (2, 100)
+
+
+def test_a_timm_model_by_name_with_random_weights():
+    model = image_model("vit_tiny_patch16_224", pretrained=False, num_classes=5, img_size=32)
+    assert model.head.out_features == 5
+    assert str(build(recipe_of(model))) == str(model)
+
+
+def test_a_timm_model_from_a_local_folder(tmp_path):
+    model = timm.create_model("vit_tiny_patch16_224", num_classes=5, img_size=32).eval()
+    timm.models.save_for_hf(model, tmp_path, model_args={"img_size": 32}, safe_serialization=True)
+    again = image_model(str(tmp_path), num_classes=5).eval()
+    x = torch.rand(1, 3, 32, 32)
+    assert torch.equal(again(x), model(x))
+
+
+def test_a_transformers_model_from_a_local_folder(tmp_path):
+    model = transformers.BertForSequenceClassification(transformers.BertConfig(**TINY)).eval()
+    model.save_pretrained(tmp_path)
+    again = text_model(str(tmp_path), "AutoModelForSequenceClassification").eval()
+    ids = torch.arange(6)[None]
+    assert torch.equal(again(ids).logits, model(ids).logits)
+    assert str(build(recipe_of(again))) == str(model)
+
+
+def test_an_unknown_name_and_an_empty_folder_are_named(tmp_path):
+    with pytest.raises(ValueError, match="model = 'vit_gigantic' is neither a folder nor a model timm knows"):
+        image_model("vit_gigantic")
+    with pytest.raises(FileNotFoundError, match=r"has no config.json"):
+        image_model(str(tmp_path))
+
+
+def test_no_network_is_one_sentence(monkeypatch, tmp_path):
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    with pytest.raises(
+        ConnectionError, match=r"'vit_base_patch16_224.augreg2_in21k_ft_in1k' could not be fetched.*local copy"
+    ):
+        image_model("vit_base_patch16_224.augreg2_in21k_ft_in1k")
+    with pytest.raises(ConnectionError, match="'nobody/nothing' could not be fetched"):
+        text_model("nobody/nothing", "AutoModelForCausalLM")
+
+
+@pytest.mark.parametrize("recipe", [{}, {"library": "pickle"}, {"library": "timm", "class": "os.system", "kwargs": {}}])
+def test_a_foreign_recipe_is_refused(recipe):
+    with pytest.raises(ValueError, match="recipe of"):
+        build(recipe)

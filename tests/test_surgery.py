@@ -1,0 +1,165 @@
+"""Contract of every method: whoever adds one to `METHODS` inherits these tests."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from prehab_lib.budget import check_removed
+from prehab_lib.evaluate import classification_loss
+from prehab_lib.factors import LowRankLinear
+from prehab_lib.methods import METHODS, Method
+from prehab_lib.stats import LayerStats, collect
+from prehab_lib.surgery import compress, weights_of
+from prehab_lib.weightings import decompose_all
+from tests.helpers import Toy, toy_batches
+
+every_method = pytest.mark.parametrize("method", METHODS)
+LAYERS = ("query", "key", "out")
+
+
+@pytest.fixture
+def toy():
+    model, batches = Toy(n=24, m=32, classes=20), toy_batches(n=24, classes=20, count=12)
+    return model, batches, collect(model, batches)
+
+
+def shrink(model, method, removed, toy, **more):
+    return compress(model, method, removed, toy[2], task_loss=classification_loss, batches=toy[1], **more)
+
+
+@every_method
+@pytest.mark.parametrize("removed", [0.2, 0.4, 0.6, 0.8])
+def test_what_is_removed_is_recounted_from_the_modules(method, removed, toy):
+    model = toy[0]
+    dense = sum(p.numel() for p in model.parameters())
+    before = sum(model.get_submodule(name).weight.numel() for name in LAYERS)
+    report = shrink(model, method, removed, toy)
+    after = sum(weights_of(model.get_submodule(name)) for name in LAYERS)
+    assert report.achieved == pytest.approx(1 - after / before)
+    assert report.achieved >= removed or report.at_floor or report.kept_dense
+    assert report.parameters == sum(p.numel() for p in model.parameters()) == dense - before + after
+    assert report.bytes == 4 * report.parameters
+    assert all(isinstance(model.get_submodule(name), LowRankLinear) for name, rank in report.ranks.items() if rank)
+
+
+@every_method
+def test_biases_modes_and_flags_are_untouched(method, toy):
+    model = toy[0].train()
+    model.key.weight.requires_grad_(False)
+    biases = {name: model.get_submodule(name).bias.clone() for name in LAYERS}
+    shrink(model, method, 0.4, toy)
+    assert all(torch.equal(model.get_submodule(name).bias, biases[name]) for name in LAYERS)
+    assert model.query.training and not model.key.U.weight.requires_grad and model.query.U.weight.requires_grad
+
+
+@every_method
+def test_the_same_call_gives_the_same_bits(method, toy):
+    one, other = copy.deepcopy(toy[0]), copy.deepcopy(toy[0])
+    shrink(one, method, 0.4, toy)
+    shrink(other, method, 0.4, toy)
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+
+
+@every_method
+def test_one_decomposition_serves_every_ratio(method, toy):
+    decompositions = decompose_all(toy[0], toy[2], METHODS[method].weighting)
+    for removed in (0.2, 0.6):
+        shared, own = copy.deepcopy(toy[0]), copy.deepcopy(toy[0])
+        shrink(shared, method, removed, toy, decompositions=decompositions)
+        shrink(own, method, removed, toy)
+        assert torch.equal(shared(toy[1][0][0]), own(toy[1][0][0]))
+
+
+def test_swapping_every_layer_at_full_rank_is_a_no_op(toy):
+    model, x = toy[0], toy[1][0][0]
+    before = model(x)
+    for name, decomposition in decompose_all(model, toy[2]).items():
+        factors = decomposition.truncate(len(decomposition.sigma)).balanced()
+        U, V = factors.U.float(), factors.V.float()
+        setattr(model, name, LowRankLinear.from_factors(type(factors)(U, V), model.get_submodule(name).bias))
+    torch.testing.assert_close(model(x), before, rtol=1e-4, atol=1e-4)
+
+
+def test_svd_llm_and_swift_svd_are_one_map_at_equal_ranks(toy):
+    one, other = toy[0].double(), copy.deepcopy(toy[0]).double()
+    compress(one, "svd_llm", 0.4, toy[2])
+    compress(other, "swift_svd", 0.4, toy[2])
+    for name in LAYERS:
+        torch.testing.assert_close(
+            one.get_submodule(name).weight, other.get_submodule(name).weight, rtol=1e-10, atol=1e-12
+        )
+
+
+def test_whitening_loses_less_of_the_output_than_plain_svd(toy):
+    x = torch.cat([b[0] for b in toy[1]]) * torch.logspace(0, 2, 24)
+    batches = [{"x": part} for part in x.split(32)]
+    stats, loss = collect(toy[0], batches), {}
+    for method in ("svd", "svd_llm"):
+        model = copy.deepcopy(toy[0])
+        compress(model, method, 0.6, stats, layers=["query"])
+        loss[method] = float((model.query(x) - toy[0].query(x)).detach().square().sum())
+    assert loss["svd_llm"] < 0.9 * loss["svd"]
+
+
+def test_a_thin_layer_stays_dense_and_is_listed():
+    model = nn.Sequential(nn.Linear(6, 1), nn.Linear(1, 6), nn.Linear(6, 6))
+    report = compress(model, "svd", 0.4)
+    assert report.kept_dense == ["0", "1"] and type(model[0]) is nn.Linear
+    assert "dense: 0, 1" in str(report)
+
+
+def test_the_rank_one_floor_is_reported():
+    model = nn.Sequential(nn.Linear(6, 6))
+    report = compress(model, "svd", 0.9)
+    assert report.at_floor == ["0"] and report.achieved < check_removed(0.9)
+    assert "rank 1 exceeds the budget of: 0" in str(report)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"method": "svdllm"}, "method = 'svdllm' is not known"),
+        ({"removed": 0}, "removed = 0:"),
+        ({"removed": 1}, "removed = 1:"),
+        ({"removed": -0.1}, "removed = -0.1:"),
+        ({"removed": "40"}, "removed = '40':"),
+        ({"stats": None}, "method 'svd_llm' for layer 'query' needs the statistic 'gram'"),
+        ({"stats": {"query": LayerStats()}}, "needs the statistic 'gram'"),
+        ({"layers": ["nope"]}, "no module named 'nope'"),
+        ({"method": Method("gramm")}, "weighting = 'gramm' is not known"),
+        ({"method": Method("identity", "evenly")}, "allocation = 'evenly' is not known"),
+    ],
+)
+def test_bad_input_changes_nothing(change, message, toy):
+    model = toy[0]
+    with pytest.raises(ValueError, match=message):
+        compress(model, **({"method": "svd_llm", "removed": 0.4, "stats": toy[2]} | change))
+    assert all(type(model.get_submodule(name)) is nn.Linear for name in LAYERS)
+
+
+def test_a_stale_decomposition_is_refused(toy):
+    model = toy[0]
+    decompositions = decompose_all(model, toy[2])
+    with torch.no_grad():
+        model.key.weight.add_(0.1)
+    with pytest.raises(ValueError, match="'key' is of other weights"):
+        compress(model, "svd_llm", 0.4, toy[2], decompositions=decompositions)
+
+
+def test_a_compressed_model_is_not_compressed_again(toy):
+    compress(toy[0], "svd", 0.4)
+    with pytest.raises(ValueError, match="compressed already"):
+        compress(toy[0], "svd", 0.4, layers=["query"])
+
+
+def test_half_precision_keeps_its_dtype_and_refuses_overflow(toy):
+    model = toy[0].to(torch.bfloat16)
+    compress(model, "svd", 0.4)
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    huge = nn.Sequential(nn.Linear(8, 8)).half()
+    with torch.no_grad():
+        huge[0].weight.fill_(60000)
+    report = compress(huge, "svd", 0.4)
+    assert torch.isfinite(huge[0].U.weight).all() and report.achieved >= 0.4
