@@ -66,7 +66,9 @@ def where(name: str, data_root: str | os.PathLike | None = None) -> Path | None:
         return _filled(holder / DATASETS[name].folder, name)
     if os.path.isdir(name):
         return _filled(Path(name), name)
-    raise ValueError(f"dataset = {name!r} is neither a folder nor one of {', '.join(DATASETS)}")
+    raise ValueError(
+        f"dataset = {name!r} is neither a folder nor one of {', '.join(DATASETS)} (nor 'digits', which is embedded)"
+    )
 
 
 def load(name: str, part: str, data_root: str | os.PathLike | None = None):

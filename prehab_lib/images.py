@@ -29,6 +29,13 @@ class ImageTask:
     protocol: str
 
 
+def open_task(dataset: str, model: nn.Module, batch: int, **options) -> ImageTask:
+    """The task of a name: "digits" is embedded, anything else goes to `image_task`, with its options and errors."""
+    if dataset == "digits":
+        return digit_task(batch, options.get("test_images"))
+    return image_task(dataset, model, batch, **options)
+
+
 def digit_task(batch: int, test_images: int | None = None) -> ImageTask:
     """Pairs of embedded digits, 100 classes; the test pairs are fixed and come from images never trained on."""
     batches = -(-(test_images or 4000) // 500)

@@ -10,9 +10,19 @@ from torch import nn
 from prehab_lib.hub import explained
 
 
-def small_vit(depth: int, width: int, heads: int, patch: int = 4, seed: int = 0) -> nn.Module:
-    """timm's VisionTransformer for 8 × 16 grey images of digit pairs, 100 classes, random weights from `seed`."""
-    kwargs = dict(img_size=(8, 16), patch_size=patch, in_chans=1, num_classes=100)
+def small_vit(
+    depth: int,
+    width: int,
+    heads: int,
+    patch: int = 4,
+    seed: int = 0,
+    *,
+    image_size: tuple[int, int] = (8, 16),
+    channels: int = 1,
+    classes: int = 100,
+) -> nn.Module:
+    """timm's VisionTransformer for small images, random weights from `seed`; the defaults suit the embedded digit pairs."""
+    kwargs = dict(img_size=list(image_size), patch_size=patch, in_chans=channels, num_classes=classes)
     kwargs |= dict(embed_dim=width, depth=depth, num_heads=heads)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -14,7 +14,9 @@ def skewed(rows: int, n: int, seed: int = 0, spread: float = 3.0) -> torch.Tenso
     return X * torch.logspace(0, spread, n, dtype=torch.float64) @ mix
 
 
-def layer(m: int, n: int, rows: int, seed: int = 0, spread: float = 3.0) -> tuple[torch.Tensor, LayerStats, torch.Tensor]:
+def layer(
+    m: int, n: int, rows: int, seed: int = 0, spread: float = 3.0
+) -> tuple[torch.Tensor, LayerStats, torch.Tensor]:
     """A weight (m, n), its statistics, and the inputs (rows, n) they come from."""
     X = skewed(rows, n, seed, spread)
     W = torch.randn(m, n, dtype=torch.float64, generator=torch.Generator().manual_seed(seed + 1))

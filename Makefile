@@ -1,0 +1,92 @@
+# Assumed: make, a python3 of 3.11 or newer with venv, and for the first command an internet connection.
+# Afterwards everything works offline. VENV must not contain a space; the folder of this checkout may.
+
+VENV ?= .venv
+JOBS ?= 2
+PROFILE ?= laptop
+ARGS ?=
+
+ifdef PY
+RUN := $(PY)
+READY := own-environment
+else
+RUN := $(VENV)/bin/python
+READY := $(VENV)/.ready
+endif
+
+.PHONY: help setup own-environment reproduce test jupyter lab paper figures clean
+
+help:
+	@echo "make reproduce     run the laptop profile, write runs/laptop/report.md and its figures"
+	@echo "make test          lint, unit tests, and every notebook compared with its stored outputs"
+	@echo "make jupyter       open the notebooks in JupyterLab"
+	@echo "make lab           run the lab profile (one GPU, real data); make paper the paper's own (hours)"
+	@echo "make lab-03        one notebook of the lab profile; lab-NN for any other"
+	@echo "make figures       copy runs/PROFILE/figures to figures/PROFILE   (PROFILE=$(PROFILE))"
+	@echo "make setup         build $(VENV) from requirements.lock; the commands above do it themselves"
+	@echo "make clean         remove runs and caches; $(VENV) stays"
+	@echo ""
+	@echo "PYTHON=python3.12  builds $(VENV) with that Python; VENV=folder puts it elsewhere"
+	@echo "PY=python          uses that Python's environment as it is (conda, a GPU machine with torch); installs nothing"
+	@echo "JOBS=2             runs at a time; ARGS='-p data_root=/data' goes to python -m prehab_lib run"
+
+setup: $(READY)
+
+own-environment:
+	@$(PY) -c "import prehab_lib, papermill, torch" || { \
+	  echo "PY=$(PY) lacks what the line above names: $(PY) -m pip install -e '.[vision,text,rehab,jupyter,dev]'" \
+	    "adds what is missing and keeps a torch of 2.6 or newer" >&2; exit 1; }
+
+# .ready is written last, so an install that was killed is no environment. Its packages may be there by half: the file
+# beside the folder tells, and it is built anew. An environment that is only older than the lock is brought up to it.
+$(VENV)/.ready: requirements.lock
+	@for python in $(or $(PYTHON),python3 python3.14 python3.13 python3.12 python3.11); do \
+	  if "$$python" -c "import sys; sys.exit(sys.version_info < (3, 11))" 2>/dev/null; then found=$$python; break; fi; \
+	done; \
+	if [ -z "$$found" ]; then \
+	  echo "Python 3.11 or newer is needed: install the package python3.12 and python3.12-venv (or python3 of a newer" \
+	    "system), or name one: make $(MAKECMDGOALS) PYTHON=/path/to/python" >&2; exit 1; fi; \
+	if ! "$$found" -c "import venv, ensurepip" 2>/dev/null; then \
+	  echo "$$found has no venv: install the package python3-venv (of the same version), then make again" >&2; exit 1; fi; \
+	if [ -e "$(VENV)/conda-meta" ]; then \
+	  echo "$(VENV) is a conda environment, which is left alone: use PY=$(VENV)/bin/python" >&2; exit 1; fi; \
+	if [ -e "$(VENV).unfinished" ]; then clear=--clear; fi; \
+	touch "$(VENV).unfinished"; \
+	echo "setting up $(VENV) with $$("$$found" --version): some minutes, once"; \
+	"$$found" -m venv $$clear "$(VENV)"
+	@"$(RUN)" -m pip install --quiet --disable-pip-version-check uv
+	@"$(RUN)" -m uv pip install --quiet --python "$(RUN)" --compile-bytecode --require-hashes -r requirements.lock
+	@"$(RUN)" -m uv pip install --quiet --python "$(RUN)" --no-deps --no-build-isolation -e .
+	@MPLBACKEND=agg "$(RUN)" -c "import matplotlib.font_manager"  # builds its font list, which it announces on stderr
+	@touch "$@" && rm "$(VENV).unfinished"
+
+# A failed run (1) still gets its report; a refused command (2) does not.
+define profile
+	@$(RUN) -m prehab_lib run $(1) $(2) -j $(JOBS) $(ARGS); code=$$?; [ $$code -le 1 ] || exit $$code; \
+	$(RUN) -m prehab_lib report $(1) || exit $$?; \
+	echo "look at runs/$(1)/report.md, runs/$(1)/figures and the executed notebooks beside them"; exit $$code
+endef
+
+reproduce: $(READY)
+	$(call profile,laptop)
+
+lab paper: $(READY)
+	$(call profile,$@)
+
+lab-%: $(READY)
+	$(call profile,lab,$*)
+
+test: $(READY)
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m pytest -q -n 2 --dist loadfile --nbval --nbval-current-env --nbval-sanitize-with tests/sanitize.cfg tests notebooks
+
+jupyter: $(READY)
+	$(RUN) -m jupyterlab notebooks
+
+figures: $(READY)
+	$(RUN) -m prehab_lib figures $(PROFILE)
+
+clean:
+	rm -rf runs .pytest_cache .ruff_cache
+	find prehab_lib tests -name __pycache__ -prune -exec rm -rf {} +

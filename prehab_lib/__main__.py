@@ -1,0 +1,115 @@
+"""The command line: `python -m prehab_lib run | report | figures | data`."""
+
+import argparse
+import sys
+
+from prehab_lib.store import FULL, no_space
+
+PROFILES = "smoke, laptop, lab, paper, or any other with params/NN_name.PROFILE.yaml"
+
+
+def assignment(text: str) -> tuple[str, object]:
+    """`name=value` of -p, the value read as YAML."""
+    import yaml
+
+    from prehab_lib.parameters import load_value
+
+    name, equals, value = text.partition("=")
+    if not equals or not name.strip():
+        raise argparse.ArgumentTypeError(f"write name=value, not {text!r}")
+    try:
+        return name.strip(), load_value(value)
+    except (yaml.YAMLError, ValueError):
+        raise argparse.ArgumentTypeError(f"{name.strip()}: {value!r} is not a YAML value") from None
+
+
+def width(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"give a whole number of runs at a time, 1 or more, not {text!r}")
+    return int(text)
+
+
+def _run(arguments) -> int:
+    from prehab_lib import run
+
+    return run.main(arguments.profile, arguments.notebooks, dict(arguments.p), arguments.j)
+
+
+def _report(arguments) -> int:
+    from prehab_lib import report
+
+    print(f"written: {report.write(arguments.profile)}")
+    return 0
+
+
+def _figures(arguments) -> int:
+    from prehab_lib import report
+
+    count, folder = report.copy_figures(arguments.profile)
+    print(f"{count} files copied to {folder}")
+    return 0
+
+
+def _data(arguments) -> int:
+    from prehab_lib import needed
+
+    print("\n".join(needed.lines(arguments.profile, arguments.data_root)))
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(prog="python -m prehab_lib", description=__doc__.splitlines()[0])
+    commands = top.add_subparsers(dest="command", required=True)
+    run = commands.add_parser("run", help="execute notebooks; what is stored already is not run again")
+    run.add_argument("profile", help=PROFILES)
+    run.add_argument("notebooks", nargs="*", metavar="NN", help="03 or 03_vit; all where none is named")
+    run.add_argument("-j", type=width, default=2, metavar="N", help="runs at a time, which share the cores (default 2)")
+    run.add_argument(
+        "-p",
+        type=assignment,
+        action="append",
+        default=[],
+        metavar="name=value",
+        help="replace a parameter (repeatable)",
+    )
+    run.set_defaults(act=_run)
+    report = commands.add_parser("report", help="gather a profile's results beside the paper's: runs/PROFILE/report.md")
+    report.add_argument("profile")
+    report.set_defaults(act=_report)
+    figures = commands.add_parser("figures", help="copy runs/PROFILE/figures to figures/PROFILE, which is committed")
+    figures.add_argument("profile")
+    figures.set_defaults(act=_figures)
+    data = commands.add_parser("data", help="what each notebook needs, where it was looked for, what is missing")
+    data.add_argument("profile", nargs="?", default="lab")
+    data.add_argument("--data-root", metavar="FOLDER", help="folder holding the data sets (default: PREHAB_DATA)")
+    data.set_defaults(act=_data)
+    return top
+
+
+def main(words: list[str] | None = None) -> int:
+    """Exit code: 0, 1 where a run failed, 2 for an error of the user's (one sentence on stderr), 130 on Ctrl-C."""
+    arguments = parser().parse_args(words)
+    try:
+        return arguments.act(arguments)
+    except (ValueError, FileNotFoundError, ConnectionError, PermissionError) as error:
+        print(f"prehab_lib: {_sentence(error)}", file=sys.stderr)
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        told = "free some" in str(error)
+        print(f"prehab_lib: {_sentence(error if told else no_space(error.filename or 'the disk'))}", file=sys.stderr)
+    except KeyboardInterrupt:
+        print("prehab_lib: stopped; the same command resumes with what is missing", file=sys.stderr)
+        return 130
+    return 2
+
+
+def _sentence(error: Exception) -> str:
+    """The message alone: OSError puts its number in front."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
+    return str(error)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

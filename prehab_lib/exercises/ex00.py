@@ -1,0 +1,114 @@
+"""Exercises of notebook 00, how to read this book: ranks, errors and the readings of "ratio"."""
+
+import math
+from fractions import Fraction
+
+import torch
+
+from prehab_lib.budget import rank_for
+from prehab_lib.exercises import Exercise
+
+
+def _tensor(*entries):
+    return torch.tensor(entries, dtype=torch.float64)
+
+
+# 0.1: the rank a budget allows
+
+
+def _exact(m, n, removed):
+    return (1 - Fraction(str(removed))) * m * n / (m + n)
+
+
+# 0.3: parameters kept when a share of the singular values is kept
+
+
+def _kept(m, n, share):
+    return math.ceil(share * min(m, n)) * (m + n) / (m * n)
+
+
+EXERCISES = {
+    "0.1": Exercise(
+        cases=[(768, 768, 0.4), (768, 768, 0.6), (3072, 768, 0.2), (40, 40, 0.9)],
+        solution=lambda m, n, removed: rank_for((m, n), removed=removed),
+        slips=[
+            (
+                lambda m, n, removed: math.floor((1 - removed) * m * n / (m + n)),
+                "right for the large layers, one short for 40 × 40: in binary 1 - 0.9 is a hair below 0.1, "
+                "so count with Fraction(str(removed))",
+            ),
+            (
+                lambda m, n, removed: round(_exact(m, n, removed)),
+                "rounding to the nearest rank can overspend: the budget is an upper limit, so round down",
+            ),
+            (
+                lambda m, n, removed: math.ceil(_exact(m, n, removed)),
+                "rounding up overspends: the budget is an upper limit",
+            ),
+            (
+                lambda m, n, removed: math.floor(removed * Fraction(m * n, m + n)),
+                "that is the rank for what is removed: the factors get what is kept, 1 - removed",
+            ),
+            (
+                lambda m, n, removed: math.floor((1 - Fraction(str(removed))) * min(m, n)),
+                "that keeps a share of the rank: a unit of rank costs m + n numbers, so divide m n by m + n",
+            ),
+        ],
+    ),
+    "0.2": Exercise(
+        cases=[(_tensor(12, 4, 3), 1), (_tensor(8, 4, 4, 2), 1), (_tensor(5, 1), 2)],
+        solution=lambda s, rank: s[rank:].square().sum().sqrt(),
+        slips=[
+            (lambda s, rank: s[rank:].square().sum(), "that is the squared error: take the root, 25 becomes 5"),
+            (lambda s, rank: s[rank:].sum(), "7 is 4 + 3: the dropped parts are at right angles, so add their squares"),
+            (
+                lambda s, rank: s[:rank].square().sum().sqrt(),
+                "12 is what was kept: the error is what was dropped",
+            ),
+            (
+                lambda s, rank: s[rank + 1 :].square().sum().sqrt(),
+                "one value too few: s[0] is the first, so s[rank:] starts with the first one dropped",
+            ),
+            (
+                lambda s, rank: s[rank] if rank < len(s) else _tensor(0)[0],
+                "4 is the error in the spectral norm, the largest value dropped: Frobenius counts all of them",
+            ),
+        ],
+    ),
+    "0.3": Exercise(
+        cases=[(768, 768, 0.6), (768, 3072, 0.4), (768, 768, 0.5)],
+        solution=_kept,
+        slips=[
+            (
+                lambda m, n, share: share,
+                "that reads the number as a share of the parameters: here it counts singular values",
+            ),
+            (lambda m, n, share: 1 - share, "that is what would be removed, if the number counted parameters"),
+            (
+                lambda m, n, share: math.ceil(share * min(m, n)) * m / (m * n),
+                "only one factor is counted: U has m r numbers and V has r n",
+            ),
+            (
+                lambda m, n, share: math.floor(share * min(m, n)) * (m + n) / (m * n),
+                "the release rounds the rank up, not down",
+            ),
+            (
+                lambda m, n, share: math.ceil(share * max(m, n)) * (m + n) / (m * n),
+                "there are only min(m, n) singular values",
+            ),
+        ],
+    ),
+    "0.4": Exercise(
+        cases=[(_tensor(2, 1), _tensor(1, 3)), (_tensor(4, 1), _tensor(1, 3)), (_tensor(1, 9, 4), _tensor(4, 1, 2.5))],
+        solution=lambda w, rms: (w * rms).argmax(),
+        slips=[
+            (lambda w, rms: w.argmax(), "that is plain SVD: it does not look at the inputs"),
+            (lambda w, rms: rms.argmax(), "a loud input that the weight hardly reads does not reach the output"),
+            (
+                lambda w, rms: (w * rms.square()).argmax(),
+                "that multiplies by the Gram, rms²: its root L belongs there, so that squares are added once",
+            ),
+            (lambda w, rms: (w * rms).argmin(), "that is the direction to drop first"),
+        ],
+    ),
+}

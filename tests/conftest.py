@@ -1,0 +1,37 @@
+"""Small notebooks for the tests of the runner."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+
+def write_notebook(path: Path, *cells: str, parameters: str = "", needs: list[str] | None = None) -> Path:
+    """A notebook file with one code cell a string; `parameters` becomes the tagged cell in front."""
+    sources = [(parameters, ["parameters"])] if parameters else []
+    sources += [(source, []) for source in cells]
+    content = {
+        "nbformat": 4,
+        "nbformat_minor": 5,
+        "metadata": {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+        | ({"prehab": {"needs": needs}} if needs else {}),
+        "cells": [
+            {
+                "cell_type": "code",
+                "id": f"cell{number}",
+                "metadata": {"tags": tags} if tags else {},
+                "execution_count": None,
+                "outputs": [],
+                "source": source.splitlines(keepends=True),
+            }
+            for number, (source, tags) in enumerate(sources)
+        ],
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=1), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(name="write_notebook")
+def write_notebook_fixture():
+    return write_notebook

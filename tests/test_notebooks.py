@@ -1,0 +1,166 @@
+"""What every notebook of the book keeps to, and that the comparison of their outputs can tell a wrong number."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from prehab_lib import parameters
+
+ROOT = Path(__file__).resolve().parents[1]
+LESSONS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+SOLUTIONS = sorted((ROOT / "notebooks" / "solutions").glob("*.ipynb"))
+PROFILES = sorted((ROOT / "params").glob("*.yaml"))
+DISK = re.compile(r"(?<![\w.:/])/(?:home|root|Users|tmp|work|mnt|opt|usr|var|private)/\w|\b[A-Z]:\\+\w")
+
+
+def name(path: Path) -> str:
+    return str(path.relative_to(ROOT / "notebooks"))
+
+
+def code_cells(path: Path) -> list[dict]:
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    return [cell for cell in cells if cell["cell_type"] == "code"]
+
+
+def faults(path: Path) -> list[str]:
+    """What is wrong with a notebook file, in words; empty where nothing is."""
+    text = path.read_text(encoding="utf-8")
+    cells = code_cells(path)
+    counts = [cell["execution_count"] for cell in cells]
+    outputs = [output for cell in cells for output in cell["outputs"]]
+    found = []
+    if counts != list(range(1, len(cells) + 1)):
+        found.append(f"execution counts {counts}, not 1 to {len(cells)}: nbval compares nothing in a cell without one")
+    if any(output.get("name") == "stderr" for output in outputs):
+        found.append("stderr in an output")
+    if any(output["output_type"] == "error" for output in outputs):
+        found.append("an error in an output")
+    if on_disk := DISK.search(re.sub(r'"image/png": ".*?"', "", text)):
+        found.append(f"a path of somebody's disk: {on_disk.group()}")
+    if len(text) >= 300_000:
+        found.append(f"{len(text) // 1000} kB, not below 300")
+    found += [f"a cell of {n} lines" for cell in cells if (n := "".join(cell["source"]).count("\n") + 1) > 25]
+    if volatile := re.findall(r'"(papermill|execution)": ?\{', text):
+        found.append(f"volatile metadata: {volatile[0]}")
+    return found
+
+
+def test_there_are_notebooks():
+    assert LESSONS
+
+
+@pytest.mark.parametrize("path", LESSONS + SOLUTIONS, ids=name)
+def test_a_notebook_is_clean(path):
+    assert faults(path) == []
+
+
+@pytest.mark.parametrize("path", LESSONS, ids=name)
+def test_a_lesson_has_parameters_that_hold(path):
+    read = parameters.read(path)
+    assert read, "no cell is tagged `parameters`"
+    assert [parameter.name for parameter in read.values() if not parameter.comment] == []
+    defaults = {parameter.name: parameter.default for parameter in read.values()}
+    assert parameters.resolve(path, {}) == defaults
+    tagged = [n for n, cell in enumerate(code_cells(path)) if "parameters" in cell["metadata"].get("tags", [])]
+    following = "".join(code_cells(path)[tagged[0] + 1]["source"])
+    assert f'parameters.check("{path.stem}", globals())' in following
+
+
+@pytest.mark.parametrize("path", LESSONS, ids=name)
+def test_a_lesson_has_solutions(path):
+    assert path.parent / "solutions" / path.name in SOLUTIONS
+
+
+@pytest.mark.parametrize("path", PROFILES, ids=lambda path: path.name)
+def test_a_profile_fits_its_notebook_and_says_why(path):
+    notebook, profile, _ = path.name.split(".")
+    assert path.read_text(encoding="utf-8").splitlines()[0].startswith("# ")
+    values = parameters.load_file(path)
+    resolved = parameters.resolve(ROOT / "notebooks" / f"{notebook}.ipynb", values)
+    assert profile != "smoke", "the defaults are the smoke profile"
+    defaults = parameters.resolve(ROOT / "notebooks" / f"{notebook}.ipynb", {})
+    assert [key for key in values if resolved[key] == defaults[key]] == [], "only what differs from the defaults"
+
+
+CELL = {"cell_type": "code", "metadata": {}, "execution_count": 1, "outputs": [], "source": "1"}
+TEXT = {"output_type": "stream", "name": "stdout", "text": "fine"}
+
+
+@pytest.mark.parametrize(
+    "cell, word",
+    [
+        ({}, None),
+        ({"execution_count": None}, "counts"),
+        ({"execution_count": 2}, "counts"),
+        ({"outputs": [TEXT | {"name": "stderr"}]}, "stderr"),
+        ({"outputs": [{"output_type": "error", "ename": "E", "evalue": "", "traceback": []}]}, "error"),
+        ({"outputs": [TEXT | {"text": "saved in /home/ann/x"}]}, "disk"),
+        ({"source": 'open("C:\\\\data")'}, "disk"),
+        ({"outputs": [TEXT | {"text": "see https://arxiv.org/home/x and 1/2"}]}, None),
+        ({"outputs": [TEXT | {"text": "x" * 300_000}]}, "kB"),
+        ({"source": "1" + "\n1" * 25}, "lines"),
+        ({"metadata": {"papermill": {"duration": 1}}}, "volatile"),
+    ],
+)
+def test_each_fault_is_seen(tmp_path, cell, word):
+    path = tmp_path / "a.ipynb"
+    path.write_text(json.dumps({"nbformat": 4, "nbformat_minor": 5, "metadata": {}, "cells": [CELL | cell]}))
+    found = faults(path)
+    assert (found == []) if word is None else len(found) == 1 and word in found[0]
+
+
+def executed(path: Path, cells: list[tuple[str, str, str]]) -> Path:
+    """A notebook whose cells are (source, stored output, kind: "stream" or "result")."""
+    content = []
+    for number, (source, stored, kind) in enumerate(cells, 1):
+        result = {"output_type": "execute_result", "execution_count": number, "metadata": {}}
+        stream = {"output_type": "stream", "name": "stdout", "text": stored}
+        output = stream if kind == "stream" else result | {"data": {"text/plain": stored}}
+        content.append(
+            CELL
+            | {"id": f"c{number}", "execution_count": number, "outputs": [output] if stored else [], "source": source}
+        )
+    path.write_text(json.dumps({"nbformat": 4, "nbformat_minor": 5, "metadata": {}, "cells": content}))
+    return path
+
+
+def test_outputs_are_compared_with_a_tolerance_that_a_wrong_number_fails(tmp_path):
+    shutil.copy(ROOT / "conftest.py", tmp_path)
+    good = [
+        ("print('accuracy 0.78784 at rank 230')", "accuracy 0.78790 at rank 230\n", "stream"),
+        ("[0.5, -1.2501e-3]", "[0.50001, -1.2500e-3]", "result"),
+        ("'hidden';", "", "result"),
+        ("print('loss  12.50 |  3.1')", "loss 12.501 | 3.1\n", "stream"),
+        ("1e-16", "3e-16", "result"),
+    ]
+    bad = [
+        ("print('accuracy 0.98790')", "accuracy 0.78790\n", "stream"),
+        ("print('rank 231')", "rank 230\n", "stream"),
+        ("print('1000001 parameters')", "1000000 parameters\n", "stream"),
+        ("-0.5", "0.5", "result"),
+        ("[0.5]", "[0.5, 0.5]", "result"),
+        ("print('does not hold: 0 of 3')", "holds at 3 of 3\n", "stream"),
+        ("'shown'", "", "result"),
+        ("import sys; print('careful', file=sys.stderr)", "", "stream"),
+    ]
+    executed(tmp_path / "good.ipynb", good)
+    executed(tmp_path / "bad.ipynb", bad)
+    command = [sys.executable, "-m", "pytest", "--nbval", "--nbval-current-env", "-q", "-rA", "-p", "no:cacheprovider"]
+    command += [
+        "--nbval-sanitize-with",
+        str(ROOT / "tests" / "sanitize.cfg"),
+        "--rootdir",
+        str(tmp_path),
+        str(tmp_path),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    verdicts = re.findall(r"^(PASSED|FAILED) (\w+)\.ipynb::Cell (\d+)", done.stdout, re.MULTILINE)
+    expected = {("PASSED", "good", str(n)) for n in range(len(good))} | {
+        ("FAILED", "bad", str(n)) for n in range(len(bad))
+    }
+    assert set(verdicts) == expected, done.stdout[-3000:]
