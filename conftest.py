@@ -5,8 +5,10 @@ counts need; whole numbers and words stay exact. nbval also runs cells in a way 
 output (computationalmodelling/nbval#194); that is set right. nbval is pinned in pyproject.toml: this reaches into it.
 """
 
+import atexit
 import os
 import re
+import shutil
 import tempfile
 
 from nbval import kernel, plugin
@@ -21,6 +23,7 @@ for name in ("PREHAB_RUN_DIR", "PREHAB_PROFILE", "PREHAB_NOTEBOOK", "PREHAB_NOTE
     os.environ.pop(name, None)
 # Kernels that start at once would lock one another out of the user's history file and say so on stderr.
 os.environ["IPYTHONDIR"] = tempfile.mkdtemp(prefix="prehab-ipython-")
+atexit.register(shutil.rmtree, os.environ["IPYTHONDIR"], ignore_errors=True)
 
 
 def same_number(one: str, other: str) -> bool:

@@ -93,7 +93,7 @@ _METHOD = (
         "AdamW in the text, a plain gradient step in Algorithm 1",
         "–",
         "Adam, learning rate 2·10⁻⁵, no weight decay; a cosine schedule for BERT",
-        "AdamW; its settings stand in every record",
+        "AdamW; learning rate and weight decay are parameters",
     ),
     Erratum(
         "method",
@@ -159,6 +159,30 @@ _METHOD = (
         "–",
         "both scripts load the stock model and take no other",
         "the model after prehab, in one process",
+    ),
+    Erratum(
+        "method",
+        "Fused query, key, value",
+        "not said",
+        "–",
+        "split in three on request, as the README's example does",
+        "one matrix where the model has one",
+    ),
+    Erratum(
+        "method",
+        "Dropout",
+        "not said",
+        "–",
+        "on during prehab, off while the Gram is measured",
+        "the same",
+    ),
+    Erratum(
+        "method",
+        "Rehab (†)",
+        "LoRA, rank 10, alternating, 100 steps a factor (ViT)",
+        "SVD-LLM: U first in its text, V first behind its main numbers",
+        "to come",
+        'order="UV", "VU" or "joint"',
     ),
 )
 

@@ -1,12 +1,15 @@
 """Figures: fixed styles, no file outside a run, and PNG + CSV + record inside one."""
 
+import io
 import json
 import subprocess
 import sys
 from itertools import combinations
 
+import numpy
 import pandas
 import pytest
+from PIL import Image
 
 from prehab_lib import plots
 
@@ -116,3 +119,14 @@ def test_importing_costs_no_heavy_package():
 
 def test_shades_are_distinct_and_ordered():
     assert len(set(plots.shades(5))) == 5 and plots.shades(1) == plots.shades(5)[:1]
+
+
+def test_a_picture_in_a_notebook_is_small_and_looks_the_same():
+    fig, ax = plots.figure("wide")
+    ax.plot([0, 1], [0, 1], **plots.style("prehab"))
+    whole = io.BytesIO()
+    fig.savefig(whole, format="png")
+    small = plots._compact_png(fig)
+    assert len(small) < 0.6 * len(whole.getvalue())
+    one, other = (numpy.asarray(Image.open(file).convert("RGB"), dtype=float) for file in (whole, io.BytesIO(small)))
+    assert one.shape == other.shape and numpy.abs(one - other).mean() < 1
