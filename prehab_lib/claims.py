@@ -27,7 +27,7 @@ def claim(sentence: str, holds, *, paper: str, ours: str, of: str = "") -> None:
     verdicts = _verdicts(sentence, holds)
     held, cases = sum(verdicts), f"{len(verdicts)} {of}".strip()
     verdict = f"holds at {held} of {cases}" if held else f"does not hold: 0 of {cases}"
-    print(f"{verdict} | paper {paper} | ours: {ours}; compare sign and order, not size")
+    print(f"{sentence}: {verdict} | paper {paper} | ours: {ours}; compare sign and order, not size")
     folder = records.run_dir()
     if folder is None:
         return

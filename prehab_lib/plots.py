@@ -46,7 +46,7 @@ STYLES = {
 ALIASES = {"original": "dense"}
 
 SIZES = {"column": (4.8, 3.4), "wide": (8.4, 3.4)}  # inches, per row of panels
-SAVED_DPI, INLINE_DPI = 200, 85
+SAVED_DPI, INLINE_DPI = 200, 100
 
 LOOK = {
     "figure.dpi": INLINE_DPI,

@@ -25,7 +25,7 @@ TAIL = " | paper +2.5 % to +69.6 % | ours: tiny ViT, seeds [0, 1]; compare sign 
 def test_one_line_says_how_often_it_holds(capsys, holds, of, verdict, monkeypatch):
     monkeypatch.delenv("PREHAB_RUN_DIR", raising=False)
     assert claim("Table II: prehab beats SVD-LLM", holds, of=of, **SIDES) is None
-    assert capsys.readouterr().out == verdict + TAIL
+    assert capsys.readouterr().out == "Table II: prehab beats SVD-LLM: " + verdict + TAIL
 
 
 def test_claims_are_appended_to_the_run(tmp_path, monkeypatch):
