@@ -1,6 +1,7 @@
 """What a batch is, in one place: a dict of keyword arguments to `forward`, or an (images, labels) tuple."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -10,9 +11,21 @@ def device_of(model: nn.Module) -> torch.device:
     return next(model.parameters()).device
 
 
+@contextmanager
+def mode(model: nn.Module, training: bool) -> Iterator[None]:
+    """Train or eval mode; afterwards every module has its own flag back, also one that differed from the model's."""
+    before = {module: module.training for module in model.modules()}
+    model.train(training)
+    try:
+        yield
+    finally:
+        for module, flag in before.items():
+            module.training = flag
+
+
 def move(batch, device):
     """The batch on `device`, of the same kind."""
-    if isinstance(batch, dict):
+    if isinstance(batch, Mapping):
         return {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
     if isinstance(batch, tuple | list) and len(batch) == 2:
         return tuple(value.to(device) for value in batch)
@@ -23,12 +36,12 @@ def move(batch, device):
 
 def forward(model: nn.Module, batch):
     """What the model says to a batch: `model(**batch)` or `model(images)`."""
-    return model(**batch) if isinstance(batch, dict) else model(batch[0])
+    return model(**batch) if isinstance(batch, Mapping) else model(batch[0])
 
 
 def padding_mask(batch) -> Tensor | None:
     """(B, T), True where a token is real; None where nothing is padded."""
-    mask = batch.get("attention_mask") if isinstance(batch, dict) else None
+    mask = batch.get("attention_mask") if isinstance(batch, Mapping) else None
     return None if mask is None else mask.bool()
 
 

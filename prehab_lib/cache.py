@@ -33,7 +33,7 @@ def trained(key: dict, make: Callable[[], nn.Module], train: Callable[[nn.Module
     except OSError as problem:
         print(f"not cached: {problem.strerror}")
         return _train(make, train), False
-    with lock:
+    try:
         try:
             return storage.load(folder), True
         except (FileNotFoundError, ValueError):
@@ -43,6 +43,8 @@ def trained(key: dict, make: Callable[[], nn.Module], train: Callable[[nn.Module
         except OSError as problem:
             print(f"not cached: {problem}")
         return model, False
+    finally:
+        lock.release()
 
 
 def _train(make: Callable[[], nn.Module], train: Callable[[nn.Module], None]) -> nn.Module:

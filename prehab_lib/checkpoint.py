@@ -16,14 +16,17 @@ class Checkpoint:
     another experiment is refused with a ValueError.
     """
 
-    def __init__(self, path, settings: dict, parameters: list[Tensor], optimizer: torch.optim.Optimizer):
+    def __init__(self, path, settings: dict, starting: list[Tensor]):
+        """starting: every weight and statistic the experiment starts from."""
         self.path = None if path is None else Path(path)
-        self.parameters, self.optimizer = parameters, optimizer
-        self.fingerprint = _fingerprint(settings, parameters) if path is not None else ""
-        self.random_state: Tensor | None = None
+        self.fingerprint = "" if path is None else _fingerprint(settings, starting)
+        self.parameters: list[Tensor] = []
+        self.optimizer: torch.optim.Optimizer | None = None
+        self.random_states: dict[str, Tensor] = {}
 
-    def resume(self) -> tuple[list[dict], float]:
+    def resume(self, parameters: list[Tensor], optimizer: torch.optim.Optimizer) -> tuple[list[dict], float]:
         """Restore what was written: the history's rows and the seconds spent; ([], 0.0) where there is nothing yet."""
+        self.parameters, self.optimizer = parameters, optimizer
         if self.path is None or not self.path.is_file():
             return [], 0.0
         from safetensors import SafetensorError, safe_open
@@ -41,31 +44,43 @@ class Checkpoint:
 
     def restore_random_state(self) -> None:
         """For dropout to go on as it would have; called after the batches already used were drawn again."""
-        if self.random_state is not None:
-            torch.set_rng_state(self.random_state)
+        for device, state in self.random_states.items():
+            if device == "cpu":
+                torch.set_rng_state(state)
+            elif torch.cuda.is_available():
+                torch.cuda.set_rng_state(state, int(device))
 
     def write(self, rows: list[dict], seconds: float) -> None:
         """Replace the file in one step, so that a kill leaves the old one or the new one."""
         if self.path is None:
             return
+        from safetensors import SafetensorError
         from safetensors.torch import save_file
 
-        tensors = {"random": torch.get_rng_state()}
+        tensors = {"random.cpu": torch.get_rng_state()}
+        if torch.cuda.is_available():
+            tensors |= {f"random.{i}": state for i, state in enumerate(torch.cuda.get_rng_state_all())}
         for i, parameter in enumerate(self.parameters):
             state = {"value": parameter.detach()} | self.optimizer.state.get(parameter, {})
             tensors |= {f"{i}.{name}": value.cpu().contiguous() for name, value in state.items()}
         about = {"fingerprint": self.fingerprint, "rows": rows, "seconds": seconds}
         part = self.path.with_name(f".{self.path.name}.{os.getpid()}.part")
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
             save_file(tensors, part, metadata={"prehab": json.dumps(about)})
             os.replace(part, self.path)
+        except (OSError, SafetensorError) as problem:
+            raise OSError(
+                f"the checkpoint {self.path} could not be written: {problem}; is there space left on the disk?"
+            ) from problem
         finally:
-            part.unlink(missing_ok=True)
+            if part.exists():
+                part.unlink()
 
     @torch.no_grad()
     def _restore(self, tensors: dict[str, Tensor]) -> None:
-        self.random_state = tensors.pop("random")
+        names = [name for name in tensors if name.startswith("random.")]
+        self.random_states = {name.partition(".")[2]: tensors.pop(name) for name in names}
         for i, parameter in enumerate(self.parameters):
             mine = {name.partition(".")[2]: value for name, value in tensors.items() if name.startswith(f"{i}.")}
             parameter.copy_(mine.pop("value"))
@@ -74,9 +89,12 @@ class Checkpoint:
                 self.optimizer.state[parameter] = on_device
 
 
-def _fingerprint(settings: dict, parameters: list[Tensor]) -> str:
+def _fingerprint(settings: dict, starting: list[Tensor]) -> str:
+    """Two sums a tensor tell other values, signs and orders apart, without moving the tensor off its device."""
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
-    for parameter in parameters:
-        digest.update(str(tuple(parameter.shape)).encode())
-        digest.update(str(float(parameter.detach().double().abs().sum())).encode())
+    for tensor in starting:
+        x = tensor.detach().flatten()
+        x = x.float() if x.device.type == "mps" else x.double()
+        wave = torch.cos(torch.arange(len(x), device=x.device, dtype=x.dtype))
+        digest.update(f"{tuple(tensor.shape)} {float(x.sum())} {float(x @ wave)}".encode())
     return digest.hexdigest()

@@ -98,17 +98,22 @@ def load(name: str, part: str, data_root: str | os.PathLike | None = None):
 def _load_folder(folder: Path, split: str):
     import datasets
 
+    remedy = "check its files, or put a fresh copy there"
     files = sorted(str(f) for place in (folder, folder / "data") for f in place.glob(f"{split}*.parquet"))
     if files:
-        return datasets.load_dataset("parquet", data_files={split: files}, split=split)
+        with explained(f"the data in {folder}", remedy):
+            return datasets.load_dataset("parquet", data_files={split: files}, split=split)
     if (folder / split).is_dir() and any((folder / split).iterdir()):
-        return datasets.load_dataset("imagefolder", data_dir=str(folder / split), split="train")
+        with explained(f"the images in {folder / split}", remedy):
+            return datasets.load_dataset("imagefolder", data_dir=str(folder / split), split="train")
     raise FileNotFoundError(
         f"{folder} has no part {split!r}: it needs {split}*.parquet files or a folder {split}/<class>/"
     )
 
 
 def _named_columns(loaded, source: Source, name: str):
+    import datasets
+
     columns = {source.image: "image", source.label: "label"}
     for theirs, ours in columns.items():
         found = theirs if theirs in loaded.column_names else ours
@@ -116,7 +121,11 @@ def _named_columns(loaded, source: Source, name: str):
             raise ValueError(f"data set {name!r} has no column {theirs!r}: it has {', '.join(loaded.column_names)}")
         if found != ours:
             loaded = loaded.rename_column(found, ours)
-    return loaded.select_columns(["image", "label"])
+    loaded = loaded.select_columns(["image", "label"])
+    with explained(f"the columns of data set {name!r}", "they must hold images and class labels"):
+        loaded = loaded.cast_column("image", datasets.Image())
+        typed = isinstance(loaded.features["label"], datasets.ClassLabel)
+        return loaded if typed else loaded.class_encode_column("label")
 
 
 def _filled(folder: Path, name: str) -> Path:

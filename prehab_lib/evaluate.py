@@ -1,17 +1,17 @@
 """Scores and task losses: what training lowers and tables print."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
 
-from prehab_lib.batches import device_of, forward, move
+from prehab_lib.batches import device_of, forward, mode, move
 from prehab_lib.progress import progress
 
 
 def logits_and_labels(model: nn.Module, batch) -> tuple[Tensor, Tensor]:
     """(B, classes) and (B,): for an (images, labels) tuple, or a dict whose "labels" the model does not get."""
-    if isinstance(batch, dict):
+    if isinstance(batch, Mapping):
         labels = batch["labels"]
         batch = {name: value for name, value in batch.items() if name != "labels"}
     else:
@@ -32,9 +32,8 @@ def accuracy(model: nn.Module, batches: Iterable) -> float:
 
     Raises ValueError where there is no batch or a logit is not finite: nothing is skipped silently.
     """
-    was_training, right, total = model.training, 0, 0
-    model.eval()
-    try:
+    right, total = 0, 0
+    with mode(model, training=False):
         for batch in progress(batches, "evaluation"):
             logits, labels = logits_and_labels(model, move(batch, device_of(model)))
             if not torch.isfinite(logits).all():
@@ -43,8 +42,6 @@ def accuracy(model: nn.Module, batches: Iterable) -> float:
                 )
             right += int((logits.argmax(-1) == labels).sum())
             total += len(labels)
-    finally:
-        model.train(was_training)
     if not total:
         raise ValueError("there is nothing to evaluate: the batches are empty")
     return 100.0 * right / total

@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader
 
 from prehab_lib import data
 from prehab_lib.digits import PARTS, DigitPairs
+from prehab_lib.inputs import check_whole
 
 SMALL = 64  # images up to this side are cropped with padding; larger ones by a random resized crop, as timm does
 
@@ -38,15 +39,18 @@ def open_task(dataset: str, model: nn.Module, batch: int, **options) -> ImageTas
 
 def digit_task(batch: int, test_images: int | None = None) -> ImageTask:
     """Pairs of embedded digits, 100 classes; the test pairs are fixed and come from images never trained on."""
-    batches = -(-(test_images or 4000) // 500)
+    test_images = 4000 if test_images is None else test_images
+    check_whole(1, test_images=test_images)
+    size = min(500, test_images)
+    batches = -(-test_images // size)
     held_out = PARTS["test"][1] - PARTS["test"][0]
     return ImageTask(
         name="digit pairs",
         classes=100,
         train=lambda seed, count: DigitPairs("train", batch, count, seed=1000 + seed),
         calibration=lambda seed, count: DigitPairs("train", batch, count, seed=2000 + seed),
-        test=lambda: DigitPairs("test", 500, batches, seed=0),
-        protocol=f"top-1 on {500 * batches} fixed pairs of {held_out} held-out digit images",
+        test=lambda: DigitPairs("test", size, batches, seed=0),
+        protocol=f"top-1 on {size * batches} fixed pairs of {held_out} held-out digit images",
     )
 
 
@@ -61,11 +65,17 @@ def image_task(
 ) -> ImageTask:
     """A data set of `data.DATASETS`, or a folder, sized and normalised as this timm model wants it.
 
-    test_images: score on the first so many images only (None: all).  Raises as `data.load` does.
+    test_images: score on so many of the test images, the same ones always (None: all).  Raises as `data.load` does.
     """
     train, test = data.load(name, "train", data_root), data.load(name, "test", data_root)
+    if train.features["label"] != test.features["label"]:
+        raise ValueError(
+            f"the training and test parts of {name!r} name different classes: they would be numbered differently"
+        )
     if test_images is not None:
-        test = test.select(range(min(test_images, len(test))))
+        check_whole(1, test_images=test_images)
+        order = torch.randperm(len(test), generator=torch.Generator().manual_seed(0))  # a folder is sorted by class
+        test = test.select(order[:test_images].tolist())
     plain, augmented = transforms(model)
     loader = {"batch_size": batch, "num_workers": workers}
     return ImageTask(
@@ -125,5 +135,9 @@ def transforms(model: nn.Module) -> tuple[Callable, Callable]:
 
 
 def image_size(model: nn.Module) -> tuple[int, int]:
-    """(H, W) the model takes."""
-    return tuple(model.patch_embed.img_size)
+    """(H, W) the timm model takes."""
+    import timm.data
+
+    if hasattr(model, "patch_embed"):
+        return tuple(model.patch_embed.img_size)
+    return tuple(timm.data.resolve_data_config(model=model)["input_size"][1:])

@@ -21,7 +21,9 @@ def default_layers(model: nn.Module) -> list[str]:
     Raises ValueError where there is none.
     """
     pattern = next((DEFAULT_LAYERS[c.__name__] for c in type(model).__mro__ if c.__name__ in DEFAULT_LAYERS), ".*")
-    names = [name for name, module in model.named_modules() if is_linear(module) and re.fullmatch(pattern, name)]
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    linear = {name: module for name, module in model.named_modules() if is_linear(module) and module is not head}
+    names = [name for name in linear if re.fullmatch(pattern, name)]
     if not names:
         raise ValueError(
             f"{type(model).__name__} has no linear layer to compress: only nn.Linear can be factorised; "
@@ -74,5 +76,5 @@ def _refuse_tied_weights(model: nn.Module, names: list[str], modules: dict[str, 
         shared = owners.get(id(modules[name].weight), set()) - {f"{name}.weight"}
         if shared:
             raise ValueError(
-                f"{name!r} shares its weight with {sorted(shared)[0]!r}: a tied layer cannot be factorised alone"
+                f"{name!r} shares its weight with {sorted(shared)[0]!r}: a tied layer cannot be factorised alone, leave it out"
             )

@@ -35,6 +35,6 @@ def method_named(method: str | Method) -> Method:
     """The method behind a name, or the method itself.  Raises ValueError that lists the known names."""
     if isinstance(method, Method):
         return method
-    if method not in METHODS:
+    if not isinstance(method, str) or method not in METHODS:
         raise ValueError(f"method = {method!r} is not known: choose one of {', '.join(METHODS)}")
     return METHODS[method]

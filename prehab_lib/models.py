@@ -38,6 +38,7 @@ def image_model(source: str, *, pretrained: bool = True, **kwargs) -> nn.Module:
     import timm
 
     name = source
+    _check_folder(source)
     if os.path.isdir(source):
         if not (Path(source) / "config.json").is_file():
             raise FileNotFoundError(f"{source} is no timm model folder: it has no config.json")
@@ -58,9 +59,15 @@ def text_model(source: str, auto_class: str, **kwargs) -> nn.Module:
     """
     import transformers
 
+    _check_folder(source)
     with explained(f"the model {source!r}", remedy="give the folder of a local copy instead"):
         loader = getattr(transformers, auto_class)
         return loader.from_pretrained(source, use_safetensors=True, trust_remote_code=False, **kwargs)
+
+
+def _check_folder(source: str) -> None:
+    if source.startswith((".", "/", "~")) and not os.path.isdir(source):
+        raise FileNotFoundError(f"model = {source!r} is no folder: check the path")
 
 
 def build(recipe: dict) -> nn.Module:
@@ -96,7 +103,11 @@ def recipe_of(model: nn.Module) -> dict:
 def _build_timm(recipe: dict) -> nn.Module:
     import timm
 
+    if unknown := [key for key in recipe["kwargs"] if key.startswith(("pretrained", "checkpoint", "cache"))]:
+        raise ValueError(f"a recipe builds an empty model: {unknown[0]!r} has no place in it")
     if "name" in recipe:
+        if not timm.is_model(recipe["name"]):
+            raise ValueError(f"recipe of timm model {recipe['name']!r} is not known")
         return timm.create_model(recipe["name"], pretrained=False, **recipe["kwargs"])
     if recipe["class"] != "VisionTransformer":
         raise ValueError(f"recipe of timm class {recipe['class']!r} is not known")
@@ -108,7 +119,10 @@ def _build_transformers(recipe: dict) -> nn.Module:
 
     config = transformers.AutoConfig.for_model(**recipe["config"])
     config._attn_implementation = recipe["attention"]
-    return getattr(transformers, recipe["class"])(config)
+    kind = getattr(transformers, recipe["class"], None)
+    if not (isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)):
+        raise ValueError(f"recipe of transformers class {recipe['class']!r} is not known")
+    return kind(config)
 
 
 def _read_timm(model: nn.Module) -> dict | None:

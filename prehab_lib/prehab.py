@@ -5,14 +5,16 @@ import time
 from collections.abc import Callable, Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from numbers import Real
 from os import PathLike
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from prehab_lib.batches import device_of, endless, move
+from prehab_lib.batches import device_of, endless, mode, move
 from prehab_lib.checkpoint import Checkpoint
+from prehab_lib.inputs import check_positive, check_whole
 from prehab_lib.layers import linear_layers
 from prehab_lib.progress import progress
 from prehab_lib.stats import LayerStats
@@ -67,7 +69,8 @@ def prehab(
     raised to `floor` times their mean: gradient steps in Δ are preconditioned by the inverse Gram, so the floor matters.
     train: "layers" trains the compressed weights alone, "all" every parameter.  reduction over layers: "mean" (release)
     or "sum" (Eq. 2); λ differs by the number of layers.  log_every: steps between rows with surrogate and entropy rank.
-    checkpoint: a file to resume from after a kill; batches must then come in the same order again.
+    checkpoint: a file to resume from after a kill; batches must then come in the same order again, so a shuffling
+    DataLoader needs a generator of its own with a fixed seed.
 
     Cost per step and layer: one product W L (2 m n² operations) and one decomposition of the surrogate, in float64.
     Raises ValueError for an unknown name, a negative or NaN λ, too few batches, or a loss that is no longer finite.
@@ -75,8 +78,16 @@ def prehab(
     regularise = surrogate_named(surrogate)
     schedule = _schedule(lam)
     _check_choices(coordinates=coordinates, train=train, reduction=reduction)
-    _check_numbers(steps, lr, log_every)
+    check_whole(0, steps=steps)
+    check_whole(1, log_every=log_every, checkpoint_every=checkpoint_every)
+    check_positive(lr=lr, floor=floor)
+    if not stats:
+        raise ValueError("prehab needs the statistic 'gram' of its layers: pass stats=stats.collect(...)")
     layers = linear_layers(model, stats)
+    if half := [name for name, parameter in model.named_parameters() if parameter.dtype == torch.float16]:
+        raise ValueError(
+            f"{half[0]!r} is in float16, in which AdamW's steps overflow or vanish: train in bfloat16 or float32"
+        )
     roots = {
         name: _root(stats[name], layer, floor if coordinates == "whitened" else 0.0) for name, layer in layers.items()
     }
@@ -86,15 +97,14 @@ def prehab(
         values = [of(layer.weight.to(roots[name]) @ roots[name]).to(device_of(model)) for name, layer in layers.items()]
         return share * torch.stack(values).sum()
 
+    settings = dict(surrogate=surrogate, steps=steps, lr=lr, coordinates=coordinates, train=train)
+    settings |= dict(reduction=reduction, weight_decay=weight_decay, floor=floor)
+    settings |= dict(lam=[schedule(step) for step in range(steps)])
+    saved = Checkpoint(checkpoint, settings, [*model.parameters(), *roots.values()])
     history, started = History(), time.perf_counter()
     with _training(model, layers, roots, coordinates, train) as parameters:
         optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay)
-        settings = dict(
-            surrogate=surrogate, steps=steps, lr=lr, coordinates=coordinates, train=train, reduction=reduction
-        )
-        settings |= dict(weight_decay=weight_decay, floor=floor, lam=[schedule(step) for step in range(steps)])
-        saved = Checkpoint(checkpoint, settings, parameters, optimizer)
-        history.rows, history.seconds = saved.resume()
+        history.rows, history.seconds = saved.resume(parameters, optimizer)
         stream = endless(batches)
         for _ in history.rows:
             next(stream)
@@ -103,22 +113,13 @@ def prehab(
             batch = move(next(stream), device_of(model))
             lam_now, logged = schedule(step), step % log_every == 0 or step == steps - 1
             with parametrize.cached():
-                loss = task_loss(model, batch)
+                loss = _finite(task_loss(model, batch), step, lr, lam_now)
                 rank = rank_term(regularise) if lam_now else None
-                objective = loss if rank is None else loss + lam_now * rank
-                if not torch.isfinite(objective):
-                    raise ValueError(
-                        f"the loss is {float(objective.detach())} at prehab step {step}: lower lr = {lr} or λ = {lam_now}"
-                    )
+                objective = loss if rank is None else _finite(loss + lam_now * rank, step, lr, lam_now)
                 optimizer.zero_grad(set_to_none=True)
                 objective.backward()
-                row = {
-                    "step": step,
-                    "task_loss": float(loss.detach()),
-                    "lam": lam_now,
-                    "surrogate": None,
-                    "entropy_rank": None,
-                }
+                row = {"step": step, "task_loss": float(loss.detach()), "lam": lam_now}
+                row |= {"surrogate": None, "entropy_rank": None}
                 if logged:
                     with torch.no_grad():
                         row["surrogate"] = float((rank_term(regularise) if rank is None else rank).detach())
@@ -129,6 +130,12 @@ def prehab(
                 saved.write(history.rows, history.seconds + time.perf_counter() - started)
     history.seconds += time.perf_counter() - started
     return history
+
+
+def _finite(value: Tensor, step: int, lr: float, lam: float) -> Tensor:
+    if not torch.isfinite(value):
+        raise ValueError(f"the loss is {float(value.detach())} at prehab step {step}: lower lr = {lr} or λ = {lam}")
+    return value
 
 
 class _Whitened(nn.Module):
@@ -149,18 +156,10 @@ class _Whitened(nn.Module):
 @contextmanager
 def _training(model: nn.Module, layers: dict[str, nn.Linear], roots: dict[str, Tensor], coordinates: str, train: str):
     """Train mode with only the chosen parameters free; on the way out weights are folded back and flags restored."""
-    was_training = model.training
     flags = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     try:
-        model.requires_grad_(train == "all")
-        for layer in layers.values():
-            layer.weight.requires_grad_(True)
-        if coordinates == "whitened":
-            for name, layer in layers.items():
-                L_inverse = (roots[name] / roots[name].square().sum(0)).T  # L = Q √λ, so L⁻¹ = (L / λ)ᵀ
-                parametrize.register_parametrization(layer, "weight", _Whitened(layer.weight.detach(), L_inverse))
-        model.train()
-        yield [parameter for parameter in model.parameters() if parameter.requires_grad]
+        with mode(model, training=True):
+            yield _free(model, layers, roots, coordinates, train)
     finally:
         for layer in layers.values():
             if parametrize.is_parametrized(layer, "weight"):
@@ -171,7 +170,17 @@ def _training(model: nn.Module, layers: dict[str, nn.Linear], roots: dict[str, T
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(flags[name])
             parameter.grad = None
-        model.train(was_training)
+
+
+def _free(model: nn.Module, layers: dict, roots: dict, coordinates: str, train: str) -> list[Tensor]:
+    """Free the chosen parameters, in the chosen coordinates, and return them."""
+    model.requires_grad_(train == "all")
+    for name, layer in layers.items():
+        layer.weight.requires_grad_(True)
+        if coordinates == "whitened":
+            L_inverse = (roots[name] / roots[name].square().sum(0)).T  # L = Q √λ, so L⁻¹ = (L / λ)ᵀ
+            parametrize.register_parametrization(layer, "weight", _Whitened(layer.weight.detach(), L_inverse))
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
 def _root(stats: LayerStats, layer: nn.Linear, floor: float) -> Tensor:
@@ -185,10 +194,14 @@ def _root(stats: LayerStats, layer: nn.Linear, floor: float) -> Tensor:
 
 def _schedule(lam: float | Callable[[int], float]) -> Callable[[int], float]:
     if callable(lam):
-        return lam
-    if isinstance(lam, bool) or not isinstance(lam, int | float) or not math.isfinite(lam) or lam < 0:
+        return lambda step: _check_lam(lam(step))
+    return constant(_check_lam(lam))
+
+
+def _check_lam(lam: float) -> float:
+    if isinstance(lam, bool) or not isinstance(lam, Real) or not math.isfinite(lam) or lam < 0:
         raise ValueError(f"lam = {lam!r}: the weight of the surrogate is a finite number, 0 (the control) or larger")
-    return constant(float(lam))
+    return float(lam)
 
 
 _CHOICES = {"coordinates": ("weight", "whitened"), "train": ("layers", "all"), "reduction": ("mean", "sum")}
@@ -198,12 +211,3 @@ def _check_choices(**given: str) -> None:
     for name, value in given.items():
         if value not in _CHOICES[name]:
             raise ValueError(f"{name} = {value!r} is not known: choose one of {', '.join(_CHOICES[name])}")
-
-
-def _check_numbers(steps: int, lr: float, log_every: int) -> None:
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 0:
-        raise ValueError(f"steps = {steps!r}: give a whole number, 0 or larger")
-    if not math.isfinite(lr) or lr <= 0:
-        raise ValueError(f"lr = {lr!r}: the learning rate is a positive number")
-    if log_every < 1:
-        raise ValueError(f"log_every = {log_every!r}: give a whole number of steps, 1 or larger")

@@ -1,14 +1,14 @@
 """Rehab: repair the factors after surgery by alternating LoRA, merged back so that no rank grows."""
 
-import math
 import time
 from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
 
-from prehab_lib.batches import device_of, endless, move
+from prehab_lib.batches import device_of, endless, mode, move
 from prehab_lib.factors import LowRankLinear
+from prehab_lib.inputs import check_positive, check_whole
 from prehab_lib.prehab import History
 from prehab_lib.progress import progress
 
@@ -39,12 +39,14 @@ def rehab(
     """
     if order not in ORDERS:
         raise ValueError(f"order = {order!r} is not known: choose one of {', '.join(ORDERS)}")
-    _check_numbers(rank, steps, lr)
+    check_whole(1, rank=rank)
+    check_whole(0, steps=steps)
+    check_positive(lr=lr)
     low_rank = [name for name, module in model.named_modules() if isinstance(module, LowRankLinear)]
     if not low_rank:
         raise ValueError("rehab needs a compressed model: no low-rank layer was found, run surgery.compress first")
     flags = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
-    was_training, stream = model.training, endless(batches)
+    stream = endless(batches)
     history, started = History(), time.perf_counter()
     try:
         for sides in ORDERS[order]:
@@ -52,14 +54,14 @@ def rehab(
             adapted = _adapt(model, targets, rank, alpha or 2 * rank, dropout)
             finished = False
             try:
-                _train(model, task_loss, stream, steps, lr, weight_decay, "".join(sides), history)
+                with mode(model, training=True):
+                    _train(model, task_loss, stream, steps, lr, weight_decay, "".join(sides), history)
                 finished = True
             finally:
                 (adapted.merge_and_unload if finished else adapted.unload)()
     finally:
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(flags[name])
-        model.train(was_training)
     history.seconds = time.perf_counter() - started
     return history
 
@@ -76,7 +78,6 @@ def _adapt(model: nn.Module, targets: list[str], rank: int, alpha: float, dropou
 def _train(model, task_loss, stream, steps: int, lr: float, weight_decay: float, phase: str, history: History) -> None:
     free = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(free, lr=lr, weight_decay=weight_decay)
-    model.train()
     for step in progress(range(steps), f"rehab {phase}"):
         loss = task_loss(model, move(next(stream), device_of(model)))
         if not torch.isfinite(loss):
@@ -87,11 +88,3 @@ def _train(model, task_loss, stream, steps: int, lr: float, weight_decay: float,
         loss.backward()
         optimizer.step()
         history.rows.append({"step": len(history.rows), "phase": phase, "task_loss": float(loss.detach())})
-
-
-def _check_numbers(rank: int, steps: int, lr: float) -> None:
-    for name, value, least in (("rank", rank, 1), ("steps", steps, 0)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise ValueError(f"{name} = {value!r}: give a whole number, {least} or larger")
-    if not math.isfinite(lr) or lr <= 0:
-        raise ValueError(f"lr = {lr!r}: the learning rate is a positive number")

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from prehab_lib.batches import device_of, forward, move, padding_mask
+from prehab_lib.batches import device_of, forward, mode, move, padding_mask
 from prehab_lib.layers import linear_layers
 from prehab_lib.progress import progress
 
@@ -213,10 +213,8 @@ def collect(
         raise ValueError(f"needs = {sorted(unknown)[0]!r} is not known: choose from {', '.join(INPUT_STATISTICS)}")
     modules = linear_layers(model, layers)
     collector = _Collector(needs)
-    was_training, device, seen = model.training, device_of(model), 0
-    with ExitStack() as cleanup, torch.no_grad():
-        cleanup.callback(model.train, was_training)
-        model.eval()
+    device, seen = device_of(model), 0
+    with ExitStack() as cleanup, mode(model, training=False), torch.no_grad():
         for name, module in modules.items():
             cleanup.callback(module.register_forward_pre_hook(collector.hook(name), with_kwargs=True).remove)
         for batch in progress(batches, "statistics"):

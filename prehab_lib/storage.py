@@ -17,12 +17,13 @@ WEIGHTS, DESCRIPTION, FORMAT = "model.safetensors", "prehab.json", 1
 def save(model: nn.Module, folder: str | os.PathLike, **about) -> Path:
     """Write `folder` with every parameter and buffer (tied ones once) and the recipe; about: more JSON to keep with it.
 
-    An older `folder` is replaced only when the new one is complete.  Raises ValueError where the model cannot be rebuilt
-    from a recipe, OSError with one sentence where the disk is full.
+    A model saved there before is replaced once the new one is complete.  Raises ValueError where `folder` holds anything
+    else or the model cannot be rebuilt from a recipe, OSError with one sentence where the disk is full.
     """
     from safetensors.torch import save_file
 
-    folder = Path(folder)
+    folder = Path(folder).resolve()
+    _check_target(folder)
     ranks = {name: module.rank for name, module in model.named_modules() if isinstance(module, LowRankLinear)}
     recipe = recipe_of(model)
     _check_rebuild(model, recipe, ranks)
@@ -53,8 +54,11 @@ def load(folder: str | os.PathLike) -> nn.Module:
     folder = Path(folder)
     description = _read_description(folder)
     tensors = _read_tensors(folder / WEIGHTS)
-    model = build(description["recipe"])
-    _swap(model, description["ranks"])
+    try:
+        model = build(description["recipe"])
+        _swap(model, description["ranks"])
+    except (TypeError, KeyError, AttributeError, RuntimeError, ValueError) as problem:
+        raise ValueError(f"{folder / DESCRIPTION} describes no model this version can build: {problem}") from problem
     expected = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
     for copy, original in description["tied"].items():
         tensors[copy] = tensors.get(original)
@@ -112,6 +116,8 @@ def _read_description(folder: Path) -> dict:
         missing = {"format", "recipe", "ranks", "tied"} - set(description)
     except (json.JSONDecodeError, UnicodeDecodeError, TypeError) as problem:
         raise ValueError(f"{path} is damaged: {problem}") from problem
+    shapes = {"recipe": dict, "ranks": dict, "tied": dict}
+    missing |= {name for name, kind in shapes.items() if not isinstance(description.get(name), kind)}
     if missing or description["format"] != FORMAT:
         raise ValueError(f"{path} is of another format than this version writes ({FORMAT}): save the model again")
     return description
@@ -151,11 +157,23 @@ def _get(model: nn.Module, name: str) -> Tensor:
     return getattr(model.get_submodule(parent), leaf)
 
 
+def _check_target(folder: Path) -> None:
+    if folder.is_dir() and ((folder / DESCRIPTION).is_file() or not any(folder.iterdir())):
+        return
+    if folder.exists():
+        raise ValueError(f"{folder} holds other files than a saved model: name a new folder")
+
+
 def _replace_folder(part: Path, folder: Path) -> None:
     old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
     if folder.exists():
         folder.rename(old)
-    part.rename(folder)
+    try:
+        part.rename(folder)
+    except OSError:
+        if old.exists():
+            old.rename(folder)
+        raise
     shutil.rmtree(old, ignore_errors=True)
 
 

@@ -67,6 +67,10 @@ def compress(
     decomposition of other weights, or factors that are not finite (naming the layer).
     """
     chosen = method_named(method)
+    if chosen.recovery is not None and chosen.recovery not in RECOVERIES:
+        raise ValueError(
+            f"recovery = {chosen.recovery!r} is not known: choose one of {', '.join(RECOVERIES) or 'None'}"
+        )
     check_removed(removed)
     names = next((list(given) for given in (layers, decompositions, stats) if given is not None), None)
     modules = linear_layers(model, names)
@@ -103,7 +107,11 @@ def _low_rank(name: str, module: nn.Linear, decomposition: Decomposition, rank: 
     if not (torch.isfinite(factors.U).all() and torch.isfinite(factors.V).all()):
         raise ValueError(f"layer {name!r} at rank {rank}: the factors are not finite in {like.dtype}")
     layer = LowRankLinear.from_factors(factors, module.bias)
-    return layer.train(module.training).requires_grad_(like.requires_grad)
+    for parameter in (layer.U.weight, layer.V.weight):
+        parameter.requires_grad_(like.requires_grad)
+    if module.bias is not None:
+        layer.U.bias.requires_grad_(module.bias.requires_grad)
+    return layer.train(module.training)
 
 
 def _recount(model: nn.Module, removed: float, ranks: dict[str, int | None], before: dict[str, int]) -> Report:
@@ -135,6 +143,9 @@ def _check_decompositions(decompositions: dict[str, Decomposition], modules: dic
         W = module.weight.detach().to(found.left)
         if (found.left.shape[0], found.right.shape[1]) != W.shape:
             raise ValueError(f"the decomposition of layer {name!r} has another shape than its weight {tuple(W.shape)}")
-        probe = found.left @ found.right[:, :1]  # the first column of W: a full product would cost as much as surgery
-        if not torch.allclose(probe, W[:, :1], rtol=1e-3, atol=1e-3 * float(W.abs().max())):
+        probe = torch.cos(
+            torch.arange(W.shape[1], dtype=W.dtype, device=W.device)
+        )  # one vector: W whole costs too much
+        ours, theirs = W @ probe, found.left @ (found.right @ probe)
+        if (ours - theirs).norm() > 1e-3 * W.norm():
             raise ValueError(f"the decomposition of layer {name!r} is of other weights: decompose again after training")

@@ -102,13 +102,17 @@ def decompose(
     Raises ValueError for an unknown weighting, a statistic that was not collected, a ruler of another shape, or NaN.
     """
     W = on_factor_device(W, dtype)
-    ruler = weighting if isinstance(weighting, Weighting) else weighting_named(weighting)(stats, **options)
+    ruler = (
+        weighting if isinstance(weighting, Weighting) else weighting_named(weighting)(stats or LayerStats(), **options)
+    )
     _check(W, ruler)
     PW, PWQ = ruler.apply_left(W), ruler.apply(W)  # (m, n), (m, n)
-    # Squaring hides what lies below √eps: look again at the remainder, and last at what the ruler does not see at all.
+    # Squaring hides what lies below √eps: look at the remainder until it is empty, then at what the ruler cannot see.
     U = W.new_zeros(W.shape[0], 0)
-    for target in (PWQ, PWQ, PW):
-        if U.shape[1] < min(W.shape):
+    for target in (PWQ, PW):
+        found = -1
+        while found < U.shape[1] < min(W.shape):
+            found = U.shape[1]
             U = torch.cat([U, _new_left_vectors(target, U)], dim=1)
     U = nn.functional.pad(U, (0, min(W.shape) - U.shape[1]))  # a rank-deficient W: nothing is left to carry
     sigma = torch.linalg.vector_norm(U.T @ PWQ, dim=1)
@@ -140,7 +144,9 @@ def error(
     W: Tensor, W_hat: Tensor, stats: LayerStats | None = None, weighting: str | Weighting = "gram", **options
 ) -> float:
     """The ruler itself, squared: ‖P (W − Ŵ) Q‖_F², for W and Ŵ (m, n)."""
-    ruler = weighting if isinstance(weighting, Weighting) else weighting_named(weighting)(stats, **options)
+    ruler = (
+        weighting if isinstance(weighting, Weighting) else weighting_named(weighting)(stats or LayerStats(), **options)
+    )
     return float(ruler.apply(on_factor_device(W) - on_factor_device(W_hat)).square().sum())
 
 

@@ -1,5 +1,6 @@
 import pytest
 import torch
+import transformers
 
 from prehab_lib.batches import endless, forward, move, padding_mask
 from tests.helpers import Toy
@@ -32,3 +33,9 @@ def test_endless_starts_over_and_says_when_it_cannot():
         next(once)
     with pytest.raises(ValueError, match="batches ran out"):
         next(endless([]))
+
+
+def test_what_a_tokenizer_returns_is_a_batch():
+    batch = transformers.BatchEncoding({"x": torch.randn(3, 5, 12), "attention_mask": torch.ones(3, 5)})
+    assert move(batch, "cpu")["x"].shape == (3, 5, 12) and padding_mask(batch).all()
+    assert forward(Toy(), batch).shape == (3, 4)

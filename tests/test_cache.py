@@ -54,3 +54,15 @@ def test_a_cache_that_cannot_be_written_costs_only_the_caching(monkeypatch, tmp_
     model, cached = trained({"seed": 1}, make, Counter())
     assert not cached and float(model.head.bias.detach()[0]) == 1
     assert "not cached" in capsys.readouterr().out
+
+
+def test_an_interrupted_training_does_not_keep_the_lock():
+    def interrupted(model):
+        raise KeyboardInterrupt
+
+    kept = []
+    try:
+        trained({"seed": 1}, make, interrupted)
+    except KeyboardInterrupt as problem:
+        kept.append(problem)  # as IPython keeps the last traceback
+    assert trained({"seed": 1}, make, Counter())[1] is False and kept

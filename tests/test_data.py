@@ -110,3 +110,42 @@ def test_the_embedded_task_is_balanced_in_size():
     task = digit_task(8, 900)
     assert sum(len(labels) for _, labels in task.test()) == 1000 and "1000 fixed pairs" in task.protocol
     assert next(iter(task.calibration(0, 1)))[0].shape == (8, 1, 8, 16)
+
+
+def image_folder(root, tree):
+    for place in tree:
+        (root / place).mkdir(parents=True)
+        Image.new("RGB", (16, 16)).save(root / place / "1.png")
+    return str(root)
+
+
+def test_parts_with_other_classes_are_refused(tmp_path):
+    model = image_model("vit_tiny_patch16_224", pretrained=False, num_classes=3, img_size=32)
+    name = image_folder(tmp_path / "mine", ["train/a", "train/b", "train/c", "test/a", "test/c"])
+    with pytest.raises(ValueError, match="name different classes"):
+        image_task(name, model, 4)
+
+
+def test_a_few_test_images_are_of_more_than_one_class(tmp_path, holder):
+    model = image_model("vit_tiny_patch16_224", pretrained=False, num_classes=3, img_size=32)
+    for part in ("train", "test"):
+        sorted_by_class = images(30).sort("label")
+        sorted_by_class.to_parquet(holder / "cifar10" / f"{part}.parquet")
+    for file in (holder / "cifar10").glob("*-of-*"):
+        file.unlink()
+    task = image_task("cifar10", model, 4, data_root=str(holder), test_images=9)
+    assert len({int(label) for _, labels in task.test() for label in labels}) > 1
+    with pytest.raises(ValueError, match="test_images = 0"):
+        image_task("cifar10", model, 4, data_root=str(holder), test_images=0)
+
+
+def test_damaged_files_and_plain_labels(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "hf"))
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / "train.parquet").write_bytes(b"torn")
+    with pytest.raises(ValueError, match="the data in .*mine could not be read .*fresh copy"):
+        data.load(str(folder), "train")
+    plain = images(4).rename_column("img", "image").cast_column("label", datasets.Value("int64"))
+    plain.to_parquet(folder / "train.parquet")
+    assert data.load(str(folder), "train").features["label"].num_classes == 3

@@ -38,8 +38,19 @@ def test_each_problem_is_one_sentence(problem, becomes, says):
         raise problem
 
 
-def test_a_cause_is_looked_through_and_other_errors_pass():
+def test_a_cause_is_looked_through():
     with pytest.raises(PermissionError), explained("X", "do Y"):
         raise RuntimeError("failed") from GatedRepoError("403")
-    with pytest.raises(ZeroDivisionError), explained("X", "do Y"):
-        raise ZeroDivisionError
+
+
+@pytest.mark.parametrize("text", ["size mismatch in /data/aggregated/vit", "bad header in /mnt/offline_models/vit"])
+def test_a_source_that_cannot_be_read_is_neither_gated_nor_offline(text):
+    with pytest.raises(ValueError, match=f"X could not be read .{text}.: do Y"), explained("X", "do Y"):
+        raise RuntimeError(text)
+
+
+def test_out_of_memory_and_a_full_disk_stay_what_they_are():
+    with pytest.raises(MemoryError), explained("X", "do Y"):
+        raise MemoryError
+    with pytest.raises(OSError, match="No space"), explained("X", "do Y"):
+        raise OSError(28, "No space left on device")

@@ -59,3 +59,9 @@ def test_replace_module_reaches_into_the_tree():
     replace_module(model, "0.0", new)
     assert model[0][0] is new
     torch.testing.assert_close(model(torch.ones(1, 2)), model[1](new(torch.ones(1, 2))))
+
+
+def test_a_tied_head_of_an_unlisted_family_is_left_out():
+    config = transformers.Qwen2Config(vocab_size=20, num_key_value_heads=1, tie_word_embeddings=True, **TINY)
+    names = linear_layers(transformers.Qwen2ForCausalLM(config))
+    assert len(names) == 2 * 7 and "lm_head" not in names

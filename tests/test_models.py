@@ -61,3 +61,20 @@ def test_no_network_is_one_sentence(monkeypatch, tmp_path):
 def test_a_foreign_recipe_is_refused(recipe):
     with pytest.raises(ValueError, match="recipe of"):
         build(recipe)
+
+
+def test_sources_that_cannot_be_read_are_one_sentence(tmp_path):
+    model = timm.create_model("vit_tiny_patch16_224", num_classes=5, img_size=32)
+    timm.models.save_for_hf(model, tmp_path / "timm", model_args={"img_size": 32}, safe_serialization=True)
+    (tmp_path / "timm" / "model.safetensors").write_bytes(b"torn")
+    with pytest.raises(ValueError, match="the model .* could not be read .*local copy"):
+        image_model(str(tmp_path / "timm"), num_classes=5)
+    transformers.BertForSequenceClassification(transformers.BertConfig(**TINY)).save_pretrained(tmp_path / "bert")
+    (tmp_path / "bert" / "model.safetensors").write_bytes(b"torn")
+    with pytest.raises(ValueError, match="could not be read"):
+        text_model(str(tmp_path / "bert"), "AutoModelForSequenceClassification")
+    for load in (image_model, lambda source: text_model(source, "AutoModel")):
+        with pytest.raises(FileNotFoundError, match="is no folder"):
+            load(str(tmp_path / "nowhere"))
+    with pytest.raises(ValueError, match="could not be read"):
+        image_model("vit_tiny_patch16_224", pretrained=False, no_such_argument=1)

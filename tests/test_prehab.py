@@ -227,3 +227,41 @@ def test_a_zero_gram_is_refused(toy):
     zero = {name: LayerStats(gram=torch.zeros_like(s.gram)) for name, s in toy[2].items()}
     with pytest.raises(ValueError, match="input Gram of a layer is zero"):
         run((toy[0], toy[1], zero))
+
+
+@pytest.mark.parametrize("other", ["weights", "statistics", "a frozen parameter"])
+@pytest.mark.parametrize("coordinates", ["weight", "whitened"])
+def test_a_checkpoint_of_another_start_is_refused(other, coordinates, toy, tmp_path):
+    run(toy, checkpoint=tmp_path / "c.safetensors", coordinates=coordinates)
+    model, stats = copy.deepcopy(toy[0]), toy[2]
+    with torch.no_grad():
+        if other == "weights":
+            model.query.weight.neg_()
+        elif other == "statistics":
+            stats = {name: LayerStats(gram=2 * s.gram) for name, s in stats.items()}
+        else:
+            model.query.bias.add_(1)
+    with pytest.raises(ValueError, match="belongs to other settings or weights"):
+        run((toy[0], toy[1], stats), model, checkpoint=tmp_path / "c.safetensors", coordinates=coordinates)
+
+
+def test_a_checkpoint_that_cannot_be_written_is_one_sentence(toy, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(OSError, match="checkpoint .* could not be written: .*is there space left"):
+        run(toy, checkpoint=tmp_path / "file" / "c.safetensors")
+
+
+def test_half_precision_and_missing_statistics_are_refused(toy):
+    with pytest.raises(ValueError, match="in float16.*train in bfloat16 or float32"):
+        run(toy, toy[0].half())
+    with pytest.raises(ValueError, match="needs the statistic 'gram'"):
+        run((Toy(), toy[1], None))
+    with pytest.raises(ValueError, match="lam = -1"):
+        run((Toy(), toy[1], toy[2]), lam=lambda step: -1.0)
+
+
+def test_modules_keep_their_own_mode(toy):
+    toy[0].train()
+    toy[0].key.eval()
+    model, _ = run(toy)
+    assert model.training and not model.key.training and model.query.training

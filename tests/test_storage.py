@@ -166,3 +166,36 @@ def test_a_second_save_replaces_the_first(folder):
     save(model, folder)
     assert torch.equal(output(load(folder), x), output(model, x))
     assert [f.name for f in folder.parent.iterdir()] == ["model"]
+
+
+def test_a_folder_with_other_files_is_left_alone(tmp_path):
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "thesis.tex").write_text("years of work")
+    model, _ = timm_small()
+    for target in (tmp_path / "home", tmp_path / "home" / "thesis.tex"):
+        with pytest.raises(ValueError, match="holds other files than a saved model"):
+            save(model, target)
+    assert (tmp_path / "home" / "thesis.tex").read_text() == "years of work"
+    (tmp_path / "empty").mkdir()
+    save(model, tmp_path / "empty")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda d: d["ranks"].update({"blocks.0.mlp.fc1": "x"}),
+        lambda d: d["ranks"].update({"blocks.0.mlp.fc1": -3}),
+        lambda d: d["ranks"].update({"blocks.0.norm1": 2}),
+        lambda d: d["ranks"].update({"nowhere": 2}),
+        lambda d: d.update(recipe=None),
+        lambda d: d.update(tied=[]),
+        lambda d: d["recipe"].pop("kwargs"),
+        lambda d: d["recipe"]["kwargs"].update(checkpoint_path="weights.pth"),
+        lambda d: d["recipe"].update(name="nope"),
+        lambda d: d.update(recipe={"library": "transformers", "class": "pipeline", "config": {}, "attention": "sdpa"}),
+    ],
+)
+def test_a_tampered_description_is_one_sentence(folder, change):
+    rewrite(folder, change)
+    with pytest.raises(ValueError, match=r"describes no model this version can build|another format"):
+        load(folder)

@@ -163,3 +163,11 @@ def test_half_precision_keeps_its_dtype_and_refuses_overflow(toy):
         huge[0].weight.fill_(60000)
     report = compress(huge, "svd", 0.4)
     assert torch.isfinite(huge[0].U.weight).all() and report.achieved >= 0.4
+
+
+def test_a_frozen_bias_stays_frozen_and_a_recovery_must_be_known(toy):
+    toy[0].key.bias.requires_grad_(False)
+    with pytest.raises(ValueError, match="recovery = 'nope' is not known"):
+        compress(toy[0], Method("identity", recovery="nope"), 0.4)
+    compress(toy[0], "svd", 0.4)
+    assert not toy[0].key.bias.requires_grad and toy[0].key.U.weight.requires_grad

@@ -204,3 +204,19 @@ def test_decompose_all_names_the_layer():
         decompose_all(model, None, "identity")
     with pytest.raises(ValueError, match="layer 'query'.*no statistics"), warnings.catch_warnings():
         decompose_all(model, {"out": LayerStats()}, "gram", layers=["query"])
+
+
+def test_full_rank_under_a_gram_that_sees_one_direction_only():
+    generator = torch.Generator().manual_seed(0)
+    U, V = (torch.linalg.qr(torch.randn(40, 40, dtype=torch.float64, generator=generator)).Q for _ in range(2))
+    W = U @ torch.diag(torch.logspace(0, -9, 40, dtype=torch.float64)) @ V.T
+    x = torch.randn(40, 1, dtype=torch.float64, generator=generator)
+    whole = decompose(W, LayerStats(gram=x @ x.T), "gram")
+    torch.testing.assert_close(whole.truncate(40).dense(), W, rtol=0, atol=1e-14)
+
+
+def test_a_ruler_without_its_statistics_is_named():
+    with pytest.raises(ValueError, match="needs the statistic 'gram'"):
+        decompose(torch.ones(3, 3))
+    with pytest.raises(ValueError, match="needs the statistic 'gram'"):
+        error(torch.ones(3, 3), torch.ones(3, 3))
