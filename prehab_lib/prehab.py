@@ -67,6 +67,7 @@ def prehab(
     step -> λ; **λ = 0 is plain fine-tuning of the same parameters through the same code**, the control of every table.
     coordinates: "weight" trains W; "whitened" trains Δ in W = W₀ + Δ L⁻¹, as the release does, with eigenvalues of the Gram
     raised to `floor` times their mean: gradient steps in Δ are preconditioned by the inverse Gram, so the floor matters.
+    L is there Q √λ; the release takes Cholesky's, in whose other basis AdamW takes other steps.
     train: "layers" trains the compressed weights alone, "all" every parameter.  reduction over layers: "mean" (release)
     or "sum" (Eq. 2); λ differs by the number of layers.  log_every: steps between rows with surrogate and entropy rank.
     checkpoint: a file to resume from after a kill; batches must then come in the same order again, so a shuffling

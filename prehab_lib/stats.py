@@ -51,18 +51,32 @@ class LayerStats:
         return value
 
     def gram_root(self, floor: float = 0.0) -> Tensor:
-        """L (n, n) with L Lᵀ = gram, decomposed once for all layers that share the Gram.
+        """L (n, n) with L Lᵀ = gram, computed once for all layers that share the Gram.
 
-        floor: raise the eigenvalues to at least this times their mean, where L must be invertible.
+        floor: where L must be invertible, raise the eigenvalues to at least this times their mean; L is then Q √λ.
         """
-        if "eigen" not in self.derived:
-            self.derived["eigen"] = psd_eigen(self.need("gram", "the root of the input Gram"))
-        eigenvalues, Q = self.derived["eigen"]
+        gram = self.need("gram", "the root of the input Gram")
+        if not floor:
+            return self._once("root", lambda: psd_root(gram))
+        eigenvalues, Q = self._once("eigen", lambda: psd_eigen(gram))
         return Q * eigenvalues.clamp_min(floor * eigenvalues.mean()).sqrt()
+
+    def _once(self, name: str, compute: Callable):
+        if name not in self.derived:
+            self.derived[name] = compute()
+        return self.derived[name]
 
 
 def psd_root(A: Tensor) -> Tensor:
-    """L (n, n) in float64 with L Lᵀ = A for a positive semi-definite A (n, n).  Raises as `psd_eigen` does."""
+    """L (n, n) in float64 with L Lᵀ = A for a positive semi-definite A (n, n).  Raises as `psd_eigen` does.
+
+    Any root gives the same truncation.  Cholesky's is some ten times cheaper (n³ / 3 operations) and taken where its pivots
+    stand clear of round-off; else eigenvectors times root eigenvalues (9 n³), which exist for every A.
+    """
+    A = _symmetric(A)
+    L, failed = torch.linalg.cholesky_ex(A)
+    if not failed and L.diagonal().min() ** 2 > A.shape[0] * torch.finfo(A.dtype).eps * A.diagonal().max():
+        return L
     eigenvalues, Q = psd_eigen(A)
     return Q * eigenvalues.sqrt()
 
@@ -73,6 +87,14 @@ def psd_eigen(A: Tensor) -> tuple[Tensor, Tensor]:
     Unlike Cholesky it needs no full rank: eigenvalues below n · eps · λ_max are round-off and become 0.
     Raises ValueError where A is not finite, not square or not symmetric.
     """
+    A = _symmetric(A)
+    eigenvalues, Q = torch.linalg.eigh(A)
+    round_off = A.shape[0] * torch.finfo(A.dtype).eps * eigenvalues[-1].clamp_min(0)
+    return torch.where(eigenvalues > round_off, eigenvalues, 0), Q
+
+
+def _symmetric(A: Tensor) -> Tensor:
+    """A in float64 with round-off between A and Aᵀ averaged out."""
     if A.ndim != 2 or A.shape[0] != A.shape[1]:
         raise ValueError(f"a Gram is a square matrix, not one of shape {tuple(A.shape)}")
     A = on_factor_device(A)
@@ -80,9 +102,7 @@ def psd_eigen(A: Tensor) -> tuple[Tensor, Tensor]:
         raise ValueError("the Gram has NaN or infinite entries: look at the calibration data")
     if not torch.allclose(A, A.T, rtol=1e-6, atol=1e-6 * float(A.abs().max())):
         raise ValueError("the Gram is not symmetric")
-    eigenvalues, Q = torch.linalg.eigh((A + A.T) / 2)
-    round_off = A.shape[0] * torch.finfo(A.dtype).eps * eigenvalues[-1].clamp_min(0)
-    return torch.where(eigenvalues > round_off, eigenvalues, 0), Q
+    return (A + A.T) / 2
 
 
 def on_factor_device(A: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:

@@ -26,7 +26,7 @@ def test_layers_that_read_one_tensor_share_one_gram_and_its_root():
     stats = collect(Toy(), toy_batches())
     assert stats["query"].gram is stats["key"].gram and stats["query"].gram is not stats["out"].gram
     stats["query"].gram_root()
-    assert stats["query"].derived is stats["key"].derived and "eigen" in stats["key"].derived
+    assert stats["query"].gram_root() is stats["key"].gram_root()
 
 
 def test_an_input_changed_in_place_is_not_the_same_input():
@@ -141,3 +141,14 @@ def test_a_gram_that_is_none_is_refused(matrix, message):
 def test_a_missing_statistic_says_how_to_get_it():
     with pytest.raises(ValueError, match=r"ruler needs the statistic 'gram'.*stats.collect"):
         LayerStats().need("gram", "ruler")
+
+
+def test_both_roots_are_roots_and_each_is_taken_where_it_is_safe():
+    _, stats, _ = layer(8, 12, 400)
+    L = psd_root(stats.gram)
+    assert torch.equal(L, L.tril()) and torch.equal(L, torch.linalg.cholesky(stats.gram))
+    nearly = stats.gram - 0.999999999999 * torch.linalg.eigvalsh(stats.gram)[0] * torch.eye(12)
+    for gram in (stats.gram, nearly):
+        root = psd_root(gram)
+        torch.testing.assert_close(root @ root.T, gram, rtol=0, atol=1e-12 * float(gram.max()))
+    assert not torch.equal(psd_root(nearly), psd_root(nearly).tril())
