@@ -1,13 +1,20 @@
 """Which layer gets which rank.
 
-An allocation is a function (decompositions, removed, *, model, stats, task_loss, batches, **options) -> {layer: rank},
-where None means that the layer stays dense.  It sees the spectra of every layer at once and changes nothing.
+An allocation is a function (decompositions, removed, *, model, stats, task_loss, batches, validation, **options) ->
+{layer: rank}, where None means that the layer stays dense.  It sees the spectra of every layer at once and changes nothing.
+
+Whoever hands out, over the layers in which some rank saves parameters Σ r (m + n), with m n for a dense one, stays within
+(1 − removed) Σ m n, but for what rank 1, the least there is, costs beyond a layer's own share.
 """
 
 from collections.abc import Callable
 
 from prehab_lib.budget import break_even_rank, check_removed, rank_for
-from prehab_lib.weightings import Decomposition
+from prehab_lib.decomposition import Decomposition
+from prehab_lib.grouped import grouped
+from prehab_lib.importance import importance
+from prehab_lib.ranks import shape_of
+from prehab_lib.sensitivity import sensitivity
 
 
 def uniform(decompositions: dict[str, Decomposition], removed: float, **_) -> dict[str, int | None]:
@@ -20,7 +27,12 @@ def uniform(decompositions: dict[str, Decomposition], removed: float, **_) -> di
     return {name: rank_for(shape, removed) if break_even_rank(shape) else None for name, shape in shapes.items()}
 
 
-ALLOCATIONS: dict[str, Callable[..., dict[str, int | None]]] = {"uniform": uniform}
+ALLOCATIONS: dict[str, Callable[..., dict[str, int | None]]] = {
+    "uniform": uniform,
+    "sensitivity": sensitivity,
+    "grouped": grouped,
+    "importance": importance,
+}
 
 
 def allocation_named(name: str) -> Callable[..., dict[str, int | None]]:
@@ -28,8 +40,3 @@ def allocation_named(name: str) -> Callable[..., dict[str, int | None]]:
     if name not in ALLOCATIONS:
         raise ValueError(f"allocation = {name!r} is not known: choose one of {', '.join(ALLOCATIONS)}")
     return ALLOCATIONS[name]
-
-
-def shape_of(decomposition: Decomposition) -> tuple[int, int]:
-    """(m, n) of the weight behind a decomposition."""
-    return decomposition.left.shape[0], decomposition.right.shape[1]

@@ -21,9 +21,9 @@ def logits_and_labels(model: nn.Module, batch) -> tuple[Tensor, Tensor]:
 
 
 def classification_loss(model: nn.Module, batch) -> Tensor:
-    """Mean cross-entropy in nats: the task loss of Tables II and V."""
+    """Mean cross-entropy in nats, in float32 or better: the task loss of Tables II and V."""
     logits, labels = logits_and_labels(model, move(batch, device_of(model)))
-    return nn.functional.cross_entropy(logits.float(), labels)
+    return nn.functional.cross_entropy(logits if logits.dtype == torch.float64 else logits.float(), labels)
 
 
 @torch.no_grad()

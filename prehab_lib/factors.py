@@ -73,6 +73,23 @@ class LowRankLinear(nn.Module):
                 layer.U.bias.copy_(bias)
         return layer
 
+    @classmethod
+    def in_place_of(cls, layer: nn.Linear, factors: Factors) -> "LowRankLinear":
+        """The layer that takes `layer`'s place: its dtype, device, bias, mode and `requires_grad` flags.
+
+        Raises ValueError where the factors are not finite in that dtype.
+        """
+        like = layer.weight
+        factors = Factors(factors.U.to(like), factors.V.to(like))
+        if not (torch.isfinite(factors.U).all() and torch.isfinite(factors.V).all()):
+            raise ValueError(f"the factors are not finite in {like.dtype}")
+        new = cls.from_factors(factors, layer.bias)
+        for parameter in (new.U.weight, new.V.weight):
+            parameter.requires_grad_(like.requires_grad)
+        if layer.bias is not None:
+            new.U.bias.requires_grad_(layer.bias.requires_grad)
+        return new.train(layer.training)
+
     @property
     def bias(self) -> Tensor | None:
         return self.U.bias

@@ -16,16 +16,18 @@ SMALL = 64  # images up to this side are cropped with padding; larger ones by a 
 
 @dataclass(frozen=True)
 class ImageTask:
-    """train(seed, count), calibration(seed, count), test(): batches of (images (B, C, H, W), labels (B,)).
+    """train, calibration, validation (seed, count) and test(): batches of (images (B, C, H, W), labels (B,)).
 
     The same seed gives the same batches at every pass, so compared arms see the same data.  calibration draws training
-    images without augmentation.  protocol: how the score is taken, one sentence, stored with every number.
+    images without augmentation; validation is for choices (never the test images): held-out digits, or other draws of a
+    data set's training images.  protocol: how the score is taken, one sentence, stored with every number.
     """
 
     name: str
     classes: int
     train: Callable[[int, int], Iterable]
     calibration: Callable[[int, int], Iterable]
+    validation: Callable[[int, int], Iterable]
     test: Callable[[], Iterable]
     protocol: str
 
@@ -49,6 +51,7 @@ def digit_task(batch: int, test_images: int | None = None) -> ImageTask:
         classes=100,
         train=lambda seed, count: DigitPairs("train", batch, count, seed=1000 + seed),
         calibration=lambda seed, count: DigitPairs("train", batch, count, seed=2000 + seed),
+        validation=lambda seed, count: DigitPairs("validation", batch, count, seed=3000 + seed),
         test=lambda: DigitPairs("test", size, batches, seed=0),
         protocol=f"top-1 on {size * batches} fixed pairs of {held_out} held-out digit images",
     )
@@ -83,6 +86,7 @@ def image_task(
         classes=train.features["label"].num_classes,
         train=lambda seed, count: ImageBatches(train, augmented, loader, 1000 + seed, count),
         calibration=lambda seed, count: ImageBatches(train, plain, loader, 2000 + seed, count),
+        validation=lambda seed, count: ImageBatches(train, plain, loader, 3000 + seed, count),
         test=lambda: ImageBatches(test, plain, loader),
         protocol=f"top-1 on {len(test)} images of {name}, resized and centre-cropped to {image_size(model)} pixels",
     )

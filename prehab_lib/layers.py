@@ -5,29 +5,48 @@ from collections.abc import Iterable
 
 from torch import nn
 
+_GATED_DECODER = r"(.*\.)?layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)"
+
 # Class name of the model, or of a base class of it -> full match on the module's name.
-# Embeddings, norms and language-model heads stay; the papers compress the ViT's classifier head too.
+# Embeddings, norms, language-model heads and text classifiers stay; the papers compress the ViT's classifier head too.
+# A fused query-key-value matrix counts as one layer, or as its three parts after `rewrite.split_qkv`.
 DEFAULT_LAYERS = {
-    "VisionTransformer": r"blocks\.\d+\.(attn\.(qkv|proj)|mlp\.fc[12])|head",
+    "VisionTransformer": r"blocks\.\d+\.(attn\.(qkv(\.[qkv])?|proj)|mlp\.fc(1|2|1_[gx]))|head",
     "BertPreTrainedModel": r"(.*\.)?encoder\.layer\.\d+\.(attention\.(self\.(query|key|value)|output\.dense)"
     r"|(intermediate|output)\.dense)",
-    "LlamaPreTrainedModel": r"(.*\.)?layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)",
+    "LlamaPreTrainedModel": _GATED_DECODER,
+    "MistralPreTrainedModel": _GATED_DECODER,
+    "Qwen2PreTrainedModel": _GATED_DECODER,
+    "Qwen3PreTrainedModel": _GATED_DECODER,
+    "OPTPreTrainedModel": r"(.*\.)?layers\.\d+\.(self_attn\.([qkv]|out)_proj|fc[12])",
+    "GPT2PreTrainedModel": r"(.*\.)?h\.\d+\.(attn\.c_(attn(\.[qkv])?|proj)|mlp\.c_(fc|proj))",
+}
+
+# Class of a module that is no dense nn.Linear -> what to do about it.
+REMEDIES = {
+    "Conv1D": "call prehab_lib.rewrite.to_linear(model) first",
+    "SplitQKV": "name its parts, which end in .q, .k and .v",
+    "LowRankLinear": "has the model been compressed already?",
 }
 
 
 def default_layers(model: nn.Module) -> list[str]:
     """Names of the layers the papers compress in a model of this family; of every `nn.Linear` where the family is unknown.
 
-    Raises ValueError where there is none.
+    Raises ValueError where there is none, or where the model holds transformers' transposed `Conv1D` (GPT-2).
     """
-    pattern = next((DEFAULT_LAYERS[c.__name__] for c in type(model).__mro__ if c.__name__ in DEFAULT_LAYERS), ".*")
+    modules = dict(model.named_modules())
+    _refuse_not_dense(modules, [name for name, module in modules.items() if is_conv1d(module)])
+    pattern = of_family(model, DEFAULT_LAYERS) or ".*"
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
-    linear = {name: module for name, module in model.named_modules() if is_linear(module) and module is not head}
+    linear = [name for name, module in modules.items() if is_linear(module) and module is not head]
     names = [name for name in linear if re.fullmatch(pattern, name)]
     if not names:
+        reason = (
+            "none of its nn.Linear has a name known for this family" if linear else "only nn.Linear can be factorised"
+        )
         raise ValueError(
-            f"{type(model).__name__} has no linear layer to compress: only nn.Linear can be factorised; "
-            "name the layers yourself with layers=[...]"
+            f"{type(model).__name__} has no linear layer to compress: {reason}; name the layers yourself with layers=[...]"
         )
     return names
 
@@ -44,12 +63,8 @@ def linear_layers(model: nn.Module, layers: Iterable[str] | None = None) -> dict
     unknown = [name for name in names if name not in modules]
     if unknown:
         raise ValueError(f"{type(model).__name__} has no module named {unknown[0]!r} (of {len(unknown)} unknown names)")
-    wrong = [name for name in names if not is_linear(modules[name])]
-    if wrong:
-        raise ValueError(
-            f"{wrong[0]!r} is a {type(modules[wrong[0]]).__name__}, not a dense nn.Linear; has the model been compressed already?"
-        )
-    _refuse_tied_weights(model, names, modules)
+    _refuse_not_dense(modules, names)
+    refuse_tied_weights(model, names)
     return {name: modules[name] for name in names}
 
 
@@ -58,23 +73,45 @@ def is_linear(module: nn.Module) -> bool:
     return type(module) is nn.Linear or (isinstance(module, nn.Linear) and _is_parametrized(module))
 
 
+def is_conv1d(module: nn.Module) -> bool:
+    """True for transformers' `Conv1D` (GPT-2): y = x W + b with W (n, m), the transpose of `nn.Linear`'s."""
+    kind = type(module)  # by name: whoever has no such layer need not import transformers
+    return (kind.__module__, kind.__name__) == ("transformers.pytorch_utils", "Conv1D")
+
+
+def of_family(model: nn.Module, table: dict[str, str]) -> str | None:
+    """The entry of `table` for the model's class or its nearest base class by name; None where the family is unknown."""
+    return next((table[c.__name__] for c in type(model).__mro__ if c.__name__ in table), None)
+
+
 def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:
     """Put `module` where `model` has `name`."""
     parent, _, child = name.rpartition(".")
     setattr(model.get_submodule(parent), child, module)
 
 
-def _is_parametrized(module: nn.Module) -> bool:
-    return nn.utils.parametrize.is_parametrized(module, "weight")
-
-
-def _refuse_tied_weights(model: nn.Module, names: list[str], modules: dict[str, nn.Module]) -> None:
+def refuse_tied_weights(model: nn.Module, names: Iterable[str]) -> None:
+    """Raises ValueError naming the first of `names` whose weight another module owns too."""
     owners: dict[int, set[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         owners.setdefault(id(parameter), set()).add(name)
     for name in names:
-        shared = owners.get(id(modules[name].weight), set()) - {f"{name}.weight"}
+        shared = owners.get(id(model.get_submodule(name).weight), set()) - {f"{name}.weight"}
         if shared:
             raise ValueError(
-                f"{name!r} shares its weight with {sorted(shared)[0]!r}: a tied layer cannot be factorised alone, leave it out"
+                f"{name!r} shares its weight with {sorted(shared)[0]!r}: a tied layer cannot be changed alone, untie it or leave it out"
             )
+
+
+def _is_parametrized(module: nn.Module) -> bool:
+    return nn.utils.parametrize.is_parametrized(module, "weight")
+
+
+def _refuse_not_dense(modules: dict[str, nn.Module], names: list[str]) -> None:
+    wrong = [name for name in names if not is_linear(modules[name])]
+    if wrong:
+        kind = type(modules[wrong[0]]).__name__
+        raise ValueError(
+            f"{wrong[0]!r} is a {kind}, not a dense nn.Linear: {REMEDIES.get(kind, 'leave it out')} "
+            f"({len(wrong)} such in all)"
+        )

@@ -1,16 +1,15 @@
 """The papers' methods as named points on three axes: which ruler, which ranks, which recovery."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
-
-from torch import nn
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
 class Method:
     """weighting: a key of `WEIGHTINGS`; allocation: a key of `ALLOCATIONS`; recovery: a key of `RECOVERIES`, or None.
 
-    needs: the statistics to collect.  source: where the method comes from.
+    needs: the statistics to collect.  source: where the method comes from.  options: further arguments of the allocation,
+    for a variant of one's own: `replace(METHODS["swift_svd"], options={"alpha": 0.6})`.
     """
 
     weighting: str
@@ -18,16 +17,26 @@ class Method:
     recovery: str | None = None
     needs: frozenset[str] = frozenset()
     source: str = ""
+    options: Mapping = field(default_factory=dict)
 
 
-# What is done to the factors after surgery, in closed form: name -> fn(model, ...).  Training afterwards is `rehab`.
-RECOVERIES: dict[str, Callable[[nn.Module], None]] = {}
+def _needs(*names: str) -> frozenset[str]:
+    return frozenset(names)
+
 
 METHODS = {
     "svd": Method("identity", source="Eckart and Young; Table I, row SVD"),
-    "svd_llm": Method("gram", needs=frozenset({"gram"}), source="arXiv 2403.07378, whitening and truncation"),
-    # Its dynamic ranks are an allocation; at uniform ranks it is the same map as svd_llm.
-    "swift_svd": Method("gram", needs=frozenset({"gram"}), source="arXiv 2604.01609, closed form at uniform ranks"),
+    "fwsvd": Method("fisher", needs=_needs("fisher_in"), source="arXiv 2207.00112"),
+    "gfwsvd": Method("kronecker", needs=_needs("kron_in", "kron_out"), source="arXiv 2505.17974"),
+    "asvd": Method("activation", "sensitivity", needs=_needs("mean_abs"), source="arXiv 2312.05821, α = 0.5"),
+    "svd_llm": Method("gram", needs=_needs("gram"), source="arXiv 2403.07378, whitening and truncation"),
+    # Absent from the paper's last version; the released code's step 2.
+    "svd_llm_update": Method("gram", "uniform", "closed_form", _needs("gram"), "arXiv 2403.07378v1, layer-wise update"),
+    # At equal ranks these two are the same map as svd_llm: only their ranks differ.
+    "svd_llm_v2": Method("gram", "grouped", needs=_needs("gram"), source="arXiv 2503.12340"),
+    "swift_svd": Method(
+        "gram", "importance", needs=_needs("gram", "influence"), source="arXiv 2604.01609, dynamic ranks"
+    ),
 }
 
 

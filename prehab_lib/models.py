@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from prehab_lib.hub import explained
+from prehab_lib.rewrite import to_linear
 
 
 def small_vit(
@@ -55,14 +56,17 @@ def image_model(source: str, *, pretrained: bool = True, **kwargs) -> nn.Module:
 def text_model(source: str, auto_class: str, **kwargs) -> nn.Module:
     """A transformers model: `getattr(transformers, auto_class).from_pretrained(source)`, from the hub or a local folder.
 
-    Safetensors only, no remote code.  Raises as `image_model` does.
+    Safetensors only, no remote code; GPT-2's transposed `Conv1D` layers become `nn.Linear` (`rewrite.to_linear`).
+    Raises as `image_model` does.
     """
     import transformers
 
     _check_folder(source)
     with explained(f"the model {source!r}", remedy="give the folder of a local copy instead"):
         loader = getattr(transformers, auto_class)
-        return loader.from_pretrained(source, use_safetensors=True, trust_remote_code=False, **kwargs)
+        model = loader.from_pretrained(source, use_safetensors=True, trust_remote_code=False, **kwargs)
+    to_linear(model)
+    return model
 
 
 def _check_folder(source: str) -> None:

@@ -1,23 +1,23 @@
-"""What the calibration data says about each layer's inputs, gathered in one streaming pass.
-
-Nothing grows with the number of tokens: a layer keeps n² + 2n numbers in float64, and layers that read the same tensor
-(query, key and value of one block) keep one set together.
-"""
+"""What calibration data says about each layer: the one place that knows which statistic comes from which pass."""
 
 import warnings
 from collections.abc import Callable, Iterable
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor, nn
 
-from prehab_lib.batches import device_of, forward, mode, move, padding_mask
+from prehab_lib.activations import INPUT_STATISTICS, input_statistics
+from prehab_lib.fisher import kronecker_factors, sample_means
+from prehab_lib.gradients import GradientPass
+from prehab_lib.influence import BlockInfluence
+from prehab_lib.inputs import check_whole
 from prehab_lib.layers import linear_layers
-from prehab_lib.progress import progress
+from prehab_lib.roots import psd_eigen, psd_root
 
-CHUNK = 4096  # tokens per float32 product; the sums over chunks are float64
 TOKENS_PER_CHANNEL = 10  # fewer leave the small eigenvalues of the Gram to chance
+KRONECKER = {"kron_in", "kron_out"}
+GRADIENT_STATISTICS = {"fisher_in", "fisher_out", "grad"} | KRONECKER
+KNOWN = [*INPUT_STATISTICS, "influence", *sorted(GRADIENT_STATISTICS)]
 
 
 @dataclass
@@ -31,10 +31,10 @@ class LayerStats:
     gram: Tensor | None = None  # (n, n)   mean of x xᵀ, uncentred
     mean_abs: Tensor | None = None  # (n,)
     max_abs: Tensor | None = None  # (n,)
-    fisher_in: Tensor | None = None  # (n,)
-    fisher_out: Tensor | None = None  # (m,)
-    kron_in: Tensor | None = None  # (n, n)
-    kron_out: Tensor | None = None  # (m, m)
+    fisher_in: Tensor | None = None  # (n,)   Σ_i F_ij
+    fisher_out: Tensor | None = None  # (m,)   Σ_j F_ij
+    kron_in: Tensor | None = None  # (n, n)   A of A ⊗ B
+    kron_out: Tensor | None = None  # (m, m)   B of A ⊗ B
     logit_gram: Tensor | None = None  # (m, m)
     grad: Tensor | None = None  # (m, n)
     influence: float | None = None
@@ -67,197 +67,91 @@ class LayerStats:
         return self.derived[name]
 
 
-def psd_root(A: Tensor) -> Tensor:
-    """L (n, n) in float64 with L Lᵀ = A for a positive semi-definite A (n, n).  Raises as `psd_eigen` does.
-
-    Any root gives the same truncation.  Cholesky's is some ten times cheaper (n³ / 3 operations) and taken where its pivots
-    stand clear of round-off; else eigenvectors times root eigenvalues (9 n³), which exist for every A.
-    """
-    A = _symmetric(A)
-    L, failed = torch.linalg.cholesky_ex(A)
-    if not failed and L.diagonal().min() ** 2 > A.shape[0] * torch.finfo(A.dtype).eps * A.diagonal().max():
-        return L
-    eigenvalues, Q = psd_eigen(A)
-    return Q * eigenvalues.sqrt()
-
-
-def psd_eigen(A: Tensor) -> tuple[Tensor, Tensor]:
-    """Eigenvalues (n,), ascending and none negative, and eigenvectors Q (n, n) of a positive semi-definite A, in float64.
-
-    Unlike Cholesky it needs no full rank: eigenvalues below n · eps · λ_max are round-off and become 0.
-    Raises ValueError where A is not finite, not square or not symmetric.
-    """
-    A = _symmetric(A)
-    eigenvalues, Q = torch.linalg.eigh(A)
-    round_off = A.shape[0] * torch.finfo(A.dtype).eps * eigenvalues[-1].clamp_min(0)
-    return torch.where(eigenvalues > round_off, eigenvalues, 0), Q
-
-
-def _symmetric(A: Tensor) -> Tensor:
-    """A in float64 with round-off between A and Aᵀ averaged out."""
-    if A.ndim != 2 or A.shape[0] != A.shape[1]:
-        raise ValueError(f"a Gram is a square matrix, not one of shape {tuple(A.shape)}")
-    A = on_factor_device(A)
-    if not torch.isfinite(A).all():
-        raise ValueError("the Gram has NaN or infinite entries: look at the calibration data")
-    if not torch.allclose(A, A.T, rtol=1e-6, atol=1e-6 * float(A.abs().max())):
-        raise ValueError("the Gram is not symmetric")
-    return (A + A.T) / 2
-
-
-def on_factor_device(A: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
-    """Where sums and factorisations happen: the same device in float64, but the CPU for MPS, which has no float64."""
-    A = A.detach()
-    return A.to("cpu", dtype) if A.device.type == "mps" else A.to(dtype)
-
-
-class _Gram:
-    def __init__(self):
-        self.total = 0.0
-
-    def update(self, X: Tensor) -> None:  # X (t, n)
-        for x in X.split(CHUNK):
-            self.total = self.total + on_factor_device(x.T @ x)
-
-    def finish(self, tokens: int) -> Tensor:
-        return self.total / tokens
-
-
-class _MeanAbs:
-    def __init__(self):
-        self.total = 0.0
-
-    def update(self, X: Tensor) -> None:
-        self.total = self.total + on_factor_device(X.abs().sum(0))
-
-    def finish(self, tokens: int) -> Tensor:
-        return self.total / tokens
-
-
-class _MaxAbs:
-    def __init__(self):
-        self.largest = None
-
-    def update(self, X: Tensor) -> None:
-        here = on_factor_device(X.abs().amax(0))
-        self.largest = here if self.largest is None else torch.maximum(self.largest, here)
-
-    def finish(self, tokens: int) -> Tensor:
-        return self.largest
-
-
-INPUT_STATISTICS = {"gram": _Gram, "mean_abs": _MeanAbs, "max_abs": _MaxAbs}
-
-
-class _Reader:
-    """Sums over the inputs of one layer, or of several that read the same tensor."""
-
-    def __init__(self, needs: Iterable[str]):
-        self.sums = {name: INPUT_STATISTICS[name]() for name in needs}
-        self.tokens = 0
-
-    def update(self, X: Tensor) -> None:
-        self.tokens += X.shape[0]
-        for total in self.sums.values():
-            total.update(X)
-
-    def finish(self) -> dict:
-        return {name: total.finish(self.tokens) for name, total in self.sums.items()} | {"tokens": self.tokens}
-
-
-class _Collector:
-    """Hooks that hand every layer's input to its reader; layers called with one tensor in a row get one reader."""
-
-    def __init__(self, needs: set[str]):
-        self.needs = needs
-        self.readers: dict[str, _Reader] = {}
-        self.leader: dict[str, str] = {}
-        self.mask: Tensor | None = None
-        self.last: tuple[Tensor, int, str] | None = None  # input, its version, the layer that read it first
-
-    def hook(self, name: str) -> Callable:
-        def read(module: nn.Module, args: tuple, kwargs: dict) -> None:
-            self.read(name, args[0] if args else kwargs["input"])
-
-        return read
-
-    def read(self, name: str, x: Tensor) -> None:
-        same = self.last is not None and self.last[0] is x and self.last[1] == x._version
-        leader = self.last[2] if same else name
-        if self.leader.setdefault(name, leader) != leader:
-            raise RuntimeError(
-                f"{name!r} read the same tensor as {self.leader[name]!r} in one batch and another tensor in the next"
-            )
-        if same:
-            return
-        self.last = (x, x._version, name)
-        X = _rows(x.detach(), self.mask)
-        if not torch.isfinite(X).all():
-            raise ValueError(
-                f"NaN or infinite activations reach layer {name!r}: look at the calibration data and the weights"
-            )
-        self.readers.setdefault(name, _Reader(self.needs)).update(X if X.dtype == torch.float64 else X.float())
-
-    def start_batch(self, batch) -> None:
-        self.mask = padding_mask(batch)
-        self.last = None
-
-    def finish(self, layers: Iterable[str]) -> dict[str, LayerStats]:
-        silent = [name for name in layers if name not in self.leader]
-        if silent:
-            raise ValueError(
-                f"no calibration input reached layer {silent[0]!r} (of {len(silent)}): does forward call it?"
-            )
-        found = {leader: (reader.finish(), {}) for leader, reader in self.readers.items()}
-        return {name: LayerStats(**found[self.leader[name]][0], derived=found[self.leader[name]][1]) for name in layers}
-
-
 def collect(
     model: nn.Module,
     batches: Iterable,
     layers: Iterable[str] | None = None,
     needs: Iterable[str] = ("gram",),
     task_loss: Callable | None = None,
+    *,
+    fisher: str = "sample",
+    kronecker: str = "alternating",
+    iterations: int = 10,
 ) -> dict[str, LayerStats]:
-    """One pass over `batches` in eval mode without gradients: layer name -> `LayerStats`.
+    """Stream `batches` through the model in eval mode: layer name -> `LayerStats`.  Hooks come off whatever happens.
 
-    layers: names, or None for the model's default.  needs: any of `INPUT_STATISTICS`.  `attention_mask` in a batch
-    excludes padding.  Sums are float64 over float32 products of 4096 tokens.  Hooks come off whatever happens.
-    task_loss: for statistics that need gradients; none of the present ones does.
+    layers: names, or None for the model's default.  needs: any fields of `LayerStats` in `KNOWN`.  `attention_mask` in a
+    batch excludes padding from the statistics of inputs.
 
-    Raises ValueError for an unknown need, no batch, no token, or NaN or infinite activations (naming the layer).
-    Warns where a layer sees fewer than 10 n tokens.
+    gram, mean_abs, max_abs, influence: one pass without gradients; float64 sums over float32 products of 4096 tokens.
+    fisher_in, fisher_out, grad: one pass with gradients of `task_loss(model, batch)`, for each sample on its own; float64
+        sums of float32 (float16 models: of a scaled loss).  fisher="batch" squares the gradient of each batch's mean
+        instead, as the released codes do: its mean is F / b + (1 − 1 / b) (∇L)² at batch size b, for comparison only.
+    kron_in, kron_out: "alternating" iteration to the nearest A ⊗ B, two passes an iteration, at most `iterations` of them
+        (see `fisher.kronecker_factors`); "kfac" takes mean x xᵀ over tokens and mean Σ_t g gᵀ over samples: one pass, and
+        another matrix than GFWSVD's.
+
+    Memory beyond the model's own: per distinct input n² + 2n, per layer n + m, n² + m² or m n numbers for the statistics
+    asked; with gradients also one batch's inputs and output gradients.
+
+    Raises ValueError for an unknown need, no task_loss where gradients are wanted, no batch, no token, a one-shot generator
+    where several passes are due, or NaN or infinite activations or gradients (naming the layer).
+    Warns where a Gram is made of fewer than 10 n tokens.
     """
     needs = {needs} if isinstance(needs, str) else set(needs)
-    if unknown := needs - set(INPUT_STATISTICS):
-        raise ValueError(f"needs = {sorted(unknown)[0]!r} is not known: choose from {', '.join(INPUT_STATISTICS)}")
+    if unknown := needs - set(KNOWN):
+        raise ValueError(f"needs = {sorted(unknown)[0]!r} is not known: choose from {', '.join(KNOWN)}")
+    _check_options(needs, task_loss, fisher, kronecker, iterations)
     modules = linear_layers(model, layers)
-    collector = _Collector(needs)
-    device, seen = device_of(model), 0
-    with ExitStack() as cleanup, mode(model, training=False), torch.no_grad():
-        for name, module in modules.items():
-            cleanup.callback(module.register_forward_pre_hook(collector.hook(name), with_kwargs=True).remove)
-        for batch in progress(batches, "statistics"):
-            batch = move(batch, device)
-            collector.start_batch(batch)
-            forward(model, batch)
-            seen += 1
-    if not seen:
-        raise ValueError("there are no calibration batches: pass at least one")
-    stats = collector.finish(modules)
-    _warn_if_few_tokens(stats, modules)
+    if needs & GRADIENT_STATISTICS and iter(batches) is batches:
+        raise ValueError("these statistics need several passes over the batches: pass a list or a DataLoader")
+
+    kfac = bool(needs & KRONECKER) and kronecker == "kfac"
+    influence = [BlockInfluence(model, modules)] if "influence" in needs else []
+    read = input_statistics(model, modules, batches, _inputs_for(needs, kfac), influence)
+    stats = {name: LayerStats(**found, derived=shared) for name, (found, shared) in read.items()}
+    if "gram" in needs:
+        _warn_if_few_tokens(stats, modules)
+    for watcher in influence:
+        for name, value in watcher.result().items():
+            stats[name].influence = value
+
+    def gradients(per_sample: bool = True) -> GradientPass:
+        return GradientPass(model, modules, batches, task_loss, per_sample)
+
+    if moments := (needs & GRADIENT_STATISTICS) - KRONECKER:
+        _add(stats, sample_means(gradients(per_sample=fisher == "sample"), moments))
+    if kfac:
+        _add(stats, sample_means(gradients(), {"kfac_out"}))
+    if needs & KRONECKER and not kfac:
+        for name, (A, B) in kronecker_factors(gradients(), iterations).items():
+            stats[name].kron_in, stats[name].kron_out = A, B
     return stats
 
 
-def _rows(x: Tensor, mask: Tensor | None) -> Tensor:
-    """(..., n) -> (tokens, n) without the padding."""
-    if mask is not None and x.shape[:2] == mask.shape and x.ndim == 3:
-        x = x[mask]
-    elif mask is not None and x.ndim == 2 and x.shape[0] == mask.numel() != mask.shape[0]:
-        x = x[mask.flatten()]
-    if x.numel() == 0:
-        raise ValueError("a calibration batch has no token left after its padding is taken out")
-    return x.reshape(-1, x.shape[-1])
+def _inputs_for(needs: set[str], kfac: bool) -> set[str]:
+    return needs & set(INPUT_STATISTICS) | ({"gram"} if kfac else set())
+
+
+def _add(stats: dict[str, LayerStats], found: dict[str, dict[str, Tensor]]) -> None:
+    for name, values in found.items():
+        if "kfac_out" in values:
+            stats[name].kron_in, stats[name].kron_out = stats[name].gram, values.pop("kfac_out")
+        for statistic, value in values.items():
+            setattr(stats[name], statistic, value)
+
+
+def _check_options(needs: set[str], task_loss: Callable | None, fisher: str, kronecker: str, iterations: int) -> None:
+    if needs & GRADIENT_STATISTICS and task_loss is None:
+        wanted = sorted(needs & GRADIENT_STATISTICS)[0]
+        raise ValueError(f"the statistic {wanted!r} needs task_loss(model, batch): pass it to stats.collect")
+    for option, value, known in (
+        ("fisher", fisher, ("sample", "batch")),
+        ("kronecker", kronecker, ("alternating", "kfac")),
+    ):
+        if value not in known:
+            raise ValueError(f"{option} = {value!r} is not known: choose one of {', '.join(known)}")
+    check_whole(1, iterations=iterations)
 
 
 def _warn_if_few_tokens(stats: dict[str, LayerStats], modules: dict[str, nn.Linear]) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from prehab_lib.factors import LowRankLinear
 from prehab_lib.layers import replace_module
 from prehab_lib.models import build, recipe_of
+from prehab_lib.rewrite import REWRITES, rewrites_between
 
 WEIGHTS, DESCRIPTION, FORMAT = "model.safetensors", "prehab.json", 1
 
@@ -26,9 +27,18 @@ def save(model: nn.Module, folder: str | os.PathLike, **about) -> Path:
     _check_target(folder)
     ranks = {name: module.rank for name, module in model.named_modules() if isinstance(module, LowRankLinear)}
     recipe = recipe_of(model)
-    _check_rebuild(model, recipe, ranks)
+    skeleton = build(recipe)
+    rewrites = rewrites_between(skeleton, model)
+    _check_rebuild(model, skeleton, rewrites, ranks)
     tensors, tied = _tensors(model)
-    description = {"format": FORMAT, "recipe": recipe, "ranks": ranks, "tied": tied, "about": about}
+    description = {
+        "format": FORMAT,
+        "recipe": recipe,
+        "rewrites": rewrites,
+        "ranks": ranks,
+        "tied": tied,
+        "about": about,
+    }
     folder.parent.mkdir(parents=True, exist_ok=True)
     part = folder.with_name(f".{folder.name}.{os.getpid()}.part")
     try:
@@ -56,7 +66,7 @@ def load(folder: str | os.PathLike) -> nn.Module:
     tensors = _read_tensors(folder / WEIGHTS)
     try:
         model = build(description["recipe"])
-        _swap(model, description["ranks"])
+        _reshape(model, description.get("rewrites", []), description["ranks"])
     except (TypeError, KeyError, AttributeError, RuntimeError, ValueError) as problem:
         raise ValueError(f"{folder / DESCRIPTION} describes no model this version can build: {problem}") from problem
     expected = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
@@ -85,17 +95,19 @@ def _tensors(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
     return tensors, tied
 
 
-def _swap(model: nn.Module, ranks: dict[str, int]) -> None:
+def _reshape(skeleton: nn.Module, rewrites: list[str], ranks: dict[str, int]) -> None:
+    """Do to a skeleton fresh from its recipe what was done to the model that was saved."""
+    for name in rewrites:
+        REWRITES[name](skeleton)
     for name, rank in ranks.items():
-        dense = model.get_submodule(name)
+        dense = skeleton.get_submodule(name)
         low_rank = LowRankLinear(dense.in_features, dense.out_features, rank, bias=dense.bias is not None)
-        replace_module(model, name, low_rank)
+        replace_module(skeleton, name, low_rank)
 
 
-def _check_rebuild(model: nn.Module, recipe: dict, ranks: dict[str, int]) -> None:
-    """The skeleton must print as the model does: same modules, shapes, activations, constants."""
-    skeleton = build(recipe)
-    _swap(skeleton, ranks)
+def _check_rebuild(model: nn.Module, skeleton: nn.Module, rewrites: list[str], ranks: dict[str, int]) -> None:
+    """The skeleton must come to print as the model does: same modules, shapes, activations, constants."""
+    _reshape(skeleton, rewrites, ranks)
     if str(skeleton) != str(model):
         ours, theirs = str(skeleton).splitlines(), str(model).splitlines()
         first = next((pair for pair in zip(ours, theirs, strict=False) if pair[0] != pair[1]), (ours[-1], theirs[-1]))
@@ -116,8 +128,8 @@ def _read_description(folder: Path) -> dict:
         missing = {"format", "recipe", "ranks", "tied"} - set(description)
     except (json.JSONDecodeError, UnicodeDecodeError, TypeError) as problem:
         raise ValueError(f"{path} is damaged: {problem}") from problem
-    shapes = {"recipe": dict, "ranks": dict, "tied": dict}
-    missing |= {name for name, kind in shapes.items() if not isinstance(description.get(name), kind)}
+    shapes = {"recipe": dict, "rewrites": list, "ranks": dict, "tied": dict}
+    missing |= {name for name, kind in shapes.items() if not isinstance(description.get(name, kind()), kind)}
     if missing or description["format"] != FORMAT:
         raise ValueError(f"{path} is of another format than this version writes ({FORMAT}): save the model again")
     return description

@@ -8,9 +8,10 @@ from torch import nn
 
 from prehab_lib.allocation import allocation_named
 from prehab_lib.budget import check_removed
-from prehab_lib.factors import Factors, LowRankLinear
+from prehab_lib.factors import LowRankLinear
 from prehab_lib.layers import linear_layers, replace_module
-from prehab_lib.methods import RECOVERIES, Method, method_named
+from prehab_lib.methods import Method, method_named
+from prehab_lib.recovery import RECOVERIES
 from prehab_lib.stats import LayerStats
 from prehab_lib.storage import load, save
 from prehab_lib.weightings import Decomposition, decompose_all
@@ -57,7 +58,7 @@ def compress(
     batches: Iterable | None = None,
     validation: Iterable | None = None,
 ) -> Report:
-    """Replace dense layers by low-rank ones, in place.  Everything is computed and checked before anything is replaced.
+    """Replace dense layers by low-rank ones, in place; where anything fails, the model is as it was.
 
     method: a key of `METHODS`, or a `Method`.  stats: from `stats.collect`.  layers: names, or None for those of
     `decompositions`, of `stats`, or the model's default.  decompositions: reuse one factorisation for many ratios
@@ -68,9 +69,7 @@ def compress(
     """
     chosen = method_named(method)
     if chosen.recovery is not None and chosen.recovery not in RECOVERIES:
-        raise ValueError(
-            f"recovery = {chosen.recovery!r} is not known: choose one of {', '.join(RECOVERIES) or 'None'}"
-        )
+        raise ValueError(f"recovery = {chosen.recovery!r} is not known: choose one of {', '.join(RECOVERIES)}")
     check_removed(removed)
     names = next((list(given) for given in (layers, decompositions, stats) if given is not None), None)
     modules = linear_layers(model, names)
@@ -78,20 +77,26 @@ def compress(
         _check_stats(chosen, method if isinstance(method, str) else chosen.weighting, stats, modules)
         decompositions = decompose_all(model, stats, chosen.weighting, modules)
     _check_decompositions(decompositions, modules)
+    given = dict(task_loss=task_loss, batches=batches, validation=validation)
     ranks = allocation_named(chosen.allocation)(
         {name: decompositions[name] for name in modules},
         removed,
         model=model,
         stats=stats,
-        task_loss=task_loss,
-        batches=batches,
+        **given,
+        **chosen.options,
     )
     new = {name: _low_rank(name, modules[name], decompositions[name], rank) for name, rank in ranks.items() if rank}
     before = {name: module.weight.numel() for name, module in modules.items()}
     for name, module in new.items():
         replace_module(model, name, module)
     if chosen.recovery is not None:
-        RECOVERIES[chosen.recovery](model, stats=stats, task_loss=task_loss, batches=batches, validation=validation)
+        try:
+            RECOVERIES[chosen.recovery](model, decompositions=decompositions, stats=stats, **given)
+        except BaseException:
+            for name in new:
+                replace_module(model, name, modules[name])
+            raise
     return _recount(model, removed, ranks, before)
 
 
@@ -101,17 +106,10 @@ def weights_of(module: nn.Module) -> int:
 
 
 def _low_rank(name: str, module: nn.Linear, decomposition: Decomposition, rank: int) -> LowRankLinear:
-    factors = decomposition.truncate(rank).balanced()
-    like = module.weight
-    factors = Factors(factors.U.to(like), factors.V.to(like))
-    if not (torch.isfinite(factors.U).all() and torch.isfinite(factors.V).all()):
-        raise ValueError(f"layer {name!r} at rank {rank}: the factors are not finite in {like.dtype}")
-    layer = LowRankLinear.from_factors(factors, module.bias)
-    for parameter in (layer.U.weight, layer.V.weight):
-        parameter.requires_grad_(like.requires_grad)
-    if module.bias is not None:
-        layer.U.bias.requires_grad_(module.bias.requires_grad)
-    return layer.train(module.training)
+    try:
+        return LowRankLinear.in_place_of(module, decomposition.truncate(rank).balanced())
+    except ValueError as problem:
+        raise ValueError(f"layer {name!r} at rank {rank}: {problem}") from problem
 
 
 def _recount(model: nn.Module, removed: float, ranks: dict[str, int | None], before: dict[str, int]) -> Report:

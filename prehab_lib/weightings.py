@@ -1,41 +1,21 @@
-"""One kernel for every ruler: min ‖P (W − Ŵ) Q‖_F over rank Ŵ ≤ r, solved once per layer for all ranks.
+"""The rulers: by which measure is a layer's error small?  One function and one line in `WEIGHTINGS` each.
 
-A ruler is a `Weighting(left=P, right=Q)`; the solution is Ŵ = P⁻¹ U_r U_rᵀ P W with U_r the top left singular vectors of
-P W Q.  So Q is never inverted, and a singular Gram is no failure.  Source: digest of Table I; for P = I it is SVD-LLM's
-whitened truncation, SVD-LLM V2's, and Swift-SVD's projection of the outputs, which are one map.
+A ruler turns a layer's statistics into the two matrices of the kernel ‖P (W − Ŵ) Q‖_F² (`decomposition`), which solves it
+for every rank at once.  Table I of the paper prints the papers' own forms.
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from prehab_lib.factors import Factors
+from prehab_lib.decomposition import Decomposition, Weighting, factorise
 from prehab_lib.layers import linear_layers
 from prehab_lib.progress import progress
-from prehab_lib.stats import LayerStats, on_factor_device
+from prehab_lib.roots import invertible_root, on_factor_device, psd_root
+from prehab_lib.stats import LayerStats
 
-
-@dataclass(frozen=True)
-class Weighting:
-    """The ruler ‖P E Q‖_F² for an error E (m, n): left P (m, m), invertible; right Q (n, n), any; None is the identity."""
-
-    left: Tensor | None = None
-    right: Tensor | None = None
-
-    def apply(self, E: Tensor) -> Tensor:
-        """P E Q, (m, n)."""
-        E = self.apply_left(E)
-        return E if self.right is None else E @ self.right.to(E)
-
-    def apply_left(self, E: Tensor) -> Tensor:
-        """P E, (m, n)."""
-        return E if self.left is None else self.left.to(E) @ E
-
-    def undo_left(self, U: Tensor) -> Tensor:
-        """P⁻¹ U, by a solve."""
-        return U if self.left is None else torch.linalg.solve(self.left.to(U), U)
+__all__ = ["WEIGHTINGS", "Decomposition", "Weighting", "decompose", "decompose_all", "error", "weighting_named"]
 
 
 def identity(stats: LayerStats | None = None) -> Weighting:
@@ -46,38 +26,70 @@ def identity(stats: LayerStats | None = None) -> Weighting:
     return Weighting()
 
 
+def fisher(stats: LayerStats) -> Weighting:
+    """FWSVD's ruler: Σ_ij f_j (W − Ŵ)_ij², one weight f_j = Σ_i F_ij for each input j.
+
+    Source: Table I, row "FWSVD" (arXiv 2207.00112), which prints the element-wise form Σ F_ij (W − Ŵ)_ij²; that has no closed
+    form, and the method shares the weights as here.  stats.fisher_in (n,): per-sample squares, summed over outputs.
+    """
+    return Weighting(right=_diagonal(stats.need("fisher_in", "FWSVD's ruler")))
+
+
+def fisher_out(stats: LayerStats) -> Weighting:
+    """The other reading of FWSVD: one weight for each output i, Σ_ij f_i (W − Ŵ)_ij² with f_i = Σ_j F_ij.
+
+    stats.fisher_out (m,).  P must be undone, so weights below a millionth of their mean are raised to it.
+    """
+    return Weighting(left=_diagonal(stats.need("fisher_out", "the output-side Fisher ruler"), floor=1e-6))
+
+
+def fisher_two_sided(stats: LayerStats) -> Weighting:
+    """Both sides: Σ_ij f_i f_j (W − Ŵ)_ij², as the code of LoRA-FWSVD does.  stats.fisher_in (n,), stats.fisher_out (m,)."""
+    return Weighting(left=fisher_out(stats).left, right=fisher(stats).right)
+
+
+def kronecker(stats: LayerStats, ridge: float = 1e-6) -> Weighting:
+    """GFWSVD's ruler: vec(E)ᵀ (A ⊗ B) vec(E) = tr(Eᵀ B E A) = ‖L_Bᵀ E L_A‖_F², E = W − Ŵ, A ⊗ B near the Fisher matrix.
+
+    Source: Table I, row "GFWSVD" (arXiv 2505.17974).  stats.kron_in = A (n, n), stats.kron_out = B (m, m).  B has to be
+    undone: it gets `ridge` times its mean eigenvalue on the diagonal, ten times more as long as Cholesky fails.
+    """
+    A, B = (stats.need(name, "GFWSVD's ruler") for name in ("kron_in", "kron_out"))
+    return Weighting(left=invertible_root(B, ridge).T, right=psd_root(A))
+
+
+def activation(stats: LayerStats, alpha: float = 0.5) -> Weighting:
+    """ASVD's ruler: inputs scaled by s_j = (mean |x_j|)^α, Σ_ij s_j² (W − Ŵ)_ij².
+
+    Source: arXiv 2312.05821; α = 0 is plain SVD.  stats.mean_abs (n,).
+    """
+    return Weighting(right=torch.diag(_finite(stats.need("mean_abs", "ASVD's ruler")) ** alpha))
+
+
+def activation_max(stats: LayerStats, alpha: float = 0.5) -> Weighting:
+    """ASVD's variant with s_j = (max |x_j|)^α.  stats.max_abs (n,)."""
+    return Weighting(right=torch.diag(_finite(stats.need("max_abs", "ASVD's ruler by maxima")) ** alpha))
+
+
 def gram(stats: LayerStats) -> Weighting:
     """SVD-LLM's ruler: squared error of the layer's *output*, tr (W − Ŵ) G (W − Ŵ)ᵀ = ‖(W − Ŵ) L‖_F² with L Lᵀ = G.
 
-    Source: Table I, row "SVD-LLM" (arXiv 2403.07378).  stats.gram (n, n): mean of x xᵀ over calibration tokens.
+    Source: Table I, row "SVD-LLM" (arXiv 2403.07378); also SVD-LLM V2 (2503.12340) and Swift-SVD (2604.01609), which reach
+    the same map by other roots of G.  stats.gram (n, n): mean of x xᵀ over calibration tokens.
     """
     return Weighting(right=stats.gram_root())
 
 
-WEIGHTINGS: dict[str, Callable[..., Weighting]] = {"identity": identity, "gram": gram}
-
-
-@dataclass(frozen=True)
-class Decomposition:
-    """W = left · right, ordered so that the first r columns and rows are the best rank-r answer of one ruler.
-
-    left (m, k), right (k, n), sigma (k,) descending, k = min(m, n).  sigma[i] is what component i carries under the ruler:
-    dropping all from r on costs exactly Σ_{i≥r} sigma[i]² (the squared ruler).
-    """
-
-    left: Tensor
-    right: Tensor
-    sigma: Tensor
-
-    def truncate(self, rank: int) -> Factors:
-        """The best factors of that rank, U (m, rank) and V (rank, n).  Raises ValueError outside 1 … k."""
-        if not 1 <= rank <= len(self.sigma):
-            raise ValueError(f"rank = {rank}: this layer allows 1 to {len(self.sigma)}")
-        return Factors(self.left[:, :rank], self.right[:rank])
-
-    def tail_error(self, rank: int) -> float:
-        """The squared ruler after `truncate(rank)`, predicted from the singular values alone."""
-        return float(self.sigma[rank:].square().sum())
+WEIGHTINGS: dict[str, Callable[..., Weighting]] = {
+    "identity": identity,
+    "fisher": fisher,
+    "fisher_out": fisher_out,
+    "fisher_two_sided": fisher_two_sided,
+    "kronecker": kronecker,
+    "activation": activation,
+    "activation_max": activation_max,
+    "gram": gram,
+}
 
 
 def weighting_named(name: str) -> Callable[..., Weighting]:
@@ -94,29 +106,13 @@ def decompose(
     dtype: torch.dtype = torch.float64,
     **options,
 ) -> Decomposition:
-    """Factorise W (m, n) under a ruler; every rank is then a slice.
+    """Factorise W (m, n) under a ruler; every rank is then a slice.  For the cost see `decomposition.factorise`.
 
-    The smaller side is factorised: an eigendecomposition of the p × p Gram of P W Q, p = min(m, n), about 9 p³ + 4 p m n
-    operations.  It is repeated on the remainder only where P W Q is singular to working precision.  float64 by default;
-    `dtype=torch.float32` halves time and memory and costs accuracy in the tail.  options go to the weighting.
-    Raises ValueError for an unknown weighting, a statistic that was not collected, a ruler of another shape, or NaN.
+    float64 by default; `dtype=torch.float32` halves time and memory and costs accuracy in the tail.  options go to the
+    weighting.  Raises ValueError for an unknown weighting, a statistic that was not collected, a ruler of another shape,
+    or NaN.
     """
-    W = on_factor_device(W, dtype)
-    ruler = (
-        weighting if isinstance(weighting, Weighting) else weighting_named(weighting)(stats or LayerStats(), **options)
-    )
-    _check(W, ruler)
-    PW, PWQ = ruler.apply_left(W), ruler.apply(W)  # (m, n), (m, n)
-    # Squaring hides what lies below √eps: look at the remainder until it is empty, then at what the ruler cannot see.
-    U = W.new_zeros(W.shape[0], 0)
-    for target in (PWQ, PW):
-        found = -1
-        while found < U.shape[1] < min(W.shape):
-            found = U.shape[1]
-            U = torch.cat([U, _new_left_vectors(target, U)], dim=1)
-    U = nn.functional.pad(U, (0, min(W.shape) - U.shape[1]))  # a rank-deficient W: nothing is left to carry
-    sigma = torch.linalg.vector_norm(U.T @ PWQ, dim=1)
-    return Decomposition(left=ruler.undo_left(U), right=U.T @ PW, sigma=sigma.cummin(0).values)
+    return factorise(on_factor_device(W, dtype), _ruler(stats, weighting, options))
 
 
 def decompose_all(
@@ -144,39 +140,30 @@ def error(
     W: Tensor, W_hat: Tensor, stats: LayerStats | None = None, weighting: str | Weighting = "gram", **options
 ) -> float:
     """The ruler itself, squared: ‖P (W − Ŵ) Q‖_F², for W and Ŵ (m, n)."""
-    ruler = (
-        weighting if isinstance(weighting, Weighting) else weighting_named(weighting)(stats or LayerStats(), **options)
-    )
+    ruler = _ruler(stats, weighting, options)
     return float(ruler.apply(on_factor_device(W) - on_factor_device(W_hat)).square().sum())
 
 
-def _new_left_vectors(target: Tensor, U: Tensor) -> Tensor:
-    """Left singular vectors of what `target` (m, n) has outside the span of U, largest first, those above round-off."""
-    rest = target - U @ (U.T @ target)
-    m, n = rest.shape
-    if m <= n:
-        found = torch.linalg.eigh(rest @ rest.T).eigenvectors.flip(1)
-    else:
-        found = rest @ torch.linalg.eigh(rest.T @ rest).eigenvectors.flip(1)
-    found = torch.linalg.qr(found).Q
-    carried = torch.linalg.vector_norm(found.T @ rest, dim=1)
-    eps = torch.finfo(rest.dtype).eps
-    resolved = carried > carried.max() * (max(m, n) * eps) ** 0.5
-    above_noise = carried > torch.linalg.matrix_norm(target) * max(m, n) * eps
-    keep = (resolved & above_noise).nonzero().flatten()[: min(m, n) - U.shape[1]]
-    keep = keep[torch.argsort(carried[keep], descending=True, stable=True)]
-    found = found[:, keep] - U @ (U.T @ found[:, keep])
-    return torch.linalg.qr(found).Q
+def _ruler(stats: LayerStats | None, weighting: str | Weighting, options: dict) -> Weighting:
+    if isinstance(weighting, Weighting):
+        return weighting
+    return weighting_named(weighting)(stats or LayerStats(), **options)
 
 
-def _check(W: Tensor, ruler: Weighting) -> None:
-    if W.ndim != 2:
-        raise ValueError(f"a weight is a matrix (m, n), not a tensor of shape {tuple(W.shape)}")
-    if not torch.isfinite(W).all():
-        raise ValueError("the weight has NaN or infinite entries")
-    for side, root, size in (("left", ruler.left, W.shape[0]), ("right", ruler.right, W.shape[1])):
-        if root is not None and root.shape != (size, size):
-            raise ValueError(f"the {side} root has shape {tuple(root.shape)} and the weight {tuple(W.shape)}")
+def _diagonal(f: Tensor, floor: float = 0.0) -> Tensor:
+    """diag(√f), (k, k), in float64; floor: least value as a fraction of the mean (all ones where f is zero)."""
+    f = _finite(f)
+    if floor:
+        f = f.clamp_min(floor * f.mean()) if f.mean() > 0 else torch.ones_like(f)
+    return torch.diag(f.sqrt())
+
+
+def _finite(weights: Tensor) -> Tensor:
+    """In float64.  Raises ValueError for a weight that is NaN, infinite or negative."""
+    weights = on_factor_device(weights)
+    if not torch.isfinite(weights).all() or (weights < 0).any():
+        raise ValueError("the statistic has NaN, infinite or negative entries: look at the calibration data")
+    return weights
 
 
 def _stats_of(stats: dict[str, LayerStats] | None, name: str) -> LayerStats:

@@ -17,15 +17,38 @@ def skewed(rows: int, n: int, seed: int = 0, spread: float = 3.0) -> torch.Tenso
 def layer(
     m: int, n: int, rows: int, seed: int = 0, spread: float = 3.0
 ) -> tuple[torch.Tensor, LayerStats, torch.Tensor]:
-    """A weight (m, n), its statistics, and the inputs (rows, n) they come from."""
+    """A weight (m, n), all its statistics, and the inputs (rows, n) they come from; each row is a sample with a gradient."""
     X = skewed(rows, n, seed, spread)
     W = torch.randn(m, n, dtype=torch.float64, generator=torch.Generator().manual_seed(seed + 1))
-    gram = X.T @ X / rows
-    return W, LayerStats(gram=gram, mean_abs=X.abs().mean(0), max_abs=X.abs().amax(0), tokens=rows), X
+    D = skewed(rows, m, seed + 2, spread=1.0)  # (rows, m): G_s = d_s x_sᵀ
+    squares = (D.square().T @ X.square()) / rows  # (m, n), the diagonal of the Fisher matrix
+    stats = LayerStats(
+        gram=X.T @ X / rows,
+        mean_abs=X.abs().mean(0),
+        max_abs=X.abs().amax(0),
+        fisher_in=squares.sum(0),
+        fisher_out=squares.sum(1),
+        kron_in=(X * D.square().sum(1, keepdim=True)).T @ X / rows,
+        kron_out=(D * X.square().sum(1, keepdim=True)).T @ D / rows,
+        tokens=rows,
+    )
+    return W, stats, X
+
+
+def scaled(stats: LayerStats, by: float) -> LayerStats:
+    """The same statistics in other units."""
+    return LayerStats(**{name: by * value for name, value in vars(stats).items() if isinstance(value, torch.Tensor)})
+
+
+def permuted(stats: LayerStats, order: torch.Tensor) -> LayerStats:
+    """Statistics of the layer whose inputs come in another order."""
+    by_input = {name: getattr(stats, name)[order] for name in ("mean_abs", "max_abs", "fisher_in")}
+    square = {name: getattr(stats, name)[order][:, order] for name in ("gram", "kron_in")}
+    return LayerStats(**by_input, **square, fisher_out=stats.fisher_out, kron_out=stats.kron_out)
 
 
 class Toy(nn.Module):
-    """Two readers of one tensor, then one more layer: forward(images or x, attention_mask=None)."""
+    """Two readers of one tensor, then one more layer: forward(x, attention_mask=None); labels are for the loss."""
 
     def __init__(self, n: int = 12, m: int = 16, classes: int = 4, seed: int = 0):
         super().__init__()
@@ -34,7 +57,7 @@ class Toy(nn.Module):
             self.query, self.key = nn.Linear(n, m), nn.Linear(n, m)
             self.out = nn.Linear(m, classes)
 
-    def forward(self, x, attention_mask=None):
+    def forward(self, x, attention_mask=None, labels=None):
         h = torch.relu(self.query(x)) + torch.tanh(self.key(x))
         return self.out(h if h.ndim == 2 else h.mean(1))
 

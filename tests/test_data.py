@@ -1,5 +1,6 @@
 import datasets
 import pytest
+import torch
 from PIL import Image
 
 from prehab_lib import data
@@ -110,6 +111,7 @@ def test_the_embedded_task_is_balanced_in_size():
     task = digit_task(8, 900)
     assert sum(len(labels) for _, labels in task.test()) == 1000 and "1000 fixed pairs" in task.protocol
     assert next(iter(task.calibration(0, 1)))[0].shape == (8, 1, 8, 16)
+    assert not torch.equal(next(iter(task.validation(0, 1)))[0], next(iter(task.calibration(0, 1)))[0])
 
 
 def image_folder(root, tree):

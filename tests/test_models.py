@@ -3,7 +3,9 @@ import timm
 import torch
 import transformers
 
+from prehab_lib.layers import default_layers
 from prehab_lib.models import build, image_model, recipe_of, small_vit, text_model
+from tests.families import distance, logits, tiny
 
 TINY = dict(vocab_size=30, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=24)
 
@@ -38,6 +40,25 @@ def test_a_transformers_model_from_a_local_folder(tmp_path):
     ids = torch.arange(6)[None]
     assert torch.equal(again(ids).logits, model(ids).logits)
     assert str(build(recipe_of(again))) == str(model)
+
+
+@pytest.mark.parametrize("kind", ["GPT2LMHeadModel", "GPT2Model"])
+def test_gpt2_from_a_folder_comes_with_linear_layers(kind, tmp_path):
+    model = tiny("gpt2")
+    (model if kind == "GPT2LMHeadModel" else model.base_model).save_pretrained(tmp_path)
+    again = text_model(str(tmp_path), "AutoModelForCausalLM" if kind == "GPT2LMHeadModel" else "AutoModel")
+    assert type(again).__name__ == kind and len(default_layers(again)) == 2 * 4
+    if kind == "GPT2LMHeadModel":
+        assert distance(logits(again), logits(model)) < 1e-6
+        assert again.lm_head.weight is again.transformer.wte.weight
+
+
+@pytest.mark.parametrize("family", ["llama", "opt"])
+def test_another_language_model_from_a_folder_is_as_it_was(family, tmp_path):
+    model = tiny(family)
+    model.save_pretrained(tmp_path)
+    again = text_model(str(tmp_path), "AutoModelForCausalLM")
+    assert str(again) == str(model) and torch.equal(logits(again), logits(model))
 
 
 def test_an_unknown_name_and_an_empty_folder_are_named(tmp_path):

@@ -7,8 +7,12 @@ import transformers
 from torch import nn
 
 from prehab_lib import storage
+from prehab_lib.factors import LowRankLinear
+from prehab_lib.layers import default_layers
 from prehab_lib.models import small_vit
+from prehab_lib.rewrite import to_linear
 from prehab_lib.surgery import compress, load, save
+from tests.families import FAMILIES, inputs_of, tiny
 
 TEXT = dict(vocab_size=40, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48)
 IDS = torch.arange(24).view(2, 12)
@@ -70,6 +74,19 @@ def test_a_dense_and_a_mixed_model_round_trip(tmp_path):
     assert torch.equal(output(load(save(model, tmp_path / "mixed")), x), output(model, x))
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_round_trips_with_some_layers_dense(family, tmp_path):
+    model = tiny(family)
+    to_linear(model)
+    names = default_layers(model)
+    compress(model, "svd", 0.4, layers=names[::2])
+    again = load(save(model, tmp_path / "model"))
+    assert torch.equal(output(again, inputs_of(again)), output(model, inputs_of(model)))
+    assert [type(again.get_submodule(name)) for name in names] == [LowRankLinear, nn.Linear] * (len(names) // 2) + [
+        LowRankLinear
+    ] * (len(names) % 2)
+
+
 def test_a_loaded_model_can_be_saved_and_trained(tmp_path):
     model, x = timm_small()
     compress(model, "svd", 0.4)
@@ -105,6 +122,12 @@ def test_other_names_are_refused_and_not_reinitialised(folder):
     rewrite(folder, lambda d: d["recipe"]["kwargs"].update(depth=1))
     with pytest.raises((ValueError, AttributeError)):
         load(folder)
+
+
+def test_a_folder_from_before_rewrites_still_loads(folder):
+    before = output(load(folder), torch.ones(2, 1, 8, 16))
+    rewrite(folder, lambda d: d.pop("rewrites"))
+    assert torch.equal(output(load(folder), torch.ones(2, 1, 8, 16)), before)
 
 
 @pytest.mark.parametrize("keep", [0, 4, 100, 5000])
@@ -189,6 +212,9 @@ def test_a_folder_with_other_files_is_left_alone(tmp_path):
         lambda d: d["ranks"].update({"nowhere": 2}),
         lambda d: d.update(recipe=None),
         lambda d: d.update(tied=[]),
+        lambda d: d.update(rewrites="split_qkv"),
+        lambda d: d.update(rewrites=["os.system"]),
+        lambda d: d.update(rewrites=[{}]),
         lambda d: d["recipe"].pop("kwargs"),
         lambda d: d["recipe"]["kwargs"].update(checkpoint_path="weights.pth"),
         lambda d: d["recipe"].update(name="nope"),

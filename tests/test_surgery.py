@@ -1,6 +1,7 @@
 """Contract of every method: whoever adds one to `METHODS` inherits these tests."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from prehab_lib.budget import check_removed
 from prehab_lib.evaluate import classification_loss
 from prehab_lib.factors import LowRankLinear
 from prehab_lib.methods import METHODS, Method
-from prehab_lib.stats import LayerStats, collect
+from prehab_lib.stats import KNOWN, LayerStats, collect
 from prehab_lib.surgery import compress, weights_of
 from prehab_lib.weightings import decompose_all
 from tests.helpers import Toy, toy_batches
@@ -22,7 +23,7 @@ LAYERS = ("query", "key", "out")
 @pytest.fixture
 def toy():
     model, batches = Toy(n=24, m=32, classes=20), toy_batches(n=24, classes=20, count=12)
-    return model, batches, collect(model, batches)
+    return model, batches, collect(model, batches, needs=KNOWN, task_loss=classification_loss, iterations=2)
 
 
 def shrink(model, method, removed, toy, **more):
@@ -51,7 +52,10 @@ def test_biases_modes_and_flags_are_untouched(method, toy):
     biases = {name: model.get_submodule(name).bias.clone() for name in LAYERS}
     shrink(model, method, 0.4, toy)
     assert all(torch.equal(model.get_submodule(name).bias, biases[name]) for name in LAYERS)
-    assert model.query.training and not model.key.U.weight.requires_grad and model.query.U.weight.requires_grad
+    assert model.query.training
+    for name in LAYERS:  # asvd may leave one dense
+        weights = [p for part, p in model.get_submodule(name).named_parameters() if part.endswith("weight")]
+        assert weights and all(p.requires_grad == (name != "key") for p in weights)
 
 
 @every_method
@@ -67,8 +71,8 @@ def test_one_decomposition_serves_every_ratio(method, toy):
     decompositions = decompose_all(toy[0], toy[2], METHODS[method].weighting)
     for removed in (0.2, 0.6):
         shared, own = copy.deepcopy(toy[0]), copy.deepcopy(toy[0])
-        shrink(shared, method, removed, toy, decompositions=decompositions)
-        shrink(own, method, removed, toy)
+        report = shrink(shared, method, removed, toy, decompositions=decompositions)
+        assert report.ranks == shrink(own, method, removed, toy).ranks
         assert torch.equal(shared(toy[1][0][0]), own(toy[1][0][0]))
 
 
@@ -82,14 +86,17 @@ def test_swapping_every_layer_at_full_rank_is_a_no_op(toy):
     torch.testing.assert_close(model(x), before, rtol=1e-4, atol=1e-4)
 
 
-def test_svd_llm_and_swift_svd_are_one_map_at_equal_ranks(toy):
-    one, other = toy[0].double(), copy.deepcopy(toy[0]).double()
-    compress(one, "svd_llm", 0.4, toy[2])
-    compress(other, "swift_svd", 0.4, toy[2])
+def test_svd_llm_v2_and_swift_svd_are_svd_llm_at_equal_ranks(toy):
+    """Toy has one layer of each type, so neither allocation has anybody to share with."""
+    found = {}
+    for method in ("svd_llm", "svd_llm_v2", "swift_svd"):
+        found[method] = copy.deepcopy(toy[0]).double()
+        double = [(x.double(), y) for x, y in toy[1]]
+        compress(found[method], method, 0.4, toy[2], task_loss=classification_loss, batches=double)
     for name in LAYERS:
-        torch.testing.assert_close(
-            one.get_submodule(name).weight, other.get_submodule(name).weight, rtol=1e-10, atol=1e-12
-        )
+        W = found["svd_llm"].get_submodule(name).weight
+        for other in ("svd_llm_v2", "swift_svd"):
+            torch.testing.assert_close(found[other].get_submodule(name).weight, W, rtol=1e-10, atol=1e-12)
 
 
 def test_whitening_loses_less_of_the_output_than_plain_svd(toy):
@@ -101,6 +108,21 @@ def test_whitening_loses_less_of_the_output_than_plain_svd(toy):
         compress(model, method, 0.6, stats, layers=["query"])
         loss[method] = float((model.query(x) - toy[0].query(x)).detach().square().sum())
     assert loss["svd_llm"] < 0.9 * loss["svd"]
+
+
+@pytest.mark.parametrize("trouble", ["no batches", "a batch that breaks"])
+def test_a_recovery_that_fails_leaves_the_model_as_it_was(trouble, toy):
+    model, batches = toy[0], toy[1]
+    broken = {"no batches": None, "a batch that breaks": [*batches[:2], (torch.full((4, 24), float("nan")), torch.zeros(4))]}
+    before = {name: model.get_submodule(name) for name in LAYERS}
+    with pytest.raises(ValueError, match="needs batches|NaN"):
+        compress(model, "svd_llm_update", 0.4, toy[2], batches=broken[trouble])
+    assert all(model.get_submodule(name) is before[name] for name in LAYERS)
+
+
+def test_options_of_a_method_reach_its_allocation(toy):
+    spared = replace(METHODS["asvd"], options={"losses": {name: {5: 0.0, 1: float("inf")} for name in LAYERS}})
+    assert compress(toy[0], spared, 0.6, toy[2]).ranks == {"query": 5, "key": 5, "out": 5}
 
 
 def test_a_thin_layer_stays_dense_and_is_listed():

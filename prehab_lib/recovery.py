@@ -1,0 +1,155 @@
+"""Recovery in closed form: what can be done to the factors after surgery without training."""
+
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from prehab_lib.activations import input_statistics
+from prehab_lib.batches import device_of, forward, mode, move
+from prehab_lib.decomposition import Decomposition
+from prehab_lib.factors import LowRankLinear
+from prehab_lib.progress import progress
+from prehab_lib.refit import refit
+from prehab_lib.roots import on_factor_device
+from prehab_lib.trial import check_given
+
+TOKENS_PER_RANK = 10  # fewer leave the least-squares solution to chance
+
+
+@torch.no_grad()
+def closed_form(
+    model: nn.Module,
+    *,
+    decompositions: Mapping[str, Decomposition],
+    stats=None,
+    task_loss=None,
+    batches: Iterable | None = None,
+    validation=None,
+) -> None:
+    """Refit every U to the inputs that its layer gets in the compressed model, in place: U ← argmin ‖X̃ (W − U V)ᵀ‖_F.
+
+    In the order of execution, U' = U + (W − U V) G̃ Vᵀ (V G̃ Vᵀ)⁺, where G̃ is the Gram of the inputs X̃ that have passed the
+    layers before, already compressed and already refitted.  W is left · right of the layer's decomposition; V, the bias
+    and dense layers stay as they are.  In float64; what the data do not show keeps its U (`refit`).
+    If one layer fails, all get their U back.  The target is what W says to X̃, not to the dense model's inputs: no layer's own
+    error grows, but the drift of its inputs is not repaired, and the task may gain or lose.
+
+    batches: calibration data, gone over once for every distinct input of a low-rank layer; each pass stops there, so
+    about half a forward pass of each batch an input.  Memory: one G̃ (n, n) at a time, and a copy of every U.
+
+    Source: SVD-LLM, earlier version and the released code (arXiv 2403.07378v1), layer-wise closed-form update.
+    Raises ValueError naming what is missing, or a layer that is never called, gets NaN, or leaves its precision.
+    Warns where a layer sees fewer than 10 r tokens.
+    """
+    check_given("recovery 'closed_form'", batches=batches)
+    found = {name: module for name, module in model.named_modules() if isinstance(module, LowRankLinear)}
+    layers = {name: module for name, module in found.items() if name in decompositions}
+    before = {name: layer.U.weight.clone() for name, layer in layers.items()}
+    tokens = {}
+    try:
+        for names, calls in progress(_reading_order(model, layers, batches), "closed form"):
+            first = layers[names[0]].V
+            read = input_statistics(_Until(model, first, calls), {names[0]: first}, batches, {"gram"})[names[0]][0]
+            for name in names:
+                tokens[name] = read["tokens"]
+                _update(name, layers[name], decompositions[name], read["gram"])
+    except BaseException:
+        for name, layer in layers.items():
+            layer.U.weight.copy_(before[name])
+        raise
+    _warn_if_few_tokens(tokens, layers)
+
+
+def _update(name: str, layer: LowRankLinear, decomposition: Decomposition, gram: Tensor) -> None:
+    eps = torch.finfo(torch.float64 if layer.V.weight.dtype == torch.float64 else torch.float32).eps
+    U, V = on_factor_device(layer.U.weight), on_factor_device(layer.V.weight)
+    W = decomposition.left.to(U) @ decomposition.right.to(U)
+    new = refit(W, U, V, gram, eps).to(layer.U.weight)
+    if not torch.isfinite(new).all():
+        raise ValueError(f"layer {name!r}: the refitted factor is not finite in {new.dtype}")
+    layer.U.weight.copy_(new)
+
+
+def _reading_order(
+    model: nn.Module, layers: Mapping[str, LowRankLinear], batches: Iterable
+) -> list[tuple[list[str], int]]:
+    """(layers that read the same tensor at every call, number of calls in one forward), in order of execution."""
+    reads: dict[str, list[int]] = {name: [] for name in layers}
+    last: tuple[Tensor, int] | None = None
+    count = 0
+
+    def hook(name: str) -> Callable:
+        def read(module: nn.Module, args: tuple) -> None:
+            nonlocal last, count
+            x = args[0]
+            if last is None or last[0] is not x or last[1] != x._version:
+                last, count = (x, x._version), count + 1
+            reads[name].append(count)
+
+        return read
+
+    handles = []
+    try:
+        for name, layer in layers.items():
+            handles.append(layer.V.register_forward_pre_hook(hook(name)))
+        with mode(model, training=False):
+            for batch in batches:
+                forward(model, move(batch, device_of(model)))
+                break
+            else:
+                raise ValueError("recovery 'closed_form' got no batches: pass at least one")
+    finally:
+        for handle in handles:
+            handle.remove()
+    if silent := [name for name in layers if not reads[name]]:
+        raise ValueError(f"no calibration input reached layer {silent[0]!r} (of {len(silent)}): does forward call it?")
+    groups: dict[tuple[int, ...], list[str]] = {}
+    for name in layers:
+        groups.setdefault(tuple(reads[name]), []).append(name)
+    return [(groups[key], len(key)) for key in sorted(groups)]
+
+
+class _Reached(Exception):
+    """The rest of the forward pass is not needed."""
+
+
+class _Until(nn.Module):
+    """A model whose forward ends, without a result, after so many calls of one of its layers."""
+
+    def __init__(self, model: nn.Module, layer: nn.Module, calls: int):
+        super().__init__()
+        self.model, self.layer, self.calls = model, layer, calls
+
+    def forward(self, *args, **kwargs) -> None:
+        left = self.calls
+
+        def stop(*_) -> None:
+            nonlocal left
+            left -= 1
+            if not left:
+                raise _Reached
+
+        handle = self.layer.register_forward_hook(stop)
+        try:
+            self.model(*args, **kwargs)
+        except _Reached:
+            pass
+        finally:
+            handle.remove()
+
+
+def _warn_if_few_tokens(tokens: Mapping[str, int], layers: Mapping[str, LowRankLinear]) -> None:
+    few = [name for name, seen in tokens.items() if seen < TOKENS_PER_RANK * layers[name].rank]
+    if few:
+        name = min(few, key=lambda name: tokens[name] / layers[name].rank)
+        warnings.warn(
+            f"{len(few)} of {len(tokens)} layers were refitted to fewer than {TOKENS_PER_RANK} tokens per rank; the least is "
+            f"{name!r} with {tokens[name]} tokens for rank {layers[name].rank}: use more calibration data",
+            stacklevel=4,
+        )
+
+
+# What is done to the factors after surgery: name -> fn(model, ...), in place.  Training afterwards is `rehab`.
+RECOVERIES: dict[str, Callable[..., None]] = {"closed_form": closed_form}

@@ -1,0 +1,67 @@
+"""Try ranks out: low-rank layers in a model for the length of a measurement, and its own layers back afterwards."""
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+from prehab_lib.batches import device_of, mode, move
+from prehab_lib.decomposition import Decomposition
+from prehab_lib.factors import LowRankLinear
+from prehab_lib.layers import linear_layers, replace_module
+
+
+@contextmanager
+def truncated(
+    model: nn.Module, decompositions: Mapping[str, Decomposition], ranks: Mapping[str, int | None]
+) -> Iterator[None]:
+    """Inside, each layer with a rank is the low-rank layer that surgery would put there, in the model's dtype.
+
+    The dense modules wait outside and the very same objects come back, whatever happens: no bit of them changes.
+    Memory: r (m + n) numbers a layer.
+    """
+    chosen = {name: rank for name, rank in ranks.items() if rank}
+    modules = linear_layers(model, chosen) if chosen else {}
+    try:
+        for name, module in modules.items():
+            factors = decompositions[name].truncate(chosen[name]).balanced()
+            replace_module(model, name, LowRankLinear.in_place_of(module, factors))
+        yield
+    finally:
+        for name, module in modules.items():
+            replace_module(model, name, module)
+
+
+@torch.no_grad()
+def loss_at(
+    model: nn.Module,
+    decompositions: Mapping[str, Decomposition],
+    ranks: Mapping[str, int | None],
+    task_loss: Callable,
+    batches: Iterable,
+) -> float:
+    """Mean of `task_loss` over the batches with these ranks in place, in eval mode; inf as soon as one is not finite.
+
+    Raises ValueError where there is no batch.
+    """
+    total, count = 0.0, 0
+    with mode(model, training=False), truncated(model, decompositions, ranks):
+        for batch in batches:
+            loss = float(task_loss(model, move(batch, device_of(model))))
+            if not math.isfinite(loss):
+                return math.inf
+            total, count = total + loss, count + 1
+    if not count:
+        raise ValueError("there is nothing to measure a loss on: the batches are empty")
+    return total / count
+
+
+def check_given(wanted_by: str, **given) -> None:
+    """Raises ValueError naming the first argument that is None, or an iterator where several passes are due."""
+    for name, value in given.items():
+        if value is None:
+            raise ValueError(f"{wanted_by} needs {name}: pass {name}=...")
+        if isinstance(value, Iterator):
+            raise ValueError(f"{wanted_by} goes over {name} many times: pass a list or a DataLoader, not a generator")

@@ -1,0 +1,56 @@
+import pytest
+import torch
+
+from prehab_lib.roots import invertible_root, psd_eigen, psd_root
+from tests.helpers import layer
+
+
+def test_root_of_a_singular_gram():
+    _, stats, _ = layer(8, 12, 5)
+    L = psd_root(stats.gram)
+    torch.testing.assert_close(L @ L.T, stats.gram, rtol=1e-9, atol=1e-9 * float(stats.gram.max()))
+    assert int((L.norm(dim=0) > 0).sum()) == 5
+    assert int((psd_eigen(stats.gram)[0] > 0).sum()) == 5
+
+
+@pytest.mark.parametrize(
+    ("matrix", "message"),
+    [
+        (torch.zeros(2, 3), "square"),
+        (torch.full((2, 2), float("nan")), "NaN"),
+        (torch.tensor([[1.0, 2], [0, 1]]), "symmetric"),
+    ],
+)
+def test_a_gram_that_is_none_is_refused(matrix, message):
+    for root in (psd_root, psd_eigen, invertible_root):
+        with pytest.raises(ValueError, match=message):
+            root(matrix)
+
+
+def test_both_roots_are_roots_and_each_is_taken_where_it_is_safe():
+    _, stats, _ = layer(8, 12, 400)
+    L = psd_root(stats.gram)
+    assert torch.equal(L, L.tril()) and torch.equal(L, torch.linalg.cholesky(stats.gram))
+    nearly = stats.gram - 0.999999999999 * torch.linalg.eigvalsh(stats.gram)[0] * torch.eye(12)
+    for gram in (stats.gram, nearly):
+        root = psd_root(gram)
+        torch.testing.assert_close(root @ root.T, gram, rtol=0, atol=1e-12 * float(gram.max()))
+    assert not torch.equal(psd_root(nearly), psd_root(nearly).tril())
+
+
+def test_an_invertible_root_adds_the_least_ridge_that_works():
+    _, stats, _ = layer(8, 12, 400)
+    for A in (stats.gram, layer(8, 12, 5)[1].gram):
+        L = invertible_root(A)
+        ridge = 1e-6 * A.diagonal().mean() * torch.eye(12, dtype=torch.float64)
+        torch.testing.assert_close(L @ L.T, A + ridge, rtol=1e-12, atol=1e-12 * float(A.max()))
+    slightly_negative = torch.diag(torch.tensor([1.0, 1.0, 1.0, -1e-4], dtype=torch.float64))
+    L = invertible_root(slightly_negative)
+    mean = slightly_negative.diagonal().mean()
+    assert (L @ L.T - slightly_negative).diagonal()[0] == pytest.approx(1e-3 * float(mean), rel=1e-6)
+
+
+def test_the_root_of_nothing_is_the_identity_and_a_negative_matrix_is_refused():
+    assert torch.equal(invertible_root(torch.zeros(3, 3)), torch.eye(3, dtype=torch.float64))
+    with pytest.raises(ValueError, match="no second moment"):
+        invertible_root(torch.diag(torch.tensor([2.0, -1.0])))
