@@ -14,7 +14,7 @@ from prehab_lib.batches import device_of, forward, mode, move, padding_mask
 from prehab_lib.progress import progress
 from prehab_lib.roots import on_factor_device
 
-CHUNK = 4096  # tokens per float32 product; the sums over chunks are float64
+CHUNK = 4096  # tokens per product; the sums over chunks are float64 whatever the products are
 
 
 class _Gram:
@@ -56,14 +56,20 @@ INPUT_STATISTICS = {"gram": _Gram, "mean_abs": _MeanAbs, "max_abs": _MaxAbs}
 
 
 def input_statistics(
-    model: nn.Module, modules: dict[str, nn.Linear], batches: Iterable, needs: Iterable[str], hooks: Iterable = ()
+    model: nn.Module,
+    modules: dict[str, nn.Linear],
+    batches: Iterable,
+    needs: Iterable[str],
+    hooks: Iterable = (),
+    dtype: torch.dtype = torch.float64,
 ) -> dict[str, tuple[dict, dict]]:
     """layer -> (its statistics, a dict shared by all layers that read the same tensor), from one pass in eval mode.
 
     hooks: context managers with `start_batch(batch)`, entered for the pass: other statistics that need no gradient.
+    dtype: of the products and of sums within a chunk.
     Raises ValueError for no batch, no token, NaN or infinite activations (naming the layer), or a layer nobody calls.
     """
-    collector = _Collector(set(needs))
+    collector = _Collector(set(needs), dtype)
     device, seen = device_of(model), 0
     with ExitStack() as cleanup, mode(model, training=False), torch.no_grad():
         for name, module in modules.items():
@@ -100,8 +106,8 @@ class _Reader:
 class _Collector:
     """Hooks that hand every layer's input to its reader; layers called with one tensor in a row get one reader."""
 
-    def __init__(self, needs: set[str]):
-        self.needs = needs
+    def __init__(self, needs: set[str], dtype: torch.dtype):
+        self.needs, self.dtype = needs, dtype
         self.readers: dict[str, _Reader] = {}
         self.leader: dict[str, str] = {}
         self.mask: Tensor | None = None
@@ -128,7 +134,7 @@ class _Collector:
             raise ValueError(
                 f"NaN or infinite activations reach layer {name!r}: look at the calibration data and the weights"
             )
-        self.readers.setdefault(name, _Reader(self.needs)).update(X if X.dtype == torch.float64 else X.float())
+        self.readers.setdefault(name, _Reader(self.needs)).update(on_factor_device(X, self.dtype))
 
     def start_batch(self, batch) -> None:
         self.mask = padding_mask(batch)

@@ -38,6 +38,7 @@ DATASETS = {
 NEEDS = {
     "00_start_here": {},
     "01_surrogates": {},
+    "02_rulers": {},
     "03_vit": {"lab": ["cifar10"], "paper": ["imagenet-1k"]},
 }
 

@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor, nn
 
 from prehab_lib.activations import INPUT_STATISTICS, input_statistics
@@ -77,13 +78,16 @@ def collect(
     fisher: str = "sample",
     kronecker: str = "alternating",
     iterations: int = 10,
+    dtype: torch.dtype = torch.float64,
 ) -> dict[str, LayerStats]:
     """Stream `batches` through the model in eval mode: layer name -> `LayerStats`.  Hooks come off whatever happens.
 
     layers: names, or None for the model's default.  needs: any fields of `LayerStats` in `KNOWN`.  `attention_mask` in a
     batch excludes padding from the statistics of inputs.
 
-    gram, mean_abs, max_abs, influence: one pass without gradients; float64 sums over float32 products of 4096 tokens.
+    gram, mean_abs, max_abs, influence: one pass without gradients.  dtype=torch.float32 takes products of 4096 tokens in
+        float32 and adds them in float64: twice as fast on a CPU and much faster on GPUs without float64 units, and up to 2 %
+        from the optimum where one channel is 3000 times louder than the others.
     fisher_in, fisher_out, grad: one pass with gradients of `task_loss(model, batch)`, for each sample on its own; float64
         sums of float32 (float16 models: of a scaled loss).  fisher="batch" squares the gradient of each batch's mean
         instead, as the released codes do: its mean is F / b + (1 − 1 / b) (∇L)² at batch size b, for comparison only.
@@ -101,14 +105,14 @@ def collect(
     needs = {needs} if isinstance(needs, str) else set(needs)
     if unknown := needs - set(KNOWN):
         raise ValueError(f"needs = {sorted(unknown)[0]!r} is not known: choose from {', '.join(KNOWN)}")
-    _check_options(needs, task_loss, fisher, kronecker, iterations)
+    _check_options(needs, task_loss, fisher, kronecker, iterations, dtype)
     modules = linear_layers(model, layers)
     if needs & GRADIENT_STATISTICS and iter(batches) is batches:
         raise ValueError("these statistics need several passes over the batches: pass a list or a DataLoader")
 
     kfac = bool(needs & KRONECKER) and kronecker == "kfac"
     influence = [BlockInfluence(model, modules)] if "influence" in needs else []
-    read = input_statistics(model, modules, batches, _inputs_for(needs, kfac), influence)
+    read = input_statistics(model, modules, batches, _inputs_for(needs, kfac), influence, dtype)
     stats = {name: LayerStats(**found, derived=shared) for name, (found, shared) in read.items()}
     if "gram" in needs:
         _warn_if_few_tokens(stats, modules)
@@ -141,7 +145,9 @@ def _add(stats: dict[str, LayerStats], found: dict[str, dict[str, Tensor]]) -> N
             setattr(stats[name], statistic, value)
 
 
-def _check_options(needs: set[str], task_loss: Callable | None, fisher: str, kronecker: str, iterations: int) -> None:
+def _check_options(
+    needs: set[str], task_loss: Callable | None, fisher: str, kronecker: str, iterations: int, dtype
+) -> None:
     if needs & GRADIENT_STATISTICS and task_loss is None:
         wanted = sorted(needs & GRADIENT_STATISTICS)[0]
         raise ValueError(f"the statistic {wanted!r} needs task_loss(model, batch): pass it to stats.collect")
@@ -152,6 +158,8 @@ def _check_options(needs: set[str], task_loss: Callable | None, fisher: str, kro
         if value not in known:
             raise ValueError(f"{option} = {value!r} is not known: choose one of {', '.join(known)}")
     check_whole(1, iterations=iterations)
+    if dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"dtype = {dtype!r}: sum in torch.float64, or in torch.float32 for speed")
 
 
 def _warn_if_few_tokens(stats: dict[str, LayerStats], modules: dict[str, nn.Linear]) -> None:

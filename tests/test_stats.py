@@ -6,6 +6,7 @@ from torch import nn
 
 from prehab_lib.activations import CHUNK
 from prehab_lib.stats import LayerStats, collect
+from prehab_lib.weightings import decompose
 from tests.helpers import Toy, layer, toy_batches
 
 
@@ -21,6 +22,24 @@ def test_statistics_are_those_of_the_inputs():
     torch.testing.assert_close(stats["query"].mean_abs, X.abs().mean(0), rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(stats["query"].max_abs, X.abs().amax(0), rtol=1e-6, atol=0)
     assert stats["query"].tokens == len(X) and stats["query"].gram.dtype == torch.float64
+
+
+def test_a_loud_channel_asks_for_float64_products():
+    """One channel 3000 times larger: the default stays within 1 % of the optimum, float32 products within 5 %."""
+    generator = torch.Generator().manual_seed(0)
+    n, rows = 128, 2048
+    x = torch.randn(rows, n, generator=generator) * torch.logspace(0, -2, n)
+    x[:, 0] = 3000 * torch.randn(rows, generator=generator)
+    x = x @ (torch.eye(n) + 0.1 * torch.randn(n, n, generator=generator) / n**0.5)
+    model = nn.Sequential(nn.Linear(n, n))
+    W, X = model[0].weight.detach().double(), x.double()
+    best = decompose(W, LayerStats(gram=X.T @ X / rows), "gram").tail_error(64)
+    loss = {}
+    for dtype in (torch.float64, torch.float32):
+        gram = collect(model, [{"input": part} for part in x.split(512)], dtype=dtype)["0"].gram
+        W_hat = decompose(W, LayerStats(gram=gram), "gram").truncate(64).dense()
+        loss[dtype] = float((X @ (W - W_hat).T).square().sum()) / rows
+    assert loss[torch.float64] <= best * (1 + 1e-6) < loss[torch.float32] <= 1.05 * best
 
 
 def test_layers_that_read_one_tensor_share_one_gram_and_its_root():
@@ -94,6 +113,7 @@ def test_few_tokens_warn_and_enough_do_not():
     [
         ({"needs": {"gramm"}}, "needs = 'gramm' is not known"),
         ({"layers": ["nope"]}, "no module named 'nope'"),
+        ({"dtype": torch.bfloat16}, "dtype = torch.bfloat16"),
         ({"batches": []}, "no calibration batches"),
         ({"batches": [{"x": torch.zeros(0, 12)}]}, "no token left"),
         ({"batches": [{"x": torch.ones(2, 3, 12), "attention_mask": torch.zeros(2, 3)}]}, "no token left"),

@@ -1,0 +1,163 @@
+"""Exercises of notebook 02, rulers: tail errors, ranks for a budget, a Fisher ruler, and a cut without an inverse."""
+
+import math
+from fractions import Fraction
+
+import torch
+
+from prehab_lib.exercises import Exercise
+
+
+def _tensor(values):
+    return torch.tensor(values, dtype=torch.float64)
+
+
+# 2.2: the rank that a budget allows
+
+
+def _rank(m, n, removed, kept=lambda removed: 1 - Fraction(str(removed)), round_=math.floor, least=1):
+    return max(least, round_(kept(removed) * m * n / (m + n)))
+
+
+def _rank_of_removed_share(m, n, removed):
+    return _rank(m, n, removed, kept=lambda removed: Fraction(str(removed)))
+
+
+def _rank_of_singular_values(m, n, removed):
+    return max(1, math.floor((1 - Fraction(str(removed))) * min(m, n)))
+
+
+# 2.3: FWSVD's ruler from per-sample gradients
+
+
+def _fisher_root(gradients):
+    return gradients.square().mean(0).sum(0).sqrt()
+
+
+# 2.4: the best output under a singular Gram
+
+
+def _left_vectors(M, rank):
+    return torch.linalg.svd(M, full_matrices=False).U[:, :rank]
+
+
+def _projection(W, G, rank):
+    U = _left_vectors(W @ _root(G), rank)
+    return U @ U.T @ W
+
+
+def _root(G):
+    eigenvalues, Q = torch.linalg.eigh(G)
+    return Q * eigenvalues.clamp_min(0).sqrt()
+
+
+def _pseudo_inverse(W, G, rank):
+    L = _root(G)
+    U = _left_vectors(W @ L, rank)
+    return U @ U.T @ W @ L @ torch.linalg.pinv(L)
+
+
+def _gram_for_its_root(W, G, rank):
+    U = _left_vectors(W @ G, rank)
+    return U @ U.T @ W
+
+
+def _plain(W, G, rank):
+    U = _left_vectors(W, rank)
+    return U @ U.T @ W
+
+
+def _projected_inputs(W, G, rank):
+    V = torch.linalg.svd(W @ _root(G), full_matrices=False).Vh[:rank].T
+    return W @ V @ V.T
+
+
+GRADIENTS = [
+    _tensor([[[3, 0, 1], [0, 4, 1]], [[1, 2, -1], [-2, 0, 1]]]),
+    _tensor([[[1, 2], [0, 1], [2, 2]], [[-1, 2], [2, 0], [0, 1]], [[1, 0], [1, 1], [3, 0]]]),
+]
+WEIGHTS = [
+    (_tensor([[3, 0, 0], [0, 2, 0], [0, 0, 1]]), _tensor([[1, 0, 0], [0, 4, 0], [0, 0, 0]]), 1),
+    (_tensor([[2, 1, 0], [0, 1, 1], [1, 0, 2], [1, 1, 1]]), _tensor([[2, 1, 1], [1, 5, -4], [1, -4, 5]]), 1),
+]
+
+EXERCISES = {
+    "2.1": Exercise(
+        cases=[(_tensor([12, 4, 3]), 1), (_tensor([5, 4, 3, 0]), 2), (_tensor([2, 1]), 2)],
+        solution=lambda s, rank: s[rank:].square().sum().sqrt(),
+        slips=[
+            (lambda s, rank: s[rank:].square().sum(), "that is the squared error: the Frobenius norm is its root"),
+            (lambda s, rank: s[rank:].sum(), "squares add up, not lengths: (4, 3) makes 5, as in the right triangle"),
+            (lambda s, rank: s[:rank].square().sum().sqrt(), "that is what was kept: the error is what was dropped"),
+            (
+                lambda s, rank: s[rank - 1 :].square().sum().sqrt(),
+                "one too many: keeping `rank` values drops those from index `rank` on, Python counts from 0",
+            ),
+            (
+                lambda s, rank: s[rank] if rank < len(s) else s.new_zeros(()),
+                "that is the spectral error, the largest value dropped: the Frobenius norm adds up all of them",
+            ),
+        ],
+    ),
+    "2.2": Exercise(
+        cases=[(768, 768, 0.4), (3072, 768, 0.4), (20, 20, 0.8), (4, 4, 0.9)],
+        solution=_rank,
+        slips=[
+            (
+                lambda m, n, removed: _rank(m, n, removed, round_=math.ceil),
+                "rounded up: then the factors hold more than the budget",
+            ),
+            (_rank_of_removed_share, "that keeps the share that should go: `removed` is taken away"),
+            (
+                _rank_of_singular_values,
+                "that is a share of the singular values: a rank costs m + n numbers, so 0.6 p of a square layer costs 1.2 m n",
+            ),
+            (
+                lambda m, n, removed: _rank(m, n, removed, kept=lambda removed: 1 - removed),
+                "1 - 0.8 is 0.19999999999999996 in binary, and floor falls one short: compute with Fraction(str(removed))",
+            ),
+            (
+                lambda m, n, removed: _rank(m, n, removed, least=0),
+                "a layer of rank 0 passes nothing on: the smallest rank is 1",
+            ),
+        ],
+    ),
+    "2.3": Exercise(
+        cases=[(gradients,) for gradients in GRADIENTS],
+        solution=_fisher_root,
+        slips=[
+            (
+                lambda gradients: gradients.mean(0).square().sum(0).sqrt(),
+                "square before averaging: gradients of opposite sign cancel in a mean, and their information does not",
+            ),
+            (
+                lambda gradients: gradients.square().mean(0).sum(1).sqrt(),
+                "that is one weight per output: FWSVD scales the inputs, so add over the rows of W",
+            ),
+            (
+                lambda gradients: gradients.square().mean(0).sum(0),
+                "that is f itself: the kernel squares ‖E Q‖, so Q holds its root",
+            ),
+            (
+                lambda gradients: gradients.abs().mean(0).sum(0),
+                "Fisher information is a mean of squares, not of absolute values",
+            ),
+        ],
+    ),
+    "2.4": Exercise(
+        cases=WEIGHTS,
+        solution=_projection,
+        slips=[
+            (
+                _pseudo_inverse,
+                "that is the pseudo-inverse: what the calibration data never showed is set to zero; project W itself",
+            ),
+            (_gram_for_its_root, "the ruler is W L with L Lᵀ = G: W G weighs every direction twice"),
+            (_plain, "that is plain SVD: the Gram is not in it"),
+            (
+                _projected_inputs,
+                "that projects the inputs: right vectors of W L live in whitened coordinates, left ones do not",
+            ),
+        ],
+    ),
+}
