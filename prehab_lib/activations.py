@@ -120,15 +120,16 @@ class _Collector:
         return read
 
     def read(self, name: str, x: Tensor) -> None:
-        same = self.last is not None and self.last[0] is x and self.last[1] == x._version
+        same = self.last is not None and self.last[0] is x and self.last[1] == version_of(x)
         leader = self.last[2] if same else name
         if self.leader.setdefault(name, leader) != leader:
-            raise RuntimeError(
-                f"{name!r} read the same tensor as {self.leader[name]!r} in one batch and another tensor in the next"
+            raise ValueError(
+                f"{name!r} read the same tensor as {self.leader[name]!r} in one batch and another tensor in the next: "
+                "collect one of them in a call of its own, layers=[...]"
             )
         if same:
             return
-        self.last = (x, x._version, name)
+        self.last = (x, version_of(x), name)
         X = token_rows(x.detach(), self.mask)
         if not torch.isfinite(X).all():
             raise ValueError(
@@ -150,10 +151,17 @@ class _Collector:
         return {name: found[self.leader[name]] for name in layers}
 
 
+def version_of(x: Tensor) -> int:
+    """Counts the changes of a tensor in place; tensors of inference mode do not count, and stay at 0."""
+    return 0 if x.is_inference() else x._version
+
+
 def token_rows(x: Tensor, mask: Tensor | None) -> Tensor:
     """(..., n) -> (tokens, n) without the padding.  Raises ValueError where nothing is left."""
-    if mask is not None and x.shape[:2] == mask.shape and x.ndim == 3:
+    if mask is not None and x.ndim == 3 and x.shape[:2] == mask.shape:
         x = x[mask]
+    elif mask is not None and x.ndim == 3 and x.shape[:2] == mask.T.shape:  # tokens first
+        x = x[mask.T]
     elif mask is not None and x.ndim == 2 and x.shape[0] == mask.numel() != mask.shape[0]:
         x = x[mask.flatten()]
     if x.numel() == 0:

@@ -1,6 +1,6 @@
 """What a batch is, in one place: a dict of keyword arguments to `forward`, or an (images, labels) tuple."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -39,10 +39,31 @@ def forward(model: nn.Module, batch):
     return model(**batch) if isinstance(batch, Mapping) else model(batch[0])
 
 
+def loss_of(task_loss: Callable, model: nn.Module, batch) -> Tensor:
+    """`task_loss(model, batch)`, a number, as a scalar tensor.  Raises ValueError where it returns anything else."""
+    loss = task_loss(model, batch)
+    if isinstance(loss, float | int):
+        loss = torch.tensor(float(loss))
+    if isinstance(loss, Tensor) and loss.numel() == 1:
+        return loss.reshape(())
+    what = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
+    raise ValueError(f"task_loss(model, batch) must return one number as a tensor: it returned {what}")
+
+
 def padding_mask(batch) -> Tensor | None:
-    """(B, T), True where a token is real; None where nothing is padded."""
+    """(B, T), True where a token is real; None where nothing is padded.
+
+    Raises ValueError for a mask of another kind, which could be read the wrong way round.
+    """
     mask = batch.get("attention_mask") if isinstance(batch, Mapping) else None
-    return None if mask is None else mask.bool()
+    if mask is None:
+        return None
+    if mask.ndim != 2 or not bool(((mask == 0) | (mask == 1)).all()):
+        raise ValueError(
+            f"attention_mask has shape {tuple(mask.shape)} or values other than 0 and 1: give one of shape "
+            "(batch, tokens), 1 for a real token and 0 for padding"
+        )
+    return mask.bool()
 
 
 def endless(batches: Iterable) -> Iterator:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
+import torch
 from filelock import FileLock
 from torch import nn
 
@@ -21,10 +22,11 @@ def cache_folder() -> Path:
 def trained(key: dict, make: Callable[[], nn.Module], train: Callable[[nn.Module], None]) -> tuple[nn.Module, bool]:
     """`make()` after `train(model)`, or the stored result: (model in eval mode, whether it came from the cache).
 
-    key: everything that decides the weights, as JSON; the versions of torch and timm are added.  Two processes that want
-    the same model wait for one training.  A damaged entry is trained again; a disk that is full costs the caching only.
+    key: everything that decides the weights, as JSON.  Added are the versions of torch and timm and the number of threads,
+    on which sums and so all digits depend.  Two processes that want the same model wait for one training.  A damaged entry is trained again; a disk that is full costs the caching only.
     """
-    text = json.dumps(key | {"torch": version("torch"), "timm": version("timm")}, sort_keys=True)
+    here = {"torch": version("torch"), "timm": version("timm"), "threads": torch.get_num_threads()}
+    text = json.dumps(key | here, sort_keys=True)
     folder = cache_folder() / "models" / hashlib.sha256(text.encode()).hexdigest()[:24]
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)

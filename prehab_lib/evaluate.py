@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from prehab_lib.batches import device_of, forward, mode, move
+from prehab_lib.gradients import mean_over_samples
 from prehab_lib.progress import progress
 
 
@@ -20,6 +21,7 @@ def logits_and_labels(model: nn.Module, batch) -> tuple[Tensor, Tensor]:
     return getattr(out, "logits", out), labels
 
 
+@mean_over_samples
 def classification_loss(model: nn.Module, batch) -> Tensor:
     """Mean cross-entropy in nats, in float32 or better: the task loss of Tables II and V."""
     logits, labels = logits_and_labels(model, move(batch, device_of(model)))

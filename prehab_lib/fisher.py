@@ -64,7 +64,7 @@ def _half(gradients: GradientPass, fixed: dict[str, Tensor], product) -> dict[st
     totals: dict[str, Tensor] = {}
 
     def receive(layer: str, X: Tensor, D: Tensor) -> None:
-        fixed[layer] = fixed[layer].to(X.device)
+        fixed[layer] = fixed[layer].to("cpu" if X.device.type == "mps" else X.device)
         unit = fixed[layer] / fixed[layer].norm().clamp_min(torch.finfo(torch.float64).tiny)
         totals[layer] = totals.get(layer, 0.0) + on_factor_device(product(X, D, unit))
 

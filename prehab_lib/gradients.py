@@ -5,13 +5,14 @@ loss with respect to the outputs.  Hooks catch both, a batch at a time, so no gr
 keeps the sums asked for (n, m, n², m² or m n numbers in float64), a batch its X and D and at most LIMIT numbers of G.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import Tensor, nn
 
-from prehab_lib.batches import device_of, mode, move, padding_mask
+from prehab_lib.batches import device_of, loss_of, mode, move
 from prehab_lib.progress import progress
 from prehab_lib.roots import on_factor_device
 
@@ -22,19 +23,29 @@ HALF_SCALE = 2.0**10  # the loss is multiplied by this in float16, whose small g
 Pass = Callable[[str, Tensor, Tensor], None]  # (layer, X (B, t, n), D (B, t, m)) of one batch
 
 
+def mean_over_samples(task_loss: Callable) -> Callable:
+    """Declares that a loss is the plain mean of its samples' losses, so that a batch's gradients can be had in one pass.
+
+    A decorator for task_loss(model, batch).  A loss without it is right too, a sample at a time: a mean over tokens, class
+    weights or ignored labels weigh samples unequally, and nothing in the batch's loss alone tells.
+    """
+    task_loss.mean_over_samples = True
+    return task_loss
+
+
 def column_squares(X: Tensor, D: Tensor) -> Tensor:
     """Σ_s Σ_i (G_s)_ij², (n,), for G_s = D_sᵀ X_s.  Swap X and D for the row sums, (m,)."""
-    if X.shape[1] < min(X.shape[2], D.shape[2]):  # few tokens: Σ_i G_ij² = (Xᵀ (D Dᵀ) X)_jj needs no G
-        return ((D @ D.mT @ X) * X).sum((0, 1)).clamp_min(0)
+    # Not as (Xᵀ (D Dᵀ) X)_jj, which needs no G: where tokens cancel, as they do in attention's keys, nothing would be left.
     return sum((D_.mT @ X_).square().sum((0, 1)) for X_, D_ in _chunks(X, D))
 
 
 def sandwich(X: Tensor, D: Tensor, A: Tensor) -> Tensor:
     """Σ_s G_s A G_sᵀ, (m, m), for G_s = D_sᵀ X_s and A (n, n).  Swap X and D for Σ_s G_sᵀ B G_s, (n, n)."""
-    A = A.to(X)
-    if X.shape[1] < min(X.shape[2], D.shape[2]):
-        return D.flatten(0, 1).T @ (X @ A @ X.mT @ D).flatten(0, 1)
-    total = 0.0
+    (t, n), m = X.shape[1:], D.shape[2]
+    if t * (m + n) < m * n:  # few tokens: cheaper without G, in float64 because terms cancel
+        X, D = on_factor_device(X), on_factor_device(D)
+        return D.flatten(0, 1).T @ (X @ A.to(X) @ X.mT @ D).flatten(0, 1)
+    A, total = A.to(X), 0.0
     for X_, D_ in _chunks(X, D):
         G = D_.mT @ X_  # (b, m, n)
         total = total + (G @ A).transpose(0, 1).flatten(1) @ G.transpose(0, 1).flatten(1).T
@@ -49,13 +60,18 @@ def _chunks(X: Tensor, D: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
 class GradientPass:
     """One pass over the batches with gradients, in eval mode; `run(receive)` hands X and D of every layer to `receive`.
 
-    per_sample: D belongs to the loss of each sample alone, whatever the batch.  A batch is taken whole where its loss is the
-    mean of its samples' losses (compared on the first batch); one with padding or ignored labels, whose mean is over
-    tokens, is taken sample by sample.  per_sample=False: the gradient of the batch's mean loss, as one sample.
+    per_sample: D belongs to the loss of each sample alone, whatever the batch.  Samples go one at a time; a whole batch goes
+    at once where its loss is declared `mean_over_samples`, it has one label a sample and none of them ignored, and every
+    layer reads it sample by sample.  per_sample=False: the gradient of the batch's mean loss, as one sample.
     """
 
     def __init__(
-        self, model: nn.Module, modules: dict[str, nn.Linear], batches: Iterable, task_loss: Callable, per_sample=True
+        self,
+        model: nn.Module,
+        modules: dict[str, nn.Linear],
+        batches: Iterable,
+        task_loss: Callable,
+        per_sample: bool = True,
     ):
         if iter(batches) is batches:
             raise ValueError(
@@ -63,53 +79,71 @@ class GradientPass:
             )
         self.model, self.modules, self.batches = model, modules, batches
         self.task_loss, self.per_sample = task_loss, per_sample
-        self.mean_of_samples: bool | None = None
 
     def run(self, receive: Pass, receive_mean: Callable[[str, Tensor], None] | None = None) -> int:
         """Number of samples.  receive_mean(layer, Σ_s G_s): the plain gradient (m, n), where it is wanted."""
         device, samples = device_of(self.model), 0
         with mode(self.model, training=False), torch.enable_grad(), _trainable(self.modules):
             for batch in progress(self.batches, "gradients"):
-                for part, count in self._parts(move(batch, device)):
-                    self._backward(part, count, receive, receive_mean)
-                    samples += count
+                samples += self._batch(move(batch, device), receive, receive_mean)
         if not samples:
             raise ValueError("there are no batches to take gradients of: pass at least one")
         return samples
 
-    def _parts(self, batch) -> list[tuple[object, int]]:
+    def _batch(self, batch, receive: Pass, receive_mean) -> int:
+        if not self.per_sample:
+            self._backward(batch, 1, receive, receive_mean)
+            return 1
         size = _size(batch)
-        if not self.per_sample or size == 1:
-            return [(batch, 1)]
-        if self.mean_of_samples is None:
-            self.mean_of_samples = self._is_mean(batch, size)
-        if self.mean_of_samples and not _uneven(batch):
-            return [(batch, size)]
-        return [(_sample(batch, i, size), 1) for i in range(size)]
+        at_once = getattr(self.task_loss, "mean_over_samples", False) and _one_label_each(batch, size)
+        if not (at_once and self._backward(batch, size, receive, receive_mean)):
+            for i in range(size):
+                self._backward(_sample(batch, i, size), 1, receive, receive_mean)
+        return size
 
-    @torch.no_grad()
-    def _is_mean(self, batch, size: int) -> bool:
-        whole = float(self.task_loss(self.model, batch))
-        alone = [float(self.task_loss(self.model, _sample(batch, i, size))) for i in range(size)]
-        return abs(whole - sum(alone) / size) <= 1e-3 * (abs(whole) + max(map(abs, alone)) / size)
-
-    def _backward(self, batch, count: int, receive: Pass, receive_mean) -> None:
+    def _backward(self, batch, count: int, receive: Pass, receive_mean) -> bool:
+        """Forward and backward pass of `count` samples; False, with nothing received, where a layer mixes their rows."""
         taps = {name: _Tap(name, count, receive) for name in self.modules}
-        weights = [module.weight for module in self.modules.values()]
         with ExitStack() as hooks:
             for name, module in self.modules.items():
                 hooks.callback(module.register_forward_hook(taps[name].listen, with_kwargs=True).remove)
-            loss = self.task_loss(self.model, batch)
-        if not (isinstance(loss, Tensor) and loss.requires_grad and loss.numel() == 1):
-            raise ValueError("task_loss must return one number that depends on the weights: it has no gradient")
-        scale = HALF_SCALE if weights[0].dtype == torch.float16 else 1.0
+            loss = loss_of(self.task_loss, self.model, batch)
+        if not all(tap.by_sample for tap in taps.values()):
+            return False
+        if not torch.isfinite(loss):
+            raise ValueError(f"task_loss is {float(loss)}: look at the data, and leave out samples without any label")
+        if not loss.requires_grad:
+            raise ValueError("task_loss does not depend on the weights: it has no gradient")
+        half = any(module.weight.dtype == torch.float16 for module in self.modules.values())
+        scale = HALF_SCALE if half else 1.0
         for tap in taps.values():
             tap.scale = count / scale
-        found = torch.autograd.grad(loss * scale, weights, allow_unused=True)
-        for (name, tap), gradient in zip(taps.items(), found, strict=True):
+        with _weight_gradients(self.modules, receive_mean, count / scale) as weights:
+            torch.autograd.backward(loss * scale, inputs=weights)
+        for tap in taps.values():
             tap.flush()
-            if receive_mean is not None and gradient is not None:
-                receive_mean(name, on_factor_device(gradient) * tap.scale)
+        return True
+
+
+@contextmanager
+def _weight_gradients(modules: dict[str, nn.Linear], receive_mean, scale: float) -> Iterator[list[Tensor]]:
+    """Hands each weight's gradient on as it arrives and frees it: one at a time, and `.grad` is as before afterwards."""
+    before = {name: module.weight.grad for name, module in modules.items()}
+    with ExitStack() as hooks:
+        for name, module in modules.items():
+            module.weight.grad = None
+
+            def take(weight: Tensor, name: str = name) -> None:
+                if receive_mean is not None:
+                    receive_mean(name, on_factor_device(weight.grad) * scale)
+                weight.grad = None
+
+            hooks.callback(module.weight.register_post_accumulate_grad_hook(take).remove)
+        try:
+            yield [module.weight for module in modules.values()]
+        finally:
+            for name, module in modules.items():
+                module.weight.grad = before[name]
 
 
 class _Tap:
@@ -118,12 +152,18 @@ class _Tap:
     def __init__(self, name: str, samples: int, receive: Pass):
         self.name, self.samples, self.receive = name, samples, receive
         self.scale = 1.0
+        self.by_sample = True  # every input has one entry a sample in front
         self.inputs: list[Tensor] = []
         self.arrived: list[tuple[Tensor, Tensor]] = []
 
     def listen(self, module: nn.Module, args: tuple, kwargs: dict, out: Tensor) -> None:
-        call = len(self.inputs)
-        self.inputs.append((args[0] if args else kwargs["input"]).detach())
+        call, x = len(self.inputs), args[0] if args else kwargs["input"]
+        if not out.requires_grad:
+            raise ValueError(
+                f"layer {self.name!r} runs without gradients: turn gradient checkpointing off for these statistics"
+            )
+        self.by_sample &= self.samples == 1 or (x.ndim > 1 and len(x) == self.samples)
+        self.inputs.append(x.detach())
         out.register_hook(lambda D: self._arrive(call, D))
 
     def _arrive(self, call: int, D: Tensor) -> None:
@@ -139,10 +179,6 @@ class _Tap:
     def _per_sample(self, x: Tensor) -> Tensor:
         """(B, t, n) in float32 or better."""
         x = x.detach()
-        if x.numel() % (self.samples * x.shape[-1]):
-            raise ValueError(
-                f"the rows that reach layer {self.name!r} do not divide into {self.samples} samples: use batches of one"
-            )
         return (x if x.dtype == torch.float64 else x.float()).reshape(self.samples, -1, x.shape[-1])
 
     def flush(self) -> None:
@@ -167,9 +203,18 @@ class _trainable:
             weight.requires_grad_(False)
 
 
+def _labels(batch) -> Tensor | None:
+    return batch.get("labels") if isinstance(batch, Mapping) else batch[1]
+
+
 def _size(batch) -> int:
+    """Number of samples: as many as labels, else what most tensors have in front."""
+    labels = _labels(batch)
+    if isinstance(labels, Tensor) and labels.ndim:
+        return len(labels)
     values = batch.values() if isinstance(batch, Mapping) else batch
-    return next((len(value) for value in values if isinstance(value, Tensor) and value.ndim), 0)
+    lengths = Counter(len(value) for value in values if isinstance(value, Tensor) and value.ndim)
+    return lengths.most_common(1)[0][0] if lengths else 0
 
 
 def _sample(batch, i: int, size: int):
@@ -181,11 +226,6 @@ def _sample(batch, i: int, size: int):
     return tuple(cut(value) for value in batch)
 
 
-def _uneven(batch) -> bool:
-    """True where samples may count unequally in a mean over tokens; one label a sample is a mean over samples."""
-    mask = padding_mask(batch)
-    labels = batch.get("labels") if isinstance(batch, Mapping) else None
-    if labels is not None and labels.ndim < 2:
-        return False
-    ignored = labels is not None and bool((labels == IGNORED).any())
-    return ignored or (mask is not None and not bool(mask.all()))
+def _one_label_each(batch, size: int) -> bool:
+    labels = _labels(batch)
+    return isinstance(labels, Tensor) and labels.shape == (size,) and not bool((labels == IGNORED).any())

@@ -23,13 +23,15 @@ class BlockInfluence:
         self.model, self.blocks = model, {name: block_of(name) for name in layers}
         self.total: dict[str, float] = {}
         self.tokens: dict[str, int] = {}
+        self.entered: dict[str, Tensor | None] = {}
         self.mask: Tensor | None = None
 
     def __enter__(self) -> "BlockInfluence":
         with ExitStack() as hooks:
             for block in sorted({block for block in self.blocks.values() if block is not None}):
                 module = self.model.get_submodule(block)
-                hooks.callback(module.register_forward_hook(self._hook(block), with_kwargs=True).remove)
+                hooks.callback(module.register_forward_pre_hook(self._before(block), with_kwargs=True).remove)
+                hooks.callback(module.register_forward_hook(self._after(block)).remove)
             self._hooks = hooks.pop_all()
         return self
 
@@ -39,12 +41,22 @@ class BlockInfluence:
     def start_batch(self, batch) -> None:
         self.mask = padding_mask(batch)
 
-    def _hook(self, block: str):
-        def compare(module: nn.Module, args: tuple, kwargs: dict, out) -> None:
-            before = args[0] if args else kwargs.get("hidden_states")
-            after = out[0] if isinstance(out, tuple | list) else out
-            if isinstance(before, Tensor) and before.shape == after.shape:
-                self._add(block, token_rows(before, self.mask), token_rows(after, self.mask))
+    def _before(self, block: str):
+        def keep(module: nn.Module, args: tuple, kwargs: dict) -> None:
+            given = (value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
+            hidden = next(given, None)
+            # A copy: a block may add to its input in place.
+            self.entered[block] = None if hidden is None else token_rows(hidden, self.mask).clone()
+
+        return keep
+
+    def _after(self, block: str):
+        def compare(module: nn.Module, args: tuple, out) -> None:
+            before, after = self.entered.pop(block), out[0] if isinstance(out, tuple | list) else out
+            if before is not None and isinstance(after, Tensor) and after.shape[-1] == before.shape[-1]:
+                after = token_rows(after, self.mask)
+                if after.shape == before.shape:
+                    self._add(block, before, after)
 
         return compare
 

@@ -2,11 +2,12 @@
 
 import warnings
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
 
 import torch
 from torch import Tensor, nn
 
-from prehab_lib.activations import input_statistics
+from prehab_lib.activations import input_statistics, version_of
 from prehab_lib.batches import device_of, forward, mode, move
 from prehab_lib.decomposition import Decomposition
 from prehab_lib.factors import LowRankLinear
@@ -36,14 +37,15 @@ def closed_form(
     If one layer fails, all get their U back.  The target is what W says to X̃, not to the dense model's inputs: no layer's own
     error grows, but the drift of its inputs is not repaired, and the task may gain or lose.
 
-    batches: calibration data, gone over once for every distinct input of a low-rank layer; each pass stops there, so
-    about half a forward pass of each batch an input.  Memory: one G̃ (n, n) at a time, and a copy of every U.
+    batches: calibration data, gone over once for the order of the layers and once for every distinct input of a low-rank
+    layer; those passes stop there, so about half a forward pass of each batch an input.  Memory: one G̃ (n, n) at a time, and a copy of every U.
 
     Source: SVD-LLM, earlier version and the released code (arXiv 2403.07378v1), layer-wise closed-form update.
-    Raises ValueError naming what is missing, or a layer that is never called, gets NaN, or leaves its precision.
+    Raises ValueError naming what is missing, or a layer that is never called, is called otherwise from batch to batch, gets
+    NaN, or leaves its precision.
     Warns where a layer sees fewer than 10 r tokens.
     """
-    check_given("recovery 'closed_form'", batches=batches)
+    _check_arguments(batches)
     found = {name: module for name, module in model.named_modules() if isinstance(module, LowRankLinear)}
     layers = {name: module for name, module in found.items() if name in decompositions}
     before = {name: layer.U.weight.clone() for name, layer in layers.items()}
@@ -62,6 +64,13 @@ def closed_form(
     _warn_if_few_tokens(tokens, layers)
 
 
+def _check_arguments(batches=None, **_) -> None:
+    check_given("recovery 'closed_form'", batches=batches)
+
+
+closed_form.check_arguments = _check_arguments  # for callers that want to know before they cut
+
+
 def _update(name: str, layer: LowRankLinear, decomposition: Decomposition, gram: Tensor) -> None:
     eps = torch.finfo(torch.float64 if layer.V.weight.dtype == torch.float64 else torch.float32).eps
     U, V = on_factor_device(layer.U.weight), on_factor_device(layer.V.weight)
@@ -75,8 +84,11 @@ def _update(name: str, layer: LowRankLinear, decomposition: Decomposition, gram:
 def _reading_order(
     model: nn.Module, layers: Mapping[str, LowRankLinear], batches: Iterable
 ) -> list[tuple[list[str], int]]:
-    """(layers that read the same tensor at every call, number of calls in one forward), in order of execution."""
-    reads: dict[str, list[int]] = {name: [] for name in layers}
+    """(layers that read the same tensor at every call, number of calls in one forward), in order of execution.
+
+    Raises ValueError where that changes from batch to batch: half of a layer's inputs would be left out.
+    """
+    reads: dict[str, list[int]] = {}
     last: tuple[Tensor, int] | None = None
     count = 0
 
@@ -84,30 +96,32 @@ def _reading_order(
         def read(module: nn.Module, args: tuple) -> None:
             nonlocal last, count
             x = args[0]
-            if last is None or last[0] is not x or last[1] != x._version:
-                last, count = (x, x._version), count + 1
+            if last is None or last[0] is not x or last[1] != version_of(x):
+                last, count = (x, version_of(x)), count + 1
             reads[name].append(count)
 
         return read
 
-    handles = []
-    try:
+    seen = None
+    with ExitStack() as hooks, mode(model, training=False):
         for name, layer in layers.items():
-            handles.append(layer.V.register_forward_pre_hook(hook(name)))
-        with mode(model, training=False):
-            for batch in batches:
-                forward(model, move(batch, device_of(model)))
-                break
-            else:
-                raise ValueError("recovery 'closed_form' got no batches: pass at least one")
-    finally:
-        for handle in handles:
-            handle.remove()
-    if silent := [name for name in layers if not reads[name]]:
+            hooks.callback(layer.V.register_forward_pre_hook(hook(name)).remove)
+        for batch in batches:
+            reads, last, count = {name: [] for name in layers}, None, 0
+            forward(model, move(batch, device_of(model)))
+            if seen is not None and reads != seen:
+                name = next(name for name in layers if reads[name] != seen[name])
+                raise ValueError(
+                    f"layer {name!r} is called otherwise in one batch than in another: use one kind of batch"
+                )
+            seen = reads
+    if seen is None:
+        raise ValueError("recovery 'closed_form' got no batches: pass at least one")
+    if silent := [name for name in layers if not seen[name]]:
         raise ValueError(f"no calibration input reached layer {silent[0]!r} (of {len(silent)}): does forward call it?")
     groups: dict[tuple[int, ...], list[str]] = {}
     for name in layers:
-        groups.setdefault(tuple(reads[name]), []).append(name)
+        groups.setdefault(tuple(seen[name]), []).append(name)
     return [(groups[key], len(key)) for key in sorted(groups)]
 
 

@@ -11,8 +11,7 @@ def psd_root(A: Tensor) -> Tensor:
     stand clear of round-off; else eigenvectors times root eigenvalues (9 n³), which exist for every A.
     """
     A = _symmetric(A)
-    L, failed = torch.linalg.cholesky_ex(A)
-    if not failed and L.diagonal().min() ** 2 > A.shape[0] * torch.finfo(A.dtype).eps * A.diagonal().max():
+    if (L := _safe_cholesky(A)) is not None:
         return L
     eigenvalues, Q = psd_eigen(A)
     return Q * eigenvalues.sqrt()
@@ -31,22 +30,31 @@ def psd_eigen(A: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def invertible_root(A: Tensor, ridge: float = 1e-6) -> Tensor:
-    """L (n, n), lower triangular, with L Lᵀ = A + δ (tr A / n) I; δ is `ridge`, ten times more as long as Cholesky fails.
+    """L (n, n), lower triangular, with L Lᵀ = A, or A + δ (tr A / n) I where A is singular to working precision.
 
-    For the side of a ruler that must be undone.  The ridge is relative, so the scale of A changes nothing; A = 0 gives the
-    identity.  Raises as `psd_eigen` does, and where A is far from positive semi-definite.
+    For the side of a ruler that must be undone.  δ is `ridge`, ten times more as long as Cholesky fails; it is relative, so
+    the scale of A changes nothing.  A = 0 gives the identity.  Raises as `psd_eigen` does, and where A is far from positive semi-definite.
     """
     A = _symmetric(A)
     identity = torch.eye(len(A), dtype=A.dtype, device=A.device)
     mean = A.diagonal().mean()
     if mean <= 0:
         return identity
+    if (L := _safe_cholesky(A)) is not None:
+        return L
     while ridge < 1:
         L, failed = torch.linalg.cholesky_ex(A / mean + ridge * identity)
         if not failed:
             return mean.sqrt() * L
         ridge *= 10
     raise ValueError("the matrix has negative eigenvalues as large as its mean: it is no second moment")
+
+
+def _safe_cholesky(A: Tensor) -> Tensor | None:
+    """Cholesky's factor of a symmetric A where it exists and its pivots stand clear of round-off."""
+    L, failed = torch.linalg.cholesky_ex(A)
+    clear = L.diagonal().min() ** 2 > A.shape[0] * torch.finfo(A.dtype).eps * A.diagonal().max()
+    return L if not failed and clear else None
 
 
 def on_factor_device(A: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:

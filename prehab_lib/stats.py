@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from prehab_lib.activations import INPUT_STATISTICS, input_statistics
+from prehab_lib.activations import INPUT_STATISTICS, input_statistics, version_of
 from prehab_lib.fisher import kronecker_factors, sample_means
 from prehab_lib.gradients import GradientPass
 from prehab_lib.influence import BlockInfluence
@@ -63,9 +63,12 @@ class LayerStats:
         return Q * eigenvalues.clamp_min(floor * eigenvalues.mean()).sqrt()
 
     def _once(self, name: str, compute: Callable):
-        if name not in self.derived:
-            self.derived[name] = compute()
-        return self.derived[name]
+        """`compute()`, kept for as long as `gram` is the same tensor, unchanged."""
+        gram, version, value = self.derived.get(name, (None, None, None))
+        if gram is not self.gram or version != version_of(gram):
+            value = compute()
+            self.derived[name] = (self.gram, version_of(self.gram), value)
+        return value
 
 
 def collect(
@@ -88,18 +91,19 @@ def collect(
     gram, mean_abs, max_abs, influence: one pass without gradients.  dtype=torch.float32 takes products of 4096 tokens in
         float32 and adds them in float64: twice as fast on a CPU and much faster on GPUs without float64 units, and up to 2 %
         from the optimum where one channel is 3000 times louder than the others.
-    fisher_in, fisher_out, grad: one pass with gradients of `task_loss(model, batch)`, for each sample on its own; float64
-        sums of float32 (float16 models: of a scaled loss).  fisher="batch" squares the gradient of each batch's mean
+    fisher_in, fisher_out, grad: one pass with gradients of `task_loss(model, batch)`, for each sample on its own (a batch at
+        once where the loss is declared `gradients.mean_over_samples`); float64 sums (float16 models: of a scaled loss).  fisher="batch" squares the gradient of each batch's mean
         instead, as the released codes do: its mean is F / b + (1 − 1 / b) (∇L)² at batch size b, for comparison only.
     kron_in, kron_out: "alternating" iteration to the nearest A ⊗ B, two passes an iteration, at most `iterations` of them
         (see `fisher.kronecker_factors`); "kfac" takes mean x xᵀ over tokens and mean Σ_t g gᵀ over samples: one pass, and
         another matrix than GFWSVD's.
 
     Memory beyond the model's own: per distinct input n² + 2n, per layer n + m, n² + m² or m n numbers for the statistics
-    asked; with gradients also one batch's inputs and output gradients.
+    asked; with gradients also one batch's inputs and output gradients, and one weight's gradient at a time.
 
-    Raises ValueError for an unknown need, no task_loss where gradients are wanted, no batch, no token, a one-shot generator
-    where several passes are due, or NaN or infinite activations or gradients (naming the layer).
+    Raises ValueError for an unknown need, no task_loss where gradients are wanted or one that is no scalar, no batch, no
+    token, a mask that is not (batch, tokens) of 0 and 1, a one-shot generator where several passes are due, or NaN or
+    infinite activations or gradients (naming the layer).
     Warns where a Gram is made of fewer than 10 n tokens.
     """
     needs = {needs} if isinstance(needs, str) else set(needs)
@@ -123,10 +127,11 @@ def collect(
     def gradients(per_sample: bool = True) -> GradientPass:
         return GradientPass(model, modules, batches, task_loss, per_sample)
 
-    if moments := (needs & GRADIENT_STATISTICS) - KRONECKER:
-        _add(stats, sample_means(gradients(per_sample=fisher == "sample"), moments))
-    if kfac:
-        _add(stats, sample_means(gradients(), {"kfac_out"}))
+    moments = (needs & GRADIENT_STATISTICS) - KRONECKER | ({"kfac_out"} if kfac else set())
+    if by_batch := {name for name in moments if name.startswith("fisher") and fisher == "batch"}:
+        _add(stats, sample_means(gradients(per_sample=False), by_batch))
+    if moments - by_batch:
+        _add(stats, sample_means(gradients(), moments - by_batch))
     if needs & KRONECKER and not kfac:
         for name, (A, B) in kronecker_factors(gradients(), iterations).items():
             stats[name].kron_in, stats[name].kron_out = A, B

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from prehab_lib.batches import device_of, mode, move
+from prehab_lib.batches import device_of, loss_of, mode, move
 from prehab_lib.decomposition import Decomposition
 from prehab_lib.factors import LowRankLinear
 from prehab_lib.layers import linear_layers, replace_module
@@ -49,7 +49,7 @@ def loss_at(
     total, count = 0.0, 0
     with mode(model, training=False), truncated(model, decompositions, ranks):
         for batch in batches:
-            loss = float(task_loss(model, move(batch, device_of(model))))
+            loss = float(loss_of(task_loss, model, move(batch, device_of(model))))
             if not math.isfinite(loss):
                 return math.inf
             total, count = total + loss, count + 1

@@ -52,7 +52,7 @@ def kronecker(stats: LayerStats, ridge: float = 1e-6) -> Weighting:
     """GFWSVD's ruler: vec(E)ᵀ (A ⊗ B) vec(E) = tr(Eᵀ B E A) = ‖L_Bᵀ E L_A‖_F², E = W − Ŵ, A ⊗ B near the Fisher matrix.
 
     Source: Table I, row "GFWSVD" (arXiv 2505.17974).  stats.kron_in = A (n, n), stats.kron_out = B (m, m).  B has to be
-    undone: it gets `ridge` times its mean eigenvalue on the diagonal, ten times more as long as Cholesky fails.
+    undone: where it is singular it gets `ridge` times its mean eigenvalue on the diagonal (`roots.invertible_root`).
     """
     A, B = (stats.need(name, "GFWSVD's ruler") for name in ("kron_in", "kron_out"))
     return Weighting(left=invertible_root(B, ridge).T, right=psd_root(A))

@@ -39,6 +39,14 @@ def test_another_key_is_another_model():
     assert not cached and float(other.head.bias.detach()[0]) == 2
 
 
+def test_another_number_of_threads_is_another_model(monkeypatch):
+    train = Counter()
+    for threads in (1, 2, 1):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        trained({"seed": 1}, make, train)
+    assert train.calls == 2
+
+
 def test_a_damaged_entry_is_trained_again():
     train = Counter()
     trained({"seed": 1}, make, train)

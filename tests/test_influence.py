@@ -43,6 +43,19 @@ def test_influence_is_one_minus_the_cosine_of_the_turn():
     assert stats["head"].influence == 1.0
 
 
+def test_a_block_that_changes_its_input_in_place_is_compared_with_what_came_in():
+    class InPlace(Turn):
+        def forward(self, h, scale=None):
+            h += self.layer(h)
+            return h
+
+    model = Stack(0.5)
+    model.blocks[0] = InPlace(0.5)
+    model.blocks[0].forward = lambda hidden_states: (InPlace.forward(model.blocks[0], hidden_states),)
+    found = collect(model, [{"x": torch.randn(40, 4, 2)}], needs={"influence"})["blocks.0.layer"].influence
+    assert found == pytest.approx(1 - torch.cos(torch.tensor(0.25)).item(), abs=1e-6)  # h + R h turns by half the angle
+
+
 def test_layers_of_one_block_share_it_on_a_real_transformer():
     model = small_vit(depth=2, width=16, heads=2)
     stats = collect(model, [{"x": torch.rand(8, 1, 8, 16)}], needs={"influence"})

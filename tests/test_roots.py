@@ -39,11 +39,11 @@ def test_both_roots_are_roots_and_each_is_taken_where_it_is_safe():
 
 
 def test_an_invertible_root_adds_the_least_ridge_that_works():
-    _, stats, _ = layer(8, 12, 400)
-    for A in (stats.gram, layer(8, 12, 5)[1].gram):
+    for tokens, ridge in ((400, 0.0), (5, 1e-6)):  # none where A is safe
+        A = layer(8, 12, tokens)[1].gram
         L = invertible_root(A)
-        ridge = 1e-6 * A.diagonal().mean() * torch.eye(12, dtype=torch.float64)
-        torch.testing.assert_close(L @ L.T, A + ridge, rtol=1e-12, atol=1e-12 * float(A.max()))
+        expected = A + ridge * A.diagonal().mean() * torch.eye(12, dtype=torch.float64)
+        torch.testing.assert_close(L @ L.T, expected, rtol=1e-12, atol=1e-12 * float(A.max()))
     slightly_negative = torch.diag(torch.tensor([1.0, 1.0, 1.0, -1e-4], dtype=torch.float64))
     L = invertible_root(slightly_negative)
     mean = slightly_negative.diagonal().mean()

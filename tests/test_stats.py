@@ -1,4 +1,5 @@
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
@@ -146,3 +147,45 @@ def test_a_floor_makes_the_root_invertible():
 def test_a_missing_statistic_says_how_to_get_it():
     with pytest.raises(ValueError, match=r"ruler needs the statistic 'gram'.*stats.collect"):
         LayerStats().need("gram", "ruler")
+
+
+@pytest.mark.parametrize("how", ["replaced", "assigned", "changed in place"])
+def test_another_gram_has_another_root(how):
+    _, stats, _ = layer(8, 12, 400)
+    stats.gram_root()
+    if how == "replaced":
+        stats = replace(stats, gram=torch.eye(12, dtype=torch.float64))
+    elif how == "assigned":
+        stats.gram = torch.eye(12, dtype=torch.float64)
+    else:
+        stats.gram.copy_(torch.eye(12))
+    torch.testing.assert_close(stats.gram_root(), torch.eye(12, dtype=torch.float64))
+    torch.testing.assert_close(stats.gram_root(floor=0.5).square().sum(0), torch.ones(12, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("shape", [(2, 1, 1, 3), (6,)])
+def test_a_mask_of_another_shape_is_refused(shape):
+    with pytest.raises(ValueError, match="attention_mask has shape"):
+        collect(Toy(), [{"x": torch.randn(2, 3, 12), "attention_mask": torch.ones(shape)}])
+
+
+def test_an_additive_mask_is_refused_and_tokens_may_come_first():
+    x, mask = torch.randn(50, 4, 12), torch.ones(50, 4)
+    mask[:, 3] = 0
+    with pytest.raises(ValueError, match="values other than 0 and 1"):
+        collect(Toy(), [{"x": x, "attention_mask": (1 - mask) * -1e4}])
+
+    class TokensFirst(Toy):
+        def forward(self, x, attention_mask=None):
+            return super().forward(x.transpose(0, 1))
+
+    first, usual = (collect(m, [{"x": x, "attention_mask": mask}], ["query"])["query"] for m in (TokensFirst(), Toy()))
+    assert first.tokens == usual.tokens == 150
+    torch.testing.assert_close(first.gram, usual.gram)
+
+
+def test_statistics_can_be_taken_in_inference_mode():
+    with torch.inference_mode():
+        stats = collect(Toy(), toy_batches())
+    assert stats["query"].gram is stats["key"].gram
+    stats["query"].gram_root()

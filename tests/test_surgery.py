@@ -113,7 +113,10 @@ def test_whitening_loses_less_of_the_output_than_plain_svd(toy):
 @pytest.mark.parametrize("trouble", ["no batches", "a batch that breaks"])
 def test_a_recovery_that_fails_leaves_the_model_as_it_was(trouble, toy):
     model, batches = toy[0], toy[1]
-    broken = {"no batches": None, "a batch that breaks": [*batches[:2], (torch.full((4, 24), float("nan")), torch.zeros(4))]}
+    broken = {
+        "no batches": None,
+        "a batch that breaks": [*batches[:2], (torch.full((4, 24), float("nan")), torch.zeros(4))],
+    }
     before = {name: model.get_submodule(name) for name in LAYERS}
     with pytest.raises(ValueError, match="needs batches|NaN"):
         compress(model, "svd_llm_update", 0.4, toy[2], batches=broken[trouble])
@@ -193,3 +196,35 @@ def test_a_frozen_bias_stays_frozen_and_a_recovery_must_be_known(toy):
         compress(toy[0], Method("identity", recovery="nope"), 0.4)
     compress(toy[0], "svd", 0.4)
     assert not toy[0].key.bias.requires_grad and toy[0].key.U.weight.requires_grad
+
+
+@pytest.mark.parametrize(
+    ("method", "missing"),
+    [
+        ("asvd", "task_loss"),
+        ("swift_svd", "task_loss"),
+        ("svd_llm_update", "batches"),
+        (Method("identity", "no"), "allocation"),
+    ],
+)
+def test_what_is_missing_is_said_before_any_work(method, missing, toy, monkeypatch):
+    monkeypatch.setattr("prehab_lib.surgery.decompose_all", lambda *_: pytest.fail("work was done"))
+    with pytest.raises(ValueError, match=missing):
+        compress(toy[0], method, 0.4, toy[2])
+
+
+def test_a_recovery_touches_the_layers_of_its_own_call_alone(toy):
+    model, batches = toy[0], toy[1]
+    cuts = decompose_all(model, toy[2])
+    compress(model, "svd_llm", 0.4, toy[2], layers=["query", "key"], decompositions=cuts)
+    before = model.query.U.weight.clone()
+    compress(model, "svd_llm_update", 0.4, toy[2], layers=["out"], decompositions=cuts, batches=batches)
+    assert torch.equal(model.query.U.weight, before)
+
+
+def test_weights_that_moved_a_little_are_other_weights(toy):
+    cuts = decompose_all(toy[0], toy[2])
+    with torch.no_grad():
+        toy[0].key.weight.mul_(1 + 1e-4)
+    with pytest.raises(ValueError, match="decomposition of layer 'key' is of other weights"):
+        compress(toy[0], "svd_llm", 0.4, toy[2], decompositions=cuts)
