@@ -93,4 +93,4 @@ def _short(value) -> str:
     if isinstance(value, list):
         shown = ", ".join(map(_short, value[:6]))
         return f"[{shown}, ...]" if len(value) > 6 else f"[{shown}]"
-    return repr(value)[:60]
+    return " ".join(repr(value).split())[:60]

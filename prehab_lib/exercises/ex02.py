@@ -57,6 +57,30 @@ def _pseudo_inverse(W, G, rank):
     return U @ U.T @ W @ L @ torch.linalg.pinv(L)
 
 
+def _repair(W, G, rank):
+    """Enough on the diagonal for Cholesky, an amount that knows nothing of the Gram's scale; then the inverse."""
+    lowest = torch.linalg.eigvalsh(G)[0]
+    L = torch.linalg.cholesky(G + (1e-6 - lowest) * torch.eye(len(G), dtype=G.dtype))
+    U = _left_vectors(W @ L, rank)
+    return U @ U.T @ W @ L @ torch.linalg.inv(L)
+
+
+def _still_weighted(W, G, rank, root=_root):
+    L = root(G)
+    U = _left_vectors(W @ L, rank)
+    return U @ U.T @ W @ L
+
+
+def _symmetric_root(G):
+    eigenvalues, Q = torch.linalg.eigh(G)
+    return Q * eigenvalues.clamp_min(0).sqrt() @ Q.T
+
+
+def _smallest_first(W, G, rank):
+    U = torch.linalg.eigh(W @ G @ W.T).eigenvectors[:, :rank]
+    return U @ U.T @ W
+
+
 def _gram_for_its_root(W, G, rank):
     U = _left_vectors(W @ G, rank)
     return U @ U.T @ W
@@ -76,9 +100,10 @@ GRADIENTS = [
     _tensor([[[3, 0, 1], [0, 4, 1]], [[1, 2, -1], [-2, 0, 1]]]),
     _tensor([[[1, 2], [0, 1], [2, 2]], [[-1, 2], [2, 0], [0, 1]], [[1, 0], [1, 1], [3, 0]]]),
 ]
-WEIGHTS = [
+WEIGHTS = [  # singular Grams; the last is as small as that of quiet activations
     (_tensor([[3, 0, 0], [0, 2, 0], [0, 0, 1]]), _tensor([[1, 0, 0], [0, 4, 0], [0, 0, 0]]), 1),
-    (_tensor([[2, 1, 0], [0, 1, 1], [1, 0, 2], [1, 1, 1]]), _tensor([[2, 1, 1], [1, 5, -4], [1, -4, 5]]), 1),
+    (_tensor([[2, 1, 0], [0, 1, 1], [1, 0, 2], [1, 1, 1]]), _tensor([[2, 1, 1], [1, 5, -4], [1, -4, 5]]), 2),
+    (_tensor([[1, 2, 0], [3, 1, 1]]), 1e-8 * _tensor([[2, 1, 1], [1, 5, -4], [1, -4, 5]]), 1),
 ]
 
 EXERCISES = {
@@ -117,6 +142,10 @@ EXERCISES = {
                 "1 - 0.8 is 0.19999999999999996 in binary, and floor falls one short: compute with Fraction(str(removed))",
             ),
             (
+                lambda m, n, removed: int((1 - removed) * m * n / (m + n)),
+                "two slips in one: 1 - 0.8 is a little less than 0.2 in binary, and the smallest rank is 1, not 0",
+            ),
+            (
                 lambda m, n, removed: _rank(m, n, removed, least=0),
                 "a layer of rank 0 passes nothing on: the smallest rank is 1",
             ),
@@ -139,6 +168,10 @@ EXERCISES = {
                 "that is f itself: the kernel squares ‖E Q‖, so Q holds its root",
             ),
             (
+                lambda gradients: gradients.square().sum(0).sum(0).sqrt(),
+                "that is a sum over samples: no cut notices the factor, but Fisher information is their mean",
+            ),
+            (
                 lambda gradients: gradients.abs().mean(0).sum(0),
                 "Fisher information is a mean of squares, not of absolute values",
             ),
@@ -152,6 +185,19 @@ EXERCISES = {
                 _pseudo_inverse,
                 "that is the pseudo-inverse: what the calibration data never showed is set to zero; project W itself",
             ),
+            (
+                _repair,
+                "an inverse after all: a fixed amount on the diagonal is nothing to one Gram and drowns a quiet one; project W",
+            ),
+            (
+                _still_weighted,
+                "that is W L truncated, the ruler still in it: with P = I the cut is U_r U_rᵀ W, of W itself",
+            ),
+            (
+                lambda W, G, rank: _still_weighted(W, G, rank, _symmetric_root),
+                "that is W L truncated, with the symmetric root still in it: take U_r from W L, then project W itself",
+            ),
+            (_smallest_first, "eigh counts upwards: its first vectors are those that carry least, take the last"),
             (_gram_for_its_root, "the ruler is W L with L Lᵀ = G: W G weighs every direction twice"),
             (_plain, "that is plain SVD: the Gram is not in it"),
             (
