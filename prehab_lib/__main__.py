@@ -70,7 +70,7 @@ def parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="name=value",
-        help="replace a parameter (repeatable)",
+        help="replace a parameter, or all its values in a grid (repeatable)",
     )
     run.set_defaults(act=_run)
     report = commands.add_parser("report", help="gather a profile's results beside the paper's: runs/PROFILE/report.md")

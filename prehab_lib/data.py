@@ -1,37 +1,56 @@
 """The one door for real data: by hub name, or from a folder that holds such data sets.
 
 `data_root`, or the variable PREHAB_DATA, names the folder that *holds* the data sets; a data set may also be given as a
-path itself.  A folder has the hub's Parquet files (`train-*.parquet`, at the top or under `data/`) or image folders
+path itself.  A folder has the hub's Parquet files (`train-*.parquet`, at the top or under `data/`) or, for images, folders
 (`train/<class>/*.jpg`).
 """
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from prehab_lib.glue import GLUE, HUB
 from prehab_lib.hub import explained
+
+_IMAGE = {"image": "image", "label": "label"}
 
 
 @dataclass(frozen=True)
 class Source:
-    """A data set as the hub names it and as a folder is named; columns and splits as the hub spells them."""
+    """A data set as the hub names it and as a folder is named; columns and splits as the hub spells them.
+
+    config: the part of a hub data set that holds several.  A data set with a column "image" is one of images.
+    """
 
     hub: str | None
     folder: str
     splits: dict[str, str]  # our name -> its name
-    image: str = "image"
-    label: str = "label"
+    columns: dict[str, str] = field(default_factory=_IMAGE.copy)  # our name -> its name
+    config: str | None = None
     note: str = ""
 
 
+IMAGES = Source(None, "", {"train": "train", "test": "test"})  # what a folder of your own is taken for
+
 DATASETS = {
-    "cifar10": Source("uoft-cs/cifar10", "cifar10", {"train": "train", "test": "test"}, image="img"),
+    "cifar10": Source(
+        "uoft-cs/cifar10", "cifar10", {"train": "train", "test": "test"}, columns=_IMAGE | {"image": "img"}
+    ),
     "imagenet-1k": Source(
         "ILSVRC/imagenet-1k", "imagenet-1k", {"train": "train", "test": "validation"}, note="gated on the hub, 150 GB"
     ),
     "imagenet-sample": Source(
         None, "imagenet-sample", {"train": "validation", "test": "validation"}, note="200 images: a check, not a score"
     ),
+} | {
+    f"glue/{name}": Source(
+        HUB,
+        f"glue/{name}",
+        {split: split for split in task.splits},
+        columns={column: column for column in (*task.columns, "label")},
+        config=name,
+    )
+    for name, task in GLUE.items()
 }
 
 # What a notebook wants beyond the embedded data, by profile.
@@ -40,6 +59,7 @@ NEEDS = {
     "01_surrogates": {},
     "02_rulers": {},
     "03_vit": {"lab": ["cifar10"], "paper": ["imagenet-1k"]},
+    "04_bert_glue": {"lab": [f"glue/{name}" for name in GLUE], "paper": [f"glue/{name}" for name in GLUE]},
 }
 
 
@@ -72,31 +92,37 @@ def where(name: str, data_root: str | os.PathLike | None = None) -> Path | None:
     )
 
 
-def load(name: str, part: str, data_root: str | os.PathLike | None = None):
-    """A `datasets.Dataset` with the columns "image" and "label": part "train" or "test" of a data set.
+def load(name: str, part: str, data_root: str | os.PathLike | None = None, like: Source = IMAGES):
+    """A `datasets.Dataset` of one part of a data set, with the columns of `like` under our names.
 
+    part: a key of the source's `splits`.  like: what the caller expects, and how a folder of your own is read: images and
+    classes by default, a GLUE task's texts and labels with DATASETS["glue/cola"].
     From `where(name)` if that is a folder, else from the hub.  Raises FileNotFoundError, ConnectionError (no network),
     PermissionError (gated) or ValueError, each one sentence with the remedy.
     """
     import datasets
 
-    source = DATASETS.get(name) or Source(None, name, {"train": "train", "test": "test"})
+    source = DATASETS.get(name) or replace(like, hub=None, folder=name)
+    if set(source.columns) != set(like.columns):
+        raise ValueError(
+            f"data set {name!r} holds {', '.join(source.columns)}: what is wanted here is {', '.join(like.columns)}"
+        )
     if part not in source.splits:
         raise ValueError(f"part = {part!r} is not known: choose one of {', '.join(source.splits)}")
     split, folder = source.splits[part], where(name, data_root)
     datasets.disable_progress_bars()
     remedy = "set data_root (or PREHAB_DATA) to a folder that holds " + source.folder
     if folder is not None:
-        loaded = _load_folder(folder, split)
+        loaded = _load_folder(folder, split, images="image" in source.columns)
     elif source.hub is None:
         raise FileNotFoundError(f"the data set {name!r} is on no hub: {remedy}")
     else:
         with explained(f"the data set {source.hub!r}", remedy):
-            loaded = datasets.load_dataset(source.hub, split=split)
+            loaded = datasets.load_dataset(source.hub, source.config, split=split)
     return _named_columns(loaded, source, name)
 
 
-def _load_folder(folder: Path, split: str):
+def _load_folder(folder: Path, split: str, images: bool):
     import datasets
 
     remedy = "check its files, or put a fresh copy there"
@@ -104,25 +130,25 @@ def _load_folder(folder: Path, split: str):
     if files:
         with explained(f"the data in {folder}", remedy):
             return datasets.load_dataset("parquet", data_files={split: files}, split=split)
-    if (folder / split).is_dir() and any((folder / split).iterdir()):
+    if images and (folder / split).is_dir() and any((folder / split).iterdir()):
         with explained(f"the images in {folder / split}", remedy):
             return datasets.load_dataset("imagefolder", data_dir=str(folder / split), split="train")
-    raise FileNotFoundError(
-        f"{folder} has no part {split!r}: it needs {split}*.parquet files or a folder {split}/<class>/"
-    )
+    or_folders = f" or a folder {split}/<class>/" if images else ""
+    raise FileNotFoundError(f"{folder} has no part {split!r}: it needs {split}*.parquet files{or_folders}")
 
 
 def _named_columns(loaded, source: Source, name: str):
     import datasets
 
-    columns = {source.image: "image", source.label: "label"}
-    for theirs, ours in columns.items():
+    for ours, theirs in source.columns.items():
         found = theirs if theirs in loaded.column_names else ours
         if found not in loaded.column_names:
             raise ValueError(f"data set {name!r} has no column {theirs!r}: it has {', '.join(loaded.column_names)}")
         if found != ours:
             loaded = loaded.rename_column(found, ours)
-    loaded = loaded.select_columns(["image", "label"])
+    loaded = loaded.select_columns(list(source.columns))
+    if "image" not in source.columns:
+        return loaded
     with explained(f"the columns of data set {name!r}", "they must hold images and class labels"):
         loaded = loaded.cast_column("image", datasets.Image())
         typed = isinstance(loaded.features["label"], datasets.ClassLabel)

@@ -107,7 +107,7 @@ def key(run: Run, upstream: dict[str, bytes], library: Path = LIBRARY) -> str:
         digest.update(len(content).to_bytes(8, "big") + content)
 
     cells = code_cells(run.notebook)
-    feed(f"{run.profile} {run.name}")
+    feed(f"{run.profile} {run.notebook.stem}")  # a run of a grid is told apart by its parameters
     feed(json.dumps(run.params, sort_keys=True))
     for content in (*cells, *_inputs(run.params)):
         feed(content)

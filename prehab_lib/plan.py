@@ -1,22 +1,28 @@
 """What a profile asks for: which notebooks, with which parameters, and what each needs to have run before.
 
 A run is one notebook with one set of parameters. `smoke` is the notebooks' own defaults; every other profile replaces
-some of them by params/NN_name.PROFILE.yaml. Everything is checked here, before a run starts or a file is written.
+some of them by params/NN_name.PROFILE.yaml, whose `grid` makes several runs of one notebook (`grid.py`). Everything is
+checked here, before a run starts or a file is written.
 """
 
 import json
 import os
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from prehab_lib import parameters
+from prehab_lib import grid, parameters
 
 PROFILES = ("smoke", "laptop", "lab", "paper")
 
 
 @dataclass(frozen=True)
 class Run:
-    """One notebook with every parameter resolved. needs: names of notebooks whose results it reads."""
+    """One notebook with every parameter resolved.
+
+    name: the notebook's, in a grid with what sets this run apart (`04_bert_glue.cola`). needs: names of the runs whose
+    results it reads.
+    """
 
     name: str
     notebook: Path
@@ -24,6 +30,11 @@ class Run:
     params: dict
     needs: tuple[str, ...] = ()
     note: str = ""
+
+    @property
+    def suffix(self) -> str:
+        """What sets this run of a grid apart, "" where there is no grid."""
+        return self.name.removeprefix(self.notebook.stem).removeprefix(".")
 
 
 def home() -> Path:
@@ -88,13 +99,30 @@ def _with_needs(known: dict[str, Path], chosen: list[str]) -> list[str]:
     return ordered
 
 
-def _profile_values(root: Path, profile: str, name: str) -> tuple[dict, str]:
-    if profile == "smoke":
-        return {}, ""
-    file = root / "params" / f"{name}.{profile}.yaml"
-    if file.is_file():
-        return parameters.load_file(file), ""
-    return {}, f"there is no params/{file.name}: {name} runs with its own defaults"
+def _expanded(root: Path, profile: str, notebook: Path, overrides: dict) -> list[Run]:
+    """The runs of one notebook, before anybody knows what they need."""
+    file = root / "params" / f"{notebook.stem}.{profile}.yaml"
+    values, note = {}, ""
+    if profile != "smoke" and file.is_file():
+        values = parameters.load_file(file)
+    elif profile != "smoke":
+        note = f"there is no params/{file.name}: {notebook.stem} runs with its own defaults"
+    return [
+        Run(f"{notebook.stem}.{suffix}" if suffix else notebook.stem, notebook, profile, params, note=note)
+        for suffix, params in grid.expand(notebook, values, overrides, f"params/{file.name}")
+    ]
+
+
+def expected(root: Path, profile: str, wanted: Collection[str]) -> dict[str, dict[str, dict]]:
+    """Notebook -> name of each of its runs -> parameters, as notebooks and params files stand; no data is looked for.
+
+    wanted: names of notebooks; those that are not there are left out.
+    """
+    return {
+        name: {run.name: _absolute(run.params) for run in _expanded(root, profile, file, {})}
+        for name, file in notebooks(root).items()
+        if name in wanted
+    }
 
 
 def is_path(value) -> bool:
@@ -117,21 +145,22 @@ def runs(root: Path, profile: str, wanted: list[str], overrides: dict) -> list[R
     """The runs of a profile, each after what it needs.
 
     wanted: notebooks by number or name, all where empty; what they need is added. overrides: parameters from the
-    command line, which every wanted notebook must have. Raises ValueError for an unknown profile, notebook or
-    parameter or a refused value, FileNotFoundError for a data_root that is no folder.
+    command line, which every wanted notebook must have; one that is in a grid stands for its values there. Raises
+    ValueError for an unknown profile, notebook or parameter or a refused value or grid, FileNotFoundError for a
+    data_root that is no folder.
     """
     known = notebooks(root)
     check_profile(root, profile)
-    chosen, planned = select(known, wanted), []
+    chosen = select(known, wanted)
+    planned: dict[str, list[Run]] = {}
     for name in _with_needs(known, chosen):
-        values, note = _profile_values(root, profile, name)
-        params = parameters.resolve(known[name], values)
-        if name in chosen and overrides:
-            params = parameters.resolve(known[name], values | overrides)
-        params = _absolute(params)
-        if params.get("data_root") and not os.path.isdir(params["data_root"]):
+        upstream = tuple(run.name for needed in needs(known[name]) for run in planned[needed])
+        expanded = _expanded(root, profile, known[name], overrides if name in chosen else {})
+        planned[name] = [replace(run, params=_absolute(run.params), needs=upstream) for run in expanded]
+    flat = [run for runs in planned.values() for run in runs]
+    for run in flat:
+        if run.params.get("data_root") and not os.path.isdir(run.params["data_root"]):
             raise FileNotFoundError(
-                f"{name}: data_root = {params['data_root']} is not a folder: name the one holding the data"
+                f"{run.name}: data_root = {run.params['data_root']} is not a folder: name the one holding the data"
             )
-        planned.append(Run(name, known[name], profile, params, needs(known[name]), note))
-    return planned
+    return flat

@@ -29,6 +29,7 @@ QUIET = {
     "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
     "PYDEVD_DISABLE_FILE_VALIDATION": "1",
 }
+SHOWN = 10  # runs of a grid named before it starts
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
 
 
@@ -98,6 +99,7 @@ class Pool:
         self.free = list(self.gpus)
         self.active: list[Active] = []
         self.outcomes: dict[str, Outcome] = {}
+        self.absent: set[str] = set()  # runs whose result was looked for and is not stored
         self.files = ExitStack()
 
     def work(self) -> dict[str, Outcome]:
@@ -123,14 +125,19 @@ class Pool:
         if missing:
             self.waiting.remove(run)
             self._settle(run, Outcome("skipped", error=f"it needs {missing[0]}"))
-        elif all(upstream.values()):
+        elif all(upstream.values()) and (run.name not in self.absent or self._room(run)):
             key = keys.key(run, {name: self._result(outcome.key) for name, outcome in upstream.items()})
             if self.store.done(key).exists():
                 self.waiting.remove(run)
                 self._settle(run, Outcome("cached", key))
-            elif len(self.active) < self.width and (self.free or not self.gpus or not wants_gpu(run.params)):
+            elif self._room(run):
                 self.waiting.remove(run)
                 self._start(run, key)
+            else:
+                self.absent.add(run.name)  # asking again costs a key; it is made anew when there is room
+
+    def _room(self, run: plan.Run) -> bool:
+        return len(self.active) < self.width and bool(self.free or not self.gpus or not wants_gpu(run.params))
 
     def _result(self, key: str) -> bytes:
         file = self.store.done(key) / "result.json"
@@ -141,9 +148,10 @@ class Pool:
         environment = os.environ | QUIET | dict.fromkeys(THREADS, str(self.threads))
         environment |= {
             "PREHAB_PROFILE": run.profile,
-            "PREHAB_NOTEBOOK": run.name,
+            "PREHAB_NOTEBOOK": run.notebook.stem,
             "PREHAB_NOTEBOOK_DIR": str(run.notebook.parent),
-            "PREHAB_RUNS": str(self.store.runs / run.profile),  # results of the runs it needs
+            "PREHAB_RUNS": str(self.store.runs / run.profile),
+            "PREHAB_NEEDS": json.dumps(run.needs),  # folders there, read by upstream.py
         }
         if data := os.environ.get("PREHAB_DATA"):
             environment["PREHAB_DATA"] = os.path.abspath(os.path.expanduser(data))
@@ -153,7 +161,7 @@ class Pool:
             "pool": os.getpid(),
             "runs": str(self.store.runs),
             "key": key,
-            "name": run.name,
+            "name": run.notebook.stem,
             "profile": run.profile,
             "notebook": str(run.notebook),
             "params": run.params,
@@ -212,10 +220,24 @@ def summary(store: Store, profile: str, outcomes: dict[str, Outcome], seconds: f
     lines = [f"{profile}: {counts} in {seconds:.0f} s"]
     lines += [f"  {status}: {', '.join(by[status])}" for status in ("ran", "cached") if by[status]]
     for name in by["failed"]:
-        kept = store.failed(outcomes[name].key) / f"{name}.ipynb"
-        where = f" (see {os.path.relpath(kept)})" if kept.is_file() else ""
+        kept = next(store.failed(outcomes[name].key).glob("*.ipynb"), None)
+        where = f" (see {os.path.relpath(kept)})" if kept else ""
         lines.append(f"  failed: {name}: {outcomes[name].error}{where}")
     lines += [f"  skipped: {name}: {outcomes[name].error}" for name in by["skipped"]]
+    return lines
+
+
+def notes(store: Store, home: Path, profile: str, planned: list[plan.Run]) -> list[str]:
+    """What a reader should know before the first run starts: missing params files, grids, runs the report leaves out."""
+    lines = [run.note for run in planned if run.note and not store.published(profile, run.name)]
+    for notebook in dict.fromkeys(run.notebook for run in planned if run.suffix):
+        made = [run.suffix for run in planned if run.notebook == notebook]
+        told = ", ".join(made[:SHOWN]) + (f" and {len(made) - SHOWN} more" if len(made) > SHOWN else "")
+        lines.append(f"{notebook.stem} makes {len(made)} run{'s' * (len(made) > 1)}: {told}")
+    known = plan.expected(home, profile, {run.notebook.stem for run in planned})
+    outside = {run.name for run in planned if run.name not in known[run.notebook.stem]}
+    for name in sorted({*store.outside(profile, known), *outside}):
+        lines.append(f"{name} is no run of the profile as its params file stands: the report leaves it out")
     return lines
 
 
@@ -237,9 +259,8 @@ def main(
                 sys.stdout.flush()
             bar.update(done)
 
-        for run in planned:
-            if run.note and not store.published(profile, run.name):
-                say(f"note      {run.note}")
+        for line in notes(store, home, profile, planned):
+            say(f"note      {line}")
         outcomes = Pool(store, planned, width, say).work()
     print("\n".join(summary(store, profile, outcomes, time.monotonic() - clock)), flush=True)
     return int(any(outcome.status in ("failed", "skipped") for outcome in outcomes.values()))

@@ -8,6 +8,7 @@ import errno
 import json
 import os
 import shutil
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
@@ -84,23 +85,43 @@ class Store:
         except (OSError, json.JSONDecodeError):
             return {}
 
-    def _targets(self, profile: str, name: str, files: list[str]) -> dict[str, Path]:
-        """Where each file of a run is published: figures beside those of the other notebooks, the rest by notebook."""
+    def outside(self, profile: str, planned: Mapping[str, Collection[str]]) -> list[str]:
+        """Names published of the planned notebooks that no run of theirs has: left of an earlier grid.
+
+        planned: notebook -> names of its runs.
+        """
+        found = []
+        for file in sorted((self.runs / profile).glob("*/run.json")):
+            name = file.parent.name
+            notebook = self.published(profile, name).get("notebook", name)
+            if name not in planned.get(notebook, [name]):
+                found.append(name)
+        return found
+
+    def targets(self, profile: str, name: str, run: dict) -> dict[str, Path]:
+        """Where each file of a run is published. run: its run.json.
+
+        Figures stand beside those of the other notebooks, those of a grid's run in a folder of their own; the rest by run.
+        """
         home = self.runs / profile
-        return {file: home / file if file.startswith("figures/") else home / name / file for file in files}
+        figures = home / "figures" if run.get("notebook", name) == name else home / "figures" / name
+        return {
+            file: figures / file.removeprefix("figures/") if file.startswith("figures/") else home / name / file
+            for file in run.get("files", [])
+        }
 
     def publish(self, key: str, profile: str, name: str) -> None:
         """Copy a finished run to runs/<profile>, remove what its predecessor left. Does nothing where it stands."""
         source = self.done(key)
-        files = json.loads((source / "run.json").read_text(encoding="utf-8"))["files"]
+        run = json.loads((source / "run.json").read_text(encoding="utf-8"))
         with self.lock("publish"):
-            targets = self._targets(profile, name, files)
+            targets = self.targets(profile, name, run)
             before = self.published(profile, name)
             if before.get("key") == key and all(target.is_file() for target in targets.values()):
                 return
             for file, target in targets.items():
                 copy(source / file, target)
-            for stale in self._targets(profile, name, before.get("files", [])).values():
+            for stale in self.targets(profile, name, before).values():
                 if stale not in targets.values():
                     stale.unlink(missing_ok=True)
             copy(source / "run.json", self.runs / profile / name / "run.json")  # last: it says the rest is there

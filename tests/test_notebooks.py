@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from prehab_lib import parameters
+from prehab_lib import grid, parameters
 
 ROOT = Path(__file__).resolve().parents[1]
 LESSONS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
@@ -84,7 +84,8 @@ def test_a_profile_fits_its_notebook_and_says_why(path):
     notebook, profile, _ = path.name.split(".")
     assert path.read_text(encoding="utf-8").splitlines()[0].startswith("# ")
     values = parameters.load_file(path)
-    resolved = parameters.resolve(ROOT / "notebooks" / f"{notebook}.ipynb", values)
+    [(_, resolved), *_] = grid.expand(ROOT / "notebooks" / f"{notebook}.ipynb", values, {}, path.name)
+    values.pop("grid", None)
     assert profile != "smoke", "the defaults are the smoke profile"
     defaults = parameters.resolve(ROOT / "notebooks" / f"{notebook}.ipynb", {})
     assert [key for key in values if resolved[key] == defaults[key]] == [], "only what differs from the defaults"

@@ -1,0 +1,188 @@
+"""From a pretrained encoder, or a small one built here, to the base model of a task: fine-tuned once, then cached."""
+
+import hashlib
+import inspect
+import math
+import os
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from prehab_lib import cache, rows, small_text
+from prehab_lib.batches import device_of, mode
+from prehab_lib.hub import explained
+from prehab_lib.inputs import check_positive, check_whole
+from prehab_lib.progress import progress
+from prehab_lib.rewrite import to_linear
+from prehab_lib.sentences import SentenceTask, sentence_loss
+
+SMALL = "small"  # the checkpoint name of the model that is built here
+
+
+def fine_tune(
+    model: nn.Module,
+    task: SentenceTask,
+    *,
+    seed: int,
+    lr: float,
+    epochs: float = 3,
+    steps: int | None = None,
+    warmup: float = 0.0,
+    weight_decay: float = 0.01,
+    clip: float = 1.0,
+) -> list[float]:
+    """Train every parameter by AdamW on the task's own loss, in place; the loss of each step.
+
+    epochs: passes over the training rows, unless `steps` says how many batches.  The learning rate rises linearly over the
+    first `warmup` of the steps, then falls to 0 as a cosine.  clip: largest norm of the gradient.
+    The defaults are the paper's (3 epochs, cosine, `glue.GLUE[...].lr`) with the release's weight decay.
+    Raises ValueError for a bad number, or a loss that is no longer finite.
+    """
+    check_positive(lr=lr, epochs=epochs, clip=clip)
+    steps = math.ceil(epochs * task.epoch) if steps is None else steps
+    check_whole(0, steps=steps)
+    if not 0 <= warmup < 1:
+        raise ValueError(
+            f"warmup = {warmup!r}: give the part of the steps in which the learning rate rises, 0 to below 1"
+        )
+    rising = warmup * steps
+
+    def rate(step: int) -> float:
+        if step < rising:
+            return (step + 1) / (rising + 1)
+        return 0.5 + 0.5 * math.cos(math.pi * (step - rising) / max(steps - rising, 1))
+
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=weight_decay)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
+    losses = []
+    with mode(model, training=True), torch.random.fork_rng(_cuda(model)):
+        torch.manual_seed(seed)  # dropout
+        for batch in progress(task.train(seed, steps), "fine-tuning"):
+            loss = sentence_loss(model, batch)
+            losses.append(float(loss.detach()))
+            if not math.isfinite(losses[-1]):
+                raise ValueError(f"the loss is {losses[-1]} at fine-tuning step {len(losses) - 1}: lower lr = {lr}")
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
+            optimizer.step()
+            schedule.step()
+    model.zero_grad(set_to_none=True)
+    return losses
+
+
+def base_model(
+    task: SentenceTask,
+    checkpoint: str,
+    *,
+    seed: int,
+    device: str | torch.device = "cpu",
+    small: dict | None = None,
+    **recipe,
+) -> tuple[nn.Module, str]:
+    """The model of a task before prehab, in eval mode on `device`, and where it is from: "given", "cached" or "trained".
+
+    checkpoint: "small" builds `small_text.small_bert(**small)`; else a hub name or folder.  If that holds a classifier of the
+    task's size it is used as it is; an encoder gets a new one and is fine-tuned.  recipe: arguments of `fine_tune`.
+    What is fine-tuned here is cached, keyed by data, tokenizer, checkpoint, recipe, seed, device and code.
+    Raises ConnectionError, PermissionError, FileNotFoundError or ValueError, as `models.text_model` and `classifier` do.
+    """
+    if checkpoint == SMALL:
+        origin = dict(small or {})
+
+        def make() -> nn.Module:
+            return small_text.small_bert(len(task.tokenizer), task.outputs, seed=seed, **origin).to(device)
+    else:
+        model, ready = classifier(checkpoint, task, seed)
+        if ready:
+            return model.to(device).eval(), "given"
+        origin = _stamp(checkpoint, model)
+
+        def make() -> nn.Module:
+            return model.to(device)
+
+    key = dict(task=task.name, data=task.training.checksum, batch=task.batch, max_length=task.max_length, seed=seed)
+    key |= dict(
+        checkpoint=checkpoint, origin=origin, recipe=recipe, device=str(device), tokenizer=_vocabulary(task.tokenizer)
+    )
+    key |= dict(
+        transformers=version("transformers"), code=[inspect.getsource(m) for m in (fine_tune, rows, small_text)]
+    )
+    trained, cached = cache.trained(key, make, lambda network: fine_tune(network, task, seed=seed, **recipe))
+    return trained.to(device), "cached" if cached else "trained"
+
+
+def classifier(checkpoint: str, task: SentenceTask, seed: int = 0) -> tuple[nn.Module, bool]:
+    """A transformers sequence classifier for the task, and whether the checkpoint brings its head: it then is fine-tuned.
+
+    checkpoint: hub name or folder, safetensors only, no remote code.  A new head is random, from `seed`.
+    Raises as `models.text_model` does, and ValueError for a head of another size or with its classes in another order.
+    """
+    import transformers
+
+    if checkpoint.startswith((".", "/", "~")) and not os.path.isdir(checkpoint):
+        raise FileNotFoundError(f"checkpoint = {checkpoint!r} is no folder: check the path")
+    options = dict(use_safetensors=True, trust_remote_code=False)
+    with explained(f"the model {checkpoint!r}", remedy="give the folder of a local copy instead"), _quiet():
+        config = transformers.AutoConfig.from_pretrained(checkpoint, trust_remote_code=False)
+        if any(name.endswith("ForSequenceClassification") for name in config.architectures or ()):
+            _check_head(config, checkpoint, task)
+        else:
+            config.num_labels = task.outputs
+            if task.labels:
+                config.id2label = dict(enumerate(task.labels))
+                config.label2id = {name: i for i, name in enumerate(task.labels)}
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            loader = transformers.AutoModelForSequenceClassification
+            model, report = loader.from_pretrained(checkpoint, config=config, output_loading_info=True, **options)
+    to_linear(model)
+    return model, not report["missing_keys"]
+
+
+def _check_head(config, checkpoint: str, task: SentenceTask) -> None:
+    if config.num_labels != task.outputs:
+        raise ValueError(
+            f"checkpoint {checkpoint!r} has a head of {config.num_labels} outputs and task {task.name!r} needs {task.outputs}: "
+            "give an encoder, or a model fine-tuned on this task"
+        )
+    named = [str(config.id2label[i]).lower() for i in range(config.num_labels)]
+    if set(named) == set(task.labels) and named != list(task.labels):
+        raise ValueError(
+            f"checkpoint {checkpoint!r} numbers its classes {', '.join(named)} and task {task.name!r} {', '.join(task.labels)}: "
+            "reorder the rows of its classifier"
+        )
+
+
+class _quiet:
+    """transformers' notes on new heads and its progress bars go to stderr; here both are said in the result."""
+
+    def __enter__(self):
+        from transformers.utils import logging
+
+        self.logging, self.level, self.bar = logging, logging.get_verbosity(), logging.is_progress_bar_enabled()
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
+
+    def __exit__(self, *problem):
+        self.logging.set_verbosity(self.level)
+        if self.bar:
+            self.logging.enable_progress_bar()
+
+
+def _cuda(model: nn.Module) -> list[torch.device]:
+    return [device_of(model)] if device_of(model).type == "cuda" else []
+
+
+def _stamp(checkpoint: str, model: nn.Module) -> list:
+    """What tells one checkpoint from another of the same name: the hub's commit, or name, size and time of each file."""
+    if not os.path.isdir(checkpoint):
+        return [getattr(model.config, "_commit_hash", None)]
+    files = sorted(file for file in Path(checkpoint).iterdir() if file.is_file())
+    return [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]
+
+
+def _vocabulary(tokenizer) -> str:
+    return hashlib.sha256(repr(sorted(tokenizer.get_vocab().items())).encode()).hexdigest()[:16]
