@@ -1,6 +1,6 @@
 """Scores and task losses: what training lowers and tables print."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -29,21 +29,28 @@ def classification_loss(model: nn.Module, batch) -> Tensor:
 
 
 @torch.no_grad()
-def accuracy(model: nn.Module, batches: Iterable) -> float:
-    """Top-1 accuracy in per cent over all batches, in eval mode.
+def each_answer(model: nn.Module, batches: Iterable) -> Iterator[tuple[Tensor, Tensor]]:
+    """Logits (B, classes) and labels (B,) of every batch, in eval mode, without gradients.
 
     Raises ValueError where there is no batch or a logit is not finite: nothing is skipped silently.
     """
-    right, total = 0, 0
+    empty = True
     with mode(model, training=False):
         for batch in progress(batches, "evaluation"):
-            logits, labels = logits_and_labels(model, move(batch, device_of(model)))
+            empty, (logits, labels) = False, logits_and_labels(model, move(batch, device_of(model)))
             if not torch.isfinite(logits).all():
                 raise ValueError(
                     "the model's logits are NaN or infinite: the compressed weights do not fit its precision"
                 )
-            right += int((logits.argmax(-1) == labels).sum())
-            total += len(labels)
-    if not total:
+            yield logits, labels
+    if empty:
         raise ValueError("there is nothing to evaluate: the batches are empty")
+
+
+def accuracy(model: nn.Module, batches: Iterable) -> float:
+    """Top-1 accuracy in per cent over all batches, in eval mode.  Raises as `each_answer` does."""
+    right, total = 0, 0
+    for logits, labels in each_answer(model, batches):
+        right += int((logits.argmax(-1) == labels).sum())
+        total += len(labels)
     return 100.0 * right / total

@@ -1,7 +1,11 @@
-"""Numbers people type, checked in one sentence."""
+"""What people hand in, checked in one sentence: numbers they type, and the amount of calibration data."""
 
 import math
+import warnings
+from collections.abc import Mapping
 from numbers import Real
+
+TOKENS_EACH = 10  # for every number a least-squares problem fits; fewer leave its small directions to chance
 
 
 def check_whole(least: int, **given) -> None:
@@ -16,3 +20,18 @@ def check_positive(**given) -> None:
     for name, value in given.items():
         if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value) or value <= 0:
             raise ValueError(f"{name} = {value!r}: give a positive number")
+
+
+def warn_if_few_tokens(what: str, seen: Mapping[str, tuple[int, int]], per: str, stacklevel: int) -> None:
+    """Warns of layers that saw fewer than 10 tokens for each of their channels or ranks.
+
+    seen: layer -> (tokens, channels or rank).  what, per: "layers saw", "rank".
+    """
+    few = {name: (tokens, size) for name, (tokens, size) in seen.items() if tokens < TOKENS_EACH * size}
+    if few:
+        name, (tokens, size) = min(few.items(), key=lambda entry: entry[1][0] / entry[1][1])
+        warnings.warn(
+            f"{len(few)} of {len(seen)} {what} fewer than {TOKENS_EACH} tokens per {per}; the least is {name!r} with "
+            f"{tokens} tokens for {size}: use more calibration data",
+            stacklevel=stacklevel + 1,
+        )

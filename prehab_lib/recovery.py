@@ -1,6 +1,5 @@
 """Recovery in closed form: what can be done to the factors after surgery without training."""
 
-import warnings
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 
@@ -11,12 +10,12 @@ from prehab_lib.activations import input_statistics, version_of
 from prehab_lib.batches import device_of, forward, mode, move
 from prehab_lib.decomposition import Decomposition
 from prehab_lib.factors import LowRankLinear
+from prehab_lib.inputs import warn_if_few_tokens
 from prehab_lib.progress import progress
 from prehab_lib.refit import refit
 from prehab_lib.roots import on_factor_device
 from prehab_lib.trial import check_given
 
-TOKENS_PER_RANK = 10  # fewer leave the least-squares solution to chance
 
 
 @torch.no_grad()
@@ -61,7 +60,8 @@ def closed_form(
         for name, layer in layers.items():
             layer.U.weight.copy_(before[name])
         raise
-    _warn_if_few_tokens(tokens, layers)
+    seen = {name: (count, layers[name].rank) for name, count in tokens.items()}
+    warn_if_few_tokens("layers were refitted to", seen, "rank", stacklevel=3)
 
 
 def _check_arguments(batches=None, **_) -> None:
@@ -72,10 +72,9 @@ closed_form.check_arguments = _check_arguments  # for callers that want to know 
 
 
 def _update(name: str, layer: LowRankLinear, decomposition: Decomposition, gram: Tensor) -> None:
-    eps = torch.finfo(torch.float64 if layer.V.weight.dtype == torch.float64 else torch.float32).eps
     U, V = on_factor_device(layer.U.weight), on_factor_device(layer.V.weight)
     W = decomposition.left.to(U) @ decomposition.right.to(U)
-    new = refit(W, U, V, gram, eps).to(layer.U.weight)
+    new = refit(W, U, V, gram).to(layer.U.weight)
     if not torch.isfinite(new).all():
         raise ValueError(f"layer {name!r}: the refitted factor is not finite in {new.dtype}")
     layer.U.weight.copy_(new)
@@ -152,17 +151,6 @@ class _Until(nn.Module):
             pass
         finally:
             handle.remove()
-
-
-def _warn_if_few_tokens(tokens: Mapping[str, int], layers: Mapping[str, LowRankLinear]) -> None:
-    few = [name for name, seen in tokens.items() if seen < TOKENS_PER_RANK * layers[name].rank]
-    if few:
-        name = min(few, key=lambda name: tokens[name] / layers[name].rank)
-        warnings.warn(
-            f"{len(few)} of {len(tokens)} layers were refitted to fewer than {TOKENS_PER_RANK} tokens per rank; the least is "
-            f"{name!r} with {tokens[name]} tokens for rank {layers[name].rank}: use more calibration data",
-            stacklevel=4,
-        )
 
 
 # What is done to the factors after surgery: name -> fn(model, ...), in place.  Training afterwards is `rehab`.

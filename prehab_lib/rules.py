@@ -81,6 +81,24 @@ def _choice(known: Callable[[], Collection[str]], certain: Callable[[], Collecti
     return check
 
 
+def settings(**rules: Rule) -> Rule:
+    """A dictionary with exactly these entries, each with its rule."""
+
+    def check(name: str, value) -> None:
+        if not isinstance(value, dict) or set(value) != set(rules):
+            raise ValueError(f"{name} = {value!r}: give a dictionary with {', '.join(rules)}")
+        for key, rule in rules.items():
+            rule(f"{name}[{key!r}]", value[key])
+
+    return check
+
+
+def positive(name: str, value) -> None:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not number or not math.isfinite(value) or value <= 0:
+        raise ValueError(f"{name} = {value!r}: give a finite number above 0")
+
+
 def _module(module: str):
     return importlib.import_module(f"prehab_lib.{module}")
 
@@ -97,6 +115,7 @@ def table_keys(module: str, table: str) -> tuple[str, ...]:
 
 
 _method, _surrogate = key_of("methods", "METHODS"), key_of("surrogates", "SURROGATES")
+_sentence_task = _choice(lambda: (*table_keys("prose_tasks", "PROSE"), *table_keys("glue", "GLUE")))
 _coordinates, _order = one_of("weight", "whitened"), one_of("UV", "VU", "joint")
 
 # Patterns are tried from top to bottom, the first that matches the parameter's name decides.
@@ -111,6 +130,10 @@ RULES: dict[str, Rule] = {
     "coordinates": one_or_each(_coordinates),
     "order": _order,
     "orders": each(_order),
+    "reduction": one_of("mean", "sum"),
+    "schedule": one_of("constant", "geometric"),
+    "task": _sentence_task,
+    "lora": settings(rank=whole(at_least=1), steps=whole(at_least=0), lr=positive),
     "seed": whole(),
     "seeds": each(whole()),
     "*steps": one_or_each(whole(at_least=0)),

@@ -10,13 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from prehab_lib import data, prose, prose_tasks
-from prehab_lib.batches import device_of, mode, move
-from prehab_lib.evaluate import logits_and_labels
+from prehab_lib.batches import device_of, move
+from prehab_lib.evaluate import each_answer, logits_and_labels
 from prehab_lib.glue import GLUE, task_named
 from prehab_lib.gradients import mean_over_samples
 from prehab_lib.inputs import check_whole
 from prehab_lib.metrics import Score, score
-from prehab_lib.progress import progress
 from prehab_lib.prose_tasks import PROSE
 from prehab_lib.rows import RowBatches, Rows, check_rows, count_longer
 
@@ -131,19 +130,9 @@ def prose_task(
     tokenizer = prose_tokenizer() if tokenizer is None else tokenizer
     max_length = _length(max_length, 48, tokenizer)
     where = f"held-out modules of the standard library (checksum {prose.checksum()})"
-    return SentenceTask(
-        name=name,
-        metric=task.metric,
-        labels=task.labels,
-        tokenizer=tokenizer,
-        batch=batch,
-        max_length=max_length,
-        training=parts["train"],
-        chosen_on=parts["validation"],
-        scored=scored,
-        protocol=_protocol(task.metric, scored, {name: whole}, where, tokenizer, max_length),
-        recipe=dict(lr=task.lr, steps=task.steps, warmup=0.3),
-    )
+    recipe = dict(lr=task.lr, steps=task.steps, warmup=0.3)
+    chosen_on, setting = parts["validation"], (tokenizer, batch, max_length)
+    return _task(name, task, parts["train"], chosen_on, scored, {name: whole}, where, setting, recipe)
 
 
 def glue_task(
@@ -177,19 +166,8 @@ def glue_task(
     }
     scored = {column: _capped(splits[split], test_rows) for column, split in task.scored.items()}
     whole = {column: len(splits[split]) for column, split in task.scored.items()}
-    return SentenceTask(
-        name=name,
-        metric=task.metric,
-        labels=task.labels,
-        tokenizer=tokenizer,
-        batch=batch,
-        max_length=max_length,
-        training=splits["train"],
-        chosen_on=splits["train"],
-        scored=scored,
-        protocol=_protocol(task.metric, scored, whole, f"GLUE's validation split ({place})", tokenizer, max_length),
-        recipe=dict(lr=task.lr, epochs=3),
-    )
+    train, where, setting = splits["train"], f"GLUE's validation split ({place})", (tokenizer, batch, max_length)
+    return _task(name, task, train, train, scored, whole, where, setting, dict(lr=task.lr, epochs=3))
 
 
 @mean_over_samples
@@ -202,25 +180,32 @@ def sentence_loss(model: nn.Module, batch) -> Tensor:
     return nn.functional.cross_entropy(logits, labels)
 
 
-@torch.no_grad()
 def predict(model: nn.Module, batches: Iterable) -> tuple[np.ndarray, np.ndarray]:
-    """Predicted classes (N,), or real values for a head with one output, and the labels (N,), in eval mode.
+    """Predicted classes (N,), or real values for a head with one output, and the labels (N,).  Raises as `each_answer` does."""
+    answers = [
+        (logits.squeeze(-1) if logits.shape[-1] == 1 else logits.argmax(-1), labels)
+        for logits, labels in each_answer(model, batches)
+    ]
+    said, true = (torch.cat(parts).double().cpu().numpy() for parts in zip(*answers, strict=True))
+    return said, true
 
-    Raises ValueError where there is no batch or a logit is not finite.
-    """
-    said, true = [], []
-    with mode(model, training=False):
-        for batch in progress(batches, "evaluation"):
-            logits, labels = logits_and_labels(model, move(batch, device_of(model)))
-            if not torch.isfinite(logits).all():
-                raise ValueError(
-                    "the model's logits are NaN or infinite: the compressed weights do not fit its precision"
-                )
-            said.append(logits.squeeze(-1) if logits.shape[-1] == 1 else logits.argmax(-1))
-            true.append(labels)
-    if not said:
-        raise ValueError("there is nothing to evaluate: the batches are empty")
-    return torch.cat(said).double().cpu().numpy(), torch.cat(true).double().cpu().numpy()
+
+def _task(name, task, training, chosen_on, scored, whole, where, setting, recipe) -> SentenceTask:
+    """task: its row in `GLUE` or `PROSE`.  whole: rows of each column before the cap.  where: what is scored, for the protocol."""
+    tokenizer, batch, max_length = setting
+    return SentenceTask(
+        name=name,
+        metric=task.metric,
+        labels=task.labels,
+        tokenizer=tokenizer,
+        batch=batch,
+        max_length=max_length,
+        training=training,
+        chosen_on=chosen_on,
+        scored=scored,
+        protocol=_protocol(task.metric, scored, whole, where, tokenizer, max_length),
+        recipe=recipe,
+    )
 
 
 def _rows(loaded, columns: tuple[str, ...], classes: int, name: str) -> Rows:

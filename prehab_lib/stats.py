@@ -1,6 +1,5 @@
 """What calibration data says about each layer: the one place that knows which statistic comes from which pass."""
 
-import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
@@ -11,11 +10,10 @@ from prehab_lib.activations import INPUT_STATISTICS, input_statistics, version_o
 from prehab_lib.fisher import kronecker_factors, sample_means
 from prehab_lib.gradients import GradientPass
 from prehab_lib.influence import BlockInfluence
-from prehab_lib.inputs import check_whole
+from prehab_lib.inputs import check_whole, warn_if_few_tokens
 from prehab_lib.layers import linear_layers
 from prehab_lib.roots import psd_eigen, psd_root
 
-TOKENS_PER_CHANNEL = 10  # fewer leave the small eigenvalues of the Gram to chance
 KRONECKER = {"kron_in", "kron_out"}
 GRADIENT_STATISTICS = {"fisher_in", "fisher_out", "grad"} | KRONECKER
 KNOWN = [*INPUT_STATISTICS, "influence", *sorted(GRADIENT_STATISTICS)]
@@ -119,7 +117,8 @@ def collect(
     read = input_statistics(model, modules, batches, _inputs_for(needs, kfac), influence, dtype)
     stats = {name: LayerStats(**found, derived=shared) for name, (found, shared) in read.items()}
     if "gram" in needs:
-        _warn_if_few_tokens(stats, modules)
+        seen = {name: (found.tokens, modules[name].in_features) for name, found in stats.items()}
+        warn_if_few_tokens("layers saw", seen, "input channel", stacklevel=3)
     for watcher in influence:
         for name, value in watcher.result().items():
             stats[name].influence = value
@@ -165,14 +164,3 @@ def _check_options(
     check_whole(1, iterations=iterations)
     if dtype not in (torch.float32, torch.float64):
         raise ValueError(f"dtype = {dtype!r}: sum in torch.float64, or in torch.float32 for speed")
-
-
-def _warn_if_few_tokens(stats: dict[str, LayerStats], modules: dict[str, nn.Linear]) -> None:
-    few = {n: s.tokens for n, s in stats.items() if s.tokens < TOKENS_PER_CHANNEL * modules[n].in_features}
-    if few:
-        name = min(few, key=lambda n: few[n] / modules[n].in_features)
-        warnings.warn(
-            f"{len(few)} of {len(stats)} layers saw fewer than {TOKENS_PER_CHANNEL} tokens per input channel; the least is "
-            f"{name!r} with {few[name]} tokens for {modules[name].in_features} channels: use more calibration data",
-            stacklevel=3,
-        )

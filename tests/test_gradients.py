@@ -241,6 +241,19 @@ def test_half_precision_models_are_left_alone_and_close(dtype):
     assert float((rough.fisher_in - exact).norm() / exact.norm()) < 0.05
 
 
+@pytest.mark.parametrize("size", [1e-7, 30.0])  # gradients below and squares above what float16 can hold
+def test_float16_gradients_neither_vanish_nor_overflow(size):
+    @gradients.mean_over_samples
+    def loss(model, batch):
+        return size * classification_loss(model, batch)
+
+    model, batches = Toy(), toy_batches(2, 16)
+    exact = collect(model, batches, needs={"fisher_in"}, task_loss=loss)["query"].fisher_in
+    batches = [(x.half(), y) for x, y in batches]
+    rough = collect(model.half(), batches, needs={"fisher_in"}, task_loss=loss)["query"].fisher_in
+    assert float((rough - exact).norm() / exact.norm()) < 0.05
+
+
 def test_nothing_of_the_model_is_changed():
     model = Toy().train()
     model.key.weight.requires_grad_(False)

@@ -78,6 +78,14 @@ def test_bad_values_are_one_sentence(notebook, override, words):
         ("rehab_steps", 0, -1),
         ("removed", 0.4, 1.0),
         ("seed", -1, "0"),
+        ("reduction", "sum", "max"),
+        ("schedule", "geometric", "linear"),
+        ("task", "mnli", "wnli"),
+        ("task", "paraphrase", 3),
+        ("lora", {"rank": 1, "steps": 0, "lr": 1e-3}, {"rank": 1, "steps": 0}),
+        ("lora", {"rank": 1, "steps": 0, "lr": 1e-3}, {"rank": 0, "steps": 0, "lr": 1e-3}),
+        ("lora", {"rank": 1, "steps": 0, "lr": 1e-3}, {"rank": 1, "steps": -1, "lr": 1e-3}),
+        ("lora", {"rank": 1, "steps": 0, "lr": 1e-3}, {"rank": 1, "steps": 0, "lr": 0.0}),
     ],
 )
 def test_rules_go_by_name(name, good, bad):
