@@ -17,7 +17,6 @@ from prehab_lib.roots import on_factor_device
 from prehab_lib.trial import check_given
 
 
-
 @torch.no_grad()
 def closed_form(
     model: nn.Module,
