@@ -9,6 +9,7 @@ from itertools import chain, islice, repeat
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,11 @@ class Rows:
         return Rows(
             tuple(tuple(column[i] for i in indices) for column in self.texts), tuple(self.labels[i] for i in indices)
         )
+
+    @cached_property
+    def tokens(self) -> dict:
+        """(tokenizer, max_length) -> index -> the row's tokens, of the rows that were asked for."""
+        return {}
 
     @cached_property
     def checksum(self) -> str:
@@ -76,7 +82,7 @@ class RowBatches:
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         for indices in self._shuffled() if self.seed is not None else self._by_length():
-            yield encode(self.rows.take(indices), self.tokenizer, self.max_length)
+            yield encode(self.rows, self.tokenizer, self.max_length, indices)
 
     def __len__(self) -> int:
         return self.count if self.seed is not None else math.ceil(len(self.rows) / self.batch)
@@ -93,12 +99,25 @@ class RowBatches:
         yield from (order[start : start + self.batch] for start in range(0, len(order), self.batch))
 
 
-def encode(rows: Rows, tokenizer, max_length: int) -> dict[str, Tensor]:
-    """All rows as one batch, as `RowBatches` describes it."""
-    columns = [list(column) for column in rows.texts]
-    batch = dict(tokenizer(*columns, padding=True, truncation=True, max_length=max_length, return_tensors="pt"))
-    whole = all(isinstance(label, int) for label in rows.labels)
-    return batch | {"labels": torch.tensor(rows.labels, dtype=torch.int64 if whole else torch.float32)}
+def encode(rows: Rows, tokenizer, max_length: int, indices: Iterable[int] | None = None) -> dict[str, Tensor]:
+    """Some rows (None: all) as one batch, as `RowBatches` describes it.  A row is tokenized once, however many the passes."""
+    indices = list(range(len(rows)) if indices is None else indices)
+    known = rows.tokens.setdefault((tokenizer, max_length), {})
+    if new := [i for i in indices if i not in known]:
+        columns = [[column[i] for i in new] for column in rows.texts]
+        found = tokenizer(*columns, truncation=True, max_length=max_length)
+        known |= {i: {key: torch.tensor(found[key][k]) for key in found} for k, i in enumerate(new)}
+    side, fill = (
+        tokenizer.padding_side,
+        {"input_ids": tokenizer.pad_token_id, "token_type_ids": tokenizer.pad_token_type_id},
+    )
+    batch = {
+        key: pad_sequence([known[i][key] for i in indices], True, fill.get(key, 0), padding_side=side)
+        for key in known[indices[0]]
+    }
+    labels = [rows.labels[i] for i in indices]
+    whole = all(isinstance(label, int) for label in labels)
+    return batch | {"labels": torch.tensor(labels, dtype=torch.int64 if whole else torch.float32)}
 
 
 def count_longer(rows: Rows, tokenizer, max_length: int) -> int:

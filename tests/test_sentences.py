@@ -52,6 +52,20 @@ def test_pairs_have_token_types_and_regressions_real_labels(tokenizer):
     assert batch["labels"].dtype == torch.float32 and encode(short([2]), tokenizer, 32)["labels"].dtype == torch.int64
 
 
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_batches_are_those_of_the_tokenizer_and_a_second_pass_tokenizes_nothing(tokenizer, monkeypatch, side):
+    monkeypatch.setattr(tokenizer, "padding_side", side)
+    texts = ("the cat", "the cat sat on a mat and sat on it", "sat"), ("on a mat", "the dog", "a cat sat")
+    rows = Rows(texts, (0, 1, 1))
+    expected = tokenizer(*map(list, texts), padding=True, truncation=True, max_length=10, return_tensors="pt")
+    first = encode(rows, tokenizer, 10)
+    monkeypatch.setattr(type(tokenizer), "__call__", None)
+    for batch in (first, encode(rows, tokenizer, 10)):
+        assert set(batch) == {*expected, "labels"}
+        assert all(torch.equal(batch[key], expected[key]) for key in expected)
+    assert torch.equal(encode(rows, tokenizer, 10, [2, 0])["labels"], torch.tensor([1, 0]))
+
+
 def test_a_tokenizer_without_token_types_gives_none(tokenizer):
     tokenizer = train_tokenizer(WORDS, size=120)
     tokenizer.model_input_names = ["input_ids", "attention_mask"]
