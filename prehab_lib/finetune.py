@@ -2,6 +2,7 @@
 
 import hashlib
 import inspect
+import json
 import math
 import os
 from importlib.metadata import version
@@ -10,12 +11,11 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from prehab_lib import cache, rows, small_text
+from prehab_lib import cache, rewrite, rows, sentences, small_text
 from prehab_lib.batches import device_of, mode
 from prehab_lib.hub import explained
-from prehab_lib.inputs import check_positive, check_whole
+from prehab_lib.inputs import check_options, check_positive, check_whole
 from prehab_lib.progress import progress
-from prehab_lib.rewrite import to_linear
 from prehab_lib.sentences import SentenceTask, sentence_loss
 
 SMALL = "small"  # the checkpoint name of the model that is built here
@@ -91,11 +91,15 @@ def base_model(
     """
     if checkpoint == SMALL:
         origin = dict(small or {})
+        check_options("small", origin, small_text.small_bert)
 
         def make() -> nn.Module:
-            return small_text.small_bert(len(task.tokenizer), task.outputs, seed=seed, **origin).to(device)
+            model = small_text.small_bert(len(task.tokenizer), task.outputs, seed=seed, **origin)
+            _check_positions(model, task)
+            return model.to(device)
     else:
         model, ready = classifier(checkpoint, task, seed)
+        _check_positions(model, task)
         if ready:
             return model.to(device).eval(), "given"
         origin = _stamp(checkpoint, model)
@@ -108,7 +112,8 @@ def base_model(
         checkpoint=checkpoint, origin=origin, recipe=recipe, device=str(device), tokenizer=_vocabulary(task.tokenizer)
     )
     key |= dict(
-        transformers=version("transformers"), code=[inspect.getsource(m) for m in (fine_tune, rows, small_text)]
+        transformers=version("transformers"),
+        code=[inspect.getsource(part) for part in (fine_tune, classifier, sentences, rows, small_text, rewrite)],
     )
     trained, cached = cache.trained(key, make, lambda network: fine_tune(network, task, seed=seed, **recipe))
     return trained.to(device), "cached" if cached else "trained"
@@ -118,13 +123,15 @@ def classifier(checkpoint: str, task: SentenceTask, seed: int = 0) -> tuple[nn.M
     """A transformers sequence classifier for the task, and whether the checkpoint brings its head: it then is fine-tuned.
 
     checkpoint: hub name or folder, safetensors only, no remote code.  A new head is random, from `seed`.
-    Raises as `models.text_model` does, and ValueError for a head of another size or with its classes in another order.
+    Raises as `models.text_model` does, and ValueError for a head of another size, of other classes, or with them in another order.
     """
     import transformers
 
     if checkpoint.startswith((".", "/", "~")) and not os.path.isdir(checkpoint):
         raise FileNotFoundError(f"checkpoint = {checkpoint!r} is no folder: check the path")
-    options = dict(use_safetensors=True, trust_remote_code=False)
+    options = dict(
+        use_safetensors=True, trust_remote_code=False, dtype=torch.float32
+    )  # half precision cannot be trained
     with explained(f"the model {checkpoint!r}", remedy="give the folder of a local copy instead"), _quiet():
         config = transformers.AutoConfig.from_pretrained(checkpoint, trust_remote_code=False)
         if any(name.endswith("ForSequenceClassification") for name in config.architectures or ()):
@@ -138,8 +145,16 @@ def classifier(checkpoint: str, task: SentenceTask, seed: int = 0) -> tuple[nn.M
             torch.manual_seed(seed)
             loader = transformers.AutoModelForSequenceClassification
             model, report = loader.from_pretrained(checkpoint, config=config, output_loading_info=True, **options)
-    to_linear(model)
+    rewrite.to_linear(model)
     return model, not report["missing_keys"]
+
+
+def _check_positions(model: nn.Module, task: SentenceTask) -> None:
+    positions = getattr(model.config, "max_position_embeddings", None)
+    if positions is not None and task.max_length > positions:
+        raise ValueError(
+            f"max_length = {task.max_length} is longer than the {positions} positions of the model: lower it"
+        )
 
 
 def _check_head(config, checkpoint: str, task: SentenceTask) -> None:
@@ -149,7 +164,14 @@ def _check_head(config, checkpoint: str, task: SentenceTask) -> None:
             "give an encoder, or a model fine-tuned on this task"
         )
     named = [str(config.id2label[i]).lower() for i in range(config.num_labels)]
-    if set(named) == set(task.labels) and named != list(task.labels):
+    if not task.labels or named == [f"label_{i}" for i in range(len(named))]:
+        return  # a regression, or names that say nothing: the order is taken on trust
+    if set(named) != set(task.labels):
+        raise ValueError(
+            f"checkpoint {checkpoint!r} is a classifier of another task: its classes are {', '.join(named)} and task "
+            f"{task.name!r} has {', '.join(task.labels)}; give an encoder, or a model fine-tuned on this task"
+        )
+    if named != list(task.labels):
         raise ValueError(
             f"checkpoint {checkpoint!r} numbers its classes {', '.join(named)} and task {task.name!r} {', '.join(task.labels)}: "
             "reorder the rows of its classifier"
@@ -185,4 +207,8 @@ def _stamp(checkpoint: str, model: nn.Module) -> list:
 
 
 def _vocabulary(tokenizer) -> str:
-    return hashlib.sha256(repr(sorted(tokenizer.get_vocab().items())).encode()).hexdigest()[:16]
+    """Digest of all a tokenizer does: its vocabulary, normalizer and special tokens, but not how it was called last."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    described = tokenizer.get_vocab() if backend is None else json.loads(backend.to_str())
+    lasting = {key: value for key, value in described.items() if backend is None or key not in ("truncation", "padding")}
+    return hashlib.sha256(json.dumps(lasting, sort_keys=True).encode()).hexdigest()[:16]

@@ -79,6 +79,8 @@ def _values(value, where: str):
         first, last = map(int, bounds.groups())
         if first > last:
             raise ValueError(f"{where} = {value}: a range goes from its smaller to its larger number")
+        if last - first >= MOST:
+            raise ValueError(f"{where} = {value} makes {last - first + 1} runs, more than {MOST}: is a bound mistyped?")
         return range(first, last + 1)
     if not isinstance(value, list):
         raise ValueError(f"{where} = {value!r}: give a list of values, or a range of whole numbers such as 0..4")

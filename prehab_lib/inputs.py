@@ -1,8 +1,9 @@
 """What people hand in, checked in one sentence: numbers they type, and the amount of calibration data."""
 
+import inspect
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from numbers import Real
 
 TOKENS_EACH = 10  # for every number a least-squares problem fits; fewer leave its small directions to chance
@@ -20,6 +21,13 @@ def check_positive(**given) -> None:
     for name, value in given.items():
         if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value) or value <= 0:
             raise ValueError(f"{name} = {value!r}: give a positive number")
+
+
+def check_options(name: str, options: Mapping, function: Callable) -> None:
+    """Raises ValueError where `options`, a setting called `name`, has an entry that `function` takes no argument for."""
+    known = list(inspect.signature(function).parameters)
+    if unknown := [key for key in options if key not in known]:
+        raise ValueError(f"{name} has an unknown entry {unknown[0]!r}: choose from {', '.join(known)}")
 
 
 def warn_if_few_tokens(what: str, seen: Mapping[str, tuple[int, int]], per: str, stacklevel: int) -> None:

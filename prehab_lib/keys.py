@@ -83,8 +83,9 @@ def _inputs(params: dict) -> list[str]:
     root = params.get("data_root") or ("data_root" in params and os.environ.get("PREHAB_DATA")) or ""
     lines = []
     if root:
-        # Three levels: root/set/split/file. Deeper lie image folders with a million files.
-        found = {file for depth in ("*", "*/*", "*/*/*") for file in Path(root).glob(f"{depth}.parquet")}
+        # root/set/config/file, and the hub's data/ below it. Elsewhere lie image folders with a million files.
+        places = ("*", "*/*", "*/*/*", "*/*/data/*")
+        found = {file for place in places for file in Path(root).glob(f"{place}.parquet")}
         lines += [_stamp(file, str(file.relative_to(root))) for file in sorted(found)]
     for name, value in params.items():
         path = Path(value) if is_path(value) and name != "data_root" else None

@@ -7,13 +7,17 @@ from torch import nn
 
 _GATED_DECODER = r"(.*\.)?layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)"
 
+_BERT = r"(.*\.)?encoder\.layer\.\d+\.(attention\.(self\.(query|key|value)|output\.dense)|(intermediate|output)\.dense)"
+
 # Class name of the model, or of a base class of it -> full match on the module's name.
 # Embeddings, norms, language-model heads and text classifiers stay; the papers compress the ViT's classifier head too.
 # A fused query-key-value matrix counts as one layer, or as its three parts after `rewrite.split_qkv`.
 DEFAULT_LAYERS = {
     "VisionTransformer": r"blocks\.\d+\.(attn\.(qkv(\.[qkv])?|proj)|mlp\.fc(1|2|1_[gx]))|head",
-    "BertPreTrainedModel": r"(.*\.)?encoder\.layer\.\d+\.(attention\.(self\.(query|key|value)|output\.dense)"
-    r"|(intermediate|output)\.dense)",
+    "BertPreTrainedModel": _BERT,
+    "RobertaPreTrainedModel": _BERT,
+    "ElectraPreTrainedModel": _BERT,
+    "DistilBertPreTrainedModel": r"(.*\.)?transformer\.layer\.\d+\.(attention\.([qkv]|out)_lin|ffn\.lin[12])",
     "LlamaPreTrainedModel": _GATED_DECODER,
     "MistralPreTrainedModel": _GATED_DECODER,
     "Qwen2PreTrainedModel": _GATED_DECODER,

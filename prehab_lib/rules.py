@@ -99,6 +99,21 @@ def positive(name: str, value) -> None:
         raise ValueError(f"{name} = {value!r}: give a finite number above 0")
 
 
+def weights_by_surrogate(name: str, value) -> None:
+    """A dictionary surrogate -> its rank weight λ, which may be empty."""
+    if not isinstance(value, dict):
+        raise ValueError(f"{name} = {value!r}: give a dictionary surrogate -> λ, as {{nuclear: 0.1}}")
+    for surrogate, lam in value.items():
+        _surrogate(name, surrogate)
+        coefficient(f"{name}[{surrogate!r}]", lam)
+
+
+def seeds(name: str, value) -> None:
+    each(whole())(name, value)
+    if twice := [seed for seed in value if value.count(seed) > 1]:
+        raise ValueError(f"{name} = {value!r}: seed {twice[0]} stands twice, and would pass for two runs that agree")
+
+
 def _module(module: str):
     return importlib.import_module(f"prehab_lib.{module}")
 
@@ -135,7 +150,13 @@ RULES: dict[str, Rule] = {
     "task": _sentence_task,
     "lora": settings(rank=whole(at_least=1), steps=whole(at_least=0), lr=positive),
     "seed": whole(),
-    "seeds": each(whole()),
+    "seeds": seeds,
+    "others": weights_by_surrogate,
+    "batch": whole(at_least=1),
+    "calibration": whole(at_least=1),
+    "kronecker": whole(at_least=1),
+    "window": whole(at_least=2),
+    "lr": positive,
     "*steps": one_or_each(whole(at_least=0)),
     "data_root": text,
 }

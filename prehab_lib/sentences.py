@@ -80,15 +80,16 @@ class SentenceTask:
         return fmean(map(float, self.scores(model).values()))
 
     def baselines(self) -> dict[str, dict[str, Score]]:
-        """What needs no model: "majority" (the commonest training label; the mean for a regression) and "random" (labels drawn
-        like the training rows', the mean of 20 draws).  Each: column -> score."""
+        """What needs no model: "constant" (the best of the answers that are always the same: for accuracy the majority class,
+        for F1 often the other one) and "random" (labels drawn like the training rows', the mean of 20 draws).
+        Each: column -> score."""
         known = np.asarray(self.training.labels)
-        values, counts = np.unique(known, return_counts=True)
-        usual = values[counts.argmax()] if self.labels else known.mean()
+        answers = range(len(self.labels)) if self.labels else [known.mean()]
         draw = np.random.default_rng(0)
-        found = {"majority": {}, "random": {}}
+        found = {"constant": {}, "random": {}}
         for name, rows in self.scored.items():
-            found["majority"][name] = score(self.metric, np.full(len(rows), usual), rows.labels)
+            same = [score(self.metric, np.full(len(rows), answer), rows.labels) for answer in answers]
+            found["constant"][name] = max(same, key=float)
             draws = (score(self.metric, draw.choice(known, len(rows)), rows.labels) for _ in range(RANDOM_DRAWS))
             found["random"][name] = Score(fmean(map(float, draws)))
         return found

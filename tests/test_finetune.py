@@ -1,6 +1,9 @@
 import copy
+import inspect
+from dataclasses import replace
 
 import pytest
+import tokenizers
 import torch
 import transformers
 
@@ -105,6 +108,39 @@ def test_an_encoder_is_fine_tuned_once_then_cached(tmp_path, checkpoint, capfd):
     assert capfd.readouterr().err == ""
 
 
+def test_what_is_fed_in_is_part_of_the_key(tmp_path, checkpoint, monkeypatch):
+    task = opened(tmp_path, checkpoint)
+    base_model(task, checkpoint, seed=0, **RECIPE)
+
+    def how(task):
+        return base_model(task, checkpoint, seed=0, **RECIPE)[1]
+
+    assert how(task) == "cached"
+    assert how(replace(task, batch=task.batch + 1)) == how(replace(task, max_length=task.max_length - 1)) == "trained"
+    assert how(replace(task, training=task.training.take(range(len(task.training) - 1)))) == "trained"
+    upper = copy.deepcopy(task.tokenizer)
+    upper.backend_tokenizer.normalizer = tokenizers.normalizers.BertNormalizer(lowercase=False)
+    assert how(replace(task, tokenizer=upper)) == "trained"
+    monkeypatch.setattr(inspect, "getsource", lambda part: f"another {part.__name__}")
+    assert how(task) == "trained"
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_half_precision_checkpoint_is_trained_in_float32(tmp_path, checkpoint, dtype):
+    transformers.AutoModel.from_pretrained(checkpoint, dtype=dtype).save_pretrained(tmp_path / "half")
+    task = opened(tmp_path, checkpoint)
+    model, _ = base_model(task, str(tmp_path / "half"), seed=0, **RECIPE)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32} and task.score(model) > 0.9
+
+
+def test_bad_sizes_are_one_sentence(tmp_path, checkpoint):
+    task = opened(tmp_path, checkpoint)
+    with pytest.raises(ValueError, match="small has an unknown entry 'wdth': choose from vocabulary"):
+        base_model(task, "small", seed=0, small={"wdth": 3})
+    with pytest.raises(ValueError, match="max_length = 24 is longer than the 8 positions of the model"):
+        base_model(replace(task, max_length=24), "small", seed=0, small={"positions": 8}, **RECIPE)
+
+
 def test_the_small_model_goes_through_the_same_door(tmp_path, checkpoint):
     task = opened(tmp_path, checkpoint, "stsb")
     small = dict(depth=1, width=16, heads=2, positions=32)
@@ -129,6 +165,14 @@ def test_heads_that_do_not_fit_the_task_are_refused(tmp_path, checkpoint):
     trained.save_pretrained(tmp_path / "three")
     with pytest.raises(ValueError, match="has a head of 3 outputs and task 'rte' needs 2"):
         classifier(str(tmp_path / "three"), opened(tmp_path, checkpoint, "rte"))
+    trained, _ = classifier(checkpoint, opened(tmp_path, checkpoint, "sst2"))
+    trained.save_pretrained(tmp_path / "sentiment")
+    with pytest.raises(ValueError, match="its classes are negative, positive and task 'rte' has entailment, not_ent"):
+        classifier(str(tmp_path / "sentiment"), opened(tmp_path, checkpoint, "rte"))
+    trained.config.id2label = {0: "LABEL_0", 1: "LABEL_1"}
+    trained.save_pretrained(tmp_path / "unnamed")
+    assert classifier(str(tmp_path / "unnamed"), opened(tmp_path, checkpoint, "rte"))[1]
+    trained, _ = classifier(checkpoint, opened(tmp_path, checkpoint, "mnli"))
     trained.config.id2label = {0: "Contradiction", 1: "Neutral", 2: "Entailment"}
     trained.save_pretrained(tmp_path / "reversed")
     with pytest.raises(

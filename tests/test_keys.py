@@ -98,10 +98,11 @@ def test_what_moves_the_key_and_what_does_not(tmp_path, library, write_notebook)
     moved(key())
 
 
-def test_data_folders_are_told_apart_by_their_files(tmp_path, library, write_notebook, monkeypatch):
+@pytest.mark.parametrize("place", ["cifar10", "glue/cola", "cifar10/data", "glue/cola/data"])
+def test_data_folders_are_told_apart_by_their_files(place, tmp_path, library, write_notebook, monkeypatch):
     notebook = write_notebook(tmp_path / "00_a.ipynb", "1")
     data = tmp_path / "data"
-    file = data / "cifar10" / "train.parquet"
+    file = data / place / "train.parquet"
     file.parent.mkdir(parents=True)
     file.write_bytes(b"1")
     run = Run("00_a", notebook, "lab", {"data_root": str(data)})

@@ -31,6 +31,15 @@ def test_bert_layers_are_72_for_12_blocks():
     assert len(names) == 72 and not any("pooler" in name or "classifier" in name for name in names)
 
 
+@pytest.mark.parametrize("name", ["Roberta", "Electra", "DistilBert"])
+def test_the_heads_of_other_encoders_stay(name):
+    sizes = TINY if name != "DistilBert" else dict(dim=16, n_layers=2, n_heads=2, hidden_dim=24)
+    config = getattr(transformers, f"{name}Config")(vocab_size=20, **sizes)
+    model = getattr(transformers, f"{name}ForSequenceClassification")(config)
+    names = default_layers(model)
+    assert len(names) == 2 * 6 and all("layer." in name for name in names)
+
+
 def test_llama_layers_leave_the_language_model_head():
     model = transformers.LlamaForCausalLM(transformers.LlamaConfig(vocab_size=20, num_key_value_heads=1, **TINY))
     assert len(default_layers(model)) == 2 * 7

@@ -155,9 +155,17 @@ def test_a_cap_draws_the_same_rows_always_and_says_so(sets, tokenizer):
     options = dict(data_root=str(sets), max_length=32, test_rows=7)
     one, other = (glue_task("mnli", 4, tokenizer, **options) for _ in range(2))
     assert one.scored == other.scored and [len(rows) for rows in one.scored.values()] == [7, 7]
+    whole = glue_task("mnli", 4, tokenizer, **options | {"test_rows": None}).scored
+    assert all(one.scored[name] != rows.take(range(7)) for name, rows in whole.items())  # drawn, not the first ones
     assert "MNLI-m 7 of 12 rows, MNLI-mm 7 of 12 rows" in one.protocol
     with pytest.raises(ValueError, match="test_rows = -3"):
         glue_task("mnli", 4, tokenizer, **options | {"test_rows": -3})
+
+
+def test_the_constant_baseline_of_f1_is_the_rarer_class(sets, tokenizer):
+    glue_folder(sets, "qqp", label=lambda split, i: int(i % 4 == 0))
+    task = glue_task("qqp", 4, tokenizer, data_root=str(sets), max_length=32)
+    assert task.baselines()["constant"]["QQP"].value == pytest.approx(2 * 0.25 / 1.25)  # all 1: all 0 would score 0
 
 
 def test_baselines_by_hand(sets, tokenizer):
@@ -165,12 +173,12 @@ def test_baselines_by_hand(sets, tokenizer):
     glue_folder(sets, "mrpc", label=label)
     task = glue_task("mrpc", 4, tokenizer, data_root=str(sets), max_length=32)
     baselines = task.baselines()
-    assert baselines["majority"]["MRPC"].value == pytest.approx(2 * 0.75 / 1.75)
-    assert "same to every row" in baselines["majority"]["MRPC"].note
+    assert baselines["constant"]["MRPC"].value == pytest.approx(2 * 0.75 / 1.75)
+    assert "same to every row" in baselines["constant"]["MRPC"].note
     assert 0.5 < baselines["random"]["MRPC"].value < 0.85
     glue_folder(sets, "stsb")
     regression = glue_task("stsb", 4, tokenizer, data_root=str(sets), max_length=32).baselines()
-    assert regression["majority"]["STS-B"].value == 0 and "undefined" in regression["majority"]["STS-B"].note
+    assert regression["constant"]["STS-B"].value == 0 and "undefined" in regression["constant"]["STS-B"].note
     assert regression["random"]["STS-B"].note == "" and abs(regression["random"]["STS-B"].value) < 0.5
 
 
@@ -261,8 +269,8 @@ def test_embedded_tasks_have_the_same_shape(name):
     assert sum(len(batch["labels"]) for batch in task.test()) == 50 and "checksum" in task.protocol
     drawn = [next(iter(draw(0, 1))) for draw in (task.train, task.calibration, task.validation)]
     assert not equal(drawn[0], drawn[1]) and not equal(drawn[1], drawn[2])
-    majority = task.baselines()["majority"][name]
-    assert isinstance(majority, Score) and (task.metric != "accuracy" or abs(majority.value - 0.5) < 0.2)
+    constant = task.baselines()["constant"][name]
+    assert isinstance(constant, Score) and (task.metric != "accuracy" or abs(constant.value - 0.5) < 0.2)
 
 
 def test_the_vocabulary_is_the_same_every_time_and_comes_back_from_disk(tmp_path):
