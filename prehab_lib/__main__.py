@@ -1,8 +1,9 @@
-"""The command line: `python -m prehab_lib run | report | figures | data`."""
+"""The command line: `python -m prehab_lib run | report | figures | data | compress`."""
 
 import argparse
 import sys
 
+from prehab_lib import compress_cli
 from prehab_lib.store import FULL, no_space
 
 PROFILES = "smoke, laptop, lab, paper, or any other with params/NN_name.PROFILE.yaml"
@@ -83,6 +84,7 @@ def parser() -> argparse.ArgumentParser:
     data.add_argument("profile", nargs="?", default="lab")
     data.add_argument("--data-root", metavar="FOLDER", help="folder holding the data sets (default: PREHAB_DATA)")
     data.set_defaults(act=_data)
+    compress_cli.add_to(commands)
     return top
 
 

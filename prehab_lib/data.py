@@ -1,8 +1,8 @@
 """The one door for real data: by hub name, or from a folder that holds such data sets.
 
 `data_root`, or the variable PREHAB_DATA, names the folder that *holds* the data sets; a data set may also be given as a
-path itself.  A folder has the hub's Parquet files (`train-*.parquet`, at the top or under `data/`) or, for images, folders
-(`train/<class>/*.jpg`).
+path itself.  A folder has the hub's Parquet files (`train-*.parquet`, at the top or under `data/`; C4's scored documents are
+`heldout*.parquet`) or, for images, folders (`train/<class>/*.jpg`).
 """
 
 import os
@@ -13,6 +13,9 @@ from prehab_lib.glue import GLUE, HUB
 from prehab_lib.hub import explained
 
 _IMAGE = {"image": "image", "label": "label"}
+_TEXT = {"text": "text"}
+_INSTRUCTION = {"instruction": "instruction", "input": "input", "output": "output"}
+_THREE_PARTS = {"train": "train", "validation": "validation", "test": "test"}
 
 
 @dataclass(frozen=True)
@@ -20,6 +23,7 @@ class Source:
     """A data set as the hub names it and as a folder is named; columns and splits as the hub spells them.
 
     config: the part of a hub data set that holds several.  A data set with a column "image" is one of images.
+    files: of a hub data set too large to fetch whole, the file to take for a split.
     """
 
     hub: str | None
@@ -28,6 +32,7 @@ class Source:
     columns: dict[str, str] = field(default_factory=_IMAGE.copy)  # our name -> its name
     config: str | None = None
     note: str = ""
+    files: dict[str, str] = field(default_factory=dict)  # its name of a split -> a file of the hub's repository
 
 
 IMAGES = Source(None, "", {"train": "train", "test": "test"})  # what a folder of your own is taken for
@@ -52,6 +57,22 @@ DATASETS = {
     )
     for name, task in GLUE.items()
 }
+DATASETS |= {
+    name: Source("Salesforce/wikitext", name, _THREE_PARTS, _TEXT, config=name)
+    for name in ("wikitext-2-raw-v1", "wikitext-2-v1")
+}
+DATASETS |= {
+    "c4": Source(
+        "allenai/c4",
+        "c4",
+        {"train": "train", "test": "heldout"},
+        _TEXT,
+        note="one shard of each split",
+        files={"train": "en/c4-train.00000-of-01024.json.gz", "heldout": "en/c4-validation.00000-of-00008.json.gz"},
+    ),
+    "alpaca": Source("tatsu-lab/alpaca", "alpaca", {"train": "train"}, _INSTRUCTION),
+    "alpaca-cleaned": Source("yahma/alpaca-cleaned", "alpaca-cleaned", {"train": "train"}, _INSTRUCTION),
+}
 
 # What a notebook wants beyond the embedded data, by profile.
 NEEDS = {
@@ -60,6 +81,10 @@ NEEDS = {
     "02_rulers": {},
     "03_vit": {"lab": ["cifar10"], "paper": ["imagenet-1k"]},
     "04_bert_glue": {"lab": [f"glue/{name}" for name in GLUE], "paper": [f"glue/{name}" for name in GLUE]},
+    "05_llama": {
+        "lab": ["wikitext-2-raw-v1", "c4", "alpaca"],
+        "paper": ["wikitext-2-raw-v1", "c4", "alpaca-cleaned"],
+    },
 }
 
 
@@ -118,7 +143,10 @@ def load(name: str, part: str, data_root: str | os.PathLike | None = None, like:
         raise FileNotFoundError(f"the data set {name!r} is on no hub: {remedy}")
     else:
         with explained(f"the data set {source.hub!r}", remedy):
-            loaded = datasets.load_dataset(source.hub, source.config, split=split)
+            some = {}
+            if source.files:  # one file of many: not the number of rows the hub expects
+                some = dict(data_files={split: source.files[split]}, verification_mode="no_checks")
+            loaded = datasets.load_dataset(source.hub, source.config, split=split, **some)
     return _named_columns(loaded, source, name)
 
 

@@ -46,6 +46,11 @@ class Decomposition:
     right: Tensor
     sigma: Tensor
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(m, n) of the weight."""
+        return self.left.shape[0], self.right.shape[1]
+
     def truncate(self, rank: int) -> Factors:
         """The best factors of that rank, U (m, rank) and V (rank, n).  Raises ValueError outside 1 … k."""
         if not 1 <= rank <= len(self.sigma):

@@ -210,5 +210,7 @@ def _vocabulary(tokenizer) -> str:
     """Digest of all a tokenizer does: its vocabulary, normalizer and special tokens, but not how it was called last."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     described = tokenizer.get_vocab() if backend is None else json.loads(backend.to_str())
-    lasting = {key: value for key, value in described.items() if backend is None or key not in ("truncation", "padding")}
+    lasting = {
+        key: value for key, value in described.items() if backend is None or key not in ("truncation", "padding")
+    }
     return hashlib.sha256(json.dumps(lasting, sort_keys=True).encode()).hexdigest()[:16]

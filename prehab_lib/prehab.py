@@ -3,7 +3,6 @@
 import math
 import time
 from collections.abc import Callable, Iterable
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from numbers import Real
 from os import PathLike
@@ -12,13 +11,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from prehab_lib.batches import device_of, endless, mode, move
+from prehab_lib.batches import device_of, endless, move
 from prehab_lib.checkpoint import Checkpoint
+from prehab_lib.coordinates import trained_names, training
 from prehab_lib.inputs import check_positive, check_whole
 from prehab_lib.layers import linear_layers
+from prehab_lib.optimizers import optimizer_named
+from prehab_lib.precision import check_compute, forward_precision, master_weights, recomputed_activations
 from prehab_lib.progress import progress
+from prehab_lib.rank_term import RankTerm, surrogate_of
+from prehab_lib.sharding import refuse_sharded
 from prehab_lib.stats import LayerStats
-from prehab_lib.surrogates import entropy_rank, surrogate_named
+from prehab_lib.surrogates import entropy_rank
 
 
 @dataclass
@@ -56,10 +60,16 @@ def prehab(
     train: str = "layers",
     weight_decay: float = 0.0,
     reduction: str = "mean",
-    log_every: int = 1,
+    log_every: int | None = 1,
     floor: float = 1e-6,
     checkpoint: str | PathLike | None = None,
     checkpoint_every: int = 100,
+    compute: str | None = None,
+    optimizer: str = "adamw",
+    gradient_checkpointing: bool = False,
+    rank_dtype: str = "float64",
+    power_iterations: int | None = None,
+    roots_on: str = "device",
 ) -> History:
     """Lower task loss + λ · R(W_ℓ L_ℓ) by AdamW, in place.   Source: Eq. (2), Algorithm 1.
 
@@ -69,63 +79,80 @@ def prehab(
     raised to `floor` times their mean: gradient steps in Δ are preconditioned by the inverse Gram, so the floor matters.
     L is there Q √λ; the release takes Cholesky's, in whose other basis AdamW takes other steps.
     train: "layers" trains the compressed weights alone, "all" every parameter.  reduction over layers: "mean" (release)
-    or "sum" (Eq. 2); λ differs by the number of layers.  log_every: steps between rows with surrogate and entropy rank.
+    or "sum" (Eq. 2); λ differs by the number of layers.  log_every: steps between rows with surrogate and entropy rank;
+    None logs no entropy rank and the surrogate where λ > 0 needs it anyway.
     checkpoint: a file to resume from after a kill; batches must then come in the same order again, so a shuffling
     DataLoader needs a generator of its own with a fixed seed.
 
-    Cost per step and layer: one product W L (2 m n² operations) and one decomposition of the surrogate, in float64.
-    Raises ValueError for an unknown name, a negative or NaN λ, too few batches, or a loss that is no longer finite.
+    For large models.  compute: "bfloat16" multiplies in bfloat16 (autocast), "float32" does not; None follows the model.
+    Weights that come in bfloat16 are trained as float32 masters and rounded once at the end: 16 bytes a parameter
+    (`precision`).  optimizer: a key of `OPTIMIZERS`.  gradient_checkpointing: recompute activations, the same result.
+    rank_dtype: "float32" halves the roots and speeds the surrogate up.  power_iterations: σ₁ of "stable_rank" by so many
+    (`surrogates.stable_rank`).  roots_on="cpu" keeps the roots (n² a distinct input) there and moves one at a time.
+    A model sharded by `fully_shard` trains as it is, each process on its own batches of one size; all of them need the same
+    stats.  Rows then hold each process's own task loss.
+
+    Cost per step and layer: one product W L (2 m n² operations) and one decomposition of the surrogate, in rank_dtype.  In
+    coordinates "weight" one layer's lives at a time; in "whitened" all of them do until the backward pass.
+    Raises ValueError for an unknown name, a negative or NaN λ, too few batches, a combination that cannot be, or a loss that
+    is no longer finite; ImportError for an optimizer whose package is missing.
     """
-    regularise = surrogate_named(surrogate)
+    regularise = surrogate_of(surrogate, power_iterations)
     schedule = _schedule(lam)
-    _check_choices(coordinates=coordinates, train=train, reduction=reduction)
+    _check_choices(coordinates=coordinates, train=train, reduction=reduction, rank_dtype=rank_dtype, roots_on=roots_on)
+    chosen = optimizer_named(optimizer)
     check_whole(0, steps=steps)
-    check_whole(1, log_every=log_every, checkpoint_every=checkpoint_every)
+    check_whole(1, log_every=1 if log_every is None else log_every, checkpoint_every=checkpoint_every)
     check_positive(lr=lr, floor=floor)
     if not stats:
         raise ValueError("prehab needs the statistic 'gram' of its layers: pass stats=stats.collect(...)")
     layers = linear_layers(model, stats)
-    if half := [name for name, parameter in model.named_parameters() if parameter.dtype == torch.float16]:
-        raise ValueError(
-            f"{half[0]!r} is in float16, in which AdamW's steps overflow or vanish: train in bfloat16 or float32"
-        )
-    roots = {
-        name: _root(stats[name], layer, floor if coordinates == "whitened" else 0.0) for name, layer in layers.items()
-    }
-    share = 1.0 / len(layers) if reduction == "mean" else 1.0
-
-    def rank_term(of: Callable[[Tensor], Tensor]) -> Tensor:
-        values = [of(layer.weight.to(roots[name]) @ roots[name]).to(device_of(model)) for name, layer in layers.items()]
-        return share * torch.stack(values).sum()
+    check_compute(model, compute)
+    if coordinates == "whitened":
+        refuse_sharded(model, "coordinates='whitened'", "use coordinates='weight'")
+    if checkpoint is not None:
+        refuse_sharded(model, "checkpoint=...", "save shards with torch.distributed.checkpoint")
+        if not chosen.resumable:
+            raise ValueError(f"checkpoint=... cannot hold the state of optimizer {optimizer!r}: use 'adamw'")
+    rank = RankTerm(layers, stats, floor if coordinates == "whitened" else 0.0, rank_dtype, roots_on, reduction)
 
     settings = dict(surrogate=surrogate, steps=steps, lr=lr, coordinates=coordinates, train=train)
-    settings |= dict(reduction=reduction, weight_decay=weight_decay, floor=floor)
-    settings |= dict(lam=[schedule(step) for step in range(steps)])
-    saved = Checkpoint(checkpoint, settings, [*model.parameters(), *roots.values()])
+    settings |= dict(
+        reduction=reduction, weight_decay=weight_decay, floor=floor, lam=[schedule(i) for i in range(steps)]
+    )
+    settings |= dict(compute=compute, optimizer=optimizer, rank_dtype=rank_dtype, power_iterations=power_iterations)
+    saved = Checkpoint(checkpoint, settings, [*model.parameters(), *rank.roots.values()])
     history, started = History(), time.perf_counter()
-    with _training(model, layers, roots, coordinates, train) as parameters:
-        optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay)
-        history.rows, history.seconds = saved.resume(parameters, optimizer)
+    precise = forward_precision(model, compute)
+    with (
+        master_weights(model, trained_names(model, layers, train), compute),
+        recomputed_activations(model, gradient_checkpointing),
+        training(model, layers, rank.roots, coordinates, train) as parameters,
+    ):
+        stepper = chosen.make(parameters, lr=lr, weight_decay=weight_decay)
+        history.rows, history.seconds = saved.resume(parameters, stepper)
         stream = endless(batches)
         for _ in history.rows:
             next(stream)
         saved.restore_random_state()
         for step in progress(range(len(history.rows), steps), "prehab"):
-            batch = move(next(stream), device_of(model))
-            lam_now, logged = schedule(step), step % log_every == 0 or step == steps - 1
+            batch, lam_now = move(next(stream), device_of(model)), schedule(step)
+            logged = log_every is not None and (step % log_every == 0 or step == steps - 1)
             with parametrize.cached():
-                loss = _finite(task_loss(model, batch), step, lr, lam_now)
-                rank = rank_term(regularise) if lam_now else None
-                objective = loss if rank is None else _finite(loss + lam_now * rank, step, lr, lam_now)
-                optimizer.zero_grad(set_to_none=True)
-                objective.backward()
+                with precise():
+                    loss = _finite(task_loss(model, batch), step, lr, lam_now)
+                stepper.zero_grad(set_to_none=True)
+                value = rank.backward(regularise, loss, lam_now, joint=coordinates == "whitened")
+                if value is not None:
+                    _finite(loss.detach() + lam_now * value, step, lr, lam_now)
                 row = {"step": step, "task_loss": float(loss.detach()), "lam": lam_now}
                 row |= {"surrogate": None, "entropy_rank": None}
                 if logged:
-                    with torch.no_grad():
-                        row["surrogate"] = float((rank_term(regularise) if rank is None else rank).detach())
-                        row["entropy_rank"] = float(rank_term(entropy_rank)) / (share * len(layers))
-            optimizer.step()
+                    row["surrogate"] = float(rank.value(regularise) if value is None else value)
+                    row["entropy_rank"] = float(rank.value(entropy_rank)) / (rank.share * len(layers))
+                elif log_every is None and value is not None:
+                    row["surrogate"] = float(value)
+            stepper.step()
             history.rows.append(row)
             if (step + 1) % checkpoint_every == 0 or step == steps - 1:
                 saved.write(history.rows, history.seconds + time.perf_counter() - started)
@@ -137,60 +164,6 @@ def _finite(value: Tensor, step: int, lr: float, lam: float) -> Tensor:
     if not torch.isfinite(value):
         raise ValueError(f"the loss is {float(value.detach())} at prehab step {step}: lower lr = {lr} or λ = {lam}")
     return value
-
-
-class _Whitened(nn.Module):
-    """W = W₀ + Δ L⁻¹: at Δ = 0 the weight is W₀ to the last bit, also for an ill-conditioned L."""
-
-    def __init__(self, W0: Tensor, L_inverse: Tensor):
-        super().__init__()
-        self.register_buffer("W0", W0.clone(), persistent=False)
-        self.register_buffer("L_inverse", L_inverse.to(W0), persistent=False)
-
-    def forward(self, delta: Tensor) -> Tensor:
-        return self.W0 + delta @ self.L_inverse
-
-    def right_inverse(self, W: Tensor) -> Tensor:
-        return torch.zeros_like(W)
-
-
-@contextmanager
-def _training(model: nn.Module, layers: dict[str, nn.Linear], roots: dict[str, Tensor], coordinates: str, train: str):
-    """Train mode with only the chosen parameters free; on the way out weights are folded back and flags restored."""
-    flags = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
-    try:
-        with mode(model, training=True):
-            yield _free(model, layers, roots, coordinates, train)
-    finally:
-        for layer in layers.values():
-            if parametrize.is_parametrized(layer, "weight"):
-                parametrize.remove_parametrizations(layer, "weight", leave_parametrized=True)
-                bias = layer.bias
-                del layer.bias
-                layer.register_parameter("bias", bias)  # parameters keep their order: weight, bias
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_(flags[name])
-            parameter.grad = None
-
-
-def _free(model: nn.Module, layers: dict, roots: dict, coordinates: str, train: str) -> list[Tensor]:
-    """Free the chosen parameters, in the chosen coordinates, and return them."""
-    model.requires_grad_(train == "all")
-    for name, layer in layers.items():
-        layer.weight.requires_grad_(True)
-        if coordinates == "whitened":
-            L_inverse = (roots[name] / roots[name].square().sum(0)).T  # L = Q √λ, so L⁻¹ = (L / λ)ᵀ
-            parametrize.register_parametrization(layer, "weight", _Whitened(layer.weight.detach(), L_inverse))
-    return [parameter for parameter in model.parameters() if parameter.requires_grad]
-
-
-def _root(stats: LayerStats, layer: nn.Linear, floor: float) -> Tensor:
-    """L (n, n) on the layer's device in float64 (float32 on MPS)."""
-    L = stats.gram_root(floor)
-    if not L.any():
-        raise ValueError("the input Gram of a layer is zero: look at the calibration data")
-    device = layer.weight.device
-    return L.to(device, torch.float32 if device.type == "mps" else torch.float64)
 
 
 def _schedule(lam: float | Callable[[int], float]) -> Callable[[int], float]:
@@ -205,7 +178,13 @@ def _check_lam(lam: float) -> float:
     return float(lam)
 
 
-_CHOICES = {"coordinates": ("weight", "whitened"), "train": ("layers", "all"), "reduction": ("mean", "sum")}
+_CHOICES = {
+    "coordinates": ("weight", "whitened"),
+    "train": ("layers", "all"),
+    "reduction": ("mean", "sum"),
+    "rank_dtype": ("float64", "float32"),
+    "roots_on": ("device", "cpu"),
+}
 
 
 def _check_choices(**given: str) -> None:

@@ -11,7 +11,7 @@ from prehab_lib.stats import LayerStats
 
 def shape_of(decomposition: Decomposition) -> tuple[int, int]:
     """(m, n) of the weight behind a decomposition."""
-    return decomposition.left.shape[0], decomposition.right.shape[1]
+    return tuple(decomposition.shape)
 
 
 def compressible(decompositions: Mapping[str, Decomposition]) -> dict[str, tuple[int, int]]:

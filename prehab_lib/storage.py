@@ -1,52 +1,89 @@
-"""A compressed model on disk: one safetensors file and one JSON that says how to build the skeleton around it."""
+"""A compressed model on disk: safetensors, and one JSON that says how to build the skeleton around them.
+
+A model of a family in `pretrained.FAMILIES` gets more, so that transformers opens the folder as well: config.json, the
+generation settings, the tokenizer where one is given, and a model card.
+"""
 
 import json
 import os
 import shutil
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
+from prehab_lib import card, pretrained, tensor_files
+from prehab_lib.dense import fill_dense
 from prehab_lib.factors import LowRankLinear
-from prehab_lib.layers import replace_module
 from prehab_lib.models import build, recipe_of
-from prehab_lib.rewrite import REWRITES, rewrites_between
+from prehab_lib.rewrite import rewrites_between
+from prehab_lib.tensor_files import WEIGHTS
 
-WEIGHTS, DESCRIPTION, FORMAT = "model.safetensors", "prehab.json", 1
+__all__ = ["DESCRIPTION", "FORMAT", "WEIGHTS", "check_target", "load", "save"]
+
+DESCRIPTION, FORMAT = "prehab.json", 1
+# What transformers computes and keeps out of checkpoints; kept, so that a model returns to the last bit.
+BUFFERS = "buffers.safetensors"
 
 
-def save(model: nn.Module, folder: str | os.PathLike, **about) -> Path:
+def save(
+    model: nn.Module,
+    folder: str | os.PathLike,
+    *,
+    tokenizer=None,
+    merged: bool = False,
+    max_shard_size: int | str = "5GB",
+    **about,
+) -> Path:
     """Write `folder` with every parameter and buffer (tied ones once) and the recipe; about: more JSON to keep with it.
+
+    tokenizer: a transformers tokenizer to save along.  merged: multiply the factors out and write the dense model, which
+    needs no prehab_lib to open.  max_shard_size: of one file, in bytes or as "5GB".  about: what the model card tells
+    (see `card.text`): base_model, method, removed, achieved, calibration, license; anything else is listed.
 
     A model saved there before is replaced once the new one is complete.  Raises ValueError where `folder` holds anything
     else or the model cannot be rebuilt from a recipe, OSError with one sentence where the disk is full.
     """
-    from safetensors.torch import save_file
-
-    folder = Path(folder).resolve()
-    _check_target(folder)
+    folder, limit = Path(folder).resolve(), tensor_files.in_bytes(max_shard_size)
+    check_target(folder)
+    recipe, source = _without_path(recipe_of(model)), model
+    if merged:
+        model = fill_dense(_skeleton(recipe), source)
     ranks = {name: module.rank for name, module in model.named_modules() if isinstance(module, LowRankLinear)}
-    recipe = recipe_of(model)
-    skeleton = build(recipe)
+    skeleton = _skeleton(recipe)
     rewrites = rewrites_between(skeleton, model)
+    computed = dict(skeleton.named_buffers())
     _check_rebuild(model, skeleton, rewrites, ranks)
     tensors, tied = _tensors(model)
-    description = {
-        "format": FORMAT,
-        "recipe": recipe,
-        "rewrites": rewrites,
-        "ranks": ranks,
-        "tied": tied,
-        "about": about,
-    }
+    description = {"format": FORMAT, "recipe": recipe, "rewrites": rewrites, "ranks": ranks, "tied": tied}
+    description |= {"about": about}
+    beside = {}
+    if known := pretrained.family_of(recipe) is not None:
+        stored = set(model.state_dict())
+        rounded = [] if merged else _rounded({k: v for k, v in tensors.items() if k not in stored}, computed)
+        beside = {name: tensors.pop(name) for name in list(tensors) if name not in stored.union(rounded)}
+        description |= {"rounded": rounded, "buffers": "computed" if merged else "beside" if beside else "inside"}
+    text = json.dumps(description, indent=1)
     folder.parent.mkdir(parents=True, exist_ok=True)
     part = folder.with_name(f".{folder.name}.{os.getpid()}.part")
     try:
         part.mkdir(exist_ok=True)
-        save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, part / WEIGHTS)
-        (part / DESCRIPTION).write_text(json.dumps(description, indent=1))
+        tensor_files.write(tensors, part, limit)
+        if known:
+            pretrained.configuration(model, recipe, ranks, rewrites, rounded).save_pretrained(part)
+            if getattr(model, "generation_config", None) is not None:
+                model.generation_config.save_pretrained(part)
+            if beside and not merged:
+                tensor_files.write_file(beside, part / BUFFERS)
+            if ranks or merged:
+                (part / "README.md").write_text(
+                    card.text(source, pretrained.auto_class(recipe), merged, about), encoding="utf-8"
+                )
+        if tokenizer is not None:
+            tokenizer.save_pretrained(part)
+        (part / DESCRIPTION).write_text(text)
         _replace_folder(part, folder)
-    except (OSError, RuntimeError, _safetensors_error()) as problem:
+    except (OSError, RuntimeError, tensor_files.safetensors_error()) as problem:
         raise OSError(
             f"the model could not be written to {folder}: {problem}; is there space left on the disk?"
         ) from problem
@@ -58,18 +95,22 @@ def save(model: nn.Module, folder: str | os.PathLike, **about) -> Path:
 def load(folder: str | os.PathLike) -> nn.Module:
     """The model that `save` wrote, in eval mode on the CPU, with bit-equal outputs.  Unpickles nothing, runs no foreign code.
 
-    Raises FileNotFoundError where a file is missing, ValueError where one is damaged or where names or shapes do not
-    match: nothing is ever re-initialised silently.
+    A compressed model of a known family is an instance of its class in `pretrained`, so that transformers' own
+    `save_pretrained` writes a folder its Auto classes open.  Raises FileNotFoundError where a file is missing, ValueError
+    where one is damaged or where names or shapes do not match: nothing is ever re-initialised silently.
     """
     folder = Path(folder)
     description = _read_description(folder)
-    tensors = _read_tensors(folder / WEIGHTS)
+    tensors = tensor_files.read(folder)
+    if description.get("buffers") == "beside":
+        tensors |= tensor_files.read_file(folder / BUFFERS)
     try:
-        model = build(description["recipe"])
-        _reshape(model, description.get("rewrites", []), description["ranks"])
+        model = _empty(description)
     except (TypeError, KeyError, AttributeError, RuntimeError, ValueError) as problem:
         raise ValueError(f"{folder / DESCRIPTION} describes no model this version can build: {problem}") from problem
     expected = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
+    if description.get("buffers") == "computed":
+        expected = {name: expected[name] for name in model.state_dict()}
     for copy, original in description["tied"].items():
         tensors[copy] = tensors.get(original)
     _check_match(folder, expected, tensors)
@@ -78,7 +119,45 @@ def load(folder: str | os.PathLike) -> nn.Module:
     for copy, original in description["tied"].items():
         parent, _, leaf = copy.rpartition(".")
         setattr(model.get_submodule(parent), leaf, _get(model, original))
+    pretrained.restore(model, folder)
     return model.eval()
+
+
+def check_target(folder: str | os.PathLike) -> None:
+    """Raises ValueError where `save` would refuse `folder`: it holds anything but a saved model."""
+    folder = Path(folder)
+    if folder.is_dir() and ((folder / DESCRIPTION).is_file() or not any(folder.iterdir())):
+        return
+    if folder.exists():
+        raise ValueError(f"{folder} holds other files than a saved model: name a new folder")
+
+
+def _without_path(recipe: dict) -> dict:
+    """A folder may be given away: it does not tell where its model once lay."""
+    config = {key: value for key, value in recipe.get("config", {}).items() if key != "_name_or_path"}
+    return recipe | ({"config": config} if config else {})
+
+
+def _skeleton(recipe: dict) -> nn.Module:
+    """Fresh from the recipe; without memory for weights where every tensor will be given."""
+    with torch.device("meta" if pretrained.family_of(recipe) else "cpu"):
+        return build(recipe)
+
+
+def _empty(description: dict) -> nn.Module:
+    """The skeleton of what was saved, its layers swapped."""
+    recipe, ranks, rewrites = description["recipe"], description["ranks"], description.get("rewrites", [])
+    rounded = description.get("rounded", [])
+    if pretrained.family_of(recipe) and (ranks or rewrites or rounded):
+        return pretrained.empty(recipe, ranks, rewrites, rounded)
+    skeleton = build(recipe) if description.get("buffers") == "computed" else _skeleton(recipe)
+    pretrained.reshape(skeleton, rewrites, ranks)
+    return skeleton
+
+
+def _rounded(buffers: dict[str, Tensor], computed: dict[str, Tensor]) -> list[str]:
+    """Buffers in another precision than transformers computes them in: only the checkpoint can bring them back."""
+    return [n for n, b in buffers.items() if b.is_floating_point() and b.dtype != computed[n].dtype]
 
 
 def _tensors(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -95,19 +174,9 @@ def _tensors(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
     return tensors, tied
 
 
-def _reshape(skeleton: nn.Module, rewrites: list[str], ranks: dict[str, int]) -> None:
-    """Do to a skeleton fresh from its recipe what was done to the model that was saved."""
-    for name in rewrites:
-        REWRITES[name](skeleton)
-    for name, rank in ranks.items():
-        dense = skeleton.get_submodule(name)
-        low_rank = LowRankLinear(dense.in_features, dense.out_features, rank, bias=dense.bias is not None)
-        replace_module(skeleton, name, low_rank)
-
-
 def _check_rebuild(model: nn.Module, skeleton: nn.Module, rewrites: list[str], ranks: dict[str, int]) -> None:
     """The skeleton must come to print as the model does: same modules, shapes, activations, constants."""
-    _reshape(skeleton, rewrites, ranks)
+    pretrained.reshape(skeleton, rewrites, ranks)
     if str(skeleton) != str(model):
         ours, theirs = str(skeleton).splitlines(), str(model).splitlines()
         first = next((pair for pair in zip(ours, theirs, strict=False) if pair[0] != pair[1]), (ours[-1], theirs[-1]))
@@ -135,17 +204,6 @@ def _read_description(folder: Path) -> dict:
     return description
 
 
-def _read_tensors(path: Path) -> dict[str, Tensor]:
-    from safetensors.torch import load_file
-
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing: the folder is not complete, save the model again")
-    try:
-        return load_file(path)
-    except (_safetensors_error(), ValueError, OSError) as problem:
-        raise ValueError(f"{path} is damaged ({problem}): save the model again, or copy the file again") from problem
-
-
 def _check_match(folder: Path, expected: dict[str, Tensor], found: dict[str, Tensor | None]) -> None:
     for kind, names in (("lacks", set(expected) - set(found)), ("has the unknown tensor", set(found) - set(expected))):
         if names:
@@ -169,13 +227,6 @@ def _get(model: nn.Module, name: str) -> Tensor:
     return getattr(model.get_submodule(parent), leaf)
 
 
-def _check_target(folder: Path) -> None:
-    if folder.is_dir() and ((folder / DESCRIPTION).is_file() or not any(folder.iterdir())):
-        return
-    if folder.exists():
-        raise ValueError(f"{folder} holds other files than a saved model: name a new folder")
-
-
 def _replace_folder(part: Path, folder: Path) -> None:
     old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
     if folder.exists():
@@ -187,9 +238,3 @@ def _replace_folder(part: Path, folder: Path) -> None:
             old.rename(folder)
         raise
     shutil.rmtree(old, ignore_errors=True)
-
-
-def _safetensors_error() -> type[Exception]:
-    from safetensors import SafetensorError
-
-    return SafetensorError

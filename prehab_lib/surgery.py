@@ -10,11 +10,13 @@ from prehab_lib.allocation import ALLOCATIONS, allocation_named
 from prehab_lib.budget import check_removed
 from prehab_lib.factors import LowRankLinear
 from prehab_lib.layers import linear_layers, replace_module
+from prehab_lib.lazy import LazyDecomposition
 from prehab_lib.methods import Method, method_named
+from prehab_lib.progress import progress
 from prehab_lib.recovery import RECOVERIES
 from prehab_lib.stats import LayerStats
 from prehab_lib.storage import load, save
-from prehab_lib.weightings import Decomposition, decompose_all
+from prehab_lib.weightings import Decomposition, decompose_lazily
 
 __all__ = ["Report", "compress", "load", "save"]
 
@@ -62,7 +64,8 @@ def compress(
 
     method: a key of `METHODS`, or a `Method`.  stats: from `stats.collect`.  layers: names, or None for those of
     `decompositions`, of `stats`, or the model's default.  decompositions: reuse one factorisation for many ratios
-    (`weightings.decompose_all` on the *same* weights).  task_loss, batches, validation: for the methods that need them.
+    (`weightings.decompose_all` on the *same* weights); without them each layer's is made when it is needed, and with the
+    uniform allocation one lives at a time.  task_loss, batches, validation: for the methods that need them.
 
     Raises ValueError for an unknown method, a bad `removed`, a missing statistic or argument (naming it), a
     decomposition of other weights, or factors that are not finite (naming the layer).
@@ -79,9 +82,10 @@ def compress(
     names = next((list(some) for some in (layers, decompositions, stats) if some is not None), None)
     modules = linear_layers(model, names)
     if decompositions is None:
-        _check_stats(chosen, method if isinstance(method, str) else chosen.weighting, stats, modules)
-        decompositions = decompose_all(model, stats, chosen.weighting, modules)
-    _check_decompositions(decompositions, modules)
+        check_stats(chosen, method if isinstance(method, str) else chosen.weighting, stats, modules)
+        decompositions = decompose_lazily(model, stats, chosen.weighting, modules)
+    else:
+        _check_decompositions(decompositions, modules)
     ranks = allocate(
         {name: decompositions[name] for name in modules},
         removed,
@@ -90,7 +94,12 @@ def compress(
         **given,
         **chosen.options,
     )
-    new = {name: _low_rank(name, modules[name], decompositions[name], rank) for name, rank in ranks.items() if rank}
+    new = {}
+    for name, rank in progress(ranks.items(), "surgery"):
+        if rank:
+            new[name] = low_rank(name, modules[name], decompositions[name], rank)
+        if chosen.recovery is None and isinstance(decompositions[name], LazyDecomposition):
+            decompositions[name].free()
     before = {name: module.weight.numel() for name, module in modules.items()}
     for name, module in new.items():
         replace_module(model, name, module)
@@ -102,7 +111,7 @@ def compress(
             for name in new:
                 replace_module(model, name, modules[name])
             raise
-    return _recount(model, removed, ranks, before)
+    return recount(model, removed, ranks, before)
 
 
 def check_arguments(method: Method, given: dict) -> None:
@@ -119,14 +128,16 @@ def weights_of(module: nn.Module) -> int:
     return sum(part.weight.numel() for part in parts)
 
 
-def _low_rank(name: str, module: nn.Linear, decomposition: Decomposition, rank: int) -> LowRankLinear:
+def low_rank(name: str, module: nn.Linear, decomposition: Decomposition, rank: int) -> LowRankLinear:
+    """The layer that takes `module`'s place.  Raises ValueError naming it where the factors are not finite."""
     try:
         return LowRankLinear.in_place_of(module, decomposition.truncate(rank).balanced())
     except ValueError as problem:
         raise ValueError(f"layer {name!r} at rank {rank}: {problem}") from problem
 
 
-def _recount(model: nn.Module, removed: float, ranks: dict[str, int | None], before: dict[str, int]) -> Report:
+def recount(model: nn.Module, removed: float, ranks: dict[str, int | None], before: dict[str, int]) -> Report:
+    """What was done to the layers of `ranks`, whose weights held `before` numbers each."""
     after = {name: weights_of(model.get_submodule(name)) for name in ranks}
     budget = 1 - check_removed(removed)
     return Report(
@@ -140,7 +151,8 @@ def _recount(model: nn.Module, removed: float, ranks: dict[str, int | None], bef
     )
 
 
-def _check_stats(method: Method, label: str, stats: dict[str, LayerStats] | None, names: Iterable[str]) -> None:
+def check_stats(method: Method, label: str, stats: dict[str, LayerStats] | None, names: Iterable[str]) -> None:
+    """Raises ValueError naming a statistic that the method needs and a layer lacks."""
     for name in names:
         for need in sorted(method.needs):
             wanted_by = f"method {label!r} for layer {name!r}"

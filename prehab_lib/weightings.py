@@ -5,17 +5,28 @@ for every rank at once.  Table I of the paper prints the papers' own forms.
 """
 
 from collections.abc import Callable, Iterable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from prehab_lib.decomposition import Decomposition, Weighting, factorise
 from prehab_lib.layers import linear_layers
+from prehab_lib.lazy import KEEP, LazyDecomposition, Shelf
 from prehab_lib.progress import progress
 from prehab_lib.roots import invertible_root, on_factor_device, psd_root
 from prehab_lib.stats import LayerStats
 
-__all__ = ["WEIGHTINGS", "Decomposition", "Weighting", "decompose", "decompose_all", "error", "weighting_named"]
+__all__ = [
+    "WEIGHTINGS",
+    "Decomposition",
+    "Weighting",
+    "decompose",
+    "decompose_all",
+    "decompose_lazily",
+    "error",
+    "weighting_named",
+]
 
 
 def identity(stats: LayerStats | None = None) -> Weighting:
@@ -126,14 +137,44 @@ def decompose_all(
 
     Raises ValueError naming a layer that has no statistics or whose factorisation is not finite.
     """
+    modules = _modules(model, stats, layers)
+    return {
+        name: _decompose(name, module, stats, weighting, options)
+        for name, module in progress(modules, "decompositions")
+    }
+
+
+def decompose_lazily(
+    model: nn.Module,
+    stats: dict[str, LayerStats] | None,
+    weighting: str = "gram",
+    layers: Iterable[str] | None = None,
+    keep: int = KEEP,
+    **options,
+) -> dict[str, LazyDecomposition]:
+    """As `decompose_all`, to the last bit, but each is made when it is looked at; of those, `keep` bytes at most stay.
+
+    The model's weights must stay as they are for as long as the answer is in use.
+    """
+    shelf = Shelf(keep)
+    return {
+        name: LazyDecomposition(
+            partial(_decompose, name, module, stats, weighting, options), tuple(module.weight.shape), shelf
+        )
+        for name, module in _modules(model, stats, layers)
+    }
+
+
+def _modules(model: nn.Module, stats: dict | None, layers: Iterable[str] | None) -> list[tuple[str, nn.Linear]]:
     names = list(stats) if layers is None and stats else layers
-    decompositions = {}
-    for name, module in progress(linear_layers(model, names).items(), "decompositions"):
-        try:
-            decompositions[name] = decompose(module.weight, _stats_of(stats, name), weighting, **options)
-        except ValueError as problem:
-            raise ValueError(f"layer {name!r}: {problem}") from problem
-    return decompositions
+    return list(linear_layers(model, names).items())
+
+
+def _decompose(name: str, module: nn.Linear, stats: dict | None, weighting: str, options: dict) -> Decomposition:
+    try:
+        return decompose(module.weight, _stats_of(stats, name), weighting, **options)
+    except ValueError as problem:
+        raise ValueError(f"layer {name!r}: {problem}") from problem
 
 
 def error(

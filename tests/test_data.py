@@ -151,3 +151,26 @@ def test_damaged_files_and_plain_labels(tmp_path, monkeypatch):
     plain = images(4).rename_column("img", "image").cast_column("label", datasets.Value("int64"))
     plain.to_parquet(folder / "train.parquet")
     assert data.load(str(folder), "train").features["label"].num_classes == 3
+
+
+def test_of_a_huge_set_one_file_is_fetched(monkeypatch):
+    asked = []
+
+    def fetch(*args, **options):
+        asked.append((args, options))
+        return datasets.Dataset.from_dict({"text": ["a"], "url": ["b"]})
+
+    monkeypatch.delenv("PREHAB_DATA", raising=False)
+    monkeypatch.setattr(datasets, "load_dataset", fetch)
+    assert data.load("c4", "test", like=data.DATASETS["c4"]).column_names == ["text"]
+    (args, options) = asked.pop()
+    assert args[0] == "allenai/c4" and options["split"] == "heldout"
+    assert options["data_files"] == {"heldout": "en/c4-validation.00000-of-00008.json.gz"}
+    data.load("wikitext-2-v1", "validation", like=data.DATASETS["wikitext-2-v1"])
+    (args, options) = asked.pop()
+    assert args == ("Salesforce/wikitext", "wikitext-2-v1") and options == {"split": "validation"}
+
+
+def test_every_data_set_that_a_notebook_needs_is_known():
+    named = {name for profiles in data.NEEDS.values() for names in profiles.values() for name in names}
+    assert named <= set(data.DATASETS) and {"wikitext-2-raw-v1", "c4", "alpaca"} <= named

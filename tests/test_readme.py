@@ -10,7 +10,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 @pytest.mark.filterwarnings("ignore:.*fewer than 10 tokens")
 def test_the_python_block_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    (block,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    block = next(b for b in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "prehab(" in b)
     exec(compile(block, "README.md", "exec"), {})
     assert re.search(
         r"removed 4\d\.\d% of 49 layers' weights \(asked 40%\).*torch\.Size\(\[64, 10\]\)", capsys.readouterr().out

@@ -5,7 +5,7 @@ import torch
 
 from prehab_lib.evaluate import classification_loss
 from prehab_lib.factors import LowRankLinear
-from prehab_lib.rehab import rehab
+from prehab_lib.rehab import SCRIPT, rehab
 from prehab_lib.surgery import compress
 from tests.helpers import Toy, toy_batches
 
@@ -100,3 +100,98 @@ def test_bad_input_is_named_and_no_adapter_is_left(change, message, compressed):
 def test_a_dense_model_is_refused():
     with pytest.raises(ValueError, match="rehab needs a compressed model"):
         rehab(Toy(), classification_loss, toy_batches(), **SETTINGS)
+
+
+def watch_rates(monkeypatch):
+    rates, step = [], torch.optim.AdamW.step
+
+    def watched(self, *args, **kwargs):
+        rates.append(self.param_groups[0]["lr"])
+        return step(self, *args, **kwargs)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", watched)
+    return rates
+
+
+def test_the_learning_rate_rises_and_falls_linearly_in_each_phase(compressed, monkeypatch):
+    model, batches = compressed
+    rates = watch_rates(monkeypatch)
+    rehab(model, classification_loss, batches, rank=2, steps=6, lr=1e-3, warmup=2, decay=True)
+    assert rates == pytest.approx(2 * [1e-3 / 3, 2e-3 / 3, 1e-3, 0.75e-3, 0.5e-3, 0.25e-3])
+    rates.clear()
+    rehab(model, classification_loss, batches, rank=2, steps=3, lr=1e-3, order="joint")
+    assert rates == pytest.approx([1e-3] * 3)
+
+
+def test_accumulated_batches_step_as_one_large_one():
+    """Two halves a step, or the whole batch: the same loss and, up to rounding, the same factors."""
+    models = [Toy(n=24, m=32, classes=20) for _ in range(2)]
+    whole = toy_batches(n=24, classes=20)
+    halves = [(x[part], y[part]) for x, y in whole for part in (slice(0, 16), slice(16, 32))]
+    histories = []
+    for model, batches, accumulate in zip(models, (whole, halves), (1, 2), strict=True):
+        model.double()
+        compress(model, "svd", 0.6)
+        batches = [(x.double(), y) for x, y in batches]
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)  # the adapters start at random
+            histories.append(
+                rehab(model, classification_loss, batches, rank=2, steps=4, lr=1e-3, accumulate=accumulate)
+            )
+    assert len(histories[0].rows) == len(histories[1].rows) == 8
+    assert histories[0].column("task_loss") == pytest.approx(histories[1].column("task_loss"))
+    for one, other in zip(*(model.parameters() for model in models), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_the_adapters_of_the_best_validation_are_merged(compressed):
+    """Steps far too large hurt: without validation they stay, with it nothing but a better model comes out."""
+    model, batches = compressed
+    before, reckless = loss_of(model, batches), copy.deepcopy(model)
+    rehab(reckless, classification_loss, batches, rank=2, steps=12, lr=3.0)
+    assert loss_of(reckless, batches) > before
+    guarded = copy.deepcopy(model)
+    history = rehab(
+        guarded, classification_loss, batches, rank=2, steps=12, lr=3.0, validation=batches, validate_every=4
+    )
+    told = [row.get("validation") for row in history.rows]
+    assert [i for i, value in enumerate(told) if value is not None] == [3, 7, 11, 15, 19, 23]
+    best = min(value for value in told if value is not None)
+    assert loss_of(guarded, batches) / len(batches) == pytest.approx(min(best, before / len(batches)), rel=1e-4)
+    if best > before / len(batches):
+        assert all(torch.equal(a, b) for a, b in zip(guarded.parameters(), model.parameters(), strict=True))
+
+
+def test_a_phase_that_helps_keeps_its_best_step(compressed):
+    model, batches = compressed
+    before = loss_of(model, batches)
+    history = rehab(
+        model, classification_loss, batches, rank=2, steps=15, lr=1e-2, validation=batches, validate_every=5
+    )
+    best = min(value for value in history.column("validation") if value is not None)
+    assert loss_of(model, batches) / len(batches) == pytest.approx(best, rel=1e-4) and best < before / len(batches)
+    assert not model.training or all(module.training for module in model.modules())
+
+
+def test_the_scripts_values_run(compressed):
+    model, batches = compressed
+    history = rehab(model, classification_loss, batches, steps=2, validation=batches[:1], **SCRIPT)
+    assert len(history.rows) == 4 and history.rows[-1]["validation"] > 0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"warmup": -1}, "warmup = -1"),
+        ({"accumulate": 0}, "accumulate = 0"),
+        ({"validate_every": 0}, "validate_every = 0"),
+        ({"validation": iter([])}, "validation batches are read more than once"),
+        ({"validation": []}, "there are no validation batches"),
+    ],
+)
+def test_bad_options_are_named_and_no_adapter_is_left(change, message, compressed):
+    model, batches = compressed
+    names = {name for name, _ in model.named_modules()}
+    with pytest.raises(ValueError, match=message):
+        rehab(model, classification_loss, batches, **(SETTINGS | change))
+    assert {name for name, _ in model.named_modules()} == names

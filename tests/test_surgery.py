@@ -208,7 +208,7 @@ def test_a_frozen_bias_stays_frozen_and_a_recovery_must_be_known(toy):
     ],
 )
 def test_what_is_missing_is_said_before_any_work(method, missing, toy, monkeypatch):
-    monkeypatch.setattr("prehab_lib.surgery.decompose_all", lambda *_: pytest.fail("work was done"))
+    monkeypatch.setattr("prehab_lib.weightings.decompose", lambda *_, **__: pytest.fail("work was done"))
     with pytest.raises(ValueError, match=missing):
         compress(toy[0], method, 0.4, toy[2])
 

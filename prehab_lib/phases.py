@@ -1,0 +1,147 @@
+"""The phases of a compression, term by term: what each holds at its peak, and what it computes."""
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from prehab_lib.census import Census
+
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Phase:
+    """gib: what takes memory on the device -> GiB at the peak.  operations: (kind, dtype) -> their number."""
+
+    name: str
+    gib: dict[str, float]
+    operations: dict[tuple[str, torch.dtype], float]
+    minutes: float
+
+    @property
+    def total(self) -> float:
+        return sum(self.gib.values())
+
+
+def statistics_phase(count: Census, batches: float, dtype, sums: torch.dtype, streamed: bool, speed) -> Phase:
+    operations = Counter({("matmul", dtype): batches * count.total("forward")})
+    for n in count.inputs:
+        operations["matmul", sums] += count.blocks * 2 * n**2 * batches * count.tokens
+    widest = max(count.inputs)
+    passing = count.tokens * widest * (bytes_of(dtype) * 3 + bytes_of(sums)) + 2 * widest**2 * 8
+    blocks = 1 if streamed else count.blocks
+    weights = count.block["parameters"] if streamed else count.total("parameters")
+    gib = {"weights": weights * bytes_of(dtype), "Grams": blocks * grams_of(count), "passing": passing}
+    if not streamed:
+        gib["logits"] = count.logits * bytes_of(dtype)
+    return _phase("statistics", gib, operations, speed)
+
+
+def prehab_phase(
+    count: Census,
+    steps: int,
+    dtype: torch.dtype,
+    state_bytes: float,
+    rank: torch.dtype,
+    speed,
+    *,
+    in_bfloat16: bool,
+    gradient_checkpointing: bool,
+    streamed: bool,
+    on_device: bool,
+    iterations: int | None,
+    foreach: bool,
+    processes: int,
+) -> Phase:
+    trained, parameters = count.total("trained"), count.total("parameters")
+    largest = max(layer.m * layer.n for layer in count.layers)
+    products = torch.bfloat16 if in_bfloat16 else torch.float32
+    sharded = trained / processes
+    gib = {
+        "masters": 4 * sharded,
+        "frozen weights": (parameters - trained) * bytes_of(dtype) / processes,
+        "bfloat16 copies": 2 * sharded if in_bfloat16 else 0,
+        "gradients": 4 * sharded,
+        "optimizer": (state_bytes + (4 if foreach else 0)) * sharded,
+        "roots": _roots(count, rank) if on_device else max(count.inputs) ** 2 * bytes_of(rank),
+        "Grams": 0 if streamed else count.blocks * grams_of(count),
+        "activations": _activations(count, products, gradient_checkpointing) + 4 * count.logits,
+        "surrogate": (4 if iterations else 7) * largest * bytes_of(rank),
+    }
+    forward = count.total("forward") + (count.blocks * count.block["forward"] if gradient_checkpointing else 0)
+    operations = Counter({("matmul", products): steps * (forward + count.total("backward"))})
+    for layer in count.layers:
+        m, n, p, q = layer.m, layer.n, min(layer.m, layer.n), max(layer.m, layer.n)
+        each = steps * count.blocks
+        operations["matmul", rank] += each * 4 * m * n**2  # M = W L, and its gradient
+        if iterations:
+            operations["copy", torch.float32] += each * (2 * iterations + 1) * m * n * bytes_of(rank)
+        else:
+            operations["svd", rank] += each * (6 * q * p**2 + 20 * p**3)
+            operations["matmul", rank] += each * 2 * m * n * p
+    for n in count.inputs:
+        operations["cholesky", torch.float64] += count.blocks * n**3 / 3
+    operations["copy", torch.float32] += steps * sharded * (12 + 2 * state_bytes)
+    return _phase("prehab", gib, operations, speed)
+
+
+def surgery_phase(
+    count: Census, removed: float, dtype, factors: torch.dtype, streamed: bool, full_rank: bool, speed
+) -> Phase:
+    operations = Counter()
+    for n in count.inputs:
+        operations["cholesky" if full_rank else "eigh", torch.float64] += (
+            count.blocks * n**3 * (1 / 3 if full_rank else 9)
+        )
+    # float32 resolves singular values down to a few percent of the largest: what is below takes a second round.
+    rounds = 2 if factors == torch.float32 else 1
+    work = 0
+    for layer in count.layers:
+        m, n, p = layer.m, layer.n, min(layer.m, layer.n)
+        a_round = 2 if m <= n else 3  # products of 2 m n p operations
+        products = 2 * m * n**2 + (rounds * a_round + 2 * (rounds - 1) + 2) * 2 * m * n * p
+        operations["matmul", factors] += count.blocks * products
+        operations["eigh", factors] += count.blocks * rounds * 9 * p**3
+        operations["qr", factors] += count.blocks * 2 * rounds * (4 * m * p**2 - 4 / 3 * p**3)
+        # W, P W Q, the remainder, the left vectors twice in QR, right; eigenvectors with their work space; a root and its copy
+        work = max(
+            work,
+            (4 * m * n + 2 * m * p + 3 * p**2) * bytes_of(factors) + n**2 * (8 if factors == torch.float64 else 12),
+        )
+    weights = count.block["parameters"] if streamed else count.total("parameters")
+    blocks = 1 if streamed else count.blocks
+    kept = (1 - removed) * blocks * sum(layer.m * layer.n for layer in count.layers)
+    gib = {"weights": weights * bytes_of(dtype), "factors": kept * bytes_of(dtype)}
+    gib |= {
+        "Grams": blocks * grams_of(count),
+        "roots": blocks * _roots(count, torch.float64) / count.blocks,
+        "one layer": work,
+    }
+    return _phase("surgery", gib, operations, speed)
+
+
+def _phase(name: str, parts: dict[str, float], operations: Counter, speed: Callable) -> Phase:
+    seconds = sum(number / speed(kind, dtype) for (kind, dtype), number in operations.items() if number)
+    return Phase(name, {part: size / GIB for part, size in parts.items()}, dict(operations), seconds / 60)
+
+
+def _activations(count: Census, dtype: torch.dtype, recomputed: bool) -> float:
+    if not recomputed:
+        return count.total("saved")
+    return count.outside["saved"] + count.block["saved"] + count.blocks * count.tokens * count.width * bytes_of(dtype)
+
+
+def grams_of(count: Census) -> float:
+    """Bytes of one block's Grams in float64."""
+    return 8 * sum(n**2 for n in count.inputs)
+
+
+def _roots(count: Census, dtype: torch.dtype) -> float:
+    """Bytes of all blocks' roots."""
+    return count.blocks * sum(n**2 for n in count.inputs) * bytes_of(dtype)
+
+
+def bytes_of(dtype: torch.dtype) -> int:
+    return torch.finfo(dtype).bits // 8

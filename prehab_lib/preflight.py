@@ -1,0 +1,163 @@
+"""Before anything is loaded: how much memory and how many minutes each phase will take, from the model's configuration alone.
+
+Operations are counted (`census`), rates are measured on the device (`rates`), memory is added up term by term.  Expect
+memory within 20 % and time within a factor of 2.  Estimate / measured on one CPU core, one block, 2 × 512 tokens, float32:
+statistics of LLaMA-7B's 4.1 / 3.6 GiB and 57 / 65 s; at half its width, a prehab step (8 power iterations) 1.6 / 1.7 GiB and
+15 / 22 s, surgery in float32 1.5 / 1.5 GiB and 84 / 95 s.
+"""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+
+from prehab_lib.census import census
+from prehab_lib.inputs import check_whole
+from prehab_lib.optimizers import optimizer_named
+from prehab_lib.phases import GIB, Phase, bytes_of, grams_of, prehab_phase, statistics_phase, surgery_phase
+from prehab_lib.rates import available_gib, rate
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """parameters: of the model; compressed: those of the layers to compress.  host: GiB of CPU memory beside the device."""
+
+    parameters: int
+    compressed: int
+    device: str
+    phases: list[Phase]
+    host: float = 0.0
+    savings: list[str] = field(default_factory=list)
+
+    @property
+    def peak(self) -> float:
+        """GiB of the phase that needs most."""
+        return max(phase.total for phase in self.phases)
+
+    @property
+    def minutes(self) -> float:
+        return sum(phase.minutes for phase in self.phases)
+
+    def phase(self, name: str) -> Phase:
+        return next(phase for phase in self.phases if phase.name == name)
+
+    def check(self, available: float | None = None) -> None:
+        """Raises ValueError where a phase needs more GiB than `available`; None asks the device."""
+        available = available_gib(self.device) if available is None else available
+        worst = max(self.phases, key=lambda phase: phase.total)
+        if available is not None and worst.total > available:
+            remedy = (
+                f": try {' or '.join(self.savings)}" if self.savings else ": use a smaller model or a larger device"
+            )
+            raise ValueError(
+                f"{worst.name} needs about {worst.total:.1f} GiB on {self.device}, where {available:.1f} GiB are free{remedy}"
+            )
+
+    def __str__(self) -> str:
+        lines = [f"{self.parameters / 1e9:.2f} billion parameters, {self.compressed / 1e9:.2f} in layers to compress"]
+        for phase in self.phases:
+            parts = ", ".join(f"{name} {gib:.2f}" for name, gib in phase.gib.items() if gib >= 0.005)
+            lines.append(f"{phase.name:10} {phase.total:8.2f} GiB {phase.minutes:8.1f} min   {parts}")
+        lines.append(f"{'in all':10} {self.peak:8.2f} GiB {self.minutes:8.1f} min   on {self.device}, estimated")
+        if self.host:
+            lines.append(f"{'':10} {self.host:8.2f} GiB of CPU memory beside it")
+        return "\n".join(lines)
+
+
+def estimate(
+    source,
+    *,
+    batch: int = 1,
+    window: int = 2048,
+    samples: int = 256,
+    steps: int = 0,
+    removed: float = 0.4,
+    dtype: torch.dtype = torch.bfloat16,
+    train: str = "layers",
+    compute: str | None = None,
+    optimizer: str = "adamw",
+    gradient_checkpointing: bool = False,
+    power_iterations: int | None = None,
+    rank_dtype: str = "float64",
+    roots_on: str = "device",
+    streamed: bool = False,
+    statistics_dtype: torch.dtype = torch.float64,
+    factor_dtype: torch.dtype = torch.float64,
+    full_rank_grams: bool = True,
+    processes: int = 1,
+    device: str = "cpu",
+    rates: Callable[[str, torch.dtype], float] | None = None,
+    auto_class: str = "AutoModelForCausalLM",
+) -> Estimate:
+    """What statistics, prehab (`steps` of them, 0 leaves it out) and surgery by the Gram ruler will take.
+
+    source: a transformers configuration, a model that has one, a hub name or a folder.  batch × window: tokens of a forward
+    pass; samples: calibration sequences.  dtype: of the weights as loaded.  The options of prehab are `prehab`'s.
+    streamed: `stream.collect` and `stream.compress` with the model in CPU memory, instead of `stats` and `surgery`.
+    full_rank_grams: roots by Cholesky (n³ / 3); False: by eigenvectors (9 n³), as with fewer tokens than channels.
+    processes: that share weights, gradients and optimizer of prehab by `fully_shard`; steps, memory and minutes are those of
+    one, with `batch` sequences each.  rates: (kind, dtype) -> operations a second; None measures `device` for a few
+    seconds.
+
+    Raises ValueError for a source without a transformers configuration or an unknown optimizer.
+    """
+    config = _config_of(source)
+    chosen = optimizer_named(optimizer)
+    check_whole(1, batch=batch, window=window, samples=samples, processes=processes)
+    check_whole(0, steps=steps)
+    if train not in ("layers", "all"):
+        raise ValueError(f"train = {train!r} is not known: choose one of layers, all")
+    in_bfloat16 = compute == "bfloat16" or (compute is None and dtype == torch.bfloat16)
+    forward_dtype = torch.bfloat16 if in_bfloat16 else torch.float32
+    count = census(config, batch, window, forward_dtype, train, auto_class)
+    speed = rates or (lambda kind, dtype: rate(kind, dtype, device))
+    rank = torch.float32 if rank_dtype == "float32" else torch.float64
+    phases = [statistics_phase(count, samples / batch, dtype, statistics_dtype, streamed, speed)]
+    if steps:
+        options = dict(in_bfloat16=in_bfloat16, gradient_checkpointing=gradient_checkpointing, streamed=streamed)
+        options |= dict(on_device=roots_on == "device", iterations=power_iterations, processes=processes)
+        options |= dict(foreach=_foreach(optimizer, device))
+        phases.append(prehab_phase(count, steps, dtype, chosen.state_bytes, rank, speed, **options))
+    phases.append(surgery_phase(count, removed, dtype, factor_dtype, streamed, full_rank_grams, speed))
+    savings = {
+        "streamed=True": not streamed,
+        "gradient_checkpointing=True": steps and not gradient_checkpointing,
+        "rank_dtype='float32' with roots_on='cpu'": steps and (rank_dtype, roots_on) != ("float32", "cpu"),
+        "optimizer='paged_adamw_8bit'": steps and chosen.state_bytes > 4,
+    }
+    host = 0.0
+    if streamed:
+        hidden = samples * window * count.width * bytes_of(dtype)
+        host = (count.total("parameters") * bytes_of(dtype) + hidden + count.blocks * grams_of(count)) / GIB
+    return Estimate(
+        parameters=count.total("parameters"),
+        compressed=count.blocks * sum(layer.m * layer.n for layer in count.layers),
+        device=device,
+        phases=phases,
+        host=host,
+        savings=[option for option, wanted in savings.items() if wanted],
+    )
+
+
+def _foreach(optimizer: str, device: str) -> bool:
+    """AdamW on a GPU works on all parameters at once, with a temporary of their size, unless it is fused."""
+    return optimizer == "adamw" and torch.device(device).type == "cuda"
+
+
+def _config_of(source):
+    if isinstance(source, str | os.PathLike):
+        import transformers
+
+        from prehab_lib.hub import explained
+
+        with explained(f"the configuration of {str(source)!r}", remedy="give the folder of a local copy instead"):
+            return transformers.AutoConfig.from_pretrained(source, trust_remote_code=False)
+    config = getattr(source, "config", None) if isinstance(source, nn.Module) else source
+    if not hasattr(config, "num_hidden_layers"):
+        raise ValueError(
+            f"{type(source).__name__} has no transformers configuration with num_hidden_layers: the estimate is for models "
+            "of repeated blocks that transformers can build"
+        )
+    return config

@@ -1,0 +1,96 @@
+"""The second term of prehab's objective: a rank surrogate over the whitened weights of all layers, and its gradient."""
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from prehab_lib.inputs import check_whole
+from prehab_lib.roots import psd_root
+from prehab_lib.sharding import whole
+from prehab_lib.stats import LayerStats
+from prehab_lib.surrogates import stable_rank, surrogate_named
+
+
+class RankTerm:
+    """R summed or averaged over the layers' W L, and its gradient."""
+
+    def __init__(
+        self,
+        layers: dict[str, nn.Linear],
+        stats: dict[str, LayerStats],
+        floor: float,
+        dtype: str,
+        on: str,
+        reduction: str,
+    ):
+        self.layers = layers
+        self.share = 1.0 / len(layers) if reduction == "mean" else 1.0
+        self.roots = _roots(layers, stats, floor, getattr(torch, dtype), on)
+
+    def backward(self, of: Callable, loss: Tensor, lam: float, joint: bool) -> Tensor | None:
+        """Gradients of loss + λ R into the parameters; returns R, or None for λ = 0.
+
+        joint: one graph of everything, for weights that are functions of what is trained.  Else layer after layer, so that
+        one W L and its decomposition live at a time; the sums are the same to the last bit.
+        """
+        if not lam:
+            loss.backward()
+            return None
+        if joint:
+            value = self._sum([self._of(of, name) for name in self.layers])
+            (loss + lam * value).backward()
+            return value.detach()
+        loss.backward()
+        return self._sum([self._backward_of_one(of, name, lam) for name in self.layers])
+
+    @torch.no_grad()
+    def value(self, of: Callable) -> Tensor:
+        return self._sum([self._of(of, name) for name in self.layers])
+
+    def _backward_of_one(self, of: Callable, name: str, lam: float) -> Tensor:
+        value = self._of(of, name)
+        (lam * (self.share * value)).backward()
+        return value.detach()
+
+    def _of(self, of: Callable, name: str) -> Tensor:
+        W = whole(self.layers[name].weight)
+        L = self.roots[name].to(W.device)
+        return of(W.to(L) @ L)
+
+    def _sum(self, values: list[Tensor]) -> Tensor:
+        return self.share * torch.stack([value.to(values[0].device) for value in values]).sum()
+
+
+def _roots(layers: dict[str, nn.Linear], stats: dict, floor: float, dtype: torch.dtype, on: str) -> dict[str, Tensor]:
+    """layer -> L (n, n), one tensor for all layers that share a Gram and a device (float32 on MPS)."""
+    shared: dict[tuple, Tensor] = {}
+    roots = {}
+    for name, layer in layers.items():
+        device = layer.weight.device
+        gram = stats[name].need("gram", "prehab")
+        key = (id(gram), device)
+        if key not in shared:
+            # Small roots are kept with the statistics for whoever comes next; large ones would double them.
+            keep = floor or (dtype == torch.float64 and on == "device")
+            L = stats[name].gram_root(floor) if keep else psd_root(gram.to(device))
+            if not L.any():
+                raise ValueError("the input Gram of a layer is zero: look at the calibration data")
+            to = torch.device("cpu") if on == "cpu" else device
+            shared[key] = L.to(to, torch.float32 if device.type == "mps" else dtype)
+        roots[name] = shared[key]
+    return roots
+
+
+def surrogate_of(name: str, power_iterations: int | None) -> Callable[[Tensor], Tensor]:
+    """The surrogate of that name, M (m, n) -> scalar; its σ₁ by power iteration where a number of them is given."""
+    of = surrogate_named(name)
+    if power_iterations is None:
+        return of
+    check_whole(1, power_iterations=power_iterations)
+    if name != "stable_rank":
+        raise ValueError(
+            f"power_iterations give the top singular value alone: surrogate {name!r} needs all, leave it out"
+        )
+    return partial(stable_rank, iterations=power_iterations)

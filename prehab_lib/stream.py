@@ -1,0 +1,146 @@
+"""Statistics and surgery one block at a time, for models that fill the memory alone.
+
+`collect` gives what `stats.collect` gives; `compress` what `surgery.compress` gives with a uniform allocation.  Beyond the
+model, the device holds one block, its statistics and one layer's decomposition.  From a `skeleton.Streamed` folder not even
+the model: each block is read from safetensors when its turn comes.
+"""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from prehab_lib.activations import INPUT_STATISTICS
+from prehab_lib.allocation import uniform
+from prehab_lib.budget import check_removed
+from prehab_lib.inputs import warn_if_few_tokens
+from prehab_lib.layers import replace_module
+from prehab_lib.methods import Method, method_named
+from prehab_lib.progress import progress
+from prehab_lib.skeleton import Streamed
+from prehab_lib.stats import LayerStats
+from prehab_lib.surgery import Report, low_rank, recount
+from prehab_lib.walk import NEEDS, Block, Walk
+from prehab_lib.weightings import decompose_lazily
+
+UPSTREAM = ("original", "compressed")
+
+
+def collect(
+    source: nn.Module | Streamed,
+    batches: Iterable,
+    layers: Iterable[str] | None = None,
+    needs: Iterable[str] = ("gram",),
+    *,
+    dtype: torch.dtype = torch.float64,
+    device: torch.device | str | None = None,
+) -> dict[str, LayerStats]:
+    """As `stats.collect`, block by block: layer name -> `LayerStats`, on the CPU.
+
+    source: a model, or a folder opened by `skeleton.open_streamed`.  needs: gram, mean_abs, max_abs, influence: what comes
+    from activations alone.  device: where each block computes; None is where it lies.  The forward pass of every block
+    runs once.
+
+    Raises ValueError for other needs (naming one), layers outside the row of blocks, a host that does something between its
+    blocks, no batch, or what `stats.collect` refuses.
+    """
+    needs = {needs} if isinstance(needs, str) else set(needs)
+    if other := needs - NEEDS:
+        raise ValueError(
+            f"needs = {sorted(other)[0]!r} takes gradients or is not known: stream.collect has "
+            f"{', '.join(sorted(NEEDS))}; use stats.collect"
+        )
+    walk = Walk(source, layers, device, forget=True)
+    walk.enter(batches)
+    stats: dict[str, LayerStats] = {}
+    for block in progress(walk, "statistics", total=len(walk.names)):
+        stats |= _on_cpu(block.collect(needs, dtype))
+    if "gram" in needs:
+        seen = {name: (found.tokens, found.gram.shape[0]) for name, found in stats.items()}
+        warn_if_few_tokens("layers saw", seen, "input channel", stacklevel=3)
+    return {name: stats[name] for name in walk.layers}
+
+
+def compress(
+    source: nn.Module | Streamed,
+    method: str | Method,
+    removed: float,
+    batches: Iterable | None = None,
+    *,
+    layers: Iterable[str] | None = None,
+    upstream: str = "original",
+    dtype: torch.dtype = torch.float64,
+    statistics_dtype: torch.dtype = torch.float64,
+    device: torch.device | str | None = None,
+) -> Report:
+    """Statistics and surgery in one walk, in place: collect a block, decompose and cut its layers, forget, go on.
+
+    method: one with the uniform allocation, statistics of activations alone and no recovery (svd, svd_llm; or asvd's
+    ruler as `Method("activation", needs=...)`).  batches: calibration data; not needed for plain svd.
+    upstream: "original" judges each layer by the inputs it has in the dense model, as `surgery.compress` does, with the same
+    result; "compressed" by the inputs that the layers cut before leave it (sequential compression, one more pass).
+    dtype: of the factorisation; float32 halves memory and costs accuracy in the tail.  statistics_dtype: as `dtype` of `collect`.
+
+    Layers are lost as they are cut: where something fails midway, the model stays partly compressed.
+    Raises ValueError for what the walk cannot do (naming it) before anything is changed.
+    """
+    chosen = _streamable(method)
+    check_removed(removed)
+    if upstream not in UPSTREAM:
+        raise ValueError(f"upstream = {upstream!r} is not known: choose one of {', '.join(UPSTREAM)}")
+    if chosen.needs and batches is None:
+        raise ValueError(f"this method needs batches for the statistic {sorted(chosen.needs)[0]!r}: pass batches=...")
+    walk = Walk(source, layers, device)
+    before = {name: module.weight.numel() for name, module in walk.layers.items()}
+    if chosen.needs:
+        walk.enter(batches)
+    ranks: dict[str, int | None] = {}
+    for block in progress(walk, "surgery", total=len(walk.names)):
+        ranks |= _cut(walk, block, chosen, removed, dtype, statistics_dtype, advance=upstream == "original")
+        if chosen.needs and upstream == "compressed":
+            block.advance()
+    return recount(walk.model, removed, {name: ranks[name] for name in walk.layers}, before)
+
+
+def _cut(
+    walk: Walk,
+    block: Block,
+    method: Method,
+    removed: float,
+    dtype: torch.dtype,
+    statistics_dtype: torch.dtype,
+    advance: bool,
+) -> dict[str, int | None]:
+    """Collect, decompose and cut one block; nothing of it is left afterwards but the factors."""
+    stats = block.collect(set(method.needs), statistics_dtype, advance) if method.needs else None
+    if not block.layers:
+        return {}
+    lazy = decompose_lazily(walk.model, stats, method.weighting, block.layers, keep=0, dtype=dtype)
+    ranks = uniform(lazy, removed)
+    for name, rank in ranks.items():
+        if rank:
+            replace_module(walk.model, name, low_rank(name, block.layers[name], lazy[name], rank))
+        walk.layers[name] = block.layers[name] = lazy[name] = None  # nobody holds the dense weight any more
+    return ranks
+
+
+def _streamable(method: str | Method) -> Method:
+    chosen = method_named(method)
+    for axis, value, known in (("allocation", chosen.allocation, "uniform"), ("recovery", chosen.recovery, None)):
+        if value != known:
+            raise ValueError(
+                f"stream.compress forgets each layer when it is cut, and {axis} {value!r} looks at all of them: "
+                "use surgery.compress"
+            )
+    if other := chosen.needs - set(INPUT_STATISTICS):
+        raise ValueError(f"stream.compress cannot collect the statistic {sorted(other)[0]!r}: use surgery.compress")
+    return chosen
+
+
+def _on_cpu(stats: dict[str, LayerStats]) -> dict[str, LayerStats]:
+    moved: dict[int, Tensor] = {}
+    for found in stats.values():
+        for name, value in vars(found).items():
+            if isinstance(value, Tensor):
+                setattr(found, name, moved.setdefault(id(value), value.cpu()))
+    return stats

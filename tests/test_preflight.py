@@ -1,0 +1,168 @@
+"""The estimate before anything is loaded: counted as by hand, and near what is measured."""
+
+import pytest
+import torch
+import transformers
+
+from prehab_lib import preflight, rates
+from prehab_lib.census import census
+from prehab_lib.layers import default_layers, linear_layers
+from prehab_lib.preflight import estimate
+from prehab_lib.rewrite import to_linear
+from prehab_lib.stats import collect
+from tests.families import tiny
+from tests.helpers import Toy
+
+SEVEN_B = dict(vocab_size=32000, hidden_size=4096, intermediate_size=11008, num_attention_heads=32)
+SMALL = dict(vocab_size=50, hidden_size=32, intermediate_size=48, num_attention_heads=4)
+BATCH = dict(batch=2, window=16, dtype=torch.float32)  # one count serves many tests
+DECODERS = ["llama", "gpt2"]
+
+
+def flat(kind, dtype):
+    """A device that does everything at a billion operations a second."""
+    return 1e9
+
+
+def llama(blocks=2, **sizes):
+    return transformers.LlamaConfig(num_hidden_layers=blocks, **(sizes or SMALL))
+
+
+@pytest.fixture(scope="module")
+def seven():
+    return {k: estimate(llama(k, **SEVEN_B), batch=1, window=2048, rates=flat, steps=1) for k in (32,)}
+
+
+def test_llama_7b_has_the_numbers_that_everybody_knows(seven):
+    found = seven[32]
+    assert found.parameters == 6_738_415_616
+    assert found.compressed == 32 * (4 * 4096**2 + 3 * 4096 * 11008)
+    gib = found.phase("prehab").gib
+    assert gib["masters"] == pytest.approx(4 * found.compressed / 2**30)
+    assert gib["optimizer"] == pytest.approx(2 * gib["masters"]) and gib["gradients"] == pytest.approx(gib["masters"])
+    assert gib["roots"] == pytest.approx(32 * 8 * (3 * 4096**2 + 11008**2) / 2**30)
+    matmuls = found.phase("statistics").operations["matmul", torch.bfloat16]
+    weights = 2 * (found.parameters - 32000 * 4096) * 256 * 2048  # two operations a weight and token, embedding free
+    assert weights < matmuls < 1.15 * weights  # and attention
+
+
+@pytest.mark.parametrize("family", DECODERS)
+def test_the_census_is_that_of_the_model_itself(family):
+    model = tiny(family)
+    to_linear(model)
+    found = census(model.config, 2, 12, torch.float32, "layers", "AutoModelForCausalLM")
+    modules = linear_layers(model)
+    assert found.total("parameters") == sum(p.numel() for p in model.parameters())
+    assert found.total("trained") == sum(module.weight.numel() for module in modules.values())
+    first = [name for name in default_layers(model) if ".0." in name]
+    assert [layer.name for layer in found.layers] == first
+    assert [(layer.m, layer.n) for layer in found.layers] == [tuple(modules[name].weight.shape) for name in first]
+    with pytest.warns(UserWarning, match="tokens per input channel"):
+        stats = collect(model, [{"input_ids": torch.arange(24).view(2, 12)}])
+    grams = {id(stats[name].gram) for name in first}
+    assert len(found.inputs) == len(grams) == len({layer.reads for layer in found.layers})
+
+
+def test_depth_is_extrapolated_exactly():
+    """From one and two blocks, what three blocks have."""
+    deep = census(llama(3), 2, 16, torch.float32, "layers", "AutoModelForCausalLM")
+    model = transformers.LlamaForCausalLM(llama(3))
+    assert deep.total("parameters") == sum(p.numel() for p in model.parameters())
+    model.requires_grad_(False)
+    for module in linear_layers(model).values():
+        module.weight.requires_grad_(True)
+    held, known = {}, {p.data_ptr() for p in model.parameters()}
+
+    def pack(x):
+        if x.untyped_storage().data_ptr() not in known:
+            held[x.untyped_storage().data_ptr()] = x
+        return x
+
+    ids = torch.zeros(2, 16, dtype=torch.long)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+        model.train()(input_ids=ids, labels=ids, use_cache=False)
+    assert deep.total("saved") == pytest.approx(sum(x.untyped_storage().nbytes() for x in held.values()), rel=0.01)
+    plain, less = (
+        estimate(llama(3), **BATCH, rates=flat, steps=1, gradient_checkpointing=on).phase("prehab")
+        for on in (False, True)
+    )
+    assert less.gib["activations"] < 0.75 * plain.gib["activations"] and less.minutes > plain.minutes
+
+
+def test_operations_are_counted_as_by_hand():
+    found = estimate(llama(3), **BATCH, samples=8, rates=flat)
+    grams = found.phase("statistics").operations["matmul", torch.float64]
+    assert grams == 3 * 2 * 8 * 16 * (3 * 32**2 + 48**2)  # 2 n² N for each distinct input
+    surgery = found.phase("surgery").operations
+    assert surgery["cholesky", torch.float64] == pytest.approx(3 * (3 * 32**3 + 48**3) / 3)
+    assert surgery["eigh", torch.float64] == pytest.approx(3 * 7 * 9 * 32**3)
+    everything = sum(sum(phase.operations.values()) for phase in found.phases)
+    assert found.minutes == pytest.approx(everything / 1e9 / 60)
+
+
+def test_what_saves_memory_and_what_it_costs(seven):
+    base = seven[32]
+    options = {
+        "optimizer": dict(optimizer="paged_adamw_8bit"),
+        "activations": dict(gradient_checkpointing=True),
+        "roots": dict(rank_dtype="float32", roots_on="cpu"),
+        "Grams": dict(streamed=True),
+        "masters": dict(processes=4),
+    }
+    for part, change in options.items():
+        gib = estimate(llama(32, **SEVEN_B), rates=flat, steps=1, **change).phase("prehab").gib
+        assert gib[part] < 0.35 * base.phase("prehab").gib[part], part
+    streamed = estimate(llama(32, **SEVEN_B), rates=flat, streamed=True)
+    assert streamed.phase("statistics").total < 8 and streamed.phase("surgery").total < 8 and streamed.host > 50
+    assert base.phase("surgery").total > 90
+
+
+def test_it_refuses_what_cannot_fit_and_says_what_to_try(seven, monkeypatch):
+    message = r"prehab needs about 2\d\d\.\d GiB on cpu, where 80.0 GiB are free: try streamed=True or gradient_check"
+    with pytest.raises(ValueError, match=message):
+        seven[32].check(80.0)
+    seven[32].check(1000.0)
+    monkeypatch.setattr(preflight, "available_gib", lambda device: None)
+    seven[32].check()  # a system that does not say is not in the way
+    frugal = dict(optimizer="paged_adamw_8bit", gradient_checkpointing=True, rank_dtype="float32", roots_on="cpu")
+    with pytest.raises(ValueError, match="use a smaller model or a larger device"):
+        estimate(llama(32, **SEVEN_B), rates=flat, steps=1, streamed=True, **frugal).check(8.0)
+
+
+def test_it_prints_a_table(seven):
+    text = str(seven[32])
+    assert "6.74 billion parameters, 6.48 in layers to compress" in text
+    assert [line.split()[0] for line in text.splitlines()[1:5]] == ["statistics", "prehab", "surgery", "in"]
+    assert f"{seven[32].peak:.2f} GiB" in text.splitlines()[4] and "masters 24.12" in text
+    assert "CPU memory beside it" in str(estimate(llama(3), **BATCH, rates=flat, streamed=True))
+
+
+def test_rates_are_measured_and_memory_is_asked_for():
+    assert 1e8 < rates.rate("matmul", torch.float32) < 1e15
+    assert rates.rate("matmul", torch.float32) == rates.rate("matmul", torch.float32)
+    free = rates.available_gib()
+    assert free is None or 0.1 < free < 1e5
+
+
+def test_sources(tmp_path):
+    model = tiny("llama")
+    model.save_pretrained(tmp_path)
+    found = [
+        estimate(source, batch=2, window=12, dtype=torch.float32, rates=flat)
+        for source in (model, model.config, str(tmp_path))
+    ]
+    assert len({str(one) for one in found}) == 1
+
+
+@pytest.mark.parametrize(
+    ("source", "change", "message"),
+    [
+        (Toy(), {}, "Toy has no transformers configuration"),
+        (None, {"optimizer": "sgd"}, "optimizer = 'sgd' is not known"),
+        (None, {"train": "some"}, "train = 'some' is not known"),
+        (None, {"window": 0}, "window = 0"),
+    ],
+)
+def test_bad_input_is_named(source, change, message):
+    with pytest.raises(ValueError, match=message):
+        estimate(source or llama(), rates=flat, **change)
