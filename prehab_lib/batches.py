@@ -23,6 +23,15 @@ def mode(model: nn.Module, training: bool) -> Iterator[None]:
             module.training = flag
 
 
+@contextmanager
+def seeded(model: nn.Module, seed: int) -> Iterator[None]:
+    """Random numbers, such as dropout's, from `seed`; the caller's random state is as before afterwards."""
+    device = device_of(model)
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
+
+
 def move(batch, device):
     """The batch on `device`, of the same kind."""
     if isinstance(batch, Mapping):

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from prehab_lib import cache, rewrite, rows, sentences, small_text
-from prehab_lib.batches import device_of, mode
+from prehab_lib.batches import mode, seeded
 from prehab_lib.hub import explained
 from prehab_lib.inputs import check_options, check_positive, check_whole
 from prehab_lib.progress import progress
@@ -57,8 +57,7 @@ def fine_tune(
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=weight_decay)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
     losses = []
-    with mode(model, training=True), torch.random.fork_rng(_cuda(model)):
-        torch.manual_seed(seed)  # dropout
+    with mode(model, training=True), seeded(model, seed):
         for batch in progress(task.train(seed, steps), "fine-tuning"):
             loss = sentence_loss(model, batch)
             losses.append(float(loss.detach()))
@@ -192,10 +191,6 @@ class _quiet:
         self.logging.set_verbosity(self.level)
         if self.bar:
             self.logging.enable_progress_bar()
-
-
-def _cuda(model: nn.Module) -> list[torch.device]:
-    return [device_of(model)] if device_of(model).type == "cuda" else []
 
 
 def _stamp(checkpoint: str, model: nn.Module) -> list:

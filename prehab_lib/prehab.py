@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from prehab_lib.batches import device_of, endless, move
+from prehab_lib.batches import device_of, endless, move, seeded
 from prehab_lib.checkpoint import Checkpoint
 from prehab_lib.coordinates import trained_names, training
 from prehab_lib.inputs import check_positive, check_whole
@@ -70,6 +70,7 @@ def prehab(
     rank_dtype: str = "float64",
     power_iterations: int | None = None,
     roots_on: str = "device",
+    seed: int = 0,
 ) -> History:
     """Lower task loss + λ · R(W_ℓ L_ℓ) by AdamW, in place.   Source: Eq. (2), Algorithm 1.
 
@@ -82,7 +83,7 @@ def prehab(
     or "sum" (Eq. 2); λ differs by the number of layers.  log_every: steps between rows with surrogate and entropy rank;
     None logs no entropy rank and the surrogate where λ > 0 needs it anyway.
     checkpoint: a file to resume from after a kill; batches must then come in the same order again, so a shuffling
-    DataLoader needs a generator of its own with a fixed seed.
+    DataLoader needs a generator of its own with a fixed seed.  seed: of dropout, so that arms that are compared drop alike.
 
     For large models.  compute: "bfloat16" multiplies in bfloat16 (autocast), "float32" does not; None follows the model.
     Weights that come in bfloat16 are trained as float32 masters and rounded once at the end: 16 bytes a parameter
@@ -120,11 +121,14 @@ def prehab(
     settings |= dict(
         reduction=reduction, weight_decay=weight_decay, floor=floor, lam=[schedule(i) for i in range(steps)]
     )
-    settings |= dict(compute=compute, optimizer=optimizer, rank_dtype=rank_dtype, power_iterations=power_iterations)
+    settings |= dict(
+        seed=seed, compute=compute, optimizer=optimizer, rank_dtype=rank_dtype, power_iterations=power_iterations
+    )
     saved = Checkpoint(checkpoint, settings, [*model.parameters(), *rank.roots.values()])
     history, started = History(), time.perf_counter()
     precise = forward_precision(model, compute)
     with (
+        seeded(model, seed),
         master_weights(model, trained_names(model, layers, train), compute),
         recomputed_activations(model, gradient_checkpointing),
         training(model, layers, rank.roots, coordinates, train) as parameters,

@@ -265,3 +265,20 @@ def test_modules_keep_their_own_mode(toy):
     toy[0].key.eval()
     model, _ = run(toy)
     assert model.training and not model.key.training and model.query.training
+
+
+def test_arms_in_sequence_drop_alike_and_the_random_state_stays():
+    def arm(seed):
+        torch.manual_seed(7)
+        model = nn.Sequential(nn.Linear(12, 16), nn.Dropout(0.5), nn.Linear(16, 4))
+        torch.manual_seed(len(arms))  # what ran before
+        state = torch.get_rng_state()
+        stats = collect(model, toy_batches(4, 30))
+        settings = dict(surrogate="nuclear", lam=0.0, steps=3, lr=1e-2, seed=seed)
+        arms.append(prehab(model, classification_loss, toy_batches(4, 30), stats, **settings).column("task_loss"))
+        assert torch.equal(state, torch.get_rng_state())
+
+    arms = []
+    for seed in (0, 0, 1):
+        arm(seed)
+    assert arms[0] == arms[1] != arms[2]
