@@ -81,16 +81,22 @@ def _choice(known: Callable[[], Collection[str]], certain: Callable[[], Collecti
     return check
 
 
-def settings(**rules: Rule) -> Rule:
-    """A dictionary with exactly these entries, each with its rule."""
+def settings(optional: dict[str, Rule], **rules: Rule) -> Rule:
+    """A dictionary with these entries, each with its rule; the optional ones may be left out."""
 
     def check(name: str, value) -> None:
-        if not isinstance(value, dict) or set(value) != set(rules):
-            raise ValueError(f"{name} = {value!r}: give a dictionary with {', '.join(rules)}")
-        for key, rule in rules.items():
-            rule(f"{name}[{key!r}]", value[key])
+        if not isinstance(value, dict) or not set(rules) <= set(value) <= set(rules | optional):
+            also = f", and if wanted {', '.join(optional)}" if optional else ""
+            raise ValueError(f"{name} = {value!r}: give a dictionary with {', '.join(rules)}{also}")
+        for key in value:
+            (rules | optional)[key](f"{name}[{key!r}]", value[key])
 
     return check
+
+
+def flag(name: str, value) -> None:
+    if not isinstance(value, bool):
+        raise ValueError(f"{name} = {value!r}: give true or false")
 
 
 def positive(name: str, value) -> None:
@@ -131,6 +137,9 @@ def table_keys(module: str, table: str) -> tuple[str, ...]:
 
 _method, _surrogate = key_of("methods", "METHODS"), key_of("surrogates", "SURROGATES")
 _sentence_task = _choice(lambda: (*table_keys("prose_tasks", "PROSE"), *table_keys("glue", "GLUE")))
+_SCHEDULE = dict(
+    alpha=positive, dropout=coefficient, warmup=whole(at_least=0), decay=flag, accumulate=whole(at_least=1)
+)
 _coordinates, _order = one_of("weight", "whitened"), one_of("UV", "VU", "joint")
 
 # Patterns are tried from top to bottom, the first that matches the parameter's name decides.
@@ -148,7 +157,7 @@ RULES: dict[str, Rule] = {
     "reduction": one_of("mean", "sum"),
     "schedule": one_of("constant", "geometric"),
     "task": _sentence_task,
-    "lora": settings(rank=whole(at_least=1), steps=whole(at_least=0), lr=positive),
+    "lora": settings(_SCHEDULE, rank=whole(at_least=1), steps=whole(at_least=0), lr=positive),
     "seed": whole(),
     "seeds": seeds,
     "others": weights_by_surrogate,

@@ -92,6 +92,8 @@ def test_bad_values_are_one_sentence(notebook, override, words):
         ("task", "mnli", "wnli"),
         ("task", "paraphrase", 3),
         ("lora", {"rank": 1, "steps": 0, "lr": 1e-3}, {"rank": 1, "steps": 0}),
+        ("lora", {"rank": 1, "steps": 0, "lr": 1e-3, "decay": True}, {"rank": 1, "steps": 0, "lr": 1e-3, "decay": 1}),
+        ("lora", {"rank": 1, "steps": 0, "lr": 1e-3, "alpha": 2}, {"rank": 1, "steps": 0, "lr": 1e-3, "beta": 2}),
         ("lora", {"rank": 1, "steps": 0, "lr": 1e-3}, {"rank": 0, "steps": 0, "lr": 1e-3}),
         ("lora", {"rank": 1, "steps": 0, "lr": 1e-3}, {"rank": 1, "steps": -1, "lr": 1e-3}),
         ("lora", {"rank": 1, "steps": 0, "lr": 1e-3}, {"rank": 1, "steps": 0, "lr": 0.0}),

@@ -27,6 +27,10 @@ def _cached(depth, heads, size, rank):
     return 2 * depth * (each if rank is None else min(rank, each))
 
 
+def _shares(svd_llm, control, prehab):
+    return 100 * (control / svd_llm - 1), 100 * (prehab / control - 1)
+
+
 EXERCISES = {
     "5.1": Exercise(
         cases=[([[0.5, 0.25, 0.125]],), ([[0.5], [0.1, 0.1, 0.2, 0.4]],), ([[0.9, 0.8], [0.05, 0.3, 0.6]],)],
@@ -85,6 +89,28 @@ EXERCISES = {
                 "the rank is of the whole matrix, not of each head",
             ),
             (lambda depth, heads, size, rank: _cached(1, heads, size, rank), "every layer keeps its own: times depth"),
+        ],
+    ),
+    "5.4": Exercise(
+        cases=[(100.0, 90.0, 81.0), (13.73, 12.0, 11.12), (7.94, 7.0, 7.03)],
+        solution=_shares,
+        slips=[
+            (
+                lambda svd_llm, control, prehab: (100 * (control / svd_llm - 1), 100 * (prehab / svd_llm - 1)),
+                "what the surrogate adds is measured against the control, not against SVD-LLM",
+            ),
+            (
+                lambda svd_llm, control, prehab: tuple(-x for x in _shares(svd_llm, control, prehab)),
+                "the sign: a lower perplexity is a negative change",
+            ),
+            (
+                lambda svd_llm, control, prehab: tuple(x / 100 for x in _shares(svd_llm, control, prehab)),
+                "per cent: times 100",
+            ),
+            (
+                lambda svd_llm, control, prehab: (control - svd_llm, prehab - control),
+                "those are differences of perplexity: divide by where each starts from",
+            ),
         ],
     ),
 }
