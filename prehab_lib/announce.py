@@ -17,7 +17,6 @@ class _Waiting:
     def find_spec(self, name, path=None, target=None):
         if name != TABLE:
             return None
-        sys.meta_path.remove(self)
         spec = importlib.machinery.PathFinder.find_spec(name, path, target)
         if spec is not None and spec.loader is not None:
             run = spec.loader.exec_module
@@ -25,6 +24,8 @@ class _Waiting:
             def run_and_register(module):
                 run(module)
                 _register()
+                if self in sys.meta_path:
+                    sys.meta_path.remove(self)
 
             spec.loader.exec_module = run_and_register
         return spec
@@ -36,7 +37,7 @@ def _register() -> None:
         from prehab_lib import pretrained
 
         pretrained.register()
-    except (ImportError, AttributeError) as problem:
+    except Exception as problem:
         warnings.warn(f"prehab_lib's compressed models cannot be opened by transformers: {problem}", stacklevel=2)
 
 

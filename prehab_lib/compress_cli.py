@@ -37,6 +37,8 @@ def add_to(commands) -> None:
     prehab.add_argument("--steps", type=int, default=0, help="steps of prehab before surgery (0)")
     prehab.add_argument("--lam", type=float, default=1e-3, help="weight of the surrogate; 0 is the control (1e-3)")
     prehab.add_argument("--surrogate", default="stable_rank", help="a name in prehab_lib.surrogates (stable_rank)")
+    over = 'over the layers: "sum" is Eq. (2), "mean" the authors\' release (sum)'
+    prehab.add_argument("--reduction", default="sum", choices=("sum", "mean"), help=over)
     prehab.add_argument("--lr", type=float, default=1e-5, help="learning rate (1e-5)")
     prehab.add_argument("--less-memory", action="store_true", help="slower, for large models")
     command.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps (auto: the first GPU there is)")
@@ -61,8 +63,9 @@ def run(arguments) -> int:
 
 def _compress(a) -> None:
     config, device = compress_input.dense_config(a.model), compress_input.device_named(a.device)
+    compress_input.check_settings(config, a)
     from prehab_lib.bpe import tokenizer_of
-    from prehab_lib.perplexity import check_fits, perplexity
+    from prehab_lib.perplexity import perplexity
     from prehab_lib.storage import save
     from prehab_lib.windows import Draws, cut, token_stream
 
@@ -73,12 +76,12 @@ def _compress(a) -> None:
             f"{a.data} has {len(stream)} tokens, fewer than two windows of {a.window}, one to calibrate and one to score: "
             "give more text, or a smaller --window"
         )
+    compress_input.check_vocabulary(config, int(stream.max()))
     spared = max(a.window, int(HELD_OUT * len(stream)))
     held_out = cut(stream[-spared:], a.window, a.scored, a.data)
     calibration = Draws(stream[:-spared], a.window, a.batch, a.seed, math.ceil(a.samples / a.batch))
     _estimate(config, device, a)
     model = _open(device, a)
-    check_fits(model, stream.max().expand(1, a.window))
     _say("text", f"{a.data}: {len(stream)} tokens, {len(held_out)} windows of {a.window} held out")
     before = perplexity(model, held_out, a.batch)
     _say("before", f"perplexity {before:.4g} on the held-out windows")
@@ -104,15 +107,13 @@ def _compress(a) -> None:
 
 def _estimate(config, device: str, a) -> None:
     """Say what it will take; raises ValueError where the device has not the memory.  Known for rulers of activations only."""
-    import torch
-
     from prehab_lib.methods import method_named
     from prehab_lib.preflight import estimate
     from prehab_lib.rates import available_gib
 
     if not method_named(a.method).needs <= {"gram", "influence", "mean_abs"}:
         return
-    dtype = getattr(torch, a.dtype) if a.dtype != "auto" else config.dtype or torch.float32
+    dtype = compress_input.dtype_of(config, a.dtype)
     sizes = dict(batch=a.batch, window=a.window, samples=a.samples, steps=a.steps, removed=a.removed, dtype=dtype)
     found = estimate(config, **sizes, **(LESS_MEMORY if a.less_memory else {}), device=device)
     _say("estimate", f"{found.peak:.3g} GiB and {max(found.minutes, 0.1):.1f} minutes on {device}, beside the scores")
@@ -127,13 +128,9 @@ def _estimate(config, device: str, a) -> None:
 
 def _open(device: str, a):
     """The model on its device, in eval mode."""
-    import torch
-
     from prehab_lib.models import text_model
 
     model = text_model(a.model, "AutoModelForCausalLM", dtype=a.dtype)
-    if a.steps and model.dtype == torch.float16:
-        raise ValueError("prehab cannot train in float16: add --dtype bfloat16 or float32, or leave out --steps")
     parameters, dtype = model.num_parameters(), str(model.dtype).removeprefix("torch.")
     _say("model", f"{a.model}: {parameters / 1e6:.4g} M parameters, {dtype} on {device}")
     return model.to(device).eval()
@@ -151,7 +148,7 @@ def _cut(model, calibration, a):
     if a.steps:
         with _step("prehab") as said:
             stats = collect(model, calibration)
-            options = dict(surrogate=a.surrogate, lam=a.lam, steps=a.steps, lr=a.lr)
+            options = dict(surrogate=a.surrogate, lam=a.lam, reduction=a.reduction, steps=a.steps, lr=a.lr)
             options |= LESS_MEMORY if a.less_memory else {}
             history = prehab(model, language_loss, calibration, stats, log_every=None, **options)
             losses = history.column("task_loss")
@@ -166,7 +163,7 @@ def _cut(model, calibration, a):
 
 
 def _prehab(a) -> str:
-    return f"{a.surrogate}, λ = {a.lam:g}, {a.steps} steps, learning rate {a.lr:g}"
+    return f"{a.surrogate}, {a.reduction} over the layers, λ = {a.lam:g}, {a.steps} steps, learning rate {a.lr:g}"
 
 
 def _say(what: str, text: str) -> None:

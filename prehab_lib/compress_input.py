@@ -39,7 +39,6 @@ def dense_config(source: str):
     from transformers import AutoConfig
 
     from prehab_lib.hub import explained
-    from prehab_lib.pretrained import LowRankConfig
     from prehab_lib.storage import DESCRIPTION
 
     folder = Path(source)
@@ -48,15 +47,49 @@ def dense_config(source: str):
             raise ValueError(_again(source))
         raise FileNotFoundError(f"{source} is no model folder: it has no config.json")
     if source.startswith((".", "/", "~")) and not folder.is_dir():
-        raise FileNotFoundError(f"MODEL = {source!r} is no folder: check the path")
+        raise FileNotFoundError(f"model = {source!r} is no folder: check the path")
     with explained(f"the model {source!r}", "give the folder of a local copy instead"):
         config = AutoConfig.from_pretrained(source, trust_remote_code=False)
-    if isinstance(config, LowRankConfig) and config.ranks:
-        raise ValueError(_again(source))
+    check_dense(config, source)
     kinds = config.architectures or []
     if kinds and not any("CausalLM" in kind or "LMHead" in kind for kind in kinds):
-        raise ValueError(f"{source!r} is a {kinds[0]}: this command compresses causal language models")
+        raise ValueError(f"{source!r} is a {kinds[0]}: a causal language model is needed")
     return config
+
+
+def check_dense(config, source: str) -> None:
+    """Raises ValueError where a configuration is that of a compressed model, whatever was saved with `merged` is dense."""
+    from prehab_lib.pretrained import LowRankConfig
+
+    if isinstance(config, LowRankConfig) and config.ranks:
+        raise ValueError(_again(source))
+
+
+def check_settings(config, a) -> None:
+    """What the arguments ask of the model and its configuration does not allow."""
+    import torch
+
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions is not None and a.window > positions:
+        raise ValueError(f"window = {a.window} is longer than the {positions} positions of the model: make it smaller")
+    if a.steps and dtype_of(config, a.dtype) == torch.float16:
+        raise ValueError("prehab cannot train in float16: add --dtype bfloat16 or float32, or leave out --steps")
+
+
+def check_vocabulary(config, highest: int) -> None:
+    """highest: largest token id of the text."""
+    known = getattr(config, "vocab_size", None)
+    if known is not None and highest >= known:
+        raise ValueError(
+            f"token {highest} is outside the model's vocabulary of {known}: the tokenizer belongs to another model"
+        )
+
+
+def dtype_of(config, name: str):
+    """The torch dtype of the weights as they will be loaded."""
+    import torch
+
+    return getattr(torch, name) if name != "auto" else config.dtype or torch.float32
 
 
 def _again(source: str) -> str:

@@ -1,5 +1,6 @@
 """What a language model says of text: its loss in nats, and the perplexity of Table IV."""
 
+import inspect
 import math
 from collections.abc import Iterable, Mapping
 
@@ -16,14 +17,21 @@ def token_losses(model: nn.Module, batch: Mapping) -> tuple[Tensor, int]:
     """Sum of the cross-entropies in nats of predicting token t + 1 from tokens 0..t, and the number of tokens scored.
 
     batch: input_ids (B, T) int64; attention_mask (B, T), 1 where a token is real; labels (B, T), -100 where a token is not
-    scored.  Without labels all real tokens are scored, but the first of each row, which nothing predicts.
+    scored.  Without labels all real tokens are scored, but the first of each row, which nothing predicts.  Padding may stand
+    on either side: positions are counted from the first real token, where the model's forward takes position_ids.
     The sum is taken in float32, of a float64 model in float64.  Raises ValueError for logits that are not finite.
     """
     ids, mask = batch["input_ids"], batch.get("attention_mask")
     targets = batch.get("labels", ids)[:, 1:]
     if mask is not None:
-        targets = targets.masked_fill(mask[:, 1:] == 0, IGNORED)
+        targets = targets.masked_fill((mask[:, 1:] == 0) | (mask[:, :-1] == 0), IGNORED)
     options = {} if mask is None else {"attention_mask": mask}
+    if (
+        mask is not None
+        and bool((mask[:, 0] == 0).any())
+        and "position_ids" in inspect.signature(model.forward).parameters
+    ):
+        options["position_ids"] = (mask.long().cumsum(-1) - 1).clamp_min(0)
     if hasattr(getattr(model, "config", None), "use_cache"):
         options["use_cache"] = False  # keys and values of all layers would be kept for nobody
     out = model(input_ids=ids, **options)

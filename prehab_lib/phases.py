@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -13,19 +13,37 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class Phase:
-    """gib: what takes memory on the device -> GiB at the peak.  operations: (kind, dtype) -> their number."""
+    """gib: what takes memory on the device -> GiB at the peak.  operations: (kind, dtype) -> their number.
+
+    host: what waits in CPU memory meanwhile -> GiB.
+    """
 
     name: str
     gib: dict[str, float]
     operations: dict[tuple[str, torch.dtype], float]
     minutes: float
+    host: dict[str, float] = field(default_factory=dict)
 
     @property
     def total(self) -> float:
         return sum(self.gib.values())
 
 
-def statistics_phase(count: Census, batches: float, dtype, sums: torch.dtype, streamed: bool, speed) -> Phase:
+def in_one_memory(phase: Phase) -> Phase:
+    """Where the device is the CPU: what waits lies in the same memory, and what is at work is a part of it."""
+    return replace(phase, gib=phase.gib | phase.host, host={})
+
+
+def waiting_weights(count: Census, tokens: int, dtype: torch.dtype, grams: bool) -> dict[str, float]:
+    """Bytes in CPU memory while blocks take turns on the device.  grams: those of all blocks are kept for prehab."""
+    waiting = {"weights": count.total("parameters") * bytes_of(dtype)}
+    waiting["hidden states"] = tokens * count.width * bytes_of(dtype)
+    return waiting | ({"Grams": count.blocks * grams_of(count)} if grams else {})
+
+
+def statistics_phase(
+    count: Census, batches: float, dtype, sums: torch.dtype, streamed: bool, speed, waiting: dict[str, float]
+) -> Phase:
     operations = Counter({("matmul", dtype): batches * count.total("forward")})
     for n in count.inputs:
         operations["matmul", sums] += count.blocks * 2 * n**2 * batches * count.tokens
@@ -36,7 +54,7 @@ def statistics_phase(count: Census, batches: float, dtype, sums: torch.dtype, st
     gib = {"weights": weights * bytes_of(dtype), "Grams": blocks * grams_of(count), "passing": passing}
     if not streamed:
         gib["logits"] = count.logits * bytes_of(dtype)
-    return _phase("statistics", gib, operations, speed)
+    return _phase("statistics", gib, operations, speed, waiting)
 
 
 def prehab_phase(
@@ -84,11 +102,20 @@ def prehab_phase(
     for n in count.inputs:
         operations["cholesky", torch.float64] += count.blocks * n**3 / 3
     operations["copy", torch.float32] += steps * sharded * (12 + 2 * state_bytes)
-    return _phase("prehab", gib, operations, speed)
+    waiting = {"Grams": count.blocks * grams_of(count)} if streamed else {}
+    waiting |= {} if on_device else {"roots": _roots(count, rank)}
+    return _phase("prehab", gib, operations, speed, waiting)
 
 
 def surgery_phase(
-    count: Census, removed: float, dtype, factors: torch.dtype, streamed: bool, full_rank: bool, speed
+    count: Census,
+    removed: float,
+    dtype,
+    factors: torch.dtype,
+    streamed: bool,
+    full_rank: bool,
+    speed,
+    waiting: dict[str, float],
 ) -> Phase:
     operations = Counter()
     for n in count.inputs:
@@ -119,12 +146,15 @@ def surgery_phase(
         "roots": blocks * _roots(count, torch.float64) / count.blocks,
         "one layer": work,
     }
-    return _phase("surgery", gib, operations, speed)
+    return _phase("surgery", gib, operations, speed, waiting)
 
 
-def _phase(name: str, parts: dict[str, float], operations: Counter, speed: Callable) -> Phase:
+def _phase(
+    name: str, parts: dict[str, float], operations: Counter, speed: Callable, waiting: dict[str, float]
+) -> Phase:
     seconds = sum(number / speed(kind, dtype) for (kind, dtype), number in operations.items() if number)
-    return Phase(name, {part: size / GIB for part, size in parts.items()}, dict(operations), seconds / 60)
+    gib, host = ({part: size / GIB for part, size in sizes.items()} for sizes in (parts, waiting))
+    return Phase(name, gib, dict(operations), seconds / 60, host)
 
 
 def _activations(count: Census, dtype: torch.dtype, recomputed: bool) -> float:

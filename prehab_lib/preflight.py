@@ -14,21 +14,21 @@ import torch
 from torch import nn
 
 from prehab_lib.census import census
+from prehab_lib.compress_input import check_dense
 from prehab_lib.inputs import check_whole
 from prehab_lib.optimizers import optimizer_named
-from prehab_lib.phases import GIB, Phase, bytes_of, grams_of, prehab_phase, statistics_phase, surgery_phase
+from prehab_lib.phases import Phase, in_one_memory, prehab_phase, statistics_phase, surgery_phase, waiting_weights
 from prehab_lib.rates import available_gib, rate
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """parameters: of the model; compressed: those of the layers to compress.  host: GiB of CPU memory beside the device."""
+    """parameters: of the model; compressed: those of the layers to compress."""
 
     parameters: int
     compressed: int
     device: str
     phases: list[Phase]
-    host: float = 0.0
     savings: list[str] = field(default_factory=list)
 
     @property
@@ -37,14 +37,22 @@ class Estimate:
         return max(phase.total for phase in self.phases)
 
     @property
+    def host(self) -> float:
+        """GiB of CPU memory beside the device, of the phase that needs most; 0 where the CPU is the device."""
+        return max(sum(phase.host.values()) for phase in self.phases)
+
+    @property
     def minutes(self) -> float:
         return sum(phase.minutes for phase in self.phases)
 
     def phase(self, name: str) -> Phase:
         return next(phase for phase in self.phases if phase.name == name)
 
-    def check(self, available: float | None = None) -> None:
-        """Raises ValueError where a phase needs more GiB than `available`; None asks the device."""
+    def check(self, available: float | None = None, host: float | None = None) -> None:
+        """Raises ValueError where a phase needs more GiB than `available`, or the CPU beside it more than `host`.
+
+        None asks the device, or the CPU, what is free now.
+        """
         available = available_gib(self.device) if available is None else available
         worst = max(self.phases, key=lambda phase: phase.total)
         if available is not None and worst.total > available:
@@ -53,6 +61,12 @@ class Estimate:
             )
             raise ValueError(
                 f"{worst.name} needs about {worst.total:.1f} GiB on {self.device}, where {available:.1f} GiB are free{remedy}"
+            )
+        free = available_gib("cpu") if host is None else host
+        if free is not None and self.host > free:
+            raise ValueError(
+                f"about {self.host:.1f} GiB of CPU memory are needed beside {self.device}, where {free:.1f} GiB are free: use "
+                "fewer calibration samples or a smaller model"
             )
 
     def __str__(self) -> str:
@@ -95,13 +109,14 @@ def estimate(
 
     source: a transformers configuration, a model that has one, a hub name or a folder.  batch × window: tokens of a forward
     pass; samples: calibration sequences.  dtype: of the weights as loaded.  The options of prehab are `prehab`'s.
-    streamed: `stream.collect` and `stream.compress` with the model in CPU memory, instead of `stats` and `surgery`.
+    streamed: `stream.collect` and `stream.compress` with the model in CPU memory, instead of `stats` and `surgery`.  All
+    Grams wait there for prehab; without prehab `stream.compress` does everything, and keeps one block's.
     full_rank_grams: roots by Cholesky (n³ / 3); False: by eigenvectors (9 n³), as with fewer tokens than channels.
     processes: that share weights, gradients and optimizer of prehab by `fully_shard`; steps, memory and minutes are those of
     one, with `batch` sequences each.  rates: (kind, dtype) -> operations a second; None measures `device` for a few
     seconds.
 
-    Raises ValueError for a source without a transformers configuration or an unknown optimizer.
+    Raises ValueError for a source without a transformers configuration, a compressed one, or an unknown optimizer.
     """
     config = _config_of(source)
     chosen = optimizer_named(optimizer)
@@ -114,29 +129,29 @@ def estimate(
     count = census(config, batch, window, forward_dtype, train, auto_class)
     speed = rates or (lambda kind, dtype: rate(kind, dtype, device))
     rank = torch.float32 if rank_dtype == "float32" else torch.float64
-    phases = [statistics_phase(count, samples / batch, dtype, statistics_dtype, streamed, speed)]
+    waiting = waiting_weights(count, samples * window, dtype, grams=bool(steps)) if streamed else {}
+    phases = [statistics_phase(count, samples / batch, dtype, statistics_dtype, streamed, speed, waiting)]
     if steps:
         options = dict(in_bfloat16=in_bfloat16, gradient_checkpointing=gradient_checkpointing, streamed=streamed)
         options |= dict(on_device=roots_on == "device", iterations=power_iterations, processes=processes)
         options |= dict(foreach=_foreach(optimizer, device))
         phases.append(prehab_phase(count, steps, dtype, chosen.state_bytes, rank, speed, **options))
-    phases.append(surgery_phase(count, removed, dtype, factor_dtype, streamed, full_rank_grams, speed))
+    phases.append(surgery_phase(count, removed, dtype, factor_dtype, streamed, full_rank_grams, speed, waiting))
+    one_memory = torch.device(device).type == "cpu"
+    if one_memory:
+        phases = [in_one_memory(phase) for phase in phases]
+    smaller_roots = "rank_dtype='float32'" + ("" if one_memory else " with roots_on='cpu'")
     savings = {
-        "streamed=True": not streamed,
+        "streamed=True": not streamed and not (one_memory and steps),  # prehab holds the model and all Grams anyway
         "gradient_checkpointing=True": steps and not gradient_checkpointing,
-        "rank_dtype='float32' with roots_on='cpu'": steps and (rank_dtype, roots_on) != ("float32", "cpu"),
+        smaller_roots: steps and (rank_dtype != "float32" or not (one_memory or roots_on == "cpu")),
         "optimizer='paged_adamw_8bit'": steps and chosen.state_bytes > 4,
     }
-    host = 0.0
-    if streamed:
-        hidden = samples * window * count.width * bytes_of(dtype)
-        host = (count.total("parameters") * bytes_of(dtype) + hidden + count.blocks * grams_of(count)) / GIB
     return Estimate(
         parameters=count.total("parameters"),
         compressed=count.blocks * sum(layer.m * layer.n for layer in count.layers),
         device=device,
         phases=phases,
-        host=host,
         savings=[option for option, wanted in savings.items() if wanted],
     )
 
@@ -153,8 +168,10 @@ def _config_of(source):
         from prehab_lib.hub import explained
 
         with explained(f"the configuration of {str(source)!r}", remedy="give the folder of a local copy instead"):
-            return transformers.AutoConfig.from_pretrained(source, trust_remote_code=False)
-    config = getattr(source, "config", None) if isinstance(source, nn.Module) else source
+            config = transformers.AutoConfig.from_pretrained(source, trust_remote_code=False)
+    else:
+        config = getattr(source, "config", None) if isinstance(source, nn.Module) else source
+    check_dense(config, str(source) if isinstance(source, str | os.PathLike) else type(source).__name__)
     if not hasattr(config, "num_hidden_layers"):
         raise ValueError(
             f"{type(source).__name__} has no transformers configuration with num_hidden_layers: the estimate is for models "

@@ -11,6 +11,7 @@ from prehab_lib.batches import device_of, endless, mode, move
 from prehab_lib.best import Best
 from prehab_lib.factors import LowRankLinear
 from prehab_lib.inputs import check_positive, check_whole
+from prehab_lib.precision import check_compute, forward_precision, master_weights
 from prehab_lib.prehab import History
 from prehab_lib.progress import progress
 
@@ -46,10 +47,12 @@ def rehab(
     taken, in eval mode, and the adapters of the lowest are merged: a phase that only hurts changes nothing.
 
     Source: Tables II and IV, rows †; the adapters are peft's.  Layers that stayed dense are not touched.
+    Of a bfloat16 model the factors are float32 masters meanwhile, and so are their adapters; products are bfloat16 (autocast),
+    and both phases together are rounded once (`precision`).
     `SCRIPT` are the values of SVD-LLM's scripts for LLaMA-7B, with batches of 4 rows of at most 256 tokens.
 
     Raises ValueError for an unknown order, a number that makes no sense, a model without low-rank layers, validation batches
-    that can be read only once, or a loss that is no longer finite (the adapters of that phase are then dropped).
+    that can be read only once, a float16 model, or a loss that is no longer finite (that phase's adapters are then dropped).
     """
     if order not in ORDERS:
         raise ValueError(f"order = {order!r} is not known: choose one of {', '.join(ORDERS)}")
@@ -63,21 +66,25 @@ def rehab(
     low_rank = [name for name, module in model.named_modules() if isinstance(module, LowRankLinear)]
     if not low_rank:
         raise ValueError("rehab needs a compressed model: no low-rank layer was found, run surgery.compress first")
+    check_compute(model, None)
+    precise = forward_precision(model, None)
+    factors = [f"{name}.{side}.weight" for name in low_rank for side in "UV"]
     flags = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     stream = endless(batches)
     history, started = History(), time.perf_counter()
     settings = _Settings(steps, lr, weight_decay, warmup, decay, accumulate, validation, validate_every)
     try:
-        for sides in ORDERS[order]:
-            targets = [f"{name}.{side}" for name in low_rank for side in sides]
-            adapted = _adapt(model, targets, rank, alpha or 2 * rank, dropout)
-            finished = False
-            try:
-                with mode(model, training=True):
-                    _train(model, task_loss, stream, settings, "".join(sides), history)
-                finished = True
-            finally:
-                (adapted.merge_and_unload if finished else adapted.unload)()
+        with master_weights(model, factors, None):
+            for sides in ORDERS[order]:
+                targets = [f"{name}.{side}" for name in low_rank for side in sides]
+                adapted = _adapt(model, targets, rank, alpha or 2 * rank, dropout)
+                finished = False
+                try:
+                    with mode(model, training=True):
+                        _train(model, _within(precise, task_loss), stream, settings, "".join(sides), history)
+                    finished = True
+                finally:
+                    (adapted.merge_and_unload if finished else adapted.unload)()
     finally:
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(flags[name])
@@ -92,6 +99,14 @@ def _adapt(model: nn.Module, targets: list[str], rank: int, alpha: float, dropou
 
     config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, bias="none", target_modules=targets)
     return LoraModel(model, config, "rehab")
+
+
+def _within(precise: Callable, task_loss: Callable) -> Callable:
+    def loss(model: nn.Module, batch) -> Tensor:
+        with precise():
+            return task_loss(model, batch)
+
+    return loss
 
 
 @dataclass(frozen=True)

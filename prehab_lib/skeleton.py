@@ -1,6 +1,5 @@
 """A checkpoint folder larger than the memory: an empty model, and its weights read block by block from safetensors."""
 
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,8 +7,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from prehab_lib.hub import explained
 from prehab_lib.influence import block_of
 from prehab_lib.layers import default_layers, is_conv1d
+from prehab_lib.tensor_files import INDEX, WEIGHTS, opened, places
 
 
 class Streamed:
@@ -19,8 +20,9 @@ class Streamed:
         self.model, self.files, self.dtype = model, files, dtype
 
     def load(self, prefix: str) -> None:
-        """Read the parameters below `prefix` from the disk."""
-        self._fill([name for name, p in self.model.named_parameters() if name.startswith(f"{prefix}.") and p.is_meta])
+        """Read the parameters below `prefix` that are not there yet; "": all of the model's."""
+        below = f"{prefix}." if prefix else ""
+        self._fill([name for name, p in self.model.named_parameters() if name.startswith(below) and p.is_meta])
 
     def unload(self, prefix: str) -> None:
         """Forget the parameters below `prefix`; `load` reads them again as they are on the disk."""
@@ -38,8 +40,8 @@ def open_streamed(
 ) -> Streamed:
     """Open a transformers checkpoint without reading its blocks.  dtype: None is the checkpoint's own.
 
-    Needs `accelerate`, as peft does.  Raises FileNotFoundError where a file is missing, ValueError where names or shapes do
-    not match the model's or the family cannot be streamed (GPT-2, whose weights are stored transposed).
+    Needs `accelerate`, as peft does.  Raises FileNotFoundError where a file is missing, ValueError where one is damaged, names
+    or shapes do not match the model's or the family cannot be streamed (GPT-2, whose weights are stored transposed).
     """
     import transformers
     from accelerate import init_empty_weights
@@ -47,7 +49,8 @@ def open_streamed(
     folder = Path(folder)
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"{folder} is no model folder: it has no config.json")
-    config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    with explained(f"the configuration in {folder}", remedy="copy the folder again"):
+        config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
     dtype = dtype or getattr(config, "dtype", None) or torch.float32
     with init_empty_weights(include_buffers=False):  # buffers are small and computed, not stored
         model = getattr(transformers, auto_class).from_config(config, dtype=dtype)
@@ -76,14 +79,12 @@ def _check_names(folder: Path, model: nn.Module, files: dict[str, Path]) -> None
 
 def _files(folder: Path) -> dict[str, Path]:
     """Tensor name -> the file that holds it."""
-    from safetensors import safe_open
-
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        files = {name: folder / file for name, file in json.loads(index.read_text())["weight_map"].items()}
-    elif (folder / "model.safetensors").is_file():
-        with safe_open(folder / "model.safetensors", framework="pt") as file:
-            files = dict.fromkeys(file.keys(), folder / "model.safetensors")
+    single = folder / WEIGHTS
+    if (folder / INDEX).is_file():
+        files = {name: folder / file for name, file in places(folder / INDEX).items()}
+    elif single.is_file():
+        with opened(single) as file:
+            files = dict.fromkeys(file.keys(), single)
     else:
         raise FileNotFoundError(f"{folder} holds no safetensors: convert the checkpoint first")
     if lost := sorted({str(path) for path in files.values() if not path.is_file()}):
@@ -92,10 +93,8 @@ def _files(folder: Path) -> dict[str, Path]:
 
 
 def _read(files: dict[str, Path]) -> Iterator[tuple[str, Tensor]]:
-    from safetensors import safe_open
-
     for path in sorted(set(files.values())):
-        with safe_open(path, framework="pt") as file:
+        with opened(path) as file:
             for name in [name for name, where in files.items() if where == path]:
                 yield name, file.get_tensor(name)
 

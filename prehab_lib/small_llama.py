@@ -3,25 +3,26 @@
 import hashlib
 import inspect
 import math
-import os
+import sys
 from importlib.metadata import version
-from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from prehab_lib import cache, models, windows
+from prehab_lib import cache, models
 from prehab_lib.batches import mode
 from prehab_lib.best import Best
 from prehab_lib.bpe import prose_bpe as prose_bpe  # the tokenizer that goes with it
+from prehab_lib.compress_input import dense_config
 from prehab_lib.inputs import check_positive, check_whole
 from prehab_lib.language import LanguageTask
 from prehab_lib.perplexity import language_loss, perplexity
 from prehab_lib.progress import progress
-from prehab_lib.storage import DESCRIPTION
 
 SMALL = "small"  # the checkpoint name of the model that is built here
 PATIENCE = 3  # validations in a row without a better one, before training stops
+# Modules whose code decides the trained weights, beside transformers and torch.
+DECIDING = ("small_llama", "language", "best", "perplexity", "windows")
 
 
 def small_llama(
@@ -125,11 +126,11 @@ def base_model(
 ) -> tuple[nn.Module, str]:
     """The language model of a task before prehab, in eval mode on `device`, and where it is from: "given", "cached" or "trained".
 
-    checkpoint: "small" trains `small_llama(**small)` by `pretrain(**recipe)`, once: it is cached, keyed by text, tokenizer,
+    checkpoint: "small" trains `small_llama(**small)` by `pretrain(**recipe)`, once: it is cached, keyed by token ids,
     settings, seed, device and code.  Else the hub name or folder of any causal language model of transformers, used as it
     is.  dtype: of a given model's weights, None as they are stored.
-    Raises as `models.text_model` does, and ValueError for a model that is compressed already, has no embedding for a token of
-    the task's text, or fewer positions than its window.
+    Raises as `models.text_model` does, and ValueError for a model that is compressed already or no causal one, has no
+    embedding for a token of the task's text, or fewer positions than its window.
     """
     if checkpoint != SMALL:
         model = _given(checkpoint, dtype)
@@ -140,24 +141,20 @@ def base_model(
     def make() -> nn.Module:
         return small_llama(len(task.tokenizer), seed=seed, **options).to(device)
 
-    key = dict(task=task.name, data=task.checksum, batch=task.batch, window=task.window, bos=task.bos, seed=seed)
-    key |= dict(checkpoint=SMALL, small=options, recipe=recipe, device=str(device), vocabulary=_digest(task.tokenizer))
-    key |= dict(
-        transformers=version("transformers"),
-        code=[inspect.getsource(part) for part in (small_llama, pretrain, windows)],
-    )
+    key = dict(task=task.name, batch=task.batch, window=task.window, bos=task.bos, vocabulary=len(task.tokenizer))
+    key |= dict(training=_digest(task.training), chosen_on=_digest(task.chosen_on.ids))
+    key |= dict(checkpoint=SMALL, small=options, recipe=recipe, device=str(device), seed=seed)
+    key |= dict(transformers=version("transformers"))
+    key |= dict(code=[inspect.getsource(sys.modules[f"prehab_lib.{name}"]) for name in DECIDING])
     trained, cached = cache.trained(key, make, lambda model: pretrain(model, task, seed=seed, **recipe))
     task.check(trained)
     return trained.to(device), "cached" if cached else "trained"
 
 
 def _given(checkpoint: str, dtype) -> nn.Module:
-    if os.path.isfile(Path(checkpoint) / DESCRIPTION):
-        raise ValueError(
-            f"{checkpoint} is compressed already: open it with surgery.load, or start from the dense model"
-        )
+    dense_config(checkpoint)
     return models.text_model(checkpoint, "AutoModelForCausalLM", **({} if dtype is None else {"dtype": dtype}))
 
 
-def _digest(tokenizer) -> str:
-    return hashlib.sha256(repr(sorted(tokenizer.get_vocab().items())).encode()).hexdigest()[:16]
+def _digest(ids: Tensor) -> str:
+    return hashlib.sha256(ids.contiguous().numpy().tobytes()).hexdigest()[:16]

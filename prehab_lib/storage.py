@@ -6,7 +6,6 @@ generation settings, the tokenizer where one is given, and a model card.
 
 import json
 import os
-import shutil
 from pathlib import Path
 
 import torch
@@ -15,13 +14,14 @@ from torch import Tensor, nn
 from prehab_lib import card, pretrained, tensor_files
 from prehab_lib.dense import fill_dense
 from prehab_lib.factors import LowRankLinear
+from prehab_lib.folders import DESCRIPTION, check_target, files_in, left_at, replacing
 from prehab_lib.models import build, recipe_of
 from prehab_lib.rewrite import rewrites_between
 from prehab_lib.tensor_files import WEIGHTS
 
 __all__ = ["DESCRIPTION", "FORMAT", "WEIGHTS", "check_target", "load", "save"]
 
-DESCRIPTION, FORMAT = "prehab.json", 1
+FORMAT = 1
 # What transformers computes and keeps out of checkpoints; kept, so that a model returns to the last bit.
 BUFFERS = "buffers.safetensors"
 
@@ -41,8 +41,9 @@ def save(
     needs no prehab_lib to open.  max_shard_size: of one file, in bytes or as "5GB".  about: what the model card tells
     (see `card.text`): base_model, method, removed, achieved, calibration, license; anything else is listed.
 
-    A model saved there before is replaced once the new one is complete.  Raises ValueError where `folder` holds anything
-    else or the model cannot be rebuilt from a recipe, OSError with one sentence where the disk is full.
+    A model saved there before is replaced once the new one is complete; prehab.json lists the files that are its own.
+    Raises ValueError where `folder` holds any other, or the model cannot be rebuilt from a recipe, OSError with one sentence
+    where the disk is full.
     """
     folder, limit = Path(folder).resolve(), tensor_files.in_bytes(max_shard_size)
     check_target(folder)
@@ -63,32 +64,28 @@ def save(
         rounded = [] if merged else _rounded({k: v for k, v in tensors.items() if k not in stored}, computed)
         beside = {name: tensors.pop(name) for name in list(tensors) if name not in stored.union(rounded)}
         description |= {"rounded": rounded, "buffers": "computed" if merged else "beside" if beside else "inside"}
-    text = json.dumps(description, indent=1)
+    settings = getattr(source, "generation_config", None)
+    json.dumps(description)  # what cannot be written is found before anything is
     folder.parent.mkdir(parents=True, exist_ok=True)
-    part = folder.with_name(f".{folder.name}.{os.getpid()}.part")
     try:
-        part.mkdir(exist_ok=True)
-        tensor_files.write(tensors, part, limit)
-        if known:
-            pretrained.configuration(model, recipe, ranks, rewrites, rounded).save_pretrained(part)
-            if getattr(model, "generation_config", None) is not None:
-                model.generation_config.save_pretrained(part)
-            if beside and not merged:
-                tensor_files.write_file(beside, part / BUFFERS)
-            if ranks or merged:
-                (part / "README.md").write_text(
-                    card.text(source, pretrained.auto_class(recipe), merged, about), encoding="utf-8"
-                )
-        if tokenizer is not None:
-            tokenizer.save_pretrained(part)
-        (part / DESCRIPTION).write_text(text)
-        _replace_folder(part, folder)
+        with replacing(folder) as part:
+            tensor_files.write(tensors, part, limit)
+            if known:
+                pretrained.configuration(model, recipe, ranks, rewrites, rounded).save_pretrained(part)
+                if settings is not None:
+                    settings.save_pretrained(part)
+                if beside and not merged:
+                    tensor_files.write_file(beside, part / BUFFERS)
+                if ranks or merged:
+                    told = card.text(source, pretrained.auto_class(recipe), merged, about)
+                    (part / "README.md").write_text(told, encoding="utf-8")
+            if tokenizer is not None:
+                tokenizer.save_pretrained(part)
+            (part / DESCRIPTION).write_text(json.dumps(description | {"files": files_in(part)}, indent=1))
     except (OSError, RuntimeError, tensor_files.safetensors_error()) as problem:
         raise OSError(
             f"the model could not be written to {folder}: {problem}; is there space left on the disk?"
         ) from problem
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
     return folder
 
 
@@ -121,15 +118,6 @@ def load(folder: str | os.PathLike) -> nn.Module:
         setattr(model.get_submodule(parent), leaf, _get(model, original))
     pretrained.restore(model, folder)
     return model.eval()
-
-
-def check_target(folder: str | os.PathLike) -> None:
-    """Raises ValueError where `save` would refuse `folder`: it holds anything but a saved model."""
-    folder = Path(folder)
-    if folder.is_dir() and ((folder / DESCRIPTION).is_file() or not any(folder.iterdir())):
-        return
-    if folder.exists():
-        raise ValueError(f"{folder} holds other files than a saved model: name a new folder")
 
 
 def _without_path(recipe: dict) -> dict:
@@ -189,6 +177,10 @@ def _check_rebuild(model: nn.Module, skeleton: nn.Module, rewrites: list[str], r
 def _read_description(folder: Path) -> dict:
     path = folder / DESCRIPTION
     if not path.is_file():
+        if left := left_at(folder):
+            raise FileNotFoundError(
+                f"{folder} is not there: a save was killed and left its model in {left}, move it back"
+            )
         raise FileNotFoundError(
             f"{folder} holds no compressed model: {DESCRIPTION} is missing (was it made by surgery.save?)"
         )
@@ -225,16 +217,3 @@ def _assign(model: nn.Module, name: str, tensor: Tensor, is_parameter: bool) -> 
 def _get(model: nn.Module, name: str) -> Tensor:
     parent, _, leaf = name.rpartition(".")
     return getattr(model.get_submodule(parent), leaf)
-
-
-def _replace_folder(part: Path, folder: Path) -> None:
-    old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
-    if folder.exists():
-        folder.rename(old)
-    try:
-        part.rename(folder)
-    except OSError:
-        if old.exists():
-            old.rename(folder)
-        raise
-    shutil.rmtree(old, ignore_errors=True)

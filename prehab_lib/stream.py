@@ -81,6 +81,7 @@ def compress(
     result; "compressed" by the inputs that the layers cut before leave it (sequential compression, one more pass).
     dtype: of the factorisation; float32 halves memory and costs accuracy in the tail.  statistics_dtype: as `dtype` of `collect`.
 
+    From a folder, blocks behind the last of `layers` are read too, so that the model is whole afterwards.
     Layers are lost as they are cut: where something fails midway, the model stays partly compressed.
     Raises ValueError for what the walk cannot do (naming it) before anything is changed.
     """
@@ -99,6 +100,8 @@ def compress(
         ranks |= _cut(walk, block, chosen, removed, dtype, statistics_dtype, advance=upstream == "original")
         if chosen.needs and upstream == "compressed":
             block.advance()
+    if walk.streamed:
+        walk.streamed.load("")
     return recount(walk.model, removed, {name: ranks[name] for name in walk.layers}, before)
 
 

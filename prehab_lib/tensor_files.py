@@ -2,7 +2,8 @@
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from torch import Tensor
@@ -47,14 +48,32 @@ def read(folder: Path) -> dict[str, Tensor]:
     index = folder / INDEX
     if not index.is_file():
         return read_file(folder / WEIGHTS)
+    files = sorted(set(places(index).values()))
+    return {name: tensor for file in files for name, tensor in read_file(folder / file).items()}
+
+
+def places(index: Path) -> dict[str, str]:
+    """Tensor name -> name of its file, beside the index.  Raises ValueError for an index that is damaged or points elsewhere."""
     try:
-        files = set(json.loads(index.read_text())["weight_map"].values())
-        outside = [file for file in files if Path(file).name != file]
+        found = dict(json.loads(index.read_text())["weight_map"])
+        outside = [file for file in found.values() if Path(file).name != file]
     except (ValueError, KeyError, TypeError, AttributeError) as problem:
         raise ValueError(f"{index} is damaged ({problem}): save the model again, or copy the file again") from problem
     if outside:
         raise ValueError(f"{index} names {outside[0]!r}, which is no file of its folder: it was changed by hand")
-    return {name: tensor for file in sorted(files) for name, tensor in read_file(folder / file).items()}
+    return found
+
+
+@contextmanager
+def opened(path: Path) -> Iterator:
+    """A safetensors file, whose tensors are read one by one.  Raises ValueError naming it where it is damaged."""
+    from safetensors import safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except safetensors_error() as problem:
+        raise ValueError(f"{path} is damaged ({problem}): copy the file again") from problem
 
 
 def read_file(path: Path) -> dict[str, Tensor]:

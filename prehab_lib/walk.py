@@ -5,6 +5,8 @@ One pass with empty blocks catches what the host gives to each: the first block'
 After that the host is not needed: hidden states wait on the CPU, and one block at a time is on the device.
 
 Memory: samples × tokens × width numbers for the hidden states (256 × 2048 × 4096 in bfloat16: 4 GiB), and one block.
+Masks and rotary tables are kept once as long as they do not change from batch to batch; those of padded batches do, and
+take tokens² numbers a sample.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -141,6 +143,7 @@ def _empty_blocks(walk: Walk) -> Iterator[list]:
     """Inside, blocks give their input back and note what else they were called with."""
     last: list[tuple[Tensor, int]] = []
     moved: dict[int, tuple[Tensor, Tensor]] = {}  # blocks share masks and tables: one copy a batch
+    earlier: list[Tensor] = []  # the copies of the batch before
 
     def stub(name: str):
         def catch(*args, **kwargs):
@@ -148,12 +151,16 @@ def _empty_blocks(walk: Walk) -> Iterator[list]:
             if name in walk.calls[-1]:
                 raise ValueError(f"block {name!r} is called more than once in a forward pass: use stats.collect")
             if name == walk.names[0]:
+                earlier[:] = [copy for _, copy in moved.values()]
                 moved.clear()
                 walk.hidden.append(first.detach().cpu())
             elif last != [] and (last[0][0] is not first or last[0][1] != version_of(first)):
                 raise ValueError(f"something changes the hidden state before block {name!r}: use stats.collect")
             last[:] = [(first, version_of(first))]
-            walk.calls[-1][name] = (_to(args[1:], "cpu", moved), _to(kwargs, "cpu", moved))
+            walk.calls[-1][name] = (
+                _to(args[1:], "cpu", moved, earlier),
+                _to(kwargs, "cpu", moved, earlier),
+            )
             if name == walk.names[-1]:
                 raise _Reached
             return first
@@ -198,16 +205,24 @@ def _row_of_blocks(model: nn.Module, layers: Iterable[str]) -> list[str]:
     return names[: max(names.index(block) for block in blocks.values()) + 1]
 
 
-def _to(value, device, moved: dict[int, tuple[Tensor, Tensor]] | None = None):
-    """The same nest of tuples, lists and dicts with its tensors on `device`; moved: what was moved before, by id."""
+def _to(value, device, moved: dict[int, tuple[Tensor, Tensor]] | None = None, earlier: Iterable[Tensor] = ()):
+    """The same nest of tuples, lists and dicts with its tensors on `device`.
+
+    moved: what was moved before, by id.  earlier: copies to be taken where they are equal.
+    """
     if isinstance(value, Tensor):
         if moved is None:
             return value.to(device)
         if id(value) not in moved:
-            moved[id(value)] = value, value.to(device)
+            there = value.to(device)
+            moved[id(value)] = value, next((copy for copy in earlier if _equal(copy, there)), there)
         return moved[id(value)][1]
     if isinstance(value, tuple | list) and not hasattr(value, "_fields"):
-        return type(value)(_to(item, device, moved) for item in value)
+        return type(value)(_to(item, device, moved, earlier) for item in value)
     if isinstance(value, dict):
-        return {key: _to(item, device, moved) for key, item in value.items()}
+        return {key: _to(item, device, moved, earlier) for key, item in value.items()}
     return value
+
+
+def _equal(one: Tensor, other: Tensor) -> bool:
+    return one.dtype == other.dtype and torch.equal(one, other)

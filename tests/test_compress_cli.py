@@ -72,6 +72,17 @@ def test_from_a_text_to_a_model_that_everybody_opens(base, text, tokenizer, tmp_
     assert str(tmp_path) not in everything  # the folder may be given away
 
 
+def test_the_surrogate_is_summed_as_in_equation_2_or_averaged_where_asked(base, text, tmp_path, capsys):
+    steps = ["--steps", 3, "--lr", "1e-3", "--lam", "0.1"]
+    loaded = {}
+    for name, more in {"default": [], "sum": ["--reduction", "sum"], "mean": ["--reduction", "mean"]}.items():
+        assert main(words(base, text, tmp_path / name, *steps, *more)) == 0
+        said = f"{'mean' if name == 'mean' else 'sum'} over the layers, λ = 0.1"
+        assert said in capsys.readouterr().out and said in (tmp_path / name / "README.md").read_text()
+        loaded[name] = (tmp_path / name / "model.safetensors").read_bytes()
+    assert loaded["default"] == loaded["sum"] != loaded["mean"]
+
+
 def test_a_merged_gpt2_from_parquet(tokenizer, tmp_path, capsys):
     gpt2 = causal_model(tmp_path / "gpt2", "gpt2", tokenizer=tokenizer)
     parquet.write_table(pyarrow.table({"text": [*TEXT, None], "id": range(201)}), tmp_path / "text.parquet")
@@ -130,10 +141,14 @@ def refusals():
         model = causal_model(tmp_path / "less", vocabulary=200, tokenizer=tiny_tokenizer())
         return {"model": model}, "outside the model's vocabulary of 200: the tokenizer belongs to another model"
 
+    def stored_in_float16(tmp_path):
+        model = causal_model(tmp_path / "half", tokenizer=tiny_tokenizer(), dtype="float16")
+        return {"model": model, "more": ["--steps", "1"]}, "prehab cannot train in float16"
+
     def encoder(tmp_path):
         config = transformers.BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
         transformers.BertForMaskedLM(config).save_pretrained(tmp_path / "bert")
-        return {"model": tmp_path / "bert"}, "is a BertForMaskedLM: this command compresses causal"
+        return {"model": tmp_path / "bert"}, "is a BertForMaskedLM: a causal language model is needed"
 
     def short(tmp_path):
         (tmp_path / "short.txt").write_text("the red house")
@@ -164,9 +179,9 @@ def refusals():
         return {"out": tmp_path / "text.txt" / "out"}, "no folder one may write to"
 
     found = [compressed, compressed_before_config_json, no_tokenizer, vocabulary, encoder, short, binary, empty]
-    found += [columns, torn, home, below_a_file]
+    found += [stored_in_float16, columns, torn, home, below_a_file]
     typed = {
-        "no such model": ({"model": "./nowhere"}, "MODEL = './nowhere' is no folder"),
+        "no such model": ({"model": "./nowhere"}, "model = './nowhere' is no folder"),
         "no such data": ({"data": "nowhere.txt"}, "nowhere.txt is no file"),
         "removed": ({"more": ["--removed", "1.5"]}, "removed"),
         "method": ({"more": ["--method", "magic"]}, "method = 'magic' is not known"),
@@ -183,8 +198,9 @@ def refusals():
 
 @pytest.mark.parametrize("make", refusals())
 def test_bad_input_is_one_sentence_before_any_work(make, base, text, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("prehab_lib.stats.collect", lambda *_, **__: pytest.fail("work was begun"))
     changed, says = make(tmp_path)
+    for work in ("models.text_model", "preflight.estimate"):
+        monkeypatch.setattr(f"prehab_lib.{work}", lambda *_, **__: pytest.fail("work was begun"))
     call = {"model": base, "data": text, "out": tmp_path / "out", "more": []} | changed
     capsys.readouterr()
     assert main(words(call["model"], call["data"], call["out"], *call["more"])) == 2

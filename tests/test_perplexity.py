@@ -72,6 +72,17 @@ def test_padding_and_masked_prompts_do_not_count(model):
     assert float(loss.detach()) == pytest.approx(sum(answers) / len(answers), rel=1e-5) and len(answers) == 6
 
 
+@pytest.mark.parametrize("family", ["llama", "gpt2", "opt"])
+def test_padding_on_the_left_counts_as_little(family):
+    """Nothing predicts the first real token, and positions are counted from it."""
+    model = tiny(family)
+    rows = [[3, 5, 8, 2, 9, 11], [7, 7, 1]]
+    ids = torch.tensor([rows[0], [0] * 3 + rows[1]])
+    mask = torch.tensor([[1] * 6, [0] * 3 + [1] * 3])
+    total, count = token_losses(model, {"input_ids": ids, "attention_mask": mask})
+    assert count == 7 and float(total.detach()) == pytest.approx(sum(slow(model, rows)), rel=1e-5)
+
+
 def test_the_loss_is_differentiable_and_as_precise_as_the_model(windows):
     ids = {"input_ids": windows.ids[:2]}
     assert language_loss(llama().double(), ids).dtype == torch.float64

@@ -78,9 +78,30 @@ def test_importing_us_first_is_light_and_registers_all_the_same(tmp_path):
     assert done.stdout.split() == ["LowRankLlamaConfig", "[]"], done.stderr
 
 
-def test_a_transformers_that_cannot_be_told_stays_importable(monkeypatch):
-    monkeypatch.setattr(pretrained, "register", lambda: transformers.no_such_thing)
-    with pytest.warns(UserWarning, match="cannot be opened by transformers: .*no_such_thing"):
+LOOKED_FOR_FIRST = """
+import importlib.util, sys
+import prehab_lib
+for _ in range(2):
+    assert importlib.util.find_spec("transformers.models.auto.configuration_auto")
+print("transformers.models.auto.configuration_auto" in sys.modules)
+from transformers import AutoConfig
+print(type(AutoConfig.from_pretrained(sys.argv[1])).__name__, [f for f in sys.meta_path if "prehab" in type(f).__module__])
+"""
+
+
+def test_who_only_asks_where_transformers_is_does_not_use_the_registration_up(tmp_path):
+    save(cut(llama()), tmp_path / "model")
+    done = run_alone(LOOKED_FOR_FIRST, tmp_path / "model")
+    assert done.stdout.split() == ["False", "LowRankLlamaConfig", "[]"], done.stderr
+
+
+@pytest.mark.parametrize("kind", [AttributeError, ImportError, ValueError, TypeError])
+def test_a_transformers_that_cannot_be_told_stays_importable(kind, monkeypatch):
+    def register():
+        raise kind("no such thing")
+
+    monkeypatch.setattr(pretrained, "register", register)
+    with pytest.warns(UserWarning, match="cannot be opened by transformers: .*no such thing"):
         announce.to_transformers()
 
 

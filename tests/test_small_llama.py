@@ -1,5 +1,8 @@
 import copy
+import dataclasses
+import inspect
 import math
+import sys
 
 import pytest
 import torch
@@ -132,6 +135,25 @@ def test_other_text_trains_another_model(tmp_path, task):
     assert base_model(opened(tmp_path / "c", task.tokenizer, window=20), "small", **recipe)[1] == "trained"
 
 
+def test_the_same_text_read_as_other_tokens_trains_another_model(task):
+    """The vocabulary and the checksum of the text are those of `task` every time."""
+    recipe = dict(seed=0, small=SMALL, steps=2)
+    assert base_model(task, "small", **recipe)[1] == "trained"
+    chosen = dataclasses.replace(task.chosen_on, ids=task.chosen_on.ids.flip(0))
+    for change in ({"training": task.training.flip(0)}, {"chosen_on": chosen}):
+        assert base_model(dataclasses.replace(task, **change), "small", **recipe)[1] == "trained"
+    assert base_model(dataclasses.replace(task), "small", **recipe)[1] == "cached"
+
+
+@pytest.mark.parametrize("name", ["small_llama", "language", "best", "perplexity", "windows"])
+def test_other_code_trains_another_model(task, monkeypatch, name):
+    recipe, getsource = dict(seed=0, small=SMALL, steps=1), inspect.getsource
+    assert base_model(task, "small", **recipe)[1] == "trained"
+    changed = sys.modules[f"prehab_lib.{name}"]
+    monkeypatch.setattr(inspect, "getsource", lambda part: getsource(part) + "#" * (part is changed))
+    assert base_model(task, "small", **recipe)[1] == "trained"
+
+
 @pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "opt", "gpt2"])
 def test_the_real_path_offline_from_checkpoint_to_surgery(tmp_path, family):
     folder = causal_model(tmp_path / "model", family, tokenizer=tiny_tokenizer())
@@ -167,8 +189,13 @@ def test_a_compressed_checkpoint_and_one_that_is_not_there_are_named(tmp_path, t
     model = llama()
     surgery.compress(model, "svd", 0.4)
     surgery.save(model, tmp_path / "compressed")
-    with pytest.raises(ValueError, match="compressed is compressed already: open it with surgery.load"):
+    with pytest.raises(ValueError, match="compressed' is compressed already: give the dense model"):
         base_model(task, str(tmp_path / "compressed"), seed=0)
+    for name, saved in (("merged", model), ("dense", llama(vocab_size=300))):
+        surgery.save(saved, tmp_path / name, merged=name == "merged")
+    assert base_model(task, str(tmp_path / "dense"), seed=0)[1] == "given"
+    with pytest.raises(ValueError, match="outside the model's vocabulary of 40"):  # and not "compressed already"
+        base_model(task, str(tmp_path / "merged"), seed=0)
     with pytest.raises(FileNotFoundError, match="nowhere' is no folder"):
         base_model(task, str(tmp_path / "nowhere"), seed=0)
     with pytest.raises(ConnectionError, match="'nobody/nothing' could not be fetched"):

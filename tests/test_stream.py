@@ -210,6 +210,34 @@ def test_bad_folders_are_named(folder, tmp_path):
         open_streamed(path)
 
 
+def test_a_folder_compressed_in_part_is_whole_afterwards(folder):
+    path, model = folder
+    layers, ids = ["model.layers.0.mlp.up_proj"], tokens()[0]["input_ids"]
+    streamed = open_streamed(path)
+    assert stream.compress(streamed, "svd_llm", 0.4, tokens(), layers=layers).achieved > 0
+    compress(model, "svd_llm", 0.4, collect(model, tokens(), layers), layers=layers)
+    with torch.no_grad():
+        assert torch.equal(streamed.model(ids).logits, model(ids).logits)
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "message"),
+    [
+        ("model.safetensors.index.json", "{}", r"index.json is damaged \('weight_map'\)"),
+        ("model.safetensors.index.json", '{"weight_map": [1]}', "index.json is damaged"),
+        ("model.safetensors.index.json", '{"weight_map": {"a": "../b.safetensors"}}', "which is no file of its folder"),
+        ("model-00001-of-", "nonsense", r"model-00001-of-\d+.safetensors is damaged"),
+        ("config.json", "{", "the configuration in .* could not be read"),
+        ("config.json", '{"model_type": "nonsense"}', "the configuration in .* could not be read"),
+    ],
+)
+def test_damaged_folders_are_named(file, text, message, folder):
+    path, _ = folder
+    next(path.glob(f"{file}*")).write_text(text)
+    with pytest.raises(ValueError, match=message):
+        open_streamed(path)
+
+
 class Sum(nn.Module):
     """Not a row: the second block reads more than the first one said."""
 
