@@ -54,7 +54,7 @@ def fine_tune(
             return (step + 1) / (rising + 1)
         return 0.5 + 0.5 * math.cos(math.pi * (step - rising) / max(steps - rising, 1))
 
-    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=weight_decay)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=weight_decay, fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
     losses = []
     with mode(model, training=True), seeded(model, seed):

@@ -74,10 +74,10 @@ def similarity(part: tuple[Documentation, ...], draw: random.Random) -> Iterator
 
 PROSE = {
     "acceptability": ProseTask(
-        "are the words in their own order?", "matthews", ("shuffled", "as written"), acceptability, 1e-3, 500
+        "are the words in their own order?", "matthews", ("shuffled", "as written"), acceptability, 1e-3, 400
     ),
     "belonging": ProseTask(
-        "is it of this documentation?", "accuracy", ("of another", "of this one"), belonging, 1.5e-3, 400
+        "is it of this documentation?", "accuracy", ("of another", "of this one"), belonging, 1.5e-3, 300
     ),
     "paraphrase": ProseTask(
         "is it this sentence, edited?", "f1", ("another sentence", "this one"), paraphrase, 1.5e-3, 300
