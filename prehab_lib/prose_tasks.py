@@ -77,7 +77,7 @@ PROSE = {
         "are the words in their own order?", "matthews", ("shuffled", "as written"), acceptability, 1e-3, 400
     ),
     "belonging": ProseTask(
-        "is it of this documentation?", "accuracy", ("of another", "of this one"), belonging, 1.5e-3, 300
+        "is it of this documentation?", "accuracy", ("of another", "of this one"), belonging, 1.5e-3, 400
     ),
     "paraphrase": ProseTask(
         "is it this sentence, edited?", "f1", ("another sentence", "this one"), paraphrase, 1.5e-3, 300
