@@ -131,19 +131,20 @@ def classifier(checkpoint: str, task: SentenceTask, seed: int = 0) -> tuple[nn.M
     options = dict(
         use_safetensors=True, trust_remote_code=False, dtype=torch.float32
     )  # half precision cannot be trained
-    with explained(f"the model {checkpoint!r}", remedy="give the folder of a local copy instead"), _quiet():
+    remedy = dict(what=f"the model {checkpoint!r}", remedy="give the folder of a local copy instead")
+    with explained(**remedy), _quiet():
         config = transformers.AutoConfig.from_pretrained(checkpoint, trust_remote_code=False)
-        if any(name.endswith("ForSequenceClassification") for name in config.architectures or ()):
-            _check_head(config, checkpoint, task)
-        else:
-            config.num_labels = task.outputs
-            if task.labels:
-                config.id2label = dict(enumerate(task.labels))
-                config.label2id = {name: i for i, name in enumerate(task.labels)}
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            loader = transformers.AutoModelForSequenceClassification
-            model, report = loader.from_pretrained(checkpoint, config=config, output_loading_info=True, **options)
+    if any(name.endswith("ForSequenceClassification") for name in config.architectures or ()):
+        _check_head(config, checkpoint, task)
+    else:
+        config.num_labels = task.outputs
+        if task.labels:
+            config.id2label = dict(enumerate(task.labels))
+            config.label2id = {name: i for i, name in enumerate(task.labels)}
+    with explained(**remedy), _quiet(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        loader = transformers.AutoModelForSequenceClassification
+        model, report = loader.from_pretrained(checkpoint, config=config, output_loading_info=True, **options)
     rewrite.to_linear(model)
     return model, not report["missing_keys"]
 

@@ -110,11 +110,11 @@ def test_a_run_outside_the_grid_is_told_before_it_starts(home, capsys, monkeypat
 
 
 def test_a_long_grid_is_counted_and_not_listed(home, capsys, monkeypatch):
-    (home / "params" / "04_bert.lab.yaml").write_text("# why\ngrid: {lam: 0..39, task: [a, b]}\n")
+    (home / "params" / "04_bert.lab.yaml").write_text("# why\ngrid: {lam: 0..39, task: [cola, sst2]}\n")
     monkeypatch.setattr(run.Pool, "work", lambda self: {item.name: run.Outcome("cached") for item in self.waiting})
     assert run.main("lab") == 0
     said = capsys.readouterr().out
-    assert "04_bert makes 80 runs: lam=0.0,task=a, lam=0.0,task=b, " in said and said.splitlines()[0].endswith(
+    assert "04_bert makes 80 runs: lam=0.0,task=cola, lam=0.0,task=sst2, " in said and said.splitlines()[0].endswith(
         " and 70 more"
     )
 
