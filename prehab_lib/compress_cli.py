@@ -109,7 +109,6 @@ def _estimate(config, device: str, a) -> None:
     """Say what it will take; raises ValueError where the device has not the memory.  Known for rulers of activations only."""
     from prehab_lib.methods import method_named
     from prehab_lib.preflight import estimate
-    from prehab_lib.rates import available_gib
 
     if not method_named(a.method).needs <= {"gram", "influence", "mean_abs"}:
         return
@@ -117,13 +116,9 @@ def _estimate(config, device: str, a) -> None:
     sizes = dict(batch=a.batch, window=a.window, samples=a.samples, steps=a.steps, removed=a.removed, dtype=dtype)
     found = estimate(config, **sizes, **(LESS_MEMORY if a.less_memory else {}), device=device)
     _say("estimate", f"{found.peak:.3g} GiB and {max(found.minutes, 0.1):.1f} minutes on {device}, beside the scores")
-    free = available_gib(device)
-    if free is not None and found.peak > free:
-        worst = max(found.phases, key=lambda phase: phase.total)
-        raise ValueError(
-            f"{worst.name} needs about {found.peak:.1f} GiB on {device}, where {free:.1f} GiB are free: add --less-memory or "
-            "--dtype bfloat16, take a smaller model, or go block by block with prehab_lib.stream"
-        )
+    found.check(
+        remedy="add --less-memory or --dtype bfloat16, take a smaller model, or go block by block with prehab_lib.stream"
+    )
 
 
 def _open(device: str, a):

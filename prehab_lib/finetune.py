@@ -11,11 +11,11 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from prehab_lib import cache, rewrite, rows, sentences, small_text
+from prehab_lib import cache, descent, rewrite, rows, sentences, small_text
 from prehab_lib.batches import mode, seeded
+from prehab_lib.descent import descend
 from prehab_lib.hub import explained
 from prehab_lib.inputs import check_options, check_positive, check_whole
-from prehab_lib.progress import progress
 from prehab_lib.sentences import SentenceTask, sentence_loss
 
 SMALL = "small"  # the checkpoint name of the model that is built here
@@ -54,22 +54,9 @@ def fine_tune(
             return (step + 1) / (rising + 1)
         return 0.5 + 0.5 * math.cos(math.pi * (step - rising) / max(steps - rising, 1))
 
-    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=weight_decay, fused=True)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
-    losses = []
+    settings = dict(lr=lr, rate=rate, weight_decay=weight_decay, clip=clip, what="fine-tuning")
     with mode(model, training=True), seeded(model, seed):
-        for batch in progress(task.train(seed, steps), "fine-tuning"):
-            loss = sentence_loss(model, batch)
-            losses.append(float(loss.detach()))
-            if not math.isfinite(losses[-1]):
-                raise ValueError(f"the loss is {losses[-1]} at fine-tuning step {len(losses) - 1}: lower lr = {lr}")
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
-            optimizer.step()
-            schedule.step()
-    model.zero_grad(set_to_none=True)
-    return losses
+        return list(descend(model, task.train(seed, steps), sentence_loss, **settings))
 
 
 def base_model(
@@ -112,7 +99,9 @@ def base_model(
     )
     key |= dict(
         transformers=version("transformers"),
-        code=[inspect.getsource(part) for part in (fine_tune, classifier, sentences, rows, small_text, rewrite)],
+        code=[
+            inspect.getsource(part) for part in (fine_tune, classifier, descent, sentences, rows, small_text, rewrite)
+        ],
     )
     trained, cached = cache.trained(key, make, lambda network: fine_tune(network, task, seed=seed, **recipe))
     return trained.to(device), "cached" if cached else "trained"

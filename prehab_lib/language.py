@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from prehab_lib.bpe import prose_bpe, train_bpe
 from prehab_lib.corpora import Corpus, prose_corpus, wikitext
 from prehab_lib.inputs import check_whole
-from prehab_lib.perplexity import check_fits, language_loss, perplexity  # noqa: F401  the loss of this task
+from prehab_lib.perplexity import check_fits, perplexity
 from prehab_lib.windows import Draws, Windows, cut, token_stream
 
 CORPORA = {"prose": None, "wikitext2": "wikitext-2-raw-v1", "wikitext2-v1": "wikitext-2-v1"}  # name -> its data set

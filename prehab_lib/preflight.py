@@ -48,19 +48,18 @@ class Estimate:
     def phase(self, name: str) -> Phase:
         return next(phase for phase in self.phases if phase.name == name)
 
-    def check(self, available: float | None = None, host: float | None = None) -> None:
+    def check(self, available: float | None = None, host: float | None = None, remedy: str | None = None) -> None:
         """Raises ValueError where a phase needs more GiB than `available`, or the CPU beside it more than `host`.
 
-        None asks the device, or the CPU, what is free now.
+        None asks the device, or the CPU, what is free now.  remedy: what the sentence advises instead of `prehab`'s options.
         """
         available = available_gib(self.device) if available is None else available
         worst = max(self.phases, key=lambda phase: phase.total)
         if available is not None and worst.total > available:
-            remedy = (
-                f": try {' or '.join(self.savings)}" if self.savings else ": use a smaller model or a larger device"
-            )
+            usual = f"try {' or '.join(self.savings)}" if self.savings else "use a smaller model or a larger device"
             raise ValueError(
-                f"{worst.name} needs about {worst.total:.1f} GiB on {self.device}, where {available:.1f} GiB are free{remedy}"
+                f"{worst.name} needs about {worst.total:.1f} GiB on {self.device}, where {available:.1f} GiB are free: "
+                f"{remedy or usual}"
             )
         free = available_gib("cpu") if host is None else host
         if free is not None and self.host > free:

@@ -12,17 +12,16 @@ from torch import Tensor, nn
 from prehab_lib import cache, models
 from prehab_lib.batches import mode
 from prehab_lib.best import Best
-from prehab_lib.bpe import prose_bpe as prose_bpe  # the tokenizer that goes with it
 from prehab_lib.compress_input import dense_config
+from prehab_lib.descent import descend
 from prehab_lib.inputs import check_positive, check_whole
 from prehab_lib.language import LanguageTask
 from prehab_lib.perplexity import language_loss, perplexity
-from prehab_lib.progress import progress
 
 SMALL = "small"  # the checkpoint name of the model that is built here
 PATIENCE = 3  # validations in a row without a better one, before training stops
 # Modules whose code decides the trained weights, beside transformers and torch.
-DECIDING = ("small_llama", "language", "best", "perplexity", "windows")
+DECIDING = ("small_llama", "descent", "language", "best", "perplexity", "windows")
 
 
 def small_llama(
@@ -88,20 +87,11 @@ def pretrain(
     def rate(step: int) -> float:
         return min(1.0, (step + 1) / (warmup + 1)) * (0.5 + 0.5 * math.cos(math.pi * step / steps))
 
-    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=weight_decay, betas=(0.9, 0.95), fused=True)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
+    settings = dict(lr=lr, rate=rate, weight_decay=weight_decay, betas=(0.9, 0.95), clip=clip, what="training")
     best, rows, losses = Best(model.parameters()), [], []
     with mode(model, training=True):
-        for step, batch in enumerate(progress(task.train(seed, steps), "training"), 1):
-            loss = language_loss(model, batch)
-            losses.append(float(loss.detach()))
-            if not math.isfinite(losses[-1]):
-                raise ValueError(f"the loss is {losses[-1]} at training step {step}: lower lr = {lr}")
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
-            optimizer.step()
-            schedule.step()
+        for step, loss in enumerate(descend(model, task.train(seed, steps), language_loss, **settings), 1):
+            losses.append(loss)
             if step % validate_every == 0 or step == steps:
                 value = perplexity(model, task.chosen_on)
                 rows.append({"step": step, "loss": sum(losses) / len(losses), "validation": value})
