@@ -1,4 +1,4 @@
-"""Small notebooks for the tests of the runner."""
+"""What tests of several files ask for by name: small notebooks for the runner, caches of their own."""
 
 import json
 from pathlib import Path
@@ -35,3 +35,11 @@ def write_notebook(path: Path, *cells: str, parameters: str = "", needs: list[st
 @pytest.fixture(name="write_notebook")
 def write_notebook_fixture():
     return write_notebook
+
+
+@pytest.fixture
+def own_folders(tmp_path, monkeypatch):
+    """Caches below tmp_path, and no data but what the test names."""
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "hf"))
+    monkeypatch.setenv("PREHAB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("PREHAB_DATA", raising=False)

@@ -68,3 +68,16 @@ def toy_batches(count: int = 8, size: int = 32, n: int = 12, classes: int = 4, s
     rule = torch.randn(n, classes, generator=torch.Generator().manual_seed(99))
     xs = [torch.randn(size, n, generator=generator) for _ in range(count)]
     return [(x, (x @ rule).argmax(1)) for x in xs]
+
+
+def killed_after(calls: int, task_loss):
+    """The loss, and Ctrl-C in every call after so many."""
+    made = []
+
+    def loss(model, batch):
+        made.append(batch)
+        if len(made) > calls:
+            raise KeyboardInterrupt
+        return task_loss(model, batch)
+
+    return loss

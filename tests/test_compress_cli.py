@@ -216,7 +216,7 @@ def test_a_gated_model_says_so(text, tmp_path, capsys, monkeypatch):
 
 
 def test_a_model_that_cannot_fit_is_refused_before_it_is_loaded(base, text, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("prehab_lib.rates.available_gib", lambda device: 1e-6)
+    monkeypatch.setattr("prehab_lib.preflight.available_gib", lambda device: 1e-6)
     monkeypatch.setattr("prehab_lib.models.text_model", lambda *_, **__: pytest.fail("it was loaded"))
     assert main(words(base, text, tmp_path / "out")) == 2
     assert re.search(r"needs about 0.0 GiB on cpu, where 0.0 GiB are free: add --less-memory", capsys.readouterr().err)

@@ -6,11 +6,7 @@ from prehab_lib import comments, corpora, prose
 from prehab_lib.corpora import prose_corpus, wikitext
 from tests.text_files import parquet, sentence, text_folder
 
-
-@pytest.fixture(autouse=True)
-def own_folders(tmp_path, monkeypatch):
-    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "hf"))
-    monkeypatch.delenv("PREHAB_DATA", raising=False)
+pytestmark = pytest.mark.usefixtures("own_folders")
 
 
 def words(texts):

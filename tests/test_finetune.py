@@ -23,11 +23,7 @@ TINY = dict(
 RECIPE = dict(lr=1e-2, steps=30, warmup=0.2)
 
 
-@pytest.fixture(autouse=True)
-def own_folders(tmp_path, monkeypatch):
-    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "hf"))
-    monkeypatch.setenv("PREHAB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.delenv("PREHAB_DATA", raising=False)
+pytestmark = pytest.mark.usefixtures("own_folders")
 
 
 @pytest.fixture

@@ -11,10 +11,7 @@ from tests.text_files import alpaca_folder, parquet, sentence, tiny_tokenizer
 LENGTH = 200  # tokens: the prompts of the tests have about 150
 
 
-@pytest.fixture(autouse=True)
-def own_folders(tmp_path, monkeypatch):
-    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "hf"))
-    monkeypatch.delenv("PREHAB_DATA", raising=False)
+pytestmark = pytest.mark.usefixtures("own_folders")
 
 
 @pytest.fixture

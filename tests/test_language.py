@@ -6,16 +6,12 @@ import torch
 from prehab_lib import corpora, language
 from prehab_lib.bpe import prose_bpe, tokenizer_of
 from prehab_lib.corpora import Corpus, prose_corpus
-from prehab_lib.language import language_loss, open_language_task
-from prehab_lib.perplexity import perplexity
+from prehab_lib.language import open_language_task
+from prehab_lib.perplexity import language_loss, perplexity
 from prehab_lib.small_llama import small_llama
 from tests.text_files import causal_model, parquet, text_folder, tiny_tokenizer
 
-
-@pytest.fixture(autouse=True)
-def own_folders(tmp_path, monkeypatch):
-    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "hf"))
-    monkeypatch.delenv("PREHAB_DATA", raising=False)
+pytestmark = pytest.mark.usefixtures("own_folders")
 
 
 def opened(tmp_path, tokenizer=None, window=16, batch=2, rows=40, **options):

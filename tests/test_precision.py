@@ -17,7 +17,7 @@ from prehab_lib.prehab import prehab
 from prehab_lib.rewrite import to_linear
 from prehab_lib.stats import collect
 from tests.families import gpt2, llama, tiny, vit
-from tests.helpers import Toy, toy_batches
+from tests.helpers import Toy, killed_after, toy_batches
 
 SETTINGS = dict(surrogate="nuclear", lam=0.1, steps=4, lr=1e-3)
 
@@ -175,17 +175,18 @@ def test_a_resumed_run_with_masters_ends_at_the_same_bits(text, tmp_path):
     more = SETTINGS | dict(
         steps=5, checkpoint_every=2, gradient_checkpointing=True, rank_dtype="float32", roots_on="cpu"
     )
-    whole, again, calls = copy.deepcopy(start), copy.deepcopy(start), []
+    whole, again = copy.deepcopy(start), copy.deepcopy(start)
     prehab(whole, token_loss, batches, stats, **more)
 
-    def killed(model, batch):
-        calls.append(1)
-        if len(calls) > 3:
-            raise KeyboardInterrupt
-        return token_loss(model, batch)
-
     with pytest.raises(KeyboardInterrupt):
-        prehab(copy.deepcopy(start), killed, batches, stats, checkpoint=tmp_path / "c.safetensors", **more)
+        prehab(
+            copy.deepcopy(start),
+            killed_after(3, token_loss),
+            batches,
+            stats,
+            checkpoint=tmp_path / "c.safetensors",
+            **more,
+        )
     history = prehab(again, token_loss, batches, stats, checkpoint=tmp_path / "c.safetensors", **more)
     assert history.column("step") == list(range(5))
     assert torch.equal(weights(again), weights(whole)) and not torch.equal(weights(again), weights(start))

@@ -10,7 +10,7 @@ from prehab_lib.evaluate import classification_loss
 from prehab_lib.prehab import constant, geometric, prehab
 from prehab_lib.stats import LayerStats, collect
 from prehab_lib.surrogates import SURROGATES
-from tests.helpers import Toy, toy_batches
+from tests.helpers import Toy, killed_after, toy_batches
 
 SETTINGS = dict(surrogate="nuclear", lam=0.1, steps=6, lr=1e-2)
 
@@ -146,17 +146,9 @@ def test_an_interrupted_run_resumes_to_the_same_bits(coordinates, toy, tmp_path)
     torch.manual_seed(3)
     prehab(whole, classification_loss, toy[1], stats, **more)
 
-    calls = []
-
-    def killed(model, batch):
-        calls.append(1)
-        if len(calls) > 5:
-            raise KeyboardInterrupt
-        return classification_loss(model, batch)
-
     torch.manual_seed(3)
     with pytest.raises(KeyboardInterrupt):
-        prehab(cut, killed, toy[1], stats, checkpoint=tmp_path / "c.safetensors", **more)
+        prehab(cut, killed_after(5, classification_loss), toy[1], stats, checkpoint=tmp_path / "c.safetensors", **more)
     fresh = copy.deepcopy(model)
     torch.manual_seed(77)
     history = prehab(fresh, classification_loss, toy[1], stats, checkpoint=tmp_path / "c.safetensors", **more)

@@ -9,7 +9,7 @@ from prehab_lib.perplexity import language_loss
 from prehab_lib.rehab import SCRIPT, rehab
 from prehab_lib.surgery import compress
 from tests.families import llama
-from tests.helpers import Toy, toy_batches
+from tests.helpers import Toy, killed_after, toy_batches
 
 SETTINGS = dict(rank=2, steps=15, lr=1e-2)
 
@@ -43,16 +43,9 @@ def test_one_factor_at_a_time(order, moved, compressed):
     """Stopped inside the second phase, only the first factor has changed."""
     model, batches = compressed
     before = copy.deepcopy(model)
-    calls = []
-
-    def stop_in_second_phase(model, batch):
-        calls.append(1)
-        if len(calls) > 15:
-            raise KeyboardInterrupt
-        return classification_loss(model, batch)
 
     with pytest.raises(KeyboardInterrupt):
-        rehab(model, stop_in_second_phase, batches, order=order, **SETTINGS)
+        rehab(model, killed_after(15, classification_loss), batches, order=order, **SETTINGS)
     changed = {name for name, p in model.named_parameters() if not torch.equal(p, before.get_parameter(name))}
     assert changed == {f"{name}.{moved}.weight" for name in ("query", "key", "out")}
     assert {name for name, _ in model.named_modules()} == {name for name, _ in before.named_modules()}

@@ -23,9 +23,7 @@ def tokenizer():
 
 
 @pytest.fixture
-def sets(tmp_path, monkeypatch):
-    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "hf"))
-    monkeypatch.delenv("PREHAB_DATA", raising=False)
+def sets(tmp_path, own_folders):
     return tmp_path / "sets"
 
 

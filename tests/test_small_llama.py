@@ -10,8 +10,8 @@ import torch
 from prehab_lib import small_llama as module
 from prehab_lib import surgery
 from prehab_lib.bpe import tokenizer_of
-from prehab_lib.language import language_loss, open_language_task
-from prehab_lib.perplexity import perplexity
+from prehab_lib.language import open_language_task
+from prehab_lib.perplexity import language_loss, perplexity
 from prehab_lib.prehab import prehab
 from prehab_lib.small_llama import base_model, pretrain, small_llama
 from prehab_lib.stats import collect
@@ -21,11 +21,7 @@ from tests.text_files import causal_model, text_folder, tiny_tokenizer
 SMALL = dict(depth=1, width=16, heads=2, kv_heads=1, positions=32)
 
 
-@pytest.fixture(autouse=True)
-def own_folders(tmp_path, monkeypatch):
-    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "hf"))
-    monkeypatch.setenv("PREHAB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.delenv("PREHAB_DATA", raising=False)
+pytestmark = pytest.mark.usefixtures("own_folders")
 
 
 @pytest.fixture
