@@ -2,21 +2,15 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Callable
 from importlib.metadata import version
-from pathlib import Path
 
 import torch
 from filelock import FileLock
 from torch import nn
 
 from prehab_lib import storage
-
-
-def cache_folder() -> Path:
-    """`PREHAB_CACHE`, else ~/.cache/prehab_lib."""
-    return Path(os.environ.get("PREHAB_CACHE") or Path.home() / ".cache" / "prehab_lib")
+from prehab_lib.remember import cache_folder
 
 
 def trained(key: dict, make: Callable[[], nn.Module], train: Callable[[nn.Module], None]) -> tuple[nn.Module, bool]:

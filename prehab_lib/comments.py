@@ -1,14 +1,13 @@
 """Embedded out-of-domain text: the comments in the source files of the standard library, split as its documentation is."""
 
 import re
-import sys
-import sysconfig
 import tokenize
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
-from prehab_lib.prose import PARTS, SKIPPED, part_of
+from prehab_lib import sources
+from prehab_lib.prose import PARTS, part_of
 
 LEAST_WORDS = 4  # shorter comments are labels
 
@@ -23,17 +22,10 @@ def comments(part: str) -> tuple[str, ...]:
     """
     if part not in PARTS:
         raise ValueError(f"part = {part!r} is not known: choose one of {', '.join(PARTS)}")
-    library = Path(sysconfig.get_path("stdlib"))
-    names = [name for name in sorted(sys.stdlib_module_names - SKIPPED) if part_of(name) == part]
-    files = [file for name in names for file in (library / f"{name}.py", *sorted((library / name).rglob("*.py")))]
-    found = []
-    for file in files:
-        if file.is_file() and not SKIPPED.intersection(file.relative_to(library).with_suffix("").parts):
-            found += _blocks(file)
-    return tuple(found)
+    return tuple(sources.read_once("comments", _blocks, lambda module: part_of(module) == part))
 
 
-def _blocks(file: Path) -> Iterator[str]:
+def _blocks(file: Path, parts: tuple[str, ...] = ()) -> Iterator[str]:
     block, last = [], -1
     for line, text in [*_lines(file), (-1, "")]:
         if (line != last + 1 or _NO_TEXT.fullmatch(text)) and block:

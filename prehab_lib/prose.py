@@ -1,21 +1,19 @@
 """Embedded prose: the documentation that every Python carries, as lower-case sentences, split by source module.
 
-Sources are read with `ast`, nothing is imported.  The text differs between Python versions, so its checksum is recorded.
+Sources are read, never imported (`sources`).  The text differs between Python versions, so its checksum is recorded.
 """
 
 import ast
 import hashlib
 import re
-import sys
-import sysconfig
 import zlib
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
+
+from prehab_lib import sources
 
 PARTS = ("train", "validation", "test")
 TOPICS = "topics"  # the module name under which the language reference of `pydoc_data.topics` goes
-SKIPPED = {"test", "tests", "idlelib", "lib2to3", "turtledemo", "encodings", "pydoc_data", "site-packages"}
 WORDS = (5, 16)  # shortest and longest sentence
 
 _NOT_PROSE = re.compile(r"^\s*(>>>|\.\.\.|[-*+|=~^]|\.\. )", re.MULTILINE)  # examples, lists, tables, directives
@@ -39,19 +37,12 @@ def texts() -> tuple[tuple[str, str, str], ...]:
 
     Raises FileNotFoundError where this Python keeps its library without sources.
     """
-    library = Path(sysconfig.get_path("stdlib"))
-    names = sorted(sys.stdlib_module_names - SKIPPED)
-    files = [file for name in names for file in (library / f"{name}.py", *sorted((library / name).rglob("*.py")))]
-    found = []
-    for file in files:
-        parts = file.relative_to(library).with_suffix("").parts
-        if file.is_file() and not SKIPPED.intersection(parts):
-            found += [(parts[0], name, text) for name, text in _docstrings(ast.parse(file.read_bytes()), parts)]
-    topics = library / "pydoc_data" / "topics.py"
+    found = [(entry.module, entry.name, entry.text) for entry in sources.entries()]
+    topics = sources.library() / "pydoc_data" / "topics.py"
     if not found or not topics.is_file():
         raise FileNotFoundError(
-            f"this Python has no library sources at {library}: the embedded prose is read from them; use another Python, "
-            "or data of your own"
+            f"this Python has no library sources at {sources.library()}: the embedded prose is read from them; use another "
+            "Python, or data of your own"
         )
     literal = next(node.value for node in ast.parse(topics.read_bytes()).body if isinstance(node, ast.Assign))
     return (*found, *((TOPICS, name, text) for name, text in sorted(ast.literal_eval(literal).items())))
@@ -93,15 +84,6 @@ def documentation(part: str) -> tuple[Documentation, ...]:
 def sentences(part: str) -> tuple[str, ...]:
     """Every distinct sentence of a part, in order of appearance."""
     return tuple(dict.fromkeys(sentence for entry in documentation(part) for sentence in entry.sentences))
-
-
-def _docstrings(node: ast.AST, name: tuple[str, ...]) -> list[tuple[str, str]]:
-    text = ast.get_docstring(node)
-    found = [(".".join(name), text)] if text else []
-    for child in node.body:
-        if isinstance(child, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            found += _docstrings(child, (*name, child.name))
-    return found
 
 
 @cache

@@ -1,8 +1,9 @@
 import pytest
 import torch
 
-from prehab_lib.cache import cache_folder, trained
+from prehab_lib.cache import trained
 from prehab_lib.models import small_vit
+from prehab_lib.remember import cache_folder
 
 
 @pytest.fixture(autouse=True)

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from prehab_lib import questions
+from prehab_lib import questions, sources
 from prehab_lib.instructions import HELD_OUT, encode, open_instructions, prompt_of
 from prehab_lib.perplexity import language_loss
 from prehab_lib.prose import part_of
@@ -169,10 +169,9 @@ def test_embedded_questions(tokenizer):
         questions.questions("dev")
 
 
-def test_a_question_by_hand():
-    import ast
-
-    source = '''
+def test_a_question_by_hand(tmp_path):
+    source = tmp_path / "library.py"
+    source.write_text('''
 class Shelf:
     def put(self, book, *, at=0):
         """Put a book
@@ -183,9 +182,11 @@ class Shelf:
         """Short."""
 async def read(*titles): 
     """Read titles in order"""
+    def inner(page):
+        """Inside a function it is nobody's question."""
 def silent(): pass
-'''
-    assert list(questions._asked(ast.parse(source), ("library",))) == [
+''')
+    assert list(questions._asked(sources._entries_in(source, ("library",)))) == [
         ("What does library.Shelf.put(self, book, *, at=0) do?\n", "Put a book on the shelf."),
         ("What does library.read(*titles) do?\n", "Read titles in order"),
     ]

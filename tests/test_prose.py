@@ -3,7 +3,7 @@ import sys
 
 import pytest
 
-from prehab_lib import prose, prose_tasks
+from prehab_lib import prose, prose_tasks, sources
 from prehab_lib.prose_tasks import PROSE
 
 
@@ -74,7 +74,8 @@ def test_an_unknown_part_or_task_and_a_python_without_sources_are_named(monkeypa
         prose.documentation("dev")
     with pytest.raises(ValueError, match="task = 'irony' is no embedded task: choose one of acceptability"):
         prose_tasks.rows("irony", "train")
-    monkeypatch.setattr(prose.sysconfig, "get_path", lambda name: str(tmp_path))
+    monkeypatch.setattr(sources.sysconfig, "get_path", lambda name: str(tmp_path))
+    monkeypatch.setattr(sources, "entries", sources.entries.__wrapped__)
     with pytest.raises(FileNotFoundError, match="has no library sources at"):
         prose.texts.__wrapped__()
 
