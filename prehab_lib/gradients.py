@@ -33,6 +33,16 @@ def mean_over_samples(task_loss: Callable) -> Callable:
     return task_loss
 
 
+def mean_over_tokens(task_loss: Callable) -> Callable:
+    """Declares that a loss is the mean over the scored tokens of a batch: one pass where all of its rows score equally many.
+
+    A decorator for task_loss(model, batch) of batches with input_ids.  Rows that are padded, or have tokens left out, go one
+    at a time.
+    """
+    task_loss.mean_over_tokens = True
+    return task_loss
+
+
 def column_squares(X: Tensor, D: Tensor) -> Tensor:
     """Σ_s Σ_i (G_s)_ij², (n,), for G_s = D_sᵀ X_s.  Swap X and D for the row sums, (m,)."""
     # Not as (Xᵀ (D Dᵀ) X)_jj, which needs no G: where tokens cancel, as they do in attention's keys, nothing would be left.
@@ -61,8 +71,9 @@ class GradientPass:
     """One pass over the batches with gradients, in eval mode; `run(receive)` hands X and D of every layer to `receive`.
 
     per_sample: D belongs to the loss of each sample alone, whatever the batch.  Samples go one at a time; a whole batch goes
-    at once where its loss is declared `mean_over_samples`, it has one label a sample and none of them ignored, and every
-    layer reads it sample by sample.  per_sample=False: the gradient of the batch's mean loss, as one sample.
+    at once where its loss is declared `mean_over_samples` and it has one label a sample, or `mean_over_tokens` and its rows
+    are whole, none ignored, and every layer reads it sample by sample.  per_sample=False: the gradient of the batch's mean
+    loss, as one sample.
     """
 
     def __init__(
@@ -96,6 +107,7 @@ class GradientPass:
             return 1
         size = _size(batch)
         at_once = getattr(self.task_loss, "mean_over_samples", False) and _one_label_each(batch, size)
+        at_once |= getattr(self.task_loss, "mean_over_tokens", False) and _whole_rows(batch)
         if not (at_once and self._backward(batch, size, receive, receive_mean)):
             for i in range(size):
                 self._backward(_sample(batch, i, size), 1, receive, receive_mean)
@@ -224,6 +236,14 @@ def _sample(batch, i: int, size: int):
     if isinstance(batch, Mapping):
         return {name: cut(value) for name, value in batch.items()}
     return tuple(cut(value) for value in batch)
+
+
+def _whole_rows(batch) -> bool:
+    """Every token of every row is real and scored."""
+    if not isinstance(batch, Mapping):
+        return False
+    mask, labels = batch.get("attention_mask"), batch.get("labels")
+    return (mask is None or bool(mask.all())) and (labels is None or not bool((labels == IGNORED).any()))
 
 
 def _one_label_each(batch, size: int) -> bool:

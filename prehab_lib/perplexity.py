@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from prehab_lib.batches import device_of, mode, move
-from prehab_lib.gradients import IGNORED
+from prehab_lib.gradients import IGNORED, mean_over_tokens
 from prehab_lib.progress import progress
 from prehab_lib.windows import Windows
 
@@ -44,11 +44,12 @@ def token_losses(model: nn.Module, batch: Mapping) -> tuple[Tensor, int]:
     return total, int(scored.sum())
 
 
+@mean_over_tokens
 def language_loss(model: nn.Module, batch: Mapping) -> Tensor:
     """Mean over the scored tokens of a batch of their cross-entropy in nats: the task loss of Table IV.
 
-    Not declared `gradients.mean_over_samples`: rows of a padded batch, or answers to instructions, differ in the number of
-    scored tokens, and then the mean over tokens is none over samples.  Gradients of samples are right, one at a time.
+    Rows of a padded batch, or answers to instructions, differ in the number of scored tokens, and then the mean over tokens
+    is none over samples: gradients of such samples are taken one at a time.
     Raises ValueError where no token is scored, or as `token_losses` does.
     """
     total, count = token_losses(model, move(batch, device_of(model)))

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from prehab_lib.gradients import mean_over_tokens
 from prehab_lib.perplexity import language_loss, perplexity, token_losses
 from prehab_lib.stats import collect
 from prehab_lib.windows import Windows, cut
@@ -101,7 +102,36 @@ def test_gradients_are_those_of_each_sample_alone(model):
     alone = [{"input_ids": ids[:1]}, {"input_ids": ids[1:, :3]}]
     one, other = (collect(model, some, layer, {"fisher_in"}, language_loss)[layer[0]] for some in (padded, alone))
     torch.testing.assert_close(one.fisher_in, other.fisher_in, rtol=1e-4, atol=0)
-    assert not getattr(language_loss, "mean_over_samples", False)
+
+
+@pytest.mark.parametrize(
+    ("more", "at_once"),
+    [
+        ({}, True),
+        ({"attention_mask": [[1] * 6, [1] * 6]}, True),
+        ({"attention_mask": [[1] * 6, [1, 1, 1, 1, 0, 0]]}, False),
+        ({"labels": [[3, 5, 8, 2, 9, 11], [7, 7, 1, 4, 2, 2]]}, True),
+        ({"labels": [[-100, -100, 8, 2, 9, 11], [7, 7, 1, 4, 2, 2]]}, False),
+    ],
+)
+def test_whole_rows_go_at_once_and_give_the_gradients_of_each_alone(model, more, at_once):
+    batch = {"input_ids": torch.tensor([[3, 5, 8, 2, 9, 11], [7, 7, 1, 4, 2, 2]])}
+    batch |= {key: torch.tensor(value) for key, value in more.items()}
+    layer, calls = ["model.layers.0.self_attn.q_proj"], []
+
+    @mean_over_tokens
+    def counted(model, batch):
+        calls.append(len(batch["input_ids"]))
+        return language_loss(model, batch)
+
+    def undeclared(model, batch):
+        return language_loss(model, batch)
+
+    needs = {"fisher_in", "fisher_out", "grad"}
+    one, other = (collect(model, [batch], layer, needs, task_loss)[layer[0]] for task_loss in (counted, undeclared))
+    assert calls == ([2] if at_once else [1, 1])
+    for need in needs:
+        torch.testing.assert_close(getattr(one, need), getattr(other, need), rtol=1e-4, atol=1e-8)
 
 
 def test_mode_and_gradients_are_left_alone(model, windows):
