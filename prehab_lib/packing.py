@@ -1,0 +1,178 @@
+"""Matrices in 8 bits: real int8 numbers and fp16 scales in memory and on disk, multiplied out when the layer computes.
+
+A matrix is a list of vectors, its rows or its columns, and each has one scale: Q(f) = scale · round(f / scale), with
+scale ≥ max |f| / 127 the next number that fp16 has.  So |Q(f) − f| ≤ scale / 2 entry by entry, for the scale as it is stored.
+Below max |f| = 0.008 the numbers of fp16 grow sparse, and the steps with them: by a tenth at most down to 0.0001.
+"""
+
+from dataclasses import asdict, dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from prehab_lib.roots import on_factor_device
+
+LEVELS = 127  # codes go from −127 to 127: the grid is symmetric
+SCALE = torch.float16  # of scales, and of what is not on the grid
+
+
+@dataclass(frozen=True)
+class Packing:
+    """How the matrix W (m, n) of a layer lies in memory, as it is written down in JSON.
+
+    axis: "rows" (m vectors of n numbers) or "columns" (n vectors of m).  vectors: how many are on the 8-bit grid.
+    entries: how many of each such vector's numbers, from the first on, are.  Everything else is fp16; either all vectors are
+    on the grid or all their entries.  mask: whether one bit a vector says which are.  dtype: what the layer computes in.
+    """
+
+    axis: str
+    vectors: int
+    entries: int
+    mask: bool = False
+    dtype: str = "float32"
+
+    def __post_init__(self):
+        if self.axis not in ("rows", "columns") or not isinstance(getattr(torch, self.dtype, None), torch.dtype):
+            raise ValueError(f"{self} describes no packed matrix: the description was changed by hand")
+
+    def json(self) -> dict:
+        return asdict(self)
+
+
+def absmax_scales(F: Tensor) -> Tensor:
+    """scale (k,) in fp16 for vectors F (k, d): the least it has that is no smaller than max |f| / 127, 0 for a zero vector.
+
+    Raises ValueError where a vector is not finite or too large for any.
+    """
+    exact = on_factor_device(F).abs().amax(1) / LEVELS
+    scale = exact.to(SCALE)
+    too_small = scale.double() < exact
+    scale = torch.where(too_small, (scale.view(torch.int16) + 1).view(SCALE), scale)  # the next fp16 number up
+    if not torch.isfinite(scale).all():
+        raise ValueError("a vector has NaN, infinite or huge entries: no fp16 scale fits it")
+    return scale.to(F.device)
+
+
+def to_codes(F: Tensor, scale: Tensor) -> Tensor:
+    """The nearest points of the grid, int8 (k, d), for vectors F (k, d) and their scales (k,)."""
+    step = on_factor_device(scale)
+    points = on_factor_device(F) / step.where(step > 0, 1.0)[:, None]
+    return points.round().clamp(-LEVELS, LEVELS).to(F.device, torch.int8).contiguous()
+
+
+def from_codes(codes: Tensor, scale: Tensor) -> Tensor:
+    """The points themselves, float32 (k, d): the product of 8 and 11 bits is exact there."""
+    return codes.float() * scale.float()[:, None]
+
+
+def rounded(F: Tensor) -> Tensor:
+    """Q(f) of each vector of F (k, d), float32."""
+    scale = absmax_scales(F)
+    return from_codes(to_codes(F, scale), scale)
+
+
+def to_bits(mask: Tensor) -> Tensor:
+    """One bit for each entry of a boolean (k,), uint8 (⌈k / 8⌉,)."""
+    padded = nn.functional.pad(mask.to(torch.uint8), (0, -len(mask) % 8)).view(-1, 8)
+    return (padded << torch.arange(8, dtype=torch.uint8, device=mask.device)).sum(1, dtype=torch.uint8)
+
+
+def from_bits(bits: Tensor, count: int) -> Tensor:
+    """The boolean (count,) that `to_bits` packed."""
+    shifts = torch.arange(8, dtype=torch.uint8, device=bits.device)
+    return ((bits[:, None] >> shifts) & 1).flatten()[:count].bool()
+
+
+class PackedLinear(nn.Module):
+    """y = x Wᵀ + b with W (m, n) held as codes, scales and what is left in fp16 (`Packing`); W is made at each call.
+
+    The buffers keep their dtypes whatever `.to(dtype)` asks of the model: that moves what the layer computes in.  The bias is
+    a parameter as before; W is none, so nothing trains it.
+    """
+
+    def __init__(self, in_features: int, out_features: int, packing: Packing, bias: bool = True, device=None):
+        super().__init__()
+        self.in_features, self.out_features, self.packing = in_features, out_features, packing
+        count, size = (out_features, in_features) if packing.axis == "rows" else (in_features, out_features)
+        q, e = packing.vectors, packing.entries
+        rest = (count - q, size) if q < count else (count, size - e)
+        self.register_buffer("codes", torch.zeros(q, e, dtype=torch.int8, device=device))
+        self.register_buffer("scale", torch.zeros(q, dtype=SCALE, device=device))
+        self.register_buffer("rest", torch.zeros(rest, dtype=SCALE, device=device) if 0 not in rest else None)
+        self.register_buffer(
+            "mask", torch.zeros(-(-count // 8), dtype=torch.uint8, device=device) if packing.mask else None
+        )
+        self.bias = nn.Parameter(torch.empty(out_features, device=device, dtype=self.dtype)) if bias else None
+
+    @classmethod
+    def of(
+        cls, W: Tensor, bias: nn.Parameter | None, axis: str, entries: int | None = None, mask: Tensor | None = None
+    ) -> "PackedLinear":
+        """The layer for W (m, n), which has its dtype and device, and the very same bias.
+
+        entries: how many numbers of each vector go on the grid, all by default.  mask: boolean, which vectors do, all by
+        default.  Raises ValueError for numbers that fp16 does not reach.
+        """
+        W = W.detach()
+        F = W if axis == "rows" else W.T  # (k, d)
+        entries = F.shape[1] if entries is None else entries
+        chosen = F if mask is None else F[mask]
+        rest = (F[:, entries:] if mask is None else F[~mask]).to(SCALE)
+        if not torch.isfinite(rest).all():
+            raise ValueError("it has entries that are too large for fp16")
+        packing = Packing(axis, len(chosen), entries, mask is not None, _name(W.dtype))
+        layer = cls(W.shape[1], W.shape[0], packing, bias=False, device=W.device)
+        layer.scale = absmax_scales(chosen[:, :entries])
+        layer.codes = to_codes(chosen[:, :entries], layer.scale)
+        layer.rest = rest.contiguous() if rest.numel() else None
+        layer.mask = None if mask is None else to_bits(mask)
+        layer.bias = bias
+        return layer
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the layer computes in."""
+        return getattr(torch, self.packing.dtype)
+
+    @property
+    def weight(self) -> Tensor:
+        """W (m, n) as it is stored, in the dtype that the layer computes in."""
+        return self._dense().to(self.dtype)
+
+    def _dense(self) -> Tensor:
+        """W (m, n), float32, in which every stored number is exact."""
+        F = from_codes(self.codes, self.scale)
+        if self.mask is not None:
+            count = self.out_features if self.packing.axis == "rows" else self.in_features
+            chosen, on_grid = from_bits(self.mask, count), F
+            F = on_grid.new_empty(count, self.packing.entries)
+            F[chosen] = on_grid
+            if self.rest is not None:
+                F[~chosen] = self.rest.float()
+        elif self.rest is not None:
+            F = torch.cat([F, self.rest.float()], dim=1)
+        return F if self.packing.axis == "rows" else F.T
+
+    def forward(self, x: Tensor) -> Tensor:  # (..., n) -> (..., m)
+        return nn.functional.linear(x, self.weight, self.bias)
+
+    def _apply(self, fn, recurse: bool = True):
+        held = {name: getattr(self, name) for name in ("scale", "rest")}
+        computes_in = fn(torch.empty(0, dtype=self.dtype, device=self.codes.device)).dtype
+        self.packing = replace(self.packing, dtype=_name(computes_in))
+        super()._apply(fn, recurse)
+        for name, before in held.items():
+            moved = getattr(self, name)
+            if before is not None and moved.dtype != before.dtype:
+                setattr(self, name, before.to(moved.device))  # its bits, not its value in another dtype
+        return self
+
+    def extra_repr(self) -> str:
+        p = self.packing
+        text = f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
+        text += f", int8={p.vectors} {p.axis} × {p.entries}"
+        return text + ("" if self.rest is None else f", fp16={self.rest.numel()}") + (", mask" if p.mask else "")
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
