@@ -4,7 +4,8 @@ An allocation is a function (decompositions, removed, *, model, stats, task_loss
 {layer: rank}, where None means that the layer stays dense.  It sees the spectra of every layer at once and changes nothing.
 
 Whoever hands out, over the layers in which some rank saves parameters Σ r (m + n), with m n for a dense one, stays within
-(1 − removed) Σ m n, but for what rank 1, the least there is, costs beyond a layer's own share.
+(1 − removed) Σ m n, but for what rank 1, the least there is, costs beyond a layer's own share.  Zero-sum and greedy spend one
+budget over all layers instead, also those that stay dense, and refuse one that cannot be met.
 """
 
 from collections.abc import Callable
@@ -13,8 +14,10 @@ from prehab_lib.budget import break_even_rank, check_removed, rank_for
 from prehab_lib.decomposition import Decomposition
 from prehab_lib.grouped import grouped
 from prehab_lib.importance import importance
+from prehab_lib.learned import learned
 from prehab_lib.ranks import shape_of
 from prehab_lib.sensitivity import sensitivity
+from prehab_lib.zero_sum import greedy, zero_sum
 
 
 def uniform(decompositions: dict[str, Decomposition], removed: float, **_) -> dict[str, int | None]:
@@ -32,6 +35,9 @@ ALLOCATIONS: dict[str, Callable[..., dict[str, int | None]]] = {
     "sensitivity": sensitivity,
     "grouped": grouped,
     "importance": importance,
+    "zero_sum": zero_sum,
+    "greedy": greedy,
+    "learned": learned,
 }
 
 

@@ -31,6 +31,7 @@ REMEDIES = {
     "Conv1D": "call prehab_lib.rewrite.to_linear(model) first",
     "SplitQKV": "name its parts, which end in .q, .k and .v",
     "LowRankLinear": "has the model been compressed already?",
+    "PackedLinear": "it is in 8 bits, and quantising comes last",
 }
 
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 class Method:
     """weighting: a key of `WEIGHTINGS`; allocation: a key of `ALLOCATIONS`; recovery: a key of `RECOVERIES`, or None.
 
-    needs: the statistics to collect.  source: where the method comes from.  options: further arguments of the allocation,
-    for a variant of one's own: `replace(METHODS["swift_svd"], options={"alpha": 0.6})`.
+    needs: the statistics to collect.  source: where the method comes from.  options, recovery_options: further arguments of
+    the allocation and of the recovery, for a variant of one's own: `replace(METHODS["swift_svd"], options={"alpha": 0.6})`.
     """
 
     weighting: str
@@ -18,6 +18,7 @@ class Method:
     needs: frozenset[str] = frozenset()
     source: str = ""
     options: Mapping = field(default_factory=dict)
+    recovery_options: Mapping = field(default_factory=dict)
 
 
 def _needs(*names: str) -> frozenset[str]:
@@ -36,6 +37,15 @@ METHODS = {
     "svd_llm_v2": Method("gram", "grouped", needs=_needs("gram"), source="arXiv 2503.12340"),
     "swift_svd": Method(
         "gram", "importance", needs=_needs("gram", "influence"), source="arXiv 2604.01609, dynamic ranks"
+    ),
+    # Gates on the whitened weights; `dobi` has the paper's gates on activations.
+    "dobi_svd": Method("gram", "learned", needs=_needs("gram"), source="arXiv 2502.02723, without remap"),
+    "io_svd": Method(
+        "gram_logit", "greedy", needs=_needs("gram", "logit_gram", "grad"), source="arXiv 2605.15626, uniform precision"
+    ),
+    "zs_svd": Method("gram", "zero_sum", needs=_needs("gram", "grad"), source="arXiv 2602.02848, one shot"),
+    "zs_svd_corrected": Method(
+        "gram", "zero_sum", "projected_gradient", _needs("gram", "grad"), "arXiv 2602.02848, one correction"
     ),
 }
 

@@ -19,15 +19,18 @@ from prehab_lib.layers import linear_layers
 from prehab_lib.optimizers import optimizer_named
 from prehab_lib.precision import check_compute, forward_precision, master_weights, recomputed_activations
 from prehab_lib.progress import progress
-from prehab_lib.rank_term import RankTerm, surrogate_of
 from prehab_lib.sharding import refuse_sharded
 from prehab_lib.stats import LayerStats
 from prehab_lib.surrogates import entropy_rank
+from prehab_lib.tail import Tail, term_of
 
 
 @dataclass
 class History:
-    """One row a step: step, task_loss, lam, surrogate and entropy_rank (mean over layers; None where not computed)."""
+    """One row a step: step, task_loss, lam, surrogate and entropy_rank (mean over layers; None where not computed).
+
+    With a `Tail`, rows of steps that refreshed it also have "tail": ranks, tails τ_ℓ, weights λ_ℓ / λ and what ascent needs.
+    """
 
     rows: list[dict] = field(default_factory=list)
     seconds: float = 0.0
@@ -52,7 +55,7 @@ def prehab(
     batches: Iterable,
     stats: dict[str, LayerStats],
     *,
-    surrogate: str,
+    surrogate: str | Tail,
     lam: float | Callable[[int], float],
     steps: int,
     lr: float,
@@ -74,8 +77,9 @@ def prehab(
 ) -> History:
     """Lower task loss + λ · R(W_ℓ L_ℓ) by AdamW, in place.   Source: Eq. (2), Algorithm 1.
 
-    stats: L_ℓ is a root of each layer's input Gram, frozen.  surrogate: a key of `SURROGATES`.  lam: λ, or a schedule
-    step -> λ; **λ = 0 is plain fine-tuning of the same parameters through the same code**, the control of every table.
+    stats: L_ℓ is a root of each layer's input Gram, frozen.  surrogate: a key of `SURROGATES`, or a `tail.Tail`, which
+    penalises what planned ranks will drop, with a λ_ℓ for each layer.  lam: λ, or a schedule step -> λ; **λ = 0 is plain
+    fine-tuning of the same parameters through the same code**, the control of every table.
     coordinates: "weight" trains W; "whitened" trains Δ in W = W₀ + Δ L⁻¹, as the release does, with eigenvalues of the Gram
     raised to `floor` times their mean: gradient steps in Δ are preconditioned by the inverse Gram, so the floor matters.
     L is there Q √λ; the release takes Cholesky's, in whose other basis AdamW takes other steps.
@@ -98,7 +102,7 @@ def prehab(
     Raises ValueError for an unknown name, a negative or NaN λ, too few batches, a combination that cannot be, or a loss that
     is no longer finite; ImportError for an optimizer whose package is missing.
     """
-    regularise = surrogate_of(surrogate, power_iterations)
+    term = term_of(surrogate, power_iterations)
     schedule = _schedule(lam)
     _check_choices(coordinates=coordinates, train=train, reduction=reduction, rank_dtype=rank_dtype, roots_on=roots_on)
     chosen = optimizer_named(optimizer)
@@ -115,9 +119,11 @@ def prehab(
         refuse_sharded(model, "checkpoint=...", "save shards with torch.distributed.checkpoint")
         if not chosen.resumable:
             raise ValueError(f"checkpoint=... cannot hold the state of optimizer {optimizer!r}: use 'adamw'")
-    rank = RankTerm(layers, stats, floor if coordinates == "whitened" else 0.0, rank_dtype, roots_on, reduction)
+    rank = term(layers, stats, floor if coordinates == "whitened" else 0.0, rank_dtype, roots_on, reduction)
+    rank.check(model, coordinates, compute, None if checkpoint is None else checkpoint_every)
 
-    settings = dict(surrogate=surrogate, steps=steps, lr=lr, coordinates=coordinates, train=train)
+    named = surrogate.described() if isinstance(surrogate, Tail) else surrogate
+    settings = dict(surrogate=named, steps=steps, lr=lr, coordinates=coordinates, train=train)
     settings |= dict(
         reduction=reduction, weight_decay=weight_decay, floor=floor, lam=[schedule(i) for i in range(steps)]
     )
@@ -142,18 +148,19 @@ def prehab(
         for step in progress(range(len(history.rows), steps), "prehab"):
             batch, lam_now = move(next(stream), device_of(model)), schedule(step)
             logged = log_every is not None and (step % log_every == 0 or step == steps - 1)
+            planned = rank.refresh(model, step, history.rows)
             with parametrize.cached():
                 with precise():
                     loss = _finite(task_loss(model, batch), step, lr, lam_now)
                 stepper.zero_grad(set_to_none=True)
-                value = rank.backward(regularise, loss, lam_now, joint=coordinates == "whitened")
+                value = rank.backward(loss, lam_now, joint=coordinates == "whitened")
                 if value is not None:
                     _finite(loss.detach() + lam_now * value, step, lr, lam_now)
                 row = {"step": step, "task_loss": float(loss.detach()), "lam": lam_now}
-                row |= {"surrogate": None, "entropy_rank": None}
+                row |= {"surrogate": None, "entropy_rank": None} | planned
                 if logged:
-                    row["surrogate"] = float(rank.value(regularise) if value is None else value)
-                    row["entropy_rank"] = float(rank.value(entropy_rank)) / (rank.share * len(layers))
+                    row["surrogate"] = float(rank.value() if value is None else value)
+                    row["entropy_rank"] = rank.mean(entropy_rank)
                 elif log_every is None and value is not None:
                     row["surrogate"] = float(value)
             stepper.step()

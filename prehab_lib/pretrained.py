@@ -12,6 +12,7 @@ model type, draws the missing matrices at random and reports each as MISSING: op
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType
@@ -21,6 +22,7 @@ from torch import nn
 
 from prehab_lib.factors import LowRankLinear
 from prehab_lib.layers import replace_module
+from prehab_lib.packing import PackedLinear, Packing
 from prehab_lib.rewrite import REWRITES
 
 # Family -> its configuration, and its model for each of AUTO.
@@ -35,6 +37,7 @@ FAMILIES = {
 }
 AUTO = ("AutoModelForCausalLM", "AutoModelForSequenceClassification", "AutoModel")
 PREFIX, TYPE_PREFIX = "LowRank", "lowrank_"
+NOTHING: Mapping = MappingProxyType({})
 
 
 class LowRankConfig:
@@ -42,12 +45,13 @@ class LowRankConfig:
 
     ranks: layer -> rank.  rewrites: keys of `REWRITES` done before.  buffers: names of buffers kept in the checkpoint
     although transformers would compute them, because the model had them in another precision (`model.to(bfloat16)` rounds
-    the frequencies of rotary embeddings, `from_pretrained(dtype=...)` does not).
+    the frequencies of rotary embeddings, `from_pretrained(dtype=...)` does not).  packed: layer or factor -> its `Packing`.
     """
 
-    ranks: Mapping[str, int] = MappingProxyType({})
+    ranks: Mapping[str, int] = NOTHING
     rewrites: tuple[str, ...] = ()
     buffers: tuple[str, ...] = ()
+    packed: Mapping[str, dict] = NOTHING
 
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
@@ -55,7 +59,7 @@ class LowRankConfig:
 
     def plain(self) -> dict:
         """The family's own configuration, as `AutoConfig.for_model` takes it."""
-        ours = ("ranks", "rewrites", "buffers", "transformers_version", "architectures")
+        ours = ("ranks", "rewrites", "buffers", "packed", "transformers_version", "architectures")
         kept = {key: value for key, value in self.to_dict().items() if key not in ours}
         return kept | {"model_type": self.model_type.removeprefix(TYPE_PREFIX)}
 
@@ -67,7 +71,7 @@ class LowRankModel:
         super().__init__(config, *args, **kwargs)
         # Some heads build their backbone by Auto class: then it is one of ours and has done its part.
         inside = isinstance(self.base_model, LowRankModel) and self.base_model is not self
-        reshape(self, () if inside else config.rewrites, self._own(config.ranks))
+        reshape(self, () if inside else config.rewrites, self._own(config.ranks), self._own(config.packed))
         for name in self._own(dict.fromkeys(config.buffers)):
             owner, _, leaf = name.rpartition(".")
             module = self.get_submodule(owner)
@@ -92,7 +96,7 @@ class LowRankModel:
         return type(self).__name__.removeprefix(PREFIX)
 
 
-def reshape(skeleton: nn.Module, rewrites, ranks: Mapping[str, int]) -> None:
+def reshape(skeleton: nn.Module, rewrites, ranks: Mapping[str, int], packed: Mapping[str, dict] = NOTHING) -> None:
     """Do to a skeleton fresh from its recipe what was done to the model that was saved."""
     for name in rewrites:
         REWRITES[name](skeleton)
@@ -103,6 +107,13 @@ def reshape(skeleton: nn.Module, rewrites, ranks: Mapping[str, int]) -> None:
         sizes, device = (dense.in_features, dense.out_features, rank), dense.weight.device
         low_rank = LowRankLinear(*sizes, bias=dense.bias is not None, device=device)
         replace_module(skeleton, name, low_rank)
+    for name, packing in packed.items():
+        plain = skeleton.get_submodule(name)
+        if not isinstance(plain, PackedLinear):
+            like, sizes = plain.weight, (plain.in_features, plain.out_features)
+            asked = str(like.dtype).removeprefix("torch.")  # of from_pretrained
+            how = replace(Packing(**packing), dtype=asked)
+            replace_module(skeleton, name, PackedLinear(*sizes, how, plain.bias is not None, like.device))
 
 
 @cache
@@ -166,31 +177,31 @@ def auto_class(recipe: dict) -> str:
     return AUTO[FAMILIES[family_of(recipe)][1:].index(recipe["class"])]
 
 
-def low_rank_config(recipe: dict, ranks: Mapping[str, int], rewrites=(), buffers=()):
+def low_rank_config(recipe: dict, ranks: Mapping[str, int], rewrites=(), buffers=(), packed=NOTHING):
     """The configuration of a recipe's model after surgery."""
     plain = {key: value for key, value in recipe["config"].items() if key != "model_type"}
-    more = {"ranks": dict(ranks), "rewrites": list(rewrites), "buffers": list(buffers)}
+    more = {"ranks": dict(ranks), "rewrites": list(rewrites), "buffers": list(buffers), "packed": dict(packed)}
     config = config_class(family_of(recipe))(**plain, **more)
     config._attn_implementation = recipe["attention"]
     return config
 
 
-def configuration(model: nn.Module, recipe: dict, ranks: Mapping[str, int], rewrites=(), buffers=()):
+def configuration(model: nn.Module, recipe: dict, ranks: Mapping[str, int], rewrites=(), buffers=(), packed=NOTHING):
     """What config.json says of a model: the family's own configuration where nothing was changed."""
     import transformers
 
     name = recipe["class"]
-    if ranks or rewrites or buffers:
-        config, name = low_rank_config(recipe, ranks, rewrites, buffers), PREFIX + name
+    if ranks or rewrites or buffers or packed:
+        config, name = low_rank_config(recipe, ranks, rewrites, buffers, packed), PREFIX + name
     else:
         config = transformers.AutoConfig.for_model(**recipe["config"])
     config.architectures, config.dtype = [name], model.dtype
     return config
 
 
-def empty(recipe: dict, ranks: Mapping[str, int], rewrites=(), buffers=()) -> nn.Module:
+def empty(recipe: dict, ranks: Mapping[str, int], rewrites=(), buffers=(), packed=NOTHING) -> nn.Module:
     """The low-rank model of a recipe without weights: every parameter and buffer is on the meta device."""
-    config = low_rank_config(recipe, ranks, rewrites, buffers)
+    config = low_rank_config(recipe, ranks, rewrites, buffers, packed)
     with torch.device("meta"):
         return model_class(family_of(recipe), recipe["class"])(config)
 

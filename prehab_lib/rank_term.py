@@ -14,10 +14,11 @@ from prehab_lib.surrogates import stable_rank, surrogate_named
 
 
 class RankTerm:
-    """R summed or averaged over the layers' W L, and its gradient."""
+    """R, a function `of` each layer's W L (m, n), summed or averaged over the layers, and its gradient."""
 
     def __init__(
         self,
+        of: Callable[[Tensor], Tensor],
         layers: dict[str, nn.Linear],
         stats: dict[str, LayerStats],
         floor: float,
@@ -25,11 +26,22 @@ class RankTerm:
         on: str,
         reduction: str,
     ):
-        self.layers = layers
+        self.of, self.layers = of, layers
         self.share = 1.0 / len(layers) if reduction == "mean" else 1.0
         self.roots = _roots(layers, stats, floor, getattr(torch, dtype), on)
 
-    def backward(self, of: Callable, loss: Tensor, lam: float, joint: bool) -> Tensor | None:
+    def check(self, model: nn.Module, coordinates: str, compute: str | None, checkpoint_every: int | None) -> None:
+        """Raises ValueError for what this term cannot do; checkpoint_every is None where nothing is kept."""
+
+    def refresh(self, model: nn.Module, step: int, rows: list[dict]) -> dict:
+        """Called before each step: what has to be made anew, and what of it goes into the step's row."""
+        return {}
+
+    def names(self) -> list[str]:
+        """The layers that the term weighs on."""
+        return list(self.layers)
+
+    def backward(self, loss: Tensor, lam: float, joint: bool) -> Tensor | None:
         """Gradients of loss + λ R into the parameters; returns R, or None for λ = 0.
 
         joint: one graph of everything, for weights that are functions of what is trained.  Else layer after layer, so that
@@ -39,27 +51,38 @@ class RankTerm:
             loss.backward()
             return None
         if joint:
-            value = self._sum([self._of(of, name) for name in self.layers])
+            value = self._sum([self._value(name) for name in self.names()])
             (loss + lam * value).backward()
             return value.detach()
         loss.backward()
-        return self._sum([self._backward_of_one(of, name, lam) for name in self.layers])
+        return self._sum([self._backward_of_one(name, lam) for name in self.names()])
 
     @torch.no_grad()
-    def value(self, of: Callable) -> Tensor:
-        return self._sum([self._of(of, name) for name in self.layers])
+    def value(self) -> Tensor:
+        return self._sum([self._value(name) for name in self.names()])
 
-    def _backward_of_one(self, of: Callable, name: str, lam: float) -> Tensor:
-        value = self._of(of, name)
+    @torch.no_grad()
+    def mean(self, of: Callable[[Tensor], Tensor]) -> float:
+        """Another function of W L, averaged over all layers."""
+        return float(self._sum([of(self.whitened(name)) for name in self.layers])) / (self.share * len(self.layers))
+
+    def whitened(self, name: str) -> Tensor:
+        """A = W L (m, n)."""
+        W = whole(self.layers[name].weight)
+        L = self.roots[name].to(W.device)
+        return W.to(L) @ L
+
+    def _value(self, name: str) -> Tensor:
+        return self.of(self.whitened(name))
+
+    def _backward_of_one(self, name: str, lam: float) -> Tensor:
+        value = self._value(name)
         (lam * (self.share * value)).backward()
         return value.detach()
 
-    def _of(self, of: Callable, name: str) -> Tensor:
-        W = whole(self.layers[name].weight)
-        L = self.roots[name].to(W.device)
-        return of(W.to(L) @ L)
-
     def _sum(self, values: list[Tensor]) -> Tensor:
+        if not values:
+            return torch.zeros(())
         return self.share * torch.stack([value.to(values[0].device) for value in values]).sum()
 
 
@@ -85,6 +108,10 @@ def _roots(layers: dict[str, nn.Linear], stats: dict, floor: float, dtype: torch
 
 def surrogate_of(name: str, power_iterations: int | None) -> Callable[[Tensor], Tensor]:
     """The surrogate of that name, M (m, n) -> scalar; its σ₁ by power iteration where a number of them is given."""
+    if name == "tail":
+        raise ValueError(
+            "surrogate 'tail' needs planned ranks: pass surrogate=prehab_lib.tail.Tail(ranks={layer: rank or None})"
+        )
     of = surrogate_named(name)
     if power_iterations is None:
         return of

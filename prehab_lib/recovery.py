@@ -1,4 +1,4 @@
-"""Recovery in closed form: what can be done to the factors after surgery without training."""
+"""What can be done to the factors after surgery without training: the table of recoveries, and the one in closed form."""
 
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from prehab_lib.activations import input_statistics, version_of
 from prehab_lib.batches import device_of, forward, mode, move
+from prehab_lib.correction import projected_gradient
 from prehab_lib.decomposition import Decomposition
 from prehab_lib.factors import LowRankLinear
 from prehab_lib.inputs import warn_if_few_tokens
@@ -23,6 +24,7 @@ def closed_form(
     *,
     decompositions: Mapping[str, Decomposition],
     stats=None,
+    weighting=None,
     task_loss=None,
     batches: Iterable | None = None,
     validation=None,
@@ -153,4 +155,4 @@ class _Until(nn.Module):
 
 
 # What is done to the factors after surgery: name -> fn(model, ...), in place.  Training afterwards is `rehab`.
-RECOVERIES: dict[str, Callable[..., None]] = {"closed_form": closed_form}
+RECOVERIES: dict[str, Callable[..., None]] = {"closed_form": closed_form, "projected_gradient": projected_gradient}

@@ -11,6 +11,7 @@ from prehab_lib.batches import device_of, endless, mode, move
 from prehab_lib.best import Best
 from prehab_lib.factors import LowRankLinear
 from prehab_lib.inputs import check_positive, check_whole
+from prehab_lib.packing import PackedLinear
 from prehab_lib.precision import check_compute, forward_precision, master_weights
 from prehab_lib.prehab import History
 from prehab_lib.progress import progress
@@ -51,8 +52,9 @@ def rehab(
     and both phases together are rounded once (`precision`).
     `SCRIPT` are the values of SVD-LLM's scripts for LLaMA-7B, with batches of 4 rows of at most 256 tokens.
 
-    Raises ValueError for an unknown order, a number that makes no sense, a model without low-rank layers, validation batches
-    that can be read only once, a float16 model, or a loss that is no longer finite (that phase's adapters are then dropped).
+    Raises ValueError for an unknown order, a number that makes no sense, a model without low-rank layers or with quantised
+    ones, validation batches that can be read only once, a float16 model, or a loss that is no longer finite (that phase's
+    adapters are then dropped).
     """
     if order not in ORDERS:
         raise ValueError(f"order = {order!r} is not known: choose one of {', '.join(ORDERS)}")
@@ -66,6 +68,8 @@ def rehab(
     low_rank = [name for name, module in model.named_modules() if isinstance(module, LowRankLinear)]
     if not low_rank:
         raise ValueError("rehab needs a compressed model: no low-rank layer was found, run surgery.compress first")
+    if packed := [name for name in low_rank if isinstance(model.get_submodule(name).U, PackedLinear)]:
+        raise ValueError(f"layer {packed[0]!r} is in 8 bits, which nothing can train: rehab first, quantise afterwards")
     check_compute(model, None)
     precise = forward_precision(model, None)
     factors = [f"{name}.{side}.weight" for name in low_rank for side in "UV"]

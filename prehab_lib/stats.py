@@ -12,10 +12,12 @@ from prehab_lib.gradients import GradientPass
 from prehab_lib.influence import BlockInfluence
 from prehab_lib.inputs import check_whole, warn_if_few_tokens
 from prehab_lib.layers import linear_layers
+from prehab_lib.logit_gram import USUAL, Probe, logit_grams
 from prehab_lib.roots import psd_eigen, psd_root
 
 KRONECKER = {"kron_in", "kron_out"}
-GRADIENT_STATISTICS = {"fisher_in", "fisher_out", "grad"} | KRONECKER
+LOSS_STATISTICS = {"fisher_in", "fisher_out", "grad"} | KRONECKER
+GRADIENT_STATISTICS = LOSS_STATISTICS | {"logit_gram"}
 KNOWN = [*INPUT_STATISTICS, "influence", *sorted(GRADIENT_STATISTICS)]
 
 
@@ -34,7 +36,7 @@ class LayerStats:
     fisher_out: Tensor | None = None  # (m,)   Σ_j F_ij
     kron_in: Tensor | None = None  # (n, n)   A of A ⊗ B
     kron_out: Tensor | None = None  # (m, m)   B of A ⊗ B
-    logit_gram: Tensor | None = None  # (m, m)
+    logit_gram: Tensor | None = None  # (m, m)   mean of Jᵀ H J, H the Hessian of the logits' softmax
     grad: Tensor | None = None  # (m, n)
     influence: float | None = None
     tokens: int | None = None
@@ -79,6 +81,7 @@ def collect(
     fisher: str = "sample",
     kronecker: str = "alternating",
     iterations: int = 10,
+    logit_probe: Probe = USUAL,
     dtype: torch.dtype = torch.float64,
 ) -> dict[str, LayerStats]:
     """Stream `batches` through the model in eval mode: layer name -> `LayerStats`.  Hooks come off whatever happens.
@@ -95,6 +98,8 @@ def collect(
     kron_in, kron_out: "alternating" iteration to the nearest A ⊗ B, two passes an iteration, at most `iterations` of them
         (see `fisher.kronecker_factors`); "kfac" takes mean x xᵀ over tokens and mean Σ_t g gᵀ over samples: one pass, and
         another matrix than GFWSVD's.
+    logit_gram: one pass with gradients of the model's own logits along random signs (`logit_gram.Probe`): no task_loss, and
+        backward through activations only.
 
     Memory beyond the model's own: per distinct input n² + 2n, per layer n + m, n² + m² or m n numbers for the statistics
     asked; with gradients also one batch's inputs and output gradients, and one weight's gradient at a time.
@@ -123,10 +128,14 @@ def collect(
         for name, value in watcher.result().items():
             stats[name].influence = value
 
+    if "logit_gram" in needs:
+        for name, C in logit_grams(model, modules, batches, logit_probe, dtype).items():
+            stats[name].logit_gram = C
+
     def gradients(per_sample: bool = True) -> GradientPass:
         return GradientPass(model, modules, batches, task_loss, per_sample)
 
-    moments = (needs & GRADIENT_STATISTICS) - KRONECKER | ({"kfac_out"} if kfac else set())
+    moments = (needs & LOSS_STATISTICS) - KRONECKER | ({"kfac_out"} if kfac else set())
     if by_batch := {name for name in moments if name.startswith("fisher") and fisher == "batch"}:
         _add(stats, sample_means(gradients(per_sample=False), by_batch))
     if moments - by_batch:
@@ -152,8 +161,8 @@ def _add(stats: dict[str, LayerStats], found: dict[str, dict[str, Tensor]]) -> N
 def _check_options(
     needs: set[str], task_loss: Callable | None, fisher: str, kronecker: str, iterations: int, dtype
 ) -> None:
-    if needs & GRADIENT_STATISTICS and task_loss is None:
-        wanted = sorted(needs & GRADIENT_STATISTICS)[0]
+    if needs & LOSS_STATISTICS and task_loss is None:
+        wanted = sorted(needs & LOSS_STATISTICS)[0]
         raise ValueError(f"the statistic {wanted!r} needs task_loss(model, batch): pass it to stats.collect")
     for option, value, known in (
         ("fisher", fisher, ("sample", "batch")),

@@ -16,6 +16,7 @@ from prehab_lib.dense import fill_dense
 from prehab_lib.factors import LowRankLinear
 from prehab_lib.folders import DESCRIPTION, check_target, files_in, left_at, replacing
 from prehab_lib.models import build, recipe_of
+from prehab_lib.packing import PackedLinear, Packing
 from prehab_lib.rewrite import rewrites_between
 from prehab_lib.tensor_files import WEIGHTS
 
@@ -51,13 +52,14 @@ def save(
     if merged:
         model = fill_dense(_skeleton(recipe), source)
     ranks = {name: module.rank for name, module in model.named_modules() if isinstance(module, LowRankLinear)}
+    packed = {name: module.packing.json() for name, module in model.named_modules() if isinstance(module, PackedLinear)}
     skeleton = _skeleton(recipe)
     rewrites = rewrites_between(skeleton, model)
     computed = dict(skeleton.named_buffers())
-    _check_rebuild(model, skeleton, rewrites, ranks)
+    _check_rebuild(model, skeleton, rewrites, ranks, packed)
     tensors, tied = _tensors(model)
     description = {"format": FORMAT, "recipe": recipe, "rewrites": rewrites, "ranks": ranks, "tied": tied}
-    description |= {"about": about}
+    description |= {"packed": packed, "about": about}
     beside = {}
     if known := pretrained.family_of(recipe) is not None:
         stored = set(model.state_dict())
@@ -71,13 +73,14 @@ def save(
         with replacing(folder) as part:
             tensor_files.write(tensors, part, limit)
             if known:
-                pretrained.configuration(model, recipe, ranks, rewrites, rounded).save_pretrained(part)
+                pretrained.configuration(model, recipe, ranks, rewrites, rounded, packed).save_pretrained(part)
                 if settings is not None:
                     settings.save_pretrained(part)
                 if beside and not merged:
                     tensor_files.write_file(beside, part / BUFFERS)
-                if ranks or merged:
-                    told = card.text(source, pretrained.auto_class(recipe), merged, about)
+                if ranks or packed or merged:
+                    stored = {"matrices in 8 bits": len(packed)} if packed else {}
+                    told = card.text(source, pretrained.auto_class(recipe), merged, about | stored)
                     (part / "README.md").write_text(told, encoding="utf-8")
             if tokenizer is not None:
                 tokenizer.save_pretrained(part)
@@ -116,6 +119,8 @@ def load(folder: str | os.PathLike) -> nn.Module:
     for copy, original in description["tied"].items():
         parent, _, leaf = copy.rpartition(".")
         setattr(model.get_submodule(parent), leaf, _get(model, original))
+    for name, packing in description.get("packed", {}).items():
+        model.get_submodule(name).packing = Packing(**packing)  # with the dtype it had
     pretrained.restore(model, folder)
     return model.eval()
 
@@ -135,11 +140,11 @@ def _skeleton(recipe: dict) -> nn.Module:
 def _empty(description: dict) -> nn.Module:
     """The skeleton of what was saved, its layers swapped."""
     recipe, ranks, rewrites = description["recipe"], description["ranks"], description.get("rewrites", [])
-    rounded = description.get("rounded", [])
-    if pretrained.family_of(recipe) and (ranks or rewrites or rounded):
-        return pretrained.empty(recipe, ranks, rewrites, rounded)
+    rounded, packed = description.get("rounded", []), description.get("packed", {})
+    if pretrained.family_of(recipe) and (ranks or rewrites or rounded or packed):
+        return pretrained.empty(recipe, ranks, rewrites, rounded, packed)
     skeleton = build(recipe) if description.get("buffers") == "computed" else _skeleton(recipe)
-    pretrained.reshape(skeleton, rewrites, ranks)
+    pretrained.reshape(skeleton, rewrites, ranks, packed)
     return skeleton
 
 
@@ -162,9 +167,11 @@ def _tensors(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
     return tensors, tied
 
 
-def _check_rebuild(model: nn.Module, skeleton: nn.Module, rewrites: list[str], ranks: dict[str, int]) -> None:
+def _check_rebuild(
+    model: nn.Module, skeleton: nn.Module, rewrites: list[str], ranks: dict[str, int], packed: dict[str, dict]
+) -> None:
     """The skeleton must come to print as the model does: same modules, shapes, activations, constants."""
-    pretrained.reshape(skeleton, rewrites, ranks)
+    pretrained.reshape(skeleton, rewrites, ranks, packed)
     if str(skeleton) != str(model):
         ours, theirs = str(skeleton).splitlines(), str(model).splitlines()
         first = next((pair for pair in zip(ours, theirs, strict=False) if pair[0] != pair[1]), (ours[-1], theirs[-1]))
@@ -189,7 +196,7 @@ def _read_description(folder: Path) -> dict:
         missing = {"format", "recipe", "ranks", "tied"} - set(description)
     except (json.JSONDecodeError, UnicodeDecodeError, TypeError) as problem:
         raise ValueError(f"{path} is damaged: {problem}") from problem
-    shapes = {"recipe": dict, "rewrites": list, "ranks": dict, "tied": dict}
+    shapes = {"recipe": dict, "rewrites": list, "ranks": dict, "packed": dict, "tied": dict}
     missing |= {name for name, kind in shapes.items() if not isinstance(description.get(name, kind()), kind)}
     if missing or description["format"] != FORMAT:
         raise ValueError(f"{path} is of another format than this version writes ({FORMAT}): save the model again")

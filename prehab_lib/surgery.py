@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
-from prehab_lib.allocation import ALLOCATIONS, allocation_named
+from prehab_lib.allocation import allocation_named
 from prehab_lib.budget import check_removed
 from prehab_lib.factors import LowRankLinear
 from prehab_lib.layers import linear_layers, replace_module
@@ -71,13 +71,8 @@ def compress(
     decomposition of other weights, or factors that are not finite (naming the layer).
     """
     chosen = method_named(method)
-    if chosen.recovery is not None and chosen.recovery not in RECOVERIES:
-        raise ValueError(f"recovery = {chosen.recovery!r} is not known: choose one of {', '.join(RECOVERIES)}")
     check_removed(removed)
-    allocate, given = (
-        allocation_named(chosen.allocation),
-        dict(task_loss=task_loss, batches=batches, validation=validation),
-    )
+    given = dict(task_loss=task_loss, batches=batches, validation=validation)
     check_arguments(chosen, given)
     names = next((list(some) for some in (layers, decompositions, stats) if some is not None), None)
     modules = linear_layers(model, names)
@@ -86,7 +81,7 @@ def compress(
         decompositions = decompose_lazily(model, stats, chosen.weighting, modules)
     else:
         _check_decompositions(decompositions, modules)
-    ranks = allocate(
+    ranks = allocation_named(chosen.allocation)(
         {name: decompositions[name] for name in modules},
         removed,
         model=model,
@@ -106,7 +101,8 @@ def compress(
     if chosen.recovery is not None:
         try:
             cut = {name: decompositions[name] for name in new}
-            RECOVERIES[chosen.recovery](model, decompositions=cut, stats=stats, **given)
+            more = dict(stats=stats, weighting=chosen.weighting, **given, **chosen.recovery_options)
+            RECOVERIES[chosen.recovery](model, decompositions=cut, **more)
         except BaseException:
             for name in new:
                 replace_module(model, name, modules[name])
@@ -115,11 +111,15 @@ def compress(
 
 
 def check_arguments(method: Method, given: dict) -> None:
-    """Raises ValueError naming an argument the method's allocation or recovery will ask for: before hours of work, not after."""
-    table = ALLOCATIONS[method.allocation], RECOVERIES.get(method.recovery)
-    for step in table:
+    """Raises ValueError naming an unknown allocation or recovery, or an argument it will ask for: before hours of work, not after."""
+    steps = [(allocation_named(method.allocation), method.options)]
+    if method.recovery is not None:
+        if method.recovery not in RECOVERIES:
+            raise ValueError(f"recovery = {method.recovery!r} is not known: choose one of {', '.join(RECOVERIES)}")
+        steps.append((RECOVERIES[method.recovery], method.recovery_options))
+    for step, options in steps:
         if hasattr(step, "check_arguments"):
-            step.check_arguments(**given, **(method.options if step is table[0] else {}))
+            step.check_arguments(**given, **options)
 
 
 def weights_of(module: nn.Module) -> int:

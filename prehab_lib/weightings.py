@@ -91,6 +91,18 @@ def gram(stats: LayerStats) -> Weighting:
     return Weighting(right=stats.gram_root())
 
 
+def gram_logit(stats: LayerStats, ridge: float = 1e-3) -> Weighting:
+    """IO-SVD's ruler: tr(C_o E G Eᵀ) = ‖L_oᵀ E L‖_F², the squared error of the output as the logits feel it, E = W − Ŵ.
+
+    Source: arXiv 2605.15626.  stats.gram = G (n, n), stats.logit_gram (m, m).  C_o is that matrix plus `ridge` times its mean
+    eigenvalue on the diagonal, as the paper damps it: where the logits feel nothing an output must not grow without bound.
+    The authors' value is not known.
+    """
+    C = on_factor_device(stats.need("logit_gram", "IO-SVD's ruler"))
+    damped = C + ridge * C.diagonal().mean() * torch.eye(len(C), dtype=C.dtype, device=C.device)
+    return Weighting(left=invertible_root(damped).T, right=stats.gram_root())
+
+
 WEIGHTINGS: dict[str, Callable[..., Weighting]] = {
     "identity": identity,
     "fisher": fisher,
@@ -100,6 +112,7 @@ WEIGHTINGS: dict[str, Callable[..., Weighting]] = {
     "activation": activation,
     "activation_max": activation_max,
     "gram": gram,
+    "gram_logit": gram_logit,
 }
 
 

@@ -3,6 +3,7 @@
 import torch
 from torch import nn
 
+from prehab_lib.factors import Factors, LowRankLinear
 from prehab_lib.stats import LayerStats
 
 
@@ -30,6 +31,7 @@ def layer(
         fisher_out=squares.sum(1),
         kron_in=(X * D.square().sum(1, keepdim=True)).T @ X / rows,
         kron_out=(D * X.square().sum(1, keepdim=True)).T @ D / rows,
+        logit_gram=D.T @ D / rows,
         tokens=rows,
     )
     return W, stats, X
@@ -44,7 +46,15 @@ def permuted(stats: LayerStats, order: torch.Tensor) -> LayerStats:
     """Statistics of the layer whose inputs come in another order."""
     by_input = {name: getattr(stats, name)[order] for name in ("mean_abs", "max_abs", "fisher_in")}
     square = {name: getattr(stats, name)[order][:, order] for name in ("gram", "kron_in")}
-    return LayerStats(**by_input, **square, fisher_out=stats.fisher_out, kron_out=stats.kron_out)
+    by_output = {name: getattr(stats, name) for name in ("fisher_out", "kron_out", "logit_gram")}
+    return LayerStats(**by_input, **square, **by_output)
+
+
+def random_factors(m, n, rank, seed=0, bias=True, dtype=torch.float32) -> LowRankLinear:
+    """A low-rank layer (m, n) whose factors are standard normal."""
+    generator = torch.Generator().manual_seed(seed)
+    U, V = (torch.randn(shape, generator=generator).to(dtype) for shape in ((m, rank), (rank, n)))
+    return LowRankLinear.from_factors(Factors(U, V), torch.randn(m, generator=generator).to(dtype) if bias else None)
 
 
 class Toy(nn.Module):

@@ -61,7 +61,7 @@ def everything(weighting: str = "gram") -> dict:
     """decompositions, model, stats, task_loss, batches, validation: as keyword arguments of an allocation."""
     model, batches = trained(), stack_batches()
     names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    stats = collect(model, batches, names, needs={"gram", "influence"})
+    stats = collect(model, batches, names, needs={"gram", "influence", "grad"}, task_loss=classification_loss)
     return {
         "decompositions": decompose_all(model, stats, weighting, names),
         "model": model,

@@ -1,6 +1,7 @@
 """Contract of every allocation: whoever adds one to `ALLOCATIONS` inherits these tests."""
 
 import inspect
+from functools import partial
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from tests.stack import bits, everything, spectrum, untouched
 
 every_allocation = pytest.mark.parametrize("allocation", ALLOCATIONS)
 BUDGETS = [0.03, 0.2, 0.25, 0.4, 0.5, 0.6, 0.75, 0.8, 0.9, 0.93, 0.99]
+ONE_BUDGET = ("zero_sum", "greedy")  # spent over all layers together; refused where it cannot be met
 
 
 @pytest.fixture(scope="module")
@@ -22,9 +24,19 @@ def given():
     return everything()
 
 
+@pytest.fixture(autouse=True)
+def few_steps(monkeypatch):
+    """Ranks are learned in a few steps here: nothing in this contract depends on their number."""
+    monkeypatch.setitem(ALLOCATIONS, "learned", partial(ALLOCATIONS["learned"], steps=4))
+
+
 @every_allocation
 @pytest.mark.parametrize("removed", BUDGETS)
 def test_ranks_fit_their_layers_and_the_budget(allocation, removed, given):
+    if removed > 0.9268 and allocation in ONE_BUDGET:  # rank 1 everywhere saves 5628 of 6072
+        with pytest.raises(ValueError, match="the nearest reachable is removed = 0.9268"):
+            ALLOCATIONS[allocation](removed=removed, **given)
+        return
     ranks = ALLOCATIONS[allocation](removed=removed, **given)
     assert list(ranks) == list(given["decompositions"]) and ranks["gate"] is None
     shapes = {name: shape_of(found) for name, found in given["decompositions"].items() if name != "gate"}
@@ -60,8 +72,9 @@ def test_bad_removed_is_refused(allocation, removed, given):
         ALLOCATIONS[allocation](removed=removed, **given)
 
 
-@every_allocation
+@pytest.mark.parametrize("allocation", [name for name in ALLOCATIONS if name not in ONE_BUDGET])
 def test_equal_layers_get_equal_ranks(allocation, given):
+    """But for a walk, which stops in the middle of equals once its budget is met."""
     one = given["decompositions"]["blocks.0.up"]
     stats = given["stats"]["blocks.0.up"]
     names = [name for name in given["decompositions"] if name.endswith(".up")]

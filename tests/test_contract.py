@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+from functools import partial
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from prehab_lib.weightings import WEIGHTINGS, decompose, decompose_all, error
 from tests.helpers import layer, scaled, toy_batches
 
 EVERY_NEED = set(KNOWN)
+ONE_BUDGET = ("zero_sum", "greedy")  # spent over all layers together; refused where it cannot be met
 
 
 class Net(nn.Module):
@@ -45,6 +47,12 @@ def net():
     return model, batches, stats, cuts
 
 
+@pytest.fixture(autouse=True)
+def few_steps(monkeypatch):
+    """Ranks are learned in a few steps here: nothing in this contract depends on their number."""
+    monkeypatch.setitem(ALLOCATIONS, "learned", partial(ALLOCATIONS["learned"], steps=4))
+
+
 def given(batches):
     return dict(task_loss=classification_loss, batches=batches[:2], validation=batches[2:3])
 
@@ -57,7 +65,12 @@ every_point = pytest.mark.parametrize(("ruler", "allocation"), [*itertools.produ
 def test_the_budget_is_kept_as_recounted_from_the_modules(net, ruler, allocation, removed):
     model, batches, stats, cuts = net
     cut = copy.deepcopy(model)
-    report = compress(cut, Method(ruler, allocation), removed, stats, decompositions=cuts[ruler], **given(batches))
+    arguments = (cut, Method(ruler, allocation), removed, stats)
+    if removed == 0.9 and allocation in ONE_BUDGET:  # rank 1 everywhere saves 1280 of 1500
+        with pytest.raises(ValueError, match="the nearest reachable is removed = 0.8533"):
+            compress(*arguments, decompositions=cuts[ruler], **given(batches))
+        return
+    report = compress(*arguments, decompositions=cuts[ruler], **given(batches))
     spared, over = 0.0, []
     for name, rank in report.ranks.items():
         module, dense = cut.get_submodule(name), model.get_submodule(name)
@@ -124,7 +137,7 @@ def test_which_ranks_depend_on_the_scale_of_the_statistics(allocation):
     model, batches = Net(n=24, hidden=48), toy_batches(4, 80, n=24)
     with torch.no_grad():
         model.blocks[2][0].weight.mul_(20)
-    stats = collect(model, batches, needs={"gram", "influence"})
+    stats = collect(model, batches, needs={"gram", "influence", "grad"}, task_loss=classification_loss)
     fainter = {name: scaled(s, 1e-12) for name, s in stats.items()}
     for name, s in fainter.items():
         s.influence, s.tokens = stats[name].influence, stats[name].tokens
@@ -136,7 +149,7 @@ def test_which_ranks_depend_on_the_scale_of_the_statistics(allocation):
         [allocate(c, removed, model=model, stats=s, **given(batches)) for removed in (0.3, 0.5, 0.7)]
         for c, s in ((cuts, stats), (again, fainter))
     ]
-    assert (plans[0] == plans[1]) == (allocation in ("uniform", "sensitivity"))
+    assert (plans[0] == plans[1]) == (allocation not in ("grouped", "importance"))
 
 
 # Cross-equalities (digest, section 9)
@@ -195,6 +208,7 @@ def test_the_rulers_measure_what_their_papers_print():
     E = W - decompose(W, None, "identity").truncate(4).dense()
     A, B, n, m = stats.kron_in, stats.kron_out, 10, 14
     vec = E.T.reshape(n * m)  # column-major
+    C = stats.logit_gram + 1e-3 * stats.logit_gram.trace() / m * torch.eye(m)
     printed = {
         "identity": E.square().sum(),
         "fisher": (stats.fisher_in * E.square()).sum(),
@@ -204,6 +218,7 @@ def test_the_rulers_measure_what_their_papers_print():
         "activation": (E * stats.mean_abs.sqrt()).square().sum(),
         "activation_max": (E * stats.max_abs.sqrt()).square().sum(),
         "gram": (X @ E.T).square().sum() / len(X),
+        "gram_logit": (C @ E @ stats.gram @ E.T).trace(),
     }
     assert printed.keys() == WEIGHTINGS.keys()
     for ruler, value in printed.items():
@@ -236,7 +251,7 @@ def test_troubled_inputs_stay_optimal(ruler, trouble):
         means = dict(gram=X.T @ X / 400, mean_abs=X.abs().mean(0), max_abs=X.abs().amax(0))
         means |= dict(fisher_in=squares.sum(0), fisher_out=squares.sum(1))
         means |= dict(kron_in=(X * D.square().sum(1, keepdim=True)).T @ X / 400)
-        means |= dict(kron_out=(D * X.square().sum(1, keepdim=True)).T @ D / 400)
+        means |= dict(kron_out=(D * X.square().sum(1, keepdim=True)).T @ D / 400, logit_gram=D.T @ D / 400)
         return LayerStats(**{name: value.double() for name, value in means.items()})
 
     W = torch.randn(16, 20, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
