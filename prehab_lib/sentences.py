@@ -131,7 +131,7 @@ def prose_task(
     tokenizer = prose_tokenizer() if tokenizer is None else tokenizer
     max_length = _length(max_length, 48, tokenizer)
     where = f"held-out modules of the standard library (checksum {prose.checksum()})"
-    recipe = dict(lr=task.lr, steps=task.steps, warmup=0.3)
+    recipe = dict(lr=task.lr, steps=task.steps, beta2=task.beta2, warmup=0.3)
     chosen_on, setting = parts["validation"], (tokenizer, batch, max_length)
     return _task(name, task, parts["train"], chosen_on, scored, {name: whole}, where, setting, recipe)
 

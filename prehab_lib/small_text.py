@@ -90,7 +90,7 @@ def small_bert(
         half = width // heads * (heads // 2)
         for layer in model.bert.encoder.layer:
             query, key = layer.attention.self.query.weight, layer.attention.self.key.weight
-            key[:half] = query[:half].mul_(1.5)  # sharp enough to tell words apart
+            key[:half] = query[:half].mul_(1.2)  # sharp enough to tell words apart
         place = model.bert.embeddings.position_embeddings.weight  # (positions, width)
         angle = torch.arange(positions)[:, None] * 10000 ** (-torch.arange(0, width, 2) / width)  # (positions, width/2)
         place.copy_(torch.stack([angle.sin(), angle.cos()], dim=2).flatten(1) * width**-0.5)

@@ -103,7 +103,7 @@ def test_the_same_seed_gives_the_same_bits_and_an_earlier_model_is_replaced(base
 
 
 def test_a_method_that_needs_gradients_and_one_that_searches(base, text, tmp_path, capsys):
-    for method in ("fwsvd", "asvd"):
+    for method in ("fwsvd", "asvd", "zs_svd_corrected", "io_svd"):
         assert main(words(base, text, tmp_path / method, "--method", method)) == 0
         assert any(isinstance(module, LowRankLinear) for module in load(tmp_path / method).modules())
     assert "fisher_in of 7 layers" in capsys.readouterr().out

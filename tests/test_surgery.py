@@ -39,7 +39,8 @@ def test_what_is_removed_is_recounted_from_the_modules(method, removed, toy):
     report = shrink(model, method, removed, toy)
     after = sum(weights_of(model.get_submodule(name)) for name in LAYERS)
     assert report.achieved == pytest.approx(1 - after / before)
-    assert report.achieved >= removed or report.at_floor or report.kept_dense
+    # The walks of Zero Sum SVD round their budget down to whole weights.
+    assert report.achieved > removed - 1 / before or report.at_floor or report.kept_dense
     assert report.parameters == sum(p.numel() for p in model.parameters()) == dense - before + after
     assert report.bytes == 4 * report.parameters
     assert all(isinstance(model.get_submodule(name), LowRankLinear) for name, rank in report.ranks.items() if rank)
