@@ -85,6 +85,7 @@ NEEDS = {
         "lab": ["wikitext-2-raw-v1", "c4", "alpaca"],
         "paper": ["wikitext-2-raw-v1", "c4", "alpaca-cleaned"],
     },
+    "07_adaptive_rank": {"lab": ["wikitext-2-raw-v1", "c4"]},
 }
 
 

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import datasets
 import pytest
 import torch
@@ -174,3 +176,8 @@ def test_of_a_huge_set_one_file_is_fetched(monkeypatch):
 def test_every_data_set_that_a_notebook_needs_is_known():
     named = {name for profiles in data.NEEDS.values() for names in profiles.values() for name in names}
     assert named <= set(data.DATASETS) and {"wikitext-2-raw-v1", "c4", "alpaca"} <= named
+
+
+def test_every_notebook_says_what_data_it_needs():
+    notebooks = Path(__file__).resolve().parents[1] / "notebooks"
+    assert set(data.NEEDS) == {path.stem for path in notebooks.glob("[0-9][0-9]_*.ipynb")}
