@@ -110,7 +110,8 @@ def _estimate(config, device: str, a) -> None:
     from prehab_lib.methods import method_named
     from prehab_lib.preflight import estimate
 
-    if not method_named(a.method).needs <= {"gram", "influence", "mean_abs"}:
+    chosen = method_named(a.method)
+    if chosen.allocation == "learned" or not chosen.needs <= {"gram", "influence", "mean_abs"}:
         return
     dtype = compress_input.dtype_of(config, a.dtype)
     sizes = dict(batch=a.batch, window=a.window, samples=a.samples, steps=a.steps, removed=a.removed, dtype=dtype)

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from prehab_lib.components import whole
 from prehab_lib.decomposition import Decomposition
 from prehab_lib.dense import dense_weight
 from prehab_lib.factors import Factors, LowRankLinear
@@ -13,6 +14,7 @@ from prehab_lib.fisher import sample_means
 from prehab_lib.gradients import GradientPass
 from prehab_lib.inputs import check_whole
 from prehab_lib.layers import replace_module
+from prehab_lib.packing import refuse_packed
 from prehab_lib.progress import progress
 from prehab_lib.roots import on_factor_device
 from prehab_lib.stats import LayerStats
@@ -42,7 +44,8 @@ def projected_gradient(
 
     gradients: into so many groups `batches` are divided, each of which gives one gradient.
 
-    Cost: a forward and backward pass of every batch, and one more decomposition a layer.  Memory: W' of every low-rank layer beside the factors, and `gradients` matrices (m, n) of each
+    Cost: a forward and backward pass of every batch, and one more decomposition a layer (two where the first did not stay on
+    its shelf, see `lazy`).  Memory: W' of every low-rank layer beside the factors, and `gradients` matrices (m, n) of each
     layer in float64.
 
     Source: Zero Sum SVD (arXiv 2602.02848), correction; several gradients as in its code.
@@ -53,11 +56,11 @@ def projected_gradient(
     found = product_gradients(model, layers, batches, task_loss, gradients)
     new: dict[str, Factors] = {}
     for name, layer in progress(layers.items(), "correction"):
-        W_k, cut = product(layer), decompositions[name]
+        W_k, cut = product(layer), whole(decompositions[name])
         step = restoring_step(cut.left.to(W_k) @ cut.right.to(W_k) - W_k, found.pop(name))
         if step.any():
-            whole = decompose(W_k + step, (stats or {}).get(name), weighting, dtype=W_k.dtype)
-            new[name] = _stored(name, whole.truncate(layer.rank).balanced(), layer)
+            corrected = decompose(W_k + step, (stats or {}).get(name), weighting, dtype=W_k.dtype)
+            new[name] = _stored(name, corrected.truncate(layer.rank).balanced(), layer)
     with torch.no_grad():
         for name, factors in new.items():
             layers[name].U.weight.copy_(factors.U)
@@ -111,9 +114,14 @@ def product_gradients(
 
 
 def low_rank_layers(model: nn.Module, names: Iterable[str]) -> dict[str, LowRankLinear]:
-    """Those of `names` that are low-rank layers of the model; dense ones are left out."""
+    """Those of `names` that are low-rank layers of the model; dense ones are left out.
+
+    Raises ValueError for one in 8 bits, which nothing could be written to.
+    """
     modules = {name: model.get_submodule(name) for name in names}
-    return {name: module for name, module in modules.items() if isinstance(module, LowRankLinear)}
+    found = {name: module for name, module in modules.items() if isinstance(module, LowRankLinear)}
+    refuse_packed(found, "correct")
+    return found
 
 
 def product(layer: LowRankLinear) -> Tensor:

@@ -97,7 +97,7 @@ class Gates:
             raise ValueError(f"start lacks layer {missing[0]!r}: give a rank, or None for dense, for every layer")
         ranks = [terms.full if start[name] is None else start[name] for name, terms in self.terms.items()]
         for name, rank in zip(self.terms, ranks, strict=True):
-            if not 1 <= rank <= self.terms[name].full:
+            if isinstance(rank, bool) or not isinstance(rank, int) or not 1 <= rank <= self.terms[name].full:
                 raise ValueError(f"start has rank {rank} for {name!r}: it allows 1 to {self.terms[name].full}")
         return torch.tensor(ranks, dtype=torch.float64)
 
@@ -153,7 +153,8 @@ def learn(
     """Lower e^loss + λ |R(γ) − R_target| + Σ relu(−γ)² + relu(γ − min(m, n))² by Adam on γ alone, and round.
 
     in_place: () -> context in which the model's layers look at `gates`.  One batch a step, again and again, in eval mode.
-    The weights are frozen meanwhile.  Raises ValueError for a loss that is not finite (naming the step) and for no batch.
+    The weights are frozen meanwhile.  Raises ValueError for a loss that is not finite (naming the step) or
+    has no gradient, and for no batch.
     """
     optimizer = torch.optim.Adam([gates.shares], lr=settings.lr)
     stream, rows = endless(batches), []
@@ -169,10 +170,11 @@ def learn(
             lam = 3 * _exp(value) if lam is None else lam
             price = lam * (kept - target).abs() + gates.outside()
             (gradient,) = torch.autograd.grad(price, gates.shares)
-            if loss.requires_grad:
-                # e^loss is differentiated by hand: no large number travels through the model, in any precision.
-                (slope,) = torch.autograd.grad(loss, gates.shares, allow_unused=True)
-                gradient = gradient if slope is None else gradient + _exp(value) * slope
+            # e^loss is differentiated by hand: no large number travels through the model, in any precision.
+            slope = torch.autograd.grad(loss, gates.shares, allow_unused=True)[0] if loss.requires_grad else None
+            if slope is None:
+                raise ValueError(f"task_loss of {what} does not depend on the layers' gates: it has no gradient")
+            gradient = gradient + _exp(value) * slope
             if not torch.isfinite(gradient).all():
                 raise ValueError(f"the gradient of γ is not finite at step {step} of {what}: look at the precision")
             gates.shares.grad = gradient

@@ -3,7 +3,7 @@
 import inspect
 import math
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from numbers import Real
 
 TOKENS_EACH = 10  # for every number a least-squares problem fits; fewer leave its small directions to chance
@@ -25,7 +25,11 @@ def check_positive(**given) -> None:
 
 def check_options(name: str, options: Mapping, function: Callable) -> None:
     """Raises ValueError where `options`, a setting called `name`, has an entry that `function` takes no argument for."""
-    known = list(inspect.signature(function).parameters)
+    check_settings(name, options, inspect.signature(function).parameters)
+
+
+def check_settings(name: str, options: Mapping, known: Iterable[str]) -> None:
+    """Raises ValueError where `options`, a setting called `name`, has an entry that is not among the known ones."""
     if unknown := [key for key in options if key not in known]:
         raise ValueError(f"{name} has an unknown entry {unknown[0]!r}: choose from {', '.join(known)}")
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from prehab_lib.decomposition import Decomposition
 from prehab_lib.factors import LowRankLinear
 from prehab_lib.gates import Gates, Learned, Settings, learn
+from prehab_lib.inputs import check_options
 from prehab_lib.layers import linear_layers, replace_module
 from prehab_lib.lazy import LazyDecomposition
 from prehab_lib.ranks import shape_of
@@ -64,6 +65,7 @@ def learned(decompositions: Mapping[str, Decomposition], removed: float, **given
 
 
 def _check_arguments(task_loss=None, batches=None, validation=None, start=None, **settings) -> None:
+    check_options("options", settings, Settings)
     Settings(**settings)
     check_given("allocation 'learned'", task_loss=task_loss, batches=batches)
 

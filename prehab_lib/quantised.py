@@ -56,7 +56,7 @@ def quantise(model: nn.Module, layout: str = "int8", layers: Iterable[str] | Non
             for side in "UV":
                 new[f"{name}.{side}"] = _pack(f"{name}.{side}", getattr(module, side), _axis(side), entries=entries)
         else:
-            new[name] = _pack(name, module, "rows")
+            new[name] = _pack(name, module, _axis_of(model, name))
     return _put(model, new)
 
 
@@ -74,7 +74,7 @@ def quantise_by_loss(model: nn.Module, stats: Mapping[str, LayerStats], budget: 
     theirs), a missing gradient, and as `quantise` does; the model is then as it was.
     """
     check_whole(1, budget=budget)
-    modules = linear_layers(model, list(stats))
+    modules = linear_layers(model, sorted(stats))  # equals go in the order of names
     axes = {name: _axis_of(model, name) for name in modules}
     changes, saved, total = [], [], 0
     for name, module in modules.items():
@@ -110,9 +110,15 @@ def stored_bytes(module: nn.Module) -> int:
 
 
 def file_bytes(folder: str | os.PathLike) -> tuple[int, int]:
-    """(bytes of tensors, bytes of headers) in the safetensors files of a folder, read off the files themselves."""
+    """(bytes of tensors, bytes of headers) in the safetensors files of a folder, read off the files themselves.
+
+    Raises FileNotFoundError where there is none.
+    """
     tensors, headers = 0, 0
-    for path in Path(folder).glob("*.safetensors"):
+    paths = sorted(Path(folder).glob("*.safetensors"))
+    if not paths:
+        raise FileNotFoundError(f"{folder} holds no safetensors file: give a folder that surgery.save wrote")
+    for path in paths:
         with path.open("rb") as file:
             header = 8 + int.from_bytes(file.read(8), "little")
         headers += header

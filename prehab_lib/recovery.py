@@ -8,10 +8,12 @@ from torch import Tensor, nn
 
 from prehab_lib.activations import input_statistics, version_of
 from prehab_lib.batches import device_of, forward, mode, move
+from prehab_lib.components import whole
 from prehab_lib.correction import projected_gradient
 from prehab_lib.decomposition import Decomposition
 from prehab_lib.factors import LowRankLinear
 from prehab_lib.inputs import warn_if_few_tokens
+from prehab_lib.packing import refuse_packed
 from prehab_lib.progress import progress
 from prehab_lib.refit import refit
 from prehab_lib.roots import on_factor_device
@@ -48,6 +50,7 @@ def closed_form(
     _check_arguments(batches)
     found = {name: module for name, module in model.named_modules() if isinstance(module, LowRankLinear)}
     layers = {name: module for name, module in found.items() if name in decompositions}
+    refuse_packed(layers, "refit")
     before = {name: layer.U.weight.clone() for name, layer in layers.items()}
     tokens = {}
     try:
@@ -74,6 +77,7 @@ closed_form.check_arguments = _check_arguments  # for callers that want to know 
 
 def _update(name: str, layer: LowRankLinear, decomposition: Decomposition, gram: Tensor) -> None:
     U, V = on_factor_device(layer.U.weight), on_factor_device(layer.V.weight)
+    decomposition = whole(decomposition)
     W = decomposition.left.to(U) @ decomposition.right.to(U)
     new = refit(W, U, V, gram).to(layer.U.weight)
     if not torch.isfinite(new).all():

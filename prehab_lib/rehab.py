@@ -11,7 +11,7 @@ from prehab_lib.batches import device_of, endless, mode, move
 from prehab_lib.best import Best
 from prehab_lib.factors import LowRankLinear
 from prehab_lib.inputs import check_positive, check_whole
-from prehab_lib.packing import PackedLinear
+from prehab_lib.packing import refuse_packed
 from prehab_lib.precision import check_compute, forward_precision, master_weights
 from prehab_lib.prehab import History
 from prehab_lib.progress import progress
@@ -68,8 +68,7 @@ def rehab(
     low_rank = [name for name, module in model.named_modules() if isinstance(module, LowRankLinear)]
     if not low_rank:
         raise ValueError("rehab needs a compressed model: no low-rank layer was found, run surgery.compress first")
-    if packed := [name for name in low_rank if isinstance(model.get_submodule(name).U, PackedLinear)]:
-        raise ValueError(f"layer {packed[0]!r} is in 8 bits, which nothing can train: rehab first, quantise afterwards")
+    refuse_packed({name: model.get_submodule(name) for name in low_rank}, "rehab")
     check_compute(model, None)
     precise = forward_precision(model, None)
     factors = [f"{name}.{side}.weight" for name in low_rank for side in "UV"]

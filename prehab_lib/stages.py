@@ -35,7 +35,8 @@ def compress_in_stages(
     Each stage goes from full rank to the whole target `removed`: this is no gradual schedule.  After every stage but the
     last, each low-rank layer becomes dense again with the weight W' + ΔW' (m, n): W' = U V is what was kept and ΔW' the
     smallest step that restores, to first order of the loss, what was lost of the *original* W (`correction.restoring_step`).
-    Layers that the stage left dense have their original weight.  Then statistics are collected on this model, and
+    A layer that a stage leaves dense keeps the weight it has then: the original one, or a corrected one where an earlier stage
+    had cut it.  Then statistics are collected on this model, and
     everything is decomposed, planned and cut anew.  So the inputs that a stage whitens by are those that reach a layer
     through the others' truncation.  The recovery of `method` runs once, after the last stage.
 

@@ -35,6 +35,8 @@ class Tail:
     multiples of it.  equal_total: scale the weights so that Σ λ_ℓ is what the same λ spread over *all* layers sums to; else a
     planned layer of weight 1 gets what uniform λ would give it.
 
+    Memory: beside the roots one Q (m, k) of every planned layer; each refresh makes one decomposition a layer.
+
     On small examples the size of λ decided everything, with optima of 10 to 100 (the paper's λ belongs to another
     penalty); weights and ascent changed little, in either direction.  So uniform weights are the default.
     """
@@ -207,8 +209,9 @@ def inverse_curvature(stats: Mapping[str, LayerStats], floor: float = 1e-6) -> d
     f is the mean square of the entries of G L⁻ᵀ, the task gradient in whitened coordinates, with G = stats.grad (m, n) and
     the Gram's eigenvalues raised to `floor` times their mean; within a tenth and ten times their mean f̄ over layers.  A rough
     proxy of curvature: G is a mean over samples, which is small where training has ended.
-    Raises ValueError where the statistics "gram" or "grad" were not collected.
+    Raises ValueError where the statistics "gram" or "grad" were not collected, or floor is not above 0.
     """
+    check_positive(floor=floor)
     f = {}
     for name, found in stats.items():
         G, L = found.need("grad", "inverse_curvature"), found.gram_root(floor)

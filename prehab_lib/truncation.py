@@ -47,10 +47,11 @@ class GatedProduct(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, A: Tensor, T: Tensor, limit: float) -> Tensor:
-        U, sigma, Vh = torch.linalg.svd(A, full_matrices=False)
-        ctx.save_for_backward(U, sigma, Vh, T)
         ctx.limit = limit
-        return (U * (sigma * T)) @ Vh
+        with torch.autocast(A.device.type, enabled=False):  # in the precision of A, whatever surrounds it
+            U, sigma, Vh = torch.linalg.svd(A, full_matrices=False)
+            ctx.save_for_backward(U, sigma, Vh, T)
+            return (U * (sigma * T)) @ Vh
 
     @staticmethod
     @once_differentiable

@@ -67,6 +67,8 @@ def tail_of(name: str, terms: Terms, changes: Mapping, sigma: Mapping | None, ru
     """The layer under a rule.  Raises ValueError naming it where changes are missing, too few, or not finite."""
     if name not in changes:
         raise ValueError(f"changes lack layer {name!r}: take them from components.loss_changes")
+    if sigma is not None and name not in sigma:
+        raise ValueError(f"sigma lacks layer {name!r}: take it from its decomposition")
     change = torch.as_tensor(changes[name], dtype=torch.float64)
     score = rule.score(change, None if sigma is None else sigma[name])
     for found in (change, score):

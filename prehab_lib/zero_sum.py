@@ -15,6 +15,7 @@ from prehab_lib.accounting import ACCOUNTINGS, budget_for, check_floor
 from prehab_lib.budget import check_removed
 from prehab_lib.components import loss_changes, ordered
 from prehab_lib.decomposition import Decomposition
+from prehab_lib.inputs import check_settings
 from prehab_lib.ranks import shape_of
 from prehab_lib.stats import LayerStats
 from prehab_lib.walk_order import RULES, Step, tail_of, walk
@@ -161,6 +162,9 @@ def zero_sum(
     is an error, while allocations that give each layer its own share fall back to rank 1.  A rule that reorders
     components needs decompositions in that order: those of `plan`, given to `surgery.compress`.
 
+    accounting "remap" counts numbers as `quantised.quantise(layout="remap")` stores them; until then a report counts plain
+    factors, which may be more than W.
+
     Source: Zero Sum SVD (arXiv 2602.02848); its scripts take floor = 0 for 20 and 40 % removed, 0.3 for 60 %.
     Raises ValueError as `plan` does.
     """
@@ -190,4 +194,14 @@ def check_options(rule: str = "zero_sum", floor: float = 0.0, accounting: str = 
     check_floor(floor)
 
 
-zero_sum.check_arguments = greedy.check_arguments = check_options
+def _check_arguments(task_loss=None, batches=None, validation=None, **options) -> None:
+    check_settings("options", options, ("rule", "floor", "accounting", "replan"))
+    check_options(**options)
+
+
+def _check_greedy(task_loss=None, batches=None, validation=None, **options) -> None:
+    check_settings("options", options, ("floor", "accounting", "replan"))
+    check_options(**options)
+
+
+zero_sum.check_arguments, greedy.check_arguments = _check_arguments, _check_greedy

@@ -310,6 +310,10 @@ def test_the_model_comes_back(ends, given):
             {"task_loss": lambda model, batch: torch.tensor(math.inf)},
             "task_loss is inf at step 0 of allocation 'learned'",
         ),
+        (
+            {"task_loss": lambda model, batch: classification_loss(model, batch).detach()},
+            "task_loss of allocation 'learned' does not depend on the layers' gates",
+        ),
         ({"steps": 0}, "steps = 0"),
         ({"lr": -1.0}, "lr = -1.0"),
         ({"beta": 10.0}, "beta = 10.0: give the first and the last"),
@@ -323,6 +327,12 @@ def test_the_model_comes_back(ends, given):
 def test_what_is_missing_is_named(change, message, given):
     with pytest.raises(ValueError, match=message):
         learned(removed=0.5, **(given | change))
+
+
+def test_a_start_that_is_no_whole_rank_is_refused(given):
+    start = dict.fromkeys(given["decompositions"], 3.7)
+    with pytest.raises(ValueError, match="start has rank 3.7 for"):
+        learned(removed=0.5, **given, start=start)
 
 
 def test_a_start_that_does_not_fit_is_refused(given):

@@ -8,13 +8,17 @@ import torch
 import transformers
 from torch import nn
 
+from prehab_lib.batches import device_of
+from prehab_lib.correction import projected_gradient
 from prehab_lib.evaluate import classification_loss
 from prehab_lib.factors import LowRankLinear
 from prehab_lib.packing import PackedLinear
 from prehab_lib.quantised import factor_names, file_bytes, hq_removed, quantise, stored_bytes
+from prehab_lib.recovery import closed_form
 from prehab_lib.rehab import rehab
 from prehab_lib.rewrite import split_qkv, to_linear
 from prehab_lib.surgery import compress, load, save
+from prehab_lib.weightings import decompose_all
 from tests.families import FAMILIES, distance, llama, logits, tiny
 from tests.helpers import Toy, random_factors, toy_batches
 
@@ -212,6 +216,31 @@ def test_what_trains_or_measures_refuses_8_bits():
     before = model(batches[0][0])
     with pytest.raises(ValueError, match="layer 'query' is in 8 bits, which nothing can train: rehab first"):
         rehab(model, classification_loss, batches, rank=2, steps=1, lr=1e-3)
+    cuts = decompose_all(Toy(), None, "identity", ["query"])
+    for recovery, verb in ((projected_gradient, "correct"), (closed_form, "refit")):
+        with pytest.raises(ValueError, match=f"layer 'query' is in 8 bits, which nothing can train: {verb} first"):
+            recovery(model, decompositions=cuts, stats=None, task_loss=classification_loss, batches=batches)
     with pytest.raises(ValueError, match="'key' is a PackedLinear.*it is in 8 bits, and quantising comes last"):
         compress(model, "svd", 0.5, layers=["key"])
     assert torch.equal(model(batches[0][0]), before)
+
+
+def test_a_folder_without_a_model_has_no_size(tmp_path):
+    with pytest.raises(FileNotFoundError, match="holds no safetensors file"):
+        file_bytes(tmp_path)
+
+
+def test_a_factor_named_alone_has_a_scale_for_each_rank_index():
+    model = Toy()
+    compress(model, "svd", 0.3, layers=["query"])
+    rank = model.query.rank
+    quantise(model, layers=["query.U"])
+    assert model.query.U.scale.numel() == rank
+    with pytest.raises(ValueError, match="layer 'query' is in 8 bits"):
+        rehab(model, classification_loss, toy_batches(2), rank=2, steps=1, lr=1e-3)
+
+
+def test_a_model_of_buffers_alone_has_a_device():
+    model = nn.Sequential(nn.Linear(8, 8, bias=False), nn.ReLU(), nn.Linear(8, 4, bias=False))
+    quantise(model, layers=["0", "2"])
+    assert not list(model.parameters()) and device_of(model) == torch.device("cpu")

@@ -192,3 +192,8 @@ def test_curvature_is_measured_in_whitened_coordinates(toy):
         size[name] = float(torch.linalg.solve(L, stats[name].grad.T).square().mean())
     weights = inverse_curvature({name: stats[name] for name in size})
     assert weights["query"] / weights["out"] == pytest.approx(size["out"] / size["query"], rel=1e-6)
+
+
+def test_curvature_needs_an_invertible_root():
+    with pytest.raises(ValueError, match="floor = 0: give a positive number"):
+        inverse_curvature({}, floor=0)

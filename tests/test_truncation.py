@@ -174,3 +174,11 @@ def test_lower_precisions_agree_with_float64(dtype, tolerance):
 def test_what_cannot_be_truncated_is_refused(change, message):
     with pytest.raises(ValueError, match=message):
         truncate_smoothly(**({"A": torch.eye(3), "gamma": torch.tensor(1.0), "beta": 1.0} | change))
+
+
+def test_autocast_around_it_changes_nothing():
+    torch.manual_seed(0)
+    A, gamma = torch.randn(12, 8), torch.tensor(3.0)
+    plain = truncate_smoothly(A, gamma, 4.0)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(truncate_smoothly(A, gamma, 4.0), plain)

@@ -169,3 +169,9 @@ def test_the_walk_by_hand():
     assert found.budget == 13 and found.removed == 16  # ⌊0.1 · 136⌋: the gate counts although it stays dense
     assert found.ranks == {"a": 3, "b": None, "gate": None} and found.undone == ("b",)
     assert found.planned == 7 and found.shipped == 1 + 2 - 3 + 1 + 9
+
+
+def test_a_layer_without_sigma_is_named():
+    changes, shapes = {name: torch.ones(4) for name in "ab"}, {name: (4, 4) for name in "ab"}
+    with pytest.raises(ValueError, match="sigma lacks layer 'b'"):
+        select(changes, shapes, 0.3, rule="sigma", sigma={"a": torch.ones(4)})

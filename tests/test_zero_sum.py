@@ -14,7 +14,7 @@ from prehab_lib.components import loss_changes
 from prehab_lib.evaluate import classification_loss
 from prehab_lib.methods import METHODS, Method
 from prehab_lib.stats import collect
-from prehab_lib.surgery import compress, load, save
+from prehab_lib.surgery import check_arguments, compress, load, save
 from prehab_lib.weightings import decompose_all, decompose_lazily
 from prehab_lib.zero_sum import plan, select
 from tests.families import inputs_of, logits, vit
@@ -220,3 +220,17 @@ def test_the_method_is_the_gram_with_this_rule(given):
     model = copy.deepcopy(given["model"])
     assert compress(model, "zs_svd", 0.4, given["stats"]).ranks == direct
     assert direct != ALLOCATIONS["uniform"](cuts, 0.4)
+
+
+@pytest.mark.parametrize(
+    ("allocation", "options", "named"),
+    [
+        ("zero_sum", {"flor": 0.1}, "unknown entry 'flor'"),
+        ("greedy", {"rule": "sigma"}, "unknown entry 'rule'"),
+        ("learned", {"step": 3}, "unknown entry 'step'"),
+    ],
+)
+def test_misspelt_options_are_found_before_anything_is_decomposed(allocation, options, named):
+    method = Method("gram", allocation, options=options)
+    with pytest.raises(ValueError, match=named):
+        check_arguments(method, dict(task_loss=classification_loss, batches=[1], validation=None))
