@@ -89,3 +89,16 @@ def endless(batches: Iterable) -> Iterator:
             raise ValueError(
                 "the batches ran out: pass a list or a DataLoader that can start over, with at least one batch"
             )
+
+
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """No parameter takes part in autograd while inside: activations may have a gradient, and no `.grad` is left behind."""
+    free = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in free:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in free:
+            parameter.requires_grad_(True)

@@ -5,8 +5,8 @@ caller's: the components of whitened weights (`learned`) or of activations (`dob
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import groupby
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from prehab_lib.accounting import ACCOUNTINGS, Terms
-from prehab_lib.batches import device_of, endless, loss_of, mode, move, seeded
+from prehab_lib.batches import device_of, endless, frozen, loss_of, mode, move, seeded
 from prehab_lib.budget import check_removed
 from prehab_lib.inputs import check_positive, check_whole
 from prehab_lib.progress import progress
@@ -184,16 +184,3 @@ def learn(
 
 def _exp(loss: float) -> float:
     return math.exp(min(loss, STEEPEST))
-
-
-@contextmanager
-def frozen(model: nn.Module) -> Iterator[None]:
-    """No parameter takes part in autograd while inside: nothing is kept for gradients that nobody wants."""
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    for parameter in trained:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in trained:
-            parameter.requires_grad_(True)

@@ -9,15 +9,15 @@ all positions s that the token reaches: the signs of two positions are independe
 Source: IO-SVD (arXiv 2605.15626), whose code is not public; the probes are ours.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from prehab_lib.activations import INPUT_STATISTICS, token_rows
-from prehab_lib.batches import device_of, forward, mode, move, padding_mask
+from prehab_lib.batches import device_of, forward, frozen, mode, move, padding_mask
 from prehab_lib.inputs import check_whole
 from prehab_lib.progress import progress
 from prehab_lib.roots import on_factor_device
@@ -71,7 +71,7 @@ def logit_grams(
     """
     generator, device = torch.Generator().manual_seed(probe.seed), device_of(model)
     taps, seen = {name: _Tap(name, dtype) for name in modules}, 0
-    with mode(model, training=False), torch.enable_grad(), _frozen(model):
+    with mode(model, training=False), torch.enable_grad(), frozen(model):
         for batch in progress(batches, "logit Grams"):
             batch = move(batch, device)
             mask = padding_mask(batch)
@@ -166,16 +166,3 @@ def _logits_of(out: object) -> Tensor:
         found = f"logits of shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
         raise ValueError(f"the logit Gram needs a model that says two logits or more a row: this one returns {found}")
     return logits
-
-
-@contextmanager
-def _frozen(model: nn.Module) -> Iterator[None]:
-    """No weight takes part in autograd: only activations need their gradient, and no `.grad` is left behind."""
-    free = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    for parameter in free:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in free:
-            parameter.requires_grad_(True)
