@@ -1,5 +1,6 @@
 """Small models and data that several tests share."""
 
+import pytest
 import torch
 from torch import nn
 
@@ -91,3 +92,15 @@ def killed_after(calls: int, task_loss):
         return task_loss(model, batch)
 
     return loss
+
+
+def check_slopes(slope, gates, loss, step, **tolerance):
+    """Each entry of `slope` is the central difference of `loss()` along one share of the gates, over 2 · step."""
+    for place in range(len(gates.terms)):
+        at = []
+        for way in (step, -step):
+            with torch.no_grad():
+                gates.shares[place] += way
+                at.append(float(loss()))
+                gates.shares[place] -= way
+        assert float(slope[place]) == pytest.approx((at[0] - at[1]) / (2 * step), **tolerance)

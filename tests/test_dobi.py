@@ -17,7 +17,7 @@ from prehab_lib.subspaces import SUBSPACES, Incremental, IncrementalCentred, Sta
 from prehab_lib.surgery import compress
 from prehab_lib.trial import loss_at
 from prehab_lib.weightings import decompose_all, error
-from tests.helpers import killed_after, skewed
+from tests.helpers import check_slopes, killed_after, skewed
 from tests.stack import bits, stack_batches, trained, untouched
 
 every_subspace = pytest.mark.parametrize("subspace", SUBSPACES)
@@ -132,14 +132,7 @@ def test_the_slope_of_the_loss_is_its_finite_difference(batches):
     gates = Gates({n: tuple(model.get_submodule(n).weight.shape) for n in names}, 0.5, "break_even", None)
     with dobi.truncated(model, gates):
         (slope,) = torch.autograd.grad(classification_loss(model, batch), gates.shares)
-        for place in range(len(names)):
-            at = []
-            for step in (1e-6, -1e-6):
-                with torch.no_grad():
-                    gates.shares[place] += step
-                    at.append(float(classification_loss(model, batch)))
-                    gates.shares[place] -= step
-            assert float(slope[place]) == pytest.approx((at[0] - at[1]) / 2e-6, rel=1e-4, abs=1e-7)
+        check_slopes(slope, gates, lambda: classification_loss(model, batch), 1e-6, rel=1e-4, abs=1e-7)
 
 
 # Learning

@@ -14,7 +14,7 @@ from prehab_lib.methods import Method
 from prehab_lib.surgery import compress
 from prehab_lib.trial import loss_at
 from prehab_lib.weightings import decompose_all, decompose_lazily
-from tests.helpers import killed_after
+from tests.helpers import check_slopes, killed_after
 from tests.stack import bits, everything, untouched
 
 SHAPES = {"a": (24, 40), "b": (40, 24), "k": (8, 32), "square": (16, 16), "gate": (1, 24)}
@@ -149,14 +149,7 @@ def test_the_slope_of_the_loss_is_its_finite_difference(given):
     try:
         with gated(model, cuts, gates):
             (slope,) = torch.autograd.grad(classification_loss(model, batch), gates.shares)
-            for place in range(len(gates.terms)):
-                at = []
-                for step in (1e-5, -1e-5):
-                    with torch.no_grad():
-                        gates.shares[place] += step
-                        at.append(float(classification_loss(model, batch)))
-                        gates.shares[place] -= step
-                assert float(slope[place]) == pytest.approx((at[0] - at[1]) / 2e-5, rel=1e-5, abs=1e-8)
+            check_slopes(slope, gates, lambda: classification_loss(model, batch), 1e-5, rel=1e-5, abs=1e-8)
     finally:
         model.float()
 
