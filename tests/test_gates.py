@@ -358,3 +358,15 @@ def test_layers_that_no_rank_makes_smaller_ask_for_nothing(given, monkeypatch):
 def test_settings_take_lists_from_parameter_files():
     assert Settings(beta=[1, 10], steps=3).beta_at(2) == pytest.approx(10)
     assert Settings(steps=1).beta_at(0) == 1
+
+
+def test_the_loss_counts_by_its_exponential(given, monkeypatch):
+    """At the start the budget is met and its slope is 0, so what Adam gets is the gradient of e^loss."""
+    model, cuts, batch = given["model"], given["decompositions"], given["batches"][0]
+    seen = []
+    monkeypatch.setattr(torch.optim.Adam, "step", lambda self: seen.append(self.param_groups[0]["params"][0].grad))
+    learned(removed=0.5, **given, steps=1, beta=(1.0, 1.0), weight_of_budget=1e-9)
+    gates = Gates({name: found.shape for name, found in cuts.items()}, 0.5, "break_even", None)
+    with gated(model.eval(), cuts, gates):
+        (wanted,) = torch.autograd.grad(classification_loss(model, batch).exp(), gates.shares)
+    torch.testing.assert_close(seen[0], wanted, rtol=1e-4, atol=1e-6)
