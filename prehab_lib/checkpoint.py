@@ -23,6 +23,7 @@ class Checkpoint:
         self.parameters: list[Tensor] = []
         self.optimizer: torch.optim.Optimizer | None = None
         self.random_states: dict[str, Tensor] = {}
+        self.beside: dict[str, Tensor] = {}  # what `write` was given beside parameters and optimizer
 
     def resume(self, parameters: list[Tensor], optimizer: torch.optim.Optimizer) -> tuple[list[dict], float]:
         """Restore what was written: the history's rows and the seconds spent; ([], 0.0) where there is nothing yet."""
@@ -50,8 +51,8 @@ class Checkpoint:
             elif torch.cuda.is_available():
                 torch.cuda.set_rng_state(state, int(device))
 
-    def write(self, rows: list[dict], seconds: float) -> None:
-        """Replace the file in one step, so that a kill leaves the old one or the new one."""
+    def write(self, rows: list[dict], seconds: float, beside: dict[str, Tensor] | None = None) -> None:
+        """Replace the file in one step, so that a kill leaves the old one or the new one.  beside: comes back as `beside`."""
         if self.path is None:
             return
         from safetensors import SafetensorError
@@ -60,6 +61,7 @@ class Checkpoint:
         tensors = {"random.cpu": torch.get_rng_state()}
         if torch.cuda.is_available():
             tensors |= {f"random.{i}": state for i, state in enumerate(torch.cuda.get_rng_state_all())}
+        tensors |= {f"beside.{name}": value.cpu().contiguous() for name, value in (beside or {}).items()}
         for i, parameter in enumerate(self.parameters):
             state = {"value": parameter.detach()} | self.optimizer.state.get(parameter, {})
             tensors |= {f"{i}.{name}": value.cpu().contiguous() for name, value in state.items()}
@@ -79,8 +81,11 @@ class Checkpoint:
 
     @torch.no_grad()
     def _restore(self, tensors: dict[str, Tensor]) -> None:
-        names = [name for name in tensors if name.startswith("random.")]
-        self.random_states = {name.partition(".")[2]: tensors.pop(name) for name in names}
+        kept = {"random": {}, "beside": {}}
+        for name in [name for name in tensors if name.partition(".")[0] in kept]:
+            kind, _, of = name.partition(".")
+            kept[kind][of] = tensors.pop(name)
+        self.random_states, self.beside = kept["random"], kept["beside"]
         for i, parameter in enumerate(self.parameters):
             mine = {name.partition(".")[2]: value for name, value in tensors.items() if name.startswith(f"{i}.")}
             parameter.copy_(mine.pop("value"))

@@ -115,7 +115,8 @@ def _estimate(config, device: str, a) -> None:
         return
     dtype = compress_input.dtype_of(config, a.dtype)
     sizes = dict(batch=a.batch, window=a.window, samples=a.samples, steps=a.steps, removed=a.removed, dtype=dtype)
-    found = estimate(config, **sizes, **(LESS_MEMORY if a.less_memory else {}), device=device)
+    sizes |= dict(surrogate=a.surrogate) | _arithmetic(a) | (LESS_MEMORY if a.less_memory else {})
+    found = estimate(config, **sizes, device=device)
     _say("estimate", f"{found.peak:.3g} GiB and {max(found.minutes, 0.1):.1f} minutes on {device}, beside the scores")
     found.check(
         remedy="add --less-memory or --dtype bfloat16, take a smaller model, or go block by block with prehab_lib.stream"
@@ -145,7 +146,7 @@ def _cut(model, calibration, a):
         with _step("prehab") as said:
             stats = collect(model, calibration)
             options = dict(surrogate=a.surrogate, lam=a.lam, reduction=a.reduction, steps=a.steps, lr=a.lr)
-            options |= LESS_MEMORY if a.less_memory else {}
+            options |= _arithmetic(a) | (LESS_MEMORY if a.less_memory else {})
             history = prehab(model, language_loss, calibration, stats, log_every=None, **options)
             losses = history.column("task_loss")
             said.append(f"{_prehab(a)}: loss {losses[0]:.4g} to {losses[-1]:.4g}")
@@ -156,6 +157,13 @@ def _cut(model, calibration, a):
         report = compress(model, a.method, a.removed, stats, task_loss=language_loss, batches=calibration)
         said.append(str(report))
     return report
+
+
+def _arithmetic(a) -> dict:
+    """The fast one where there is one."""
+    from prehab_lib.fast import FAST
+
+    return {"arithmetic": "fast" if a.surrogate in FAST else "exact"}
 
 
 def _prehab(a) -> str:

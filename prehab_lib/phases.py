@@ -69,12 +69,14 @@ def prehab_phase(
     gradient_checkpointing: bool,
     streamed: bool,
     on_device: bool,
-    iterations: int | None,
+    surrogate: str | None,
+    refresh: int,
+    rounds: int | None,
     foreach: bool,
     processes: int,
 ) -> Phase:
+    """surrogate: that of the fast arithmetic, None for the exact one's."""
     trained, parameters = count.total("trained"), count.total("parameters")
-    largest = max(layer.m * layer.n for layer in count.layers)
     products = torch.bfloat16 if in_bfloat16 else torch.float32
     sharded = trained / processes
     gib = {
@@ -86,25 +88,49 @@ def prehab_phase(
         "roots": _roots(count, rank) if on_device else max(count.inputs) ** 2 * bytes_of(rank),
         "Grams": 0 if streamed else count.blocks * grams_of(count),
         "activations": _activations(count, products, gradient_checkpointing) + 4 * count.logits,
-        "surrogate": (4 if iterations else 7) * largest * bytes_of(rank),
+        "surrogate": _surrogate_work(count, surrogate, rank),
     }
+    tangents = 4 * sum(layer.m * layer.n for layer in count.layers) * count.blocks if surrogate and refresh > 1 else 0
+    gib["tangents"] = tangents if on_device else 0
     forward = count.total("forward") + (count.blocks * count.block["forward"] if gradient_checkpointing else 0)
     operations = Counter({("matmul", products): steps * (forward + count.total("backward"))})
     for layer in count.layers:
-        m, n, p, q = layer.m, layer.n, min(layer.m, layer.n), max(layer.m, layer.n)
         each = steps * count.blocks
-        operations["matmul", rank] += each * 4 * m * n**2  # M = W L, and its gradient
-        if iterations:
-            operations["copy", torch.float32] += each * (2 * iterations + 1) * m * n * bytes_of(rank)
-        else:
-            operations["svd", rank] += each * (6 * q * p**2 + 20 * p**3)
-            operations["matmul", rank] += each * 2 * m * n * p
-    for n in count.inputs:
+        for kind, number in _surrogate_operations(layer.m, layer.n, surrogate, rank, rounds).items():
+            operations[kind] += each * number / (refresh if surrogate else 1)
+        if surrogate:
+            operations["copy", torch.float32] += each * 6 * layer.m * layer.n * bytes_of(rank)
+    for n in count.inputs if surrogate != "stable_rank" else ():
         operations["cholesky", torch.float64] += count.blocks * n**3 / 3
     operations["copy", torch.float32] += steps * sharded * (12 + 2 * state_bytes)
     waiting = {"Grams": count.blocks * grams_of(count)} if streamed else {}
-    waiting |= {} if on_device else {"roots": _roots(count, rank)}
+    waiting |= {} if on_device else {"roots": _roots(count, rank), "tangents": tangents}
     return _phase("prehab", gib, operations, speed, waiting)
+
+
+def _surrogate_operations(m: int, n: int, surrogate: str | None, rank: torch.dtype, rounds: int | None) -> dict:
+    """Of R(W L) and its gradient, once, for a layer (m, n)."""
+    p, q = min(m, n), max(m, n)
+    if surrogate == "stable_rank":
+        # A round reads two matrices; each costs a launch or a thread's start beside it.
+        return {
+            ("matmul", rank): 2 * m * n**2,
+            ("copy", torch.float32): (2 * (rounds or 2) + 4) * m * n * bytes_of(rank),
+        }
+    if surrogate:  # by eigenvectors in float64, which ill-conditioned layers end with
+        in_rank = {("matmul", rank): 4 * m * n**2 + 4 * p**2 * q, ("matmul", torch.float64): 4 * p**2 * q}
+        return in_rank | {("eigh", torch.float64): 9 * p**3}
+    return {("matmul", rank): 4 * m * n**2 + 2 * m * n * p, ("svd", rank): 6 * q * p**2 + 20 * p**3}
+
+
+def _surrogate_work(count: Census, surrogate: str | None, rank: torch.dtype) -> float:
+    """Bytes while one layer's is made."""
+    sizes = [(layer.m * layer.n, min(layer.m, layer.n) ** 2) for layer in count.layers]
+    if surrogate is None:
+        return 7 * max(mn for mn, _ in sizes) * bytes_of(rank)
+    if surrogate == "stable_rank":
+        return 5 * max(mn for mn, _ in sizes) * bytes_of(rank)
+    return max(5 * mn * bytes_of(rank) + 8 * (2 * mn + 4 * pp) for mn, pp in sizes)
 
 
 def surgery_phase(

@@ -19,6 +19,7 @@ from prehab_lib.inputs import check_whole
 from prehab_lib.optimizers import optimizer_named
 from prehab_lib.phases import Phase, in_one_memory, prehab_phase, statistics_phase, surgery_phase, waiting_weights
 from prehab_lib.rates import available_gib, rate
+from prehab_lib.terms import ARITHMETIC, term_of
 
 
 @dataclass(frozen=True)
@@ -92,8 +93,11 @@ def estimate(
     compute: str | None = None,
     optimizer: str = "adamw",
     gradient_checkpointing: bool = False,
+    surrogate: str = "nuclear",
+    arithmetic: str = "exact",
+    refresh: int = 1,
     power_iterations: int | None = None,
-    rank_dtype: str = "float64",
+    rank_dtype: str | None = None,
     roots_on: str = "device",
     streamed: bool = False,
     statistics_dtype: torch.dtype = torch.float64,
@@ -121,19 +125,20 @@ def estimate(
     chosen = optimizer_named(optimizer)
     check_whole(1, batch=batch, window=window, samples=samples, processes=processes)
     check_whole(0, steps=steps)
+    term_of(surrogate, arithmetic, refresh, power_iterations)
     if train not in ("layers", "all"):
         raise ValueError(f"train = {train!r} is not known: choose one of layers, all")
     in_bfloat16 = compute == "bfloat16" or (compute is None and dtype == torch.bfloat16)
     forward_dtype = torch.bfloat16 if in_bfloat16 else torch.float32
     count = census(config, batch, window, forward_dtype, train, auto_class)
     speed = rates or (lambda kind, dtype: rate(kind, dtype, device))
-    rank = torch.float32 if rank_dtype == "float32" else torch.float64
+    rank = getattr(torch, rank_dtype or ARITHMETIC[arithmetic])
     waiting = waiting_weights(count, samples * window, dtype, grams=bool(steps)) if streamed else {}
     phases = [statistics_phase(count, samples / batch, dtype, statistics_dtype, streamed, speed, waiting)]
     if steps:
         options = dict(in_bfloat16=in_bfloat16, gradient_checkpointing=gradient_checkpointing, streamed=streamed)
-        options |= dict(on_device=roots_on == "device", iterations=power_iterations, processes=processes)
-        options |= dict(foreach=_foreach(optimizer, device))
+        options |= dict(on_device=roots_on == "device", processes=processes, foreach=_foreach(optimizer, device))
+        options |= dict(surrogate=surrogate if arithmetic == "fast" else None, refresh=refresh, rounds=power_iterations)
         phases.append(prehab_phase(count, steps, dtype, chosen.state_bytes, rank, speed, **options))
     phases.append(surgery_phase(count, removed, dtype, factor_dtype, streamed, full_rank_grams, speed, waiting))
     one_memory = torch.device(device).type == "cpu"
@@ -143,7 +148,7 @@ def estimate(
     savings = {
         "streamed=True": not streamed and not (one_memory and steps),  # prehab holds the model and all Grams anyway
         "gradient_checkpointing=True": steps and not gradient_checkpointing,
-        smaller_roots: steps and (rank_dtype != "float32" or not (one_memory or roots_on == "cpu")),
+        smaller_roots: steps and (rank != torch.float32 or not (one_memory or roots_on == "cpu")),
         "optimizer='paged_adamw_8bit'": steps and chosen.state_bytes > 4,
     }
     return Estimate(

@@ -22,7 +22,8 @@ from prehab_lib.progress import progress
 from prehab_lib.sharding import refuse_sharded
 from prehab_lib.stats import LayerStats
 from prehab_lib.surrogates import entropy_rank
-from prehab_lib.tail import Tail, term_of
+from prehab_lib.tail import Tail
+from prehab_lib.terms import ARITHMETIC, term_of
 
 
 @dataclass
@@ -30,6 +31,7 @@ class History:
     """One row a step: step, task_loss, lam, surrogate and entropy_rank (mean over layers; None where not computed).
 
     With a `Tail`, rows of steps that refreshed it also have "tail": ranks, tails τ_ℓ, weights λ_ℓ / λ and what ascent needs.
+    With arithmetic="fast" rows also have "fell_back": layers of this step for which the fast way did not suffice.
     """
 
     rows: list[dict] = field(default_factory=list)
@@ -70,7 +72,9 @@ def prehab(
     compute: str | None = None,
     optimizer: str = "adamw",
     gradient_checkpointing: bool = False,
-    rank_dtype: str = "float64",
+    arithmetic: str = "exact",
+    refresh: int = 1,
+    rank_dtype: str | None = None,
     power_iterations: int | None = None,
     roots_on: str = "device",
     seed: int = 0,
@@ -92,17 +96,21 @@ def prehab(
     For large models.  compute: "bfloat16" multiplies in bfloat16 (autocast), "float32" does not; None follows the model.
     Weights that come in bfloat16 are trained as float32 masters and rounded once at the end: 16 bytes a parameter
     (`precision`).  optimizer: a key of `OPTIMIZERS`.  gradient_checkpointing: recompute activations, the same result.
-    rank_dtype: "float32" halves the roots and speeds the surrogate up.  power_iterations: σ₁ of "stable_rank" by so many
-    (`surrogates.stable_rank`).  roots_on="cpu" keeps the roots (n² a distinct input) there and moves one at a time.
+    arithmetic: "exact" decomposes every W L at every step, in float64; "fast" takes the forms of `fast`, in float32, whose
+    errors it states: `refresh` steps share one tangent of R, and "stable_rank" takes `power_iterations` (2) warm rounds.
+    rank_dtype: "float32" or "float64" otherwise.  roots_on="cpu" keeps roots or Grams (n² a distinct input) there and moves
+    one at a time.
     A model sharded by `fully_shard` trains as it is, each process on its own batches of one size; all of them need the same
     stats.  Rows then hold each process's own task loss.
 
-    Cost per step and layer: one product W L (2 m n² operations) and one decomposition of the surrogate, in rank_dtype.  In
-    coordinates "weight" one layer's lives at a time; in "whitened" all of them do until the backward pass.
+    Cost per step and layer: exact, one product W L (2 m n² operations), its gradient's and one decomposition, in rank_dtype;
+    fast, see `fast`, over `refresh` steps.  In coordinates "weight" one layer's lives at a time; in "whitened" all of them do
+    until the backward pass.  There W is made from Δ once a step, by one product with L⁻¹.
     Raises ValueError for an unknown name, a negative or NaN λ, too few batches, a combination that cannot be, or a loss that
     is no longer finite; ImportError for an optimizer whose package is missing.
     """
-    term = term_of(surrogate, power_iterations)
+    term = term_of(surrogate, arithmetic, refresh, power_iterations)
+    rank_dtype = rank_dtype or ARITHMETIC[arithmetic]
     schedule = _schedule(lam)
     _check_choices(coordinates=coordinates, train=train, reduction=reduction, rank_dtype=rank_dtype, roots_on=roots_on)
     chosen = optimizer_named(optimizer)
@@ -130,14 +138,16 @@ def prehab(
     settings |= dict(
         seed=seed, compute=compute, optimizer=optimizer, rank_dtype=rank_dtype, power_iterations=power_iterations
     )
-    saved = Checkpoint(checkpoint, settings, [*model.parameters(), *rank.roots.values()])
+    if arithmetic != "exact":
+        settings |= dict(arithmetic=arithmetic, refresh=refresh)
+    saved = Checkpoint(checkpoint, settings, [*model.parameters(), *rank.metrics().values()])
     history, started = History(), time.perf_counter()
     precise = forward_precision(model, compute)
     with (
         seeded(model, seed),
         master_weights(model, trained_names(model, layers, train), compute),
         recomputed_activations(model, gradient_checkpointing),
-        training(model, layers, rank.roots, coordinates, train) as parameters,
+        training(model, layers, rank.roots if coordinates == "whitened" else {}, coordinates, train) as parameters,
     ):
         stepper = chosen.make(parameters, lr=lr, weight_decay=weight_decay)
         history.rows, history.seconds = saved.resume(parameters, stepper)
@@ -145,6 +155,7 @@ def prehab(
         for _ in history.rows:
             next(stream)
         saved.restore_random_state()
+        rank.restore(saved.beside)
         for step in progress(range(len(history.rows), steps), "prehab"):
             batch, lam_now = move(next(stream), device_of(model)), schedule(step)
             logged = log_every is not None and (step % log_every == 0 or step == steps - 1)
@@ -157,7 +168,7 @@ def prehab(
                 if value is not None:
                     _finite(loss.detach() + lam_now * value, step, lr, lam_now)
                 row = {"step": step, "task_loss": float(loss.detach()), "lam": lam_now}
-                row |= {"surrogate": None, "entropy_rank": None} | planned
+                row |= {"surrogate": None, "entropy_rank": None} | planned | rank.noted()
                 if logged:
                     row["surrogate"] = float(rank.value() if value is None else value)
                     row["entropy_rank"] = rank.mean(entropy_rank)
@@ -166,7 +177,7 @@ def prehab(
             stepper.step()
             history.rows.append(row)
             if (step + 1) % checkpoint_every == 0 or step == steps - 1:
-                saved.write(history.rows, history.seconds + time.perf_counter() - started)
+                saved.write(history.rows, history.seconds + time.perf_counter() - started, rank.state())
     history.seconds += time.perf_counter() - started
     return history
 

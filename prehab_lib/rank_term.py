@@ -1,16 +1,14 @@
 """The second term of prehab's objective: a rank surrogate over the whitened weights of all layers, and its gradient."""
 
 from collections.abc import Callable
-from functools import partial
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 
-from prehab_lib.inputs import check_whole
-from prehab_lib.roots import psd_root
+from prehab_lib.roots import checked_gram, psd_root
 from prehab_lib.sharding import whole
 from prehab_lib.stats import LayerStats
-from prehab_lib.surrogates import stable_rank, surrogate_named
 
 
 class RankTerm:
@@ -26,9 +24,28 @@ class RankTerm:
         on: str,
         reduction: str,
     ):
-        self.of, self.layers = of, layers
+        self.of, self.layers, self.stats = of, layers, stats
+        self.floor, self.dtype, self.on = floor, getattr(torch, dtype), on
         self.share = 1.0 / len(layers) if reduction == "mean" else 1.0
-        self.roots = _roots(layers, stats, floor, getattr(torch, dtype), on)
+        self.metrics()
+
+    def metrics(self) -> dict[str, Tensor]:
+        """layer -> what the term knows of its inputs, (n, n): part of what a checkpoint is bound to."""
+        return self.roots
+
+    @cached_property
+    def roots(self) -> dict[str, Tensor]:
+        """layer -> L (n, n), one tensor for all layers that share a Gram and a device."""
+        return self._shared(self._root)
+
+    @cached_property
+    def grams(self) -> dict[str, Tensor]:
+        """layer -> G = L Lᵀ (n, n), shared as the roots are."""
+        return self._shared(self._gram)
+
+    def dtype_of(self, tensor: Tensor) -> torch.dtype:
+        """Of W L on that tensor's device: MPS has no float64."""
+        return torch.float32 if tensor.device.type == "mps" else self.dtype
 
     def check(self, model: nn.Module, coordinates: str, compute: str | None, checkpoint_every: int | None) -> None:
         """Raises ValueError for what this term cannot do; checkpoint_every is None where nothing is kept."""
@@ -36,6 +53,17 @@ class RankTerm:
     def refresh(self, model: nn.Module, step: int, rows: list[dict]) -> dict:
         """Called before each step: what has to be made anew, and what of it goes into the step's row."""
         return {}
+
+    def noted(self) -> dict:
+        """Called after each step's backward pass: what else goes into its row."""
+        return {}
+
+    def state(self) -> dict[str, Tensor]:
+        """What a checkpoint has to keep beside the parameters for the same bits to follow."""
+        return {}
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Takes back what `state` gave."""
 
     def names(self) -> list[str]:
         """The layers that the term weighs on."""
@@ -85,39 +113,29 @@ class RankTerm:
             return torch.zeros(())
         return self.share * torch.stack([value.to(values[0].device) for value in values]).sum()
 
+    def _shared(self, make: Callable[[str, Tensor, torch.device], Tensor]) -> dict[str, Tensor]:
+        shared: dict[tuple, Tensor] = {}
+        found = {}
+        for name, layer in self.layers.items():
+            weight = layer.weight
+            gram = self.stats[name].need("gram", "prehab")
+            key = (id(gram), weight.device)
+            if key not in shared:
+                made = make(name, gram, weight.device)
+                if not made.any():
+                    raise ValueError("the input Gram of a layer is zero: look at the calibration data")
+                to = torch.device("cpu") if self.on == "cpu" else weight.device
+                shared[key] = made.to(to, self.dtype_of(weight))
+            found[name] = shared[key]
+        return found
 
-def _roots(layers: dict[str, nn.Linear], stats: dict, floor: float, dtype: torch.dtype, on: str) -> dict[str, Tensor]:
-    """layer -> L (n, n), one tensor for all layers that share a Gram and a device (float32 on MPS)."""
-    shared: dict[tuple, Tensor] = {}
-    roots = {}
-    for name, layer in layers.items():
-        device = layer.weight.device
-        gram = stats[name].need("gram", "prehab")
-        key = (id(gram), device)
-        if key not in shared:
-            # Small roots are kept with the statistics for whoever comes next; large ones would double them.
-            keep = floor or (dtype == torch.float64 and on == "device")
-            L = stats[name].gram_root(floor) if keep else psd_root(gram.to(device))
-            if not L.any():
-                raise ValueError("the input Gram of a layer is zero: look at the calibration data")
-            to = torch.device("cpu") if on == "cpu" else device
-            shared[key] = L.to(to, torch.float32 if device.type == "mps" else dtype)
-        roots[name] = shared[key]
-    return roots
+    def _root(self, name: str, gram: Tensor, device: torch.device) -> Tensor:
+        # Small roots are kept with the statistics for whoever comes next; large ones would double them.
+        keep = self.floor or (self.dtype == torch.float64 and self.on == "device")
+        return self.stats[name].gram_root(self.floor) if keep else psd_root(gram.to(device))
 
-
-def surrogate_of(name: str, power_iterations: int | None) -> Callable[[Tensor], Tensor]:
-    """The surrogate of that name, M (m, n) -> scalar; its σ₁ by power iteration where a number of them is given."""
-    if name == "tail":
-        raise ValueError(
-            "surrogate 'tail' needs planned ranks: pass surrogate=prehab_lib.tail.Tail(ranks={layer: rank or None})"
-        )
-    of = surrogate_named(name)
-    if power_iterations is None:
-        return of
-    check_whole(1, power_iterations=power_iterations)
-    if name != "stable_rank":
-        raise ValueError(
-            f"power_iterations give the top singular value alone: surrogate {name!r} needs all, leave it out"
-        )
-    return partial(stable_rank, iterations=power_iterations)
+    def _gram(self, name: str, gram: Tensor, device: torch.device) -> Tensor:
+        if self.floor:
+            L = self.stats[name].gram_root(self.floor)
+            return L @ L.T
+        return checked_gram(gram)

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+ROWS = 512  # of a Gram that are compared at a time
+
 
 def psd_root(A: Tensor) -> Tensor:
     """L (n, n) in float64 with L Lᵀ = A for a positive semi-definite A (n, n).  Raises as `psd_eigen` does.
@@ -10,11 +12,11 @@ def psd_root(A: Tensor) -> Tensor:
     Any root gives the same truncation.  Cholesky's is some ten times cheaper (n³ / 3 operations) and taken where its pivots
     stand clear of round-off; else eigenvectors times root eigenvalues (9 n³), which exist for every A.
     """
-    A = _symmetric(A)
+    A = checked_gram(A, average=False)
     if (L := _safe_cholesky(A)) is not None:
         return L
-    eigenvalues, Q = psd_eigen(A)
-    return Q * eigenvalues.sqrt()
+    eigenvalues, Q = _eigen(A)
+    return Q.mul_(eigenvalues.sqrt())
 
 
 def psd_eigen(A: Tensor) -> tuple[Tensor, Tensor]:
@@ -23,7 +25,10 @@ def psd_eigen(A: Tensor) -> tuple[Tensor, Tensor]:
     Unlike Cholesky it needs no full rank: eigenvalues below n · eps · λ_max are round-off and become 0.
     Raises ValueError where A is not finite, not square or not symmetric.
     """
-    A = _symmetric(A)
+    return _eigen(checked_gram(A, average=False))
+
+
+def _eigen(A: Tensor) -> tuple[Tensor, Tensor]:
     eigenvalues, Q = torch.linalg.eigh(A)
     round_off = A.shape[0] * torch.finfo(A.dtype).eps * eigenvalues[-1].clamp_min(0)
     return torch.where(eigenvalues > round_off, eigenvalues, 0), Q
@@ -35,7 +40,7 @@ def invertible_root(A: Tensor, ridge: float = 1e-6) -> Tensor:
     For the side of a ruler that must be undone.  δ is `ridge`, ten times more as long as Cholesky fails; it is relative, so
     the scale of A changes nothing.  A = 0 gives the identity.  Raises as `psd_eigen` does, and where A is far from positive semi-definite.
     """
-    A = _symmetric(A)
+    A = checked_gram(A)
     identity = torch.eye(len(A), dtype=A.dtype, device=A.device)
     mean = A.diagonal().mean()
     if mean <= 0:
@@ -63,13 +68,21 @@ def on_factor_device(A: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
     return A.to("cpu", dtype) if A.device.type == "mps" else A.to(dtype)
 
 
-def _symmetric(A: Tensor) -> Tensor:
-    """A in float64 with round-off between A and Aᵀ averaged out."""
+def checked_gram(A: Tensor, average: bool = True) -> Tensor:
+    """A (n, n) in float64 with round-off between A and Aᵀ averaged out.
+
+    average=False spares the copy, for those who read A on and below the diagonal alone, as LAPACK does.
+    Raises ValueError where A is not finite, not square or not symmetric.
+    """
     if A.ndim != 2 or A.shape[0] != A.shape[1]:
         raise ValueError(f"a Gram is a square matrix, not one of shape {tuple(A.shape)}")
     A = on_factor_device(A)
-    if not torch.isfinite(A).all():
+    low, high = torch.aminmax(A)
+    if not (torch.isfinite(low) and torch.isfinite(high)):
         raise ValueError("the Gram has NaN or infinite entries: look at the calibration data")
-    if not torch.allclose(A, A.T, rtol=1e-6, atol=1e-6 * float(A.abs().max())):
-        raise ValueError("the Gram is not symmetric")
-    return (A + A.T) / 2
+    tolerance = 1e-6 * float(torch.maximum(-low, high))
+    for start in range(0, len(A), ROWS):
+        rows = slice(start, start + ROWS)
+        if not torch.allclose(A[rows], A[:, rows].T, rtol=1e-6, atol=tolerance):
+            raise ValueError("the Gram is not symmetric")
+    return (A + A.T) / 2 if average else A

@@ -9,13 +9,12 @@ get no penalty.  Source: the paper's future work on heterogeneous ranks, in a fo
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from prehab_lib.inputs import check_positive, check_whole
-from prehab_lib.rank_term import RankTerm, surrogate_of
+from prehab_lib.rank_term import RankTerm
 from prehab_lib.sharding import refuse_sharded
 from prehab_lib.stats import LayerStats
 
@@ -70,15 +69,6 @@ class Tail:
         plan = self.plan and getattr(self.plan, "__qualname__", type(self.plan).__qualname__)
         plain = {name: dict(value) if isinstance(value, Mapping) else value for name, value in vars(self).items()}
         return plain | {"plan": plan}
-
-
-def term_of(surrogate: str | Tail, power_iterations: int | None) -> Callable[..., RankTerm]:
-    """(layers, stats, ...) -> the term of prehab's objective that `surrogate` asks for.  Raises as `surrogate_of` does."""
-    if not isinstance(surrogate, Tail):
-        return partial(RankTerm, surrogate_of(surrogate, power_iterations))
-    if power_iterations is not None:
-        raise ValueError("power_iterations are for surrogate 'stable_rank': leave them out with a Tail")
-    return partial(TailTerm, surrogate)
 
 
 class TailTerm(RankTerm):

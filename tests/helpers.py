@@ -1,5 +1,7 @@
 """Small models and data that several tests share."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -56,6 +58,19 @@ def random_factors(m, n, rank, seed=0, bias=True, dtype=torch.float32) -> LowRan
     generator = torch.Generator().manual_seed(seed)
     U, V = (torch.randn(shape, generator=generator).to(dtype) for shape in ((m, rank), (rank, n)))
     return LowRankLinear.from_factors(Factors(U, V), torch.randn(m, generator=generator).to(dtype) if bias else None)
+
+
+def log_spaced(m: int, n: int, condition: float, seed: int = 0) -> torch.Tensor:
+    """(m, n) in float64 with random singular vectors and singular values spaced evenly in logs from 1 to 1 / condition."""
+    generator = torch.Generator().manual_seed(seed)
+    p = min(m, n)
+    U, V = (torch.linalg.qr(torch.randn(k, p, dtype=torch.float64, generator=generator)).Q for k in (m, n))
+    return (U * torch.logspace(0, -math.log10(condition), p, dtype=torch.float64)) @ V.T
+
+
+def cosine(a: torch.Tensor, b: torch.Tensor) -> float:
+    """Of the angle between two tensors of one shape, as vectors."""
+    return float(torch.nn.functional.cosine_similarity(a.double().flatten(), b.double().flatten(), dim=0))
 
 
 class Toy(nn.Module):

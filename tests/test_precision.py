@@ -204,18 +204,6 @@ def test_float32_roots_on_the_cpu_give_nearly_the_same_surrogate(toy):
         assert cheap["surrogate"] == pytest.approx(exact["surrogate"], rel=1e-5)
 
 
-def test_power_iterations_replace_the_decomposition(toy, monkeypatch):
-    monkeypatch.setattr(torch.linalg, "svdvals", lambda *_: pytest.fail("a full decomposition"))
-    more = SETTINGS | dict(surrogate="stable_rank", power_iterations=60, log_every=None)
-    history = prehab(copy.deepcopy(toy[0]), classification_loss, toy[1], toy[2], **more)
-    monkeypatch.undo()
-    exact = prehab(
-        copy.deepcopy(toy[0]), classification_loss, toy[1], toy[2], **SETTINGS | dict(surrogate="stable_rank")
-    )
-    assert history.column("entropy_rank") == [None] * 4
-    assert history.column("surrogate") == pytest.approx(exact.column("surrogate"), rel=1e-3)
-
-
 def test_one_layer_of_the_surrogate_lives_at_a_time(toy):
     """The graph of one W L is gone before the next is made: at most one product is alive."""
 
@@ -282,8 +270,6 @@ def test_the_fused_optimizer_takes_the_same_steps(toy):
         ({"optimizer": "sgd"}, "optimizer = 'sgd' is not known: choose one of adamw, "),
         ({"rank_dtype": "bfloat16"}, "rank_dtype = 'bfloat16' is not known: choose one of float64, float32"),
         ({"roots_on": "disk"}, "roots_on = 'disk' is not known: choose one of device, cpu"),
-        ({"power_iterations": 0, "surrogate": "stable_rank"}, "power_iterations = 0"),
-        ({"power_iterations": 3}, "power_iterations give the top singular value alone: surrogate 'nuclear' needs all"),
         ({"gradient_checkpointing": True}, "Toy offers no gradient checkpointing"),
     ],
 )

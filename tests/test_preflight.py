@@ -206,11 +206,13 @@ def test_memory_is_near_what_is_measured():
     config = llama(1, vocab_size=512, hidden_size=256, intermediate_size=768, num_attention_heads=4)
     generator = torch.Generator().manual_seed(0)
     batches = [{"input_ids": torch.randint(512, (2, 256), generator=generator)} for _ in range(4)]
-    plan = dict(batch=2, window=256, samples=8, steps=2, power_iterations=4, dtype=torch.float32)
+    plan = dict(
+        batch=2, window=256, samples=8, steps=2, surrogate="stable_rank", arithmetic="fast", dtype=torch.float32
+    )
     found = estimate(config, **plan, rates=flat)
     model = transformers.LlamaForCausalLM(config)
     held = sum(p.nbytes for p in model.parameters()) / 2**30
-    options = dict(surrogate="stable_rank", lam=0.1, steps=2, lr=1e-5, power_iterations=4, log_every=None)
+    options = dict(surrogate="stable_rank", lam=0.1, steps=2, lr=1e-5, arithmetic="fast", log_every=None)
     phases = {
         "statistics": lambda: stats.update(collect(model, batches)),
         "prehab": lambda: prehab(model, language_loss, batches, stats, **options),

@@ -171,7 +171,7 @@ def test_bad_options_are_named_and_nothing_changes(options, message, toy):
 def test_the_name_alone_says_what_is_missing(toy):
     with pytest.raises(ValueError, match=r"surrogate 'tail' needs planned ranks: pass surrogate=prehab_lib.tail.Tail"):
         run(toy, surrogate="tail")
-    with pytest.raises(ValueError, match="power_iterations are for surrogate 'stable_rank'"):
+    with pytest.raises(ValueError, match="power_iterations = 3 is for surrogates that go by a name, not for a Tail"):
         run(toy, power_iterations=3)
 
 
