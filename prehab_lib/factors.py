@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+ROWS = 512  # that are scaled at a time: a copy of the factors in float64 would be the largest thing in surgery
+
 
 @dataclass(frozen=True)
 class Factors:
@@ -30,16 +32,22 @@ class Factors:
         """The product, (m, n)."""
         return self.U @ self.V
 
-    def balanced(self) -> "Factors":
-        """The same product with each pair of columns on one scale: |U_:i| = |V_i:|.
+    def balanced(self, like: Tensor | None = None) -> "Factors":
+        """The same product with each pair of columns on one scale: |U_:i| = |V_i:|; in dtype and on the device of `like`.
 
         Only the split moves.  It matters for half precision and for later fine-tuning, where one learning rate serves both.
         """
+        like = self.U if like is None else like
         tiny = torch.finfo(self.U.dtype).tiny
         left, right = self.U.norm(dim=0), self.V.norm(dim=1)  # (r,), (r,)
         usable = (left > tiny) & (right > tiny)
         scale = torch.where(usable, (right / left.clamp_min(tiny)).sqrt(), torch.ones_like(left))
-        return Factors(self.U * scale, self.V / scale[:, None])
+        U, V = like.new_empty(self.U.shape), like.new_empty(self.V.shape)
+        for target, part in zip(U.split(ROWS), self.U.split(ROWS), strict=True):
+            target.copy_(part * scale)
+        for target, part, by in zip(V.split(ROWS), self.V.split(ROWS), scale.split(ROWS), strict=True):
+            target.copy_(part / by[:, None])
+        return Factors(U, V)
 
 
 class LowRankLinear(nn.Module):

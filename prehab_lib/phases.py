@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from prehab_lib.census import Census
+from prehab_lib.ruler import COLUMNS
 
 GIB = 2**30
 
@@ -145,31 +146,29 @@ def surgery_phase(
 ) -> Phase:
     operations = Counter()
     for n in count.inputs:
-        operations["cholesky" if full_rank else "eigh", torch.float64] += (
-            count.blocks * n**3 * (1 / 3 if full_rank else 9)
-        )
+        if any(layer.n == n <= 2 * layer.m for layer in count.layers):  # a wide layer takes its Gram without a root
+            kind, number = ("cholesky", n**3 / 3) if full_rank else ("eigh", 9 * n**3)
+            operations[kind, torch.float64] += count.blocks * number
     # float32 resolves singular values down to a few percent of the largest: what is below takes a second round.
     rounds = 2 if factors == torch.float32 else 1
     work = 0
     for layer in count.layers:
         m, n, p = layer.m, layer.n, min(layer.m, layer.n)
-        a_round = 2 if m <= n else 3  # products of 2 m n p operations
-        products = 2 * m * n**2 + (rounds * a_round + 2 * (rounds - 1) + 2) * 2 * m * n * p
-        operations["matmul", factors] += count.blocks * products
+        a_round = 2 * p * n**2 + 4 * p**2 * n  # the ruler's view twice, by triangles; its moment; the rows turned
+        operations["matmul", factors] += count.blocks * (rounds * a_round + (2 * m * n * p + p**3 if m > n else 0))
         operations["eigh", factors] += count.blocks * rounds * 9 * p**3
-        operations["qr", factors] += count.blocks * 2 * rounds * (4 * m * p**2 - 4 / 3 * p**3)
-        # W, P W Q, the remainder, the left vectors twice in QR, right; eigenvectors with their work space; a root and its copy
-        work = max(
-            work,
-            (4 * m * n + 2 * m * p + 3 * p**2) * bytes_of(factors) + n**2 * (8 if factors == torch.float64 else 12),
-        )
+        if m > n:
+            operations["matmul", torch.float64] += count.blocks * 2 * m * n**2
+            operations["cholesky", torch.float64] += count.blocks * n**3 / 3
+        # W, the rows turned, U; the moment with LAPACK's work space; a root and its copy, or corners of a Gram
+        root = 3 * 8 * min(n, COLUMNS) ** 2 if n > 2 * m else n**2 * (8 if factors == torch.float64 else 12)
+        work = max(work, (2 * m * n + m * p + 4 * p**2) * bytes_of(factors) + root)
     weights = count.block["parameters"] if streamed else count.total("parameters")
     blocks = 1 if streamed else count.blocks
     kept = (1 - removed) * blocks * sum(layer.m * layer.n for layer in count.layers)
     gib = {"weights": weights * bytes_of(dtype), "factors": kept * bytes_of(dtype)}
     gib |= {
         "Grams": blocks * grams_of(count),
-        "roots": blocks * _roots(count, torch.float64) / count.blocks,
         "one layer": work,
     }
     return _phase("surgery", gib, operations, speed, waiting)

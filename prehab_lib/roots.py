@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-ROWS = 512  # of a Gram that are compared at a time
+ROWS = 64  # of a Gram that are compared at a time
 
 
 def psd_root(A: Tensor) -> Tensor:

@@ -5,21 +5,22 @@ model, the device holds one block, its statistics and one layer's decomposition.
 the model: each block is read from safetensors when its turn comes.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 
-from prehab_lib.activations import INPUT_STATISTICS
+from prehab_lib.activations import INPUT_STATISTICS, version_of
 from prehab_lib.allocation import uniform
-from prehab_lib.budget import check_removed
+from prehab_lib.budget import check_removed, rank_for
 from prehab_lib.inputs import warn_if_few_tokens
 from prehab_lib.layers import replace_module
 from prehab_lib.methods import Method, method_named
 from prehab_lib.progress import progress
 from prehab_lib.skeleton import Streamed
 from prehab_lib.stats import LayerStats
-from prehab_lib.surgery import Report, low_rank, recount
+from prehab_lib.surgery import Report, first_components, low_rank, recount
 from prehab_lib.walk import NEEDS, Block, Walk
 from prehab_lib.weightings import decompose_lazily
 
@@ -85,24 +86,91 @@ def compress(
     Layers are lost as they are cut: where something fails midway, the model stays partly compressed.
     Raises ValueError for what the walk cannot do (naming it) before anything is changed.
     """
+    return next(_at_each(source, method, [removed], batches, layers, upstream, dtype, statistics_dtype, device))
+
+
+def compress_at(
+    source: nn.Module | Streamed,
+    method: str | Method,
+    removed: Iterable[float],
+    batches: Iterable | None = None,
+    *,
+    layers: Iterable[str] | None = None,
+    dtype: torch.dtype = torch.float64,
+    statistics_dtype: torch.dtype = torch.float64,
+    device: torch.device | str | None = None,
+) -> Iterator[Report]:
+    """One walk for several ratios: `for report in compress_at(...)`, the model is at that ratio.
+
+    removed: from the least to the most.  The walk cuts the model at the first; each further ratio keeps the first components
+    of what is there, which is what `compress` would have kept, to the last bit, and takes no statistic and no factorisation.
+    So save or judge a ratio in the loop, but train a copy.
+    Raises ValueError as `compress` does, where the ratios do not rise, and where the factors were changed in between.
+    """
+    return _at_each(source, method, [*removed], batches, layers, "original", dtype, statistics_dtype, device)
+
+
+def _at_each(
+    source, method, removed: list[float], batches, layers, upstream: str, dtype, statistics_dtype, device
+) -> Iterator[Report]:
     chosen = _streamable(method)
-    check_removed(removed)
+    if not removed:
+        raise ValueError("removed is empty: name at least one ratio")
+    for fraction in removed:
+        check_removed(fraction)
+    if any(later <= earlier for earlier, later in pairwise(removed)):
+        raise ValueError(f"removed = {removed}: each ratio is cut from the one before, so let them rise")
     if upstream not in UPSTREAM:
         raise ValueError(f"upstream = {upstream!r} is not known: choose one of {', '.join(UPSTREAM)}")
     if chosen.needs and batches is None:
         raise ValueError(f"this method needs batches for the statistic {sorted(chosen.needs)[0]!r}: pass batches=...")
     walk = Walk(source, layers, device)
-    before = {name: module.weight.numel() for name, module in walk.layers.items()}
+    return _reports(walk, batches, chosen, removed, upstream, dtype, statistics_dtype)
+
+
+def _reports(
+    walk: Walk, batches, chosen: Method, removed: list[float], upstream: str, dtype, statistics_dtype
+) -> Iterator[Report]:
+    shapes = {name: tuple(module.weight.shape) for name, module in walk.layers.items()}
+    before = {name: m * n for name, (m, n) in shapes.items()}
     if chosen.needs:
         walk.enter(batches)
-    ranks: dict[str, int | None] = {}
+    cut: dict[str, int | None] = {}
     for block in progress(walk, "surgery", total=len(walk.names)):
-        ranks |= _cut(walk, block, chosen, removed, dtype, statistics_dtype, advance=upstream == "original")
+        cut |= _cut(walk, block, chosen, removed[0], dtype, statistics_dtype, advance=upstream == "original")
         if chosen.needs and upstream == "compressed":
             block.advance()
     if walk.streamed:
         walk.streamed.load("")
-    return recount(walk.model, removed, {name: ranks[name] for name in walk.layers}, before)
+    ranks = {name: cut[name] for name in shapes}
+    left = _versions(walk.model, ranks)
+    yield recount(walk.model, removed[0], ranks, before)
+    for fraction in removed[1:]:
+        _check_untouched(walk.model, left)
+        ranks = {name: rank and rank_for(shapes[name], fraction) for name, rank in ranks.items()}
+        for name, rank in ranks.items():
+            if rank:
+                replace_module(walk.model, name, first_components(walk.model.get_submodule(name), rank))
+        left = _versions(walk.model, ranks)
+        yield recount(walk.model, fraction, ranks, before)
+
+
+def _versions(model: nn.Module, ranks: dict[str, int | None]) -> dict[str, list[int]]:
+    """How often the factors of each low-rank layer were written."""
+    return {
+        name: [version_of(factor) for factor in model.get_submodule(name).parameters()]
+        for name, rank in ranks.items()
+        if rank
+    }
+
+
+def _check_untouched(model: nn.Module, left: dict[str, list[int]]) -> None:
+    now = _versions(model, left)
+    if touched := [name for name in left if now[name] != left[name]]:
+        raise ValueError(
+            f"layer {touched[0]!r} was changed since the last ratio, and the next is cut from it: train a copy, or use "
+            "surgery.compress_at"
+        )
 
 
 def _cut(
@@ -124,6 +192,8 @@ def _cut(
         if rank:
             replace_module(walk.model, name, low_rank(name, block.layers[name], lazy[name], rank))
         walk.layers[name] = block.layers[name] = lazy[name] = None  # nobody holds the dense weight any more
+        if stats is not None:
+            del stats[name]  # nor the Gram, behind the last layer that reads it
     return ranks
 
 

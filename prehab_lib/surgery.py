@@ -1,14 +1,15 @@
 """Surgery: swap the dense layers for low-rank ones, and say what was really removed."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import nn
 
 from prehab_lib.allocation import allocation_named
 from prehab_lib.budget import check_removed
-from prehab_lib.factors import LowRankLinear
+from prehab_lib.factors import Factors, LowRankLinear
 from prehab_lib.layers import linear_layers, replace_module
 from prehab_lib.lazy import LazyDecomposition
 from prehab_lib.methods import Method, method_named
@@ -18,7 +19,7 @@ from prehab_lib.stats import LayerStats
 from prehab_lib.storage import load, save
 from prehab_lib.weightings import Decomposition, decompose_lazily
 
-__all__ = ["Report", "compress", "load", "save"]
+__all__ = ["Report", "compress", "compress_at", "load", "save"]
 
 
 @dataclass(frozen=True)
@@ -52,62 +53,119 @@ def compress(
     model: nn.Module,
     method: str | Method,
     removed: float,
-    stats: dict[str, LayerStats] | None = None,
+    stats: Mapping[str, LayerStats] | None = None,
     *,
     layers: Iterable[str] | None = None,
-    decompositions: dict[str, Decomposition] | None = None,
+    decompositions: Mapping[str, Decomposition] | None = None,
     task_loss: Callable | None = None,
     batches: Iterable | None = None,
     validation: Iterable | None = None,
+    dtype: torch.dtype = torch.float64,
 ) -> Report:
     """Replace dense layers by low-rank ones, in place; where anything fails, the model is as it was.
 
     method: a key of `METHODS`, or a `Method`.  stats: from `stats.collect`.  layers: names, or None for those of
     `decompositions`, of `stats`, or the model's default.  decompositions: reuse one factorisation for many ratios
-    (`weightings.decompose_all` on the *same* weights); without them each layer's is made when it is needed, and with the
-    uniform allocation one lives at a time.  task_loss, batches, validation: for the methods that need them.
+    (`weightings.decompose_all` on the *same* weights), or use `compress_at`; without them each layer's is made when it is
+    needed, and with the uniform allocation one lives at a time.  task_loss, batches, validation: for the methods that need
+    them.  dtype: of the factorisation where it is made here; what float32 saves and costs, `weightings.decompose` says.
 
     Raises ValueError for an unknown method, a bad `removed`, a missing statistic or argument (naming it), a
     decomposition of other weights, or factors that are not finite (naming the layer).
     """
-    chosen = method_named(method)
-    check_removed(removed)
     given = dict(task_loss=task_loss, batches=batches, validation=validation)
+    return next(_surgery(model, method, [removed], stats, layers, decompositions, given, dtype))
+
+
+def compress_at(
+    model: nn.Module,
+    method: str | Method,
+    removed: Iterable[float],
+    stats: Mapping[str, LayerStats] | None = None,
+    *,
+    layers: Iterable[str] | None = None,
+    decompositions: Mapping[str, Decomposition] | None = None,
+    task_loss: Callable | None = None,
+    batches: Iterable | None = None,
+    validation: Iterable | None = None,
+    dtype: torch.dtype = torch.float64,
+) -> Iterator[Report]:
+    """One model at several ratios, each layer factorised once: `for report in compress_at(...)`, the model is at that ratio.
+
+    Everything else is as for `compress`, and so is each result, to the last bit.  A ratio starts from the dense layers again,
+    whatever was done to the low-rank ones before it (rehab, say); what else was trained in between stays trained.  After the
+    loop the model stays as the last ratio, or a `break`, left it; where a ratio fails, it is dense.
+
+    All ranks are handed out first.  Memory beside the dense layers: the factors of the largest ranks in the model's dtype,
+    from which each ratio is sliced, and a copy for the ratio at hand.
+    """
+    given = dict(task_loss=task_loss, batches=batches, validation=validation)
+    return _surgery(model, method, [*removed], stats, layers, decompositions, given, dtype)
+
+
+def _surgery(
+    model: nn.Module,
+    method: str | Method,
+    removed: list[float],
+    stats: Mapping[str, LayerStats] | None,
+    layers: Iterable[str] | None,
+    decompositions: Mapping[str, Decomposition] | None,
+    given: dict,
+    dtype: torch.dtype,
+) -> Iterator[Report]:
+    chosen = method_named(method)
+    if not removed:
+        raise ValueError("removed is empty: name at least one ratio")
+    for fraction in removed:
+        check_removed(fraction)
     check_arguments(chosen, given)
     names = next((list(some) for some in (layers, decompositions, stats) if some is not None), None)
     modules = linear_layers(model, names)
     if decompositions is None:
         check_stats(chosen, method if isinstance(method, str) else chosen.weighting, stats, modules)
-        decompositions = decompose_lazily(model, stats, chosen.weighting, modules)
+        decompositions = decompose_lazily(model, stats, chosen.weighting, modules, dtype=dtype)
     else:
         _check_decompositions(decompositions, modules)
-    ranks = allocation_named(chosen.allocation)(
-        {name: decompositions[name] for name in modules},
-        removed,
-        model=model,
-        stats=stats,
-        **given,
-        **chosen.options,
+    allocate = partial(allocation_named(chosen.allocation), model=model, stats=stats, **given, **chosen.options)
+    seen = {name: decompositions[name] for name in modules}
+    return _each(
+        model, modules, chosen, removed, [allocate(seen, fraction) for fraction in removed], seen, stats, given
     )
-    new = {}
-    for name, rank in progress(ranks.items(), "surgery"):
-        if rank:
-            new[name] = low_rank(name, modules[name], decompositions[name], rank)
+
+
+def _each(
+    model: nn.Module,
+    modules: dict[str, nn.Linear],
+    chosen: Method,
+    removed: list[float],
+    plans: list[dict[str, int | None]],
+    decompositions: dict[str, Decomposition],
+    stats: Mapping[str, LayerStats] | None,
+    given: dict,
+) -> Iterator[Report]:
+    """Cut each layer at its largest rank, and the model at each plan."""
+    before = {name: module.weight.numel() for name, module in modules.items()}
+    longest = {}
+    for name, module in progress(modules.items(), "surgery"):
+        if rank := max(plan[name] or 0 for plan in plans):
+            longest[name] = low_rank(name, module, decompositions[name], rank)
         if chosen.recovery is None and isinstance(decompositions[name], LazyDecomposition):
             decompositions[name].free()
-    before = {name: module.weight.numel() for name, module in modules.items()}
-    for name, module in new.items():
-        replace_module(model, name, module)
-    if chosen.recovery is not None:
+    for fraction, plan in zip(removed, plans, strict=True):
+        take = first_components if len(plans) > 1 else lambda layer, rank: layer
+        new = {name: take(longest[name], rank) for name, rank in plan.items() if rank}
+        for name, dense in modules.items():
+            replace_module(model, name, new.get(name, dense))
         try:
-            cut = {name: decompositions[name] for name in new}
-            more = dict(stats=stats, weighting=chosen.weighting, **given, **chosen.recovery_options)
-            RECOVERIES[chosen.recovery](model, decompositions=cut, **more)
+            if chosen.recovery is not None:
+                cut = {name: decompositions[name] for name in new}
+                more = dict(stats=stats, weighting=chosen.weighting, **given, **chosen.recovery_options)
+                RECOVERIES[chosen.recovery](model, decompositions=cut, **more)
         except BaseException:
-            for name in new:
-                replace_module(model, name, modules[name])
+            for name, dense in modules.items():
+                replace_module(model, name, dense)
             raise
-    return recount(model, removed, ranks, before)
+        yield recount(model, fraction, plan, before)
 
 
 def check_arguments(method: Method, given: dict) -> None:
@@ -131,9 +189,17 @@ def weights_of(module: nn.Module) -> int:
 def low_rank(name: str, module: nn.Linear, decomposition: Decomposition, rank: int) -> LowRankLinear:
     """The layer that takes `module`'s place.  Raises ValueError naming it where the factors are not finite."""
     try:
-        return LowRankLinear.in_place_of(module, decomposition.truncate(rank).balanced())
+        return LowRankLinear.in_place_of(module, decomposition.truncate(rank).balanced(like=module.weight))
     except ValueError as problem:
         raise ValueError(f"layer {name!r} at rank {rank}: {problem}") from problem
+
+
+def first_components(layer: LowRankLinear, rank: int) -> LowRankLinear:
+    """A layer of the first `rank` components of this one: of those that surgery left, the best of that rank."""
+    new = LowRankLinear.from_factors(Factors(layer.U.weight[:, :rank], layer.V.weight[:rank]), layer.bias)
+    for ours, theirs in zip(new.parameters(), layer.parameters(), strict=True):
+        ours.requires_grad_(theirs.requires_grad)
+    return new.train(layer.training)
 
 
 def recount(model: nn.Module, removed: float, ranks: dict[str, int | None], before: dict[str, int]) -> Report:

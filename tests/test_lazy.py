@@ -52,7 +52,7 @@ def test_every_method_says_the_same_with_and_without_room(method, given, alive, 
     eager, planned = cut(given, method, decompositions=whole)
     for keep in (0, 2**31):
         monkeypatch.setattr(
-            "prehab_lib.surgery.decompose_lazily", lambda *a, keep=keep: decompose_lazily(*a, keep=keep)
+            "prehab_lib.surgery.decompose_lazily", lambda *a, keep=keep, **more: decompose_lazily(*a, keep=keep, **more)
         )
         alive.clear()
         model, report = cut(given, method)

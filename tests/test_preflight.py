@@ -104,7 +104,8 @@ def test_operations_are_counted_as_by_hand():
     grams = found.phase("statistics").operations["matmul", torch.float64]
     assert grams == 3 * 2 * 8 * 16 * (3 * 32**2 + 48**2)  # 2 n² N for each distinct input
     surgery = found.phase("surgery").operations
-    assert surgery["cholesky", torch.float64] == pytest.approx(3 * (3 * 32**3 + 48**3) / 3)
+    roots, tall = 3 * 32**3 + 48**3, 2 * 32**3  # gate and up are made square
+    assert surgery["cholesky", torch.float64] == pytest.approx(3 * (roots + tall) / 3)
     assert surgery["eigh", torch.float64] == pytest.approx(3 * 7 * 9 * 32**3)
     everything = sum(sum(phase.operations.values()) for phase in found.phases)
     assert found.minutes == pytest.approx(everything / 1e9 / 60)
@@ -124,7 +125,7 @@ def test_what_saves_memory_and_what_it_costs(seven):
         assert gib[part] < 0.35 * base.phase("prehab").gib[part], part
     streamed = estimate(llama(32, **SEVEN_B), rates=flat, streamed=True, steps=1, device="cuda")
     assert streamed.phase("statistics").total < 8 and streamed.phase("surgery").total < 8
-    assert base.phase("surgery").total > 90
+    assert base.phase("surgery").total > 55  # all Grams and one root
 
 
 def test_what_waits_for_the_device_is_counted():
@@ -159,7 +160,7 @@ def test_it_refuses_what_the_cpu_cannot_hold(monkeypatch):
     with pytest.raises(ValueError, match="CPU memory"):
         found.check()
     with pytest.raises(
-        ValueError, match=r"surgery needs about \d\d.\d GiB on cpu, where 16.0 GiB are free: use a smaller"
+        ValueError, match=r"(statistics|surgery) needs about \d\d.\d GiB on cpu, where 16.0 GiB are free: use a smaller"
     ):
         estimate(llama(32, **SEVEN_B), rates=flat, streamed=True).check()
 

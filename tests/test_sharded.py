@@ -18,6 +18,7 @@ from tests.stack import Stack, stack_batches
 
 STEPS, PROCESSES = 3, 2
 SETTINGS = dict(surrogate="nuclear", lam=0.5, steps=STEPS, lr=1e-2, train="all", log_every=1)
+FAST = SETTINGS | dict(surrogate="stable_rank", lam=2.0, arithmetic="fast", refresh=2)
 
 
 def start():
@@ -29,16 +30,24 @@ def half_of(batch, rank):
     return tuple(part[rank::PROCESSES] for part in batch)
 
 
+def sharded_start(mesh):
+    model, batches, stats = start()
+    for block in model.blocks:
+        fully_shard(block, mesh=mesh)
+    return fully_shard(model, mesh=mesh), batches, stats
+
+
+def gathered(model):
+    return {name: whole(parameter).detach() for name, parameter in model.named_parameters()}
+
+
 def work(rank, port, folder):
     """One process: shard the model, train, and let the first process write the gathered result."""
     torch.set_num_threads(1)
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     dist.init_process_group("gloo", rank=rank, world_size=PROCESSES)
-    model, batches, stats = start()
     mesh = dist.init_device_mesh("cpu", (PROCESSES,))
-    for block in model.blocks:
-        fully_shard(block, mesh=mesh)
-    fully_shard(model, mesh=mesh)
+    model, batches, stats = sharded_start(mesh)
     halves = [half_of(batch, rank) for batch in batches]
     history = prehab(model, classification_loss, halves, stats, **SETTINGS)
     assert all(is_sharded(parameter) for parameter in model.parameters())
@@ -49,9 +58,12 @@ def work(rank, port, folder):
             prehab(model, classification_loss, halves, stats, **SETTINGS | change)
         except ValueError as problem:
             refused[name] = str(problem)
-    gathered = {name: whole(parameter).detach() for name, parameter in model.named_parameters()}
+    quick, _, _ = sharded_start(mesh)
+    fast = prehab(quick, classification_loss, halves, stats, **FAST)
+    results = {"weights": gathered(model), "rows": history.rows, "refused": refused}
+    results |= {"fast weights": gathered(quick), "fast rows": fast.rows}
     if rank == 0:
-        torch.save({"weights": gathered, "rows": history.rows, "refused": refused}, folder / "result.pt")
+        torch.save(results, folder / "result.pt")
     dist.destroy_process_group()
 
 
@@ -83,6 +95,18 @@ def test_the_surrogate_is_part_of_what_shards_learn(sharded):
     model, batches, stats = start()
     prehab(model, classification_loss, batches, stats, **SETTINGS | dict(lam=0.0))
     assert not torch.allclose(sharded["weights"]["head.weight"], model.head.weight, rtol=1e-2, atol=1e-3)
+
+
+def test_held_tangents_of_shards_are_those_of_one_process(sharded):
+    model, batches, stats = start()
+    history = prehab(model, classification_loss, batches, stats, **FAST)
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(sharded["fast weights"][name], parameter.detach(), rtol=1e-3, atol=1e-5)
+    for ours, alone in zip(sharded["fast rows"], history.rows, strict=True):
+        assert ours["surrogate"] == pytest.approx(alone["surrogate"], rel=1e-4)
+    control, batches, stats = start()
+    prehab(control, classification_loss, batches, stats, **FAST | dict(lam=0.0))
+    assert not torch.allclose(control.head.weight, model.head.weight, rtol=1e-2, atol=1e-3)
 
 
 def test_what_needs_whole_weights_is_refused(sharded):
