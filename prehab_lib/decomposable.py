@@ -1,0 +1,95 @@
+"""Train for truncation itself: part of the loss is that of the model as surgery would cut it.  The alternative to a surrogate.
+
+Source: Decomposable-Net (arXiv 1910.13141): (1 − α) L(θ) + α E_z L(Trunc_z(θ)), z drawn anew each step.  Differences: z is the
+fraction removed, the same for every layer, as surgery here hands out ranks; truncation is that of the Gram ruler,
+Ŵ = Q Qᵀ W with Q = U_r of W L; Q is made every few steps and held fixed in between and in the backward pass, which then
+takes no decomposition: Q Qᵀ Γ for a gradient Γ at Ŵ.  The paper decomposes at every step, has batch norms to keep apart, and
+scales the second gradient to the first's norm.
+"""
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from prehab_lib.budget import break_even_rank, check_removed, rank_for
+from prehab_lib.inputs import check_whole
+from prehab_lib.layers import linear_layers
+from prehab_lib.stats import LayerStats
+
+
+class Decomposable:
+    """A task loss for `prehab`, whose λ is then 0: `prehab(model, Decomposable(task_loss, stats), ..., lam=0)`.
+
+    task_loss(model, batch) -> scalar.  stats: layer -> statistics with "gram".  alpha: share of the truncated model's loss,
+    from 0 (ordinary training) to 1.  removed: the range that z is drawn from, uniformly, by `seed`.  refresh: steps, that is
+    calls with gradients, between decompositions.
+
+    Memory: one U (m, p) of every layer in float32, p = min(m, n), and the activations of two passes.
+    Raises ValueError for numbers that make no sense or a statistic that is missing.
+    """
+
+    def __init__(
+        self,
+        task_loss: Callable[[nn.Module, object], Tensor],
+        stats: Mapping[str, LayerStats],
+        *,
+        alpha: float = 0.5,
+        removed: tuple[float, float] = (0.2, 0.8),
+        refresh: int = 10,
+        seed: int = 0,
+    ):
+        if not 0 <= alpha <= 1:
+            raise ValueError(f"alpha = {alpha}: the share of the truncated model's loss lies between 0 and 1")
+        low, high = removed
+        if check_removed(low) > check_removed(high):
+            raise ValueError(f"removed = {removed}: the range starts with the smaller fraction")
+        check_whole(1, refresh=refresh)
+        self.task_loss, self.stats, self.alpha, self.removed, self.refresh = task_loss, stats, alpha, removed, refresh
+        self.generator = torch.Generator().manual_seed(seed)
+        self.calls, self.U = 0, {}
+
+    def __call__(self, model: nn.Module, batch) -> Tensor:
+        whole = self.task_loss(model, batch)
+        if not self.alpha:
+            return whole
+        layers = linear_layers(model, self.stats)
+        if torch.is_grad_enabled():
+            if self.calls % self.refresh == 0:
+                self.U = {name: self._left_vectors(name, layer) for name, layer in layers.items()}
+            self.calls += 1
+        low, high = self.removed
+        z = low + (high - low) * float(torch.rand((), generator=self.generator))
+        cut = self.task_loss(_Replaced(model, truncated(layers, self.U, round(z, 6))), batch)
+        return (1 - self.alpha) * whole + self.alpha * cut
+
+    @torch.no_grad()
+    def _left_vectors(self, name: str, layer: nn.Linear) -> Tensor:
+        """U (m, p) of W L, in the weight's dtype."""
+        M = layer.weight.double() @ self.stats[name].gram_root().to(layer.weight.device)
+        return torch.linalg.svd(M, full_matrices=False).U.to(layer.weight.dtype)
+
+
+def truncated(layers: Mapping[str, nn.Linear], U: Mapping[str, Tensor], removed: float) -> dict[str, Tensor]:
+    """Name of a weight -> Q Qᵀ W (m, n) at the rank that removes this fraction, with a graph; dense layers are left out."""
+    weights = {}
+    for name, layer in layers.items():
+        W = layer.weight
+        if break_even_rank(W.shape):
+            Q = U[name][:, : rank_for(W.shape, removed)]
+            weights[f"{name}.weight"] = Q @ (Q.T @ W)
+    return weights
+
+
+class _Replaced:
+    """A model that computes with other weights; everything else is asked of the model itself."""
+
+    def __init__(self, model: nn.Module, weights: dict[str, Tensor]):
+        self._model, self._weights = model, weights
+
+    def __call__(self, *arguments, **named):
+        return functional_call(self._model, self._weights, arguments, named)
+
+    def __getattr__(self, name: str):
+        return getattr(self._model, name)
