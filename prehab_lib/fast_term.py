@@ -10,7 +10,7 @@ from prehab_lib.fast import Tangent, fast_named
 from prehab_lib.rank_term import RankTerm
 from prehab_lib.sharding import is_sharded, whole
 
-STACK = 64 * 2**20  # bytes of metrics stacked for one batch: beyond it a batch is no faster than its layers
+STACK = 16 * 2**20  # bytes of weights and metrics in one batch: beyond it a batch is no faster than its layers
 
 
 class FastTerm(RankTerm):
@@ -107,13 +107,13 @@ def _pull(weight: Tensor, c: Tensor, D: Tensor, strength: float) -> Tensor:
 
 
 def _groups(layers: dict[str, nn.Linear], metrics: dict[str, Tensor]) -> list[list[str]]:
-    """Names of layers of one shape and device, as many together as have metrics of `STACK` bytes; at least one."""
+    """Names of layers of one shape and device, as many together as `STACK` allows; at least one."""
     alike: dict[tuple, list[str]] = {}
     for name, layer in layers.items():
         alike.setdefault((layer.weight.shape, layer.weight.device), []).append(name)
     groups = []
     for names in alike.values():
         metric = metrics[names[0]]
-        size = max(1, STACK // (metric.numel() * metric.element_size()))
+        size = max(1, STACK // (metric.element_size() * (metric.numel() + layers[names[0]].weight.numel())))
         groups += [names[i : i + size] for i in range(0, len(names), size)]
     return groups

@@ -2,8 +2,8 @@
 
 Operations are counted (`census`), rates are measured on the device (`rates`), memory is added up term by term.  Expect
 memory within 20 % and time within a factor of 2.  Estimate / measured on one CPU core, one block, 2 × 512 tokens, float32:
-statistics of LLaMA-7B's 4.1 / 3.6 GiB and 57 / 65 s; at half its width, a prehab step (8 power iterations) 1.6 / 1.7 GiB and
-15 / 22 s, surgery in float32 1.5 / 1.5 GiB and 84 / 95 s.
+statistics of LLaMA-7B's 4.1 / 3.6 GiB and 57 / 65 s; at half its width, a prehab step (fast stable rank) 1.6 / 1.8 GiB and
+9 / 10 s, surgery in float32 0.9 / 1.0 GiB and 35 / 40 s.
 """
 
 import os
