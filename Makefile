@@ -14,7 +14,7 @@ RUN := $(VENV)/bin/python
 READY := $(VENV)/.ready
 endif
 
-.PHONY: help setup own-environment reproduce test jupyter lab paper figures clean
+.PHONY: help setup own-environment reproduce test jupyter lab paper figures bench clean
 
 help:
 	@echo "make reproduce     run the laptop profile, write runs/laptop/report.md and its figures"
@@ -23,6 +23,7 @@ help:
 	@echo "make lab           run the lab profile (one GPU, real data); make paper the paper's own (hours)"
 	@echo "make lab-03        one notebook of the lab profile; lab-NN for any other"
 	@echo "make figures       copy runs/PROFILE/figures to figures/PROFILE   (PROFILE=$(PROFILE))"
+	@echo "make bench         notebook 08 alone, with a whole block of LLaMA-7B: figures/PROFILE/cost_*; about half an hour"
 	@echo "make setup         build $(VENV) from requirements.lock; the commands above do it themselves"
 	@echo "make clean         remove runs and caches; $(VENV) stays"
 	@echo ""
@@ -85,6 +86,11 @@ jupyter: $(READY)
 	$(RUN) -m jupyterlab notebooks
 
 figures: $(READY)
+	$(RUN) -m prehab_lib figures $(PROFILE)
+
+# One run at a time: whatever else is at work would be measured too.
+bench: $(READY)
+	$(RUN) -m prehab_lib run $(PROFILE) 08 -j 1 -p 'block={hidden: 4096, mlp: 11008}' -p cut_repeats=1 $(ARGS)
 	$(RUN) -m prehab_lib figures $(PROFILE)
 
 clean:

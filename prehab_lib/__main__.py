@@ -1,4 +1,4 @@
-"""The command line: `python -m prehab_lib run | report | figures | data | compress`."""
+"""The command line: `python -m prehab_lib run | report | figures | verdicts | data | compress`."""
 
 import argparse
 import sys
@@ -51,6 +51,14 @@ def _figures(arguments) -> int:
     return 0
 
 
+def _verdicts(arguments) -> int:
+    from prehab_lib import verdicts
+
+    changed = verdicts.write_readme(arguments.profile)
+    print(f"README.md {'now says' if changed else 'says already'} what {verdicts.file_of(arguments.profile)} does")
+    return 0
+
+
 def _data(arguments) -> int:
     from prehab_lib import needed
 
@@ -80,6 +88,9 @@ def parser() -> argparse.ArgumentParser:
     figures = commands.add_parser("figures", help="copy runs/PROFILE/figures to figures/PROFILE, which is committed")
     figures.add_argument("profile")
     figures.set_defaults(act=_figures)
+    verdicts = commands.add_parser("verdicts", help="rewrite the README's table of verdicts from figures/PROFILE")
+    verdicts.add_argument("profile", nargs="?", default="laptop")
+    verdicts.set_defaults(act=_verdicts)
     data = commands.add_parser("data", help="what each notebook needs, where it was looked for, what is missing")
     data.add_argument("profile", nargs="?", default="lab")
     data.add_argument("--data-root", metavar="FOLDER", help="folder holding the data sets (default: PREHAB_DATA)")

@@ -85,7 +85,10 @@ NEEDS = {
         "lab": ["wikitext-2-raw-v1", "c4", "alpaca"],
         "paper": ["wikitext-2-raw-v1", "c4", "alpaca-cleaned"],
     },
+    "06_ablations": {},
     "07_adaptive_rank": {"lab": ["wikitext-2-raw-v1", "c4"]},
+    "08_cost": {},
+    "10_audit": {},
 }
 
 

@@ -30,34 +30,29 @@ class StableRank:
     """‖W L‖_F² / ‖W L‖₂² from the Gram G = L Lᵀ (b, n, n) itself: Y = W G gives ‖W L‖_F² = ⟨Y, W⟩ and K = Y Wᵀ.
 
     Gradient: 2 (Y − S u uᵀ Y) / σ₁² with u the top left singular vector (digest of Eq. 6).  Neither a root nor W L is made.
-    u comes from `rounds` rounds of `power.top`, warm; more of them, up to `COLD`, at the first call and where the residual
-    stays above `RESIDUAL`, which counts as falling back.  Then the value is within 1e-3 and the cosine of the gradient above
-    0.999, unless σ₂ is within a per cent or so of σ₁ (σ₁ itself stays right).  Cost: 2 m n² + 16 m n a round.
+    u comes from `rounds` rounds of `power.top`, warm, and then as many again and again, up to `COLD`, while the residual is
+    above `RESIDUAL`; a layer where it stays so has fallen back.  Elsewhere the value is within 1e-3 and the cosine of the
+    gradient above 0.999, unless σ₂ is within a per cent or so of σ₁ (σ₁ itself stays right).  Cost: 2 m n² + 16 m n a round.
     """
 
     metric_is: ClassVar[str] = "gram"
 
     def __init__(self, metric: Tensor, rounds: int | None = None):
-        self.metric, self.rounds = metric, 2 if rounds is None else rounds
+        self.metric, self.rounds = metric, 1 if rounds is None else rounds
         check_whole(1, power_iterations=self.rounds)
         self.state: dict[str, Tensor] = {}
 
     def __call__(self, W: Tensor) -> Tangent:
         """W (b, m, n) in the metric's dtype."""
         Y = W @ self.metric.to(W)  # (b, m, n)
-        cold = "U" not in self.state
-        found = top(Y, W, start(W) if cold else self.state["U"].to(W), self.rounds)
-        fell_back = torch.zeros(len(W), dtype=torch.bool)
-        done = self.rounds
-        while done < COLD and (missed := ~(found.residual <= RESIDUAL)).any():
-            fell_back |= missed.cpu()
-            found = top(Y, W, found.U, rounds := min(10, COLD - done))
-            done += rounds
+        found, done = top(Y, W, self.state["U"].to(W) if self.state else start(W), self.rounds), self.rounds
+        while done < COLD and (~(found.residual <= RESIDUAL)).any():
+            found, done = top(Y, W, found.U, more := min(done, COLD - done)), done + more
         self.state["U"] = found.U
         value, over = _ratio((Y * W).sum((-2, -1)), found.theta)
         u = found.U[..., :1]  # (b, m, 1)
         gradient = 2 * over[:, None, None] * (Y - value[:, None, None] * (u @ (u.mT @ Y)))
-        return Tangent(value, gradient, torch.zeros_like(fell_back) if cold else fell_back)
+        return Tangent(value, gradient, ~(found.residual <= RESIDUAL).cpu())
 
 
 class Nuclear:

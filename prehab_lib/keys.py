@@ -56,7 +56,8 @@ def _module_imports(file: Path, library: Path) -> frozenset[str]:
 def library_files(sources: Iterable[str], library: Path = LIBRARY) -> list[Path]:
     """Files of the library that these sources import, directly or not; all of them where a source cannot be parsed.
 
-    Data files of the library (its tables) always count. Nothing is imported to find out.
+    A data file of the library counts where one of these modules names it, or where none of the library's does. Nothing is
+    imported to find out.
     """
     data = {file for file in library.rglob("*") if file.is_file() and file.suffix not in (".py", ".pyc")}
     plain = ("\n".join(line for line in source.splitlines() if line.lstrip()[:1] not in "%!") for source in sources)
@@ -70,7 +71,12 @@ def library_files(sources: Iterable[str], library: Path = LIBRARY) -> list[Path]
         if file is not None and file not in files:
             files.add(file)
             pending |= _module_imports(file, library)
-    return sorted(files | data)
+    return sorted(files | {file for file in data if _is_read(file, files, library)})
+
+
+def _is_read(data: Path, modules: set[Path], library: Path) -> bool:
+    readers = {file for file in library.rglob("*.py") if f'"{data.name}"' in file.read_text(encoding="utf-8")}
+    return bool(readers & modules) or not readers
 
 
 def _stamp(file: Path, name: str) -> str:

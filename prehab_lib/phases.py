@@ -116,7 +116,7 @@ def _surrogate_operations(m: int, n: int, surrogate: str | None, rank: torch.dty
         # A round reads two matrices; each costs a launch or a thread's start beside it.
         return {
             ("matmul", rank): 2 * m * n**2,
-            ("copy", torch.float32): (2 * (rounds or 2) + 4) * m * n * bytes_of(rank),
+            ("copy", torch.float32): (2 * (rounds or 1) + 4) * m * n * bytes_of(rank),
         }
     if surrogate:  # by eigenvectors in float64, which ill-conditioned layers end with
         in_rank = {("matmul", rank): 4 * m * n**2 + 4 * p**2 * q, ("matmul", torch.float64): 4 * p**2 * q}

@@ -21,7 +21,8 @@ class Run:
     """One notebook with every parameter resolved.
 
     name: the notebook's, in a grid with what sets this run apart (`04_bert_glue.cola`). needs: names of the runs whose
-    results it reads.
+    results it reads. last: it reads whatever results the profile has, so it waits for every other run, also for one that
+    fails.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Run:
     params: dict
     needs: tuple[str, ...] = ()
     note: str = ""
+    last: bool = False
 
     @property
     def suffix(self) -> str:
@@ -75,10 +77,14 @@ def select(known: dict[str, Path], wanted: list[str]) -> list[str]:
     return [name for name in known if name in chosen] if wanted else list(known)
 
 
+def _declared(notebook: Path) -> dict:
+    """What a notebook says of itself: `"prehab": {...}` in its metadata."""
+    return json.loads(notebook.read_text(encoding="utf-8")).get("metadata", {}).get("prehab", {})
+
+
 def needs(notebook: Path) -> tuple[str, ...]:
     """Notebooks whose results this one reads: `"prehab": {"needs": ["03_vit"]}` in the notebook's metadata."""
-    metadata = json.loads(notebook.read_text(encoding="utf-8")).get("metadata", {})
-    return tuple(metadata.get("prehab", {}).get("needs", ()))
+    return tuple(_declared(notebook).get("needs", ()))
 
 
 def _with_needs(known: dict[str, Path], chosen: list[str]) -> list[str]:
@@ -107,8 +113,9 @@ def _expanded(root: Path, profile: str, notebook: Path, overrides: dict) -> list
         values = parameters.load_file(file)
     elif profile != "smoke":
         note = f"there is no params/{file.name}: {notebook.stem} runs with its own defaults"
+    last = _declared(notebook).get("last", False)
     return [
-        Run(f"{notebook.stem}.{suffix}" if suffix else notebook.stem, notebook, profile, params, note=note)
+        Run(f"{notebook.stem}.{suffix}" if suffix else notebook.stem, notebook, profile, params, note=note, last=last)
         for suffix, params in grid.expand(notebook, values, overrides, f"params/{file.name}")
     ]
 

@@ -97,7 +97,8 @@ def prehab(
     Weights that come in bfloat16 are trained as float32 masters and rounded once at the end: 16 bytes a parameter
     (`precision`).  optimizer: a key of `OPTIMIZERS`.  gradient_checkpointing: recompute activations, the same result.
     arithmetic: "exact" decomposes every W L at every step, in float64; "fast" takes the forms of `fast`, in float32, whose
-    errors it states: `refresh` steps share one tangent of R, and "stable_rank" takes `power_iterations` (2) warm rounds.
+    errors it states: `refresh` steps share one tangent of R (the gradient of "nuclear_ratio" turns fastest: notebook 08), and
+    "stable_rank" takes `power_iterations` (1) warm rounds, more where they do not do.
     rank_dtype: "float32" or "float64" otherwise.  roots_on="cpu" keeps roots or Grams (n² a distinct input) there and moves
     one at a time.
     A model sharded by `fully_shard` trains as it is, each process on its own batches of one size; all of them need the same

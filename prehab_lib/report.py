@@ -2,56 +2,11 @@
 
 import json
 import os
-from dataclasses import dataclass
 from pathlib import Path
 
-from prehab_lib import plan, tables
+from prehab_lib import audit, plan, tables, verdicts
+from prehab_lib.finished import Finished, read
 from prehab_lib.store import Store, copy
-
-
-def _json(file: Path) -> dict:
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except json.JSONDecodeError:
-        raise ValueError(f"{file} is not JSON: remove its folder and run the profile again") from None
-
-
-def _claims(folder: Path) -> list[dict]:
-    file = folder / "claims.jsonl"
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.is_file() else []
-
-
-@dataclass(frozen=True)
-class Finished:
-    """A finished run as it lies in runs/PROFILE/NAME. label: what its name has beyond the notebook's, or all of it."""
-
-    name: str
-    label: str
-    run: dict
-    result: dict
-    claims: list[dict]
-
-    @property
-    def about(self) -> dict:
-        return self.result.get("about", {})
-
-    @property
-    def records(self) -> list[dict]:
-        return self.result.get("records", [])
-
-
-def _finished(folder: Path) -> dict[str, list[Finished]]:
-    """Notebook -> its finished runs."""
-    found: dict[str, list[Finished]] = {}
-    for file in sorted(folder.glob("*/run.json")):
-        name, run = file.parent.name, _json(file)
-        notebook = run.get("notebook", name)
-        label = name.removeprefix(notebook).removeprefix(".") or name
-        result, claims = _json(file.parent / "result.json"), _claims(file.parent)
-        found.setdefault(notebook, []).append(Finished(name, label, run, result, claims))
-    return found
 
 
 def _maker(finished: Finished) -> str:
@@ -177,6 +132,15 @@ def _write_tables(folder: Path, printed: list[tables.Table]) -> None:
         table.cells.to_csv(folder / f"{table.name}.csv", index=False)
 
 
+def _verdicts(folder: Path) -> list[str]:
+    """The page of notebook 10, made from what lies in the folder now; or the sentence that says why it cannot be."""
+    try:
+        runs = audit.results(folder)
+        return verdicts.page(audit.judge(runs), runs)
+    except ValueError as error:
+        return [f"Not judged: {error}."]
+
+
 def write(profile: str, home: Path | None = None) -> str:
     """Write runs/PROFILE/report.md and a CSV for each table; returns the report's path, relative.
 
@@ -184,12 +148,13 @@ def write(profile: str, home: Path | None = None) -> str:
     """
     home = home or plan.home()
     folder = home / "runs" / profile
-    finished = _finished(folder)
+    finished = read(folder)
     if not finished:
         raise FileNotFoundError(f"no finished run of {profile}: start with `python -m prehab_lib run {profile}`")
     planned = plan.expected(home, profile, finished)
     lines = [f"# Profile {profile}: results beside the paper's", ""]
-    lines += ["Rows in italics are the paper's numbers, made with its own models and data.", ""]
+    lines += ["## Every claim with its verdict", "", *_verdicts(folder), ""]
+    lines += ["Below, rows in italics are the paper's numbers, made with its own models and data.", ""]
     printed = []
     for notebook, runs in sorted(finished.items()):
         lines += [f"## {notebook}", ""]
@@ -219,7 +184,7 @@ def copy_figures(profile: str, home: Path | None = None) -> tuple[int, str]:
     source, target, store = home / "runs" / profile / "figures", home / "figures" / profile, Store(home / "runs")
     left_out = {
         file
-        for name in store.outside(profile, plan.expected(home, profile, _finished(home / "runs" / profile)))
+        for name in store.outside(profile, plan.expected(home, profile, read(home / "runs" / profile)))
         for file in store.targets(profile, name, store.published(profile, name)).values()
     }
     files = sorted(file for file in source.rglob("*") if file.is_file() and not file.name.startswith("."))

@@ -93,6 +93,7 @@ class Pool:
     def __init__(self, store: Store, runs: list[plan.Run], width: int, say):
         self.store, self.say = store, say
         self.waiting = list(runs)
+        self.before_last = [run.name for run in runs if not run.last]
         self.width = max(1, min(width, len(runs)))
         self.threads = max(1, cores() // self.width)
         self.gpus = gpus() if any(wants_gpu(run.params) for run in runs) else []
@@ -120,13 +121,16 @@ class Pool:
 
     def _consider(self, run: plan.Run) -> None:
         """Skip it, find it stored, start it, or leave it waiting."""
+        if run.last and not all(name in self.outcomes for name in self.before_last):
+            return
         upstream = {name: self.outcomes.get(name) for name in run.needs}
         missing = [name for name, outcome in upstream.items() if outcome and outcome.status in ("failed", "skipped")]
         if missing:
             self.waiting.remove(run)
             self._settle(run, Outcome("skipped", error=f"it needs {missing[0]}"))
         elif all(upstream.values()) and (run.name not in self.absent or self._room(run)):
-            key = keys.key(run, {name: self._result(outcome.key) for name, outcome in upstream.items()})
+            read = {name: self._result(outcome.key) for name, outcome in upstream.items()}
+            key = keys.key(run, read | (self.store.results(run.profile, run.name) if run.last else {}))
             if self.store.done(key).exists():
                 self.waiting.remove(run)
                 self._settle(run, Outcome("cached", key))

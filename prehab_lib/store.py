@@ -98,6 +98,18 @@ class Store:
                 found.append(name)
         return found
 
+    def results(self, profile: str, reader: str) -> dict[str, bytes]:
+        """Name -> facts, scores and claims of each published run of a profile, as bytes; without those of the reader."""
+        return {
+            file.parent.name: b"".join(
+                (file.parent / name).read_bytes()
+                for name in ("run.json", "result.json", "claims.jsonl")
+                if (file.parent / name).is_file()
+            )
+            for file in sorted((self.runs / profile).glob("*/run.json"))
+            if file.parent.name != reader
+        }
+
     def targets(self, profile: str, name: str, run: dict) -> dict[str, Path]:
         """Where each file of a run is published. run: its run.json.
 

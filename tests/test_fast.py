@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from prehab_lib import fast
 from prehab_lib.fast import COLD, FAST, RESIDUAL, fast_named
 from prehab_lib.surrogates import SURROGATES
 from tests.helpers import cosine, log_spaced
@@ -66,34 +67,34 @@ def test_in_float64_the_gradient_is_that_of_finite_differences(name):
 
 
 def test_stable_rank_is_warm_from_step_to_step(monkeypatch):
-    """The first call may take many rounds; the next ones take two each, though the weight moves."""
-    from prehab_lib import fast
-
+    """The first call may take many rounds; the next take one or two each, though the weight moves; after a jump many again."""
     rounds = []
     top = fast.top
     monkeypatch.setattr(fast, "top", lambda A, B, U, steps: rounds.append(steps) or top(A, B, U, steps))
     W, L = layers(40, 30, count=2)
     surrogate = made("stable_rank", L)
     surrogate(W)
-    assert 2 < sum(rounds) <= COLD
+    cold = sum(rounds)
+    assert 4 < cold <= COLD
     rounds.clear()
     for step in range(5):
         moved = W + 1e-4 * step * torch.sign(W)
         found = surrogate(moved)
-    assert rounds == [2] * 5 and not found.fell_back.any()
+    assert 5 <= sum(rounds) <= 10 and not found.fell_back.any()
     values, _ = exact("stable_rank", moved, L)
     torch.testing.assert_close(found.value.double(), values, rtol=1e-3, atol=0)
-
-
-def test_a_weight_that_jumps_makes_stable_rank_fall_back_and_say_so():
-    W, L = layers(40, 30, count=2)
-    surrogate = made("stable_rank", L)
-    assert not surrogate(W).fell_back.any()
+    rounds.clear()
     other = torch.stack([W[0], layers(40, 30, count=1, seed=9)[0][0]])
     found = surrogate(other)
-    assert found.fell_back.tolist() == [False, True]
+    assert sum(rounds) > 4 and not found.fell_back.any()
     torch.testing.assert_close(found.value.double(), exact("stable_rank", other, L)[0], rtol=1e-3, atol=0)
-    assert RESIDUAL < 0.01
+
+
+def test_rounds_that_do_not_suffice_are_said(monkeypatch):
+    monkeypatch.setattr(fast, "COLD", 1)
+    W, L = layers(40, 30, count=2)
+    found = made("stable_rank", L)(W)
+    assert found.fell_back.all() and RESIDUAL < 0.01
 
 
 @pytest.mark.parametrize("name", FAST)

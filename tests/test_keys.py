@@ -50,6 +50,14 @@ def test_modules_are_followed_through_one_another(library, source, modules):
     assert names(keys.library_files([source], library), library) == sorted([*modules, "tables.json"])
 
 
+def test_a_table_counts_where_a_module_reads_it(library):
+    (library / "alone.py").write_text('TABLE = "tables.json"')
+    keys._module_imports.cache_clear()
+    with_it = keys.library_files(["from prehab_lib import alone"], library)
+    without = keys.library_files(["from prehab_lib.middle import y"], library)
+    assert library / "tables.json" in with_it and library / "tables.json" not in without
+
+
 def test_a_cell_that_is_no_python_counts_everything(library):
     assert len(keys.library_files(["this is no python"], library)) == 8
 

@@ -1,0 +1,159 @@
+"""Timing that can be believed: alternatives take turns in one process, medians of several rounds, spreads beside them.
+
+Other work on a machine, its temperature and its caches change from second to second.  Alternatives that are measured one
+after the other differ by that too; those that take turns (a, b, c, a, b, c, ...) meet the same machine, so their ratio, taken
+round by round, is steadier than either time.
+"""
+
+import contextlib
+import ctypes
+import gc
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+
+from prehab_lib.inputs import check_whole
+
+if TYPE_CHECKING:
+    import pandas
+
+LARGE = 2**28  # bytes an array: several times the caches of any machine this runs on
+CLEAR_REFS, STATUS = "/proc/self/clear_refs", "/proc/self/status"
+
+
+def wait_for(device: str | torch.device = "cpu") -> None:
+    """Return when the device has done all it was asked for: a GPU answers before it has worked."""
+    kind = torch.device(device).type
+    if kind == "cuda":
+        torch.cuda.synchronize(device)
+    elif kind == "mps":
+        torch.mps.synchronize()
+
+
+def side_by_side(
+    alternatives: Mapping[str, Callable[[], object]], repeats: int, warmup: int = 1, device: str | torch.device = "cpu"
+) -> "pandas.DataFrame":
+    """Seconds of each call, the alternatives taking turns: after `warmup` rounds that are not counted, `repeats` rounds.
+
+    One row a name, in the order given: median, q1 and q3 (quartiles), and `seconds`, the list of all rounds.
+    Raises ValueError for no alternative, or a number of rounds that is not whole and positive.
+    """
+    import pandas
+
+    check_whole(1, repeats=repeats)
+    check_whole(0, warmup=warmup)
+    if not alternatives:
+        raise ValueError("side_by_side: there is nothing to time, give {name: callable}")
+    seconds: dict[str, list[float]] = {name: [] for name in alternatives}
+    for turn in range(warmup + repeats):
+        for name, run in alternatives.items():
+            took = _seconds(run, device)
+            if turn >= warmup:
+                seconds[name].append(took)
+    rows = {name: summary(values) | {"seconds": values} for name, values in seconds.items()}
+    return pandas.DataFrame.from_dict(rows, orient="index")
+
+
+def ratios(times: "pandas.DataFrame", over: str) -> "pandas.DataFrame":
+    """Each alternative of `side_by_side` over one of them, round by round: median, q1 and q3 of the quotients.
+
+    Raises ValueError for a name that was not timed.
+    """
+    import pandas
+
+    if over not in times.index:
+        raise ValueError(f"over = {over!r} was not timed: choose one of {', '.join(map(str, times.index))}")
+    below = times.seconds[over]
+    rows = {
+        name: summary([a / b for a, b in zip(values, below, strict=True)]) for name, values in times.seconds.items()
+    }
+    return pandas.DataFrame.from_dict(rows, orient="index")
+
+
+def summary(values: Sequence[float]) -> dict[str, float]:
+    """median, q1 and q3 of a few numbers; quartiles are interpolated."""
+    low, middle, high = torch.tensor(values, dtype=torch.float64).quantile(torch.tensor([0.25, 0.5, 0.75]).double())
+    return {"median": float(middle), "q1": float(low), "q3": float(high)}
+
+
+def peak_memory(run: Callable[[], object], device: str | torch.device = "cpu") -> int | None:
+    """Bytes that `run` needed at its peak beyond what was held when it began; what it returns is thrown away.
+
+    CUDA: as PyTorch's allocator counts them.  CPU: the resident memory of this process, on Linux; what the allocator had kept
+    free for reuse is given back first, as far as it can be.  None where the system does not say; `run` is called all the same.
+    """
+    device = torch.device(device)
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        run()
+        torch.cuda.synchronize(device)
+        return torch.cuda.max_memory_allocated(device) - before
+    with contextlib.suppress(OSError, AttributeError):  # a C library that keeps what is free
+        ctypes.CDLL(None).malloc_trim(0)
+    try:
+        with open(CLEAR_REFS, "w") as file:
+            file.write("5")  # forget the peak so far
+        before = _resident("VmRSS")
+    except OSError:
+        before = None
+    run()
+    return None if before is None or device.type != "cpu" else max(0, _resident("VmHWM") - before)
+
+
+def bandwidth(device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32, bytes_each: int = LARGE) -> float:
+    """Bytes a second between memory and the device: the triad c = a + 2 b over arrays beyond the caches, best of five.
+
+    Three arrays move, as the STREAM benchmark counts; that a CPU may read c before it writes it is not counted.  The best,
+    because a limit is asked for.
+    """
+    count = bytes_each // dtype.itemsize
+    a, b, c = (torch.ones(count, dtype=dtype, device=device) for _ in range(3))
+    times = side_by_side({"triad": lambda: torch.add(a, b, alpha=2, out=c)}, repeats=5, device=device)
+    return 3 * count * dtype.itemsize / min(times.seconds["triad"])
+
+
+class Fit(NamedTuple):
+    """seconds ≈ factor · sizeᵉˣᵖᵒⁿᵉⁿᵗ; error: the exponent's standard error."""
+
+    exponent: float
+    error: float
+    factor: float
+
+
+def fitted_exponent(sizes: Sequence[float], seconds: Sequence[float]) -> Fit:
+    """The power law through measured times: least squares in logarithms.
+
+    The standard error says how well a straight line fits these points, not how well it would fit larger ones.
+    Raises ValueError for fewer than three different sizes (no error can be told from two), or numbers that are not positive.
+    """
+    if len(sizes) != len(seconds) or len(set(sizes)) < 3:
+        raise ValueError(f"fitted_exponent: give three different sizes or more, and a time for each, not {list(sizes)}")
+    if not all(value > 0 and math.isfinite(value) for value in (*sizes, *seconds)):
+        raise ValueError("fitted_exponent: sizes and times must be finite and above 0")
+    x, y = (torch.tensor(values, dtype=torch.float64).log() for values in (list(sizes), list(seconds)))
+    centred = x - x.mean()
+    slope = (centred @ y) / (centred @ centred)
+    level = y.mean() - slope * x.mean()
+    rest = y - level - slope * x
+    variance = (rest @ rest) / (len(x) - 2) / (centred @ centred)
+    return Fit(float(slope), float(variance.sqrt()), float(level.exp()))
+
+
+def _seconds(run: Callable[[], object], device: str | torch.device) -> float:
+    wait_for(device)
+    started = time.perf_counter()
+    run()
+    wait_for(device)
+    return time.perf_counter() - started
+
+
+def _resident(field: str) -> int:
+    """VmRSS or VmHWM of this process, in bytes."""
+    with open(STATUS) as lines:
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))
