@@ -45,10 +45,7 @@ def faults(path: Path) -> list[str]:
     if len(text) >= 300_000:
         found.append(f"{len(text) // 1000} kB, not below 300")
     for cell in cells:
-        most = (
-            30 if "parameters" in cell["metadata"].get("tags", []) else 25
-        )  # parameters are a table, read line by line
-        if (lines := "".join(cell["source"]).count("\n") + 1) > most:
+        if (lines := "".join(cell["source"]).count("\n") + 1) > 25:
             found.append(f"a cell of {lines} lines")
     if volatile := re.findall(r'"(papermill|execution)": ?\{', text):
         found.append(f"volatile metadata: {volatile[0]}")
