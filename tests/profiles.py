@@ -50,6 +50,15 @@ def line(sentence: str, each: list[bool], **other) -> dict:
     return made | {"profile": "laptop"} | other
 
 
+def enter(home: Path, monkeypatch) -> Path:
+    """A repository of one notebook with its finished run, as the working directory."""
+    (home / "notebooks").mkdir()
+    (home / "notebooks" / "03_vit.ipynb").write_text('{"cells": []}')
+    monkeypatch.chdir(home)
+    write_run(home, "03_vit", vit_records(), vit_claims())
+    return home
+
+
 def write_run(home: Path, name: str, records=None, claims=(), about=ABOUT, profile="laptop", folder="laptop") -> Path:
     """A finished run in HOME/runs/FOLDER/NAME. The notebook is what its name has before a dot."""
     place = home / "runs" / folder / name

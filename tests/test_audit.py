@@ -8,18 +8,14 @@ from pathlib import Path
 import pytest
 
 from prehab_lib import arithmetic, audit, pairs, plan
-from tests.profiles import ABOUT, line, vit_claims, vit_records, write_run
+from tests.profiles import ABOUT, enter, line, vit_claims, vit_records, write_run
 
 NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
 
 
 @pytest.fixture
 def home(tmp_path, monkeypatch):
-    (tmp_path / "notebooks").mkdir()
-    (tmp_path / "notebooks" / "03_vit.ipynb").write_text('{"cells": []}')
-    monkeypatch.chdir(tmp_path)
-    write_run(tmp_path, "03_vit", vit_records(), vit_claims())
-    return tmp_path
+    return enter(tmp_path, monkeypatch)
 
 
 def verdicts(home) -> dict[str, audit.Verdict]:

@@ -8,7 +8,7 @@ import pandas
 import pytest
 
 from prehab_lib import __main__, audit, report, verdicts
-from tests.profiles import ABOUT, line, vit_claims, vit_records, write_run
+from tests.profiles import ABOUT, enter, line, vit_records, write_run
 
 ROOT = Path(__file__).resolve().parents[1]
 BEGIN = verdicts.BEGIN.format(file="figures/laptop/verdicts.csv")
@@ -16,10 +16,7 @@ BEGIN = verdicts.BEGIN.format(file="figures/laptop/verdicts.csv")
 
 @pytest.fixture
 def home(tmp_path, monkeypatch):
-    (tmp_path / "notebooks").mkdir()
-    (tmp_path / "notebooks" / "03_vit.ipynb").write_text('{"cells": []}')
-    monkeypatch.chdir(tmp_path)
-    write_run(tmp_path, "03_vit", vit_records(), vit_claims())
+    enter(tmp_path, monkeypatch)
     write_run(tmp_path, "05_llama", vit_records())
     about = ABOUT | {"versions": ABOUT["versions"] | {"torch": "2.6.0"}}
     write_run(
