@@ -24,6 +24,7 @@ class Entry(NamedTuple):
     arguments: str | None
 
 
+@cache
 def library() -> Path:
     return Path(sysconfig.get_path("stdlib"))
 
