@@ -30,6 +30,7 @@ def _kept(m, n, share):
 EXERCISES = {
     "0.1": Exercise(
         cases=[(768, 768, 0.4), (768, 768, 0.6), (3072, 768, 0.2), (40, 40, 0.9)],
+        withheld=[(1024, 4096, 0.3), (20, 20, 0.8)],
         solution=lambda m, n, removed: rank_for((m, n), removed=removed),
         slips=[
             (
@@ -57,6 +58,7 @@ EXERCISES = {
     ),
     "0.2": Exercise(
         cases=[(_tensor(12, 4, 3), 1), (_tensor(8, 4, 4, 2), 1), (_tensor(5, 1), 2)],
+        withheld=[(_tensor(9, 6, 2, 1), 2), (_tensor(7, 2), 0)],
         solution=lambda s, rank: s[rank:].square().sum().sqrt(),
         slips=[
             (lambda s, rank: s[rank:].square().sum(), "that is the squared error: take the root, 25 becomes 5"),
@@ -77,6 +79,7 @@ EXERCISES = {
     ),
     "0.3": Exercise(
         cases=[(768, 768, 0.6), (768, 3072, 0.4), (768, 768, 0.5)],
+        withheld=[(1024, 4096, 0.7), (10, 7, 0.45)],
         solution=_kept,
         slips=[
             (
@@ -100,6 +103,7 @@ EXERCISES = {
     ),
     "0.4": Exercise(
         cases=[(_tensor(2, 1), _tensor(1, 3)), (_tensor(4, 1), _tensor(1, 3)), (_tensor(1, 9, 4), _tensor(4, 1, 2.5))],
+        withheld=[(_tensor(3, 2, 5), _tensor(2, 4, 1)), (_tensor(6, 1, 2), _tensor(1, 1, 2))],
         solution=lambda w, rms: (w * rms).argmax(),
         slips=[
             (lambda w, rms: w.argmax(), "that is plain SVD: it does not look at the inputs"),

@@ -80,6 +80,7 @@ def _lam(lam, tokens, surrogate):
 EXERCISES = {
     "1.1": Exercise(
         cases=[(_tensor([2, 1]),), (_tensor([4, 3, 0]),), (_tensor([3, 3, 3]),)],
+        withheld=[(_tensor([5, 2, 1]),), (_tensor([7]),)],
         solution=_ratio,
         slips=[
             (lambda s: (s**2).sum() / s[0] ** 2, "that is the stable rank, ‖M‖_F² / σ₁²: Eq. (5) has Σσ on top"),
@@ -97,6 +98,7 @@ EXERCISES = {
     ),
     "1.2": Exercise(
         cases=[(_tensor([2, 1]),), (_tensor([10, 5, 2, 1, 0.5, 0.1]),)],
+        withheld=[(_tensor([3, 2, 1]),), (_tensor([1, 0.9]),)],
         solution=_force,
         slips=[
             (
@@ -116,6 +118,7 @@ EXERCISES = {
             (_tensor([[2, 0], [0, 1]]), _tensor([[1, 0], [0, 1]])),
             (_tensor([[2, 1], [0, 1], [1, -1]]), _tensor([[2, 0], [1, 1]])),
         ],
+        withheld=[(_tensor([[1, 2], [0, 3]]), _tensor([[1, 0], [2, 1]]))],
         solution=_gradient,
         slips=[
             (
@@ -130,6 +133,7 @@ EXERCISES = {
     ),
     "1.4": Exercise(
         cases=[(0.1, 100, "nuclear"), (0.1, 100, "nuclear_ratio"), (5.0, 400, "nuclear"), (5.0, 400, "stable_rank")],
+        withheld=[(0.3, 900, "nuclear"), (2.0, 50, "stable_rank"), (2.0, 50, "nuclear_ratio")],
         solution=_lam,
         slips=[
             (lambda lam, tokens, surrogate: lam, "the nuclear norm doubles when M doubles: there λ has to change"),

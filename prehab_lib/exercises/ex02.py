@@ -109,6 +109,7 @@ WEIGHTS = [  # singular Grams; the last is as small as that of quiet activations
 EXERCISES = {
     "2.1": Exercise(
         cases=[(_tensor([12, 4, 3]), 1), (_tensor([5, 4, 3, 0]), 2), (_tensor([2, 1]), 2)],
+        withheld=[(_tensor([9, 6, 2, 1]), 1), (_tensor([3, 3, 3]), 2)],
         solution=lambda s, rank: s[rank:].square().sum().sqrt(),
         slips=[
             (lambda s, rank: s[rank:].square().sum(), "that is the squared error: the Frobenius norm is its root"),
@@ -126,6 +127,7 @@ EXERCISES = {
     ),
     "2.2": Exercise(
         cases=[(768, 768, 0.4), (3072, 768, 0.4), (20, 20, 0.8), (4, 4, 0.9)],
+        withheld=[(1024, 4096, 0.3), (40, 40, 0.9), (3, 5, 0.95)],
         solution=_rank,
         slips=[
             (
@@ -153,6 +155,7 @@ EXERCISES = {
     ),
     "2.3": Exercise(
         cases=[(gradients,) for gradients in GRADIENTS],
+        withheld=[(_tensor([[[1, -2], [2, 0]], [[3, 1], [0, 1]], [[-1, 1], [1, 2]]]),)],
         solution=_fisher_root,
         slips=[
             (
@@ -179,6 +182,7 @@ EXERCISES = {
     ),
     "2.4": Exercise(
         cases=WEIGHTS,
+        withheld=[(_tensor([[1, 0, 2], [0, 3, 1]]), _tensor([[2, 0, 1], [0, 0, 0], [1, 0, 1]]), 1)],
         solution=_projection,
         slips=[
             (

@@ -28,6 +28,7 @@ def _dense_counted_as_gone(shapes, ranks):
 EXERCISES = {
     "3.1": Exercise(
         cases=[(48.12, 28.38), (71.92, 67.83), (40.0, 50.0)],
+        withheld=[(55.5, 50.0), (10.0, 80.0)],
         solution=lambda ours, baseline: 100 * (ours / baseline - 1),
         slips=[
             (lambda ours, baseline: ours - baseline, "that is the gain in points: divide it by the baseline"),
@@ -41,6 +42,7 @@ EXERCISES = {
     ),
     "3.2": Exercise(
         cases=[(60.0, 63.0, 66.0), (60.0, 58.0, 68.0), (28.0, 40.0, 48.0)],
+        withheld=[(50.0, 52.0, 60.0), (30.0, 29.0, 35.0)],
         solution=lambda svd_llm, control, prehab: (control - svd_llm) / (prehab - svd_llm),
         slips=[
             (
@@ -63,6 +65,7 @@ EXERCISES = {
             ([(8, 8), (64, 64)], [2, 8]),
             ([(1, 32), (32, 32)], [None, 4]),
         ],
+        withheld=[([(16, 48), (5, 5)], [4, None]), ([(10, 20)], [3])],
         solution=_achieved,
         slips=[
             (_mean_of_fractions, "a mean of the layers' fractions weighs a small layer like a large one: add first"),

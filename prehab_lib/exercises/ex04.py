@@ -52,6 +52,7 @@ _mask = torch.tensor([[1, 1, 0], [1, 0, 0]])
 EXERCISES = {
     "4.1": Exercise(
         cases=[(6, 3, 1, 2), (5, 5, 0, 0), (1, 1, 4, 4), (7, 0, 3, 0)],
+        withheld=[(9, 2, 3, 4), (0, 8, 0, 2)],
         solution=_matthews,
         slips=[
             (lambda tp, tn, fp, fn: (tp + tn) / (tp + tn + fp + fn), "that is accuracy: it rewards the commoner class"),
@@ -71,6 +72,7 @@ EXERCISES = {
     ),
     "4.2": Exercise(
         cases=[(_x, _mask), (_x.flip(0), _mask.flip(0)), (_x[:, :2], torch.ones(2, 2, dtype=torch.long))],
+        withheld=[(2 * _x - 1, _mask.flip(1))],
         solution=_masked_gram,
         slips=[
             (_with_pads, "pads are counted in: take the rows where the mask is 1"),
@@ -83,6 +85,7 @@ EXERCISES = {
             (_nine(0.6, 0.9, 0.8, 0.7, 0.85, 0.9, 0.87, 0.8, 0.84),),
             (_nine(0.0, 0.5, 0.7, 0.5, 0.1, 0.5, 0.6, 0.3, 0.35),),
         ],
+        withheld=[(_nine(0.3, 0.8, 0.6, 0.4, 0.2, 0.7, 0.5, 0.6, 0.2),)],
         solution=_average,
         slips=[
             (

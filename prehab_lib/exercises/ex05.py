@@ -34,6 +34,7 @@ def _shares(svd_llm, control, prehab):
 EXERCISES = {
     "5.1": Exercise(
         cases=[([[0.5, 0.25, 0.125]],), ([[0.5], [0.1, 0.1, 0.2, 0.4]],), ([[0.9, 0.8], [0.05, 0.3, 0.6]],)],
+        withheld=[([[0.25, 0.5], [0.75], [0.1, 0.2, 0.3]],)],
         solution=_perplexity,
         slips=[
             (
@@ -54,6 +55,7 @@ EXERCISES = {
     ),
     "5.2": Exercise(
         cases=[([5, 6, 7, 8], 2), ([9, 4, 3, 2, 0, 0], 3), ([7, 1, 2], 1)],
+        withheld=[([4, 5, 6, 0, 0], 1), ([3, 2, 1, 8, 9], 4)],
         solution=_labels,
         slips=[
             (
@@ -77,6 +79,7 @@ EXERCISES = {
     ),
     "5.3": Exercise(
         cases=[(32, 32, 128, None), (32, 32, 128, 1638), (32, 8, 128, 1638), (32, 8, 128, 655)],
+        withheld=[(12, 12, 64, 500), (12, 4, 64, 500), (2, 2, 8, None)],
         solution=_cached,
         slips=[
             (lambda depth, heads, size, rank: _cached(depth, heads, size, rank) / 2, "keys and values: two of each"),
@@ -93,6 +96,7 @@ EXERCISES = {
     ),
     "5.4": Exercise(
         cases=[(100.0, 90.0, 81.0), (13.73, 12.0, 11.12), (7.94, 7.0, 7.03)],
+        withheld=[(50.0, 40.0, 44.0)],
         solution=_shares,
         slips=[
             (

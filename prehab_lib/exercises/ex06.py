@@ -43,6 +43,7 @@ def _same_lambda(lam, layers, tokens):
 EXERCISES = {
     "6.1": Exercise(
         cases=[(50.0, 56.0, 58.0), (20.0, 18.0, 24.0), (0.0, 1.0, 1.5)],
+        withheld=[(10.0, 30.0, 20.0), (40.0, 44.0, 50.0)],
         solution=_share,
         slips=[
             (
@@ -61,6 +62,7 @@ EXERCISES = {
     ),
     "6.2": Exercise(
         cases=[([3.0, 5.0, 9.0], [2.0, 3.0, 6.0]), ([1.0, 4.0, 2.0, 8.0], [2.0, 3.0, 2.5, 6.0])],
+        withheld=[([5.0, 7.0], [4.0, 4.0]), ([1.0, 2.0, 4.0, 8.0, 3.0], [0.0, 2.5, 3.0, 6.0, 1.0])],
         solution=_paired_t,
         slips=[
             (_unpaired_t, "seeds are paired: take the difference of each seed first, then its spread"),
@@ -70,6 +72,7 @@ EXERCISES = {
     ),
     "6.3": Exercise(
         cases=[(5.0, 49, 10000), (0.1, 9, 400), (1.0, 4, 2)],
+        withheld=[(2.0, 12, 2500), (0.7, 1, 1)],
         solution=_same_lambda,
         slips=[
             (

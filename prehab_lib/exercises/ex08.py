@@ -58,6 +58,7 @@ def _rank(m, n, times):
 EXERCISES = {
     "8.1": Exercise(
         cases=[(768, 768), (3072, 768), (768, 3072), (11008, 4096)],
+        withheld=[(1024, 4096), (5120, 1280)],
         solution=_operations,
         slips=[
             (_without_the_way_back, "the gradient in M has to come back to W: P Lᵀ is a second product with n × n"),
@@ -76,6 +77,7 @@ EXERCISES = {
     ),
     "8.2": Exercise(
         cases=[(2e9, 1e6, 1e11, 1e10), (1e6, 4e6, 1e11, 1e10), (3e9, 3e9, 1e11, 1e10), (5e8, 5e8, 1e9, 1e10)],
+        withheld=[(4e9, 2e8, 2e11, 4e10), (1e6, 8e8, 1e12, 2e11)],
         solution=_least_seconds,
         slips=[
             (
@@ -102,6 +104,7 @@ EXERCISES = {
     ),
     "8.3": Exercise(
         cases=[(10.0, 4.0, 0.5, 8), (2.0, 1.0, 0.1, 1), (5.0, 20.0, 1.0, 4), (1.0, 0.5, 0.0, 2)],
+        withheld=[(3.0, 6.0, 0.2, 5)],
         solution=_step,
         slips=[
             (
@@ -128,6 +131,7 @@ EXERCISES = {
     ),
     "8.4": Exercise(
         cases=[(4096, 4096, 1), (11008, 4096, 1), (768, 3072, 2), (4096, 4096, 2.5), (100, 7, 4)],
+        withheld=[(1024, 4096, 3), (640, 640, 2), (9, 9, 10)],
         solution=_rank,
         slips=[
             (

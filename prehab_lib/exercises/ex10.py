@@ -74,6 +74,7 @@ def _memory(blocks, rest, removed):
 EXERCISES = {
     "10.1": Exercise(
         cases=[(118.24, 75.42), (7.03, 7.94), (298.59, 471.83), (9.15, 9.27)],
+        withheld=[(21.3, 20.0), (88.8, 99.9)],
         solution=_change,
         slips=[
             (lambda value, base: round(100 * (1 - base / value), 1), "in per cent of the base, not of the value"),
@@ -89,6 +90,7 @@ EXERCISES = {
     ),
     "10.2": Exercise(
         cases=[(_ROW,), (_OTHER,)],
+        withheld=[(dict(zip(_ROW, (0.3, 0.8, 0.7, 0.6, 0.5, 0.75, 0.65, 0.4, 0.55), strict=True)),)],
         solution=_average,
         slips=[
             (lambda scores: fmean(scores.values()), "MNLI counts twice there: merge its two columns first"),
@@ -117,6 +119,10 @@ EXERCISES = {
             ({(0.2, 0): 3.0, (0.2, 1): 9.0, (0.2, 2): 4.0}, {(0.2, 0): 2.0, (0.2, 1): 9.5, (0.2, 2): 3.5}, True),
             ({(0.2, 0): 3.0, (0.2, 1): 9.0}, {(0.2, 0): 2.0, (0.2, 1): 9.0}, False),
         ],
+        withheld=[
+            ({(0.2, 0): 5, (0.4, 0): 7, (0.4, 1): 6}, {(0.2, 0): 4, (0.4, 0): 8, (0.6, 1): 1}, better)
+            for better in (True, False)
+        ],
         solution=_count,
         slips=[
             (_ties_hold, "a tie does not hold: equal is not better"),
@@ -135,6 +141,7 @@ EXERCISES = {
     ),
     "10.4": Exercise(
         cases=[(6_476_005_376, 262_410_240, 0.2), (6_476_005_376, 262_410_240, 0.6), (10**9, 10**8, 0.5)],
+        withheld=[(3 * 10**9, 10**8, 0.3)],
         solution=_memory,
         slips=[
             (
