@@ -1,0 +1,124 @@
+"""A headless Chromium for tests, driven by playwright, that can reach this machine and nothing else.
+
+Chromium is the system's own (`apt-get install chromium`), found on PATH or named by PREHAB_CHROMIUM; playwright downloads
+none. A test file asks for it by importing the fixture: `from tests.browser import chromium, visit  # noqa: F401`, then
+
+    def test_it(visit):
+        seen = visit("http://127.0.0.1:8888/lab", width=390, dark=True)
+        assert seen.page.title() and not seen.errors and not seen.outside
+
+Without Chromium or playwright the tests are skipped, and say why.
+"""
+
+import os
+import shutil
+from dataclasses import dataclass, field
+from urllib.parse import urlsplit
+
+import pytest
+
+NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+FLAGS = (
+    "--no-sandbox",  # as root, in a container, Chromium starts only without it
+    "--disable-gpu",
+    "--disable-dev-shm-usage",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1, EXCLUDE localhost",  # every other name is unknown
+)
+HERE = ("127.0.0.1", "localhost", "::1")
+WITHOUT_HOST = ("file", "data", "blob", "about")
+
+
+def executable() -> str | None:
+    """Chromium's path: PREHAB_CHROMIUM where it is set, else the first of NAMES on PATH; None where there is none."""
+    named = os.environ.get("PREHAB_CHROMIUM")
+    return next(filter(None, map(shutil.which, [named] if named else NAMES)), None)
+
+
+def missing() -> str:
+    """Why there can be no browser test here, in a sentence; empty where there can."""
+    try:
+        import playwright.sync_api  # noqa: F401
+    except ImportError:
+        return "browser tests skipped: playwright is not installed (pip install -e '.[dev]')"
+    if executable() is None:
+        named = os.environ.get("PREHAB_CHROMIUM")
+        where = f"PREHAB_CHROMIUM={named} is no program" if named else "no Chromium on PATH"
+        return f"browser tests skipped: {where} (apt-get install chromium, or set PREHAB_CHROMIUM)"
+    return ""
+
+
+def leaves_the_machine(address: str) -> bool:
+    """Whether a request for this address would go to another machine."""
+    parts = urlsplit(address)
+    return parts.scheme not in WITHOUT_HOST and parts.hostname not in HERE
+
+
+@dataclass
+class Seen:
+    """A page, and what happened while it was open."""
+
+    page: object  # playwright.sync_api.Page
+    errors: list[str] = field(default_factory=list)  # console errors, uncaught exceptions, files not found
+    requests: list[str] = field(default_factory=list)  # addresses, websockets included
+
+    @property
+    def outside(self) -> list[str]:
+        """Requests that would have left the machine."""
+        return [address for address in self.requests if leaves_the_machine(address)]
+
+    def overflow(self) -> int:
+        """Pixels by which the page is wider than its window: above 0 it scrolls sideways."""
+        return self.page.evaluate(
+            "Math.max(document.documentElement.scrollWidth, document.body.scrollWidth) - document.documentElement.clientWidth"
+        )
+
+
+def watch(page) -> Seen:
+    """Record from now on what a page asks for and what goes wrong in it."""
+    seen = Seen(page)
+    page.on("console", lambda line: seen.errors.append(line.text) if line.type == "error" else None)
+    page.on("pageerror", lambda error: seen.errors.append(str(error)))
+    page.on("requestfailed", lambda request: seen.errors.append(f"not loaded: {request.url} ({request.failure})"))
+    page.on("request", lambda request: seen.requests.append(request.url))
+    page.on("websocket", lambda socket: seen.requests.append(socket.url))
+    return seen
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    """playwright's Browser, started once a test file; skips where there is none."""
+    if reason := missing():
+        pytest.skip(reason)
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=executable(), args=list(FLAGS))
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def visit(chromium):
+    """visit(address, width=1280, height=900, dark=False, timeout=60) -> Seen, once the page has loaded.
+
+    Each visit is a window of its own, without the cookies and storage of the others. timeout: seconds, of every step.
+    """
+    contexts = []
+
+    def open_page(address: str, width: int = 1280, height: int = 900, dark: bool = False, timeout: float = 60) -> Seen:
+        scheme = "dark" if dark else "light"
+        context = chromium.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)
+        context.set_default_timeout(1000 * timeout)
+        contexts.append(context)
+        seen = watch(context.new_page())
+        seen.page.goto(address)
+        return seen
+
+    yield open_page
+    for context in contexts:
+        context.close()
