@@ -19,9 +19,10 @@ SMALL = 50 * 2**20  # bytes; larger files are told apart by name, size and time
 
 
 def code_cells(notebook: Path) -> list[str]:
-    """The source of every code cell."""
+    """The source of every code cell but the one tagged `install`, which decides no number."""
     cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
-    return ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    code = [cell for cell in cells if cell["cell_type"] == "code"]
+    return ["".join(cell["source"]) for cell in code if "install" not in cell["metadata"].get("tags", [])]
 
 
 def _module_file(name: str, library: Path) -> Path | None:
