@@ -4,6 +4,7 @@
 VENV ?= .venv
 JOBS ?= 2
 PROFILE ?= laptop
+ENGINE ?= slurm
 ARGS ?=
 
 ifdef PY
@@ -14,16 +15,21 @@ RUN := $(VENV)/bin/python
 READY := $(VENV)/.ready
 endif
 
-.PHONY: help setup own-environment reproduce test jupyter lab paper figures bench clean
+.PHONY: help setup own-environment reproduce test jupyter plan lab paper figures bench badges site course cluster clean
 
 help:
 	@echo "make reproduce     run the laptop profile, write runs/laptop/report.md and its figures"
 	@echo "make test          lint, unit tests, and every notebook compared with its stored outputs"
 	@echo "make jupyter       open the notebooks in JupyterLab"
 	@echo "make lab           run the lab profile (one GPU, real data); make paper the paper's own (hours)"
+	@echo "make plan          the runs of PROFILE with their minutes and memory, without running any"
 	@echo "make lab-03        one notebook of the lab profile; lab-NN for any other"
+	@echo "make cluster       PROFILE through Snakemake on ENGINE=slurm, kubernetes or local: cluster/README.md"
 	@echo "make figures       copy runs/PROFILE/figures to figures/PROFILE   (PROFILE=$(PROFILE))"
 	@echo "make bench         notebook 08 alone, with a whole block of LLaMA-7B: figures/PROFILE/cost_*; about half an hour"
+	@echo "make badges        write REPOSITORY=owner/name, or git's origin, into the notebooks' links to Colab and Binder"
+	@echo "make site          the executed notebooks of PROFILE as a book for the browser: site/_build/html/index.html"
+	@echo "make course        notebooks for students (exercises blank) and teacher (solutions folded in): course/_build"
 	@echo "make setup         build $(VENV) from requirements.lock; the commands above do it themselves"
 	@echo "make clean         remove runs and caches; $(VENV) stays"
 	@echo ""
@@ -71,6 +77,9 @@ endef
 reproduce: $(READY)
 	$(call profile,laptop)
 
+plan: $(READY)
+	@$(RUN) -m prehab_lib plan $(PROFILE) -j $(JOBS) $(ARGS)
+
 lab paper: $(READY)
 	$(call profile,$@)
 
@@ -88,11 +97,23 @@ jupyter: $(READY)
 figures: $(READY)
 	$(RUN) -m prehab_lib figures $(PROFILE)
 
+cluster: $(READY)
+	@$(RUN) cluster/run.py $(PROFILE) $(ENGINE) $(ARGS)
+
 # One run at a time: whatever else is at work would be measured too.
 bench: $(READY)
 	$(RUN) -m prehab_lib run $(PROFILE) 08 -j 1 -p 'block={hidden: 4096, mlp: 11008}' -p cut_repeats=1 $(ARGS)
 	$(RUN) -m prehab_lib figures $(PROFILE)
 
+badges: $(READY)
+	$(RUN) -m prehab_lib badges $(if $(REPOSITORY),--repository $(REPOSITORY))
+
+site: $(READY)
+	$(RUN) -m prehab_lib site $(PROFILE)
+
+course: $(READY)
+	$(RUN) -m prehab_lib course
+
 clean:
-	rm -rf runs .pytest_cache .ruff_cache
+	rm -rf runs site/_build .pytest_cache .ruff_cache
 	find prehab_lib tests -name __pycache__ -prune -exec rm -rf {} +

@@ -1,39 +1,19 @@
-"""The command line: `python -m prehab_lib run | report | figures | verdicts | data | compress`."""
+"""The command line: `python -m prehab_lib run | plan | report | figures | verdicts | data | compress`."""
 
 import argparse
 import sys
 
-from prehab_lib import compress_cli
+from prehab_lib import badges, compress_cli, course_cli, plan_cli, single, site
 from prehab_lib.store import FULL, no_space
-
-PROFILES = "smoke, laptop, lab, paper, or any other with params/NN_name.PROFILE.yaml"
-
-
-def assignment(text: str) -> tuple[str, object]:
-    """`name=value` of -p, the value read as YAML."""
-    import yaml
-
-    from prehab_lib.parameters import load_value
-
-    name, equals, value = text.partition("=")
-    if not equals or not name.strip():
-        raise argparse.ArgumentTypeError(f"write name=value, not {text!r}")
-    try:
-        return name.strip(), load_value(value)
-    except (yaml.YAMLError, ValueError):
-        raise argparse.ArgumentTypeError(f"{name.strip()}: {value!r} is not a YAML value") from None
-
-
-def width(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"give a whole number of runs at a time, 1 or more, not {text!r}")
-    return int(text)
 
 
 def _run(arguments) -> int:
-    from prehab_lib import run
+    from prehab_lib import run, shard
 
-    return run.main(arguments.profile, arguments.notebooks, dict(arguments.p), arguments.j)
+    part = None if arguments.shard is None else shard.index(arguments.shard)
+    grid = plan_cli.axes(arguments.grid)
+    chosen = (arguments.notebooks, dict(arguments.p), arguments.j)
+    return run.main(arguments.profile, *chosen, axes=grid, threads=arguments.threads, part=part)
 
 
 def _report(arguments) -> int:
@@ -70,18 +50,10 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="python -m prehab_lib", description=__doc__.splitlines()[0])
     commands = top.add_subparsers(dest="command", required=True)
     run = commands.add_parser("run", help="execute notebooks; what is stored already is not run again")
-    run.add_argument("profile", help=PROFILES)
-    run.add_argument("notebooks", nargs="*", metavar="NN", help="03 or 03_vit; all where none is named")
-    run.add_argument("-j", type=width, default=2, metavar="N", help="runs at a time, which share the cores (default 2)")
-    run.add_argument(
-        "-p",
-        type=assignment,
-        action="append",
-        default=[],
-        metavar="name=value",
-        help="replace a parameter, or all its values in a grid (repeatable)",
-    )
+    plan_cli.add_choice(run)
+    run.add_argument("--shard", metavar="i/n", help="the i-th of n parts of the plan, from 0: for job arrays")
     run.set_defaults(act=_run)
+    plan_cli.add_to(commands)
     report = commands.add_parser("report", help="gather a profile's results beside the paper's: runs/PROFILE/report.md")
     report.add_argument("profile")
     report.set_defaults(act=_report)
@@ -96,6 +68,10 @@ def parser() -> argparse.ArgumentParser:
     data.add_argument("--data-root", metavar="FOLDER", help="folder holding the data sets (default: PREHAB_DATA)")
     data.set_defaults(act=_data)
     compress_cli.add_to(commands)
+    course_cli.add_to(commands)
+    badges.add_to(commands)
+    single.add_to(commands)
+    site.add_to(commands)
     return top
 
 

@@ -3,6 +3,9 @@
 A run is one notebook with one set of parameters. `smoke` is the notebooks' own defaults; every other profile replaces
 some of them by params/NN_name.PROFILE.yaml, whose `grid` makes several runs of one notebook (`grid.py`). Everything is
 checked here, before a run starts or a file is written.
+
+A plan also fixes what a run gets, so that its numbers do not depend on what runs beside it or on who starts it: a number
+of threads, half of the cores or, with several GPUs, the cores each of them has; and at most one GPU.
 """
 
 import json
@@ -11,9 +14,23 @@ from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from prehab_lib import grid, parameters
+from prehab_lib import grid, machine, parameters
 
 PROFILES = ("smoke", "laptop", "lab", "paper")
+
+
+@dataclass(frozen=True)
+class Price:
+    """What a run takes, as far as anybody knows; None where nobody does.
+
+    memory_mb: most that its kernel holds, in 2**20 bytes. gpu_memory_gb: the same on the GPU, in 2**30. source: where the
+    numbers are from ("measured", "measured with other steps", "table", "estimated"), or "unknown".
+    """
+
+    minutes: float | None = None
+    memory_mb: int | None = None
+    gpu_memory_gb: float | None = None
+    source: str = "unknown"
 
 
 @dataclass(frozen=True)
@@ -22,7 +39,7 @@ class Run:
 
     name: the notebook's, in a grid with what sets this run apart (`04_bert_glue.cola`). needs: names of the runs whose
     results it reads. last: it reads whatever results the profile has, so it waits for every other run, also for one that
-    fails.
+    fails. threads: that each of its libraries may use. gpu: GPUs it takes, 0 or 1. price: filled in by `priced.py`.
     """
 
     name: str
@@ -32,6 +49,9 @@ class Run:
     needs: tuple[str, ...] = ()
     note: str = ""
     last: bool = False
+    threads: int = 1
+    gpu: int = 0
+    price: Price = Price()
 
     @property
     def suffix(self) -> str:
@@ -105,8 +125,8 @@ def _with_needs(known: dict[str, Path], chosen: list[str]) -> list[str]:
     return ordered
 
 
-def _expanded(root: Path, profile: str, notebook: Path, overrides: dict) -> list[Run]:
-    """The runs of one notebook, before anybody knows what they need."""
+def _expanded(root: Path, profile: str, notebook: Path, overrides: dict, axes: dict | None = None) -> list[Run]:
+    """The runs of one notebook, before anybody knows what they need. axes: a grid from the command line."""
     file = root / "params" / f"{notebook.stem}.{profile}.yaml"
     values, note = {}, ""
     if profile != "smoke" and file.is_file():
@@ -116,7 +136,7 @@ def _expanded(root: Path, profile: str, notebook: Path, overrides: dict) -> list
     last = _declared(notebook).get("last", False)
     return [
         Run(f"{notebook.stem}.{suffix}" if suffix else notebook.stem, notebook, profile, params, note=note, last=last)
-        for suffix, params in grid.expand(notebook, values, overrides, f"params/{file.name}")
+        for suffix, params in grid.expand(notebook, values, overrides, f"params/{file.name}", axes)
     ]
 
 
@@ -148,13 +168,31 @@ def _absolute(params: dict) -> dict:
     return {name: whole(name, value) for name, value in params.items()}
 
 
-def runs(root: Path, profile: str, wanted: list[str], overrides: dict) -> list[Run]:
+def wants_gpu(params: dict) -> bool:
+    """A run asks for a GPU by its parameter `device`: "cuda", or "auto"."""
+    return str(params.get("device", "cpu")).startswith(("cuda", "auto"))
+
+
+def _equipped(planned: list[Run], threads: int | None) -> list[Run]:
+    """The runs with their threads and GPUs. "auto" takes a GPU where this machine has one, "cuda" needs one."""
+    there = len(machine.gpus()) if any(wants_gpu(run.params) for run in planned) else 0
+    threads = threads or max(1, machine.cores() // max(2, there))
+    return [
+        replace(run, threads=threads, gpu=int(wants_gpu(run.params) and (there > 0 or run.params["device"] != "auto")))
+        for run in planned
+    ]
+
+
+def runs(
+    root: Path, profile: str, wanted: list[str], overrides: dict, axes: dict | None = None, threads: int | None = None
+) -> list[Run]:
     """The runs of a profile, each after what it needs.
 
     wanted: notebooks by number or name, all where empty; what they need is added. overrides: parameters from the
-    command line, which every wanted notebook must have; one that is in a grid stands for its values there. Raises
-    ValueError for an unknown profile, notebook or parameter or a refused value or grid, FileNotFoundError for a
-    data_root that is no folder.
+    command line, which every wanted notebook must have; one that is in a grid stands for its values there. axes: a grid
+    from the command line, parameter -> values, laid over that of the params files. threads: of every run, instead of this
+    machine's rule. Raises ValueError for an unknown profile, notebook or parameter or a refused value or grid,
+    FileNotFoundError for a data_root that is no folder.
     """
     known = notebooks(root)
     check_profile(root, profile)
@@ -162,7 +200,8 @@ def runs(root: Path, profile: str, wanted: list[str], overrides: dict) -> list[R
     planned: dict[str, list[Run]] = {}
     for name in _with_needs(known, chosen):
         upstream = tuple(run.name for needed in needs(known[name]) for run in planned[needed])
-        expanded = _expanded(root, profile, known[name], overrides if name in chosen else {})
+        typed = (overrides, axes) if name in chosen else ({}, None)
+        expanded = _expanded(root, profile, known[name], *typed)
         planned[name] = [replace(run, params=_absolute(run.params), needs=upstream) for run in expanded]
     flat = [run for runs in planned.values() for run in runs]
     for run in flat:
@@ -170,4 +209,18 @@ def runs(root: Path, profile: str, wanted: list[str], overrides: dict) -> list[R
             raise FileNotFoundError(
                 f"{run.name}: data_root = {run.params['data_root']} is not a folder: name the one holding the data"
             )
-    return flat
+    return _equipped(flat, threads)
+
+
+def as_data(planned: list[Run]) -> dict:
+    """The plan as what JSON can hold: `plan_file.as_data`."""
+    from prehab_lib import plan_file
+
+    return plan_file.as_data(planned)
+
+
+def from_data(data: dict, root: Path) -> list[Run]:
+    """The plan that `as_data` made, read and checked again: `plan_file.from_data`."""
+    from prehab_lib import plan_file
+
+    return plan_file.from_data(data, root)

@@ -4,9 +4,9 @@ import json
 import os
 from pathlib import Path
 
-from prehab_lib import audit, plan, tables, verdicts
+from prehab_lib import audit, plan, results, tables, verdicts
 from prehab_lib.finished import Finished, read
-from prehab_lib.store import Store, copy
+from prehab_lib.store import Store, copy, replacing
 
 
 def _maker(finished: Finished) -> str:
@@ -128,8 +128,8 @@ def _write_tables(folder: Path, printed: list[tables.Table]) -> None:
         if file.name not in names:
             file.unlink()
     for table in printed:
-        folder.mkdir(parents=True, exist_ok=True)
-        table.cells.to_csv(folder / f"{table.name}.csv", index=False)
+        with replacing(folder / f"{table.name}.csv") as draft:
+            table.cells.to_csv(draft, index=False)
 
 
 def _verdicts(folder: Path) -> list[str]:
@@ -142,7 +142,7 @@ def _verdicts(folder: Path) -> list[str]:
 
 
 def write(profile: str, home: Path | None = None) -> str:
-    """Write runs/PROFILE/report.md and a CSV for each table; returns the report's path, relative.
+    """Write runs/PROFILE/report.md, a CSV for each table, and all records in one; returns the report's path, relative.
 
     Raises FileNotFoundError where the profile has no finished run.
     """
@@ -155,6 +155,8 @@ def write(profile: str, home: Path | None = None) -> str:
     lines = [f"# Profile {profile}: results beside the paper's", ""]
     lines += ["## Every claim with its verdict", "", *_verdicts(folder), ""]
     lines += ["Below, rows in italics are the paper's numbers, made with its own models and data.", ""]
+    if results.write(folder, finished):
+        lines += [f"All records of all runs, one a row: {results.NAME}.csv, {results.NAME}.parquet", ""]
     printed = []
     for notebook, runs in sorted(finished.items()):
         lines += [f"## {notebook}", ""]
@@ -168,11 +170,9 @@ def write(profile: str, home: Path | None = None) -> str:
             lines += told
             printed += made
     _write_tables(folder / "tables", printed)
-    report = folder / "report.md"
-    draft = report.with_name(".report.md")
-    draft.write_text("\n".join(lines), encoding="utf-8")
-    os.replace(draft, report)
-    return os.path.relpath(report)
+    with replacing(folder / "report.md") as draft:
+        draft.write_text("\n".join(lines), encoding="utf-8")
+    return os.path.relpath(folder / "report.md")
 
 
 def copy_figures(profile: str, home: Path | None = None) -> tuple[int, str]:

@@ -1,4 +1,4 @@
-"""Where runs are kept: runs/.store holds each finished run under its key, runs/<profile> the copies people read.
+"""Where runs are kept: runs/.store holds each finished run under its key, runs/<profile> the copies people read and logs.
 
 A run works in <key>.part. Finished, the folder is renamed to <key>, one atomic step; failed, to <key>.failed with the
 notebook and its traceback. So <key> exists exactly when its run is complete, whenever anything was killed.
@@ -8,10 +8,12 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
+WORK, HOLDER = "work", "holder.json"  # in a work folder: what goes before it is renamed, and in it who works there
 
 
 def no_space(folder) -> OSError:
@@ -19,15 +21,47 @@ def no_space(folder) -> OSError:
     return OSError(errno.ENOSPC, f"no space left on {folder}: free some and run the same command again")
 
 
-def copy(source: Path, target: Path) -> None:
-    """Copy a file so that the target is the old one or the new one, never half of it."""
+def _draft_of(target: Path) -> Path:
+    return target.with_name(f".{target.name}.{os.getpid()}")
+
+
+@contextmanager
+def _draft(target: Path) -> Iterator[Path]:
+    """A place beside the target to write to, empty again at the end."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}")
     try:
-        shutil.copyfile(source, temporary)
-        os.replace(temporary, target)
+        yield _draft_of(target)
     finally:
-        temporary.unlink(missing_ok=True)
+        _draft_of(target).unlink(missing_ok=True)
+
+
+@contextmanager
+def replacing(target: Path) -> Iterator[Path]:
+    """A file to write, which then takes the target's place: that is the old one or the new one, never half of it."""
+    with _draft(target) as draft:
+        yield draft
+        os.replace(draft, target)
+
+
+def copy(source: Path, target: Path) -> None:
+    """Copy a file in one step."""
+    copy_all({source: target})
+
+
+def copy_all(targets: Mapping[Path, Path], stale: Collection[Path] = ()) -> None:
+    """Copy files, source -> target, and remove stale ones before the last target changes.
+
+    Where there is no room for all of them, nothing is touched.
+    """
+    with ExitStack() as drafts:
+        for source, target in targets.items():
+            shutil.copyfile(source, drafts.enter_context(_draft(target)))
+        *first, last = targets.values()
+        for target in first:
+            os.replace(_draft_of(target), target)
+        for file in stale:
+            file.unlink(missing_ok=True)
+        os.replace(_draft_of(last), last)
 
 
 class Store:
@@ -52,6 +86,36 @@ class Store:
 
         self.folder.mkdir(parents=True, exist_ok=True)
         return FileLock(self.folder / f"{name}.lock")
+
+    def log(self, profile: str, name: str) -> Path:
+        """What a run and its libraries print, as it comes; kept until the run is started again."""
+        return self.runs / profile / "logs" / f"{name}.log"
+
+    def held(self, key: str) -> bool:
+        """Whether somebody, perhaps on another machine, works on a run now."""
+        from filelock import Timeout
+
+        try:
+            with self.lock(key).acquire(timeout=0):
+                return False
+        except Timeout:
+            return True
+
+    def holder(self, key: str) -> str:
+        """Who works on a run, in words."""
+        try:
+            facts = json.loads((self.part(key) / WORK / HOLDER).read_text(encoding="utf-8"))
+        except (OSError, json.JSONDecodeError):  # it begins, or it ends
+            return "another process"
+        return f"process {facts['process']} on {facts['host']}"
+
+    def failure(self, key: str, since: float) -> str | None:
+        """The error of a run that somebody worked on until it failed, after a time of `time.time()`; else None."""
+        file = self.failed(key) / "run.json"
+        try:
+            return json.loads(file.read_text(encoding="utf-8"))["error"] if file.stat().st_mtime >= since else None
+        except (OSError, json.JSONDecodeError):
+            return None
 
     def begin(self, key: str) -> Path:
         """An empty work folder. Call it with the key's lock held."""
@@ -131,9 +195,6 @@ class Store:
             before = self.published(profile, name)
             if before.get("key") == key and all(target.is_file() for target in targets.values()):
                 return
-            for file, target in targets.items():
-                copy(source / file, target)
-            for stale in self.targets(profile, name, before).values():
-                if stale not in targets.values():
-                    stale.unlink(missing_ok=True)
-            copy(source / "run.json", self.runs / profile / name / "run.json")  # last: it says the rest is there
+            facts = {source / "run.json": self.runs / profile / name / "run.json"}  # last: it says the rest is there
+            stale = set(self.targets(profile, name, before).values()) - set(targets.values())
+            copy_all({source / file: target for file, target in targets.items()} | facts, stale)

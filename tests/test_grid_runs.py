@@ -61,7 +61,7 @@ def test_three_runs_of_one_notebook(home, write_notebook, capsys, monkeypatch):
     assert "lab: 2 ran, 0 cached, 1 failed, 1 skipped" in said
     assert "failed: 04_bert.mrpc: ZeroDivisionError: division by zero (see runs/.store/" in said
     assert "skipped: 10_audit: it needs 04_bert.mrpc" in said
-    assert sorted(folder.name for folder in lab.iterdir()) == ["04_bert.cola", "04_bert.sst2", "figures"]
+    assert sorted(folder.name for folder in lab.iterdir()) == ["04_bert.cola", "04_bert.sst2", "figures", "logs"]
     assert output_of(lab / "04_bert.cola" / "04_bert.ipynb") == "04_bert\n"
     facts = json.loads((lab / "04_bert.sst2" / "run.json").read_text())
     assert facts["notebook"] == "04_bert" and facts["params"] == {"task": "sst2", "lam": 0.1}
@@ -131,14 +131,15 @@ def test_a_waiting_run_is_looked_up_once_until_there_is_room(home, monkeypatch):
     pool = run.Pool(store.Store(home / "runs"), plan.runs(home, "lab", [], {}), 1, print)
     asked = []
     monkeypatch.setattr(keys, "key", lambda chosen, upstream: asked.append(chosen.name) or chosen.name)
-    monkeypatch.setattr(run.Pool, "_start", lambda self, chosen, key: self.active.append(chosen))
+    started = []
+    monkeypatch.setattr(run.Pool, "_start", lambda self, chosen, key: started.append(chosen))
     for _ in range(5):
         for waiting in list(pool.waiting):
             pool._consider(waiting)
     assert asked == ["04_bert.cola", "04_bert.sst2", "04_bert.mrpc"]
-    pool.active.clear()
+    pool.slots.leave(started.pop())
     pool._consider(pool.waiting[0])  # the code may have changed meanwhile: the key is made anew before the start
-    assert asked[3:] == ["04_bert.sst2"] and [chosen.name for chosen in pool.active] == ["04_bert.sst2"]
+    assert asked[3:] == ["04_bert.sst2"] and [chosen.name for chosen in started] == ["04_bert.sst2"]
 
 
 def test_only_the_runs_of_that_notebook_are_read(tmp_path, monkeypatch):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from prehab_lib import __main__, keys, plan, run, store
+from prehab_lib import __main__, plan, run
 
 PARAMETERS = "steps: int = 1  # steps\ndata_root: str = ''  # data\n"
 WRITES = """\
@@ -202,25 +202,3 @@ def test_a_dead_kernel_is_a_failed_run(home, write_notebook, capsys):
     write_notebook(home / "notebooks" / "00_a.ipynb", "import os\nos.kill(os.getpid(), 9)")
     assert run.main("smoke") == 1
     assert "the kernel died" in capsys.readouterr().out
-
-
-def test_gpu_runs_go_one_at_a_time(monkeypatch, tmp_path):
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
-    runs = [
-        plan.Run(name, tmp_path, "lab", {"device": device})
-        for name, device in zip("abc", ("cuda", "cuda", "cpu"), strict=True)
-    ]
-    pool = run.Pool(store.Store(tmp_path), runs, 3, print)
-    started = []
-
-    def start(self, chosen, key):
-        gpu = self.free.pop(0) if self.free and run.wants_gpu(chosen.params) else None
-        started.append((chosen.name, gpu))
-        self.active.append(chosen)
-
-    monkeypatch.setattr(run.Pool, "_start", start)
-    monkeypatch.setattr(keys, "key", lambda chosen, upstream: chosen.name)
-    for waiting in list(pool.waiting):
-        pool._consider(waiting)
-    assert started == [("a", "3"), ("c", None)]
-    assert [waiting.name for waiting in pool.waiting] == ["b"]

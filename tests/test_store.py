@@ -1,5 +1,6 @@
 """The store: nothing torn, whatever happens to the disk."""
 
+import contextlib
 import errno
 import json
 import os
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from prehab_lib import __main__, run, store, unit
+from tests.profiles import enter, vit_claims, vit_records, write_run
 
 
 @pytest.fixture
@@ -79,7 +81,7 @@ def test_a_full_disk_while_publishing_keeps_the_old_files(tmp_path, monkeypatch)
 
 @pytest.mark.parametrize("error", [store.no_space("runs"), OSError(errno.ENOSPC, "No space left on device", "runs")])
 def test_a_full_disk_is_one_sentence(monkeypatch, capsys, error):
-    def full(*_):
+    def full(*_, **__):
         raise error
 
     monkeypatch.setattr(run, "main", full)
@@ -106,6 +108,64 @@ def test_a_disk_that_is_really_full(tiny_disk, write_notebook, monkeypatch, caps
     said = capsys.readouterr().err
     assert said.startswith("prehab_lib: no space left on ") and said.count("\n") == 1
     assert [path.suffix for path in (tiny_disk / "runs" / ".store").iterdir()] == [".lock"]
+
+
+def resize(folder, size: str):
+    subprocess.run(["mount", "-o", f"remount,size={size}", str(folder)], check=True)
+
+
+def fill(folder):
+    """Leave no room at all."""
+    with contextlib.suppress(OSError), (folder / "filled").open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(4096))
+
+
+def files(folder) -> dict[str, bytes]:
+    return {file.relative_to(folder).as_posix(): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+def told_once(capsys) -> bool:
+    said = capsys.readouterr().err
+    return said.startswith("prehab_lib: no space left on ") and said.count("\n") == 1
+
+
+def test_a_disk_that_is_full_when_a_run_is_published(tiny_disk, write_notebook, monkeypatch, capsys):
+    """The run is stored and stays so; what was published before it stands; with more room it is published."""
+    big = "import os, pathlib\n(pathlib.Path(os.environ['PREHAB_RUN_DIR']) / 'big').write_bytes(size * 2**20 * b'x')"
+    parameters = "size: int = 1  # 2**20 bytes\n"
+    write_notebook(tiny_disk / "notebooks" / "00_a.ipynb", big, parameters=parameters)
+    monkeypatch.chdir(tiny_disk)
+    resize(tiny_disk, "12m")
+    assert __main__.main(["run", "smoke"]) == 0
+    place = tiny_disk / "runs" / "smoke" / "00_a"
+    before = files(place)
+    assert __main__.main(["run", "smoke", "-p", "size=5"]) == 2
+    assert told_once(capsys) and files(place) == before
+    resize(tiny_disk, "30m")
+    assert __main__.main(["run", "smoke", "-p", "size=5"]) == 0
+    assert "already up to date: 1 of 1" in capsys.readouterr().out
+    assert len(files(place)["big"]) == 5 * 2**20 and json.loads(files(place)["run.json"])["params"] == {"size": 5}
+
+
+def test_a_full_disk_and_the_smaller_files(tiny_disk, monkeypatch, capsys):
+    """A plan, a report with its tables, the table of all records, the start of a run: each old or new, never half."""
+    enter(tiny_disk, monkeypatch)
+    resize(tiny_disk, "30m")
+    for words in (["report", "laptop"], ["plan", "smoke", "--json", "plan.json"]):
+        assert __main__.main(words) == 0
+    more = vit_records() + [record | {"method": f"other{n}"} for n in range(40) for record in vit_records()]
+    write_run(tiny_disk, "03_vit", more, vit_claims())
+    (tiny_disk / "params").mkdir()
+    (tiny_disk / "params" / "03_vit.smoke.yaml").write_text("# why\n")
+    capsys.readouterr()
+    fill(tiny_disk)
+    before = files(tiny_disk)
+    for words in (["report", "laptop"], ["plan", "smoke", "--json", "plan.json"], ["run", "smoke"]):
+        assert __main__.main(words) == 2, words
+        assert told_once(capsys), words
+    after = {name: content for name, content in files(tiny_disk).items() if not name.endswith(".lock")}
+    assert {name: content for name, content in after.items() if not name.endswith(".log")} == before
 
 
 def test_work_folders_of_killed_runs_are_swept_but_not_those_at_work(tmp_path):
