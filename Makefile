@@ -31,7 +31,7 @@ help:
 	@echo "make site          the executed notebooks of PROFILE as a book for the browser: site/_build/html/index.html"
 	@echo "make course        notebooks for students (exercises blank) and teacher (solutions folded in): course/_build"
 	@echo "make setup         build $(VENV) from requirements.lock; the commands above do it themselves"
-	@echo "make clean         remove runs and caches; $(VENV) stays"
+	@echo "make clean         remove runs, book, course and caches; $(VENV) stays"
 	@echo ""
 	@echo "PYTHON=python3.12  builds $(VENV) with that Python; VENV=folder puts it elsewhere"
 	@echo "PY=python          uses that Python's environment as it is (conda, a GPU machine with torch); installs nothing"
@@ -100,9 +100,9 @@ figures: $(READY)
 cluster: $(READY)
 	@$(RUN) cluster/run.py $(PROFILE) $(ENGINE) $(ARGS)
 
-# One run at a time: whatever else is at work would be measured too.
+# One run at a time, on all cores: whatever else is at work would be measured too.
 bench: $(READY)
-	$(RUN) -m prehab_lib run $(PROFILE) 08 -j 1 -p 'block={hidden: 4096, mlp: 11008}' -p cut_repeats=1 $(ARGS)
+	$(RUN) -m prehab_lib run $(PROFILE) 08 -j 1 --threads $$($(RUN) -c "from prehab_lib import machine; print(machine.cores())") -p 'block={hidden: 4096, mlp: 11008}' -p cut_repeats=1 $(ARGS)
 	$(RUN) -m prehab_lib figures $(PROFILE)
 
 badges: $(READY)
@@ -115,5 +115,5 @@ course: $(READY)
 	$(RUN) -m prehab_lib course
 
 clean:
-	rm -rf runs site/_build .pytest_cache .ruff_cache
+	rm -rf runs site/_build course/_build .snakemake .pytest_cache .ruff_cache
 	find prehab_lib tests -name __pycache__ -prune -exec rm -rf {} +

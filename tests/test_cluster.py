@@ -38,7 +38,9 @@ def command(target: str) -> list:
 
 
 def said_by(words: list, code: int) -> str:
-    done = subprocess.run(words, env=batch.environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    done = subprocess.run(
+        words, env=batch.environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=240
+    )
     assert done.returncode == code, done.stdout
     return done.stdout
 

@@ -150,12 +150,15 @@ def test_what_a_run_prints_is_in_its_log_while_it_works_and_named_when_it_fails(
     driver = subprocess.Popen([sys.executable, "-m", "prehab_lib", "run", "smoke"], stdout=terminal, env=shown)
     os.close(terminal)
     log = home / "runs" / "smoke" / "logs" / "00_a.log"
-    wait_for(lambda: log.is_file() and "from the cell" in log.read_text() and "from a library" in log.read_text())
-    assert re.match(r"\d\d:\d\d:\d\d cell 1 of 2\n", log.read_text()) and driver.poll() is None
-    time.sleep(1)
-    (home / "go").touch()
-    said = read_terminal(end)
-    assert driver.wait(60) == 1
+    try:
+        wait_for(lambda: log.is_file() and "from the cell" in log.read_text() and "from a library" in log.read_text())
+        assert re.match(r"\d\d:\d\d:\d\d cell 1 of 2\n", log.read_text()) and driver.poll() is None
+        time.sleep(1)
+        (home / "go").touch()
+        said = read_terminal(end)
+        assert driver.wait(60) == 1
+    finally:
+        driver.kill()
     assert re.search(r"0/1 .*, 00_a 1/2 0:\d\d\]", said)  # the bar: no run of 1 is done, its first cell of 2 is at work
     assert re.search(
         r"failed    00_a after \d+ s: ZeroDivisionError: division by zero; log: runs/smoke/logs/00_a.log", said

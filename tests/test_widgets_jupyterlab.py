@@ -38,6 +38,8 @@ changes = {f"layer {n}": torch.randn(16, generator=draw, dtype=torch.float64) / 
 plans = {"zero_sum": zero_sum.select(changes, dict.fromkeys(changes, (16, 16)), 0.6, accounting="remap", trace=True)}
 """
 LATER = "M = U = Vt = s = w = data = changes = plans = None\nprint('later cells use the letters')"
+# Before its kernel has answered, JupyterLab meets *Run All Cells* with a dialog.
+READY = "() => window.jupyterapp?.shell.currentWidget?.sessionContext?.session?.kernel?.status === 'idle'"
 TOKEN = "only-for-this-test"
 
 
@@ -103,7 +105,11 @@ def lab(tmp_path_factory):
     own |= {"IPYTHONDIR": str(home / "ipython"), "PREHAB_NOTEBOOK_DIR": str(NOTEBOOKS)}
     command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ServerApp.ip=127.0.0.1"]
     command += ["--ServerApp.port=0", "--ServerApp.port_retries=0", f"--IdentityProvider.token={TOKEN}"]
-    command += [f"--ServerApp.root_dir={home / 'books'}", "--LabApp.news_url=None"]
+    command += [
+        f"--ServerApp.root_dir={home / 'books'}",
+        "--LabApp.news_url=None",
+        "--LabApp.expose_app_in_browser=True",
+    ]
     command += ["--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"]
     with (home / "log").open("w") as log:
         server = subprocess.Popen(
@@ -178,7 +184,7 @@ class Panel:
 def test_moving_a_slider_moves_picture_and_table(lab, visit):  # noqa: F811
     seen = visit(f"{lab}lab/tree/moved.ipynb?token={TOKEN}", height=1400, timeout=60)
     page = seen.page
-    page.locator('.jp-Notebook-ExecutionIndicator[data-status="idle"]').wait_for()  # a click before that is lost
+    page.wait_for_function(READY)
     page.locator(".lm-MenuBar-itemLabel", has_text="Run").click()
     page.get_by_text("Run All Cells", exact=True).click()
     failed = page.locator(
