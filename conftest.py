@@ -13,12 +13,13 @@ import tempfile
 
 from nbval import kernel, plugin
 
-from prehab_lib.run import QUIET
+from prehab_lib.launch import QUIET
 
 RELATIVE, ABSOLUTE = 1e-3, 1e-6
 NUMBER = re.compile(r"(?<![\w.])[-+−]?(?:\d+\.\d*|\.\d+|\d+)(?:[eE][-+]?\d+)?")
 
 os.environ |= QUIET | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}  # two workers share two cores
+os.environ["PREHAB_WIDGETS"] = "0"  # also where the tests are started from within a notebook
 for name in ("PREHAB_RUN_DIR", "PREHAB_PROFILE", "PREHAB_NOTEBOOK", "PREHAB_NOTEBOOK_DIR", "PREHAB_DATA"):
     os.environ.pop(name, None)
 # Kernels that start at once would lock one another out of the user's history file and say so on stderr.

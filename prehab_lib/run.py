@@ -10,13 +10,12 @@ import time
 from pathlib import Path
 
 from prehab_lib import launch, plan, priced, shard
-from prehab_lib.launch import QUIET, Outcome
+from prehab_lib.launch import Outcome
 from prehab_lib.machine import gpus
 from prehab_lib.pool import Active, Pool
 from prehab_lib.slots import Slots
 from prehab_lib.store import Store
 
-__all__ = ["QUIET", "Outcome", "Pool", "main", "notes", "summary"]
 SHOWN = 10  # runs of a grid named before it starts
 
 

@@ -40,6 +40,15 @@ plans = {"zero_sum": zero_sum.select(changes, dict.fromkeys(changes, (16, 16)), 
 LATER = "M = U = Vt = s = w = data = changes = plans = None\nprint('later cells use the letters')"
 # Before its kernel has answered, JupyterLab meets *Run All Cells* with a dialog.
 READY = "() => window.jupyterapp?.shell.currentWidget?.sessionContext?.session?.kernel?.status === 'idle'"
+# Of an <img>; while it changes it cannot be decoded for a moment.
+PIXELS = """async image => {
+    for (let tries = 0; tries < 100; tries++) {
+        try { await image.decode(); break; } catch { await new Promise(later => setTimeout(later, 50)); }
+    }
+    const canvas = Object.assign(document.createElement("canvas"), {width: image.naturalWidth, height: image.naturalHeight});
+    canvas.getContext("2d").drawImage(image, 0, 0);
+    return canvas.toDataURL();
+}"""
 TOKEN = "only-for-this-test"
 
 
@@ -102,7 +111,7 @@ def lab(tmp_path_factory):
     settings.parent.mkdir(parents=True)
     settings.write_text('{"windowingMode": "none"}')  # cells out of sight are there too
     own = {f"JUPYTER_{name.upper()}_DIR": str(home / name) for name in ("config", "data", "runtime")}
-    own |= {"IPYTHONDIR": str(home / "ipython"), "PREHAB_NOTEBOOK_DIR": str(NOTEBOOKS)}
+    own |= {"IPYTHONDIR": str(home / "ipython"), "PREHAB_NOTEBOOK_DIR": str(NOTEBOOKS), "PREHAB_WIDGETS": ""}
     command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ServerApp.ip=127.0.0.1"]
     command += ["--ServerApp.port=0", "--ServerApp.port_retries=0", f"--IdentityProvider.token={TOKEN}"]
     command += [
@@ -157,12 +166,7 @@ class Panel:
 
     def seen(self) -> tuple[str, str, str]:
         """The slider's value, the table, and the picture's pixels."""
-        pixels = self.box.locator("img").evaluate(
-            """async image => { await image.decode();
-               const canvas = Object.assign(document.createElement("canvas"), {width: image.naturalWidth, height: image.naturalHeight});
-               canvas.getContext("2d").drawImage(image, 0, 0);
-               return canvas.toDataURL(); }"""
-        )
+        pixels = self.box.locator("img").evaluate(PIXELS)
         return self.box.locator(".widget-readout").first.inner_text(), self.box.locator("table").inner_text(), pixels
 
     def press(self, key: str, expected: str) -> tuple[str, str, str]:
