@@ -24,16 +24,15 @@ class Entry(NamedTuple):
     arguments: str | None
 
 
-@cache
 def library() -> Path:
     return Path(sysconfig.get_path("stdlib"))
 
 
 def files() -> list[tuple[Path, tuple[str, ...]]]:
     """(file, its dotted name's parts), by top-level module, `SKIPPED` ones left out."""
-    names = sorted(sys.stdlib_module_names - SKIPPED)
-    found = [file for name in names for file in (library() / f"{name}.py", *sorted((library() / name).rglob("*.py")))]
-    parts = [(file, file.relative_to(library()).with_suffix("").parts) for file in found]
+    names, home = sorted(sys.stdlib_module_names - SKIPPED), library()
+    found = [file for name in names for file in (home / f"{name}.py", *sorted((home / name).rglob("*.py")))]
+    parts = [(file, file.relative_to(home).with_suffix("").parts) for file in found]
     return [(file, name) for file, name in parts if file.is_file() and not SKIPPED.intersection(name)]
 
 
