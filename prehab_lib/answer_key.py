@@ -32,19 +32,25 @@ class AnswerKey:
         slips = [(answers.collect(slip, cases).answers, hint) for slip, hint in exercise.slips]
         return cls(cases, answers.collect(exercise.solution, cases).answers, slips)
 
-    def judge(self, given: Answered) -> str:
-        """PASSED, UNTRIED, what stopped the function, the hint of the slip, or the first case that differs."""
+    def judge(self, given: Answered, name: str = "f") -> str:
+        """PASSED, UNTRIED, the hint of the slip, what stopped the function, or the first case that differs.
+
+        A function that stopped at some case has made a slip where its answers up to there are that slip's.
+        name: how the function is called in what is said.
+        """
+        count = len(given.answers)
+        pairs = zip(given.answers, self.wanted[:count], strict=True)
+        wrong = [i for i, pair in enumerate(pairs) if not answers.same(*pair)]
+        if not wrong:
+            return given.trouble or PASSED
+        for slip, hint in self.slips:
+            if answers.same(given.answers, slip[:count] if given.trouble else slip):
+                return hint
         if given.trouble:
             return given.trouble
-        wrong = [i for i, pair in enumerate(zip(given.answers, self.wanted, strict=True)) if not answers.same(*pair)]
-        if not wrong:
-            return PASSED
-        for slip, hint in self.slips:
-            if answers.same(given.answers, slip):
-                return hint
         first = wrong[0]
         ours, theirs = answers.short(given.answers[first]), answers.short(self.wanted[first])
-        return f"not yet: case {first + 1} gives {ours}, wanted {theirs}"
+        return f"not yet: {answers.call(name, self.cases[first])} gives {ours}, wanted {theirs}"
 
 
 def write(keys: dict[str, AnswerKey], file: Path) -> None:

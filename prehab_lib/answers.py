@@ -1,40 +1,83 @@
 """What a student's function answers to an exercise's cases, as plain lists and numbers, and when two such answers agree."""
 
 import copy
+import dis
+import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 UNTRIED = "not tried yet"
+NOTHING = "it returns nothing: is a return missing?"
+BLANK = {  # instructions of a body that is ..., pass, a constant, or raise NotImplementedError, in Python 3.11 to 3.14
+    *("RESUME", "NOP", "CACHE", "COPY_FREE_VARS", "POP_TOP", "PUSH_NULL", "PRECALL", "CALL"),
+    *("LOAD_CONST", "LOAD_SMALL_INT", "LOAD_COMMON_CONSTANT", "LOAD_GLOBAL", "LOAD_NAME"),
+    *("RETURN_CONST", "RETURN_VALUE", "RAISE_VARARGS"),
+}
 
 
 @dataclass(frozen=True)
 class Answered:
-    """The answers to all cases; or, in `trouble`, why there are none: UNTRIED, or what stopped the function."""
+    """The answers to all cases; or, in `trouble`, why some are missing: UNTRIED, NOTHING, or what stopped the function.
+
+    `answers` holds those that were given before the trouble.
+    """
 
     answers: list
     trouble: str | None = None
 
 
-def collect(function: Callable, cases: list[tuple]) -> Answered:
+def collect(function: Callable, cases: list[tuple], name: str | None = None) -> Answered:
     """Call the function on a copy of each case.  Never raises for what the function does, short of leaving the process.
 
-    An untried stub returns nothing (or ...), or raises NotImplementedError.
+    UNTRIED is a body of nothing but its docstring and ... (or pass, or raise NotImplementedError); a function that does
+    something and hands nothing back gets NOTHING.  name: how the function is called in what is said of it.
     """
     if not callable(function):
         return Answered([], "hand over the function itself, without calling it")
     answers = []
-    for number, case in enumerate(cases, 1):
+    for case in cases:
         try:
             answers.append(plain(function(*copy.deepcopy(case))))
-        except NotImplementedError:
-            return Answered([], UNTRIED)
         except Exception as error:
+            if isinstance(error, NotImplementedError) and blank(function):
+                return Answered([], UNTRIED)
             words = " ".join(f"{type(error).__name__}: {error}".split())
-            return Answered([], f"stopped at case {number} with {words[:120]}")
+            return Answered(answers, f"{call(name or name_of(function), case)} stopped with {words[:120]}")
     if all(answer is None or answer is ... for answer in answers):
-        return Answered([], UNTRIED)
+        return Answered([], UNTRIED if blank(function) else NOTHING)
     return Answered(answers)
+
+
+def blank(function: Callable) -> bool:
+    """Whether its code does nothing; true too where there is no code to look at."""
+    code = getattr(inspect.unwrap(function), "__code__", None)
+    if code is None:
+        return True
+    return set(code.co_names) <= {"NotImplementedError"} and all(
+        instruction.opname in BLANK for instruction in dis.get_instructions(code)
+    )
+
+
+def name_of(function: Callable) -> str:
+    """As its author called it; f for a lambda and for what has no name."""
+    name = str(getattr(function, "__name__", ""))
+    return name if name.isidentifier() else "f"
+
+
+def call(name: str, case: tuple) -> str:
+    """The call that a case stands for, in one line: rank_in_budget(768, 768, 0.4)."""
+    return f"{name}({', '.join(map(_argument, case))})"
+
+
+def _argument(value) -> str:
+    """An argument as `short` has it, or its kind and size where that is long."""
+    text = short(plain(value))
+    if len(text) <= 50:
+        return text
+    if hasattr(value, "shape"):
+        return f"{type(value).__name__} {' × '.join(map(str, value.shape))}"
+    return f"{type(value).__name__} of {len(value)}" if hasattr(value, "__len__") else text
 
 
 def plain(value):

@@ -17,10 +17,11 @@ __all__ = ["AnswerKey", "Exercise", "check", "find", "known"]
 def check(id: str, function: Callable) -> None:
     """Prints "exercise 1.2: not tried yet", "passed", or a hint.
 
-    An untried stub returns nothing (or ...), or raises NotImplementedError.  Raises ValueError for an id that is not known.
+    An untried stub has nothing but a docstring and ... in it (or pass, or raise NotImplementedError).  Raises ValueError
+    for an id that is not known.
     """
     key = find(id)
-    print(f"exercise {id}: {key.judge(answers.collect(function, key.cases))}")
+    print(f"exercise {id}: {key.judge(answers.collect(function, key.cases), answers.name_of(function))}")
 
 
 def find(id: str) -> AnswerKey:

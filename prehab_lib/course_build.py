@@ -6,28 +6,37 @@ import re
 import shutil
 from pathlib import Path
 
-from prehab_lib import answer_key, badges, course, course_pages
+from prehab_lib import answer_key, badges, course, course_pages, course_student, course_written
 from prehab_lib.answer_key import AnswerKey
 from prehab_lib.course import CALL, Course
 
 LIBRARY = Path(__file__).resolve().parent
 STUDENTS_TOO = ("LICENSE", "Makefile", "pyproject.toml", "requirements.lock", "environment.yml")
+REDUCED = {"Makefile": course_student.makefile, "environment.yml": course_student.environment}
 POINTS_AT_SOLUTIONS = re.compile(r" ?(?:Executed s|S)olutions(?: are in|:) [^\n|]*?(?=\n|\||$)")
 LINK = re.compile(r"\]\((\d\d_\w+)\.ipynb\)")
 BADGE = re.compile(r"^.*(?:colab\.research\.google|mybinder)\.[^\n]*\n*", re.MULTILINE)
-STUB = re.compile(r"^def \w+\([^\n]*\):(?:\s+(?:\"\"\"[^\n]*\"\"\"|\"[^\n]*\"|'[^\n]*'))?\s+\.\.\.$", re.MULTILINE)
+STUB = re.compile(
+    r"^def \w+\([^\n]*\):(?:\s+(?:\"\"\"(?:(?!\"\"\").)*\"\"\"|\"[^\n]*\"|'[^\n]*'))?\s+\.\.\.$",
+    re.MULTILINE | re.DOTALL,
+)
 
 
 def build(root: Path) -> Path:
-    """Write both folders anew; the folder above them.  Raises ValueError where a notebook is not ready to be handed out."""
+    """Write both folders anew; the folder above them.
+
+    Raises ValueError where a notebook is not ready to be handed out, and where the folder holds what no build wrote.
+    """
     lectures = course.load(root)
     out = root / "course" / "_build"
+    course_written.refuse_to_lose(out)
     part = out.with_name(f"_build.part.{os.getpid()}")
     shutil.rmtree(part, ignore_errors=True)
     try:
         _library(part / "student")
         for name in STUDENTS_TOO:
-            shutil.copyfile(root / name, part / "student" / name)
+            text = REDUCED.get(name, str)((root / name).read_text(encoding="utf-8"))
+            (part / "student" / name).write_text(text, encoding="utf-8")
         (part / "student" / "README.md").write_text(course_pages.for_students(lectures), encoding="utf-8")
         for lecture in lectures.lectures:
             place = f"lecture{lecture.number}"
@@ -35,6 +44,7 @@ def build(root: Path) -> Path:
                 _write(students(root, name, lectures), part / "student" / "notebooks" / place / f"{name}.ipynb")
                 _write(teachers(root, name, lectures), part / "teacher" / place / f"{name}.ipynb")
             (part / "teacher" / place / "plan.md").write_text(course_pages.plan(lecture), encoding="utf-8")
+        course_written.record(part)
         shutil.rmtree(out, ignore_errors=True)
         os.replace(part, out)
     finally:
@@ -53,16 +63,20 @@ def _library(student: Path) -> None:
 
 
 def students(root: Path, name: str, lectures: Course) -> dict:
-    """The notebook with blank exercises, and no word on where solutions are.  Raises ValueError where one is not blank."""
+    """The notebook with blank exercises, and no word on where solutions are or on what this copy has not.
+
+    Raises ValueError where an exercise is not blank.
+    """
     notebook = _read(root / "notebooks" / f"{name}.ipynb")
     for cell in notebook["cells"]:
         source = "".join(cell["source"])
         if cell["cell_type"] == "markdown":
-            cell["source"] = _linked(POINTS_AT_SOLUTIONS.sub("", source), lectures, name)
+            cell["source"] = course_student.words(_linked(POINTS_AT_SOLUTIONS.sub("", source), lectures, name))
             if "olutions" in cell["source"]:
                 raise ValueError(f"{name}: a text cell tells students of solutions: {cell['source'][:80]!r}")
         elif (call := CALL.search(source)) and not STUB.search(source):
             raise ValueError(f"{name}: exercise {call[1]} is not blank: its function must be a docstring and ... alone")
+    notebook["cells"] = [cell for cell in notebook["cells"] if cell["cell_type"] != "markdown" or cell["source"]]
     return notebook
 
 

@@ -60,8 +60,9 @@ def _grade(arguments) -> int:
     files = {name: plan.notebooks(root)[name] for lecture in course.load(root).lectures for name in lecture.notebooks}
     limits = grading.Limits(seconds=arguments.seconds, memory_gb=arguments.memory, whole=arguments.whole)
     chosen = _chosen(files, arguments.notebooks)
+    others = files.keys() - chosen.keys()
     rows = grading.grade(
-        arguments.folder, arguments.out, chosen, limits, arguments.j, lambda line: print(line, flush=True)
+        arguments.folder, arguments.out, chosen, limits, arguments.j, lambda line: print(line, flush=True), others
     )
     students = len({row.student for row in rows})
     passed = sum(row.verdict == grading.PASSED for row in rows)

@@ -7,6 +7,11 @@ START, END = "<!-- lectures, from course.yaml: make course -->", "<!-- end of le
 
 STUDENTS = """# Low-rank prehab: the course
 
+Transformers are compressed by cutting each weight down to two thin factors. *Low-Rank Prehab*
+([arXiv 2512.01980](https://arxiv.org/abs/2512.01980)) promises that a short fine-tuning **before** the cut, which pulls the
+weights towards low rank, makes it lose less. The course runs that experiment step by step and asks what it is that helps.
+You need not have read the paper.
+
 Notebooks to read, run and complete, and the library behind them. A folder a lecture:
 
 {table}
@@ -22,11 +27,18 @@ make jupyter
 
 The first time it installs into `.venv` here, which takes some minutes; then JupyterLab opens in the browser. Later it opens at once,
 also without a network. With conda, or where torch is installed already: `python -m pip install -e '.[vision,text,rehab,jupyter]'`, then
-`python -m jupyterlab notebooks`. The `Makefile` is the repository's own; the targets that reproduce and test it need files that are not here.
+`python -m jupyterlab notebooks`.
+
+On Windows use WSL, a Linux inside Windows: in PowerShell `wsl --install`, restart, open *Ubuntu* from the start menu, there
+`sudo apt update && sudo apt install make python3-venv`, copy this folder into your Linux home (`cp -r /mnt/c/Users/NAME/Downloads/FOLDER ~`),
+`cd` to the copy, and go on as above. Where no browser opens, open the address that the terminal shows.
+
+**Did it work?** Open `lecture1/00_start_here.ipynb` and choose *Run*, *Run All Cells*. At the end of the page four lines must say *not tried yet*.
+If a cell fails with `ModuleNotFoundError`, JupyterLab is not the one of this folder's `.venv`: close it and start it with `make jupyter`.
 
 ## Work
 
-Open the lecture's notebook and run it from the top (*Run*, *Run All Cells*): about a minute. The exercises stand at the end. Replace the
+Open the lecture's notebook and run it from the top (*Run*, *Run All Cells*): between a quarter of a minute and a few minutes, by notebook and machine. The exercises stand at the end. Replace the
 `...` in a cell, run it, and read the line it prints: *not tried yet*, *passed*, or a hint that names the likely slip. You may add cells and
 functions of your own; keep the names of the functions that are asked for. An exercise that is not done stops nothing.
 

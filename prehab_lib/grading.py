@@ -17,11 +17,12 @@ from pathlib import Path
 
 from prehab_lib import answers, grading_process
 from prehab_lib.answer_key import PASSED, UNTRIED, AnswerKey
+from prehab_lib.answers import NOTHING
 from prehab_lib.course import asked_in, exercises_of
 from prehab_lib.exercises import Exercise
 from prehab_lib.grading_process import Limits, Outcome
 from prehab_lib.submission import MISSING
-from prehab_lib.submissions import Submission, find
+from prehab_lib.submissions import NAMELESS, Submission, find
 
 NO_MEMORY = ("MemoryError", "allocate memory", "bad_alloc", "bad allocation")
 BEYOND = "right on the cases it was shown, not on others"
@@ -39,13 +40,27 @@ class Row:
     seconds: float
 
 
-def grade(folder: Path, out: Path, notebooks: dict[str, Path], limits: Limits, jobs: int, say: Callable) -> list[Row]:
+def grade(
+    folder: Path,
+    out: Path,
+    notebooks: dict[str, Path],
+    limits: Limits,
+    jobs: int,
+    say: Callable,
+    others: Iterable[str] = (),
+) -> list[Row]:
     """Grade every submission and write the report; rows by student, notebook, exercise.
 
     notebooks: name -> file of those that count; of them, a student's that is not there is missing where another student
-    has it.  Raises as `submissions.find` does.
+    has it.  others: notebooks of the course that do not count, left alone.  Raises as `submissions.find` does, and
+    ValueError where nothing that counts is there.
     """
-    submissions = find(folder, list(notebooks))
+    handed_in = find(folder, [*notebooks, *others])
+    submissions = [one for one in handed_in if one.notebook in notebooks or one.notebook is None]
+    if not submissions:
+        raise ValueError(
+            f"{folder} holds none of {', '.join(notebooks)}: name others with --notebooks, or none for all"
+        )
     memory = Memory(out.with_suffix(".graded.jsonl"))
     given = {one.notebook for one in submissions} & set(notebooks)
     rows: list[Row] = []
@@ -59,30 +74,35 @@ def grade(folder: Path, out: Path, notebooks: dict[str, Path], limits: Limits, j
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
-    rows += _absent(submissions, {name: notebooks[name] for name in sorted(given)})
+    rows += _absent(handed_in, {name: notebooks[name] for name in sorted(given)})
     rows.sort(key=lambda row: (row.student, row.notebook, _number(row.exercise)))
     write(rows, out)
     return rows
 
 
-def judge(exercise: Exercise, outcome: Outcome) -> tuple[str, str]:
-    """(verdict, hint).  Nothing but right answers passes, whatever else came back."""
+def judge(exercise: Exercise, outcome: Outcome, name: str = "f") -> tuple[str, str]:
+    """(verdict, hint).  Nothing but right answers passes, whatever else came back.  name: of the function."""
     trouble = outcome.ended or outcome.answered.trouble
     if trouble in (UNTRIED, MISSING):
         return ("not tried", "") if trouble == UNTRIED else ("missing", "no function of that name")
-    if trouble:
-        if trouble == "time limit":
-            return "time limit", f"not done after {outcome.seconds:.0f} s"
-        return "memory limit" if any(word in trouble for word in NO_MEMORY) else "stopped", trouble
+    if trouble == NOTHING:
+        return "wrong", NOTHING
+    if trouble == "time limit":
+        return "time limit", f"not done after {outcome.seconds:.0f} s"
+    if trouble and any(word in trouble for word in NO_MEMORY):
+        return "memory limit", trouble
     key, known = AnswerKey.of(exercise, withheld=True), AnswerKey.of(exercise)
-    verdict = key.judge(outcome.answered)
+    hints = {hint for _, hint in key.slips}
+    if trouble:
+        hint = key.judge(answers.Answered(outcome.answered.answers, trouble), name)
+        return "wrong" if hint in hints else "stopped", hint
+    verdict = key.judge(outcome.answered, name)
     if verdict == PASSED:
         return PASSED, ""
-    hints = {hint for _, hint in key.slips}
     shown = answers.Answered(outcome.answered.answers[: len(known.cases)])
-    if verdict not in hints and known.judge(shown) == PASSED:
+    if verdict not in hints and known.judge(shown, name) == PASSED:
         return "wrong", f"{BEYOND}: {verdict.removeprefix('not yet: ')}"
-    return "wrong", verdict if verdict in hints else known.judge(shown)
+    return "wrong", verdict if verdict in hints else known.judge(shown, name)
 
 
 def _graded(one: Submission, notebooks: dict[str, Path], limits: Limits, memory: "Memory") -> list[Row]:
@@ -99,7 +119,10 @@ def _graded(one: Submission, notebooks: dict[str, Path], limits: Limits, memory:
             for id, (name, exercise) in exercises.items()
         ]
         outcomes = grading_process.ask(one.file, one.notebook, asked, limits)
-        rows = [[id, *judge(exercise, outcomes[id]), outcomes[id].seconds] for id, (_, exercise) in exercises.items()]
+        rows = [
+            [id, *judge(exercise, outcomes[id], name), outcomes[id].seconds]
+            for id, (name, exercise) in exercises.items()
+        ]
         memory.keep(key, rows)
     return [Row(one.student, one.notebook, id, verdict, hint, round(seconds, 1)) for id, verdict, hint, seconds in rows]
 
@@ -108,7 +131,7 @@ def _absent(submissions: list[Submission], notebooks: dict[str, Path]) -> list[R
     here = {(one.student, one.notebook) for one in submissions}
     return [
         Row(student, name, id, "missing", "not handed in", 0.0)
-        for student in sorted({one.student for one in submissions})
+        for student in sorted({one.student for one in submissions if one.fault != NAMELESS})
         for name, file in notebooks.items()
         if (student, name) not in here
         for id in exercises_of(file)

@@ -9,6 +9,8 @@ from pathlib import Path
 
 LARGEST = 50 * 2**20  # bytes of a notebook
 SKIPPED = {".ipynb_checkpoints", "__MACOSX"}
+NAMELESS = "a name is needed: put it in a folder named after the student, or the student's name in its file name"
+COPY = re.compile(r"(\(\d+\)|copy\W*\d*|\d{1,2})?", re.IGNORECASE)  # what browsers and systems add to a name
 
 
 @dataclass(frozen=True)
@@ -25,8 +27,8 @@ def find(folder: Path, notebooks: list[str]) -> list[Submission]:
     """One submission a student and notebook, sorted; of several files for the same one, the file changed last.
 
     A folder in FOLDER is a student with all notebooks below it; a notebook that lies in FOLDER itself is a student's too,
-    whose name is what the file name has beside the notebook's.  Links are not followed.  Raises FileNotFoundError where
-    FOLDER is none, ValueError where it holds no notebook.
+    whose name is what the file name has beside the notebook's; where that is nothing, or the mark of a copy, the fault is
+    NAMELESS.  Links are not followed.  Raises FileNotFoundError where FOLDER is none, ValueError where it holds no notebook.
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is no folder: give the one that holds the submissions, a folder a student")
@@ -37,6 +39,8 @@ def find(folder: Path, notebooks: list[str]) -> list[Submission]:
     found = {}
     for raw, file in sorted(files, key=lambda item: (item[1].stat().st_mtime_ns, str(item[1]))):
         notebook, fault = _recognised(file, notebooks)
+        if raw == file.name:
+            fault = NAMELESS
         found[raw, notebook or file.name] = Submission(names[raw], file, notebook, fault)
     return sorted(found.values(), key=lambda one: (one.student, one.notebook or "~", str(one.file)))
 
@@ -55,8 +59,9 @@ def _student(file: Path, folder: Path, notebooks: list[str]) -> str:
     if len(parts) > 1:
         return parts[0]
     for name in notebooks:
-        if name in file.stem and (rest := file.stem.replace(name, "", 1).strip(" _-.()")):
-            return rest
+        if name in file.stem:
+            rest = file.stem.replace(name, "", 1).strip(" _-.")
+            return file.name if COPY.fullmatch(rest) else rest.strip(" _-.()")
     return file.stem
 
 

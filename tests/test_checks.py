@@ -136,10 +136,55 @@ def raising(error):
     return function
 
 
+def stub(*arguments):
+    """What is asked."""
+    raise NotImplementedError("to do")
+
+
 @pytest.mark.parametrize("id", ALL)
-@pytest.mark.parametrize("stub", [lambda *_: None, lambda *_: ..., raising(NotImplementedError())])
+@pytest.mark.parametrize("stub", [lambda *_: None, lambda *_: ..., stub])
 def test_a_stub_is_not_tried_yet(id, stub, capsys):
     assert said(capsys, id, stub) == "not tried yet"
+
+
+def forgot_return(s, rank):
+    """s, rank -> error."""
+    s[rank:].square().sum().sqrt()
+
+
+def wrong_power(s, rank):
+    return (s[rank:] ^ 2).sum()
+
+
+def test_a_real_attempt_is_not_called_untried(capsys):
+    """A forgotten return, an operator that torch does not have, and a function that works on the way to nothing."""
+    assert said(capsys, "0.2", forgot_return) == "it returns nothing: is a return missing?"
+    assert said(capsys, "0.2", lambda s, rank: print(end="")) == "it returns nothing: is a return missing?"
+    line = said(capsys, "0.2", wrong_power)
+    assert line.startswith("wrong_power([12, 4, 3], 1) stopped with NotImplementedError: ")
+    assert said(capsys, "0.2", raising(NotImplementedError("mine"))).endswith("NotImplementedError: mine")
+
+
+@pytest.mark.parametrize(
+    "id, answer, words",
+    [
+        ("0.1", lambda m, n, removed: int((1 - removed) * min(m, n)), "keeps a share of min"),
+        ("0.1", lambda m, n, removed: min(m, n), "the full rank"),
+        ("0.2", lambda s, rank: s[rank], "error in the spectral norm"),
+        ("0.3", lambda m, n, share: math.ceil(share * m) * (m + n) / (m * n), "there are only min"),
+        ("0.4", lambda w, rms: (w * rms.sqrt()).argmax(), "one root too many"),
+        ("0.4", lambda w, rms: (w / rms).argmax(), "not for less"),
+    ],
+)
+def test_what_a_class_writes_gets_a_hint_in_the_notebook(id, answer, words, capsys):
+    assert words in said(capsys, id, answer)
+
+
+def test_an_answer_that_stops_where_right_so_far_shows_its_error(capsys):
+    def half(s, rank):
+        return s[rank:].square().sum().sqrt() if len(s) > 2 else s[9]
+
+    assert said(capsys, "0.2", half).startswith("half([5, 1], 2) stopped with IndexError: ")
 
 
 @pytest.fixture
@@ -151,13 +196,25 @@ def sample(monkeypatch):
 
 def test_an_error_in_the_answer_becomes_one_line(sample, capsys):
     line = said(capsys, "9.9", raising(RuntimeError("shapes\ndo not multiply")))
-    assert line == "stopped at case 1 with RuntimeError: shapes do not multiply"
+    assert line == "function([1, 2]) stopped with RuntimeError: shapes do not multiply"
 
 
 def test_an_answer_without_a_known_slip_is_shown_beside_the_wanted_one(sample, capsys):
-    assert said(capsys, "9.9", lambda x: [2 * v for v in x][:1]) == "not yet: case 1 gives [2], wanted [2, 4]"
-    assert said(capsys, "9.9", lambda x: None if len(x) == 1 else [2, 4]) == "not yet: case 2 gives None, wanted [6]"
+    assert said(capsys, "9.9", lambda x: [2 * v for v in x][:1]) == "not yet: f([1, 2]) gives [2], wanted [2, 4]"
+    assert said(capsys, "9.9", lambda x: None if len(x) == 1 else [2, 4]) == "not yet: f([3]) gives None, wanted [6]"
     assert said(capsys, "9.9", 7.0) == "hand over the function itself, without calling it"
+
+    def doubled(x):
+        return 0
+
+    assert said(capsys, "9.9", doubled) == "not yet: doubled([1, 2]) gives 0, wanted [2, 4]"
+
+
+def test_long_arguments_are_told_by_kind_and_size():
+    import torch
+
+    case = (torch.ones(40, 3), [0.123456789] * 30, {"a": 1}, 0.4)
+    assert answers.call("g", case) == "g(Tensor 40 × 3, list of 30, {'a': 1}, 0.4)"
 
 
 def test_an_answer_that_changes_its_arguments_is_judged_fairly(sample, capsys):
@@ -180,7 +237,7 @@ def test_tensors_and_arrays_are_accepted(sample, capsys):
 
     assert said(capsys, "9.9", lambda x: 2 * torch.tensor(x, requires_grad=True)) == "passed"
     assert said(capsys, "9.9", lambda x: 2 * numpy.array(x)) == "passed"
-    assert said(capsys, "9.9", lambda x: 2 * numpy.array([x])) == "not yet: case 1 gives [[2, 4]], wanted [2, 4]"
+    assert said(capsys, "9.9", lambda x: 2 * numpy.array([x])) == "not yet: f([1, 2]) gives [[2, 4]], wanted [2, 4]"
 
 
 @pytest.mark.parametrize("id", ["1.99", "77.1", "x", "", "1"])

@@ -150,8 +150,7 @@ def test_students_checks_work_without_a_solution(built):
         stubs == [f"exercise {id}: not tried yet" for name in sorted(ASKED) for id in ASKED[name]] and len(stubs) >= 37
     )
     assert right == "exercise 0.2: passed" and slip == f"exercise 0.2: {EXERCISES['0.2'].slips[1][1]}"
-    assert slip in (ROOT / "course" / "README.md").read_text(encoding="utf-8")
-    assert other == "exercise 10.3: not yet: case 1 gives [0, 0], wanted [1, 3]" and code == "2"
+    assert re.fullmatch(r"exercise 10.3: not yet: f\(.*\) gives \[0, 0\], wanted \[1, 3\]", other) and code == "2"
 
 
 def test_a_students_notebook_runs_from_top_to_bottom(built):

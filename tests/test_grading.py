@@ -10,6 +10,7 @@ import pytest
 from prehab_lib import grading, submissions
 from prehab_lib.__main__ import main
 from prehab_lib.answers import Answered
+from prehab_lib.exercises.ex00 import EXERCISES as FIRST
 from prehab_lib.exercises.ex10 import EXERCISES
 from prehab_lib.grading_process import Limits, Outcome
 
@@ -20,6 +21,7 @@ RIGHT = """
 def printed_change(value, base):
     return round(100 * (value / base - 1), 1)
 """
+CALLED = "printed_change({:.5g}, {:.5g})".format(*EXERCISES["10.1"].cases[0])
 KNOWN = dict(zip((case for case in EXERCISES["10.1"].cases), (56.8, -11.5, -36.7, -1.3), strict=True))
 CELLS = {  # student -> cells that answer 10.1
     "Ann": [RIGHT],
@@ -44,6 +46,7 @@ CELLS = {  # student -> cells that answer 10.1
     "Zoë 学": ["%pip install nothing\n!ls\nimport math" + RIGHT, "raise RuntimeError('elsewhere')", "def broken(:"],
     "Kim asks": ["answer = input('?')\n" + RIGHT],
     "Lee errs": ["def printed_change(value, base): return value.sum()"],
+    "Moe forgets": ["def printed_change(value, base):\n    round(100 * (value / base - 1), 1)"],
     "Max broke it": ["def printed_change(value, base)\n    return 1"],
     "Nia uses helpers": [
         "from math import *\nPER = 100",
@@ -54,18 +57,24 @@ CELLS = {  # student -> cells that answer 10.1
 }
 WANTED = {
     "Ann": ("passed", ""),
-    "Bo by heart": ("wrong", "right on the cases it was shown, not on others: case 5 gives 0, wanted 6.5"),
+    "Bo by heart": (
+        "wrong",
+        "right on the cases it was shown, not on others: printed_change({:.5g}, {:.5g}) gives 0, wanted 6.5".format(
+            *EXERCISES["10.1"].withheld[0]
+        ),
+    ),
     "Cy slipped": ("wrong", "in per cent of the base, not of the value"),
     "Di loops": ("time limit", "not done after 5 s"),
-    "Ed eats memory": ("memory limit", "stopped at case 1 with MemoryError:"),
+    "Ed eats memory": ("memory limit", f"{CALLED} stopped with MemoryError:"),
     "Flo leaves": ("stopped", "stopped with SystemExit:"),
     "Gil vanishes": ("stopped", "it ended by itself"),
-    "Hal boasts": ("wrong", "not yet: case 1 gives True, wanted 56.8"),
+    "Hal boasts": ("wrong", f"not yet: {CALLED} gives True, wanted 56.8"),
     "Ida forges": ("stopped", "passed"),
     "Jo floods": ("passed", ""),
     "Zoë 学": ("passed", ""),
     "Kim asks": ("stopped", "its cells stopped with EOFError: EOF when reading a line"),
-    "Lee errs": ("stopped", "stopped at case 1 with AttributeError: 'float' object has no attribute 'sum'"),
+    "Lee errs": ("stopped", f"{CALLED} stopped with AttributeError: 'float' object has no attribute 'sum'"),
+    "Moe forgets": ("wrong", "it returns nothing: is a return missing?"),
     "Max broke it": ("stopped", "its cell is no Python: SyntaxError: expected ':', line 1"),
     "Nia uses helpers": ("passed", ""),
 }
@@ -159,6 +168,15 @@ def test_nothing_unchanged_is_graded_again(graded, tmp_path, monkeypatch):
     assert of(again(), "Cy slipped") == ("passed", "") and asked == []
 
 
+def test_a_slip_is_named_also_where_it_stops_at_a_later_case():
+    """s[rank] of 0.2 gives the largest value dropped, and stops where nothing is dropped."""
+    exercise = FIRST["0.2"]
+    stopped = Outcome(Answered([4.0, 4.0], "tail_error([5, 1], 2) stopped with IndexError: 2"), 1.0)
+    assert grading.judge(exercise, stopped, "tail_error") == ("wrong", exercise.slips[-1][1])
+    right = Outcome(Answered([5.0, 6.0], "tail_error([5, 1], 2) stopped with IndexError: 2"), 1.0)
+    assert grading.judge(exercise, right)[0] == "stopped"
+
+
 @pytest.mark.parametrize("trouble", ["passed", "not yet: x"])
 def test_no_word_of_a_submission_passes_an_exercise(trouble):
     answered = Answered([], trouble)
@@ -206,6 +224,24 @@ def test_the_command_grades_and_says_what_is_wrong(tmp_path, capsys):
         main(["grade", "x", "--seconds", "0"])
 
 
+def test_who_hands_in_the_whole_folder_is_graded_on_what_was_asked_for(tmp_path, capsys):
+    """Other notebooks of the course are left alone; who handed in only such is missing; a loose file needs a name."""
+    for name in ("00_start_here", "03_vit", "10_audit"):
+        notebook(tmp_path / "in" / "ann" / f"{name}.ipynb", RIGHT)
+    notebook(tmp_path / "in" / "bo" / "03_vit.ipynb", "x = 1")
+    notebook(tmp_path / "in" / "10_audit (1).ipynb", RIGHT)
+    words = ["grade", str(tmp_path / "in"), "--out", str(tmp_path / "r.csv"), "-j", "1", "--notebooks"]
+    assert main([*words, "10"]) == 0
+    said = capsys.readouterr().out
+    assert "03_vit" not in said and "00_start" not in said and "1 of 12 exercises passed" in said
+    lines = {line["student"]: (line["verdict"], line["hint"]) for line in report(tmp_path / "r.csv")}
+    assert lines["bo"] == ("missing", "not handed in")
+    assert lines["10_audit (1).ipynb"] == ("unreadable", submissions.NAMELESS)
+    nobody = submissions.Submission("x.ipynb", Path("x.ipynb"), "10_audit", submissions.NAMELESS)
+    assert grading._absent([nobody], {"03_vit": LESSON}) == []
+    assert main([*words, "07"]) == 2 and "holds none of 07_adaptive_rank" in capsys.readouterr().err
+
+
 BOOKS = ["00_start_here", "01_surrogates"]
 
 
@@ -214,16 +250,20 @@ def test_students_are_told_apart_and_files_recognised(tmp_path):
     notebook(tmp_path / "ann" / "anything.ipynb", 'P = parameters.check("01_surrogates", globals())')
     notebook(tmp_path / "ann" / ".ipynb_checkpoints" / "00_start_here-checkpoint.ipynb", "old = 1")
     notebook(tmp_path / "smith_01_surrogates.ipynb", "x = 1")
-    notebook(tmp_path / "01_surrogates.ipynb", "x = 1")
+    for mark in ("", " (1)", "-Copy1", " 2"):
+        notebook(tmp_path / f"01_surrogates{mark}.ipynb", "x = 1")
+    notebook(tmp_path / "01_surrogates 1234567.ipynb", "x = 1")
     notebook(tmp_path / "Zoe\u0308" / "00_start_here.ipynb", "x = 1")
     notebook(tmp_path / "Zo\u00eb" / "00_start_here.ipynb", "x = 2")
     (tmp_path / "link.ipynb").symlink_to(tmp_path / "01_surrogates.ipynb")
-    found = {(one.student, one.notebook) for one in submissions.find(tmp_path, BOOKS)}
-    assert found == {
+    found = submissions.find(tmp_path, BOOKS)
+    nameless = [one.file.name for one in found if one.fault == submissions.NAMELESS]
+    assert sorted(nameless) == [f"01_surrogates{mark}.ipynb" for mark in (" (1)", " 2", "-Copy1", "")]
+    assert {(one.student, one.notebook) for one in found if not one.fault} == {
         ("ann", "00_start_here"),
         ("ann", "01_surrogates"),
         ("smith", "01_surrogates"),
-        ("01_surrogates", "01_surrogates"),
+        ("1234567", "01_surrogates"),
         ("Zo\u00eb", "00_start_here"),
         ("Zo\u00eb (2)", "00_start_here"),
     }

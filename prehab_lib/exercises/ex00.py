@@ -54,6 +54,22 @@ EXERCISES = {
                 lambda m, n, removed: math.floor((1 - Fraction(str(removed))) * min(m, n)),
                 "that keeps a share of the rank: a unit of rank costs m + n numbers, so divide m n by m + n",
             ),
+            (
+                lambda m, n, removed: int((1 - removed) * min(m, n)),
+                "that keeps a share of min(m, n): a unit of rank costs m + n numbers, so divide m n by m + n",
+            ),
+            (
+                lambda m, n, removed: round((1 - removed) * min(m, n)),
+                "that keeps a share of min(m, n), rounded: a rank costs m + n numbers a unit, so divide m n by m + n",
+            ),
+            (
+                lambda m, n, removed: math.ceil((1 - removed) * min(m, n)),
+                "that keeps a share of min(m, n), rounded up: a rank costs m + n numbers a unit, so divide m n by m + n",
+            ),
+            (
+                lambda m, n, removed: min(m, n),
+                "that is the full rank, at which the factors hold more numbers than W: nothing would be removed",
+            ),
         ],
     ),
     "0.2": Exercise(
@@ -78,7 +94,7 @@ EXERCISES = {
         ],
     ),
     "0.3": Exercise(
-        cases=[(768, 768, 0.6), (768, 3072, 0.4), (768, 768, 0.5)],
+        cases=[(768, 768, 0.6), (768, 3072, 0.4), (768, 768, 0.5), (3072, 768, 0.4)],
         withheld=[(1024, 4096, 0.7), (10, 7, 0.45)],
         solution=_kept,
         slips=[
@@ -99,10 +115,23 @@ EXERCISES = {
                 lambda m, n, share: math.ceil(share * max(m, n)) * (m + n) / (m * n),
                 "there are only min(m, n) singular values",
             ),
+            (
+                lambda m, n, share: math.ceil(share * m) * (m + n) / (m * n),
+                "right as long as m is the shorter side: there are only min(m, n) singular values, not m",
+            ),
+            (
+                lambda m, n, share: math.ceil(share * n) * (m + n) / (m * n),
+                "right as long as n is the shorter side: there are only min(m, n) singular values, not n",
+            ),
         ],
     ),
     "0.4": Exercise(
-        cases=[(_tensor(2, 1), _tensor(1, 3)), (_tensor(4, 1), _tensor(1, 3)), (_tensor(1, 9, 4), _tensor(4, 1, 2.5))],
+        cases=[
+            (_tensor(2, 1), _tensor(1, 3)),
+            (_tensor(4, 1), _tensor(1, 3)),
+            (_tensor(1, 9, 4), _tensor(4, 1, 2.5)),
+            (_tensor(10, 9, 8, 5, 1.5), _tensor(1, 0.5, 2, 4, 10)),
+        ],
         withheld=[(_tensor(3, 2, 5), _tensor(2, 4, 1)), (_tensor(6, 1, 2), _tensor(1, 1, 2))],
         solution=lambda w, rms: (w * rms).argmax(),
         slips=[
@@ -113,6 +142,11 @@ EXERCISES = {
                 "that multiplies by the Gram, rms²: its root L belongs there, so that squares are added once",
             ),
             (lambda w, rms: (w * rms).argmin(), "that is the direction to drop first"),
+            (
+                lambda w, rms: (w * rms.sqrt()).argmax(),
+                "one root too many: the Gram holds rms², and its root L is rms itself",
+            ),
+            (lambda w, rms: (w / rms).argmax(), "a loud input counts for more, not for less: multiply by its rms"),
         ],
     ),
 }
