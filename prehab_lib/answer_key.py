@@ -1,7 +1,7 @@
 """The answer key of an exercise: its cases with the wanted answers, and the answers of the usual slips with their hints.
 
 Everything a check needs and no line of a solution, so students can be given it as a file: exercises/ex07.json takes the
-place of exercises/ex07.py in their copy of the library (`course_package`).
+place of exercises/ex07.py in their copy of the library (`course_build`).
 """
 
 import json

@@ -8,7 +8,6 @@ import csv
 import hashlib
 import io
 import json
-import os
 import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +20,7 @@ from prehab_lib.answers import NOTHING
 from prehab_lib.course import asked_in, exercises_of
 from prehab_lib.exercises import Exercise
 from prehab_lib.grading_process import Limits, Outcome
+from prehab_lib.store import replacing
 from prehab_lib.submission import MISSING
 from prehab_lib.submissions import NAMELESS, Submission, find
 
@@ -177,12 +177,8 @@ def write(rows: Iterable[Row], out: Path) -> None:
     table = csv.writer(text)
     table.writerow([column.name for column in fields(Row)])
     table.writerows([_harmless(cell) for cell in asdict(row).values()] for row in rows)
-    part = out.with_name(f".{out.name}.{os.getpid()}")
-    try:
-        part.write_text(text.getvalue(), encoding="utf-8-sig", newline="")
-        os.replace(part, out)
-    finally:
-        part.unlink(missing_ok=True)
+    with replacing(out) as draft:
+        draft.write_text(text.getvalue(), encoding="utf-8-sig", newline="")
 
 
 def _harmless(cell):

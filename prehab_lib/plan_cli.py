@@ -41,22 +41,12 @@ def add_choice(command) -> None:
     command.add_argument("profile", help=PROFILES)
     command.add_argument("notebooks", nargs="*", metavar="NN", help="03 or 03_vit; all where none is named")
     command.add_argument("-j", type=count, default=2, metavar="N", help="at most this many runs at a time (default 2)")
+    repeatable = dict(type=assignment, action="append", default=[])
     command.add_argument(
-        "-p",
-        type=assignment,
-        action="append",
-        default=[],
-        metavar="name=value",
-        help="replace a parameter, or all its values in a grid (repeatable)",
+        "-p", **repeatable, metavar="name=value", help="replace a parameter, or all its values in a grid (repeatable)"
     )
-    command.add_argument(
-        "--grid",
-        type=assignment,
-        action="append",
-        default=[],
-        metavar="name=values",
-        help="a run for each value, [0.01,0.1,1] or 0..4; several make every combination",
-    )
+    told = "a run for each value, [0.01,0.1,1] or 0..4; several make every combination"
+    command.add_argument("--grid", **repeatable, metavar="name=values", help=told)
     command.add_argument(
         "--threads",
         type=count,

@@ -104,14 +104,6 @@ def _text(output: dict) -> str:
     return "".join(output.get("text") or output.get("data", {}).get("text/plain", ""))
 
 
-def alive(pid: int) -> bool:
-    """Running, and not merely waiting to be buried."""
-    try:
-        return "zombie" not in Path(f"/proc/{pid}/status").read_text()
-    except OSError:
-        return False
-
-
 def environment() -> dict[str, str]:
     """For a process started in such a repository."""
     return os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}

@@ -16,6 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from tests import batch
+from tests.processes import alive
 
 ROOT = Path(__file__).resolve().parents[1]
 LIBRARY = [sys.executable, "-m", "prehab_lib"]
@@ -75,7 +76,7 @@ class Repository:
         """The process of the kernel of 04_slow, once it is at work."""
         file = self.home / "kernel.pid"
         pid, _ = until(lambda: file.exists() and int(file.read_text() or 0), "the kernel of 04_slow")
-        until(lambda: pid != but and batch.alive(pid), "the kernel of 04_slow")
+        until(lambda: pid != but and alive(pid), "the kernel of 04_slow")
         file.unlink()
         return pid
 
@@ -97,7 +98,7 @@ def ancestors(pid: int) -> list[tuple[int, str]]:
 
 
 def dies(pid: int, what: str, seconds: float = 2.0) -> None:
-    _, took = until(lambda: not batch.alive(pid), f"death of the kernel after {what}", seconds)
+    _, took = until(lambda: not alive(pid), f"death of the kernel after {what}", seconds)
     say(f"{what}: the kernel was gone after {took:.1f} s")
 
 
@@ -153,7 +154,7 @@ def through_snakemake(there: Repository) -> None:
         process.kill()
         process.wait()
         time.sleep(2)
-        assert batch.alive(kernel) and len(jobs(of="04_slow")) == 1
+        assert alive(kernel) and len(jobs(of="04_slow")) == 1
         say("kill -9 of Snakemake itself: its job goes on, for it is SLURM's")
         process = there.snakemake()
         until(lambda: len(jobs(of="04_slow")) == 2, "the second job of the same run")
@@ -182,7 +183,7 @@ def death_of_a_step(there: Repository) -> None:
         process.kill()
         process.wait()
         time.sleep(2)
-        left = batch.alive(kernel)
+        left = alive(kernel)
         say(f"kill -9 of slurmstepd: the kernel was {'alive' if left else 'gone'} after 2 s")
         if left:
             subprocess.run(["scancel", *jobs(of="04_slow")], check=True)

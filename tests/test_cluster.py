@@ -14,6 +14,7 @@ import pytest
 
 from prehab_lib import plan, run
 from tests import batch
+from tests.processes import alive
 
 ROOT = Path(__file__).resolve().parents[1]
 pytestmark = [
@@ -85,13 +86,13 @@ def test_life_of_a_plan(home, tmp_path, monkeypatch):
     until(lambda: list((home / "runs" / ".store").glob("*.failed")), "a failure, which stops neither of them")
     kernel = int(pid.read_text())
     assert f"another engine is at work on {home / 'plan.json'}: wait for it" in said_by(command("runs"), code=1)
-    assert batch.alive(kernel)
+    assert alive(kernel)
     os.kill(first.pid, signal.SIGKILL)
     first.wait()
     try:
-        until(lambda: not batch.alive(kernel), "the kernel was alive two seconds after Snakemake", seconds=2)
+        until(lambda: not alive(kernel), "the kernel was alive two seconds after Snakemake", seconds=2)
     finally:
-        if batch.alive(kernel):
+        if alive(kernel):
             os.kill(kernel, signal.SIGKILL)
     assert batch.executed(home) == ["00_base one 0", "01_grid three 0", "02_bad one 0", "04_slow one 0"]
 

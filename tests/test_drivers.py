@@ -9,11 +9,11 @@ import socket
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
 from prehab_lib import __main__
+from tests.processes import alive, wait_for
 
 termios = pytest.importorskip("termios")  # no such terminals on Windows
 
@@ -42,22 +42,6 @@ def drive(*words: str) -> subprocess.Popen:
     return subprocess.Popen(
         [sys.executable, "-m", "prehab_lib", "run", "smoke", *words], stdout=subprocess.PIPE, text=True
     )
-
-
-def alive(process: int) -> bool:
-    try:
-        status = Path(f"/proc/{process}/status").read_text()
-    except FileNotFoundError:
-        return False
-    return "State:\tZ" not in status
-
-
-def wait_for(what, seconds: float = 60):
-    until = time.monotonic() + seconds
-    while not (found := what()):
-        assert time.monotonic() < until, "waited in vain"
-        time.sleep(0.02)
-    return found
 
 
 def marked(home) -> list[int]:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from prehab_lib import __main__, plan, run
+from tests.processes import alive, wait_for
 
 PARAMETERS = "steps: int = 1  # steps\ndata_root: str = ''  # data\n"
 WRITES = """\
@@ -43,22 +44,6 @@ def command(*words):
 def output_of(notebook: Path) -> str:
     cells = json.loads(notebook.read_text())["cells"]
     return "".join("".join(output.get("text", "")) for cell in cells for output in cell.get("outputs", []))
-
-
-def alive(pid: int) -> bool:
-    """Running, and not merely waiting to be buried."""
-    try:
-        return "zombie" not in (Path("/proc") / str(pid) / "status").read_text()
-    except OSError:
-        return False
-
-
-def wait_for(condition, seconds: float = 60):
-    end = time.monotonic() + seconds
-    while not (value := condition()):
-        assert time.monotonic() < end, "it did not happen in time"
-        time.sleep(0.05)
-    return value
 
 
 def test_life_of_a_profile(home, write_notebook, capsys):

@@ -13,6 +13,7 @@ import pytest
 from prehab_lib import __main__, launch, machine, plan, single
 from prehab_lib.store import Store
 from tests import batch
+from tests.processes import alive
 
 PARAMETERS = "value: int = 1  # a score\n"
 WRITES = """\
@@ -179,14 +180,14 @@ def test_it_ends_when_what_started_it_is_killed(home, write_notebook):
         assert time.monotonic() < end and engine.poll() is None
         time.sleep(0.05)
     kernel = int(file.read_text())
-    assert batch.alive(kernel)
+    assert alive(kernel)
     os.kill(engine.pid, signal.SIGKILL)
     engine.wait()
     end = time.monotonic() + 2
     try:
-        while batch.alive(kernel):
+        while alive(kernel):
             assert time.monotonic() < end, "the kernel was alive two seconds after its engine"
             time.sleep(0.05)
     finally:
-        if batch.alive(kernel):
+        if alive(kernel):
             os.kill(kernel, signal.SIGKILL)

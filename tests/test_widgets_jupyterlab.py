@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.browser import chromium, missing, visit  # noqa: F401
+from tests.processes import alive
 
 NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
 # Of each notebook the cells that its figure needs; in between what stands for the trained model of 07.
@@ -75,13 +76,6 @@ def ask(address: str, path: str, method: str = "GET") -> bytes:
     request = urllib.request.Request(f"{address}{path}", method=method, headers={"Authorization": f"token {TOKEN}"})
     with urllib.request.urlopen(request, timeout=10) as answer:
         return answer.read()
-
-
-def alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
 
 
 def kernels_of(server: int) -> list[int]:
