@@ -1,10 +1,12 @@
 """The standard library's source files, and what they document: read with `ast`, never imported, and kept in the cache."""
 
 import ast
+import gc
 import inspect
 import sys
 import sysconfig
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -41,7 +43,24 @@ def read_once(name: str, read: Callable[[Path, tuple[str, ...]], Iterable], want
     chosen = [(file, parts) for file, parts in files() if wanted(parts[0])]
     seen = [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file, _ in chosen]
     key = [sys.version, seen, inspect.getsource(inspect.getmodule(read))]
-    return remembered(name, key, lambda: [found for file, parts in chosen for found in read(file, parts)])
+
+    def read_all() -> list:
+        with _no_collection():  # syntax trees are millions of objects, and each sweep would look at torch's again
+            return [found for file, parts in chosen for found in read(file, parts)]
+
+    return remembered(name, key, read_all)
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Python's search for unreachable cycles rests, if it was on; what no cycle holds is freed at once as ever."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 @cache

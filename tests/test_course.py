@@ -161,10 +161,10 @@ from nbclient import NotebookClient
 file = Path(sys.argv[1])
 book = nbformat.read(file, as_version=4)
 NotebookClient(book, timeout=120, kernel_name="python3", resources={"metadata": {"path": str(file.parent)}}).execute()
-print([out["text"] for cell in book.cells[-9:] for out in cell.get("outputs", [])])
+print("".join(out["text"] for cell in book.cells[-9:] for out in cell.get("outputs", [])), end="")
 """
     said = student_python(built, script, str(notebooks(built, "student")["00_start_here"]))
-    assert ast.literal_eval(said) == [f"exercise {id}: not tried yet\n" for id in EXERCISES]
+    assert said == "".join(f"exercise {id}: not tried yet\n" for id in EXERCISES)
 
 
 @pytest.mark.parametrize("name", LESSONS)

@@ -95,6 +95,7 @@ def test_a_stopped_driver_ends_what_it_started(home, write_notebook):
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's "&" has it ignored
     )
     processes = marked(home)
     try:

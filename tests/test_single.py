@@ -75,7 +75,7 @@ def test_runs_of_a_plan_one_by_one(home, capsys):
     planned(home)
     assert one("01_reads") == 0
     printed = json.loads((home / "runs/smoke/01_reads/01_reads.ipynb").read_text())["cells"][0]["outputs"]
-    assert printed[0]["text"] == ["{'00_base': {'value': 1}} 3\n"]
+    assert "".join("".join(output["text"]) for output in printed) == "{'00_base': {'value': 1}} 3\n"
 
 
 def test_a_failing_run_keeps_its_notebook_and_stops_what_needs_it(home, capsys):

@@ -1,3 +1,4 @@
+import gc
 import json
 
 import pytest
@@ -62,3 +63,25 @@ def test_where_nothing_can_be_kept_the_answer_comes_all_the_same(tmp_path, monke
     monkeypatch.setenv("PREHAB_CACHE", str(tmp_path / "file"))
     assert remember.remembered("list", 1, lambda: [1]) == [1]
     assert (tmp_path / "file").read_text() == "no folder"
+
+
+@pytest.mark.parametrize("on", [True, False])
+def test_cycles_are_not_searched_for_while_files_are_parsed_and_as_before_afterwards(small_library, on):
+    seen = []
+
+    def read(file, parts):
+        seen.append(gc.isenabled())
+        if len(seen) == 3:
+            raise ValueError("unreadable")
+        return []
+
+    before = gc.isenabled()
+    (gc.enable if on else gc.disable)()
+    try:
+        sources.read_once("nothing", read, lambda module: True)
+        assert seen == [False, False] and gc.isenabled() == on
+        with pytest.raises(ValueError, match="unreadable"):
+            sources.read_once("something", read, lambda module: True)
+        assert gc.isenabled() == on
+    finally:
+        (gc.enable if before else gc.disable)()
