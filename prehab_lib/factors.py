@@ -66,14 +66,9 @@ class LowRankLinear(nn.Module):
     @classmethod
     def from_factors(cls, factors: Factors, bias: Tensor | None = None) -> "LowRankLinear":
         """The layer that computes with these factors, on their device and in their dtype; `bias` (m,) is kept as it is."""
-        layer = cls(
-            in_features=factors.V.shape[1],
-            out_features=factors.U.shape[0],
-            rank=factors.rank,
-            bias=bias is not None,
-            device=factors.U.device,
-            dtype=factors.U.dtype,
-        )
+        sizes, like = (factors.V.shape[1], factors.U.shape[0], factors.rank), factors.U
+        layer = cls(*sizes, bias=bias is not None, device="meta", dtype=like.dtype)  # no random weights are drawn
+        layer = layer.to_empty(device=like.device)
         with torch.no_grad():
             layer.U.weight.copy_(factors.U)
             layer.V.weight.copy_(factors.V)

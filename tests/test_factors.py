@@ -41,6 +41,13 @@ def test_layer_computes_as_the_dense_product(factors, with_bias):
     assert set(dict(layer.named_parameters())) == {"U.weight", "V.weight"} | ({"U.bias"} if with_bias else set())
 
 
+def test_a_layer_made_of_factors_draws_no_random_number(factors):
+    before = torch.get_rng_state()
+    layer = LowRankLinear.from_factors(factors, torch.zeros(7, dtype=torch.float64))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(p.device.type == "cpu" and p.dtype == torch.float64 and p.requires_grad for p in layer.parameters())
+
+
 def test_factors_that_do_not_multiply_are_refused():
     with pytest.raises(ValueError, match="do not multiply"):
         Factors(torch.zeros(4, 2), torch.zeros(3, 5))

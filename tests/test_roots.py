@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from prehab_lib.roots import invertible_root, psd_eigen, psd_root
+from prehab_lib.roots import ROWS, checked_gram, invertible_root, psd_eigen, psd_root
 from tests.helpers import layer
 
 
@@ -25,6 +25,19 @@ def test_a_gram_that_is_none_is_refused(matrix, message):
     for root in (psd_root, psd_eigen, invertible_root):
         with pytest.raises(ValueError, match=message):
             root(matrix)
+
+
+@pytest.mark.parametrize("place", [(0, 1), (1, 0), (0, -1), (-1, 0), (ROWS - 1, ROWS), (-1, -2), (-2, -1)])
+def test_one_wrong_entry_anywhere_is_seen_and_round_off_is_not(place):
+    """Two blocks of rows and a rest; only what differs from its mirror image by 2e-6 of the largest entry is refused."""
+    X = torch.randn(300, 2 * ROWS + 5, dtype=torch.float64)
+    A = X.T @ X
+    largest = float(A.max())
+    A[place] += 1e-6 * largest
+    assert torch.equal(checked_gram(A), (A + A.T) / 2)
+    A[place] += 2e-6 * largest
+    with pytest.raises(ValueError, match="symmetric"):
+        checked_gram(A)
 
 
 def test_both_roots_are_roots_and_each_is_taken_where_it_is_safe():
