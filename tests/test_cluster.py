@@ -82,13 +82,21 @@ def test_life_of_a_plan(home, tmp_path, monkeypatch):
     pid, done = home / "kernel.pid", home / "runs" / "laptop"
     with (tmp_path / "said").open("w") as said:
         first = subprocess.Popen(command("runs"), env=batch.environment(), stdout=said, stderr=said)
-    until(lambda: len(list(done.glob("0*/run.json"))) == 2 and pid.exists() and pid.read_text(), "two runs and a third")
-    until(lambda: list((home / "runs" / ".store").glob("*.failed")), "a failure, which stops neither of them")
-    kernel = int(pid.read_text())
-    assert f"another engine is at work on {home / 'plan.json'}: wait for it" in said_by(command("runs"), code=1)
-    assert alive(kernel)
-    os.kill(first.pid, signal.SIGKILL)
-    first.wait()
+    try:
+        until(
+            lambda: len(list(done.glob("0*/run.json"))) == 2 and pid.exists() and pid.read_text(),
+            "two runs and a third",
+        )
+        until(lambda: list((home / "runs" / ".store").glob("*.failed")), "a failure, which stops neither of them")
+        kernel = int(pid.read_text())
+        assert f"another engine is at work on {home / 'plan.json'}: wait for it" in said_by(command("runs"), code=1)
+        assert alive(kernel)
+    except BaseException:
+        (home / "wait").unlink()  # whatever was started comes to its end
+        raise
+    finally:
+        os.kill(first.pid, signal.SIGKILL)
+        first.wait()
     try:
         until(lambda: not alive(kernel), "the kernel was alive two seconds after Snakemake", seconds=2)
     finally:

@@ -45,6 +45,7 @@ def test_make_in_the_students_folder_helps_and_knows_its_targets(built):
         ("Minutes are in the README. Every file says more.", "Every file says more."),
         ("| a | b |\n|---|---|\n| x | `make lab` |\n| y | z |", "| a | b |\n|---|---|\n| y | z |"),
         ("Before.\n\n| a | b |\n|---|---|\n| x | `make lab` |", "Before."),
+        ("It has more, e.g. `make lab`. Done.", "Done."),
         ("Use `python -m prehab_lib compress MODEL`. It is 2.5 times as fast, e.g. A.", None),
     ],
 )

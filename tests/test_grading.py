@@ -142,6 +142,7 @@ def test_what_is_no_notebook_and_what_is_untouched(graded):
 
 
 def test_the_report_is_a_table_with_a_line_for_each_student_and_exercise(graded):
+    assert (graded[0] / "report.csv").read_bytes().startswith(b"\xef\xbb\xbf")  # the mark that spreadsheets look for
     lines = report(graded[0] / "report.csv")
     assert list(lines[0]) == ["student", "notebook", "exercise", "verdict", "hint", "seconds"]
     assert len(lines) == 4 * (len(CELLS) + 2)

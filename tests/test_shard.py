@@ -41,12 +41,14 @@ def test_what_is_left_for_later_is_said():
     later = "; 10_audit: by the same command without --shard, once all shards have ended"
     assert shard.note(planned, 0, 2) == f"shard 0 of 2 (from 0): 2 of 4 runs{later}"
     assert shard.note(planned, 4, 9) == f"shard 4 of 9 (from 0): 0 of 4 runs, for the plan has 3 parts{later}"
+    assert shard.note(GRID[:3], 1, 9) == "shard 1 of 9 (from 0): 1 of 3 runs"  # it has one: nothing to explain
     assert shard.note(GRID, 1, 2) == "shard 1 of 2 (from 0): 4 of 8 runs"
 
 
 @pytest.mark.parametrize("text", ["2/2", "-1/2", "1", "1/0", "a/b", "1/2/3", "", "1.0/2", "/2"])
-def test_a_wrong_part_is_refused_in_one_sentence(text, capsys, tmp_path, monkeypatch):
+def test_a_wrong_part_is_refused_in_one_sentence(text, capsys, tmp_path, write_notebook, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    write_notebook(tmp_path / "notebooks" / "00_a.ipynb", "1")  # else a part that is not refused is the checkout's own
     assert __main__.main(["run", "lab", f"--shard={text}"]) == 2  # "/2": a scheduler's variable that is not set
     said = capsys.readouterr().err
     assert said == f"prehab_lib: --shard {text}: write i/n with 0 <= i < n, as 0/8 to 7/8\n"
