@@ -66,8 +66,8 @@ class LowRankLinear(nn.Module):
     @classmethod
     def from_factors(cls, factors: Factors, bias: Tensor | None = None) -> "LowRankLinear":
         """The layer that computes with these factors, on their device and in their dtype; `bias` (m,) is kept as it is."""
-        sizes, like = (factors.V.shape[1], factors.U.shape[0], factors.rank), factors.U
-        layer = cls(*sizes, bias=bias is not None, device="meta", dtype=like.dtype)  # no random weights are drawn
+        (m, rank), n, like = factors.U.shape, factors.V.shape[1], factors.U
+        layer = cls(n, m, rank, bias=bias is not None, device="meta", dtype=like.dtype)  # no random weights are drawn
         layer = layer.to_empty(device=like.device)
         with torch.no_grad():
             layer.U.weight.copy_(factors.U)

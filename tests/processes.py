@@ -12,10 +12,10 @@ def alive(pid: int) -> bool:
         return False
 
 
-def wait_for(condition, seconds: float = 60):
-    """What the condition gives, as soon as that is true."""
+def wait_for(condition, what: str = "it did not happen in time", seconds: float = 60):
+    """What the condition gives, as soon as that is true.  what: is said where that takes longer than `seconds`."""
     end = time.monotonic() + seconds
     while not (value := condition()):
-        assert time.monotonic() < end, "it did not happen in time"
+        assert time.monotonic() < end, what
         time.sleep(0.02)
     return value

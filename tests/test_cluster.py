@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +13,7 @@ import pytest
 
 from prehab_lib import plan, run
 from tests import batch
-from tests.processes import alive
+from tests.processes import alive, wait_for
 
 ROOT = Path(__file__).resolve().parents[1]
 pytestmark = [
@@ -52,14 +51,6 @@ def everything(*notebooks: str, code: int = 0) -> str:
     return said_by([sys.executable, ROOT / "cluster" / "run.py", *words], code)
 
 
-def until(condition, what: str, seconds: float = 90):
-    end = time.monotonic() + seconds
-    while not (value := condition()):
-        assert time.monotonic() < end, what
-        time.sleep(0.05)
-    return value
-
-
 def test_a_run_with_a_gpu_asks_for_one_and_only_that(home):
     planned = plan.runs(home, "laptop", ["00", "02"], {}, threads=1)
     priced = plan.Price(minutes=20, memory_mb=3000, gpu_memory_gb=4)
@@ -83,11 +74,16 @@ def test_life_of_a_plan(home, tmp_path, monkeypatch):
     with (tmp_path / "said").open("w") as said:
         first = subprocess.Popen(command("runs"), env=batch.environment(), stdout=said, stderr=said)
     try:
-        until(
+        wait_for(
             lambda: len(list(done.glob("0*/run.json"))) == 2 and pid.exists() and pid.read_text(),
             "two runs and a third",
+            seconds=90,
         )
-        until(lambda: list((home / "runs" / ".store").glob("*.failed")), "a failure, which stops neither of them")
+        wait_for(
+            lambda: list((home / "runs" / ".store").glob("*.failed")),
+            "a failure, which stops neither of them",
+            seconds=90,
+        )
         kernel = int(pid.read_text())
         assert f"another engine is at work on {home / 'plan.json'}: wait for it" in said_by(command("runs"), code=1)
         assert alive(kernel)
@@ -98,7 +94,7 @@ def test_life_of_a_plan(home, tmp_path, monkeypatch):
         os.kill(first.pid, signal.SIGKILL)
         first.wait()
     try:
-        until(lambda: not alive(kernel), "the kernel was alive two seconds after Snakemake", seconds=2)
+        wait_for(lambda: not alive(kernel), "the kernel was alive two seconds after Snakemake", seconds=2)
     finally:
         if alive(kernel):
             os.kill(kernel, signal.SIGKILL)

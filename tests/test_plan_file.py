@@ -2,6 +2,7 @@
 
 import copy
 import json
+import shutil
 
 import pytest
 
@@ -79,9 +80,7 @@ def test_a_plan_is_of_one_profile(home):
     ],
 )
 def test_a_wrong_plan_is_refused_in_one_sentence(home, change, sentence):
-    (home / "x.ipynb").write_bytes(
-        (home / "notebooks" / "04_bert.ipynb").read_bytes()
-    )  # there, but no notebook of the plan
+    shutil.copy(home / "notebooks" / "04_bert.ipynb", home / "x.ipynb")  # it is there, but no notebook of the project
     data = copy.deepcopy(plan.as_data(plan.runs(home, "lab", [], {})))
     change(data)
     with pytest.raises(ValueError) as caught:

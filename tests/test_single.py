@@ -6,14 +6,13 @@ import re
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 
 from prehab_lib import __main__, launch, machine, plan, single
 from prehab_lib.store import Store
 from tests import batch
-from tests.processes import alive
+from tests.processes import alive, wait_for
 
 PARAMETERS = "value: int = 1  # a score\n"
 WRITES = """\
@@ -175,19 +174,18 @@ def test_it_ends_when_what_started_it_is_killed(home, write_notebook):
     words = [sys.executable, "-m", "prehab_lib", "one", "plan.json", "00_base", "--parent"]
     starts = f"import os, subprocess; subprocess.run({words!r} + [str(os.getpid())])"
     engine = subprocess.Popen([sys.executable, "-c", starts], env=batch.environment(), stderr=subprocess.DEVNULL)
-    file, end = home / "notebooks" / "kernel", time.monotonic() + 60
-    while not (file.exists() and file.read_text()):
-        assert time.monotonic() < end and engine.poll() is None
-        time.sleep(0.05)
-    kernel = int(file.read_text())
+    file = home / "notebooks" / "kernel"
+
+    def started():
+        assert engine.poll() is None
+        return file.exists() and file.read_text()
+
+    kernel = int(wait_for(started))
     assert alive(kernel)
     os.kill(engine.pid, signal.SIGKILL)
     engine.wait()
-    end = time.monotonic() + 2
     try:
-        while alive(kernel):
-            assert time.monotonic() < end, "the kernel was alive two seconds after its engine"
-            time.sleep(0.05)
+        wait_for(lambda: not alive(kernel), "the kernel was alive two seconds after its engine", seconds=2)
     finally:
         if alive(kernel):
             os.kill(kernel, signal.SIGKILL)
