@@ -15,18 +15,22 @@ from prehab_lib.progress import progress
 from prehab_lib.roots import on_factor_device
 
 CHUNK = 4096  # tokens per product; the sums over chunks are float64 whatever the products are
+ROWS = 256  # of a Gram that are summed at a time: a second matrix of its size would be the largest thing of a pass
 
 
 class _Gram:
     def __init__(self):
-        self.total = 0.0
+        self.total: Tensor | None = None
 
     def update(self, X: Tensor) -> None:  # X (t, n)
+        if self.total is None:
+            self.total = X.new_zeros(X.shape[1], X.shape[1], dtype=torch.float64)
         for x in X.split(CHUNK):
-            self.total = self.total + on_factor_device(x.T @ x)
+            for total, columns in zip(self.total.split(ROWS), x.split(ROWS, dim=1), strict=True):
+                total += columns.T @ x
 
     def finish(self, tokens: int) -> Tensor:
-        return self.total / tokens
+        return self.total.div_(tokens)
 
 
 class _MeanAbs:
@@ -85,6 +89,32 @@ def input_statistics(
     if not seen:
         raise ValueError("there are no calibration batches: pass at least one")
     return collector.finish(modules)
+
+
+def readers(model: nn.Module, modules: dict[str, nn.Linear], batch) -> list[list[str]] | None:
+    """Names of the layers by the tensor they read, in the order of their calls; None where this batch does not reach all.
+
+    What is called later feeds nothing that was called before.  So a layer called twice raises ValueError, naming it.
+    """
+    groups: list[list[str]] = []
+    last: list[tuple[Tensor, int]] = []
+
+    def hook(name: str) -> Callable:
+        def read(module: nn.Module, args: tuple, kwargs: dict) -> None:
+            if any(name in group for group in groups):
+                raise ValueError(f"layer {name!r} is called more than once in a forward pass")
+            now = args[0] if args else kwargs["input"]
+            same = last and last[0][0] is now and last[0][1] == version_of(now)
+            groups[-1].append(name) if same else groups.append([name])
+            last[:] = [(now, version_of(now))]
+
+        return read
+
+    with ExitStack() as cleanup, mode(model, training=False), torch.no_grad():
+        for name, module in modules.items():
+            cleanup.callback(module.register_forward_pre_hook(hook(name), with_kwargs=True).remove)
+        forward(model, move(batch, device_of(model)))
+    return groups if sum(map(len, groups)) == len(modules) else None
 
 
 class _Reader:

@@ -70,7 +70,7 @@ def whole(decomposition: Decomposition) -> Decomposition:
     return decomposition.whole() if isinstance(decomposition, LazyDecomposition) else decomposition
 
 
-def _ordered_now(decomposition: LazyDecomposition, order: Tensor) -> Decomposition:
+def _ordered_now(decomposition: LazyDecomposition, order: Tensor, most: int | None = None) -> Decomposition:
     return ordered(decomposition.whole(), order)
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from prehab_lib.factors import Factors
+from prehab_lib.inputs import check_whole
 from prehab_lib.roots import checked_gram
 from prehab_lib.ruler import COLUMNS, Weighting, by_gram, by_identity, by_root, energy, moment
 
@@ -26,12 +27,14 @@ class Decomposition:
     """W = left · right, ordered so that the first r columns and rows are the best rank-r answer of one ruler.
 
     left (m, k), right (k, n), sigma (k,) descending, k = min(m, n).  sigma[i] is what component i carries under the ruler:
-    dropping all from r on costs exactly Σ_{i≥r} sigma[i]² (the squared ruler).
+    dropping all from r on costs exactly Σ_{i≥r} sigma[i]² (the squared ruler).  Where only the first were made, k counts those,
+    and rest is what the others carry, squared.
     """
 
     left: Tensor
     right: Tensor
     sigma: Tensor
+    rest: float = 0.0
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -41,16 +44,19 @@ class Decomposition:
     def truncate(self, rank: int) -> Factors:
         """The best factors of that rank, U (m, rank) and V (rank, n).  Raises ValueError outside 1 … k."""
         if not 1 <= rank <= len(self.sigma):
-            raise ValueError(f"rank = {rank}: this layer allows 1 to {len(self.sigma)}")
+            made = "has" if len(self.sigma) < min(self.shape) else "allows"
+            raise ValueError(f"rank = {rank}: this layer {made} 1 to {len(self.sigma)}")
         return Factors(self.left[:, :rank], self.right[:rank])
 
     def tail_error(self, rank: int) -> float:
         """The squared ruler after `truncate(rank)`, predicted from the singular values alone."""
-        return float(self.sigma[rank:].square().sum())
+        return float(self.sigma[rank:].square().sum()) + self.rest
 
 
-def factorise(W: Tensor, ruler: Weighting, dtype: torch.dtype | None = None) -> Decomposition:
+def factorise(W: Tensor, ruler: Weighting, dtype: torch.dtype | None = None, most: int | None = None) -> Decomposition:
     """The decomposition of W (m, n) under a ruler, on the device of W; dtype: None is that of W.
+
+    most: components that the answer has, the first, to the same bits; None for all.  It saves memory, not time.
 
     The smaller side is factorised, p = min(m, n): a tall W is first made square, W = Q R with R from Cholesky's factor of
     Wᵀ W; then one eigendecomposition of the p × p moment of P W Q, about 9 p³ + 2 p² n + p n² + 2 m n p operations, and
@@ -61,63 +67,75 @@ def factorise(W: Tensor, ruler: Weighting, dtype: torch.dtype | None = None) -> 
     its factors.  Squares then are exact to float64's eps times the largest, so what carries less than √(n eps) of sigma[0]
     counts as unseen (sigma = 0) and follows in the order of the weights alone.
 
-    Memory beside W, the Gram and the result: with P = I, W in `dtype` (if it is in another) until the moment is made, then
-    LAPACK's workspace of 2 p² numbers beside the moment.
-    Raises ValueError for a weight that is no finite matrix, or a ruler of another shape.
+    Memory beside W and the Gram, with P = I and n > 2 m: LAPACK's workspace of 2 p² numbers beside the moment of p²; then the
+    result, and the p² eigenvectors where it has fewer.  With n ≤ 2 m the root besides, and W in `dtype` or its R.
+    Raises ValueError for a weight that is no finite matrix, a ruler of another shape, or `most` below 1.
     """
-    dtype = dtype or W.dtype
     _check(W, ruler)
+    dtype, most = dtype or W.dtype, min(W.shape) if most is None else most
+    check_whole(1, most=most)
     PW = W if ruler.left is None else ruler.apply_left(W.to(dtype))
-    rows, lift = (PW, ruler.undo_left) if W.shape[0] <= W.shape[1] else _square(W, PW, ruler, dtype)
-    U, right, sigma = _principal(rows, ruler, dtype)
+    rows, lift = (PW, None) if W.shape[0] <= W.shape[1] else _square(W, PW, ruler, dtype)
+    U, right, sigma, rest = _principal(rows, ruler, dtype, most)
     del rows, PW
-    return Decomposition(lift(U), right, sigma.cummin(0).values)
+    left = lift(U, most) if lift else ruler.undo_left(U)[:, :most]
+    return Decomposition(left, right, sigma.cummin(0).values, rest)
 
 
-def _principal(B: Tensor, ruler: Weighting, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-    """U (k, k) orthonormal, Uᵀ B (k, n), and what each of its rows carries (k,), for B (k, n), k ≤ n, of any float dtype."""
-    view, floor = _view(ruler, *B.shape)
-    U, B, seen, carried = _resolved(None, B, 0, view, floor, dtype)
+def _principal(B: Tensor, ruler: Weighting, dtype: torch.dtype, most: int) -> tuple[Tensor, Tensor, Tensor, float]:
+    """U (k, k) orthonormal for B (k, n), k ≤ n, of any float dtype; of Uᵀ B the first `most` rows, what each of them carries
+    (most,), and what the others carry together, squared."""
+    view, floor = _view(ruler, *B.shape, dtype)
+    U, B, seen, carried, rest = _resolved(None, B, 0, view, floor, dtype, most)
     if seen < len(B):  # what the ruler cannot see follows in the order of the weights
-        U, B, _, _ = _resolved(U, B, seen, by_identity, None, dtype)
+        U, B, *_ = _resolved(U, B, seen, partial(by_identity, dtype=dtype), None, dtype, len(B))
     if len(carried) < len(B) or seen < len(B):
         carried = energy(view(B)).sqrt()
         if floor is not None:
             carried[seen:] = 0
-    return U, B, carried.to(dtype)
+    rest += float(carried[most:].square().sum())
+    return U, B[:most], carried[:most].to(dtype), rest
 
 
-def _view(ruler: Weighting, k: int, n: int) -> tuple[Callable, Callable | None]:
+def _view(ruler: Weighting, k: int, n: int, dtype: torch.dtype) -> tuple[Callable, Callable | None]:
     """How the ruler looks at k rows of n numbers, and what it takes for noise in them (None: round-off alone)."""
     if ruler.gram is not None and n > 2 * k:
         G = checked_gram(ruler.gram, average=False)
         noise = (n * torch.finfo(G.dtype).eps * torch.linalg.matrix_norm(G)).sqrt()
         return partial(by_gram, G=G), lambda rows: noise.to(rows) * torch.linalg.vector_norm(rows, dim=1)
     Q = ruler.right
-    return (by_identity if Q is None else partial(by_root, Q=Q)), None
+    return partial(by_identity, dtype=dtype) if Q is None else partial(by_root, Q=Q, dtype=dtype), None
 
 
 def _resolved(
-    U: Tensor | None, B: Tensor, done: int, view: Callable, floor: Callable | None, dtype: torch.dtype
-) -> tuple[Tensor, Tensor, int, Tensor]:
+    U: Tensor | None, B: Tensor, done: int, view: Callable, floor: Callable | None, dtype: torch.dtype, most: int
+) -> tuple[Tensor, Tensor, int, Tensor, float]:
     """U and B with their rows from `done` on turned to principal ones, how many stand out, and what those of the last turn carry.
 
     Squaring hides what lies below √eps, and turns a direction that carries σ by up to eps σ₁² / σ²: the remainder is turned
-    again until nothing more stands out.
+    again until nothing more stands out.  Where the first turn settles the first `most` rows, B comes back without the others,
+    and what these carry together, squared, is the last of the answer.
     """
-    k, n = B.shape
-    noise = None
-    while done < k:
-        K = moment(view(B[done:].to(dtype)))
+    n, noise, rest = B.shape[1], None, 0.0
+    while done < (k := len(B)):
+        K = moment(view(B[done:]))
         hidden = (max(n, LEAST) * torch.finfo(K.dtype).eps) ** 0.5
-        U, B = _turned(U, B, _eigenvectors(K).to(dtype), done)
-        carried = energy(view(B[done:])).sqrt()
         if noise is None:
-            total = carried.norm() if done == 0 else torch.linalg.vector_norm(B)
+            total = K.trace().clamp_min(0).sqrt() if U is None else torch.linalg.vector_norm(B)
             noise = total * n * torch.finfo(dtype).eps
-        clear = (carried > carried.max() * hidden) & (carried > noise)
-        if floor is not None:
-            clear &= carried > floor(B[done:])
+        squares, Q = _eigen(K)
+        del K
+        Q = Q.to(dtype)
+        for made in (most, k) if U is None and _apart(squares, most) else (k,):
+            basis, rows = _turned(U, B, Q, done, made)
+            carried = energy(view(rows[done:])).sqrt()
+            clear = (carried > carried.max() * hidden) & (carried > noise)
+            if floor is not None:
+                clear &= carried > floor(rows[done:])
+            if clear.all():
+                break
+        U, B = basis, rows
+        rest += float(squares[made - done :].clamp_min(0).sum())
         order = torch.argsort(torch.where(clear, carried, -1), descending=True, stable=True)
         if (order.diff() != 1).any():
             _reorder(U, B, order, done)
@@ -125,22 +143,29 @@ def _resolved(
         done += found
         if not found:
             break
-    return U, B, done, carried
+    return U, B, done, carried, rest
 
 
-def _eigenvectors(K: Tensor) -> Tensor:
-    """Those of a symmetric K (k, k), largest eigenvalue first.  K is lost: its memory takes them."""
-    torch.linalg.eigh(K, out=(K.new_empty(len(K)), K))
-    return K.flip(1)
+def _eigen(K: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues and eigenvectors of a symmetric K (k, k), the largest first.  K is lost: its memory takes them."""
+    squares, K = K.new_empty(len(K)), K.mT  # as LAPACK stores matrices: no copy
+    torch.linalg.eigh(K, out=(squares, K))
+    return squares.flip(0), K.flip(1)
 
 
-def _turned(U: Tensor | None, B: Tensor, Q: Tensor, done: int) -> tuple[Tensor, Tensor]:
-    """The basis U, None for the identity, and the rows B with the last of them turned by Q, in Q's dtype."""
+def _apart(squares: Tensor, most: int) -> bool:
+    """Whether the first `most` directions are the first beyond doubt: round-off may swap those that carry the same."""
+    return most < len(squares) and bool(
+        squares[most - 1] - squares[most] > LEAST * torch.finfo(squares.dtype).eps * squares[0]
+    )
+
+
+def _turned(U: Tensor | None, B: Tensor, Q: Tensor, done: int, made: int) -> tuple[Tensor, Tensor]:
+    """The basis U, None for the identity, and the first `made` rows of B with the last of them turned by Q, in Q's dtype."""
     if U is None:
-        turned = Q.new_empty(B.shape)
-        for start in range(0, B.shape[1], COLUMNS):
-            columns = slice(start, start + COLUMNS)
-            turned[:, columns] = Q.T @ B[:, columns].to(Q)
+        turned = Q.new_empty(made, B.shape[1])
+        for target, part in zip(turned.split(COLUMNS, dim=1), B.split(COLUMNS, dim=1), strict=True):
+            target.copy_((Q.T @ part.to(Q))[:made])  # all rows, for the same bits
         return Q, turned
     U[:, done:] = U[:, done:] @ Q
     for part in B.split(COLUMNS, dim=1):
@@ -155,8 +180,10 @@ def _reorder(U: Tensor, B: Tensor, order: Tensor, done: int) -> None:
         part[done:] = part[done + order]
 
 
-def _square(W: Tensor, PW: Tensor, ruler: Weighting, dtype: torch.dtype) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-    """R (n, n) with P W = Q R, Q (m, n) orthonormal, and U -> P⁻¹ Q U, which may take U's memory, for m > n.
+def _square(
+    W: Tensor, PW: Tensor, ruler: Weighting, dtype: torch.dtype
+) -> tuple[Tensor, Callable[[Tensor, int], Tensor]]:
+    """R (n, n) with P W = Q R, Q (m, n) orthonormal, and (U, r) -> the first r columns of P⁻¹ Q U, for m > n; U may be lost.
 
     Cholesky's factor of (P W)ᵀ P W, summed in float64, where its pivots say that a condition squared costs less than √eps;
     then P⁻¹ Q U = W R⁻¹ U, and full rank gives W back to eps times its condition.  Householder's Q R elsewhere.
@@ -170,14 +197,14 @@ def _square(W: Tensor, PW: Tensor, ruler: Weighting, dtype: torch.dtype) -> tupl
     least = max(torch.finfo(torch.float64).eps ** 0.25, torch.finfo(dtype).eps ** 0.5)
     if failed or not pivots.min() > least * pivots.max():
         Q, R = torch.linalg.qr(PW.to(dtype))
-        return R, lambda U: ruler.undo_left(Q @ U)
+        return R, lambda U, most: ruler.undo_left(Q @ U)[:, :most]
     R = R.to(dtype)
 
-    def lift(U: Tensor) -> Tensor:
+    def lift(U: Tensor, most: int) -> Tensor:
         torch.linalg.solve_triangular(R, U, upper=True, out=U)
-        left = U.new_empty(W.shape)
+        left = U.new_empty(len(W), most)
         for target, part in zip(left.split(COLUMNS), W.split(COLUMNS), strict=True):
-            target.copy_(part.to(U) @ U)
+            target.copy_((part.to(U) @ U)[:, :most])
         return left
 
     return R, lift

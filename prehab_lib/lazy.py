@@ -33,17 +33,18 @@ class Shelf:
             self.kept.popitem(last=False)
         return made
 
-    def drop(self, key: object) -> None:
-        self.kept.pop(key, None)
+    def drop(self, key: object) -> Decomposition | None:
+        return self.kept.pop(key, None)
 
 
 class LazyDecomposition:
     """Stands where a `Decomposition` stands: `shape` costs nothing, everything else makes it.
 
-    make: () -> Decomposition, the same at every call.  shape: (m, n) of the weight.
+    make: (most=None) -> Decomposition of its first `most` components, all for None, the same at every call.
+    shape: (m, n) of the weight.
     """
 
-    def __init__(self, make: Callable[[], Decomposition], shape: tuple[int, int], shelf: Shelf):
+    def __init__(self, make: Callable[..., Decomposition], shape: tuple[int, int], shelf: Shelf):
         self.make, self.shape, self.shelf = make, shape, shelf
         self._sigma: Tensor | None = None
 
@@ -53,9 +54,10 @@ class LazyDecomposition:
         self._sigma = found.sigma
         return found
 
-    def free(self) -> None:
-        """Nobody will look at the factors again soon."""
-        self.shelf.drop(self)
+    def last_look(self, rank: int) -> Decomposition:
+        """The first `rank` components at least, for somebody after whom nobody looks again soon: nothing is kept."""
+        found = self.shelf.drop(self)
+        return self.make(most=rank) if found is None else found
 
     @property
     def left(self) -> Tensor:

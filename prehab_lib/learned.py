@@ -92,12 +92,13 @@ def gated(model: nn.Module, decompositions: Mapping[str, Decomposition], gates: 
     modules = linear_layers(model, gates.terms)
     try:
         for name, module in modules.items():
-            found = decompositions[name]
-            layer = GatedLinear.in_place_of(module, found.truncate(min(module.weight.shape)).balanced())
+            found, full = decompositions[name], min(module.weight.shape)
+            if isinstance(found, LazyDecomposition):
+                found = found.last_look(full)
+            layer = GatedLinear.in_place_of(module, found.truncate(full).balanced())
             layer.gates, layer.name = gates, name
             replace_module(model, name, layer)
-            if isinstance(found, LazyDecomposition):
-                found.free()
+            del found  # or it would live while the next is made
         yield
     finally:
         for name, module in modules.items():

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
+from prehab_lib.activations import ROWS
 from prehab_lib.census import Census
 from prehab_lib.ruler import COLUMNS
 
@@ -49,7 +50,7 @@ def statistics_phase(
     for n in count.inputs:
         operations["matmul", sums] += count.blocks * 2 * n**2 * batches * count.tokens
     widest = max(count.inputs)
-    passing = count.tokens * widest * (bytes_of(dtype) * 3 + bytes_of(sums)) + 2 * widest**2 * 8
+    passing = count.tokens * widest * (bytes_of(dtype) * 3 + bytes_of(sums)) + 2 * widest * min(widest, ROWS) * 8
     blocks = 1 if streamed else count.blocks
     weights = count.block["parameters"] if streamed else count.total("parameters")
     gib = {"weights": weights * bytes_of(dtype), "Grams": blocks * grams_of(count), "passing": passing}
@@ -160,9 +161,9 @@ def surgery_phase(
         if m > n:
             operations["matmul", torch.float64] += count.blocks * 2 * m * n**2
             operations["cholesky", torch.float64] += count.blocks * n**3 / 3
-        # W, the rows turned, U; the moment with LAPACK's work space; a root and its copy, or corners of a Gram
-        root = 3 * 8 * min(n, COLUMNS) ** 2 if n > 2 * m else n**2 * (8 if factors == torch.float64 else 12)
-        work = max(work, (2 * m * n + m * p + 4 * p**2) * bytes_of(factors) + root)
+        # A root and its copy, or corners of a Gram
+        root = 2 * 8 * min(n, COLUMNS) ** 2 if n > 2 * m else n**2 * (8 if factors == torch.float64 else 12)
+        work = max(work, _factorising(m, n, removed, rounds) * bytes_of(factors) + root)
     weights = count.block["parameters"] if streamed else count.total("parameters")
     blocks = 1 if streamed else count.blocks
     kept = (1 - removed) * blocks * sum(layer.m * layer.n for layer in count.layers)
@@ -172,6 +173,16 @@ def surgery_phase(
         "one layer": work,
     }
     return _phase("surgery", gib, operations, speed, waiting)
+
+
+def _factorising(m: int, n: int, removed: float, rounds: int) -> float:
+    """Numbers at the peak of one layer's factorisation, beside the root: at its moment, its eigenvectors, or its factors."""
+    p, parts = min(m, n), 2 * min(m, n) * min(n, COLUMNS)
+    kept = p if rounds > 1 else (1 - removed) * m * n / (m + n)  # a second round needs all rows
+    moment = 2 * p**2 + parts + (m * n if m <= n <= 2 * m else 0)
+    eigenvectors = 3 * p**2  # with LAPACK's work space
+    result = p**2 + parts + kept * (n + (m if m > n else 0))
+    return max(moment, eigenvectors, result) + (p**2 if m > n else 0)
 
 
 def _phase(

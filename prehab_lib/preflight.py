@@ -113,7 +113,8 @@ def estimate(
     source: a transformers configuration, a model that has one, a hub name or a folder.  batch × window: tokens of a forward
     pass; samples: calibration sequences.  dtype: of the weights as loaded.  The options of prehab are `prehab`'s.
     streamed: `stream.collect` and `stream.compress` with the model in CPU memory, instead of `stats` and `surgery`.  All
-    Grams wait there for prehab; without prehab `stream.compress` does everything, and keeps one block's.
+    Grams wait there for prehab; without prehab `stream.compress` does everything, and keeps one block's (fewer with
+    hold="input").
     full_rank_grams: roots by Cholesky (n³ / 3); False: by eigenvectors (9 n³), as with fewer tokens than channels.
     processes: that share weights, gradients and optimizer of prehab by `fully_shard`; steps, memory and minutes are those of
     one, with `batch` sequences each.  rates: (kind, dtype) -> operations a second; None measures `device` for a few

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-COLUMNS = 1024  # of a product that live at a time
+COLUMNS = 512  # of a product that live at a time, and of a weight that are in another dtype for it
 
 
 class Weighting:
@@ -58,27 +58,36 @@ def moment(pairs: Pairs) -> Tensor:
     K = None
     for X, Y in pairs:
         K = X @ Y.T if K is None else K.addmm_(X, Y.T)
+        del X, Y  # or they would live while the next pair is made
     return (K + K.T).div_(2)
 
 
 def energy(pairs: Pairs) -> Tensor:
     """‖b_i Q‖² of each row (k,): the diagonal of the moment, by n numbers a row."""
-    return sum((X * Y).sum(1) for X, Y in pairs).clamp_min(0)
+    total = 0.0
+    for X, Y in pairs:
+        total = total + (X * Y).sum(1)
+        del X, Y
+    return total.clamp_min(0)
 
 
-def by_identity(B: Tensor) -> Pairs:
-    """Pairs of the ruler that leaves rows as they are."""
+def by_identity(B: Tensor, dtype: torch.dtype) -> Pairs:
+    """Pairs of the ruler that leaves rows as they are, in `dtype`."""
     for part in B.split(COLUMNS, dim=1):
+        part = part.to(dtype)
         yield part, part
+        del part
 
 
-def by_root(B: Tensor, Q: Tensor) -> Pairs:
-    """Pairs (columns of B Q, the same), in B's dtype.  Of a lower triangular Q only the triangle is multiplied."""
+def by_root(B: Tensor, Q: Tensor, dtype: torch.dtype) -> Pairs:
+    """Pairs (columns of B Q, the same), in `dtype`.  Of a lower triangular Q only the triangle is multiplied."""
+    B = B.to(dtype)
     for start in range(0, Q.shape[1], COLUMNS):
         columns = slice(start, start + COLUMNS)
         first = 0 if Q[:start, columns].any() else start
         part = B[:, first:] @ Q[first:, columns].to(B)
         yield part, part
+        del part
 
 
 def by_gram(B: Tensor, G: Tensor) -> Pairs:
@@ -86,10 +95,11 @@ def by_gram(B: Tensor, G: Tensor) -> Pairs:
 
     Half the products of B G, and G is read below its diagonal only.
     """
-    B = B.to(G.dtype)
-    for start in range(0, len(G), COLUMNS):
-        columns, below = slice(start, start + COLUMNS), slice(start + COLUMNS, None)
-        corner = G[columns, columns].tril()
-        X = B[:, columns] @ (corner + corner.tril(-1).T).to(B)
-        X.addmm_(B[:, below], G[below, columns].to(B), alpha=2)
-        yield X, B[:, columns]
+    places = [slice(start, start + COLUMNS) for start in range(0, len(G), COLUMNS)]
+    for number, columns in enumerate(places):
+        corner, Y = G[columns, columns].tril(), B[:, columns].to(G)
+        X = Y @ corner.add_(corner.tril(-1).T)
+        for below in places[number + 1 :]:
+            X.addmm_(B[:, below].to(G), G[below, columns], alpha=2)
+        yield X, Y
+        del X, Y, corner

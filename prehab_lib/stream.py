@@ -1,8 +1,8 @@
 """Statistics and surgery one block at a time, for models that fill the memory alone.
 
 `collect` gives what `stats.collect` gives; `compress` what `surgery.compress` gives with a uniform allocation.  Beyond the
-model, the device holds one block, its statistics and one layer's decomposition.  From a `skeleton.Streamed` folder not even
-the model: each block is read from safetensors when its turn comes.
+model, the device holds one block, its statistics (with `hold="input"` those of one input alone) and one layer's
+decomposition.  From a `skeleton.Streamed` folder not even the model: each block is read from safetensors when its turn comes.
 """
 
 from collections.abc import Iterable, Iterator
@@ -25,6 +25,7 @@ from prehab_lib.walk import NEEDS, Block, Walk
 from prehab_lib.weightings import decompose_lazily
 
 UPSTREAM = ("original", "compressed")
+HOLD = ("block", "input")
 
 
 def collect(
@@ -70,6 +71,7 @@ def compress(
     *,
     layers: Iterable[str] | None = None,
     upstream: str = "original",
+    hold: str = "block",
     dtype: torch.dtype = torch.float64,
     statistics_dtype: torch.dtype = torch.float64,
     device: torch.device | str | None = None,
@@ -80,13 +82,17 @@ def compress(
     ruler as `Method("activation", needs=...)`).  batches: calibration data; not needed for plain svd.
     upstream: "original" judges each layer by the inputs it has in the dense model, as `surgery.compress` does, with the same
     result; "compressed" by the inputs that the layers cut before leave it (sequential compression, one more pass).
+    hold: "block" collects a block's statistics in one pass; "input" those of one input tensor at a time, the last read first,
+    and cuts its layers before the next, which nothing behind them feeds.  So one Gram lives at a time, to the same result: for
+    LLaMA-7B 0.9 GiB instead of 1.3.  It takes a pass for each (each up to where that input is read), and the hidden states wait twice.
     dtype: of the factorisation; float32 halves memory and costs accuracy in the tail.  statistics_dtype: as `dtype` of `collect`.
 
     From a folder, blocks behind the last of `layers` are read too, so that the model is whole afterwards.
     Layers are lost as they are cut: where something fails midway, the model stays partly compressed.
     Raises ValueError for what the walk cannot do (naming it) before anything is changed.
     """
-    return next(_at_each(source, method, [removed], batches, layers, upstream, dtype, statistics_dtype, device))
+    how = dict(upstream=upstream, hold=hold, dtype=dtype, statistics_dtype=statistics_dtype)
+    return next(_at_each(source, method, [removed], batches, layers, device, how))
 
 
 def compress_at(
@@ -96,6 +102,7 @@ def compress_at(
     batches: Iterable | None = None,
     *,
     layers: Iterable[str] | None = None,
+    hold: str = "block",
     dtype: torch.dtype = torch.float64,
     statistics_dtype: torch.dtype = torch.float64,
     device: torch.device | str | None = None,
@@ -107,12 +114,11 @@ def compress_at(
     So save or judge a ratio in the loop, but train a copy.
     Raises ValueError as `compress` does, where the ratios do not rise, and where the factors were changed in between.
     """
-    return _at_each(source, method, [*removed], batches, layers, "original", dtype, statistics_dtype, device)
+    how = dict(upstream="original", hold=hold, dtype=dtype, statistics_dtype=statistics_dtype)
+    return _at_each(source, method, [*removed], batches, layers, device, how)
 
 
-def _at_each(
-    source, method, removed: list[float], batches, layers, upstream: str, dtype, statistics_dtype, device
-) -> Iterator[Report]:
+def _at_each(source, method, removed: list[float], batches, layers, device, how: dict) -> Iterator[Report]:
     chosen = _streamable(method)
     if not removed:
         raise ValueError("removed is empty: name at least one ratio")
@@ -120,16 +126,17 @@ def _at_each(
         check_removed(fraction)
     if any(later <= earlier for earlier, later in pairwise(removed)):
         raise ValueError(f"removed = {removed}: each ratio is cut from the one before, so let them rise")
-    if upstream not in UPSTREAM:
-        raise ValueError(f"upstream = {upstream!r} is not known: choose one of {', '.join(UPSTREAM)}")
+    for option, known in (("upstream", UPSTREAM), ("hold", HOLD)):
+        if how[option] not in known:
+            raise ValueError(f"{option} = {how[option]!r} is not known: choose one of {', '.join(known)}")
     if chosen.needs and batches is None:
         raise ValueError(f"this method needs batches for the statistic {sorted(chosen.needs)[0]!r}: pass batches=...")
     walk = Walk(source, layers, device)
-    return _reports(walk, batches, chosen, removed, upstream, dtype, statistics_dtype)
+    return _reports(walk, batches, chosen, removed, **how)
 
 
 def _reports(
-    walk: Walk, batches, chosen: Method, removed: list[float], upstream: str, dtype, statistics_dtype
+    walk: Walk, batches, chosen: Method, removed: list[float], upstream: str, hold: str, dtype, statistics_dtype
 ) -> Iterator[Report]:
     shapes = {name: tuple(module.weight.shape) for name, module in walk.layers.items()}
     before = {name: m * n for name, (m, n) in shapes.items()}
@@ -137,7 +144,10 @@ def _reports(
         walk.enter(batches)
     cut: dict[str, int | None] = {}
     for block in progress(walk, "surgery", total=len(walk.names)):
-        cut |= _cut(walk, block, chosen, removed[0], dtype, statistics_dtype, advance=upstream == "original")
+        for number, layers in enumerate(_held_at_once(block, chosen, hold)):
+            advance = upstream == "original" and number == 0
+            stats = block.collect(set(chosen.needs), statistics_dtype, advance, layers) if chosen.needs else None
+            cut |= _cut(walk, block, chosen, removed[0], layers, stats, dtype)
         if chosen.needs and upstream == "compressed":
             block.advance()
     if walk.streamed:
@@ -173,27 +183,37 @@ def _check_untouched(model: nn.Module, left: dict[str, list[int]]) -> None:
         )
 
 
+def _held_at_once(block: Block, method: Method, hold: str) -> list[list[str] | None]:
+    """Names of layers whose statistics live together, None for the whole block: what feeds nothing else comes first."""
+    if hold == "block" or not method.needs or not block.layers:
+        return [None]
+    try:
+        return block.readers()[::-1]
+    except ValueError as problem:
+        raise ValueError(f"{problem}: use hold='block'") from problem
+
+
 def _cut(
     walk: Walk,
     block: Block,
     method: Method,
     removed: float,
+    layers: list[str] | None,
+    stats: dict[str, LayerStats] | None,
     dtype: torch.dtype,
-    statistics_dtype: torch.dtype,
-    advance: bool,
 ) -> dict[str, int | None]:
-    """Collect, decompose and cut one block; nothing of it is left afterwards but the factors."""
-    stats = block.collect(set(method.needs), statistics_dtype, advance) if method.needs else None
-    if not block.layers:
-        return {}
-    lazy = decompose_lazily(walk.model, stats, method.weighting, block.layers, keep=0, dtype=dtype)
+    """Decompose and cut layers of one block; nothing of them is left afterwards but the factors."""
+    names = list(block.layers if layers is None else layers)
+    lazy = decompose_lazily(walk.model, stats, method.weighting, names, keep=0, dtype=dtype) if names else {}
     ranks = uniform(lazy, removed)
     for name, rank in ranks.items():
-        if rank:
-            replace_module(walk.model, name, low_rank(name, block.layers[name], lazy[name], rank))
-        walk.layers[name] = block.layers[name] = lazy[name] = None  # nobody holds the dense weight any more
+        found = lazy.pop(name).last_look(rank) if rank else None
         if stats is not None:
-            del stats[name]  # nor the Gram, behind the last layer that reads it
+            del stats[name]  # the Gram goes behind the last layer that reads it
+        if found is not None:
+            replace_module(walk.model, name, low_rank(name, block.layers[name], found, rank))
+        del found
+        walk.layers[name] = block.layers[name] = None  # nobody holds the dense weight any more
     return ranks
 
 

@@ -148,9 +148,11 @@ def _each(
     longest = {}
     for name, module in progress(modules.items(), "surgery"):
         if rank := max(plan[name] or 0 for plan in plans):
-            longest[name] = low_rank(name, module, decompositions[name], rank)
-        if chosen.recovery is None and isinstance(decompositions[name], LazyDecomposition):
-            decompositions[name].free()
+            found = decompositions[name]
+            if chosen.recovery is None and isinstance(found, LazyDecomposition):
+                found = found.last_look(rank)
+            longest[name] = low_rank(name, module, found, rank)
+            del found  # or it would live while the next is made
     for fraction, plan in zip(removed, plans, strict=True):
         take = first_components if len(plans) > 1 else lambda layer, rank: layer
         new = {name: take(longest[name], rank) for name, rank in plan.items() if rank}

@@ -4,18 +4,20 @@ The blocks of a decoder (of any model that hands one hidden state from block to 
 One pass with empty blocks catches what the host gives to each: the first block's input, masks, positions, rotary tables.
 After that the host is not needed: hidden states wait on the CPU, and one block at a time is on the device.
 
-Memory: samples × tokens × width numbers for the hidden states (256 × 2048 × 4096 in bfloat16: 4 GiB), and one block.
+Memory: samples × tokens × width numbers for the hidden states (256 × 2048 × 4096 in bfloat16: 4 GiB), and one block;
+twice as many while layers of a block are looked at one after the other, as the next block's then wait beside this one's.
 Masks and rotary tables are kept once as long as they do not change from batch to batch; those of padded batches do, and
 take tokens² numbers a sample.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from prehab_lib.activations import INPUT_STATISTICS, input_statistics, version_of
+from prehab_lib.activations import INPUT_STATISTICS, input_statistics, readers, version_of
 from prehab_lib.batches import forward, mode, move
 from prehab_lib.influence import BlockInfluence, block_of
 from prehab_lib.layers import linear_layers
@@ -39,6 +41,7 @@ class Walk:
         self.layers, self.device, self.forget = linear_layers(self.model, layers), device, forget
         self.names = _row_of_blocks(self.model, self.layers)
         self.hidden: list[Tensor] = []
+        self.ahead: dict[int, Tensor] = {}  # batch -> the next block's, while this one's are still needed
         self.masks: list[Tensor | None] = []
         self.calls: list[dict[str, tuple[tuple, dict]]] = []  # batch -> block -> further arguments
 
@@ -62,6 +65,8 @@ class Walk:
         for name in self.names:
             with self._on_device(name):
                 yield Block(self, name)
+            for number in [*self.ahead]:
+                self.hidden[number] = self.ahead.pop(number)
 
     @contextmanager
     def _on_device(self, name: str) -> Iterator[None]:
@@ -91,40 +96,63 @@ class Block(nn.Module):
 
     def __init__(self, walk: Walk, name: str):
         super().__init__()
-        self.walk, self.name, self.advances = [walk], name, True  # in a list: a model inside would be a submodule
+        self.walk, self.name = [walk], name  # in a list: a model inside would be a submodule
+        self.target: list | dict | None = walk.hidden  # of what comes out
         self.block = walk.model.get_submodule(name)
         self.layers = {layer: walk.layers[layer] for layer in walk.layers if block_of(layer) == name}
+        self.last = name == walk.names[-1]  # what comes out of it is not asked for
 
     def forward(self, number: int, attention_mask: Tensor | None = None) -> None:
         walk = self.walk[0]
         x = walk.hidden[number]
         args, kwargs = walk.calls[number][self.name]
         device = next(self.block.parameters()).device
-        out = self.block(x.to(device, copy=True), *_to(args, device), **_to(kwargs, device))
-        if self.advances:
-            out = out[0] if isinstance(out, tuple | list) else out
-            walk.hidden[number] = out.to(x.device)
+        with suppress(_Reached):
+            out = self.block(x.to(device, copy=True), *_to(args, device), **_to(kwargs, device))
+            if self.target is not None:
+                out = out[0] if isinstance(out, tuple | list) else out
+                self.target[number] = out.to(x.device)
 
-    def collect(self, needs: set[str], dtype: torch.dtype, advance: bool = True) -> dict[str, LayerStats]:
-        """Statistics of the block's layers, as `stats.collect` has them; advance: the hidden states pass the block."""
-        if not self.layers:
+    def collect(
+        self, needs: set[str], dtype: torch.dtype, advance: bool = True, layers: Iterable[str] | None = None
+    ) -> dict[str, LayerStats]:
+        """Statistics of the block's layers, as `stats.collect` has them; advance: the hidden states pass the block.
+
+        layers: those alone, of `readers`.  A pass that need not go on ends where the last of them is called, and the hidden
+        states pass when the block's turn is over, for others may still ask for them.
+        """
+        modules = {name: self.layers[name] for name in (self.layers if layers is None else layers)}
+        if not modules:
             if advance:
                 self.advance()
             return {}
-        self.advances = advance
-        influence = [BlockInfluence(self.walk[0].model, self.layers)] if "influence" in needs else []
+        self.target = None
+        if advance and not self.last:
+            self.target = self.walk[0].hidden if layers is None else self.walk[0].ahead
+        watchers = [BlockInfluence(self.walk[0].model, modules)] if "influence" in needs else []
+        hooks = watchers if layers is None or self.target is not None or watchers else [_Until(modules)]
         sums = needs & set(INPUT_STATISTICS)
-        read = input_statistics(self, self.layers, self._batches(), sums, influence, dtype)
+        read = input_statistics(self, modules, self._batches(), sums, hooks, dtype)
         stats = {name: LayerStats(**found, derived=shared) for name, (found, shared) in read.items()}
-        for watcher in influence:
+        for watcher in watchers:
             for name, value in watcher.result().items():
                 stats[name].influence = value
         return stats
 
+    def readers(self) -> list[list[str]]:
+        """As `activations.readers`, from the first batch that reaches all layers.  Raises ValueError where none does."""
+        self.target = None
+        for batch in self._batches():
+            if (groups := readers(self, self.layers, batch)) is not None:
+                return groups
+        raise ValueError(f"no calibration batch reaches all layers of block {self.name!r}")
+
     @torch.no_grad()
     def advance(self) -> None:
         """The hidden states pass the block as it is now."""
-        self.advances = True
+        if self.last:
+            return
+        self.target = self.walk[0].hidden
         with mode(self, training=False):
             for batch in self._batches():
                 self(**move(batch, next(self.block.parameters()).device))
@@ -135,7 +163,28 @@ class Block(nn.Module):
 
 
 class _Reached(Exception):
-    """The last block was called: the rest of the forward pass is not needed."""
+    """What was wanted of a forward pass is there: the rest is not needed."""
+
+
+class _Until(ExitStack):
+    """Ends a batch's forward pass where the last of these layers is called, for `input_statistics`."""
+
+    def __init__(self, modules: dict[str, nn.Linear]):
+        super().__init__()
+        self.modules, self.waiting = modules, set()
+
+    def __enter__(self) -> "_Until":
+        for name, module in self.modules.items():
+            self.callback(module.register_forward_pre_hook(partial(self._called, name)).remove)
+        return super().__enter__()
+
+    def start_batch(self, batch) -> None:
+        self.waiting = set(self.modules)
+
+    def _called(self, name: str, *_) -> None:
+        self.waiting.discard(name)
+        if not self.waiting:
+            raise _Reached
 
 
 @contextmanager

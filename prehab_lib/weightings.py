@@ -130,17 +130,18 @@ def decompose(
     stats: LayerStats | None = None,
     weighting: str | Weighting = "gram",
     dtype: torch.dtype = torch.float64,
+    most: int | None = None,
     **options,
 ) -> Decomposition:
     """Factorise W (m, n) under a ruler; every rank is then a slice.  For the cost see `decomposition.factorise`.
 
     dtype: of the factors and of what is computed for them; float64 by default.  float32 halves the memory and saves time.
     Under a Gram of condition 1e8 its answer stays within 1e-4 of the least error at 20 to 80 % removed, and sigma is right to
-    1e-4 of sigma[0]: the tail is where it costs.  With n > 2 m its eigenvectors are in float64 all the same.  options go to the
-    weighting.  Raises ValueError for an unknown weighting, a statistic that was not collected, a ruler of another shape,
-    or NaN.
+    1e-4 of sigma[0]: the tail is where it costs.  With n > 2 m its eigenvectors are in float64 all the same.
+    most: components to make, the first, to the same bits; None for all.  It saves memory.  options go to the weighting.
+    Raises ValueError for an unknown weighting, a statistic that was not collected, a ruler of another shape, or NaN.
     """
-    return factorise(on_factor_device(W, W.dtype), _ruler(stats, weighting, options), dtype)
+    return factorise(on_factor_device(W, W.dtype), _ruler(stats, weighting, options), dtype, most)
 
 
 def decompose_all(
@@ -189,10 +190,17 @@ def _modules(model: nn.Module, stats: dict | None, layers: Iterable[str] | None)
 
 
 def _decompose(
-    name: str, module: nn.Linear, stats: dict | None, weighting: str, options: dict, root: dict
+    name: str,
+    module: nn.Linear,
+    stats: dict | None,
+    weighting: str,
+    options: dict,
+    root: dict,
+    most: int | None = None,
 ) -> Decomposition:
     try:
-        return decompose(module.weight, _with_one_root(_stats_of(stats, name), root), weighting, **options)
+        seen = _with_one_root(_stats_of(stats, name), root)
+        return decompose(module.weight, seen, weighting, most=most, **options)
     except ValueError as problem:
         raise ValueError(f"layer {name!r}: {problem}") from problem
 

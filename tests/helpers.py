@@ -1,6 +1,7 @@
 """Small models and data that several tests share."""
 
 import math
+from itertools import accumulate
 
 import pytest
 import torch
@@ -119,3 +120,13 @@ def check_slopes(slope, gates, loss, step, **tolerance):
                 at.append(float(loss()))
                 gates.shares[place] -= way
         assert float(slope[place]) == pytest.approx((at[0] - at[1]) / (2 * step), **tolerance)
+
+
+def peak_gib(run):
+    """What `run()` gives, the most GiB of tensors that lay in memory meanwhile, and what is left of them."""
+    options = dict(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True, acc_events=True)
+    with torch.profiler.profile(**options) as profile:
+        given = run()
+    events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
+    held = [0, *accumulate(event.nbytes() for event in sorted(events, key=lambda event: event.start_ns()))]
+    return given, max(held) / 2**30, held[-1] / 2**30

@@ -166,7 +166,8 @@ def test_a_failure_gives_every_factor_back():
     before, modules = bits(model), dict(model.named_modules())
     broken = [*batches[:2], (torch.full((4, 24), float("nan")), torch.zeros(4, dtype=torch.long))]
     bad = dict(decompositions)  # the last layer fails after the others have been computed
-    bad["head"] = Decomposition(*(torch.full_like(part, float("nan")) for part in vars(bad["head"]).values()))
+    head = bad["head"]
+    bad["head"] = Decomposition(*(torch.full_like(part, float("nan")) for part in (head.left, head.right, head.sigma)))
     for given, more, message in (
         ((decompositions, stats, broken), {}, "task_loss is nan"),
         ((bad, stats, batches), {}, "NaN"),

@@ -203,6 +203,43 @@ def test_streamed_ratios_rise_and_are_not_trained_in_between():
                 model.model.layers[0].mlp.up_proj.U.weight.mul_(2)
 
 
+@every_shape
+@pytest.mark.parametrize("singular", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("weighting", ["gram", "gram_logit", "identity"])
+def test_fewer_components_are_the_first_of_all(weighting, dtype, singular, shape):
+    W, stats, _ = layer(*shape, rows=10 if singular else 400)
+    whole = decompose(W, stats, weighting, dtype=dtype)
+    for most in (1, 5, 15, min(shape)):
+        some = decompose(W, stats, weighting, dtype=dtype, most=most)
+        assert some.left.shape == (shape[0], most) and some.right.shape == (most, shape[1]) and some.shape == shape
+        ours, theirs = some.truncate(most), whole.truncate(most)
+        assert torch.equal(ours.U, theirs.U) and torch.equal(ours.V, theirs.V)
+        torch.testing.assert_close(some.sigma, whole.sigma[:most])
+        scale = float(whole.sigma.double().square().sum())
+        for rank in (1, most):
+            assert some.tail_error(rank) == pytest.approx(whole.tail_error(rank), rel=1e-3, abs=1e-9 * scale)
+        with pytest.raises(ValueError, match="most = 0"):
+            decompose(W, stats, weighting, most=0)
+        if most < min(shape):
+            with pytest.raises(ValueError, match=f"rank = {most + 1}: this layer has 1 to {most}"):
+                some.truncate(most + 1)
+
+
+def test_the_first_components_where_the_gram_hardly_sees_some():
+    """Eight rows carry little beside what the Gram does not see of them: they count as unseen, and follow by their weights."""
+    seen = torch.cat([torch.arange(8, 0, -1), 1e-5 * torch.arange(8, 0, -1)]).double()
+    unseen = 1e3 * torch.randn(8, 32, dtype=torch.float64)
+    W = torch.cat([seen.diag(), torch.cat([torch.zeros(8, 32, dtype=torch.float64), unseen])], dim=1)  # (16, 48)
+    stats = LayerStats(gram=torch.cat([torch.ones(16), torch.zeros(32)]).double().diag())
+    whole = decompose(W, stats)
+    assert (whole.sigma > 0).tolist() == 8 * [True] + 8 * [False]
+    for most in (8, 12):
+        some = decompose(W, stats, most=most)
+        assert torch.equal(some.left, whole.left[:, :most]) and torch.equal(some.right, whole.right[:most])
+        assert torch.equal(some.sigma, whole.sigma[:most])
+
+
 def test_a_ratio_that_fails_leaves_the_dense_model(toy, monkeypatch):
     model, stats, data = copy.deepcopy(toy[0]), *toy[1:]
     before = dict(model.named_modules())

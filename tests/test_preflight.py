@@ -3,8 +3,6 @@
 Times are not measured here: see the docstring of `preflight`.
 """
 
-from itertools import accumulate
-
 import pytest
 import torch
 import transformers
@@ -20,7 +18,7 @@ from prehab_lib.stats import collect
 from prehab_lib.surgery import compress, load, save
 from tests import families
 from tests.families import tiny
-from tests.helpers import Toy
+from tests.helpers import Toy, peak_gib
 
 SEVEN_B = dict(vocab_size=32000, hidden_size=4096, intermediate_size=11008, num_attention_heads=32)
 SMALL = dict(vocab_size=50, hidden_size=32, intermediate_size=48, num_attention_heads=4)
@@ -189,16 +187,6 @@ def test_it_prints_a_table(seven):
     assert "CPU memory beside it" in str(
         estimate(llama(3), **BATCH, rates=flat, streamed=True, samples=10**5, device="cuda")
     )
-
-
-def peak_gib(run):
-    """What `run()` gives, the most GiB of tensors that lay in memory meanwhile, and what is left of them."""
-    options = dict(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True, acc_events=True)
-    with torch.profiler.profile(**options) as profile:
-        given = run()
-    events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
-    held = [0, *accumulate(event.nbytes() for event in sorted(events, key=lambda event: event.start_ns()))]
-    return given, max(held) / 2**30, held[-1] / 2**30
 
 
 @pytest.mark.filterwarnings("ignore:.*tokens per input channel")
