@@ -14,9 +14,11 @@ from torch import Tensor
 
 from prehab_lib.factors import Factors
 from prehab_lib.inputs import check_whole
+from prehab_lib.memory import give_back
 from prehab_lib.roots import checked_gram
 from prehab_lib.ruler import COLUMNS, Weighting, by_gram, by_identity, by_root, energy, moment
 
+WORTH = 2**23  # bytes of a moment from which on giving back takes at most 1 % of the time of its eigenvectors
 LEAST = 4096  # times eps σ₁²: what stands out is turned by less than 1 / LEAST
 
 __all__ = ["Decomposition", "Weighting", "factorise"]
@@ -86,15 +88,17 @@ def _principal(B: Tensor, ruler: Weighting, dtype: torch.dtype, most: int) -> tu
     """U (k, k) orthonormal for B (k, n), k ≤ n, of any float dtype; of Uᵀ B the first `most` rows, what each of them carries
     (most,), and what the others carry together, squared."""
     view, floor = _view(ruler, *B.shape, dtype)
-    U, B, seen, carried, rest = _resolved(None, B, 0, view, floor, dtype, most)
-    if seen < len(B):  # what the ruler cannot see follows in the order of the weights
-        U, B, *_ = _resolved(U, B, seen, partial(by_identity, dtype=dtype), None, dtype, len(B))
-    if len(carried) < len(B) or seen < len(B):
-        carried = energy(view(B)).sqrt()
+    rows = _Rows(B)
+    carried, rest = rows.resolve(view, floor, dtype, most)
+    seen = rows.done
+    if seen < len(rows.B):  # what the ruler cannot see follows in the order of the weights
+        rows.resolve(partial(by_identity, dtype=dtype), None, dtype, len(rows.B))
+    if len(carried) < len(rows.B) or seen < len(rows.B):
+        carried = energy(view(rows.B)).sqrt()
         if floor is not None:
             carried[seen:] = 0
     rest += float(carried[most:].square().sum())
-    return U, B[:most], carried[:most].to(dtype), rest
+    return rows.U, rows.B[:most], carried[:most].to(dtype), rest
 
 
 def _view(ruler: Weighting, k: int, n: int, dtype: torch.dtype) -> tuple[Callable, Callable | None]:
@@ -107,47 +111,74 @@ def _view(ruler: Weighting, k: int, n: int, dtype: torch.dtype) -> tuple[Callabl
     return partial(by_identity, dtype=dtype) if Q is None else partial(by_root, Q=Q, dtype=dtype), None
 
 
-def _resolved(
-    U: Tensor | None, B: Tensor, done: int, view: Callable, floor: Callable | None, dtype: torch.dtype, most: int
-) -> tuple[Tensor, Tensor, int, Tensor, float]:
-    """U and B with their rows from `done` on turned to principal ones, how many stand out, and what those of the last turn carry.
+class _Rows:
+    """Rows B (k, n) on their way to principal ones, the way U (k, k), None for the identity, and how many are done."""
 
-    Squaring hides what lies below √eps, and turns a direction that carries σ by up to eps σ₁² / σ²: the remainder is turned
-    again until nothing more stands out.  Where the first turn settles the first `most` rows, B comes back without the others,
-    and what these carry together, squared, is the last of the answer.
-    """
-    n, noise, rest = B.shape[1], None, 0.0
-    while done < (k := len(B)):
-        K = moment(view(B[done:]))
-        hidden = (max(n, LEAST) * torch.finfo(K.dtype).eps) ** 0.5
-        if noise is None:
-            total = K.trace().clamp_min(0).sqrt() if U is None else torch.linalg.vector_norm(B)
-            noise = total * n * torch.finfo(dtype).eps
-        squares, Q = _eigen(K)
-        del K
-        Q = Q.to(dtype)
-        for made in (most, k) if U is None and _apart(squares, most) else (k,):
-            basis, rows = _turned(U, B, Q, done, made)
-            carried = energy(view(rows[done:])).sqrt()
-            clear = (carried > carried.max() * hidden) & (carried > noise)
-            if floor is not None:
-                clear &= carried > floor(rows[done:])
-            if clear.all():
+    def __init__(self, B: Tensor):
+        self.U: Tensor | None = None
+        self.B, self.done = B, 0
+
+    def resolve(self, view: Callable, floor: Callable | None, dtype: torch.dtype, most: int) -> tuple[Tensor, float]:
+        """Turn the rows that are not done to principal ones; what those of the last turn carry, and `rest`.
+
+        Squaring hides what lies below √eps, and turns a direction that carries σ by up to eps σ₁² / σ²: the remainder is
+        turned again until nothing more stands out.  Where the first turn settles the first `most` rows, B goes on without the
+        others, and what these carry together, squared, is `rest`.
+        """
+        n, noise, rest = self.B.shape[1], None, 0.0
+        while self.done < (k := len(self.B)):
+            K = moment(view(self.B[self.done :]))
+            hidden = (max(n, LEAST) * torch.finfo(K.dtype).eps) ** 0.5
+            if noise is None:
+                total = K.trace().clamp_min(0).sqrt() if self.U is None else torch.linalg.vector_norm(self.B)
+                noise = total * n * torch.finfo(dtype).eps
+            squares, Q = _eigen(K)
+            del K
+            Q = Q.to(dtype)
+            for made in (most, k) if self.U is None and _apart(squares, most) else (k,):
+                U, B = self._turned(Q, made)
+                carried = energy(view(B[self.done :])).sqrt()
+                clear = (carried > carried.max() * hidden) & (carried > noise)
+                if floor is not None:
+                    clear &= carried > floor(B[self.done :])
+                if clear.all():
+                    break
+            self.U, self.B = U, B
+            rest += float(squares[made - self.done :].clamp_min(0).sum())
+            order = torch.argsort(torch.where(clear, carried, -1), descending=True, stable=True)
+            if (order.diff() != 1).any():
+                self._reorder(order)
+            carried, found = carried[order], int(clear.sum())
+            self.done += found
+            if not found:
                 break
-        U, B = basis, rows
-        rest += float(squares[made - done :].clamp_min(0).sum())
-        order = torch.argsort(torch.where(clear, carried, -1), descending=True, stable=True)
-        if (order.diff() != 1).any():
-            _reorder(U, B, order, done)
-        carried, found = carried[order], int(clear.sum())
-        done += found
-        if not found:
-            break
-    return U, B, done, carried, rest
+        return carried, rest
+
+    def _turned(self, Q: Tensor, made: int) -> tuple[Tensor, Tensor]:
+        """U, and the first `made` rows of B with those that are not done turned by Q, in its dtype; in place from the second turn on."""
+        U, B, done = self.U, self.B, self.done
+        if U is None:
+            turned = Q.new_empty(made, B.shape[1])
+            for target, part in zip(turned.split(COLUMNS, dim=1), B.split(COLUMNS, dim=1), strict=True):
+                target.copy_((Q.T @ part.to(Q))[:made])  # all rows, for the same bits
+            return Q, turned
+        U[:, done:] = U[:, done:] @ Q
+        for part in B.split(COLUMNS, dim=1):
+            part[done:] = Q.T @ part[done:]
+        return U, B
+
+    def _reorder(self, order: Tensor) -> None:
+        """The rows that are not done, and their columns of U, in another order, in place."""
+        done = self.done
+        self.U[:, done:] = self.U[:, done + order]
+        for part in self.B.split(COLUMNS, dim=1):
+            part[done:] = part[done + order]
 
 
 def _eigen(K: Tensor) -> tuple[Tensor, Tensor]:
     """Eigenvalues and eigenvectors of a symmetric K (k, k), the largest first.  K is lost: its memory takes them."""
+    if K.nbytes >= WORTH:
+        give_back()
     squares, K = K.new_empty(len(K)), K.mT  # as LAPACK stores matrices: no copy
     torch.linalg.eigh(K, out=(squares, K))
     return squares.flip(0), K.flip(1)
@@ -158,26 +189,6 @@ def _apart(squares: Tensor, most: int) -> bool:
     return most < len(squares) and bool(
         squares[most - 1] - squares[most] > LEAST * torch.finfo(squares.dtype).eps * squares[0]
     )
-
-
-def _turned(U: Tensor | None, B: Tensor, Q: Tensor, done: int, made: int) -> tuple[Tensor, Tensor]:
-    """The basis U, None for the identity, and the first `made` rows of B with the last of them turned by Q, in Q's dtype."""
-    if U is None:
-        turned = Q.new_empty(made, B.shape[1])
-        for target, part in zip(turned.split(COLUMNS, dim=1), B.split(COLUMNS, dim=1), strict=True):
-            target.copy_((Q.T @ part.to(Q))[:made])  # all rows, for the same bits
-        return Q, turned
-    U[:, done:] = U[:, done:] @ Q
-    for part in B.split(COLUMNS, dim=1):
-        part[done:] = Q.T @ part[done:]
-    return U, B
-
-
-def _reorder(U: Tensor, B: Tensor, order: Tensor, done: int) -> None:
-    """Columns of U and rows of B from `done` on in another order, in place."""
-    U[:, done:] = U[:, done + order]
-    for part in B.split(COLUMNS, dim=1):
-        part[done:] = part[done + order]
 
 
 def _square(

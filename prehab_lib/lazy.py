@@ -78,5 +78,10 @@ class LazyDecomposition:
         return float(self.sigma[rank:].square().sum())
 
 
+def last_look(found: "Decomposition | LazyDecomposition", rank: int) -> Decomposition:
+    """As `LazyDecomposition.last_look`; one that is made already is what it is."""
+    return found.last_look(rank) if isinstance(found, LazyDecomposition) else found
+
+
 def _bytes(found: Decomposition) -> int:
     return sum(part.numel() * part.element_size() for part in (found.left, found.right, found.sigma))

@@ -16,7 +16,7 @@ from prehab_lib.factors import LowRankLinear
 from prehab_lib.gates import Gates, Learned, Settings, learn
 from prehab_lib.inputs import check_options
 from prehab_lib.layers import linear_layers, replace_module
-from prehab_lib.lazy import LazyDecomposition
+from prehab_lib.lazy import last_look
 from prehab_lib.ranks import shape_of
 from prehab_lib.trial import check_given
 from prehab_lib.truncation import gate
@@ -92,13 +92,10 @@ def gated(model: nn.Module, decompositions: Mapping[str, Decomposition], gates: 
     modules = linear_layers(model, gates.terms)
     try:
         for name, module in modules.items():
-            found, full = decompositions[name], min(module.weight.shape)
-            if isinstance(found, LazyDecomposition):
-                found = found.last_look(full)
-            layer = GatedLinear.in_place_of(module, found.truncate(full).balanced())
+            full = min(module.weight.shape)
+            layer = GatedLinear.in_place_of(module, last_look(decompositions[name], full).truncate(full).balanced())
             layer.gates, layer.name = gates, name
             replace_module(model, name, layer)
-            del found  # or it would live while the next is made
         yield
     finally:
         for name, module in modules.items():

@@ -16,6 +16,7 @@ from prehab_lib.allocation import uniform
 from prehab_lib.budget import check_removed, rank_for
 from prehab_lib.inputs import warn_if_few_tokens
 from prehab_lib.layers import replace_module
+from prehab_lib.memory import give_back
 from prehab_lib.methods import Method, method_named
 from prehab_lib.progress import progress
 from prehab_lib.skeleton import Streamed
@@ -147,6 +148,7 @@ def _reports(
         for number, layers in enumerate(_held_at_once(block, chosen, hold)):
             advance = upstream == "original" and number == 0
             stats = block.collect(set(chosen.needs), statistics_dtype, advance, layers) if chosen.needs else None
+            give_back()  # what the pass let go of: the decompositions want larger pieces
             cut |= _cut(walk, block, chosen, removed[0], layers, stats, dtype)
         if chosen.needs and upstream == "compressed":
             block.advance()

@@ -11,7 +11,7 @@ from prehab_lib.allocation import allocation_named
 from prehab_lib.budget import check_removed
 from prehab_lib.factors import Factors, LowRankLinear
 from prehab_lib.layers import linear_layers, replace_module
-from prehab_lib.lazy import LazyDecomposition
+from prehab_lib.lazy import last_look
 from prehab_lib.methods import Method, method_named
 from prehab_lib.progress import progress
 from prehab_lib.recovery import RECOVERIES
@@ -148,11 +148,8 @@ def _each(
     longest = {}
     for name, module in progress(modules.items(), "surgery"):
         if rank := max(plan[name] or 0 for plan in plans):
-            found = decompositions[name]
-            if chosen.recovery is None and isinstance(found, LazyDecomposition):
-                found = found.last_look(rank)
-            longest[name] = low_rank(name, module, found, rank)
-            del found  # or it would live while the next is made
+            look = last_look if chosen.recovery is None else lambda found, rank: found
+            longest[name] = low_rank(name, module, look(decompositions[name], rank), rank)
     for fraction, plan in zip(removed, plans, strict=True):
         take = first_components if len(plans) > 1 else lambda layer, rank: layer
         new = {name: take(longest[name], rank) for name, rank in plan.items() if rank}

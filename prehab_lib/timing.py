@@ -5,9 +5,6 @@ after the other differ by that too; those that take turns (a, b, c, a, b, c, ...
 round by round, is steadier than either time.
 """
 
-import contextlib
-import ctypes
-import gc
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -21,7 +18,6 @@ if TYPE_CHECKING:
     import pandas
 
 LARGE = 2**28  # bytes an array: several times the caches of any machine this runs on
-CLEAR_REFS, STATUS = "/proc/self/clear_refs", "/proc/self/status"
 
 
 def wait_for(device: str | torch.device = "cpu") -> None:
@@ -79,33 +75,6 @@ def summary(values: Sequence[float]) -> dict[str, float]:
     return {"median": float(middle), "q1": float(low), "q3": float(high)}
 
 
-def peak_memory(run: Callable[[], object], device: str | torch.device = "cpu") -> int | None:
-    """Bytes that `run` needed at its peak beyond what was held when it began; what it returns is thrown away.
-
-    CUDA: as PyTorch's allocator counts them.  CPU: the resident memory of this process, on Linux; what the allocator had kept
-    free for reuse is given back first, as far as it can be.  None where the system does not say; `run` is called all the same.
-    """
-    device = torch.device(device)
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-        run()
-        torch.cuda.synchronize(device)
-        return torch.cuda.max_memory_allocated(device) - before
-    with contextlib.suppress(OSError, AttributeError):  # a C library that keeps what is free
-        ctypes.CDLL(None).malloc_trim(0)
-    try:
-        with open(CLEAR_REFS, "w") as file:
-            file.write("5")  # forget the peak so far
-        before = _resident("VmRSS")
-    except OSError:
-        before = None
-    run()
-    return None if before is None or device.type != "cpu" else max(0, _resident("VmHWM") - before)
-
-
 def bandwidth(device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32, bytes_each: int = LARGE) -> float:
     """Bytes a second between memory and the device: the triad c = a + 2 b over arrays beyond the caches, best of five.
 
@@ -151,9 +120,3 @@ def _seconds(run: Callable[[], object], device: str | torch.device) -> float:
     run()
     wait_for(device)
     return time.perf_counter() - started
-
-
-def _resident(field: str) -> int:
-    """VmRSS or VmHWM of this process, in bytes."""
-    with open(STATUS) as lines:
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))
