@@ -26,7 +26,7 @@ help:
 	@echo "make lab-03        one notebook of the lab profile; lab-NN for any other"
 	@echo "make cluster       PROFILE through Snakemake on ENGINE=slurm, kubernetes or local: cluster/README.md"
 	@echo "make figures       copy runs/PROFILE/figures to figures/PROFILE   (PROFILE=$(PROFILE))"
-	@echo "make bench         notebook 08 alone, with a whole block of LLaMA-7B: figures/PROFILE/cost_*; about three quarters of an hour"
+	@echo "make bench         notebook 08 alone, with a whole block of LLaMA-7B: figures/PROFILE/cost_*; 20 to 45 minutes"
 	@echo "make badges        write REPOSITORY=owner/name, or git's origin, into the notebooks' links to Colab and Binder"
 	@echo "make site          the executed notebooks of PROFILE as a book for the browser: site/_build/html/index.html"
 	@echo "make course        notebooks for students (exercises blank) and teacher (solutions folded in): course/_build"

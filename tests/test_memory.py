@@ -25,6 +25,18 @@ def test_the_peak_is_that_of_the_call_alone():
     assert memory.peak_memory(lambda: None) < size / 10 and held[0] == 1
 
 
+@says
+def test_freed_pieces_that_a_call_takes_again_count_as_its_own():
+    def take():
+        return [
+            torch.ones(MIB // 64) for _ in range(4096)
+        ]  # 256 MiB in pieces that the C library keeps when they are freed
+
+    pieces, barrier = take(), torch.ones(MIB // 64)
+    del pieces
+    assert memory.peak_memory(take) > 240 * MIB and barrier[0] == 1
+
+
 def test_where_the_peak_cannot_be_known_the_work_is_done_all_the_same(monkeypatch, tmp_path):
     monkeypatch.setattr(memory, "CLEAR_REFS", str(tmp_path / "none" / "clear_refs"))
     ran = []

@@ -118,6 +118,16 @@ def test_the_rootless_way_says_what_the_root_says():
         torch.testing.assert_close(ours.truncate(rank).dense(), theirs.truncate(rank).dense(), rtol=0, atol=1e-9)
 
 
+def test_what_is_noise_beside_its_own_weight_follows_what_is_seen():
+    """The first row carries more, and round-off of its far larger unseen part could carry as much: the second comes first."""
+    W, G = torch.zeros(2, 8, dtype=torch.float64), torch.diag(torch.tensor([1.0, 1, 0, 0, 0, 0, 0, 0]).double())
+    W[0, 0], W[0, 7], W[1, 1] = 1, 1e9, 0.5
+    whole = decompose(W, LayerStats(gram=G), "gram")
+    assert whole.sigma.tolist() == [0.5, 0]
+    torch.testing.assert_close(whole.truncate(1).dense()[1], W[1], rtol=0, atol=1e-12)
+    torch.testing.assert_close(whole.truncate(2).dense(), W, rtol=1e-15, atol=1e-6)
+
+
 def test_what_the_rootless_way_cannot_see_is_ordered_by_the_weights():
     """A Gram of rank 3: three components carry something, the others follow largest weight first, and nothing is lost."""
     W, stats, _ = layer(16, 48, 3)
