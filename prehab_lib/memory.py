@@ -16,7 +16,7 @@ CLEAR_REFS, STATUS = "/proc/self/clear_refs", "/proc/self/status"
 
 def give_back() -> None:
     """Freed pieces that the C library keeps for reuse go back to the system, where the library can do that (glibc)."""
-    with contextlib.suppress(OSError, AttributeError):
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # TypeError: Windows wants a name
         ctypes.CDLL(None).malloc_trim(0)
 
 

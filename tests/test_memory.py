@@ -55,7 +55,7 @@ def test_freed_pieces_go_back_to_the_system():
     assert full - kept < 64 * MIB and kept - memory._resident("VmRSS") > 192 * MIB and barrier[0] == 1
 
 
-@pytest.mark.parametrize("problem", [OSError, AttributeError])
+@pytest.mark.parametrize("problem", [OSError, AttributeError, TypeError])
 def test_a_system_that_cannot_give_back_goes_on(problem, monkeypatch):
     def refuse(name):
         raise problem
