@@ -30,6 +30,7 @@ FLAGS = (
     "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1, EXCLUDE localhost",  # every other name is unknown
 )
 HERE = ("127.0.0.1", "localhost", "::1")
+GIVEN_UP = "net::ERR_ABORTED"
 WITHOUT_HOST = ("file", "data", "blob", "about")
 
 
@@ -63,7 +64,7 @@ class Seen:
     """A page, and what happened while it was open."""
 
     page: object  # playwright.sync_api.Page
-    errors: list[str] = field(default_factory=list)  # console errors, uncaught exceptions, files not found
+    errors: list[str] = field(default_factory=list)  # console errors, uncaught exceptions, what could not be loaded
     requests: list[str] = field(default_factory=list)  # addresses, websockets included
 
     @property
@@ -79,11 +80,19 @@ class Seen:
 
 
 def watch(page) -> Seen:
-    """Record from now on what a page asks for and what goes wrong in it."""
+    """Record from now on what a page asks for and what goes wrong in it.
+
+    A request that the browser gave up itself is no error: the page was left before its icon had come, say.
+    """
     seen = Seen(page)
+
+    def failed(request):
+        if request.failure != GIVEN_UP:
+            seen.errors.append(f"not loaded: {request.url} ({request.failure})")
+
     page.on("console", lambda line: seen.errors.append(line.text) if line.type == "error" else None)
     page.on("pageerror", lambda error: seen.errors.append(str(error)))
-    page.on("requestfailed", lambda request: seen.errors.append(f"not loaded: {request.url} ({request.failure})"))
+    page.on("requestfailed", failed)
     page.on("request", lambda request: seen.requests.append(request.url))
     page.on("websocket", lambda socket: seen.requests.append(socket.url))
     return seen

@@ -70,5 +70,16 @@ def test_errors_of_scripts_and_missing_files_are_recorded(visit, page_at):  # no
     assert [any(word in error for error in seen.errors) for word in ("said", "thrown", "gone.png")] == [True] * 3
 
 
+def test_what_had_not_come_when_the_page_was_left_is_no_error(chromium, page_at):  # noqa: F811
+    seen = browser.watch(chromium.new_page())
+    seen.page.route("**/slow.png", lambda route: None)  # never answered
+    with seen.page.expect_event("requestfailed") as left:
+        seen.page.goto(page_at("<img src='slow.png'>"), wait_until="domcontentloaded")
+        seen.page.goto("about:blank")
+    assert left.value.url.endswith("slow.png")
+    assert seen.errors == []
+    seen.page.close()
+
+
 def test_a_page_wider_than_the_phone_overflows(visit, page_at):  # noqa: F811
     assert visit(page_at(width=500), width=390).overflow() == 110

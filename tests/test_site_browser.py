@@ -58,8 +58,9 @@ def pages(book, chromium):  # noqa: F811
         seen.errors, seen.requests = [], []
         seen.page.goto(file.as_uri())
         seen.page.evaluate(TYPESET)
-        facts = seen.page.evaluate(FACTS)
-        facts |= {"overflow": seen.overflow(), "errors": seen.errors, "outside": seen.outside}
+        facts = seen.page.evaluate(FACTS) | {"overflow": seen.overflow()}
+        seen.page.goto("about:blank")  # what comes late is told of the page that asked for it
+        facts |= {"errors": seen.errors, "outside": seen.outside}
         found[file.relative_to(book).as_posix()] = facts
     context.close()
     return found
