@@ -2,8 +2,8 @@
 
 In prehab the matrix is M = W L (m, n): the weight times a root L of its input Gram, so that a singular value says how
 much of the layer's *output* one direction carries.  All of them are differentiable by autograd.  Cost: one thin singular
-value decomposition of M, about 6 q p² + 20 p³ operations with p = min(m, n), q = max(m, n), and the same again for the
-gradient; `stable_rank` needs the top singular value only and can have it from a few products by power iteration.
+value decomposition of M, about 6 q p² + 20 p³ operations with p = min(m, n), q = max(m, n), and a product of its vectors,
+2 q p², for the gradient; `stable_rank` needs the top singular value only and can have it from a few products by power iteration.
 """
 
 import torch
