@@ -40,7 +40,8 @@ def polar(M: Tensor, by: str | None = None, known: Tensor | None = None) -> Pola
 
     Error against the float64 factor: with a defect below `TOLERANCE` the cosine is above 0.999 and ⟨P, M⟩ is within 1e-3
     of ‖M‖_*; where the defect is larger the matrix is redone in float64, whose eigendecomposition keeps these bounds up to
-    σ₁ / σ_p = 1e6.  Operations, p = min(m, n), q = max(m, n): "eigh" 9 p³ + 6 p² q, "products" 8 × (4 p² q + 2 p³).
+    σ₁ / σ_p = 1e6.  Operations, the defect's 2 p² q included, with p = min(m, n), q = max(m, n): "eigh" 9 p³ + 8 p² q,
+    "products" 10 × (4 p² q + 2 p³) + 4 p² q.
     Raises ValueError for an unknown way.
     """
     way = WAYS[by or ("products" if M.is_cuda else "eigh")] if by in (None, *WAYS) else _unknown(by)
