@@ -2,10 +2,12 @@
 
 nbval compares text exactly. Here decimals may differ by one part in a thousand, which other processors and thread
 counts need; whole numbers and words stay exact. nbval also runs cells in a way that keeps `value;` from hiding its
-output (computationalmodelling/nbval#194); that is set right. nbval is pinned in pyproject.toml: this reaches into it.
+output (computationalmodelling/nbval#194); that is set right. A kernel that dies as it starts is started again: its ports were
+free when they were chosen, and another process may have taken one since. nbval is pinned in pyproject.toml: this reaches into it.
 """
 
 import atexit
+import contextlib
 import os
 import re
 import shutil
@@ -16,6 +18,7 @@ from nbval import kernel, plugin
 from prehab_lib.launch import QUIET
 
 RELATIVE, ABSOLUTE = 1e-3, 1e-6
+STARTS = 3  # of a kernel, at most
 NUMBER = re.compile(r"(?<![\w.])[-+−]?(?:\d+\.\d*|\.\d+|\d+)(?:[eE][-+]?\d+)?")
 
 os.environ |= QUIET | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}  # two workers share two cores
@@ -64,5 +67,14 @@ def _execute_cell_input(self, cell_input, allow_stdin=None):
     return self.kc.execute(cell_input, allow_stdin=bool(allow_stdin), store_history=True, stop_on_error=False)
 
 
+def start_new_kernel(*arguments, _original=kernel.start_new_kernel, **settings):
+    """nbval's, up to `STARTS` times; the last failure is told."""
+    for _ in range(STARTS - 1):
+        with contextlib.suppress(RuntimeError):
+            return _original(*arguments, **settings)
+    return _original(*arguments, **settings)
+
+
+kernel.start_new_kernel = start_new_kernel
 plugin.IPyNbCell.sanitize = _sanitize
 kernel.RunningKernel.execute_cell_input = _execute_cell_input
