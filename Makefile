@@ -15,7 +15,7 @@ RUN := $(VENV)/bin/python
 READY := $(VENV)/.ready
 endif
 
-.PHONY: help setup own-environment reproduce test jupyter plan lab paper figures bench badges site course cluster clean
+.PHONY: help setup own-environment reproduce test jupyter plan lab paper figures bench site course cluster clean
 
 help:
 	@echo "make reproduce     run the laptop profile, write runs/laptop/report.md and its figures"
@@ -27,7 +27,6 @@ help:
 	@echo "make cluster       PROFILE through Snakemake on ENGINE=slurm, kubernetes or local: cluster/README.md"
 	@echo "make figures       copy runs/PROFILE/figures to figures/PROFILE   (PROFILE=$(PROFILE))"
 	@echo "make bench         notebook 08 alone, with a whole block of LLaMA-7B: figures/PROFILE/cost_*; 20 to 45 minutes"
-	@echo "make badges        write REPOSITORY=owner/name, or git's origin, into the notebooks' links to Colab and Binder"
 	@echo "make site          the executed notebooks of PROFILE as a book for the browser: site/_build/html/index.html"
 	@echo "make course        notebooks for students (exercises blank) and teacher (solutions folded in): course/_build"
 	@echo "make setup         build $(VENV) from requirements.lock; the commands above do it themselves"
@@ -104,9 +103,6 @@ cluster: $(READY)
 bench: $(READY)
 	$(RUN) -m prehab_lib run $(PROFILE) 08 -j 1 --threads $$($(RUN) -c "from prehab_lib import machine; print(machine.cores())") -p 'block={hidden: 4096, mlp: 11008}' -p cut_repeats=1 $(ARGS)
 	$(RUN) -m prehab_lib figures $(PROFILE)
-
-badges: $(READY)
-	$(RUN) -m prehab_lib badges $(if $(REPOSITORY),--repository $(REPOSITORY))
 
 site: $(READY)
 	$(RUN) -m prehab_lib site $(PROFILE)

@@ -13,9 +13,9 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from prehab_lib import plan, single
-from prehab_lib.kernel import die_with
-from prehab_lib.store import Store
+from prehab_lib.runs import plan, single
+from prehab_lib.runs.kernel import die_with
+from prehab_lib.runs.store import Store
 
 HERE = Path(__file__).resolve().parent
 

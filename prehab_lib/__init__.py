@@ -4,7 +4,7 @@ Every room is imported by name (``from prehab_lib import surgery``).  Importing 
 makes transformers, now or whenever it is imported, know the compressed models that `surgery.save` writes.
 """
 
-from prehab_lib import announce
+from prehab_lib.save import announce
 
 __version__ = "0.1.0"
 

@@ -3,12 +3,15 @@
 import argparse
 import sys
 
-from prehab_lib import badges, compress_cli, course_cli, plan_cli, single, site
-from prehab_lib.store import FULL, no_space
+from prehab_lib import course_cli, site
+from prehab_lib.cli import compress_cli
+from prehab_lib.runs import plan_cli, single
+from prehab_lib.runs.store import FULL, no_space
 
 
 def _run(arguments) -> int:
-    from prehab_lib import run, shard
+    from prehab_lib import run
+    from prehab_lib.runs import shard
 
     part = None if arguments.shard is None else shard.index(arguments.shard)
     grid = plan_cli.axes(arguments.grid)
@@ -17,14 +20,14 @@ def _run(arguments) -> int:
 
 
 def _report(arguments) -> int:
-    from prehab_lib import report
+    from prehab_lib.report import report
 
     print(f"written: {report.write(arguments.profile)}")
     return 0
 
 
 def _figures(arguments) -> int:
-    from prehab_lib import report
+    from prehab_lib.report import report
 
     count, folder = report.copy_figures(arguments.profile)
     print(f"{count} files copied to {folder}")
@@ -32,7 +35,7 @@ def _figures(arguments) -> int:
 
 
 def _verdicts(arguments) -> int:
-    from prehab_lib import verdicts
+    from prehab_lib.report import verdicts
 
     changed = verdicts.write_readme(arguments.profile)
     print(f"README.md {'now says' if changed else 'says already'} what {verdicts.file_of(arguments.profile)} does")
@@ -40,7 +43,7 @@ def _verdicts(arguments) -> int:
 
 
 def _data(arguments) -> int:
-    from prehab_lib import needed
+    from prehab_lib.runs import needed
 
     print("\n".join(needed.lines(arguments.profile, arguments.data_root)))
     return 0
@@ -69,7 +72,6 @@ def parser() -> argparse.ArgumentParser:
     data.set_defaults(act=_data)
     compress_cli.add_to(commands)
     course_cli.add_to(commands)
-    badges.add_to(commands)
     single.add_to(commands)
     site.add_to(commands)
     return top

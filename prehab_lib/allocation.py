@@ -12,12 +12,12 @@ from collections.abc import Callable
 
 from prehab_lib.budget import break_even_rank, check_removed, rank_for
 from prehab_lib.decomposition import Decomposition
-from prehab_lib.grouped import grouped
-from prehab_lib.importance import importance
-from prehab_lib.learned import learned
-from prehab_lib.ranks import shape_of
-from prehab_lib.sensitivity import sensitivity
-from prehab_lib.zero_sum import greedy, zero_sum
+from prehab_lib.rivals.grouped import grouped
+from prehab_lib.rivals.importance import importance
+from prehab_lib.rivals.learned import learned
+from prehab_lib.rivals.ranks import shape_of
+from prehab_lib.rivals.sensitivity import sensitivity
+from prehab_lib.rivals.zero_sum import greedy, zero_sum
 
 
 def uniform(decompositions: dict[str, Decomposition], removed: float, **_) -> dict[str, int | None]:

@@ -6,16 +6,16 @@ import re
 import shutil
 from pathlib import Path
 
-from prehab_lib import answer_key, badges, course, course_pages, course_student, course_written
-from prehab_lib.answer_key import AnswerKey
+from prehab_lib import course, course_pages, course_student, course_written
 from prehab_lib.course import CALL, Course
+from prehab_lib.exercises import answer_key
+from prehab_lib.exercises.answer_key import AnswerKey
 
 LIBRARY = Path(__file__).resolve().parent
 STUDENTS_TOO = ("LICENSE", "Makefile", "pyproject.toml", "requirements.lock", "environment.yml")
 REDUCED = {"Makefile": course_student.makefile, "environment.yml": course_student.environment}
 POINTS_AT_SOLUTIONS = re.compile(r" ?(?:Executed s|S)olutions(?: are in|:) [^\n|]*?(?=\n|\||$)")
 LINK = re.compile(r"\]\((\d\d_\w+)\.ipynb\)")
-BADGE = re.compile(r"^.*(?:colab\.research\.google|mybinder)\.[^\n]*\n*", re.MULTILINE)
 STUB = re.compile(
     r"^def \w+\([^\n]*\):(?:\s+(?:\"\"\"(?:(?!\"\"\").)*\"\"\"|\"[^\n]*\"|'[^\n]*'))?\s+\.\.\.$",
     re.MULTILINE | re.DOTALL,
@@ -144,12 +144,7 @@ def _linked(source: str, lectures: Course, name: str) -> str:
 
 
 def _read(file: Path) -> dict:
-    """A notebook without what leads from it into Colab: that would fetch the whole repository, solutions included."""
-    notebook = json.loads(file.read_text(encoding="utf-8"))
-    cells = [cell for cell in notebook["cells"] if badges.TAG not in cell["metadata"].get("tags", [])]
-    for cell in cells[:1]:
-        cell["source"] = BADGE.sub("", "".join(cell["source"]))
-    return notebook | {"cells": cells}
+    return json.loads(file.read_text(encoding="utf-8"))
 
 
 def _write(notebook: dict, file: Path) -> None:

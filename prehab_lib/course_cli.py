@@ -38,7 +38,8 @@ def add_to(commands) -> None:
 
 
 def _build(arguments) -> int:
-    from prehab_lib import course, course_build, course_pages, plan
+    from prehab_lib import course, course_build, course_pages
+    from prehab_lib.runs import plan
 
     root = plan.home()
     out = course_build.build(root)
@@ -50,7 +51,8 @@ def _build(arguments) -> int:
 
 
 def _grade(arguments) -> int:
-    from prehab_lib import course, grading, plan
+    from prehab_lib import course, grading
+    from prehab_lib.runs import plan
 
     if arguments.j < 1:
         raise ValueError(f"-j {arguments.j}: give a whole number of submissions at a time, 1 or more")

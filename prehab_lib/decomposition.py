@@ -14,9 +14,9 @@ from torch import Tensor
 
 from prehab_lib.factors import Factors
 from prehab_lib.inputs import check_whole
-from prehab_lib.memory import give_back
 from prehab_lib.roots import checked_gram
 from prehab_lib.ruler import COLUMNS, Weighting, by_gram, by_identity, by_root, energy, moment
+from prehab_lib.scale.memory import give_back
 
 WORTH = 2**23  # bytes of a moment from which on giving back takes at most 1 % of the time of its eigenvectors
 LEAST = 4096  # times eps σ₁²: what stands out is turned by less than 1 / LEAST

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from prehab_lib.batches import device_of, forward, mode, move
-from prehab_lib.gradients import mean_over_samples
 from prehab_lib.progress import progress
+from prehab_lib.statistics.gradients import mean_over_samples
 
 
 def logits_and_labels(model: nn.Module, batch) -> tuple[Tensor, Tensor]:

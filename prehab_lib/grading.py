@@ -14,13 +14,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-from prehab_lib import answers, grading_process
-from prehab_lib.answer_key import PASSED, UNTRIED, AnswerKey
-from prehab_lib.answers import NOTHING
+from prehab_lib import grading_process
 from prehab_lib.course import asked_in, exercises_of
-from prehab_lib.exercises import Exercise
+from prehab_lib.exercises import Exercise, answers
+from prehab_lib.exercises.answer_key import PASSED, UNTRIED, AnswerKey
+from prehab_lib.exercises.answers import NOTHING
 from prehab_lib.grading_process import Limits, Outcome
-from prehab_lib.store import replacing
+from prehab_lib.runs.store import replacing
 from prehab_lib.submission import MISSING
 from prehab_lib.submissions import NAMELESS, Submission, find
 

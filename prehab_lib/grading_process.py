@@ -19,8 +19,8 @@ import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
-from prehab_lib.answers import Answered
-from prehab_lib.coding import decode, encode
+from prehab_lib.exercises.answers import Answered
+from prehab_lib.exercises.coding import decode, encode
 from prehab_lib.submission import LONGEST
 
 LIBRARY = Path(__file__).resolve().parent

@@ -28,7 +28,7 @@ DEFAULT_LAYERS = {
 
 # Class of a module that is no dense nn.Linear -> what to do about it.
 REMEDIES = {
-    "Conv1D": "call prehab_lib.rewrite.to_linear(model) first",
+    "Conv1D": "call prehab_lib.save.rewrite.to_linear(model) first",
     "SplitQKV": "name its parts, which end in .q, .k and .v",
     "LowRankLinear": "has the model been compressed already?",
     "PackedLinear": "it is in 8 bits, and quantising comes last",

@@ -13,7 +13,7 @@ from contextlib import contextmanager, nullcontext
 import torch
 from torch import nn
 
-from prehab_lib.sharding import is_sharded
+from prehab_lib.scale.sharding import is_sharded
 
 COMPUTE = ("float32", "bfloat16")
 

@@ -12,17 +12,17 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from prehab_lib.batches import device_of, endless, move, seeded
-from prehab_lib.checkpoint import Checkpoint
 from prehab_lib.coordinates import trained_names, training
 from prehab_lib.inputs import check_positive, check_whole
 from prehab_lib.layers import linear_layers
-from prehab_lib.optimizers import optimizer_named
 from prehab_lib.precision import check_compute, forward_precision, master_weights, recomputed_activations
 from prehab_lib.progress import progress
-from prehab_lib.sharding import refuse_sharded
+from prehab_lib.rivals.tail import Tail
+from prehab_lib.scale.checkpoint import Checkpoint
+from prehab_lib.scale.optimizers import optimizer_named
+from prehab_lib.scale.sharding import refuse_sharded
 from prehab_lib.stats import LayerStats
 from prehab_lib.surrogates import entropy_rank
-from prehab_lib.tail import Tail
 from prehab_lib.terms import ARITHMETIC, term_of
 
 

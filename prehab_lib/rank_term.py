@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from prehab_lib.roots import checked_gram, psd_root
-from prehab_lib.sharding import whole
+from prehab_lib.scale.sharding import whole
 from prehab_lib.stats import LayerStats
 
 

@@ -9,12 +9,12 @@ import sys
 import time
 from pathlib import Path
 
-from prehab_lib import launch, plan, priced, shard
-from prehab_lib.launch import Outcome
-from prehab_lib.machine import gpus
-from prehab_lib.pool import Active, Pool
-from prehab_lib.slots import Slots
-from prehab_lib.store import Store
+from prehab_lib.runs import launch, plan, priced, shard
+from prehab_lib.runs.launch import Outcome
+from prehab_lib.runs.machine import gpus
+from prehab_lib.runs.pool import Active, Pool
+from prehab_lib.runs.slots import Slots
+from prehab_lib.runs.store import Store
 
 SHOWN = 10  # runs of a grid named before it starts
 

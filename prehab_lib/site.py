@@ -11,7 +11,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from prehab_lib import badges, plan, site_alt, site_front, site_pages
+from prehab_lib import site_alt, site_front, site_pages
+from prehab_lib.runs import plan
 
 NEEDED = ("sphinx", "myst_nb", "pydata_sphinx_theme", "sphinx_copybutton", "sphinx_design", "sphinx-mathjax-offline")
 REPRODUCE = "# Reproduce it, use it, teach with it"
@@ -131,7 +132,7 @@ def _write(file: Path, *pieces: str) -> None:
 
 def _copy_pictures(readme: str, root: Path, sources: Path) -> None:
     """The README's own pictures, which its text shows on the front page."""
-    from prehab_lib.store import copy
+    from prehab_lib.runs.store import copy
 
     for picture, _, target in site_front.LINK.findall(readme):
         if picture and "://" not in target and (root / target).is_file():
@@ -140,8 +141,7 @@ def _copy_pictures(readme: str, root: Path, sources: Path) -> None:
 
 def _repository(root: Path) -> str:
     """owner/name on the host, as pyproject.toml says; empty where it does not."""
-    named = badges.setting(root) if (root / "pyproject.toml").is_file() else badges.PLACEHOLDER
-    return named if named != badges.PLACEHOLDER else ""
+    return ""
 
 
 def _sphinx(root: Path, sources: Path, html: Path, profile: str) -> None:

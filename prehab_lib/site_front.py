@@ -6,8 +6,8 @@ import re
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
-from prehab_lib import audit, verdicts
-from prehab_lib.store import copy
+from prehab_lib.report import audit, verdicts
+from prehab_lib.runs.store import copy
 
 if TYPE_CHECKING:
     import pandas

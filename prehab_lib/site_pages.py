@@ -6,16 +6,16 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from prehab_lib import badges, finished, site_alt, site_front
-from prehab_lib.finished import Finished
+from prehab_lib import site_alt, site_front
+from prehab_lib.report import finished
+from prehab_lib.report.finished import Finished
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
 # Pictures from other machines (badges): the book loads nothing from outside, so their text stands in for them.
 REMOTE_IMAGE = re.compile(r"!\[([^\]]*)\]\(\s*https?://[^)]*\)")
 REMOTE_TAG = re.compile(r"<img\b[^>]*\bsrc=[\"']https?://[^>]*>", re.IGNORECASE)
 # Links to hosts that do not know the repository yet lead nowhere.
-DEAD_LINKS = re.compile(rf"^{re.escape(badges.START)}[^)\n]*{badges.PLACEHOLDER}.*\n+", re.MULTILINE)
-UNSEEN = {"injected-parameters", badges.TAG}  # cells that no reader wrote
+UNSEEN = {"injected-parameters"}  # cells that no reader wrote
 PLAYS = "widgets.play("
 MOVES = "*In JupyterLab (`make jupyter`) this figure has sliders.*"
 SHOW_CODE = {"code_prompt_show": "Show how it is drawn", "code_prompt_hide": "Hide how it is drawn"}
@@ -159,11 +159,9 @@ def prepared(notebook, folded, prompts: dict[str, str], captions: dict[str, str]
     values, before = site_alt.parameters_of(notebook), ""
     notebook.metadata.pop("widgets", None)
     notebook.metadata["language_info"] = {"name": "python", "pygments_lexer": "ipython3"}
-    notebook.cells = [cell for cell in notebook.cells if badges.TAG not in cell.metadata.get("tags", [])]
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
             cell.source = REMOTE_TAG.sub("", REMOTE_IMAGE.sub(lambda found: found[1], cell.source))
-            cell.source = DEAD_LINKS.sub("", cell.source)
             before = cell.source
             continue
         if cell.cell_type != "code":

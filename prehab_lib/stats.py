@@ -6,14 +6,14 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from prehab_lib.activations import INPUT_STATISTICS, input_statistics, version_of
-from prehab_lib.fisher import kronecker_factors, sample_means
-from prehab_lib.gradients import GradientPass
-from prehab_lib.influence import BlockInfluence
 from prehab_lib.inputs import check_whole, warn_if_few_tokens
 from prehab_lib.layers import linear_layers
-from prehab_lib.logit_gram import USUAL, Probe, logit_grams
 from prehab_lib.roots import psd_eigen, psd_root
+from prehab_lib.statistics.activations import INPUT_STATISTICS, input_statistics, version_of
+from prehab_lib.statistics.fisher import kronecker_factors, sample_means
+from prehab_lib.statistics.gradients import GradientPass
+from prehab_lib.statistics.influence import BlockInfluence
+from prehab_lib.statistics.logit_gram import USUAL, Probe, logit_grams
 
 KRONECKER = {"kron_in", "kron_out"}
 LOSS_STATISTICS = {"fisher_in", "fisher_out", "grad"} | KRONECKER

@@ -12,10 +12,10 @@ import sys
 import time
 from pathlib import Path
 
-from prehab_lib import answers
-from prehab_lib.coding import decode, encode
-from prehab_lib.kernel import die_with
+from prehab_lib.exercises import answers
+from prehab_lib.exercises.coding import decode, encode
 from prehab_lib.needed_statements import Statement, needed, parse
+from prehab_lib.runs.kernel import die_with
 
 LONGEST = 2**20  # characters of one report
 MISSING = "missing"

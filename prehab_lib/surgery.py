@@ -11,12 +11,12 @@ from prehab_lib.allocation import allocation_named
 from prehab_lib.budget import check_removed
 from prehab_lib.factors import Factors, LowRankLinear
 from prehab_lib.layers import linear_layers, replace_module
-from prehab_lib.lazy import last_look
 from prehab_lib.methods import Method, method_named
 from prehab_lib.progress import progress
-from prehab_lib.recovery import RECOVERIES
+from prehab_lib.rivals.recovery import RECOVERIES
+from prehab_lib.save.storage import load, save
+from prehab_lib.scale.lazy import last_look
 from prehab_lib.stats import LayerStats
-from prehab_lib.storage import load, save
 from prehab_lib.weightings import Decomposition, decompose_lazily
 
 __all__ = ["Report", "compress", "compress_at", "load", "save"]

@@ -3,11 +3,11 @@
 from collections.abc import Callable
 from functools import partial
 
-from prehab_lib.fast_term import FastTerm
+from prehab_lib.fast.fast_term import FastTerm
 from prehab_lib.inputs import check_whole
 from prehab_lib.rank_term import RankTerm
+from prehab_lib.rivals.tail import Tail, TailTerm
 from prehab_lib.surrogates import surrogate_named
-from prehab_lib.tail import Tail, TailTerm
 
 ARITHMETIC = {"exact": "float64", "fast": "float32"}  # and the precision each has unless told otherwise
 
@@ -21,7 +21,7 @@ def term_of(
     check_whole(1, refresh=refresh)
     if surrogate == "tail":
         raise ValueError(
-            "surrogate 'tail' needs planned ranks: pass surrogate=prehab_lib.tail.Tail(ranks={layer: rank or None})"
+            "surrogate 'tail' needs planned ranks: pass surrogate=prehab_lib.rivals.tail.Tail(ranks={layer: rank or None})"
         )
     exact = None if isinstance(surrogate, Tail) else surrogate_named(surrogate)
     if arithmetic == "fast" and exact is not None:

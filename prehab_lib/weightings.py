@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from prehab_lib.decomposition import Decomposition, Weighting, factorise
 from prehab_lib.layers import linear_layers
-from prehab_lib.lazy import KEEP, LazyDecomposition, Shelf
 from prehab_lib.progress import progress
 from prehab_lib.roots import invertible_root, on_factor_device, psd_root
+from prehab_lib.scale.lazy import KEEP, LazyDecomposition, Shelf
 from prehab_lib.stats import LayerStats
 
 __all__ = [

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import datasets
 
-from prehab_lib.glue import GLUE
+from prehab_lib.tasks.glue import GLUE
 
 WORDS = [
     "the",

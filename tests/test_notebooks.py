@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from prehab_lib import grid, parameters
+from prehab_lib.runs import grid
+from prehab_lib.tasks import parameters
 
 ROOT = Path(__file__).resolve().parents[1]
 LESSONS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))

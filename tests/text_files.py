@@ -6,7 +6,7 @@ import datasets
 import torch
 import transformers
 
-from prehab_lib.bpe import train_bpe
+from prehab_lib.tasks.bpe import train_bpe
 
 WORDS = [
     "the",

@@ -1,0 +1,176 @@
+"""Figures: one size, one look, and for every method one fixed colour, dash and marker throughout the book.
+
+Colours are Okabe and Ito's, which stay apart for colour-blind readers; dash and marker carry the same information again, so
+a figure survives a grey printer.  Members of a family share a colour: blue measures the layer's output (Gram), orange the
+gradients (Fisher), green hands out ranks unevenly, vermillion is prehab.
+"""
+
+import io
+import json
+import logging
+import re
+import sys
+
+BLACK, GREY = "#000000", "#7F7F7F"
+ORANGE, SKY, GREEN, BLUE, VERMILLION, PURPLE = "#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00", "#CC79A7"
+DARK, LIGHT = "#7A1F00", "#F2A77B"  # shades of vermillion: prehab with other surrogates
+DASHED, DOTTED, DASHDOT, LONG = (0, (5, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)), (0, (9, 3))
+
+# name: (colour, dash, marker, label)
+STYLES = {
+    # compressors
+    "dense": (BLACK, DOTTED, "None", "original (dense)"),
+    "svd": (GREY, "-", "x", "SVD"),
+    "fwsvd": (ORANGE, "-", "v", "FWSVD"),
+    "gfwsvd": (ORANGE, DASHED, "^", "GFWSVD"),
+    "asvd": (PURPLE, "-", "P", "ASVD"),
+    "svd_llm": (BLUE, "-", "s", "SVD-LLM"),
+    "svd_llm_v2": (BLUE, DASHED, "D", "SVD-LLM V2"),
+    "swift_svd": (BLUE, DOTTED, "p", "Swift-SVD"),
+    "zs_svd": (GREEN, "-", "h", "Zero Sum SVD"),
+    "io_svd": (GREEN, DASHED, "<", "IO-SVD"),
+    "dobi_svd": (GREEN, DOTTED, ">", "Dobi-SVD"),
+    # what is done to the weights before
+    "control": (SKY, DASHED, "d", "fine-tuned, λ = 0"),
+    "prehab": (VERMILLION, "-", "o", "prehab"),
+    "prehab_nuclear": (VERMILLION, LONG, "o", "prehab, nuclear norm"),
+    "prehab_nuclear_ratio": (DARK, DASHED, "*", "prehab, Eq. (5)"),
+    "prehab_stable_rank": (LIGHT, DOTTED, "X", "prehab, stable rank"),
+    # surrogates as functions
+    "rank": (GREY, "-", "None", "rank"),
+    "nuclear": (VERMILLION, "-", "o", "nuclear norm"),
+    "nuclear_ratio": (BLUE, DASHED, "s", "Eq. (5) as printed"),
+    "stable_rank": (GREEN, DASHDOT, "^", "stable rank"),
+    "entropy_rank": (PURPLE, DOTTED, "D", "entropy rank"),
+}
+ALIASES = {"original": "dense"}
+
+SIZES = {"column": (4.8, 3.4), "wide": (8.4, 3.4)}  # inches, per row of panels
+SAVED_DPI, INLINE_DPI = 200, 100
+
+LOOK = {
+    "figure.dpi": INLINE_DPI,
+    "figure.max_open_warning": 0,
+    "font.size": 10,
+    "axes.titlesize": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#DDDDDD",
+    "grid.linewidth": 0.6,
+    "axes.axisbelow": True,
+    "lines.linewidth": 1.8,
+    "lines.markersize": 5.5,
+    "legend.frameon": False,
+    "legend.fontsize": 9,
+    "legend.handlelength": 2.8,
+}
+
+
+def figure(kind: str = "column", nrows: int = 1, ncols: int = 1, **subplots):
+    """A figure in the book's look: (fig, ax), ax an array of axes where there is more than one.
+
+    `kind` "column" fills half a screen, "wide" a whole one.  `subplots` goes to `matplotlib.pyplot.subplots` (sharex, ...).
+    Raises ValueError for another kind.
+    """
+    if kind not in SIZES:
+        raise ValueError(f"figure kind {kind!r} is not known: choose one of {', '.join(SIZES)}")
+    pyplot = _pyplot()
+    width, height = SIZES[kind]
+    drawn = pyplot.subplots(nrows, ncols, figsize=(width, height * nrows), layout="constrained", **subplots)
+    _show_compactly()
+    return drawn
+
+
+def style(method: str) -> dict:
+    """Keyword arguments for `ax.plot`: color, linestyle, marker, label.
+
+    "<method>+rehab" is the same line with hollow markers.  Raises ValueError that lists the known names.
+    """
+    key, _, suffix = method.lower().replace(" ", "_").replace("-", "_").partition("+")
+    key = ALIASES.get(key, key)
+    if key not in STYLES or suffix not in ("", "rehab"):
+        raise ValueError(
+            f"method {method!r} has no style: known are {', '.join([*STYLES, *ALIASES])}, each also with '+rehab'"
+        )
+    drawn = dict(zip(("color", "linestyle", "marker", "label"), STYLES[key], strict=True))
+    if suffix:
+        drawn |= {"markerfacecolor": "white", "label": f"{drawn['label']} + rehab"}
+    return drawn
+
+
+def color(method: str) -> str:
+    """The method's colour as #RRGGBB.  Raises ValueError that lists the known names."""
+    return style(method)["color"]
+
+
+def label(method: str) -> str:
+    """The method's name as it stands in legends and tables.  Raises ValueError that lists the known names."""
+    return style(method)["label"]
+
+
+def shades(count: int) -> list[str]:
+    """Colours for an ordered quantity that is no method (the fraction removed), from dark to light, as #RRGGBB."""
+    from matplotlib import colormaps
+    from matplotlib.colors import to_hex
+
+    return [to_hex(colormaps["viridis"](0.9 * i / max(1, count - 1))) for i in range(count)]
+
+
+def legend(fig, ncols: int = 3):
+    """One legend for all panels, below them, so that it covers no data; each label once."""
+    entries = {}
+    for ax in fig.axes:
+        handles, labels = ax.get_legend_handles_labels()
+        entries = dict(zip(labels, handles, strict=True)) | entries
+    return fig.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=ncols)
+
+
+def save(fig, name: str, table, caption: str = "", **about) -> None:
+    """Writes name.png, name.csv and name.json into the run's folder of figures; nothing outside a run.
+
+    `table` (pandas.DataFrame) holds the numbers that are drawn.  The JSON record is the run's birth certificate with
+    `caption` and `about` (parameters, seeds: anything that JSON can hold).  Raises ValueError for a name that is no plain file name.
+    """
+    if not re.fullmatch(r"[a-z0-9_]+", name):
+        raise ValueError(f"figure name {name!r}: use lower-case letters, digits and underscores only")
+    from prehab_lib.report import records
+
+    folder = records.run_dir()
+    if folder is None:
+        return
+    folder = folder / "figures"
+    folder.mkdir(parents=True, exist_ok=True)
+    record = {"figure": name, "caption": caption, **about, "about": records.birth_certificate()}
+    counted = table.index.name is None and list(table.index) == list(range(len(table)))
+    fig.savefig(folder / f"{name}.png", dpi=SAVED_DPI)
+    table.to_csv(folder / f"{name}.csv", index=not counted, float_format="%.6g")
+    (folder / f"{name}.json").write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _compact_png(fig) -> bytes:
+    """The figure as a PNG of 128 colours: a third of the size, so that a notebook with its pictures stays small."""
+    from PIL import Image
+
+    whole, small = io.BytesIO(), io.BytesIO()
+    fig.savefig(whole, format="png")
+    Image.open(whole).convert("RGB").quantize(128, dither=Image.Dither.NONE).save(small, "PNG", optimize=True)
+    return small.getvalue()
+
+
+def _show_compactly() -> None:
+    """In a notebook, let figures be shown by `_compact_png`."""
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    if shell is not None:
+        from matplotlib.figure import Figure
+
+        shell.display_formatter.formatters["image/png"].for_type(Figure, _compact_png)
+
+
+def _pyplot():
+    # On a fresh machine matplotlib announces its font cache on stderr, which a notebook would keep as an output.
+    logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
+    import matplotlib.pyplot as pyplot
+
+    pyplot.rcParams.update(LOOK)
+    return pyplot

@@ -1,0 +1,204 @@
+"""Compressed models in 8 bits, in bytes that are really written.
+
+The papers count such files with formulas, and their codes round factors of which only the product with L⁻¹ is saved, in fp16.
+Here the factors as they are stored lie on the grid (`packing`), and scales and masks are counted.  A rank index has one
+scale for its column of U and one for its row of V: 4 bytes.
+"""
+
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from prehab_lib.budget import check_removed
+from prehab_lib.factors import LowRankLinear
+from prehab_lib.inputs import check_whole
+from prehab_lib.layers import default_layers, linear_layers, replace_module
+from prehab_lib.rivals.packing import PackedLinear, rounded
+from prehab_lib.roots import on_factor_device
+from prehab_lib.stats import LayerStats
+
+__all__ = ["LAYOUTS", "factor_names", "file_bytes", "hq_removed", "quantise", "quantise_by_loss", "stored_bytes"]
+
+LAYOUTS = ("int8", "remap")
+
+
+def hq_removed(removed: float) -> float:
+    """What to truncate before everything is halved by 8 bits: max(0, 1 − 2 (1 − removed)), exact for a decimal.
+
+    0 means: truncate nothing, `quantise` alone (it then removes half, whatever was asked; scales excepted).
+    Source: Zero Sum SVD (arXiv 2602.02848), rows † (HQ).  Raises ValueError for a bad `removed`.
+    """
+    return float(max(0, 1 - 2 * (1 - check_removed(removed))))
+
+
+def quantise(model: nn.Module, layout: str = "int8", layers: Iterable[str] | None = None) -> nn.Module:
+    """Put the matrices of low-rank and dense layers in 8 bits, in place; returns the model.
+
+    "int8": both factors, one scale for each rank index of each, k (m + n) + 4 k bytes; a dense W one scale a row, m n + 2 m.
+    "remap": the smaller factor and as many of the larger one's entries, max(m, n) − min(m, n) of each of its vectors stay
+    fp16: 2 k max(m, n) + 4 k bytes, so that every rank up to min(m, n) pays.  Only for low-rank layers.
+    Factors go on the grid as they stand (`surgery.compress` leaves them balanced); biases and all else stay as they are.
+
+    layers: names, or None for every low-rank layer, and with "int8" those the papers compress that are dense still.
+    Source: Zero Sum SVD (arXiv 2602.02848), rows † (HQ) and * (remap, after Dobi-SVD), with the stored factors rounded.
+    Raises ValueError for an unknown layout, a layer that is not there, quantised already, or dense under "remap", and numbers
+    out of the reach of fp16 (naming the layer); the model is then as it was.
+    """
+    if layout not in LAYOUTS:
+        raise ValueError(f"layout = {layout!r} is not known: choose one of {', '.join(LAYOUTS)}")
+    new: dict[str, PackedLinear] = {}
+    for name, module in _targets(model, layout, layers).items():
+        if isinstance(module, LowRankLinear):
+            entries = min(module.in_features, module.out_features) if layout == "remap" else None
+            for side in "UV":
+                new[f"{name}.{side}"] = _pack(f"{name}.{side}", getattr(module, side), _axis(side), entries=entries)
+        else:
+            new[name] = _pack(name, module, _axis_of(model, name))
+    return _put(model, new)
+
+
+def quantise_by_loss(model: nn.Module, stats: Mapping[str, LayerStats], budget: int) -> nn.Module:
+    """Put those vectors in 8 bits that change the loss least, as many as `budget` asks for, the rest in fp16; in place.
+
+    The change predicted for a vector f with gradient γ is ⟨γ, Q(f) − f⟩; the smallest magnitudes go first.  One bit a vector
+    says where it went.
+
+    stats: "grad" of the factors, `stats.collect(model, batches, factor_names(model), {"grad"}, task_loss)`; its names are
+    what is stored this way (columns of U, rows of V, rows of a dense layer).  budget: bytes of their matrices together,
+    scales and bits included.
+
+    Source: IO-SVD (arXiv 2605.15626), loss-aware remapping.  Raises ValueError for a budget that all in 8 bits exceed (naming
+    theirs), a missing gradient, and as `quantise` does; the model is then as it was.
+    """
+    check_whole(1, budget=budget)
+    modules = linear_layers(model, sorted(stats))  # equals go in the order of names
+    axes = {name: _axis_of(model, name) for name in modules}
+    changes, saved, total = [], [], 0
+    for name, module in modules.items():
+        F, gamma = (_vectors(M, axes[name]) for M in (module.weight, stats[name].need("grad", f"layer {name!r}")))
+        try:
+            changes.append((gamma.to(F) * (on_factor_device(rounded(F)) - F)).sum(1).abs())
+        except ValueError as problem:
+            raise ValueError(f"layer {name!r}: {problem}") from problem
+        count, size = F.shape
+        saved.append(torch.full((count,), size - 2, device=F.device))  # 2 bytes an entry against 1, and a scale
+        total += 2 * count * size + -(-count // 8)
+    chosen = _cheapest(torch.cat([c.cpu() for c in changes]), torch.cat([s.cpu() for s in saved]), total, budget)
+    masks = chosen.split([len(change) for change in changes])
+    new = {
+        name: _pack(name, module, axes[name], mask=mask.to(module.weight.device))
+        for (name, module), mask in zip(modules.items(), masks, strict=True)
+    }
+    return _put(model, new)
+
+
+def factor_names(model: nn.Module, layers: Iterable[str] | None = None) -> list[str]:
+    """Names of both factors of every low-rank layer, or of those named: what `stats.collect` may be asked about."""
+    found = [name for name, module in model.named_modules() if isinstance(module, LowRankLinear)]
+    wanted = found if layers is None else list(layers)
+    if missing := [name for name in wanted if name not in found] or (not wanted and ["any"]):
+        raise ValueError(f"{missing[0]!r} is no low-rank layer: run surgery.compress first")
+    return [f"{name}.{side}" for name in wanted for side in "UV"]
+
+
+def stored_bytes(module: nn.Module) -> int:
+    """Bytes of all parameters and buffers of a layer or a model, each once: what `surgery.save` writes beside file headers."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in [*module.parameters(), *module.buffers()])
+
+
+def file_bytes(folder: str | os.PathLike) -> tuple[int, int]:
+    """(bytes of tensors, bytes of headers) in the safetensors files of a folder, read off the files themselves.
+
+    Raises FileNotFoundError where there is none.
+    """
+    tensors, headers = 0, 0
+    paths = sorted(Path(folder).glob("*.safetensors"))
+    if not paths:
+        raise FileNotFoundError(f"{folder} holds no safetensors file: give a folder that surgery.save wrote")
+    for path in paths:
+        with path.open("rb") as file:
+            header = 8 + int.from_bytes(file.read(8), "little")
+        headers += header
+        tensors += path.stat().st_size - header
+    return tensors, headers
+
+
+def _cheapest(changes: Tensor, saved: Tensor, total: int, budget: int) -> Tensor:
+    """Which vectors go on the grid: boolean, the least changes first until `total` minus their savings is within `budget`."""
+    order = torch.argsort(changes, stable=True)
+    order = order[saved[order] > 0]
+    left = total - saved[order].cumsum(0)
+    least = int(left[-1]) if len(order) else total
+    if least > budget:
+        raise ValueError(
+            f"budget = {budget}: with all these vectors in 8 bits {least} bytes remain, give at least that"
+        )
+    needed = 0 if total <= budget else int((left > budget).sum()) + 1
+    chosen = torch.zeros(len(changes), dtype=torch.bool)
+    chosen[order[:needed]] = True
+    return chosen
+
+
+def _targets(model: nn.Module, layout: str, layers: Iterable[str] | None) -> dict[str, nn.Module]:
+    modules = dict(model.named_modules())
+    packed = [name for name, module in modules.items() if isinstance(module, PackedLinear)]
+    low_rank = [name for name, module in modules.items() if isinstance(module, LowRankLinear)]
+    if layers is None:
+        if packed:
+            raise ValueError(f"{packed[0]!r} is quantised already: name the layers that are not with layers=[...]")
+        names = low_rank + (_dense(model, low_rank) if layout == "int8" else [])
+    else:
+        names = list(layers)
+    for name in names:
+        if name in packed or f"{name}.U" in packed or f"{name}.V" in packed:
+            raise ValueError(f"layer {name!r} is quantised already")
+    dense = [name for name in names if name not in low_rank]
+    if dense:
+        linear_layers(model, dense)
+    if layout == "remap" and (dense or not names):
+        reason = f"layer {dense[0]!r} is dense" if dense else "no low-rank layer is there"
+        raise ValueError(f"layout 'remap' stores factors and {reason}: run surgery.compress first, or take 'int8'")
+    if not names:
+        raise ValueError("layers is empty: name at least one layer, or leave it out for all")
+    return {name: modules[name] for name in names}
+
+
+def _dense(model: nn.Module, low_rank: list[str]) -> list[str]:
+    try:
+        names = default_layers(model)
+    except ValueError:
+        if not low_rank:
+            raise
+        return []  # all that the family has are low-rank by now
+    return [name for name in names if not name.startswith(tuple(f"{each}." for each in low_rank))]
+
+
+def _axis(side: str) -> str:
+    return "columns" if side == "U" else "rows"
+
+
+def _axis_of(model: nn.Module, name: str) -> str:
+    parent, _, side = name.rpartition(".")
+    return _axis(side) if isinstance(model.get_submodule(parent), LowRankLinear) else "rows"
+
+
+def _vectors(M: Tensor, axis: str) -> Tensor:
+    """The rows or columns of M as rows, in float64."""
+    M = on_factor_device(M)
+    return M if axis == "rows" else M.T
+
+
+def _pack(name: str, module: nn.Linear, axis: str, **how) -> PackedLinear:
+    try:
+        return PackedLinear.of(module.weight, module.bias, axis, **how).train(module.training)
+    except ValueError as problem:
+        raise ValueError(f"layer {name!r} cannot be put in 8 bits: {problem}") from problem
+
+
+def _put(model: nn.Module, new: Mapping[str, PackedLinear]) -> nn.Module:
+    for name, module in new.items():
+        replace_module(model, name, module)
+    return model

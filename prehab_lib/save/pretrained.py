@@ -1,0 +1,227 @@
+"""Compressed models as transformers knows models: `AutoModel….from_pretrained(folder)`, without remote code.
+
+A family gets a configuration of its own ("lowrank_llama"), which lists the rank of every low-rank layer, and subclasses of
+the family's models that swap those layers when they are built; everything else is transformers'.  `import prehab_lib`
+registers them (see `announce`); whoever has not imported it gets transformers' own error about an unknown model type.
+
+A direct `LlamaForCausalLM.from_pretrained(folder)` knows nothing of low-rank layers.  transformers then warns of the foreign
+model type, draws the missing matrices at random and reports each as MISSING: open such folders by the Auto classes.
+
+`generate`, peft (adapters on "U" and "V") and lm-eval see a transformers model like any other:
+`import prehab_lib, lm_eval; lm_eval.simple_evaluate("hf", model_args="pretrained=FOLDER", tasks=["piqa"])`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from types import MappingProxyType
+
+import torch
+from torch import nn
+
+from prehab_lib.factors import LowRankLinear
+from prehab_lib.layers import replace_module
+from prehab_lib.rivals.packing import PackedLinear, Packing
+from prehab_lib.save.rewrite import REWRITES
+
+# Family -> its configuration, and its model for each of AUTO.
+FAMILIES = {
+    "llama": ("LlamaConfig", "LlamaForCausalLM", "LlamaForSequenceClassification", "LlamaModel"),
+    "mistral": ("MistralConfig", "MistralForCausalLM", "MistralForSequenceClassification", "MistralModel"),
+    "qwen2": ("Qwen2Config", "Qwen2ForCausalLM", "Qwen2ForSequenceClassification", "Qwen2Model"),
+    "qwen3": ("Qwen3Config", "Qwen3ForCausalLM", "Qwen3ForSequenceClassification", "Qwen3Model"),
+    "opt": ("OPTConfig", "OPTForCausalLM", "OPTForSequenceClassification", "OPTModel"),
+    "gpt2": ("GPT2Config", "GPT2LMHeadModel", "GPT2ForSequenceClassification", "GPT2Model"),
+    "bert": ("BertConfig", "BertLMHeadModel", "BertForSequenceClassification", "BertModel"),
+}
+AUTO = ("AutoModelForCausalLM", "AutoModelForSequenceClassification", "AutoModel")
+PREFIX, TYPE_PREFIX = "LowRank", "lowrank_"
+NOTHING: Mapping = MappingProxyType({})
+
+
+class LowRankConfig:
+    """What a low-rank configuration says beyond the family's own.
+
+    ranks: layer -> rank.  rewrites: keys of `REWRITES` done before.  buffers: names of buffers kept in the checkpoint
+    although transformers would compute them, because the model had them in another precision (`model.to(bfloat16)` rounds
+    the frequencies of rotary embeddings, `from_pretrained(dtype=...)` does not).  packed: layer or factor -> its `Packing`.
+    """
+
+    ranks: Mapping[str, int] = NOTHING
+    rewrites: tuple[str, ...] = ()
+    buffers: tuple[str, ...] = ()
+    packed: Mapping[str, dict] = NOTHING
+
+    def __post_init__(self, **kwargs):
+        super().__post_init__(**kwargs)
+        _register_classes(self.model_type.removeprefix(TYPE_PREFIX))
+
+    def plain(self) -> dict:
+        """The family's own configuration, as `AutoConfig.for_model` takes it."""
+        ours = ("ranks", "rewrites", "buffers", "packed", "transformers_version", "architectures")
+        kept = {key: value for key, value in self.to_dict().items() if key not in ours}
+        return kept | {"model_type": self.model_type.removeprefix(TYPE_PREFIX)}
+
+
+class LowRankModel:
+    """Mixed into a transformers model: its layers are swapped as the configuration says, before weights are loaded."""
+
+    def __init__(self, config, *args, **kwargs):
+        super().__init__(config, *args, **kwargs)
+        # Some heads build their backbone by Auto class: then it is one of ours and has done its part.
+        inside = isinstance(self.base_model, LowRankModel) and self.base_model is not self
+        reshape(self, () if inside else config.rewrites, self._own(config.ranks), self._own(config.packed))
+        for name in self._own(dict.fromkeys(config.buffers)):
+            owner, _, leaf = name.rpartition(".")
+            module = self.get_submodule(owner)
+            module.register_buffer(leaf, getattr(module, leaf), persistent=True)
+
+    def _own(self, named: dict) -> dict:
+        """`named` by the names of this model: a backbone without its head knows no prefix, and nothing of the head."""
+        if self.base_model is not self:
+            return named
+        prefix = f"{self.base_model_prefix}."
+        headed = any(name.startswith(prefix) for name in named)
+        return {n.removeprefix(prefix): v for n, v in named.items() if n.startswith(prefix) or not headed}
+
+    @property
+    def prehab_recipe(self) -> dict:
+        """The dense skeleton, as `models.build` takes it."""
+        recipe = {"library": "transformers", "class": self._get_name(), "config": self.config.plain()}
+        return recipe | {"attention": self.config._attn_implementation}
+
+    def _get_name(self) -> str:
+        """It prints as the model it was made of; its layers show the ranks."""
+        return type(self).__name__.removeprefix(PREFIX)
+
+
+def reshape(skeleton: nn.Module, rewrites, ranks: Mapping[str, int], packed: Mapping[str, dict] = NOTHING) -> None:
+    """Do to a skeleton fresh from its recipe what was done to the model that was saved."""
+    for name in rewrites:
+        REWRITES[name](skeleton)
+    for name, rank in ranks.items():
+        dense = skeleton.get_submodule(name)
+        if isinstance(dense, LowRankLinear):
+            continue
+        sizes, device = (dense.in_features, dense.out_features, rank), dense.weight.device
+        low_rank = LowRankLinear(*sizes, bias=dense.bias is not None, device=device)
+        replace_module(skeleton, name, low_rank)
+    for name, packing in packed.items():
+        plain = skeleton.get_submodule(name)
+        if not isinstance(plain, PackedLinear):
+            like, sizes = plain.weight, (plain.in_features, plain.out_features)
+            asked = str(like.dtype).removeprefix("torch.")  # of from_pretrained
+            how = replace(Packing(**packing), dtype=asked)
+            replace_module(skeleton, name, PackedLinear(*sizes, how, plain.bias is not None, like.device))
+
+
+@cache
+def config_class(family: str) -> type:
+    """LowRankLlamaConfig for "llama"."""
+    import transformers
+
+    base = getattr(transformers, FAMILIES[family][0])
+    about = {"model_type": f"{TYPE_PREFIX}{family}", "__module__": __name__, "__doc__": LowRankConfig.__doc__}
+    return type(PREFIX + base.__name__, (LowRankConfig, base), about)
+
+
+@cache
+def model_class(family: str, name: str) -> type:
+    """LowRankLlamaForCausalLM for "llama" and "LlamaForCausalLM"."""
+    import transformers
+
+    base = getattr(transformers, name)
+    about = {"config_class": config_class(family), "__module__": __name__, "__doc__": LowRankModel.__doc__}
+    return type(PREFIX + name, (LowRankModel, base), about)
+
+
+def register() -> None:
+    """Make the families' low-rank model types known to transformers, whatever part of it is imported so far."""
+    import transformers
+
+    for family in FAMILIES:
+        transformers.AutoConfig.register(TYPE_PREFIX + family, _promise(family), exist_ok=True)
+
+
+def _promise(family: str) -> type:
+    """Stands for a configuration class until the first one is built.
+
+    `register` may run in the middle of transformers' own import, when the family's modules cannot be imported yet.
+    """
+    from transformers.configuration_utils import PreTrainedConfig
+
+    def build(cls, *args, **kwargs):
+        return config_class(family)(*args, **kwargs)
+
+    return type("Promise", (PreTrainedConfig,), {"model_type": TYPE_PREFIX + family, "__new__": build})
+
+
+@cache
+def _register_classes(family: str) -> None:
+    import transformers
+
+    transformers.AutoConfig.register(TYPE_PREFIX + family, config_class(family), exist_ok=True)
+    for auto, name in zip(AUTO, FAMILIES[family][1:], strict=True):
+        getattr(transformers, auto).register(config_class(family), model_class(family, name), exist_ok=True)
+
+
+def family_of(recipe: dict) -> str | None:
+    """The family of a recipe of `models.recipe_of`, None where transformers could not open its compressed form."""
+    family = recipe.get("config", {}).get("model_type") if recipe.get("library") == "transformers" else None
+    return family if recipe.get("class") in FAMILIES.get(family, ())[1:] else None
+
+
+def auto_class(recipe: dict) -> str:
+    """The Auto class that opens the model of a recipe of a known family."""
+    return AUTO[FAMILIES[family_of(recipe)][1:].index(recipe["class"])]
+
+
+def low_rank_config(recipe: dict, ranks: Mapping[str, int], rewrites=(), buffers=(), packed=NOTHING):
+    """The configuration of a recipe's model after surgery."""
+    plain = {key: value for key, value in recipe["config"].items() if key != "model_type"}
+    more = {"ranks": dict(ranks), "rewrites": list(rewrites), "buffers": list(buffers), "packed": dict(packed)}
+    config = config_class(family_of(recipe))(**plain, **more)
+    config._attn_implementation = recipe["attention"]
+    return config
+
+
+def configuration(model: nn.Module, recipe: dict, ranks: Mapping[str, int], rewrites=(), buffers=(), packed=NOTHING):
+    """What config.json says of a model: the family's own configuration where nothing was changed."""
+    import transformers
+
+    name = recipe["class"]
+    if ranks or rewrites or buffers or packed:
+        config, name = low_rank_config(recipe, ranks, rewrites, buffers, packed), PREFIX + name
+    else:
+        config = transformers.AutoConfig.for_model(**recipe["config"])
+    config.architectures, config.dtype = [name], model.dtype
+    return config
+
+
+def empty(recipe: dict, ranks: Mapping[str, int], rewrites=(), buffers=(), packed=NOTHING) -> nn.Module:
+    """The low-rank model of a recipe without weights: every parameter and buffer is on the meta device."""
+    config = low_rank_config(recipe, ranks, rewrites, buffers, packed)
+    with torch.device("meta"):
+        return model_class(family_of(recipe), recipe["class"])(config)
+
+
+def restore(model: nn.Module, folder: Path) -> None:
+    """What `from_pretrained` sets beside the weights: precision and origin in the configuration, generation settings."""
+    if not hasattr(model, "config_class"):
+        return
+    from transformers import GenerationConfig
+
+    model.config.dtype, model.config.name_or_path = model.dtype, str(folder)
+    if (folder / "generation_config.json").is_file() and model.can_generate():
+        model.generation_config = GenerationConfig.from_pretrained(folder)
+
+
+def __getattr__(name: str) -> type:
+    """The generated classes by name, so that they can be imported and pickled like written ones."""
+    for family, (config, *models) in FAMILIES.items():
+        if name == PREFIX + config:
+            return config_class(family)
+        if name.removeprefix(PREFIX) in models and name.startswith(PREFIX):
+            return model_class(family, name.removeprefix(PREFIX))
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

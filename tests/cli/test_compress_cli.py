@@ -1,0 +1,239 @@
+"""`python -m prehab_lib compress`, on tiny checkpoints with a tokenizer learnt on the spot."""
+
+import json
+import re
+
+import pyarrow
+import pytest
+import torch
+import transformers
+from pyarrow import parquet
+
+from prehab_lib.__main__ import main
+from prehab_lib.factors import LowRankLinear
+from prehab_lib.save import storage
+from prehab_lib.surgery import compress, load, save
+from prehab_lib.tasks.perplexity import perplexity
+from prehab_lib.tasks.windows import cut, token_stream
+from tests.text_files import causal_model, sentence, tiny_tokenizer
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*fewer than 10 tokens")
+TEXT = [sentence(i) for i in range(200)]
+
+
+@pytest.fixture(autouse=True)
+def known_speed(monkeypatch):
+    """What the estimate would measure for seconds."""
+    monkeypatch.setattr("prehab_lib.scale.preflight.rate", lambda kind, dtype, device: 1e10)
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return tiny_tokenizer()
+
+
+@pytest.fixture
+def base(tmp_path, tokenizer):
+    return causal_model(tmp_path / "base", tokenizer=tokenizer)
+
+
+@pytest.fixture
+def text(tmp_path):
+    (tmp_path / "text.txt").write_text("\n\n".join(TEXT), encoding="utf-8")
+    return str(tmp_path / "text.txt")
+
+
+def words(model, data, out, *more):
+    small = ["--window", "16", "--samples", "8", "--batch", "4", "--device", "cpu"]
+    return ["compress", str(model), "--data", str(data), "--out", str(out), *small, *map(str, more)]
+
+
+def test_from_a_text_to_a_model_that_everybody_opens(base, text, tokenizer, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert (
+        main(words(base, text, out, "--steps", 3, "--less-memory", "--lr", "1e-3", "--lam", "0.1", "--license", "mit"))
+        == 0
+    )
+    printed = capsys.readouterr()
+    said = dict(line.split(maxsplit=1) for line in printed.out.splitlines())
+    steps = [line.split()[0] for line in printed.out.splitlines() if not line.startswith("note")]
+    assert steps == ["estimate", "model", "text", "before", "prehab", "statistics", "surgery", "after", "saved"]
+    assert printed.err == "" and "3 steps" in said["prehab"] and "asked 40%" in said["surgery"]
+    ours, theirs = load(out), transformers.AutoModelForCausalLM.from_pretrained(out)
+    stream = token_stream(["\n\n".join(TEXT)], transformers.AutoTokenizer.from_pretrained(out))
+    held_out = cut(stream[-int(0.1 * len(stream)) :], 16, 64)
+    about = json.loads((out / storage.DESCRIPTION).read_text())["about"]
+    for model in (ours, theirs):
+        assert perplexity(model, held_out) == pytest.approx(about["perplexity"]["after"], rel=1e-4)
+    assert f"{about['perplexity']['after']:.4g}" in said["after"] and about["achieved"] > 0.4
+    card = (out / "README.md").read_text()
+    assert "license: mit" in card and "8 windows of 16 tokens of text.txt" in card
+    everything = "".join(file.read_text() for file in out.iterdir() if file.suffix in (".json", ".md"))
+    assert str(tmp_path) not in everything  # the folder may be given away
+
+
+def test_the_surrogate_is_summed_as_in_equation_2_or_averaged_where_asked(base, text, tmp_path, capsys):
+    steps = ["--steps", 3, "--lr", "1e-3", "--lam", "0.1"]
+    loaded = {}
+    for name, more in {"default": [], "sum": ["--reduction", "sum"], "mean": ["--reduction", "mean"]}.items():
+        assert main(words(base, text, tmp_path / name, *steps, *more)) == 0
+        said = f"{'mean' if name == 'mean' else 'sum'} over the layers, λ = 0.1"
+        assert said in capsys.readouterr().out and said in (tmp_path / name / "README.md").read_text()
+        loaded[name] = (tmp_path / name / "model.safetensors").read_bytes()
+    assert loaded["default"] == loaded["sum"] != loaded["mean"]
+
+
+def test_a_merged_gpt2_from_parquet(tokenizer, tmp_path, capsys):
+    gpt2 = causal_model(tmp_path / "gpt2", "gpt2", tokenizer=tokenizer)
+    parquet.write_table(pyarrow.table({"text": [*TEXT, None], "id": range(201)}), tmp_path / "text.parquet")
+    assert main(words(gpt2, tmp_path / "text.parquet", tmp_path / "out", "--merged", "--removed", 0.6)) == 0
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert type(model) is transformers.GPT2LMHeadModel
+    W = model.transformer.h[0].mlp.c_fc.weight
+    assert W.shape == (16, 64) and int(torch.linalg.matrix_rank(W)) == int(0.4 * 16 * 64 / 80)
+    assert "perplexity" in capsys.readouterr().out
+
+
+def test_the_same_seed_gives_the_same_bits_and_an_earlier_model_is_replaced(base, text, tmp_path):
+    out, weights = tmp_path / "out", []
+    for seed in (0, 0, 1):
+        assert main(words(base, text, out, "--seed", seed)) == 0
+        weights.append((out / "model.safetensors").read_bytes())
+    assert weights[0] == weights[1] != weights[2]
+
+
+def test_a_method_that_needs_gradients_and_one_that_searches(base, text, tmp_path, capsys):
+    for method in ("fwsvd", "asvd", "zs_svd_corrected", "io_svd"):
+        assert main(words(base, text, tmp_path / method, "--method", method)) == 0
+        assert any(isinstance(module, LowRankLinear) for module in load(tmp_path / method).modules())
+    assert "fisher_in of 7 layers" in capsys.readouterr().out
+
+
+class GatedRepoError(Exception):
+    pass
+
+
+def gated(*_, **__):
+    raise GatedRepoError("403")
+
+
+def low_rank(folder):
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    compress(model, "svd", 0.4)
+    return model
+
+
+def refusals():
+    """name -> (arguments that replace those of a good call, what is said of them); built in `tmp_path`."""
+
+    def compressed(tmp_path):
+        return {"model": save(low_rank(tmp_path / "base"), tmp_path / "small")}, "small' is compressed already"
+
+    def compressed_before_config_json(tmp_path):
+        folder = save(low_rank(tmp_path / "base"), tmp_path / "small")
+        (folder / "config.json").unlink()
+        return {"model": folder}, "small' is compressed already"
+
+    def no_tokenizer(tmp_path):
+        return {"model": causal_model(tmp_path / "bare")}, "has no tokenizer"
+
+    def vocabulary(tmp_path):
+        model = causal_model(tmp_path / "less", vocabulary=200, tokenizer=tiny_tokenizer())
+        return {"model": model}, "outside the model's vocabulary of 200: the tokenizer belongs to another model"
+
+    def stored_in_float16(tmp_path):
+        model = causal_model(tmp_path / "half", tokenizer=tiny_tokenizer(), dtype="float16")
+        return {"model": model, "more": ["--steps", "1"]}, "prehab cannot train in float16"
+
+    def encoder(tmp_path):
+        config = transformers.BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
+        transformers.BertForMaskedLM(config).save_pretrained(tmp_path / "bert")
+        return {"model": tmp_path / "bert"}, "is a BertForMaskedLM: a causal language model is needed"
+
+    def short(tmp_path):
+        (tmp_path / "short.txt").write_text("the red house")
+        return {"data": tmp_path / "short.txt"}, "has 5 tokens, fewer than two windows of 16"
+
+    def binary(tmp_path):
+        (tmp_path / "text.bin").write_bytes(b"\xff\xfe\x00")
+        return {"data": tmp_path / "text.bin"}, "is no UTF-8 text"
+
+    def empty(tmp_path):
+        (tmp_path / "empty.txt").write_text(" \n")
+        return {"data": tmp_path / "empty.txt"}, "holds no text"
+
+    def columns(tmp_path):
+        parquet.write_table(pyarrow.table({"body": ["a"], "id": [1]}), tmp_path / "other.parquet")
+        return {"data": tmp_path / "other.parquet"}, "no column 'text': it has body, id"
+
+    def torn(tmp_path):
+        (tmp_path / "torn.parquet").write_bytes(b"PAR1")
+        return {"data": tmp_path / "torn.parquet"}, "no Parquet file that can be read"
+
+    def home(tmp_path):
+        (tmp_path / "home").mkdir()
+        (tmp_path / "home" / "thesis.tex").write_text("years")
+        return {"out": tmp_path / "home", "model": "not looked at"}, "holds other files than a saved model"
+
+    def below_a_file(tmp_path):
+        return {"out": tmp_path / "text.txt" / "out"}, "no folder one may write to"
+
+    found = [compressed, compressed_before_config_json, no_tokenizer, vocabulary, encoder, short, binary, empty]
+    found += [stored_in_float16, columns, torn, home, below_a_file]
+    typed = {
+        "no such model": ({"model": "./nowhere"}, "model = './nowhere' is no folder"),
+        "no such data": ({"data": "nowhere.txt"}, "nowhere.txt is no file"),
+        "removed": ({"more": ["--removed", "1.5"]}, "removed"),
+        "method": ({"more": ["--method", "magic"]}, "method = 'magic' is not known"),
+        "surrogate": ({"more": ["--steps", "1", "--surrogate", "magic"]}, "'magic' is not known"),
+        "lam": ({"more": ["--steps", "1", "--lam", "-1"]}, "lam = -1.0"),
+        "device": ({"more": ["--device", "abacus"]}, "--device abacus: this torch has no such device"),
+        "window": ({"more": ["--window", "65"]}, "window = 65 is longer than the 64 positions"),
+        "samples": ({"more": ["--samples", "0"]}, "samples = 0"),
+        "float16": ({"more": ["--steps", "1", "--dtype", "float16"]}, "prehab cannot train in float16"),
+    }
+    cases = {make.__name__: make for make in found} | {k: lambda _, v=v: v for k, v in typed.items()}
+    return [pytest.param(make, id=name) for name, make in cases.items()]
+
+
+@pytest.mark.parametrize("make", refusals())
+def test_bad_input_is_one_sentence_before_any_work(make, base, text, tmp_path, capsys, monkeypatch):
+    changed, says = make(tmp_path)
+    for work in ("models.text_model", "preflight.estimate"):
+        monkeypatch.setattr(f"prehab_lib.{work}", lambda *_, **__: pytest.fail("work was begun"))
+    call = {"model": base, "data": text, "out": tmp_path / "out", "more": []} | changed
+    capsys.readouterr()
+    assert main(words(call["model"], call["data"], call["out"], *call["more"])) == 2
+    said = capsys.readouterr().err.strip().splitlines()
+    assert len(said) == 1 and says in said[0], said
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_gated_model_says_so(text, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("transformers.AutoConfig.from_pretrained", gated)
+    assert main(words("org/model", text, tmp_path / "out")) == 2
+    assert re.search(r"'org/model' is gated: accept its terms", capsys.readouterr().err)
+
+
+def test_a_model_that_cannot_fit_is_refused_before_it_is_loaded(base, text, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("prehab_lib.scale.preflight.available_gib", lambda device: 1e-6)
+    monkeypatch.setattr("prehab_lib.save.models.text_model", lambda *_, **__: pytest.fail("it was loaded"))
+    assert main(words(base, text, tmp_path / "out")) == 2
+    assert re.search(r"needs about 0.0 GiB on cpu, where 0.0 GiB are free: add --less-memory", capsys.readouterr().err)
+
+
+def test_stopped_while_writing_leaves_the_earlier_model(base, text, tmp_path, capsys, monkeypatch):
+    out = tmp_path / "out"
+    assert main(words(base, text, out)) == 0
+    before = {file.name: file.read_bytes() for file in out.iterdir()}
+
+    def stop(tensors, path):
+        path.write_bytes(b"half of")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("prehab_lib.save.tensor_files.write_file", stop)
+    assert main(words(base, text, out, "--removed", 0.6)) == 130
+    assert "stopped; " in capsys.readouterr().err
+    assert main(words(base, text, tmp_path / "new")) == 130
+    assert before == {file.name: file.read_bytes() for file in out.iterdir()}
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["base", "out", "text.txt"]

@@ -1,0 +1,167 @@
+"""Contract of every allocation: whoever adds one to `ALLOCATIONS` inherits these tests."""
+
+import inspect
+from functools import partial
+
+import pytest
+import torch
+
+from prehab_lib.allocation import ALLOCATIONS, allocation_named
+from prehab_lib.budget import break_even_rank, check_removed, rank_for
+from prehab_lib.rivals.grouped import grouped, removed_fractions
+from prehab_lib.rivals.ranks import compressible, groups_of_one_type, shape_of, share_out
+from prehab_lib.stats import LayerStats
+from tests.stack import bits, everything, spectrum, untouched
+
+every_allocation = pytest.mark.parametrize("allocation", ALLOCATIONS)
+BUDGETS = [0.03, 0.2, 0.25, 0.4, 0.5, 0.6, 0.75, 0.8, 0.9, 0.93, 0.99]
+ONE_BUDGET = ("zero_sum", "greedy")  # spent over all layers together; refused where it cannot be met
+
+
+@pytest.fixture(scope="module")
+def given():
+    torch.manual_seed(0)
+    return everything()
+
+
+@pytest.fixture(autouse=True)
+def few_steps(monkeypatch):
+    """Ranks are learned in a few steps here: nothing in this contract depends on their number."""
+    monkeypatch.setitem(ALLOCATIONS, "learned", partial(ALLOCATIONS["learned"], steps=4))
+
+
+@every_allocation
+@pytest.mark.parametrize("removed", BUDGETS)
+def test_ranks_fit_their_layers_and_the_budget(allocation, removed, given):
+    if removed > 0.9268 and allocation in ONE_BUDGET:  # rank 1 everywhere saves 5628 of 6072
+        with pytest.raises(ValueError, match="the nearest reachable is removed = 0.9268"):
+            ALLOCATIONS[allocation](removed=removed, **given)
+        return
+    ranks = ALLOCATIONS[allocation](removed=removed, **given)
+    assert list(ranks) == list(given["decompositions"]) and ranks["gate"] is None
+    shapes = {name: shape_of(found) for name, found in given["decompositions"].items() if name != "gate"}
+    assert all(ranks[name] is None or 1 <= ranks[name] <= break_even_rank(shape) for name, shape in shapes.items())
+    kept = 1 - check_removed(removed)
+    stored = sum(m * n if ranks[name] is None else ranks[name] * (m + n) for name, (m, n) in shapes.items())
+    allowed = sum(max(kept * m * n, m + n) if ranks[name] == 1 else kept * m * n for name, (m, n) in shapes.items())
+    assert stored <= allowed
+    if removed <= 0.8:  # beyond, the head's share is less than rank 1 costs
+        assert stored <= kept * sum(m * n for m, n in shapes.values())
+
+
+@every_allocation
+def test_the_same_question_gets_the_same_answer(allocation, given):
+    answer = ALLOCATIONS[allocation](removed=0.5, **given)
+    assert ALLOCATIONS[allocation](removed=0.5, **given) == answer
+    backwards = {"decompositions": dict(reversed(given["decompositions"].items()))}
+    assert ALLOCATIONS[allocation](removed=0.5, **(given | backwards)) == answer
+
+
+@every_allocation
+def test_nothing_is_changed(allocation, given):
+    model = given["model"].train()
+    before = bits(model)
+    ALLOCATIONS[allocation](removed=0.6, **given)
+    assert untouched(model, before) and model.training
+
+
+@every_allocation
+@pytest.mark.parametrize("removed", [0, 1, -0.1, "40", float("nan")])
+def test_bad_removed_is_refused(allocation, removed, given):
+    with pytest.raises(ValueError, match="removed = "):
+        ALLOCATIONS[allocation](removed=removed, **given)
+
+
+@pytest.mark.parametrize("allocation", [name for name in ALLOCATIONS if name not in (*ONE_BUDGET, "learned")])
+def test_equal_layers_get_equal_ranks(allocation, given):
+    """But for a walk, which stops in the middle of equals once its budget is met, and gates, which want a slope."""
+    one = given["decompositions"]["blocks.0.up"]
+    stats = given["stats"]["blocks.0.up"]
+    names = [name for name in given["decompositions"] if name.endswith(".up")]
+    same = {"decompositions": dict.fromkeys(names, one), "stats": dict.fromkeys(names, stats)}
+    same |= {"task_loss": lambda model, batch: torch.tensor(1.0)}
+    ranks = ALLOCATIONS[allocation](removed=0.5, **(given | same))
+    assert set(ranks.values()) == {rank_for(shape_of(one), 0.5)}
+
+
+def test_an_option_nobody_knows_is_no_option():
+    takers = [name for name, fn in ALLOCATIONS.items() if "_" in inspect.signature(fn).parameters]
+    assert takers == ["uniform"]
+
+
+def test_uniform_is_the_formula(given):
+    ranks = ALLOCATIONS["uniform"](removed=0.4, **given)
+    shapes = compressible(given["decompositions"])
+    assert {name: ranks[name] for name in shapes} == {name: rank_for(shape, 0.4) for name, shape in shapes.items()}
+
+
+def test_unknown_allocation_names_the_known_ones():
+    with pytest.raises(ValueError, match="allocation = 'even' is not known.*uniform"):
+        allocation_named("even")
+
+
+def test_groups_are_of_one_name_and_one_shape():
+    shapes = {"h.0.q": (8, 8), "h.1.q": (8, 8), "h.10.q": (8, 8), "h.0.k": (4, 8), "h.1.k": (8, 8), "fc1": (8, 8)}
+    groups = groups_of_one_type(shapes | {"fc2": (8, 8), "experts.0.w2": (8, 8), "experts.1.w2": (8, 8)})
+    assert groups == [
+        ["h.0.q", "h.1.q", "h.10.q"],
+        ["h.0.k"],
+        ["h.1.k"],
+        ["fc1"],
+        ["fc2"],
+        ["experts.0.w2", "experts.1.w2"],
+    ]
+
+
+def test_shares_are_proportional_capped_and_complete():
+    shares = share_out(10, {"a": 1.0, "b": 2.0, "c": 2.0}, {"a": 10, "b": 10, "c": 10})
+    assert shares == {"a": 2, "b": 4, "c": 4}
+    shares = share_out(10, {"a": 1.0, "b": 2.0, "c": 2.0}, {"a": 10, "b": 1, "c": 5})
+    assert shares == {"a": 4, "b": 1, "c": 5}  # what b and c cannot take goes to a
+    assert sum(share_out(10, {"a": 1.0, "b": 2.0}, {"a": 2, "b": 3}).values()) == 5
+    assert sum(share_out(7, {"a": 0.1, "b": 0.2, "c": 0.3}, dict.fromkeys("abc", 7)).values()) == 7
+
+
+SIGMAS = [0.01, 1.0, 3.0, 3.0, 100.0, 1e6]
+
+
+@pytest.fixture
+def unequal():
+    return {f"blocks.{number}.fc": spectrum((24, 40), sigma) for number, sigma in enumerate(SIGMAS)}
+
+
+@pytest.mark.parametrize("removed", [0.03, 0.2, 0.5, 0.8, 0.85, 0.93])
+def test_grouped_fractions_keep_the_budget_and_spare_the_large_losses(removed, unequal):
+    fractions = removed_fractions(unequal, removed)
+    most = 1 - 64 / (24 * 40)
+    assert sum(fractions.values()) == len(SIGMAS) * check_removed(removed)
+    assert all(0 < fraction <= most for fraction in fractions.values())
+    in_order = list(fractions.values())  # SIGMAS ascend
+    assert in_order == sorted(in_order, reverse=True) and in_order[2] == in_order[3]
+    ranks = list(grouped(unequal, removed).values())
+    assert ranks == sorted(ranks) and (ranks[0] < ranks[-1] or removed > 0.85)
+
+
+def test_grouped_is_the_formula_by_hand():
+    """L = 0 and L = e² − e at the uniform rank 7, so g = 1 and 1/2: fractions 2/3 and 1/3 of the sum."""
+    sigma = (torch.e**2 - torch.e) / (24 - 7) ** 0.5
+    fractions = removed_fractions({"h.0": spectrum((24, 40), 0.0), "h.1": spectrum((24, 40), sigma)}, 0.5)
+    assert [float(fraction) for fraction in fractions.values()] == pytest.approx([2 / 3, 1 / 3])
+
+
+def test_grouped_shares_inside_a_type_only(unequal):
+    alone = {"head": spectrum((24, 40), 1e9), "blocks.0.other": spectrum((24, 40), 1e-9)}
+    ranks = grouped(unequal | alone, 0.5)
+    assert ranks["head"] == ranks["blocks.0.other"] == rank_for((24, 40), 0.5)
+    assert {name: ranks[name] for name in unequal} == grouped(unequal, 0.5)
+
+
+def test_grouped_at_a_budget_below_rank_one_takes_rank_one(unequal):
+    assert set(grouped(unequal, 0.97).values()) == {1}
+
+
+def test_grouped_depends_on_the_scale_of_the_statistic(unequal):
+    """By definition: log(e + L) is neither linear nor homogeneous.  Tokens are such a scale."""
+    counted = grouped(unequal, 0.5, stats={name: LayerStats(tokens=10**6) for name in unequal})
+    louder = {name: spectrum((24, 40), 1e3 * sigma) for name, sigma in zip(unequal, SIGMAS, strict=True)}
+    assert counted == grouped(louder, 0.5) != grouped(unequal, 0.5)

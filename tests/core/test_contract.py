@@ -1,0 +1,294 @@
+"""What every ruler × every allocation keeps to; whoever adds one to a table inherits these tests."""
+
+import copy
+import itertools
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+
+from prehab_lib.allocation import ALLOCATIONS
+from prehab_lib.budget import break_even_rank
+from prehab_lib.evaluate import classification_loss
+from prehab_lib.factors import LowRankLinear
+from prehab_lib.methods import METHODS, Method
+from prehab_lib.rivals.recovery import RECOVERIES
+from prehab_lib.stats import KNOWN, LayerStats, collect
+from prehab_lib.surgery import compress
+from prehab_lib.weightings import WEIGHTINGS, decompose, decompose_all, error
+from tests.helpers import layer, scaled, toy_batches
+
+EVERY_NEED = set(KNOWN)
+ONE_BUDGET = ("zero_sum", "greedy")  # spent over all layers together; refused where it cannot be met
+
+
+class Net(nn.Module):
+    """Three blocks of two layers each, a thin output and a layer that no rank makes smaller."""
+
+    def __init__(self, n=12, hidden=20, classes=4):
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            blocks = [nn.Sequential(nn.Linear(n, hidden), nn.Tanh(), nn.Linear(hidden, n)) for _ in range(3)]
+            self.blocks, self.head, self.gate = nn.ModuleList(blocks), nn.Linear(n, classes), nn.Linear(n, 1)
+
+    def forward(self, x):
+        for i, block in enumerate(self.blocks):
+            x = x + (i + 1) * block(x)
+        return self.head(x) * torch.sigmoid(self.gate(x))
+
+
+@pytest.fixture(scope="module")
+def net():
+    model, batches = Net(), toy_batches(6, 40)
+    stats = collect(model, batches, needs=EVERY_NEED, task_loss=classification_loss)
+    cuts = {ruler: decompose_all(model, stats, ruler) for ruler in WEIGHTINGS}
+    return model, batches, stats, cuts
+
+
+@pytest.fixture(autouse=True)
+def few_steps(monkeypatch):
+    """Ranks are learned in a few steps here: nothing in this contract depends on their number."""
+    monkeypatch.setitem(ALLOCATIONS, "learned", partial(ALLOCATIONS["learned"], steps=4))
+
+
+def given(batches):
+    return dict(task_loss=classification_loss, batches=batches[:2], validation=batches[2:3])
+
+
+every_point = pytest.mark.parametrize(("ruler", "allocation"), [*itertools.product(WEIGHTINGS, ALLOCATIONS)])
+
+
+@every_point
+@pytest.mark.parametrize("removed", [0.05, 0.4, 0.9])
+def test_the_budget_is_kept_as_recounted_from_the_modules(net, ruler, allocation, removed):
+    model, batches, stats, cuts = net
+    cut = copy.deepcopy(model)
+    arguments = (cut, Method(ruler, allocation), removed, stats)
+    if removed == 0.9 and allocation in ONE_BUDGET:  # rank 1 everywhere saves 1280 of 1500
+        with pytest.raises(ValueError, match="the nearest reachable is removed = 0.8533"):
+            compress(*arguments, decompositions=cuts[ruler], **given(batches))
+        return
+    report = compress(*arguments, decompositions=cuts[ruler], **given(batches))
+    spared, over = 0.0, []
+    for name, rank in report.ranks.items():
+        module, dense = cut.get_submodule(name), model.get_submodule(name)
+        m, n = dense.weight.shape
+        assert (rank is None) == (type(module) is nn.Linear)
+        assert rank is None or (isinstance(module, LowRankLinear) and 1 <= rank <= break_even_rank((m, n)))
+        assert torch.equal(module.bias, dense.bias)
+        if not break_even_rank((m, n)) or rank == 1:  # cannot be cut further: may exceed its share, and is listed
+            cost = m * n if rank is None else m + n
+            spared += max(0.0, cost - (1 - removed) * m * n)
+            over += [name] if rank and cost > (1 - removed) * m * n else []
+            assert rank == 1 or name in report.kept_dense
+    assert report.at_floor == over
+    total = sum(model.get_submodule(name).weight.numel() for name in report.ranks)
+    assert (1 - report.achieved) * total <= (1 - removed) * total + spared + 1e-9
+
+
+@every_point
+def test_the_same_input_gives_the_same_bits_and_leaves_the_model_alone(net, ruler, allocation):
+    model, batches, stats, cuts = net
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    ranks = [ALLOCATIONS[allocation](cuts[ruler], 0.4, model=model, stats=stats, **given(batches)) for _ in range(2)]
+    assert ranks[0] == ranks[1] and list(ranks[0]) == list(cuts[ruler])
+    assert all(torch.equal(before[name], p) for name, p in model.named_parameters())
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_seed_reproduces_every_method_bit_by_bit(net, method):
+    model, batches, _, _ = net
+    found = []
+    for _ in range(2):
+        cut = copy.deepcopy(model)
+        stats = collect(cut, batches, needs=METHODS[method].needs, task_loss=classification_loss)
+        compress(cut, method, 0.4, stats, **given(batches))
+        found.append(cut.state_dict())
+    assert found[0].keys() == found[1].keys() and all(torch.equal(found[0][k], found[1][k]) for k in found[0])
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_missing_need_is_named(net, method):
+    model, batches, _, _ = net
+    chosen = METHODS[method]
+    for need in chosen.needs:
+        stats = collect(model, batches, needs=chosen.needs, task_loss=classification_loss)
+        for found in stats.values():
+            setattr(found, need, None)
+        with pytest.raises(ValueError, match=f"needs the statistic {need!r}"):
+            compress(copy.deepcopy(model), method, 0.4, stats, **given(batches))
+
+
+@every_point
+@pytest.mark.parametrize("recovery", [None, *RECOVERIES])
+def test_every_combination_of_the_axes_runs(net, ruler, allocation, recovery):
+    model, batches, stats, cuts = net
+    cut = copy.deepcopy(model)
+    method = Method(ruler, allocation, recovery)
+    compress(cut, method, 0.5, stats, decompositions=cuts[ruler], **given(batches))
+    assert torch.isfinite(cut(batches[0][0])).all()
+
+
+@pytest.mark.parametrize("allocation", ALLOCATIONS)
+def test_which_ranks_depend_on_the_scale_of_the_statistics(allocation):
+    """Grouped and importance weigh logarithms of losses, which have a unit; the others see no scale."""
+    model, batches = Net(n=24, hidden=48), toy_batches(4, 80, n=24)
+    with torch.no_grad():
+        model.blocks[2][0].weight.mul_(20)
+    stats = collect(model, batches, needs={"gram", "influence", "grad"}, task_loss=classification_loss)
+    fainter = {name: scaled(s, 1e-12) for name, s in stats.items()}
+    for name, s in fainter.items():
+        s.influence, s.tokens = stats[name].influence, stats[name].tokens
+    cuts, again = (decompose_all(model, s, "gram") for s in (stats, fainter))
+    for name in cuts:
+        torch.testing.assert_close(again[name].truncate(1).dense(), cuts[name].truncate(1).dense(), rtol=0, atol=1e-10)
+    allocate = ALLOCATIONS[allocation]
+    plans = [
+        [allocate(c, removed, model=model, stats=s, **given(batches)) for removed in (0.3, 0.5, 0.7)]
+        for c, s in ((cuts, stats), (again, fainter))
+    ]
+    assert (plans[0] == plans[1]) == (allocation not in ("grouped", "importance"))
+
+
+# Cross-equalities (digest, section 9)
+
+
+def assert_same_map(a, b, tolerance=1e-10):
+    assert float((a - b).norm() / b.norm()) < tolerance
+
+
+@pytest.mark.parametrize("dims", [(24, 20, 600), (20, 24, 600)], ids=["tall", "wide"])
+def test_svd_llm_equals_v2_equals_swift_at_equal_ranks(dims):
+    W, stats, X = layer(*dims)
+    ours = decompose(W, stats, "gram").truncate(6).dense()
+    S, Us = torch.linalg.eigh(X.T @ X)
+    U, s, Vt = torch.linalg.svd(W @ Us @ torch.diag(S.sqrt()), full_matrices=False)
+    v2 = U[:, :6] @ torch.diag(s[:6]) @ Vt[:6] @ torch.diag(S.rsqrt()) @ Us.T
+    Y = X @ W.T
+    V = torch.linalg.eigh(Y.T @ Y).eigenvectors[:, -6:]
+    assert_same_map(v2, ours)
+    assert_same_map(V @ V.T @ W, ours)
+
+
+def test_gfwsvd_with_an_identity_is_svd_llm():
+    W, stats, _ = layer(24, 20, 600)
+    eye = torch.eye(24, dtype=torch.float64)
+    kron = LayerStats(kron_in=stats.gram, kron_out=eye)
+    assert_same_map(
+        decompose(W, kron, "kronecker").truncate(6).dense(), decompose(W, stats, "gram").truncate(6).dense()
+    )
+
+
+def test_gfwsvd_with_a_diagonal_is_fwsvd():
+    W, stats, _ = layer(24, 20, 600)
+    kron = LayerStats(kron_in=torch.diag(stats.fisher_in), kron_out=torch.eye(24, dtype=torch.float64))
+    assert_same_map(
+        decompose(W, kron, "kronecker").truncate(6).dense(), decompose(W, stats, "fisher").truncate(6).dense()
+    )
+
+
+def test_constant_scales_are_plain_svd():
+    W, stats, _ = layer(24, 20, 600)
+    plain = decompose(W, None, "identity").truncate(6).dense()
+    constant = LayerStats(fisher_in=torch.full((20,), 3.0), fisher_out=torch.full((24,), 5.0))
+    for ruler, options, statistics in (
+        ("activation", {"alpha": 0.0}, stats),
+        ("activation_max", {"alpha": 0.0}, stats),
+        ("fisher", {}, constant),
+        ("fisher_out", {}, constant),
+        ("fisher_two_sided", {}, constant),
+    ):
+        assert_same_map(decompose(W, statistics, ruler, **options).truncate(6).dense(), plain, 1e-12)
+
+
+def test_the_rulers_measure_what_their_papers_print():
+    W, stats, X = layer(14, 10, 300)
+    E = W - decompose(W, None, "identity").truncate(4).dense()
+    A, B, n, m = stats.kron_in, stats.kron_out, 10, 14
+    vec = E.T.reshape(n * m)  # column-major
+    C = stats.logit_gram + 1e-3 * stats.logit_gram.trace() / m * torch.eye(m)
+    printed = {
+        "identity": E.square().sum(),
+        "fisher": (stats.fisher_in * E.square()).sum(),
+        "fisher_out": (stats.fisher_out[:, None] * E.square()).sum(),
+        "fisher_two_sided": (stats.fisher_out[:, None] * stats.fisher_in * E.square()).sum(),
+        "kronecker": vec @ torch.kron(A, B) @ vec,
+        "activation": (E * stats.mean_abs.sqrt()).square().sum(),
+        "activation_max": (E * stats.max_abs.sqrt()).square().sum(),
+        "gram": (X @ E.T).square().sum() / len(X),
+        "gram_logit": (C @ E @ stats.gram @ E.T).trace(),
+    }
+    assert printed.keys() == WEIGHTINGS.keys()
+    for ruler, value in printed.items():
+        W_hat = W - E
+        assert error(W, W_hat, stats, ruler) == pytest.approx(float(value), rel=1e-9), ruler
+
+
+# Robustness: finite, optimal within 1 %, or refused
+
+
+def optimal_within_a_percent(W, rough, exact, ruler, rank):
+    found = error(W, decompose(W, rough, ruler).truncate(rank).dense(), exact, ruler)
+    best = decompose(W, exact, ruler).tail_error(rank)
+    return found <= 1.01 * best + 1e-12 * error(W, torch.zeros_like(W), exact, ruler)
+
+
+@pytest.mark.parametrize("ruler", WEIGHTINGS)
+@pytest.mark.parametrize("trouble", ["dead inputs", "one channel 3000 times larger", "float32 sums"])
+def test_troubled_inputs_stay_optimal(ruler, trouble):
+    def with_trouble(dtype):
+        X = torch.randn(400, 20, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+        D = torch.randn(400, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+        if trouble == "dead inputs":
+            X[:, 3:6] = 0
+            D[:, 2] = 0
+        else:
+            X[:, 7] *= 3000
+        X, D = X.to(dtype), D.to(dtype)
+        squares = (D.square().T @ X.square()) / 400
+        means = dict(gram=X.T @ X / 400, mean_abs=X.abs().mean(0), max_abs=X.abs().amax(0))
+        means |= dict(fisher_in=squares.sum(0), fisher_out=squares.sum(1))
+        means |= dict(kron_in=(X * D.square().sum(1, keepdim=True)).T @ X / 400)
+        means |= dict(kron_out=(D * X.square().sum(1, keepdim=True)).T @ D / 400, logit_gram=D.T @ D / 400)
+        return LayerStats(**{name: value.double() for name, value in means.items()})
+
+    W = torch.randn(16, 20, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    exact = with_trouble(torch.float64)
+    rough = with_trouble(torch.float32 if trouble == "float32 sums" else torch.float64)
+    for rank in (2, 8):
+        assert optimal_within_a_percent(W, rough, exact, ruler, rank)
+    torch.testing.assert_close(decompose(W, rough, ruler).truncate(16).dense(), W, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("ruler", WEIGHTINGS)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_weights_cost_their_rounding_alone(ruler, dtype):
+    W, stats, _ = layer(24, 20, 300, spread=1.0)
+    W = W.to(dtype)
+    whole = decompose(W, stats, ruler)
+    assert whole.left.dtype == torch.float64
+    stored = whole.truncate(6).balanced()
+    rounded = stored.U.to(dtype).double() @ stored.V.to(dtype).double()
+    assert error(W, rounded, stats, ruler) <= 1.01 * whole.tail_error(6)
+
+
+@pytest.mark.parametrize("ruler", WEIGHTINGS)
+@pytest.mark.parametrize("shape", [(8, 6), (1, 6), (6, 1)])
+def test_zero_weights_are_their_own_best_answer(ruler, shape):
+    _, stats, _ = layer(*shape, 100)
+    whole = decompose(torch.zeros(shape), stats, ruler)
+    assert torch.equal(whole.truncate(1).dense(), torch.zeros(shape, dtype=torch.float64))
+    assert torch.isfinite(whole.left).all() and torch.isfinite(whole.right).all()
+
+
+@pytest.mark.parametrize("ruler", [r for r in WEIGHTINGS if r != "identity"])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_statistic_that_is_not_finite_is_refused(ruler, bad):
+    W, stats, _ = layer(8, 6, 100)
+    for value in vars(stats).values():
+        if isinstance(value, torch.Tensor):
+            value.view(-1)[0] = bad
+    with pytest.raises(ValueError, match="NaN"):
+        decompose(W, stats, ruler)

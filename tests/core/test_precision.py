@@ -1,0 +1,288 @@
+"""Training in half precision: what bfloat16 loses, that float32 masters do not, and what saves memory at the same result."""
+
+import copy
+import sys
+import types
+import weakref
+
+import pytest
+import torch
+from torch import nn
+
+from prehab_lib import surrogates
+from prehab_lib.evaluate import classification_loss
+from prehab_lib.precision import master_weights, recomputed_activations
+from prehab_lib.prehab import prehab
+from prehab_lib.save.rewrite import to_linear
+from prehab_lib.scale.optimizers import OPTIMIZERS
+from prehab_lib.stats import collect
+from tests.families import gpt2, llama, tiny, vit
+from tests.helpers import Toy, killed_after, toy_batches
+
+SETTINGS = dict(surrogate="nuclear", lam=0.1, steps=4, lr=1e-3)
+
+
+def token_loss(model, batch):
+    return model(input_ids=batch["input_ids"], labels=batch["input_ids"]).loss
+
+
+def tokens(count=6):
+    generator = torch.Generator().manual_seed(0)
+    return [{"input_ids": torch.randint(0, 40, (8, 12), generator=generator)} for _ in range(count)]
+
+
+@pytest.fixture
+def toy():
+    model, batches = Toy(n=48, m=64), toy_batches(n=48, size=500)
+    return model, batches, collect(model, batches)
+
+
+@pytest.fixture(scope="module")
+def text():
+    model = llama()
+    return model, tokens(), collect(model, tokens(4 * 6))
+
+
+def weights(model):
+    return torch.cat([parameter.detach().double().flatten() for parameter in model.parameters()])
+
+
+def test_a_step_of_1e_5_leaves_most_bfloat16_weights_unchanged():
+    """Weights as wide as LLaMA's (σ = 0.02), AdamW's first steps of 1e-5 each: all in one direction."""
+    generator = torch.Generator().manual_seed(0)
+    start = (0.02 * torch.randn(200, 200, generator=generator)).bfloat16()
+    moved = {}
+    for dtype in (torch.bfloat16, torch.float32):
+        W = nn.Parameter(start.to(dtype, copy=True))
+        optimizer = torch.optim.AdamW([W], lr=1e-5, weight_decay=0.0)
+        for step in range(40):
+            W.grad = torch.ones_like(W)
+            optimizer.step()
+            if step == 0:
+                unchanged = float((start == W).float().mean())
+                assert unchanged == pytest.approx(0.84, abs=0.02) if dtype == torch.bfloat16 else unchanged == 0
+        moved[dtype] = float((W.detach().bfloat16().float() - start.float()).mean())
+    assert moved[torch.float32] == pytest.approx(-4e-4, rel=0.03)  # 40 steps of 1e-5, rounded once
+    assert abs(moved[torch.bfloat16]) < 0.5 * 4e-4
+
+
+def test_prehab_of_a_bfloat16_model_trains_masters_and_rounds_once(toy):
+    half = copy.deepcopy(toy[0]).to(torch.bfloat16)
+    exact = copy.deepcopy(half).float()
+    seen = set()
+
+    def spying(model, batch):
+        seen.add((model.query.weight.dtype, model.query.bias.dtype, model.query(batch[0].bfloat16()).dtype))
+        return classification_loss(model, (batch[0].to(torch.bfloat16), batch[1]))
+
+    more = SETTINGS | dict(lam=0.0, lr=1e-5, steps=20)
+    history = prehab(half, spying, toy[1], toy[2], **more)
+    prehab(exact, classification_loss, toy[1], toy[2], **more)
+    assert seen == {(torch.float32, torch.bfloat16, torch.bfloat16)}
+    assert {p.dtype for p in half.parameters()} == {torch.bfloat16} and len(history.rows) == 20
+    # Up to one unit in the last place of bfloat16 (2⁻⁸): the forward pass, too, is in bfloat16.
+    torch.testing.assert_close(half.query.weight.float(), exact.query.weight, rtol=2**-7, atol=5e-5)
+    start = toy[0].query.weight.bfloat16()
+    assert float((half.query.weight != start).float().mean()) > 0.3  # steps of which most, one at a time, would vanish
+
+
+def test_what_is_not_trained_comes_back_to_the_last_bit(toy):
+    for compute in (None, "float32", "bfloat16"):
+        model = copy.deepcopy(toy[0]).to(torch.bfloat16)
+        loss = lambda m, b: classification_loss(m, (b[0].to(m.query.bias.dtype), b[1]))  # noqa: E731
+        prehab(model, loss, toy[1], toy[2], compute=compute, **SETTINGS)
+        for name, parameter in model.named_parameters():
+            same = torch.equal(parameter, toy[0].get_parameter(name).bfloat16())
+            assert same == name.endswith("bias") and parameter.dtype == torch.bfloat16, (compute, name)
+
+
+def test_masters_are_given_back_where_training_fails(toy):
+    model = toy[0].to(torch.bfloat16)
+    with pytest.raises(RuntimeError, match="stop"), master_weights(model, ["query.weight"], None):
+        assert [p.dtype for p in (model.query.weight, model.key.weight)] == [torch.float32, torch.bfloat16]
+        raise RuntimeError("stop")
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("coordinates", ["weight", "whitened"])
+def test_bfloat16_compute_of_a_float32_model_is_near_float32(coordinates, text):
+    """Mixed precision moves the weights as float32 does: the steps differ by a few percent, and stay float32."""
+    model, batches, stats = text
+    ours, exact = copy.deepcopy(model), copy.deepcopy(model)
+    more = SETTINGS | dict(coordinates=coordinates, lr=1e-5)
+    prehab(ours, token_loss, batches, stats, compute="bfloat16", **more)
+    prehab(exact, token_loss, batches, stats, compute="float32", **more)
+    assert {p.dtype for p in ours.parameters()} == {torch.float32}
+    step, wanted = (weights(m) - weights(model) for m in (ours, exact))
+    assert not torch.equal(step, wanted)
+    assert torch.nn.functional.cosine_similarity(step, wanted, dim=0) > 0.95
+
+
+def test_compute_float32_says_what_no_option_says_for_a_float32_model(toy):
+    ours, plain = copy.deepcopy(toy[0]), copy.deepcopy(toy[0])
+    one = prehab(ours, classification_loss, toy[1], toy[2], compute="float32", **SETTINGS)
+    other = prehab(plain, classification_loss, toy[1], toy[2], **SETTINGS)
+    assert torch.equal(weights(ours), weights(plain)) and one.rows == other.rows
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "vit"])
+def test_recomputed_activations_give_the_same_weights_and_flags_come_back(family):
+    model = {"llama": llama, "gpt2": gpt2, "vit": vit}[family]()
+    to_linear(model)
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.1  # the recomputation must drop the same numbers
+    generator = torch.Generator().manual_seed(0)
+    images = [(torch.rand(4, 3, 16, 16, generator=generator), torch.arange(4)) for _ in range(4)]
+    batches, loss = (images, classification_loss) if family == "vit" else (tokens(), token_loss)
+    stats = collect(model, batches, dtype=torch.float32)
+    found, calls = {}, {}
+    for on in (False, True):
+        found[on], calls[on] = copy.deepcopy(model), 0
+        block = found[on].get_submodule(
+            {"llama": "model.layers.0", "gpt2": "transformer.h.0", "vit": "blocks.0"}[family]
+        )
+        inner = next(module for module in block.modules() if isinstance(module, nn.Linear))
+        inner.register_forward_hook(lambda *_, on=on: calls.__setitem__(on, calls[on] + 1))
+        before = flags_of(found[on])
+        torch.manual_seed(0)
+        prehab(found[on], loss, batches, stats, gradient_checkpointing=on, **SETTINGS | dict(steps=2))
+        assert flags_of(found[on]) == before
+    assert calls[True] == 2 * calls[False]  # each block ran again
+    torch.testing.assert_close(weights(found[True]), weights(found[False]), rtol=0, atol=1e-7)
+
+
+def flags_of(model):
+    flags = [getattr(module, "gradient_checkpointing", None) for module in model.modules()]
+    return flags, getattr(getattr(model, "config", None), "use_cache", None), getattr(model, "grad_checkpointing", None)
+
+
+def test_checkpointing_that_was_on_stays_on():
+    model = llama()
+    with recomputed_activations(model, True):
+        pass
+    assert not model.is_gradient_checkpointing
+    getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
+    before = model.model.layers[0]._gradient_checkpointing_func
+    with recomputed_activations(model, True):
+        pass
+    assert model.is_gradient_checkpointing and model.model.layers[0]._gradient_checkpointing_func is before
+
+
+def test_a_resumed_run_with_masters_ends_at_the_same_bits(text, tmp_path):
+    model, batches, stats = text
+    start = copy.deepcopy(model).to(torch.bfloat16)
+    more = SETTINGS | dict(
+        steps=5, checkpoint_every=2, gradient_checkpointing=True, rank_dtype="float32", roots_on="cpu"
+    )
+    whole, again = copy.deepcopy(start), copy.deepcopy(start)
+    prehab(whole, token_loss, batches, stats, **more)
+
+    with pytest.raises(KeyboardInterrupt):
+        prehab(
+            copy.deepcopy(start),
+            killed_after(3, token_loss),
+            batches,
+            stats,
+            checkpoint=tmp_path / "c.safetensors",
+            **more,
+        )
+    history = prehab(again, token_loss, batches, stats, checkpoint=tmp_path / "c.safetensors", **more)
+    assert history.column("step") == list(range(5))
+    assert torch.equal(weights(again), weights(whole)) and not torch.equal(weights(again), weights(start))
+    with pytest.raises(ValueError, match="belongs to other settings"):
+        other = more | dict(rank_dtype="float64")
+        prehab(copy.deepcopy(start), token_loss, batches, stats, checkpoint=tmp_path / "c.safetensors", **other)
+
+
+def test_float32_roots_on_the_cpu_give_nearly_the_same_surrogate(toy):
+    rows = {}
+    for name, change in {"exact": {}, "cheap": dict(rank_dtype="float32", roots_on="cpu")}.items():
+        model = copy.deepcopy(toy[0])
+        rows[name] = prehab(model, classification_loss, toy[1], toy[2], **SETTINGS | change).rows
+    for cheap, exact in zip(rows["cheap"], rows["exact"], strict=True):
+        assert cheap["surrogate"] == pytest.approx(exact["surrogate"], rel=1e-5)
+
+
+def test_one_layer_of_the_surrogate_lives_at_a_time(toy):
+    """The graph of one W L is gone before the next is made: at most one product is alive."""
+
+    class Token:
+        """Lives as long as the graph that its tensor is part of."""
+
+    alive, most = [], []
+    nuclear = surrogates.nuclear
+
+    def watched(M):
+        token = Token()
+        M.register_hook(lambda _, token=token: None)
+        alive.append(weakref.ref(token))
+        del token
+        most.append(sum(ref() is not None for ref in alive))
+        return nuclear(M)
+
+    surrogates.SURROGATES["watched"] = watched
+    try:
+        for coordinates in ("weight", "whitened"):
+            alive.clear(), most.clear()
+            more = SETTINGS | dict(surrogate="watched", steps=1, log_every=None, coordinates=coordinates)
+            prehab(copy.deepcopy(toy[0]), classification_loss, toy[1], toy[2], **more)
+            assert max(most) == (1 if coordinates == "weight" else 3)
+    finally:
+        del surrogates.SURROGATES["watched"]
+
+
+@pytest.mark.parametrize(("name", "package"), [("adamw_8bit", "torchao"), ("paged_adamw_8bit", "bitsandbytes")])
+def test_an_optimizer_of_another_library_is_used_or_asked_for(name, package, toy, monkeypatch):
+    monkeypatch.setitem(sys.modules, f"{package}.optim", None)
+    with pytest.raises(ImportError, match=f"needs the package '{package}': pip install {package}"):
+        prehab(copy.deepcopy(toy[0]), classification_loss, toy[1], toy[2], optimizer=name, **SETTINGS)
+    made = []
+
+    class Fake(torch.optim.SGD):
+        def __init__(self, parameters, **options):
+            made.append(options)
+            super().__init__(parameters, **options)
+
+    kind = {"torchao": "AdamW8bit", "bitsandbytes": "PagedAdamW8bit"}[package]
+    monkeypatch.setitem(sys.modules, package, types.ModuleType(package))
+    monkeypatch.setitem(sys.modules, f"{package}.optim", types.SimpleNamespace(**{kind: Fake}))
+    model = copy.deepcopy(toy[0])
+    prehab(model, classification_loss, toy[1], toy[2], optimizer=name, **SETTINGS)
+    assert made == [{"lr": 1e-3, "weight_decay": 0.0}] and not torch.equal(model.query.weight, toy[0].query.weight)
+    with pytest.raises(ValueError, match=f"checkpoint=... cannot hold the state of optimizer '{name}'"):
+        prehab(model, classification_loss, toy[1], toy[2], optimizer=name, checkpoint="c", **SETTINGS)
+
+
+def test_the_fused_optimizer_takes_the_same_steps(toy):
+    found = {}
+    for name in ("adamw", "adamw_fused"):
+        found[name] = copy.deepcopy(toy[0])
+        prehab(found[name], classification_loss, toy[1], toy[2], optimizer=name, **SETTINGS)
+    torch.testing.assert_close(weights(found["adamw"]), weights(found["adamw_fused"]), rtol=0, atol=1e-6)
+    assert all(choice.state_bytes > 2 for choice in OPTIMIZERS.values())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"compute": "float16"}, "compute = 'float16' is not known: choose one of float32, bfloat16"),
+        ({"optimizer": "sgd"}, "optimizer = 'sgd' is not known: choose one of adamw, "),
+        ({"rank_dtype": "bfloat16"}, "rank_dtype = 'bfloat16' is not known: choose one of float64, float32"),
+        ({"roots_on": "disk"}, "roots_on = 'disk' is not known: choose one of device, cpu"),
+        ({"gradient_checkpointing": True}, "Toy offers no gradient checkpointing"),
+    ],
+)
+def test_bad_options_are_named(change, message, toy):
+    with pytest.raises(ValueError, match=message):
+        prehab(toy[0], classification_loss, toy[1], toy[2], **SETTINGS | change)
+
+
+def test_half_precision_of_every_family_of_language_models_trains():
+    """Frozen bfloat16 norms and embeddings beside float32 masters, and everything in float32: both run."""
+    for family in ("qwen2", "opt"):
+        model = tiny(family, torch.bfloat16)
+        stats = collect(model, tokens(2), dtype=torch.float32)
+        for train in ("layers", "all"):
+            history = prehab(model, token_loss, tokens(2), stats, train=train, **SETTINGS | dict(steps=1))
+            assert history.rows[0]["task_loss"] > 0 and {p.dtype for p in model.parameters()} == {torch.bfloat16}

@@ -1,0 +1,234 @@
+import copy
+
+import pytest
+import torch
+
+from prehab_lib.evaluate import classification_loss
+from prehab_lib.factors import LowRankLinear
+from prehab_lib.rehab import SCRIPT, rehab
+from prehab_lib.surgery import compress
+from prehab_lib.tasks.perplexity import language_loss
+from tests.families import llama
+from tests.helpers import Toy, killed_after, toy_batches
+
+SETTINGS = dict(rank=2, steps=15, lr=1e-2)
+
+
+@pytest.fixture
+def compressed():
+    model = Toy(n=24, m=32, classes=20)
+    compress(model, "svd", 0.6)
+    return model, toy_batches(n=24, classes=20)
+
+
+def loss_of(model, batches):
+    with torch.no_grad():
+        return sum(float(classification_loss(model.eval(), batch)) for batch in batches)
+
+
+@pytest.mark.parametrize("order", ["UV", "VU", "joint"])
+def test_rehab_lowers_the_loss_and_no_rank_grows(order, compressed):
+    model, batches = compressed
+    before, shapes = loss_of(model, batches), {name: p.shape for name, p in model.named_parameters()}
+    history = rehab(model, classification_loss, batches, order=order, **SETTINGS)
+    assert loss_of(model, batches) < before
+    assert {name: p.shape for name, p in model.named_parameters()} == shapes
+    assert all(type(model.get_submodule(name)) is LowRankLinear for name in ("query", "key", "out"))
+    phases = {"UV": ["U", "V"], "VU": ["V", "U"], "joint": ["UV"]}[order]
+    assert [row["phase"] for row in history.rows] == [phase for phase in phases for _ in range(15)]
+
+
+@pytest.mark.parametrize(("order", "moved"), [("UV", "U"), ("VU", "V")])
+def test_one_factor_at_a_time(order, moved, compressed):
+    """Stopped inside the second phase, only the first factor has changed."""
+    model, batches = compressed
+    before = copy.deepcopy(model)
+
+    with pytest.raises(KeyboardInterrupt):
+        rehab(model, killed_after(15, classification_loss), batches, order=order, **SETTINGS)
+    changed = {name for name, p in model.named_parameters() if not torch.equal(p, before.get_parameter(name))}
+    assert changed == {f"{name}.{moved}.weight" for name in ("query", "key", "out")}
+    assert {name for name, _ in model.named_modules()} == {name for name, _ in before.named_modules()}
+
+
+def test_the_step_is_low_rank(compressed):
+    model, batches = compressed
+    before = model.query.U.weight.clone()
+    rehab(model, classification_loss, batches, rank=1, steps=10, lr=1e-2)
+    assert int(torch.linalg.matrix_rank(model.query.U.weight - before, tol=1e-5)) == 1
+
+
+def test_flags_and_mode_come_back(compressed):
+    model, batches = compressed
+    model.key.U.weight.requires_grad_(False)
+    model.eval()
+    rehab(model, classification_loss, batches, **SETTINGS)
+    assert not model.key.U.weight.requires_grad and model.query.U.weight.requires_grad and not model.training
+
+
+def test_zero_steps_change_nothing(compressed):
+    model, batches = compressed
+    before = copy.deepcopy(model)
+    rehab(model, classification_loss, batches, rank=2, steps=0, lr=1e-2)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), before.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"order": "VV"}, "order = 'VV' is not known: choose one of UV, VU, joint"),
+        ({"rank": 0}, "rank = 0"),
+        ({"steps": -1}, "steps = -1"),
+        ({"lr": float("nan")}, "lr = nan"),
+        ({"lr": 1e30}, "the loss is (nan|inf) at rehab step"),
+    ],
+)
+def test_bad_input_is_named_and_no_adapter_is_left(change, message, compressed):
+    model, batches = compressed
+    names = {name for name, _ in model.named_modules()}
+    with pytest.raises(ValueError, match=message):
+        rehab(model, classification_loss, batches, **(SETTINGS | change))
+    assert {name for name, _ in model.named_modules()} == names
+    assert all(p.requires_grad for p in model.parameters())
+
+
+def test_a_dense_model_is_refused():
+    with pytest.raises(ValueError, match="rehab needs a compressed model"):
+        rehab(Toy(), classification_loss, toy_batches(), **SETTINGS)
+
+
+def watch_rates(monkeypatch):
+    rates, step = [], torch.optim.AdamW.step
+
+    def watched(self, *args, **kwargs):
+        rates.append(self.param_groups[0]["lr"])
+        return step(self, *args, **kwargs)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", watched)
+    return rates
+
+
+def test_the_learning_rate_rises_and_falls_linearly_in_each_phase(compressed, monkeypatch):
+    model, batches = compressed
+    rates = watch_rates(monkeypatch)
+    rehab(model, classification_loss, batches, rank=2, steps=6, lr=1e-3, warmup=2, decay=True)
+    assert rates == pytest.approx(2 * [1e-3 / 3, 2e-3 / 3, 1e-3, 0.75e-3, 0.5e-3, 0.25e-3])
+    rates.clear()
+    rehab(model, classification_loss, batches, rank=2, steps=3, lr=1e-3, order="joint")
+    assert rates == pytest.approx([1e-3] * 3)
+
+
+def test_accumulated_batches_step_as_one_large_one():
+    """Two halves a step, or the whole batch: the same loss and, up to rounding, the same factors."""
+    models = [Toy(n=24, m=32, classes=20) for _ in range(2)]
+    whole = toy_batches(n=24, classes=20)
+    halves = [(x[part], y[part]) for x, y in whole for part in (slice(0, 16), slice(16, 32))]
+    histories = []
+    for model, batches, accumulate in zip(models, (whole, halves), (1, 2), strict=True):
+        model.double()
+        compress(model, "svd", 0.6)
+        batches = [(x.double(), y) for x, y in batches]
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)  # the adapters start at random
+            histories.append(
+                rehab(model, classification_loss, batches, rank=2, steps=4, lr=1e-3, accumulate=accumulate)
+            )
+    assert len(histories[0].rows) == len(histories[1].rows) == 8
+    assert histories[0].column("task_loss") == pytest.approx(histories[1].column("task_loss"))
+    for one, other in zip(*(model.parameters() for model in models), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_the_adapters_of_the_best_validation_are_merged(compressed):
+    """Steps far too large hurt: without validation they stay, with it nothing but a better model comes out."""
+    model, batches = compressed
+    before, reckless = loss_of(model, batches), copy.deepcopy(model)
+    rehab(reckless, classification_loss, batches, rank=2, steps=12, lr=3.0)
+    assert loss_of(reckless, batches) > before
+    guarded = copy.deepcopy(model)
+    history = rehab(
+        guarded, classification_loss, batches, rank=2, steps=12, lr=3.0, validation=batches, validate_every=4
+    )
+    told = [row.get("validation") for row in history.rows]
+    assert [i for i, value in enumerate(told) if value is not None] == [3, 7, 11, 15, 19, 23]
+    best = min(value for value in told if value is not None)
+    assert loss_of(guarded, batches) / len(batches) == pytest.approx(min(best, before / len(batches)), rel=1e-4)
+    if best > before / len(batches):
+        assert all(torch.equal(a, b) for a, b in zip(guarded.parameters(), model.parameters(), strict=True))
+
+
+def test_a_phase_that_helps_keeps_its_best_step(compressed):
+    model, batches = compressed
+    before = loss_of(model, batches)
+    history = rehab(
+        model, classification_loss, batches, rank=2, steps=15, lr=1e-2, validation=batches, validate_every=5
+    )
+    best = min(value for value in history.column("validation") if value is not None)
+    assert loss_of(model, batches) / len(batches) == pytest.approx(best, rel=1e-4) and best < before / len(batches)
+    assert not model.training or all(module.training for module in model.modules())
+
+
+def test_the_scripts_values_run(compressed):
+    model, batches = compressed
+    history = rehab(model, classification_loss, batches, steps=2, validation=batches[:1], **SCRIPT)
+    assert len(history.rows) == 4 and history.rows[-1]["validation"] > 0
+
+
+def test_a_bfloat16_model_gains_what_its_float32_copy_gains():
+    """Steps of 1e-5 and products of adapters vanish in bfloat16's 8 bits; in float32 masters, rounded once, they do not."""
+    generator = torch.Generator().manual_seed(0)
+    batches = [{"input_ids": torch.randint(40, (8, 16), generator=generator)}]
+    model = llama()
+    compress(model, "svd", 0.4)
+    half = model.to(torch.bfloat16)
+    exact = copy.deepcopy(half).float()
+    seen, gains = set(), []
+
+    def watched(model, batch):
+        seen.update(p.dtype for name, p in model.named_parameters() if "lora_" in name)
+        return language_loss(model, batch)
+
+    for one in (exact, half):
+        before = copy.deepcopy(one).float().eval()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(1)  # the adapters start at random
+            rehab(one, watched, batches, rank=4, steps=50, lr=1e-4, validation=batches)
+        after = copy.deepcopy(one).float().eval()
+        with torch.no_grad():
+            gains.append(float(language_loss(before, batches[0]) - language_loss(after, batches[0])))
+    assert gains[1] == pytest.approx(gains[0], rel=0.1) and gains[0] > 0
+    assert seen == {torch.float32} and {p.dtype for p in half.parameters()} == {torch.bfloat16}
+
+
+def test_float16_is_refused_and_masters_are_given_back_where_training_fails(compressed):
+    model, batches = compressed
+    with pytest.raises(ValueError, match="is in float16, in which AdamW's steps overflow or vanish"):
+        rehab(copy.deepcopy(model).half(), classification_loss, batches, **SETTINGS)
+    half = model.to(torch.bfloat16)
+    before = copy.deepcopy(half)
+
+    def fails(model, batch):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        rehab(half, fails, batches, **SETTINGS)
+    for (name, ours), theirs in zip(half.named_parameters(), before.parameters(), strict=True):
+        assert ours.dtype == torch.bfloat16 and torch.equal(ours, theirs), name
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"warmup": -1}, "warmup = -1"),
+        ({"accumulate": 0}, "accumulate = 0"),
+        ({"validate_every": 0}, "validate_every = 0"),
+        ({"validation": iter([])}, "validation batches are read more than once"),
+        ({"validation": []}, "there are no validation batches"),
+    ],
+)
+def test_bad_options_are_named_and_no_adapter_is_left(change, message, compressed):
+    model, batches = compressed
+    names = {name for name, _ in model.named_modules()}
+    with pytest.raises(ValueError, match=message):
+        rehab(model, classification_loss, batches, **(SETTINGS | change))
+    assert {name for name, _ in model.named_modules()} == names

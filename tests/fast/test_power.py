@@ -1,0 +1,58 @@
+import pytest
+import torch
+
+from prehab_lib.fast.power import start, top
+from prehab_lib.surrogates import power_iteration
+from tests.helpers import cosine, log_spaced
+
+
+def test_it_finds_the_top_triple_of_each_matrix_of_a_batch():
+    M = torch.stack([log_spaced(30, 50, 10.0), log_spaced(30, 50, 1e4)])
+    found = top(M, M, start(M), 60)
+    U, sigma, _ = torch.linalg.svd(M)
+    torch.testing.assert_close(found.theta, sigma[:, 0] ** 2, rtol=1e-9, atol=0)
+    assert cosine(found.U[0, :, 0], U[0, :, 0]) ** 2 > 1 - 1e-9 and float(found.residual.max()) < 1e-4
+    torch.testing.assert_close(found.U.mT @ found.U, torch.eye(4).double().expand(2, 4, 4), rtol=0, atol=1e-12)
+
+
+def test_the_gram_side_is_the_same_without_root_or_product():
+    W, L = log_spaced(12, 20, 5.0), log_spaced(20, 20, 100.0)
+    M, G = W @ L, L @ L.T
+    torch.testing.assert_close(top(W @ G, W, start(W), 3).theta, top(M, M, start(M), 3).theta, rtol=1e-10, atol=0)
+
+
+def test_it_never_overestimates_and_a_warm_start_goes_on():
+    M = torch.randn(60, 40, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    best = float(torch.linalg.svdvals(M)[0]) ** 2
+    values = [float(top(M, M, start(M), rounds).theta) for rounds in (1, 2, 5, 20)]
+    assert values == sorted(values) and values[-1] <= best * (1 + 1e-12)
+    halfway = top(M, M, start(M), 5)
+    torch.testing.assert_close(top(M, M, halfway.U, 5).theta, top(M, M, start(M), 10).theta)
+
+
+def test_four_columns_need_fewer_rounds_than_one():
+    """The spectrum falls slowly at its head: one vector is still off where four are there."""
+    M = log_spaced(100, 100, 1e3)
+    best = float(torch.linalg.svdvals(M)[0])
+    one = best - float(power_iteration(M, 15)[1])
+    four = best - float(top(M, M, start(M), 15).theta.sqrt())
+    assert 0 <= four < one / 3
+
+
+def test_the_residual_bounds_the_distance_to_an_eigenvalue():
+    M = log_spaced(50, 60, 30.0)
+    eigenvalues = torch.linalg.svdvals(M) ** 2
+    for rounds in (1, 2, 4, 8):
+        found = top(M, M, start(M), rounds)
+        assert float((eigenvalues / found.theta - 1).abs().min()) <= float(found.residual)
+
+
+@pytest.mark.parametrize("shape", [(1, 5), (3, 2), (2, 7)])
+def test_small_matrices_have_fewer_columns(shape):
+    M = torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    assert float(top(M, M, start(M), 100).theta.sqrt()) == pytest.approx(float(torch.linalg.svdvals(M)[0]), rel=1e-6)
+
+
+def test_a_zero_matrix_is_no_failure():
+    found = top(torch.zeros(4, 6), torch.zeros(4, 6), start(torch.zeros(4, 6)), 2)
+    assert float(found.theta) == 0 and float(found.residual) == 0 and torch.isfinite(found.U).all()

@@ -1,0 +1,134 @@
+"""Figures: fixed styles, no file outside a run, and PNG + CSV + record inside one."""
+
+import io
+import json
+import subprocess
+import sys
+from itertools import combinations
+
+import numpy
+import pandas
+import pytest
+from PIL import Image
+
+from prehab_lib.report import plots
+
+COMPRESSORS = [
+    "dense",
+    "svd",
+    "fwsvd",
+    "gfwsvd",
+    "asvd",
+    "svd_llm",
+    "svd_llm_v2",
+    "swift_svd",
+    "zs_svd",
+    "io_svd",
+    "dobi_svd",
+]
+CONDITIONED = ["control", "prehab", "prehab_nuclear", "prehab_nuclear_ratio", "prehab_stable_rank"]
+SURROGATES = ["nuclear", "nuclear_ratio", "stable_rank", "entropy_rank"]
+
+
+@pytest.fixture
+def drawn():
+    fig, ax = plots.figure("column")
+    table = pandas.DataFrame({"removed": [0.2, 0.4], "score": [80.5, 60.25]})
+    ax.plot("removed", "score", data=table, **plots.style("prehab") | {"label": "prehab"})
+    yield fig, table
+    import matplotlib.pyplot as pyplot
+
+    pyplot.close(fig)
+
+
+@pytest.mark.parametrize("group", [COMPRESSORS + CONDITIONED, SURROGATES])
+def test_any_two_lines_of_one_figure_differ_in_dash_or_colour_and_in_marker_or_dash(group):
+    for one, other in combinations(map(plots.style, group), 2):
+        assert (one["color"], one["linestyle"]) != (other["color"], other["linestyle"])
+        assert (one["marker"], one["linestyle"]) != (other["marker"], other["linestyle"])
+        assert one["label"] != other["label"]
+
+
+def test_style_is_accepted_by_matplotlib_for_every_name():
+    fig, ax = plots.figure("wide", ncols=2)
+    for name in plots.STYLES:
+        for variant in (name, f"{name}+rehab"):
+            (line,) = ax[0].plot([0, 1], [0, 1], **plots.style(variant))
+            assert line.get_color() == plots.color(name)
+    fig.canvas.draw()
+    assert plots.label("control") == "fine-tuned, λ = 0"
+    assert plots.style("original") == plots.style("dense")
+    assert plots.style("prehab nuclear") == plots.style("prehab_nuclear")
+    assert plots.style("svd_llm+rehab")["markerfacecolor"] == "white"
+
+
+@pytest.mark.parametrize("name", ["svdllm", "prehab+lora", ""])
+def test_an_unknown_name_is_refused_with_the_known_ones(name):
+    with pytest.raises(ValueError, match="svd_llm_v2"):
+        plots.style(name)
+
+
+def test_an_unknown_kind_is_refused():
+    with pytest.raises(ValueError, match="column, wide"):
+        plots.figure("huge")
+
+
+def test_legend_names_each_label_once_outside_the_axes(drawn):
+    fig, _ = drawn
+    fig.axes[0].plot([0.2, 0.4], [1, 2], label="prehab")
+    box = plots.legend(fig)
+    assert [text.get_text() for text in box.get_texts()] == ["prehab"]
+    fig.canvas.draw()
+    assert box.get_window_extent().y1 <= fig.axes[0].get_window_extent().y0
+
+
+def test_outside_a_run_nothing_is_written(drawn, tmp_path, monkeypatch):
+    monkeypatch.delenv("PREHAB_RUN_DIR", raising=False)
+    monkeypatch.chdir(tmp_path)
+    plots.save(drawn[0], "fig", table=drawn[1])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_inside_a_run_image_numbers_and_record_are_written(drawn, tmp_path, monkeypatch):
+    monkeypatch.setenv("PREHAB_RUN_DIR", str(tmp_path))
+    monkeypatch.setenv("PREHAB_PROFILE", "laptop")
+    fig, table = drawn
+    plots.save(fig, "fig2_gain", table=table, caption="gain over SVD-LLM", seeds=[0, 1])
+    plots.save(fig, "indexed", table=table.set_index("removed"))
+    folder = tmp_path / "figures"
+    assert (folder / "fig2_gain.png").read_bytes().startswith(b"\x89PNG")
+    pandas.testing.assert_frame_equal(pandas.read_csv(folder / "fig2_gain.csv"), table)
+    assert list(pandas.read_csv(folder / "indexed.csv").columns) == ["removed", "score"]
+    record = json.loads((folder / "fig2_gain.json").read_text(encoding="utf-8"))
+    assert record["caption"] == "gain over SVD-LLM" and record["seeds"] == [0, 1]
+    assert record["about"]["profile"] == "laptop"
+
+
+@pytest.mark.parametrize("name", ["../escape", "Figure 1", ""])
+def test_a_name_that_is_no_plain_file_name_is_refused(drawn, name):
+    with pytest.raises(ValueError, match="figure name"):
+        plots.save(drawn[0], name, table=drawn[1])
+
+
+def test_importing_costs_no_heavy_package():
+    code = (
+        "import sys, prehab_lib.report.plots; print([m for m in ('matplotlib', 'pandas', 'torch') if m in sys.modules])"
+    )
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    )
+
+
+def test_shades_are_distinct_and_ordered():
+    assert len(set(plots.shades(5))) == 5 and plots.shades(1) == plots.shades(5)[:1]
+
+
+def test_a_picture_in_a_notebook_is_small_and_looks_the_same():
+    fig, ax = plots.figure("wide")
+    ax.plot([0, 1], [0, 1], **plots.style("prehab"))
+    whole = io.BytesIO()
+    fig.savefig(whole, format="png")
+    small = plots._compact_png(fig)
+    assert len(small) < 0.6 * len(whole.getvalue())
+    one, other = (numpy.asarray(Image.open(file).convert("RGB"), dtype=float) for file in (whole, io.BytesIO(small)))
+    assert one.shape == other.shape and numpy.abs(one - other).mean() < 1

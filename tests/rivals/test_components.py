@@ -1,0 +1,206 @@
+"""The loss change of one component: against finite differences, other routes to the same number, and its invariances."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from prehab_lib import weightings
+from prehab_lib.decomposition import Decomposition
+from prehab_lib.evaluate import classification_loss
+from prehab_lib.rivals.components import loss_changes, ordered, sigma_gradients
+from prehab_lib.stats import LayerStats, collect
+from prehab_lib.surgery import compress
+from prehab_lib.weightings import WEIGHTINGS, decompose, decompose_all, decompose_lazily, error
+from tests.helpers import layer
+from tests.stack import Stack, everything, stack_batches
+
+
+def with_gradient(m: int, n: int, seed: int = 0) -> tuple[torch.Tensor, LayerStats]:
+    W, stats, _ = layer(m, n, 200, seed)
+    stats.grad = torch.randn(m, n, dtype=torch.float64, generator=torch.Generator().manual_seed(seed + 7))
+    return W, stats
+
+
+@pytest.fixture(scope="module")
+def exact():
+    """A model in float64, so that a difference of two losses is a number."""
+    model = Stack().double()
+    batches = [(x.double(), labels) for x, labels in stack_batches(count=5)]
+    stats = collect(model, batches, needs={"gram", "kron_in", "kron_out", "grad"}, task_loss=classification_loss)
+    return model, batches, stats
+
+
+def loss_along(model, batches, name, direction, step) -> float:
+    moved = copy.deepcopy(model)
+    moved.get_submodule(name).weight.data += step * direction
+    with torch.no_grad():
+        return float(sum(classification_loss(moved, batch) for batch in batches) / len(batches))
+
+
+@pytest.mark.parametrize("ruler", ["identity", "gram", "kronecker"])
+@pytest.mark.parametrize("name", ["blocks.0.up", "blocks.2.down", "head"])
+def test_finite_differences_of_the_loss_say_the_same(ruler, name, exact):
+    model, batches, stats = exact
+    cuts = decompose_all(model, stats, ruler, [name])
+    changes = loss_changes(cuts, stats)
+    slopes = sigma_gradients(changes, cuts)[name]
+    cut, h = cuts[name], 1e-5
+    for i in (0, 3, len(cut.sigma) - 1):
+        component = torch.outer(cut.left[:, i], cut.right[i])
+        for direction, expected in ((-component, changes[name][i]), (component / cut.sigma[i], slopes[i])):
+            size = float(direction.norm())
+            ahead, back = (loss_along(model, batches, name, direction / size, step) for step in (h, -h))
+            assert (ahead - back) / (2 * h) == pytest.approx(float(expected) / size, rel=1e-4, abs=1e-8)
+
+
+@pytest.mark.parametrize("ruler", WEIGHTINGS)
+@pytest.mark.parametrize("shape", [(14, 10), (10, 14), (9, 9)])
+def test_the_sum_is_the_gradient_along_the_weight_under_every_ruler(ruler, shape):
+    W, stats = with_gradient(*shape)
+    changes = loss_changes({"fc": decompose(W, stats, ruler)}, {"fc": stats})["fc"]
+    assert changes.shape == (min(shape),) and changes.dtype == torch.float64
+    expected = -float((stats.grad * W).sum())
+    assert float(changes.sum()) == pytest.approx(expected, abs=1e-9 * float(changes.abs().sum()))
+
+
+@pytest.mark.parametrize("shape", [(14, 10), (10, 14)])
+def test_the_papers_route_by_triangular_solves_says_the_same(shape):
+    W, stats = with_gradient(*shape)
+    cut = {"fc": decompose(W, stats, "gram")}
+    L = torch.linalg.cholesky(stats.gram)
+    U, sigma, Vt = torch.linalg.svd(W @ L, full_matrices=False)
+    H = torch.linalg.solve_triangular(L, stats.grad.T, upper=False).T  # G L⁻ᵀ
+    g = (U * (H @ Vt.T)).sum(0)
+    changes = loss_changes(cut, {"fc": stats})
+    torch.testing.assert_close(sigma_gradients(changes, cut)["fc"], g, rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(changes["fc"], -sigma * g, rtol=1e-6, atol=1e-9)
+
+
+def test_the_signs_of_a_pair_do_not_matter():
+    W, stats = with_gradient(12, 8)
+    cut = decompose(W, stats, "gram")
+    sign = torch.tensor([1.0, -1.0] * 4, dtype=torch.float64)
+    flipped = Decomposition(cut.left * sign, cut.right * sign[:, None], cut.sigma)
+    changes = loss_changes({"a": cut, "b": flipped}, {"a": stats, "b": stats})
+    assert torch.equal(changes["a"], changes["b"]) and float(changes["a"].abs().min()) > 0
+
+
+def test_in_front_of_a_normaliser_the_changes_cancel():
+    """The loss does not see the scale of W there, so ⟨G, W⟩ = 0: no component is free, all together are."""
+
+    class Normalised(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc, self.head = nn.Linear(10, 16, bias=False), nn.Linear(16, 4)
+
+        def forward(self, x):
+            return self.head(torch.tanh(nn.functional.layer_norm(self.fc(x), (16,), eps=1e-12)))
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model, x = Normalised().double(), torch.randn(200, 10, dtype=torch.float64)
+    stats = collect(model, [(x, torch.arange(200) % 4)], needs={"gram", "grad"}, task_loss=classification_loss)
+    changes = loss_changes(decompose_all(model, stats), stats)
+    assert abs(float(changes["fc"].sum())) < 1e-8 * float(changes["fc"].abs().sum())
+    assert abs(float(changes["head"].sum())) > 1e-3 * float(changes["head"].abs().sum())
+
+
+def test_a_weight_of_low_rank_has_components_that_cost_nothing():
+    W, stats = with_gradient(12, 10)
+    cut = {"fc": decompose(W[:, :3] @ W[:3], stats, "gram")}
+    changes = loss_changes(cut, {"fc": stats})
+    assert (changes["fc"][:3].abs() > 1e-6).all() and (changes["fc"][3:].abs() < 1e-9).all()
+    slopes = sigma_gradients(changes, cut)["fc"]
+    assert torch.isfinite(slopes[:3]).all() and torch.isnan(slopes[cut["fc"].sigma == 0]).all()
+
+
+def test_single_precision_decompositions_are_summed_in_double():
+    W, stats = with_gradient(12, 10)
+    single = decompose(W, stats, "gram", dtype=torch.float32)
+    double = loss_changes({"fc": decompose(W, stats, "gram")}, {"fc": stats})["fc"]
+    changes = loss_changes({"fc": single}, {"fc": stats})["fc"]
+    assert changes.dtype == torch.float64
+    torch.testing.assert_close(changes, double, rtol=0, atol=1e-3 * float(double.abs().max()))
+
+
+@pytest.fixture(scope="module")
+def given():
+    return everything()
+
+
+@pytest.fixture
+def made(monkeypatch):
+    calls = []
+    factorise = weightings.factorise
+    monkeypatch.setattr(weightings, "factorise", lambda *args: calls.append(1) or factorise(*args))
+    return calls
+
+
+def test_a_lazy_decomposition_is_made_once_and_shared_with_surgery(given, made):
+    eager = loss_changes(given["decompositions"], given["stats"])
+    for keep in (0, 2**31):
+        lazy = decompose_lazily(given["model"], given["stats"], keep=keep)
+        made.clear()
+        changes = loss_changes(lazy, given["stats"])
+        assert all(torch.equal(changes[name], eager[name]) for name in eager)
+        assert len(made) == len(lazy) == 8
+    compress(copy.deepcopy(given["model"]), "zs_svd", 0.5, given["stats"], decompositions=lazy)
+    assert len(made) == 8  # with room, the ones that the changes came from
+    made.clear()
+    compress(copy.deepcopy(given["model"]), "zs_svd", 0.5, given["stats"])
+    assert len(made) == 7  # nobody looks at the gate, in which no rank saves anything
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (None, "layer 'head' needs the statistic 'grad'"),
+        (float("nan"), "layer 'head': its gradient has NaN or infinite entries"),
+        (float("inf"), "layer 'head': its gradient has NaN or infinite entries"),
+        ("shape", r"layer 'head': its gradient has shape \(24, 12\) and its weight \(12, 24\)"),
+    ],
+)
+def test_a_bad_gradient_is_named_before_anything_is_factorised(change, message, given, made):
+    stats = copy.deepcopy(given["stats"])
+    if change is None:
+        stats["head"].grad = None
+    elif change == "shape":
+        stats["head"].grad = stats["head"].grad.T
+    else:
+        stats["head"].grad[3, 5] = change
+    with pytest.raises(ValueError, match=message):
+        loss_changes(decompose_lazily(given["model"], given["stats"]), stats)
+    with pytest.raises(ValueError, match="layer 'blocks.0.up' needs the statistic 'grad'"):
+        loss_changes(decompose_lazily(given["model"], given["stats"]), None)
+    assert not made
+
+
+@pytest.mark.parametrize("ruler", ["gram", "kronecker"])
+def test_ordered_is_the_same_sum_cut_elsewhere(ruler):
+    W, stats = with_gradient(12, 8)
+    cut = decompose(W, stats, ruler)
+    order = [5, 0, 7, 2, 1, 3, 6, 4]
+    again = ordered(cut, torch.tensor(order))
+    torch.testing.assert_close(again.truncate(8).dense(), W)
+    kept = sum(torch.outer(cut.left[:, i], cut.right[i]) for i in order[:3])
+    torch.testing.assert_close(again.truncate(3).dense(), kept)
+    assert again.tail_error(3) == pytest.approx(error(W, kept, stats, ruler))
+    assert again.sigma.tolist() == [float(cut.sigma[i]) for i in order]
+
+
+def test_ordered_stays_lazy(given, made):
+    lazy = decompose_lazily(given["model"], given["stats"])["head"]
+    order = list(reversed(range(12)))
+    again = ordered(lazy, order)
+    assert not made and again.shape == lazy.shape
+    assert torch.equal(again.left, lazy.left.flip(1)) and torch.equal(again.sigma, lazy.sigma.flip(0))
+    assert len(made) == 1
+
+
+@pytest.mark.parametrize("order", [[0, 1, 2], [0, 0, 1, 2], [1, 2, 3, 4]])
+def test_an_order_is_a_permutation(order):
+    W, stats = with_gradient(6, 4)
+    with pytest.raises(ValueError, match="no permutation of this layer's 4 components"):
+        ordered(decompose(W, stats, "gram"), order)

@@ -1,0 +1,246 @@
+"""Models in 8 bits, in memory and on disk: the bytes, and the way through save, load and transformers."""
+
+import itertools
+import json
+
+import pytest
+import torch
+import transformers
+from torch import nn
+
+from prehab_lib.batches import device_of
+from prehab_lib.evaluate import classification_loss
+from prehab_lib.factors import LowRankLinear
+from prehab_lib.rehab import rehab
+from prehab_lib.rivals.correction import projected_gradient
+from prehab_lib.rivals.packing import PackedLinear
+from prehab_lib.rivals.quantised import factor_names, file_bytes, hq_removed, quantise, stored_bytes
+from prehab_lib.rivals.recovery import closed_form
+from prehab_lib.save.rewrite import split_qkv, to_linear
+from prehab_lib.surgery import compress, load, save
+from prehab_lib.weightings import decompose_all
+from tests.families import FAMILIES, distance, llama, logits, tiny
+from tests.helpers import Toy, random_factors, toy_batches
+
+LAYOUTS = ("int8", "remap")
+
+
+def compressed(family, dtype=torch.float32, removed=0.4, layers=None):
+    model = tiny(family)
+    to_linear(model)
+    compress(model, "svd", removed, layers=layers)
+    return model.to(dtype).eval()
+
+
+@pytest.mark.parametrize(
+    ("family", "dtype", "layout"),
+    [
+        *itertools.product(FAMILIES, [torch.float32], ["int8"]),
+        *itertools.product(["vit", "llama", "opt"], [torch.float32], ["remap"]),
+        *itertools.product(["llama"], [torch.bfloat16], LAYOUTS),
+    ],
+)
+def test_a_folder_holds_the_counted_bytes_and_gives_the_same_bits(family, dtype, layout, tmp_path):
+    model = compressed(family, dtype)
+    plain, size = logits(model), stored_bytes(model)
+    quantise(model, layout)
+    ours = logits(model)
+    assert 0 < distance(ours, plain) < 0.1 and stored_bytes(model) < size
+    folder = save(model, tmp_path / "model")
+    tensors, headers = file_bytes(folder)
+    assert tensors == stored_bytes(model)
+    assert tensors + headers == sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    again = load(folder)
+    assert torch.equal(logits(again), ours) and stored_bytes(again) == stored_bytes(model)
+    assert str(again) == str(model) and all(
+        b.packing == a.packing
+        for a, b in zip(model.modules(), again.modules(), strict=True)
+        if isinstance(a, PackedLinear)
+    )
+    assert torch.equal(logits(load(save(again, tmp_path / "again"))), ours)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_bytes_of_every_layer_are_those_of_the_formula(layout, tmp_path):
+    model = compressed("llama")
+    quantise(model, layout)
+    shapes = {name: (m.out_features, m.in_features, m.rank) for name, m in model.named_modules() if hasattr(m, "rank")}
+    assert len(shapes) == 14
+    from safetensors import safe_open
+
+    with safe_open(save(model, tmp_path / "model") / "model.safetensors", "pt") as file:
+        for name, (m, n, k) in shapes.items():
+            found = [file.get_tensor(key) for key in file.keys() if key.startswith(f"{name}.")]  # noqa: SIM118
+            formula = (k * (m + n) if layout == "int8" else 2 * k * max(m, n)) + 4 * k
+            assert (
+                sum(t.numel() * t.element_size() for t in found) == formula == stored_bytes(model.get_submodule(name))
+            )
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_transformers_opens_it(layout, dtype, tmp_path):
+    model = quantise(compressed("llama"), layout)
+    folder = save(model, tmp_path / "model")
+    opened = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+    assert opened.model.layers[0].mlp.up_proj.U.weight.dtype == dtype
+    for (name, ours), (theirs, found) in zip(model.named_buffers(), opened.named_buffers(), strict=True):
+        if "codes" in name or "scale" in name or "rest" in name:
+            assert name == theirs and found.dtype == ours.dtype and torch.equal(found, ours)
+    if dtype == torch.float32:
+        assert torch.equal(logits(opened), logits(model))
+        opened.save_pretrained(tmp_path / "again")
+        assert torch.equal(logits(transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "again")), logits(model))
+    else:
+        assert distance(logits(opened).float(), logits(model)) < 0.03
+
+
+def test_a_quantised_model_merges_into_a_dense_one(tmp_path):
+    model = quantise(compressed("llama"), "remap")
+    W = model.model.layers[0].mlp.up_proj.weight.detach()
+    dense = transformers.AutoModelForCausalLM.from_pretrained(save(model, tmp_path / "model", merged=True))
+    assert type(dense) is transformers.LlamaForCausalLM and distance(logits(dense), logits(model)) < 1e-5
+    torch.testing.assert_close(dense.model.layers[0].mlp.up_proj.weight, W, rtol=1e-5, atol=1e-6)
+    assert not any(isinstance(module, PackedLinear) for module in dense.modules())
+
+
+def test_dense_layers_among_low_rank_ones(tmp_path):
+    names = [name for name, _ in tiny("llama").named_modules() if name.endswith(("q_proj", "down_proj"))]
+    for layout, kinds in (("int8", {PackedLinear: 10}), ("remap", {nn.Linear: 10})):
+        model = quantise(compressed("llama", layers=names), layout)
+        dense = [m for name, m in model.named_modules() if name.endswith("_proj") and not isinstance(m, LowRankLinear)]
+        assert {type(m): len(dense) for m in dense} == kinds
+        assert type(model.lm_head) is nn.Linear
+        assert torch.equal(logits(load(save(model, tmp_path / layout))), logits(model))
+
+
+def test_nothing_but_8_bits(tmp_path):
+    """HQ asked for a removal of half or less: no truncation at all."""
+    assert hq_removed(0.5) == 0
+    model = quantise(tiny("llama"))
+    assert sum(isinstance(module, PackedLinear) for module in model.modules()) == 14
+    folder = save(model, tmp_path / "model")
+    assert torch.equal(logits(load(folder)), logits(model)) and distance(logits(model), logits(tiny("llama"))) < 0.05
+    assert torch.equal(logits(transformers.AutoModelForCausalLM.from_pretrained(folder)), logits(model))
+    assert "matrices in 8 bits | 14" in (folder / "README.md").read_text()
+
+
+def test_split_layers_and_tied_embeddings(tmp_path):
+    model = tiny("vit")
+    split_qkv(model)
+    compress(model, "svd", 0.4, layers=["blocks.0.attn.qkv.q", "blocks.0.mlp.fc1"])
+    quantise(model)
+    assert isinstance(model.blocks[0].attn.qkv.k, PackedLinear)
+    assert torch.equal(logits(load(save(model, tmp_path / "vit"))), logits(model))
+    tied = llama(tie_word_embeddings=True).eval()
+    again = load(save(quantise(tied), tmp_path / "tied"))
+    assert again.lm_head.weight is again.model.embed_tokens.weight
+    assert file_bytes(tmp_path / "tied")[0] == stored_bytes(tied)
+
+
+def test_a_folder_changed_by_hand_is_refused(tmp_path):
+    folder = save(quantise(compressed("vit")), tmp_path / "model")
+    path = folder / "prehab.json"
+    description = json.loads(path.read_text())
+    description["packed"]["blocks.0.mlp.fc1.U"]["vectors"] -= 1
+    path.write_text(json.dumps(description))
+    with pytest.raises(ValueError, match=r"blocks.0.mlp.fc1.U.*has shape|has the unknown tensor|lacks 'blocks.0.mlp"):
+        load(folder)
+
+
+@pytest.mark.parametrize(
+    ("removed", "first"), [(0.6, 0.2), (0.5, 0), (0.4, 0), (0.55, 0.1), (0.9, 0.8), (0.7, 0.4), (0.999, 0.998)]
+)
+def test_what_is_truncated_before_half_goes_by_8_bits(removed, first):
+    assert hq_removed(removed) == first and isinstance(hq_removed(removed), float)
+    with pytest.raises(ValueError, match="removed = 1"):
+        hq_removed(1)
+
+
+# Refusals
+
+
+def test_bad_input_is_named():
+    model = compressed("llama")
+    with pytest.raises(ValueError, match="layout = 'int4' is not known: choose one of int8, remap"):
+        quantise(model, "int4")
+    with pytest.raises(ValueError, match="no module named 'model.nothing'"):
+        quantise(model, layers=["model.nothing"])
+    with pytest.raises(ValueError, match="layers is empty"):
+        quantise(model, layers=[])
+    with pytest.raises(ValueError, match="layer 'lm_head' is dense: run surgery.compress first, or take 'int8'"):
+        quantise(model, "remap", layers=["lm_head"])
+    with pytest.raises(ValueError, match="no low-rank layer is there"):
+        quantise(tiny("llama"), "remap")
+    with pytest.raises(ValueError, match="'lm_head' is no low-rank layer"):
+        factor_names(model, ["lm_head"])
+    with pytest.raises(ValueError, match="run surgery.compress first"):
+        factor_names(tiny("llama"))
+    with pytest.raises(ValueError, match="shares its weight"):
+        quantise(llama(tie_word_embeddings=True), layers=["lm_head"])
+    assert not any(isinstance(module, PackedLinear) for module in model.modules())
+
+
+def test_twice_is_refused():
+    model = compressed("llama")
+    first, second = "model.layers.0.mlp.up_proj", "model.layers.1.mlp.up_proj"
+    quantise(model, layers=[first])
+    with pytest.raises(ValueError, match=f"layer '{first}' is quantised already"):
+        quantise(model, layers=[second, first])
+    with pytest.raises(ValueError, match="is quantised already: name the layers that are not"):
+        quantise(model)
+    quantise(model, "remap", layers=[second])
+    assert isinstance(model.get_submodule(second).U, PackedLinear)
+
+
+def test_where_one_layer_fails_none_is_changed():
+    model = nn.Sequential(random_factors(20, 12, 5), random_factors(20, 20, 5))
+    with torch.no_grad():
+        model[1].V.weight[2, 3] = 1e8
+    with pytest.raises(ValueError, match="layer '1.V' cannot be put in 8 bits: a vector has NaN, infinite or huge"):
+        quantise(model)
+    with torch.no_grad():
+        model[1].V.weight[2, 3] = 0
+        model[0].U.weight[15, 3] = 1e6  # among the entries that stay fp16
+    with pytest.raises(
+        ValueError, match="layer '0.U' cannot be put in 8 bits: it has entries that are too large for fp16"
+    ):
+        quantise(model, "remap")
+    assert not any(isinstance(module, PackedLinear) for module in model.modules())
+
+
+def test_what_trains_or_measures_refuses_8_bits():
+    model, batches = Toy(), toy_batches(2)
+    compress(model, "svd", 0.3, layers=["query"])
+    quantise(model, layers=["query", "key"])
+    before = model(batches[0][0])
+    with pytest.raises(ValueError, match="layer 'query' is in 8 bits, which nothing can train: rehab first"):
+        rehab(model, classification_loss, batches, rank=2, steps=1, lr=1e-3)
+    cuts = decompose_all(Toy(), None, "identity", ["query"])
+    for recovery, verb in ((projected_gradient, "correct"), (closed_form, "refit")):
+        with pytest.raises(ValueError, match=f"layer 'query' is in 8 bits, which nothing can train: {verb} first"):
+            recovery(model, decompositions=cuts, stats=None, task_loss=classification_loss, batches=batches)
+    with pytest.raises(ValueError, match="'key' is a PackedLinear.*it is in 8 bits, and quantising comes last"):
+        compress(model, "svd", 0.5, layers=["key"])
+    assert torch.equal(model(batches[0][0]), before)
+
+
+def test_a_folder_without_a_model_has_no_size(tmp_path):
+    with pytest.raises(FileNotFoundError, match="holds no safetensors file"):
+        file_bytes(tmp_path)
+
+
+def test_a_factor_named_alone_has_a_scale_for_each_rank_index():
+    model = Toy()
+    compress(model, "svd", 0.3, layers=["query"])
+    rank = model.query.rank
+    quantise(model, layers=["query.U"])
+    assert model.query.U.scale.numel() == rank
+    with pytest.raises(ValueError, match="layer 'query' is in 8 bits"):
+        rehab(model, classification_loss, toy_batches(2), rank=2, steps=1, lr=1e-3)
+
+
+def test_a_model_of_buffers_alone_has_a_device():
+    model = nn.Sequential(nn.Linear(8, 8, bias=False), nn.ReLU(), nn.Linear(8, 4, bias=False))
+    quantise(model, layers=["0", "2"])
+    assert not list(model.parameters()) and device_of(model) == torch.device("cpu")

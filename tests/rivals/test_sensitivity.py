@@ -1,0 +1,164 @@
+import copy
+import itertools
+import math
+
+import pytest
+import torch
+
+from prehab_lib.budget import check_removed, rank_for
+from prehab_lib.factors import LowRankLinear
+from prehab_lib.rivals.ranks import compressible, parameters
+from prehab_lib.rivals.sensitivity import sensitivity, solo_losses
+from prehab_lib.rivals.trial import loss_at, truncated
+from prehab_lib.surgery import compress
+from tests.stack import Stack, bits, everything, spectrum, untouched
+
+
+@pytest.fixture(scope="module")
+def given():
+    torch.set_num_threads(1)
+    return everything()
+
+
+@pytest.fixture(scope="module")
+def losses(given):
+    return solo_losses(given["decompositions"], given["model"], given["task_loss"], given["batches"])
+
+
+def test_a_larger_budget_gives_no_layer_a_smaller_rank(given, losses):
+    shapes = compressible(given["decompositions"])
+    dense = {name: min(shape) + 1 for name, shape in shapes.items()}
+    before = dict.fromkeys(shapes, 0)
+    for removed in [number / 200 for number in range(199, 0, -1)]:
+        ranks = sensitivity(given["decompositions"], removed, losses=losses)
+        now = {name: ranks[name] or dense[name] for name in shapes}
+        assert all(now[name] >= before[name] for name in shapes), removed
+        before = now
+    assert any(now[name] == dense[name] for name in shapes)
+
+
+@pytest.mark.parametrize("removed", [0.05, 0.2, 0.37, 0.5, 0.66, 0.8, 0.9])
+def test_it_is_the_best_of_all_thresholds(removed, given, losses):
+    """Another route: try every loss as threshold, keep the lowest that fits."""
+    shapes = compressible(given["decompositions"])
+    budget = (1 - check_removed(removed)) * sum(m * n for m, n in shapes.values())
+    fitting = []
+    for threshold in sorted(itertools.chain.from_iterable(by_rank.values() for by_rank in losses.values())):
+        plan = {n: min((r for r, loss in losses[n].items() if loss <= threshold), default=None) for n in shapes}
+        if parameters(shapes, plan) <= budget:
+            fitting.append(plan)
+    assert len({loss for by_rank in losses.values() for loss in by_rank.values()}) == sum(map(len, losses.values()))
+    ranks = sensitivity(removed=removed, **given)
+    assert {name: ranks[name] for name in shapes} == fitting[0]
+
+
+def test_solo_losses_are_those_of_the_model_surgery_makes(given, losses):
+    name, rank = "blocks.0.down", sorted(losses["blocks.0.down"])[2]
+    model = copy.deepcopy(given["model"])
+    removed = 1 - (rank + 0.01) * 64 / 960
+    compress(model, "svd_llm", removed, given["stats"], layers=[name])
+    assert model.blocks[0].down.rank == rank
+    assert loss_at(model, {}, {}, given["task_loss"], given["batches"]) == losses[name][rank]
+
+
+def test_below_the_smallest_candidate_ranks_are_uniform(given, losses):
+    shapes = compressible(given["decompositions"])
+    few = {name: {r: loss for r, loss in losses[name].items() if r > rank_for(shapes[name], 0.6)} for name in shapes}
+    ranks = sensitivity(given["decompositions"], 0.8, losses=few)
+    assert {name: ranks[name] for name in shapes} == {name: rank_for(shape, 0.8) for name, shape in shapes.items()}
+    asvd = sensitivity(removed=0.75, **given, candidates=(0.4, 0.5, 0.6, 0.7, 0.8, 0.9))
+    assert {name: asvd[name] for name in shapes} == {name: rank_for(shape, 0.75) for name, shape in shapes.items()}
+
+
+def test_where_rank_one_is_all_that_fits_it_is_taken():
+    """Small layers cost more than their share at rank 1; the large one must make up for them, below its uniform rank."""
+    layers = {f"small.{number}": spectrum((3, 3), 1.0) for number in range(200)} | {"large": spectrum((24, 40), 1.0)}
+    losses = {name: {1: 1.0} for name in layers} | {"large": {1: 2.0, 2: 1.5, 6: 1.0}}
+    assert rank_for((24, 40), 0.6) == 6
+    assert set(sensitivity(layers, 0.6, losses=losses).values()) == {1}
+
+
+def test_losses_that_are_not_finite_are_the_worst(given, losses):
+    shapes = compressible(given["decompositions"])
+    chosen = sensitivity(given["decompositions"], 0.5, losses=losses)
+    victim = max((name for name in shapes if chosen[name]), key=lambda name: chosen[name])
+    broken, bad = {name: dict(by_rank) for name, by_rank in losses.items()}, (math.nan, math.inf, -math.inf)
+    for number, rank in enumerate(sorted(broken[victim])):
+        if rank <= chosen[victim]:
+            broken[victim][rank] = bad[number % 3]
+    ranks = sensitivity(given["decompositions"], 0.5, losses=broken)
+    assert ranks[victim] is None or ranks[victim] > chosen[victim]
+    spared = sum(m * n for m, n in shapes.values()) * (1 - check_removed(0.5))
+    assert parameters(shapes, {name: ranks[name] for name in shapes}) <= spared
+
+
+def test_a_nan_loss_of_one_batch_is_enough(given):
+    seen = iter([1.0, math.nan, 1.0, 1.0])
+    assert loss_at(given["model"], {}, {}, lambda model, batch: next(seen), given["batches"]) == math.inf
+    assert next(seen) == 1.0  # the rest was spared
+    everything_breaks = given | {"task_loss": lambda model, batch: torch.tensor(math.nan)}
+    assert sensitivity(removed=0.5, **everything_breaks) == sensitivity(removed=0.5, **everything_breaks)
+
+
+def test_the_model_is_untouched_even_when_the_loss_raises_midway(given):
+    model = Stack().train()
+    model.head.eval()
+    before, parts = bits(model), dict(model.named_modules())
+    calls = []
+
+    def loss(model, batch):
+        assert not model.training
+        calls.append(sum(isinstance(module, LowRankLinear) for module in model.modules()))
+        if len(calls) == 30:
+            raise RuntimeError("out of luck")
+        return given["task_loss"](model, batch)
+
+    with pytest.raises(RuntimeError, match="out of luck"):
+        sensitivity(removed=0.5, **(given | {"model": model, "task_loss": loss}))
+    assert calls == [1] * 30
+    assert untouched(model, before) and dict(model.named_modules()) == parts
+    assert model.training and not model.head.training
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_model_in_half_precision(dtype, given):
+    model = Stack().to(dtype)
+    batches = [(x.to(dtype), y) for x, y in given["batches"]]
+    before = bits(model)
+    ranks = sensitivity(removed=0.5, **(given | {"model": model, "batches": batches}))
+    assert untouched(model, before) and any(ranks.values())
+    with truncated(model, given["decompositions"], {"head": 2}):
+        assert model.head.weight.dtype == dtype and model.head.rank == 2
+
+
+def test_one_measurement_serves_many_budgets(given):
+    passes = []
+
+    def loss(model, batch):
+        passes.append(1)
+        return given["task_loss"](model, batch)
+
+    measured = solo_losses(given["decompositions"], given["model"], loss, given["batches"], candidates=(0.5, 0.5, 0.9))
+    assert len(passes) == sum(map(len, measured.values())) * len(given["batches"]) == 7 * 2 * 4
+    for removed in (0.2, 0.4):
+        own = sensitivity(removed=removed, **given, candidates=(0.9, 0.5))
+        assert sensitivity(given["decompositions"], removed, losses=measured) == own
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model": None}, "allocation 'sensitivity' needs model"),
+        ({"task_loss": None}, "allocation 'sensitivity' needs task_loss"),
+        ({"batches": None}, "allocation 'sensitivity' needs batches"),
+        ({"batches": []}, "batches are empty"),
+        ({"batches": (batch for batch in [])}, "batches many times.*not a generator"),
+        ({"candidates": ()}, "candidates is empty"),
+        ({"candidates": (0.5, 1.0)}, "candidates has 1.0"),
+        ({"candidates": (0.5, "0.6")}, "candidates has '0.6'"),
+        ({"losses": {"head": {1: 0.0}}}, "losses lack layer 'blocks.0.down'"),
+    ],
+)
+def test_what_is_missing_is_named(change, message, given):
+    with pytest.raises(ValueError, match=message):
+        sensitivity(removed=0.5, **(given | change))

@@ -1,0 +1,141 @@
+"""The key of a run changes with everything that decides its numbers, and with nothing else."""
+
+import json
+import os
+
+import pytest
+
+from prehab_lib.runs import keys
+from prehab_lib.runs.plan import Run
+
+
+@pytest.fixture
+def library(tmp_path):
+    folder = tmp_path / "prehab_lib"
+    (folder / "exercises").mkdir(parents=True)
+    sources = {
+        "__init__.py": "",
+        "alone.py": "x = 1",
+        "top.py": "def f():\n    from prehab_lib import middle",
+        "middle.py": "from .deep import y",
+        "deep.py": "import torch\ny = 2",
+        "exercises/__init__.py": "",
+        "exercises/ex00.py": "from ..alone import x",
+        "tables.json": "{}",
+    }
+    for name, source in sources.items():
+        (folder / name).write_text(source)
+    return folder
+
+
+def names(files, library) -> list[str]:
+    return [str(file.relative_to(library)) for file in files]
+
+
+@pytest.mark.parametrize(
+    "source, modules",
+    [
+        ("import os", []),
+        ("from prehab_lib import alone", ["__init__.py", "alone.py"]),
+        ("import prehab_lib.top as t", ["__init__.py", "deep.py", "middle.py", "top.py"]),
+        ("from prehab_lib.middle import y", ["__init__.py", "deep.py", "middle.py"]),
+        ("%matplotlib inline\nfrom prehab_lib import deep", ["__init__.py", "deep.py"]),
+        (
+            "from prehab_lib.exercises import ex00",
+            ["__init__.py", "alone.py", "exercises/__init__.py", "exercises/ex00.py"],
+        ),
+    ],
+)
+def test_modules_are_followed_through_one_another(library, source, modules):
+    assert names(keys.library_files([source], library), library) == sorted([*modules, "tables.json"])
+
+
+def test_a_table_counts_where_a_module_reads_it(library):
+    (library / "alone.py").write_text('TABLE = "tables.json"')
+    keys._module_imports.cache_clear()
+    with_it = keys.library_files(["from prehab_lib import alone"], library)
+    without = keys.library_files(["from prehab_lib.middle import y"], library)
+    assert library / "tables.json" in with_it and library / "tables.json" not in without
+
+
+def test_a_cell_that_is_no_python_counts_everything(library):
+    assert len(keys.library_files(["this is no python"], library)) == 8
+
+
+def test_the_real_library_is_followed():
+    files = names(keys.library_files(["from prehab_lib import claims"]), keys.LIBRARY)
+    assert {"claims.py", "records.py"} <= set(files)
+    assert "surgery.py" not in files
+
+
+def test_what_moves_the_key_and_what_does_not(tmp_path, library, write_notebook):
+    notebook = write_notebook(tmp_path / "00_a.ipynb", "from prehab_lib import middle")
+    model = tmp_path / "model.bin"
+    model.write_bytes(b"1")
+    base = Run("00_a", notebook, "smoke", {"steps": 1, "model": str(model), "data_root": ""})
+
+    def key(run=base, upstream=None):
+        keys._module_imports.cache_clear()
+        return keys.key(run, upstream or {}, library)
+
+    first = key()
+    assert len(first) == 16 and key() == first
+    (library / "alone.py").write_text("x = 2")  # not imported
+    content = json.loads(notebook.read_text())
+    content["cells"][0] |= {"execution_count": 3, "outputs": [{"output_type": "stream", "name": "stdout", "text": "1"}]}
+    content["cells"].append({"cell_type": "markdown", "id": "m", "metadata": {}, "source": "prose"})
+    notebook.write_text(json.dumps(content))
+    assert key() == first
+    seen = {first}
+
+    def moved(key: str):
+        assert key not in seen
+        seen.add(key)
+
+    moved(key(Run("00_a", notebook, "laptop", base.params)))
+    moved(key(Run("00_a", notebook, "smoke", base.params | {"steps": 2})))
+    moved(key(upstream={"03_vit": b"1"}))
+    moved(key(upstream={"03_vit": b"2"}))
+    (library / "deep.py").write_text("y = 3")
+    moved(key())
+    (library / "tables.json").write_text("[]")
+    moved(key())
+    model.write_bytes(b"2")
+    moved(key())
+    write_notebook(notebook, "from prehab_lib import middle  # changed")
+    moved(key())
+
+
+@pytest.mark.parametrize("place", ["cifar10", "glue/cola", "cifar10/data", "glue/cola/data"])
+def test_data_folders_are_told_apart_by_their_files(place, tmp_path, library, write_notebook, monkeypatch):
+    notebook = write_notebook(tmp_path / "00_a.ipynb", "1")
+    data = tmp_path / "data"
+    file = data / place / "train.parquet"
+    file.parent.mkdir(parents=True)
+    file.write_bytes(b"1")
+    run = Run("00_a", notebook, "lab", {"data_root": str(data)})
+    first = keys.key(run, {}, library)
+    file.write_bytes(b"12")
+    second = keys.key(run, {}, library)
+    os.utime(file, (1, 1))
+    third = keys.key(run, {}, library)
+    assert len({first, second, third}) == 3
+    unset = Run("00_a", notebook, "lab", {"data_root": ""})
+    without = keys.key(unset, {}, library)
+    monkeypatch.setenv("PREHAB_DATA", str(data))
+    assert keys.key(unset, {}, library) != without
+
+
+def test_large_files_are_told_apart_by_size_and_time(tmp_path, library, write_notebook, monkeypatch):
+    monkeypatch.setattr(keys, "SMALL", 2)
+    notebook = write_notebook(tmp_path / "00_a.ipynb", "1")
+    model = tmp_path / "model.bin"
+    model.write_bytes(b"123")
+    os.utime(model, (1, 1))
+    run = Run("00_a", notebook, "lab", {"model": str(model)})
+    first = keys.key(run, {}, library)
+    model.write_bytes(b"321")
+    os.utime(model, (1, 1))
+    assert keys.key(run, {}, library) == first
+    os.utime(model, (2, 2))
+    assert keys.key(run, {}, library) != first

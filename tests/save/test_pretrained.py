@@ -1,0 +1,245 @@
+"""Compressed models as transformers opens them: without remote code, with the same logits."""
+
+import copy
+import pickle
+
+import peft
+import pytest
+import torch
+import transformers
+
+from prehab_lib.factors import LowRankLinear
+from prehab_lib.layers import default_layers, linear_layers, replace_module
+from prehab_lib.save.rewrite import split_qkv, to_linear
+from prehab_lib.surgery import compress, load, save
+from prehab_lib.weightings import decompose_all
+from tests.families import ENDS, FAMILIES, GROUPED, IDS, distance, gpt2, llama, logits, seeded, tiny
+
+TEXT = [family for family in FAMILIES if family != "vit"]
+every_family = pytest.mark.parametrize("family", TEXT)
+
+
+@seeded
+def classifier(kind, **sizes):
+    config = getattr(transformers, f"{kind}Config")(num_labels=3, pad_token_id=0, **sizes)
+    return getattr(transformers, f"{kind}ForSequenceClassification")(config)
+
+
+def cut(model, removed=0.4, every=2):
+    """Half of the layers low-rank, half dense, GPT-2's transposed ones converted."""
+    to_linear(model)
+    compress(model, "svd", removed, layers=default_layers(model)[::every])
+    return model.eval()
+
+
+def opened(folder):
+    """The Auto class's model; nothing may be missing, unexpected or of another shape."""
+    auto = "AutoModelForCausalLM"
+    if "Classification" in (folder / "config.json").read_text():
+        auto = "AutoModelForSequenceClassification"
+    model, info = getattr(transformers, auto).from_pretrained(folder, output_loading_info=True)
+    assert not any(info.values()), info
+    return model
+
+
+KINDS = [(family, dtype) for family in TEXT for dtype in (torch.float32, torch.bfloat16)]
+
+
+@pytest.mark.parametrize(("family", "dtype"), [*KINDS, ("llama", torch.float16), ("gpt2", torch.float64)])
+def test_both_ways_back_give_the_logits_to_the_last_bit(family, dtype, tmp_path):
+    model = cut(tiny(family)).to(dtype)
+    folder = save(model, tmp_path / "model")
+    by_us, by_transformers = load(folder), opened(folder)
+    assert type(by_us) is type(by_transformers) and isinstance(by_us, type(model))
+    assert by_us.config.dtype == by_transformers.config.dtype == by_transformers.dtype == dtype
+    assert torch.equal(logits(by_us), logits(model))
+    assert torch.equal(logits(by_transformers), logits(model))
+    assert str(by_transformers) == str(model)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: llama(attention_bias=True, mlp_bias=True),
+        lambda: llama(tie_word_embeddings=True),
+        lambda: llama(rope_parameters={"rope_type": "linear", "factor": 2.0, "rope_theta": 500.0}),
+        lambda: classifier("Llama", **GROUPED),
+        lambda: classifier(
+            "OPT", vocab_size=40, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, ffn_dim=48
+        ),
+        lambda: classifier("GPT2", vocab_size=40, n_embd=32, n_layer=2, n_head=4, n_positions=16),
+    ],
+    ids=["biases", "tied", "scaled positions", "Llama classifier", "OPT classifier", "GPT-2 classifier"],
+)
+def test_biases_ties_positions_and_heads_come_along(make, tmp_path):
+    model = cut(make())
+    folder = save(model, tmp_path / "model")
+    for again in (load(folder), opened(folder)):
+        assert torch.equal(logits(again), logits(model))
+        if hasattr(model, "lm_head") and model.config.tie_word_embeddings:
+            assert again.lm_head.weight is again.model.embed_tokens.weight
+
+
+def test_a_model_loaded_in_half_precision_keeps_its_frequencies(tmp_path):
+    llama().save_pretrained(tmp_path / "base")
+    base = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "base", dtype=torch.bfloat16)
+    folder = save(cut(base), tmp_path / "model")
+    for again in (load(folder), opened(folder)):
+        assert again.model.rotary_emb.inv_freq.dtype == torch.float32
+        assert torch.equal(logits(again), logits(base))
+    assert "inv_freq" not in (folder / "config.json").read_text()
+
+
+@pytest.mark.parametrize("more", [dict(attention_bias=True, mlp_bias=True), dict(tie_word_embeddings=True)])
+def test_full_rank_leaves_the_logits_on_disk_too(more, tmp_path):
+    """Biases and ties; every family as it comes is in test_layers."""
+    model = llama(**more)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("proj.bias"):
+                parameter.copy_(torch.linspace(-1, 1, len(parameter)))
+    before = logits(model)
+    for name, found in decompose_all(model, None, "identity").items():
+        layer = model.get_submodule(name)
+        factors = found.truncate(len(found.sigma)).balanced()
+        replace_module(model, name, LowRankLinear.in_place_of(layer, factors))
+    folder = save(model, tmp_path / "model")
+    assert distance(logits(model), before) < 1e-5
+    assert torch.equal(logits(load(folder)), logits(model)) and torch.equal(logits(opened(folder)), logits(model))
+
+
+def test_gpt2_split_and_converted(tmp_path):
+    model = gpt2()
+    split_qkv(model)
+    folder = save(cut(model, every=3), tmp_path / "model")
+    assert torch.equal(logits(opened(folder)), logits(model))
+
+
+@pytest.mark.parametrize("family", ["llama", "opt", "gpt2", "bert"])
+def test_the_backbone_alone(family, tmp_path):
+    model = cut(tiny(family))
+    with torch.no_grad():
+        states = model.base_model(IDS).last_hidden_state
+    backbone = transformers.AutoModel.from_pretrained(save(model, tmp_path / "headed"))
+    again = load(save(backbone, tmp_path / "bare"))
+    other = transformers.AutoModel.from_pretrained(tmp_path / "bare")
+    for each in (backbone, again, other):
+        with torch.no_grad():
+            assert torch.equal(each.eval()(IDS).last_hidden_state, states)
+
+
+def test_shards(tmp_path):
+    model = cut(llama(tie_word_embeddings=True))
+    folder = save(model, tmp_path / "model", max_shard_size="12KB")
+    files = sorted(folder.glob("model-*-of-*.safetensors"))
+    assert len(files) > 2 and all(file.stat().st_size < 16_000 for file in files)
+    assert not (folder / "model.safetensors").exists()
+    for again in (load(folder), opened(folder)):
+        assert torch.equal(logits(again), logits(model))
+    save(model, folder)  # and back to one file, nothing left over
+    assert not list(folder.glob("*.index.json")) and torch.equal(logits(load(folder)), logits(model))
+
+
+@pytest.mark.parametrize("family", ["llama", "opt", "gpt2", "bert"])
+def test_merged_is_a_plain_checkpoint(family, tmp_path):
+    model = cut(tiny(family))
+    folder = save(model, tmp_path / "model", merged=True)
+    again = opened(folder)
+    assert type(again).__module__.startswith("transformers.")
+    assert distance(logits(again), logits(model)) < 1e-5
+    assert not any(isinstance(module, LowRankLinear) for module in again.modules())
+    assert sum(isinstance(module, LowRankLinear) for module in model.modules()) > 2  # the model in hand stays as it was
+    assert torch.equal(logits(load(folder)), logits(again))
+
+
+def test_merged_rounds_once(tmp_path):
+    model = cut(llama(), every=1).to(torch.bfloat16)
+    name, layer = next((n, m) for n, m in model.named_modules() if isinstance(m, LowRankLinear))
+    again = opened(save(model, tmp_path / "model", merged=True))
+    product = layer.U.weight.double() @ layer.V.weight.double()
+    assert torch.equal(again.get_submodule(name).weight, product.to(torch.bfloat16))
+
+
+def test_a_loaded_model_saves_itself_by_transformers(tmp_path):
+    model = opened(save(cut(llama()), tmp_path / "a"))
+    model.save_pretrained(tmp_path / "b")
+    assert torch.equal(logits(opened(tmp_path / "b")), logits(model))
+    ours = load(tmp_path / "a")
+    ours.save_pretrained(tmp_path / "c")
+    assert torch.equal(logits(opened(tmp_path / "c")), logits(model))
+    assert torch.equal(logits(load(save(model, tmp_path / "d"))), logits(model))
+
+
+def test_a_loaded_model_can_be_cut_further_copied_and_pickled(tmp_path):
+    model = load(save(cut(gpt2()), tmp_path / "a"))
+    dense = [name for name in default_layers(model) if name in linear_layers(model)]
+    assert compress(model, "svd", 0.6, layers=dense).achieved >= 0.6
+    assert torch.equal(logits(load(save(model, tmp_path / "b"))), logits(model))
+    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert torch.equal(logits(twin), logits(model))
+
+
+def test_a_dense_model_stays_of_its_own_type(tmp_path):
+    folder = save(llama().eval(), tmp_path / "model")
+    assert type(load(folder)) is type(opened(folder)) is transformers.LlamaForCausalLM
+    assert not (folder / "README.md").exists()
+
+
+def test_generation_is_the_same_and_keeps_its_settings(tmp_path):
+    model = cut(llama())
+    model.generation_config.update(max_new_tokens=6, repetition_penalty=1.3, **ENDS, pad_token_id=0)
+    folder = save(model, tmp_path / "model")
+    before = model.generate(IDS)
+    assert before.shape[1] > IDS.shape[1]
+    for again in (load(folder), opened(folder)):
+        assert torch.equal(again.generate(IDS), before)
+        assert again.generation_config.repetition_penalty == 1.3
+
+
+def test_lora_on_the_factors(tmp_path):
+    model = opened(save(cut(llama()), tmp_path / "base"))
+    config = peft.LoraConfig(r=2, target_modules=["U", "V"], task_type="CAUSAL_LM")
+    tuned = peft.get_peft_model(copy.deepcopy(model), config)
+    optimizer = torch.optim.SGD([p for p in tuned.parameters() if p.requires_grad], lr=1.0)
+    for _ in range(2):
+        tuned(IDS, labels=IDS).loss.backward()
+        optimizer.step()
+    assert distance(logits(tuned), logits(model)) > 1e-3
+    tuned.save_pretrained(tmp_path / "adapter")
+    again = peft.PeftModel.from_pretrained(opened(tmp_path / "base"), tmp_path / "adapter")
+    assert torch.equal(logits(again), logits(tuned))
+    merged = again.merge_and_unload()
+    merged.save_pretrained(tmp_path / "merged")
+    assert torch.equal(logits(opened(tmp_path / "merged")), logits(merged))
+
+
+def test_a_tokenizer_is_saved_along(tmp_path):
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    core = Tokenizer(models.WordLevel({"<s>": 0, "?": 1, "cut": 2, "the": 3, "matrix": 4}, unk_token="?"))
+    core.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=core, bos_token="<s>", unk_token="?")
+    folder = save(cut(llama()), tmp_path / "model", tokenizer=tokenizer)
+    again = transformers.AutoTokenizer.from_pretrained(folder)
+    assert again("cut the big matrix")["input_ids"] == [2, 3, 1, 4] and again.bos_token_id == 0
+
+
+def test_other_ranks_than_the_weights_are_refused(tmp_path):
+    folder = save(cut(llama()), tmp_path / "model")
+    text = (folder / "config.json").read_text()
+    (folder / "config.json").write_text(text.replace('q_proj": 9', 'q_proj": 8'))
+    assert text != (folder / "config.json").read_text()
+    with pytest.raises(RuntimeError, match="mismatch"):
+        opened(folder)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@every_family
+def test_moves_between_devices(family, tmp_path):
+    model = cut(tiny(family))
+    here = logits(model)
+    folder = save(model.to("cuda"), tmp_path / "model")
+    with torch.no_grad():
+        there = load(folder).to("cuda")(IDS.to("cuda")).logits
+        assert torch.equal(there, model(IDS.to("cuda")).logits)
+    assert torch.equal(logits(load(folder)), here) and distance(there.cpu(), here) < 1e-3

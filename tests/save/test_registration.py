@@ -1,0 +1,116 @@
+"""When transformers knows our model types: after `import prehab_lib`, in either order, and not before."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+import transformers
+from torch import nn
+
+from prehab_lib.factors import LowRankLinear
+from prehab_lib.save import announce, pretrained
+from prehab_lib.save.rewrite import split_qkv
+from prehab_lib.surgery import save
+from tests.families import IDS, gpt2, llama, logits
+from tests.save.test_pretrained import cut
+
+
+def run_alone(code, *arguments):
+    """A fresh Python that has not imported prehab_lib."""
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TRANSFORMERS_VERBOSITY": "warning"}
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=arguments[0])
+
+
+WITHOUT_US = """
+import sys, torch, transformers
+from transformers import AutoModelForCausalLM, LlamaForCausalLM
+folder = sys.argv[1]
+try:
+    AutoModelForCausalLM.from_pretrained(f"{folder}/low_rank")
+except ValueError as problem:
+    print("refused:", "lowrank_llama" in str(problem))
+_, info = LlamaForCausalLM.from_pretrained(f"{folder}/low_rank", output_loading_info=True)
+print("missing:", sorted(info["missing_keys"]))
+ids = torch.load(f"{folder}/ids.pt")
+for name in ("llama", "gpt2"):
+    model = AutoModelForCausalLM.from_pretrained(f"{folder}/{name}")
+    far = (model(ids).logits.detach() - torch.load(f"{folder}/{name}.pt")).abs().max()
+    print(name, float(far) < 1e-4)
+print("alone:", "prehab_lib" not in sys.modules)
+import prehab_lib
+print("registered:", type(AutoModelForCausalLM.from_pretrained(f"{folder}/low_rank")).__name__)
+"""
+
+
+def test_what_transformers_does_alone(tmp_path):
+    model, other = cut(llama()), gpt2()
+    split_qkv(other)
+    cut(other, every=1)
+    save(model, tmp_path / "low_rank")
+    torch.save(IDS, tmp_path / "ids.pt")
+    for name, each in (("llama", model), ("gpt2", other)):
+        save(each, tmp_path / name, merged=True)
+        torch.save(logits(each), tmp_path / f"{name}.pt")
+    done = run_alone(WITHOUT_US, tmp_path)
+    said = dict(line.split(" ", 1) for line in done.stdout.splitlines())
+    assert said["refused:"] == said["alone:"] == said["llama"] == said["gpt2"] == "True", done.stderr
+    missing = [f"{name}.weight" for name, module in model.named_modules() if isinstance(module, LowRankLinear)]
+    assert said["missing:"] == str(sorted(missing))
+    assert "MISSING" in done.stderr and "using a model of type `lowrank_llama`" in done.stderr  # not silent
+    assert said["registered:"] == "LowRankLlamaForCausalLM"
+
+
+WE_COME_FIRST = """
+import sys
+import prehab_lib
+assert "torch" not in sys.modules and "transformers" not in sys.modules
+from transformers import AutoConfig
+print(type(AutoConfig.from_pretrained(sys.argv[1])).__name__, [f for f in sys.meta_path if "prehab" in type(f).__module__])
+"""
+
+
+def test_importing_us_first_is_light_and_registers_all_the_same(tmp_path):
+    save(cut(llama()), tmp_path / "model")
+    done = run_alone(WE_COME_FIRST, tmp_path / "model")
+    assert done.stdout.split() == ["LowRankLlamaConfig", "[]"], done.stderr
+
+
+LOOKED_FOR_FIRST = """
+import importlib.util, sys
+import prehab_lib
+for _ in range(2):
+    assert importlib.util.find_spec("transformers.models.auto.configuration_auto")
+print("transformers.models.auto.configuration_auto" in sys.modules)
+from transformers import AutoConfig
+print(type(AutoConfig.from_pretrained(sys.argv[1])).__name__, [f for f in sys.meta_path if "prehab" in type(f).__module__])
+"""
+
+
+def test_who_only_asks_where_transformers_is_does_not_use_the_registration_up(tmp_path):
+    save(cut(llama()), tmp_path / "model")
+    done = run_alone(LOOKED_FOR_FIRST, tmp_path / "model")
+    assert done.stdout.split() == ["False", "LowRankLlamaConfig", "[]"], done.stderr
+
+
+@pytest.mark.parametrize("kind", [AttributeError, ImportError, ValueError, TypeError])
+def test_a_transformers_that_cannot_be_told_stays_importable(kind, monkeypatch):
+    def register():
+        raise kind("no such thing")
+
+    monkeypatch.setattr(pretrained, "register", register)
+    with pytest.warns(UserWarning, match="cannot be opened by transformers: .*no such thing"):
+        announce.to_transformers()
+
+
+def test_every_family_has_its_classes_and_its_layers():
+    for family, (config, *models) in pretrained.FAMILIES.items():
+        made = getattr(pretrained, f"LowRank{config}")
+        assert made.model_type == f"lowrank_{family}" and len(models) == len(pretrained.AUTO)
+        for name in models:
+            kind = getattr(pretrained, f"LowRank{name}")
+            assert issubclass(kind, getattr(transformers, name)) and issubclass(kind, nn.Module)
+    with pytest.raises(AttributeError, match="no attribute 'LowRankNothing'"):
+        _ = pretrained.LowRankNothing

@@ -1,0 +1,105 @@
+"""Decompositions made on demand: the same bits, and no more of them alive than there is room for."""
+
+import copy
+import weakref
+
+import pytest
+import torch
+
+from prehab_lib import weightings
+from prehab_lib.methods import METHODS
+from prehab_lib.scale.lazy import Shelf
+from prehab_lib.surgery import compress
+from prehab_lib.weightings import decompose_all, decompose_lazily
+from tests.stack import everything
+
+
+@pytest.fixture(scope="module")
+def given():
+    return everything()
+
+
+@pytest.fixture
+def alive(monkeypatch):
+    """The number of decompositions in memory each time one more is made."""
+    made, counts = [], []
+    factorise = weightings.factorise
+
+    def counted(*args):
+        found = factorise(*args)
+        made.append(weakref.ref(found))
+        counts.append(sum(ref() is not None for ref in made))
+        return found
+
+    monkeypatch.setattr(weightings, "factorise", counted)
+    return counts
+
+
+def cut(given, method, **more):
+    model = copy.deepcopy(given["model"])
+    data = {name: given[name] for name in ("task_loss", "batches", "validation")}
+    return model, compress(model, method, 0.5, given["stats"], **data, **more)
+
+
+def test_uniform_surgery_has_one_decomposition_at_a_time(given, alive):
+    cut(given, "svd_llm")
+    assert alive == [1] * 7 and len(given["stats"]) == 8  # the gate stays dense: nobody looks at its factors
+
+
+@pytest.mark.parametrize("method", ["svd_llm", "svd_llm_update", "svd_llm_v2", "swift_svd"])
+def test_every_method_says_the_same_with_and_without_room(method, given, alive, monkeypatch):
+    whole = decompose_all(given["model"], given["stats"], METHODS[method].weighting)
+    eager, planned = cut(given, method, decompositions=whole)
+    for keep in (0, 2**31):
+        monkeypatch.setattr(
+            "prehab_lib.surgery.decompose_lazily", lambda *a, keep=keep, **more: decompose_lazily(*a, keep=keep, **more)
+        )
+        alive.clear()
+        model, report = cut(given, method)
+        assert report.ranks == planned.ranks
+        assert all(torch.equal(a, b) for a, b in zip(model.parameters(), eager.parameters(), strict=True))
+        assert max(alive) <= (8 if keep else 1) + len(whole)  # `whole` is still held here
+        assert len(alive) <= 8 or not keep  # with room, none is made twice
+
+
+def test_shape_costs_nothing_and_a_spectrum_is_kept(given, alive):
+    lazy = decompose_lazily(given["model"], given["stats"], keep=0)
+    eager = given["decompositions"]
+    assert {name: found.shape for name, found in lazy.items()} == {name: found.shape for name, found in eager.items()}
+    assert alive == []
+    for name, found in lazy.items():
+        assert torch.equal(found.sigma, eager[name].sigma) and found.tail_error(1) == eager[name].tail_error(1)
+    assert len(alive) == len(lazy)
+    assert torch.equal(lazy["head"].left, eager["head"].left) and torch.equal(lazy["head"].right, eager["head"].right)
+    assert len(alive) == len(lazy) + 2  # without room, each look at the factors makes them again
+
+
+def test_a_shelf_keeps_the_latest_that_fit(given):
+    lazy = decompose_lazily(given["model"], given["stats"])
+    one = next(iter(lazy.values())).whole()
+    size = sum(part.numel() * 8 for part in (one.left, one.right, one.sigma))
+    shelf, made = Shelf(keep=2 * size), []
+
+    def make():
+        made.append(1)
+        return one
+
+    for key in ("a", "b", "a", "c", "a", "b"):  # c pushes b out, not a
+        shelf.get(key, make)
+    assert len(made) == 4
+    shelf.drop("a")
+    assert list(shelf.kept) == ["b"]
+
+
+def test_a_problem_names_its_layer(given):
+    model = copy.deepcopy(given["model"])
+    with torch.no_grad():
+        model.head.weight[0, 0] = float("nan")
+    lazy = decompose_lazily(model, given["stats"])
+    assert lazy["gate"].truncate(1).rank == 1
+    with pytest.raises(ValueError, match="layer 'head'.*NaN or infinite"):
+        lazy["head"].truncate(1)
+    before = model.blocks[0].up
+    with pytest.raises(ValueError, match="layer 'head'.*NaN or infinite"):
+        compress(model, "svd_llm", 0.5, given["stats"])
+    assert model.blocks[0].up is before  # nothing was swapped

@@ -1,0 +1,93 @@
+"""What a process holds: the peak of one call, and freed pieces that go back to the system."""
+
+import os
+
+import pytest
+import torch
+
+from prehab_lib import decomposition
+from prehab_lib.ruler import Weighting
+from prehab_lib.scale import memory, stream
+from tests.families import llama
+
+MIB = 2**20
+says = pytest.mark.skipif(not os.access(memory.CLEAR_REFS, os.W_OK), reason="this system does not tell its peak memory")
+
+
+@says
+def test_the_peak_is_that_of_the_call_alone():
+    """A gigabyte was held before the call and given back: the peak of the call does not know it."""
+    earlier = torch.ones(2**27)
+    del earlier
+    size = 200 * MIB
+    found = memory.peak_memory(lambda: torch.ones(size // 4))
+    assert size * 0.95 < found < size * 1.3
+    held = torch.ones(size // 4)
+    assert memory.peak_memory(lambda: None) < size / 10 and held[0] == 1
+
+
+@says
+def test_freed_pieces_that_a_call_takes_again_count_as_its_own():
+    def take():
+        return [
+            torch.ones(MIB // 64) for _ in range(4096)
+        ]  # 256 MiB in pieces that the C library keeps when they are freed
+
+    pieces, barrier = take(), torch.ones(MIB // 64)
+    del pieces
+    assert memory.peak_memory(take) > 240 * MIB and barrier[0] == 1
+
+
+def test_where_the_peak_cannot_be_known_the_work_is_done_all_the_same(monkeypatch, tmp_path):
+    monkeypatch.setattr(memory, "CLEAR_REFS", str(tmp_path / "none" / "clear_refs"))
+    ran = []
+    assert memory.peak_memory(lambda: ran.append(1)) is None and ran == [1]
+
+
+@says
+def test_freed_pieces_go_back_to_the_system():
+    memory.give_back()
+    pieces = [torch.ones(MIB // 64) for _ in range(4096)]  # 64 KiB each: the C library keeps such pieces
+    barrier = torch.ones(MIB // 64)  # behind them, so that what is freed is not the end of the heap
+    full = memory._resident("VmRSS")
+    del pieces
+    kept = memory._resident("VmRSS")
+    memory.give_back()
+    assert full - kept < 64 * MIB and kept - memory._resident("VmRSS") > 192 * MIB and barrier[0] == 1
+
+
+@pytest.mark.parametrize("problem", [OSError, AttributeError, TypeError])
+def test_a_system_that_cannot_give_back_goes_on(problem, monkeypatch):
+    def refuse(name):
+        raise problem
+
+    monkeypatch.setattr(memory.ctypes, "CDLL", refuse)
+    memory.give_back()
+
+
+def test_streamed_surgery_gives_back_before_each_decomposition_and_its_workspace(monkeypatch):
+    events, compute = [], {"gram": stream.Block.collect, "eigenvectors": torch.linalg.eigh}
+
+    def noted(event):
+        return lambda *args, **options: events.append(event) or compute[event](*args, **options)
+
+    monkeypatch.setattr(stream.Block, "collect", noted("gram"))
+    monkeypatch.setattr(torch.linalg, "eigh", noted("eigenvectors"))
+    for module in (stream, decomposition):
+        monkeypatch.setattr(module, "give_back", lambda: events.append("back"))
+    monkeypatch.setattr(decomposition, "WORTH", 0)
+    ids = torch.randint(3, 40, (8, 12), generator=torch.Generator().manual_seed(0))
+    stream.compress(llama(num_hidden_layers=1), "svd_llm", 0.4, [{"input_ids": ids}], hold="input")
+    cut = ["back", "eigenvectors"]
+    assert events == [event for layers in (1, 2, 1, 3) for event in ("gram", "back", *layers * cut)]
+
+
+def test_small_moments_are_not_worth_it(monkeypatch):
+    asked = []
+    monkeypatch.setattr(decomposition, "give_back", lambda: asked.append(1))
+    W = torch.randn(24, 40, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    decomposition.factorise(W, Weighting())
+    assert asked == []
+    monkeypatch.setattr(decomposition, "WORTH", 24 * 24 * 8)
+    decomposition.factorise(W, Weighting())
+    assert asked == [1]

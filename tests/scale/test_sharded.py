@@ -1,0 +1,117 @@
+"""Prehab on shards: two processes on the CPU, each with half of every weight and half of every batch."""
+
+import copy
+import os
+import socket
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import multiprocessing
+from torch.distributed.fsdp import fully_shard
+
+from prehab_lib.evaluate import classification_loss
+from prehab_lib.prehab import prehab
+from prehab_lib.scale.sharding import is_sharded, whole
+from prehab_lib.stats import collect
+from tests.stack import Stack, stack_batches
+
+STEPS, PROCESSES = 3, 2
+SETTINGS = dict(surrogate="nuclear", lam=0.5, steps=STEPS, lr=1e-2, train="all", log_every=1)
+FAST = SETTINGS | dict(surrogate="stable_rank", lam=2.0, arithmetic="fast", refresh=2)
+
+
+def start():
+    model, batches = Stack(depth=2), stack_batches(count=STEPS, size=160)
+    return model, batches, collect(model, batches)
+
+
+def half_of(batch, rank):
+    return tuple(part[rank::PROCESSES] for part in batch)
+
+
+def sharded_start(mesh):
+    model, batches, stats = start()
+    for block in model.blocks:
+        fully_shard(block, mesh=mesh)
+    return fully_shard(model, mesh=mesh), batches, stats
+
+
+def gathered(model):
+    return {name: whole(parameter).detach() for name, parameter in model.named_parameters()}
+
+
+def work(rank, port, folder):
+    """One process: shard the model, train, and let the first process write the gathered result."""
+    torch.set_num_threads(1)
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    dist.init_process_group("gloo", rank=rank, world_size=PROCESSES)
+    mesh = dist.init_device_mesh("cpu", (PROCESSES,))
+    model, batches, stats = sharded_start(mesh)
+    halves = [half_of(batch, rank) for batch in batches]
+    history = prehab(model, classification_loss, halves, stats, **SETTINGS)
+    assert all(is_sharded(parameter) for parameter in model.parameters())
+    assert model.head.weight.to_local().shape[0] == 12 // PROCESSES
+    refused = {}
+    for name, change in {"whitened": {"coordinates": "whitened"}, "checkpoint": {"checkpoint": "c"}}.items():
+        try:
+            prehab(model, classification_loss, halves, stats, **SETTINGS | change)
+        except ValueError as problem:
+            refused[name] = str(problem)
+    quick, _, _ = sharded_start(mesh)
+    fast = prehab(quick, classification_loss, halves, stats, **FAST)
+    results = {"weights": gathered(model), "rows": history.rows, "refused": refused}
+    results |= {"fast weights": gathered(quick), "fast rows": fast.rows}
+    if rank == 0:
+        torch.save(results, folder / "result.pt")
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def sharded(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("shards")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    method = "spawn" if torch.cuda.is_available() else "fork"  # a fork has imported everything already
+    multiprocessing.start_processes(work, args=(port, folder), nprocs=PROCESSES, start_method=method)
+    return torch.load(folder / "result.pt", weights_only=True)
+
+
+def test_shards_are_trained_to_the_weights_of_one_process(sharded):
+    model, batches, stats = start()
+    before = copy.deepcopy(model)
+    history = prehab(model, classification_loss, batches, stats, **SETTINGS)
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(sharded["weights"][name], parameter.detach(), rtol=1e-4, atol=1e-6)
+        assert not torch.allclose(parameter, before.get_parameter(name), rtol=1e-3, atol=1e-4)
+    for ours, alone in zip(sharded["rows"], history.rows, strict=True):
+        assert ours["surrogate"] == pytest.approx(alone["surrogate"], rel=1e-5)
+        assert ours["entropy_rank"] == pytest.approx(alone["entropy_rank"], rel=1e-5)
+
+
+def test_the_surrogate_is_part_of_what_shards_learn(sharded):
+    """Without it they end elsewhere, so that the comparison above would have seen a lost gradient."""
+    model, batches, stats = start()
+    prehab(model, classification_loss, batches, stats, **SETTINGS | dict(lam=0.0))
+    assert not torch.allclose(sharded["weights"]["head.weight"], model.head.weight, rtol=1e-2, atol=1e-3)
+
+
+def test_held_tangents_of_shards_are_those_of_one_process(sharded):
+    model, batches, stats = start()
+    history = prehab(model, classification_loss, batches, stats, **FAST)
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(sharded["fast weights"][name], parameter.detach(), rtol=1e-3, atol=1e-5)
+    for ours, alone in zip(sharded["fast rows"], history.rows, strict=True):
+        assert ours["surrogate"] == pytest.approx(alone["surrogate"], rel=1e-4)
+    control, batches, stats = start()
+    prehab(control, classification_loss, batches, stats, **FAST | dict(lam=0.0))
+    assert not torch.allclose(control.head.weight, model.head.weight, rtol=1e-2, atol=1e-3)
+
+
+def test_what_needs_whole_weights_is_refused(sharded):
+    assert (
+        "coordinates='whitened' needs whole weights, and 'blocks.0.up.weight' is sharded"
+        in sharded["refused"]["whitened"]
+    )
+    assert "checkpoint=... needs whole weights" in sharded["refused"]["checkpoint"]

@@ -1,0 +1,394 @@
+"""Block by block: the same numbers and the same models as all at once, and one block's memory."""
+
+import copy
+import gc
+import warnings
+import weakref
+
+import pytest
+import torch
+import transformers
+from torch import nn
+
+from prehab_lib import weightings
+from prehab_lib.methods import Method
+from prehab_lib.save.rewrite import to_linear
+from prehab_lib.scale import stream, walk
+from prehab_lib.scale.skeleton import open_streamed
+from prehab_lib.stats import collect
+from prehab_lib.surgery import compress
+from tests.families import llama, tiny, vit
+from tests.helpers import Toy
+
+DECODERS = ["llama", "mistral", "qwen2", "qwen3", "opt", "gpt2"]
+NEEDS = {"gram", "mean_abs", "max_abs", "influence"}
+
+
+@pytest.fixture(autouse=True)
+def few_tokens():
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*tokens per input channel")
+        yield
+
+
+def model_of(family):
+    model = tiny(family)
+    to_linear(model)
+    return model
+
+
+def tokens(count=3, padded=False):
+    generator = torch.Generator().manual_seed(0)
+    batches = [{"input_ids": torch.randint(3, 40, (4, 12), generator=generator)} for _ in range(count)]
+    for batch in batches if padded else []:
+        batch["attention_mask"] = (torch.arange(12) < torch.tensor([[12], [9], [5], [12]])).long()
+    return batches
+
+
+def assert_same_statistics(ours, theirs):
+    assert list(ours) == list(theirs)
+    for name, found in theirs.items():
+        for statistic in NEEDS - {"influence"}:
+            torch.testing.assert_close(getattr(ours[name], statistic), getattr(found, statistic), rtol=1e-12, atol=0)
+        assert ours[name].tokens == found.tokens and ours[name].influence == pytest.approx(found.influence, rel=1e-6)
+
+
+@pytest.mark.parametrize(("family", "padded"), [("llama", False), *((family, True) for family in DECODERS)])
+def test_statistics_are_those_of_the_whole_model(family, padded):
+    model, batches = model_of(family).train(), tokens(padded=padded)
+    ours = stream.collect(model, batches, needs=NEEDS)
+    assert_same_statistics(ours, collect(model, batches, needs=NEEDS))
+    block = next(name for name in ours).partition("self_attn")[0].partition("attn")[0].rstrip(".")
+    q, k = [name for name in ours if name.startswith(block)][:2]
+    shared = {"gpt2": False}.get(family, True)  # gpt2's query, key and value are one layer
+    assert (ours[q].gram is ours[k].gram) == shared
+    assert model.training and model.config.use_cache
+    assert all("forward" not in vars(module) for module in model.modules())
+
+
+@pytest.mark.parametrize("family", ["bert", "vit"])
+def test_any_row_of_blocks_will_do(family):
+    model = model_of(family)
+    batches = tokens(padded=True)
+    if family == "vit":
+        generator = torch.Generator().manual_seed(0)
+        batches = [(torch.rand(4, 3, 16, 16, generator=generator), torch.zeros(4)) for _ in range(3)]
+    layers = [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and ".1." in name]
+    assert_same_statistics(stream.collect(model, batches, layers, NEEDS), collect(model, batches, layers, NEEDS))
+
+
+ASVD_RULER = Method("activation", needs=frozenset({"mean_abs"}))
+
+
+@pytest.mark.parametrize(
+    ("family", "method"),
+    [*((family, "svd_llm") for family in DECODERS if family != "qwen2"), ("llama", "svd"), ("qwen2", ASVD_RULER)],
+    ids=str,
+)
+def test_surgery_is_that_of_the_whole_model(family, method):
+    model, batches = model_of(family), tokens()
+    needs = (
+        {"svd": {"gram"}, "svd_llm": {"gram"}}.get(method, {"mean_abs"}) if isinstance(method, str) else {"mean_abs"}
+    )
+    whole, streamed = copy.deepcopy(model), model
+    expected = compress(whole, method, 0.4, collect(whole, batches, needs=needs))
+    report = stream.compress(streamed, method, 0.4, None if method == "svd" else batches)
+    assert report == expected
+    for (name, ours), theirs in zip(streamed.named_parameters(), whole.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6, msg=name)
+
+
+def test_sequential_surgery_judges_by_compressed_inputs():
+    """By hand: collect the second block's statistics on the model whose first block is cut."""
+    model, batches = llama(), tokens(8)
+    names = list(collect(model, batches))
+    byhand = copy.deepcopy(model)
+    for block in ("model.layers.0.", "model.layers.1."):
+        layers = [name for name in names if name.startswith(block)]
+        compress(byhand, "svd_llm", 0.5, collect(byhand, batches, layers), layers=layers)
+    ours, plain = copy.deepcopy(model), copy.deepcopy(model)
+    stream.compress(ours, "svd_llm", 0.5, batches, upstream="compressed")
+    stream.compress(plain, "svd_llm", 0.5, batches)
+    ids = batches[0]["input_ids"]
+    with torch.no_grad():
+        torch.testing.assert_close(ours(ids).logits, byhand(ids).logits, rtol=1e-4, atol=1e-4)
+        assert not torch.allclose(ours(ids).logits, plain(ids).logits, rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.parametrize("upstream", stream.UPSTREAM)
+@pytest.mark.parametrize("family", DECODERS)
+def test_one_input_at_a_time_gives_the_same_model(family, upstream):
+    batches = tokens(8)
+    models, reports = [model_of(family) for _ in range(2)], []
+    models[1].load_state_dict(models[0].state_dict())
+    for model, hold in zip(models, stream.HOLD, strict=True):
+        reports.append(stream.compress(model, "svd_llm", 0.4, batches, upstream=upstream, hold=hold))
+    assert reports[0] == reports[1] and reports[0].achieved >= 0.4
+    for (name, ours), theirs in zip(models[1].named_parameters(), models[0].parameters(), strict=True):
+        assert torch.equal(ours, theirs), name
+
+
+def test_one_input_at_a_time_at_several_ratios_from_a_folder(folder):
+    path, model = folder
+    streamed = open_streamed(path)
+    expected = stream.compress_at(model, "svd_llm", [0.2, 0.5], tokens(8))
+    ours = stream.compress_at(streamed, "svd_llm", [0.2, 0.5], tokens(8), hold="input")
+    for theirs, report in zip(expected, ours, strict=True):
+        assert report == theirs
+        assert all(torch.equal(a, b) for a, b in zip(streamed.model.parameters(), model.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(("hold", "at_once"), [("block", 4), ("input", 1)])
+def test_one_block_or_one_input_of_statistics_and_one_decomposition_at_a_time(hold, at_once, monkeypatch):
+    grams, cuts, most = [], [], {"grams": 0, "cuts": 0}
+    factorise, finish = weightings.factorise, walk.input_statistics
+
+    def counted_cut(*args):
+        found = factorise(*args)
+        cuts.append(weakref.ref(found))
+        most["cuts"] = max(most["cuts"], sum(ref() is not None for ref in cuts))
+        return found
+
+    def counted_gram(*args):
+        read = finish(*args)
+        grams.extend(weakref.ref(found["gram"]) for found in {id(f["gram"]): f for f, _ in read.values()}.values())
+        most["grams"] = max(most["grams"], sum(ref() is not None for ref in grams))
+        return read
+
+    monkeypatch.setattr(weightings, "factorise", counted_cut)
+    monkeypatch.setattr(walk, "input_statistics", counted_gram)
+    model = llama(num_hidden_layers=3)
+    dense = [weakref.ref(module.weight) for module in model.modules() if type(module) is nn.Linear]
+    gc.disable()  # without the collector: nothing may wait in a cycle
+    try:
+        stream.compress(model, "svd_llm", 0.4, tokens(), hold=hold)
+        assert most == {"grams": at_once, "cuts": 1} and len(grams) == 12 and len(cuts) == 21
+        assert sum(ref() is not None for ref in dense) == 1  # the language-model head
+    finally:
+        gc.enable()
+
+
+class Numbered(nn.Module):
+    """Two blocks in a row, made by the test; counts which layers of a block compute."""
+
+    def __init__(self, block):
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            self.blocks = nn.ModuleList([block(), block()])
+        self.computed = []
+        for name, module in self.named_modules():
+            if isinstance(module, nn.Linear):
+                module.register_forward_hook(lambda *_, name=name: self.computed.append(name))
+
+    def forward(self, x):
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+
+class Row(nn.Module):
+    """Defined in another order than called."""
+
+    def __init__(self):
+        super().__init__()
+        self.down, self.up, self.gate = nn.Linear(24, 12), nn.Linear(12, 24), nn.Linear(12, 24)
+
+    def forward(self, x):
+        return x + self.down(self.gate(x).tanh() * self.up(x))
+
+
+class Again(Row):
+    """The first layer reads what the last one gave."""
+
+    def forward(self, x):
+        return super().forward(super().forward(x))
+
+
+class Sometimes(Row):
+    """One path for positive inputs, another for negative ones."""
+
+    def forward(self, x):
+        return x + self.down((self.gate if x.sum() > 0 else self.up)(x).tanh())
+
+
+def inputs(count=6):
+    return [{"x": x} for x in torch.randn(count, 40, 12, generator=torch.Generator().manual_seed(1))]
+
+
+def test_passes_end_where_the_input_was_read():
+    model = Numbered(Row)
+    layers = [f"blocks.{i}.{name}" for i in (0, 1) for name in ("down", "up", "gate")]
+    stream.compress(model, "svd_llm", 0.4, inputs(), layers=layers, hold="input")
+    once = ["gate", "up"]
+    probe = [*once, "down"]  # one batch says who reads what
+    first = [*probe, *6 * [*once, "down"], *6 * ["gate"]]  # the next block's inputs; then down is cut
+    last = [*probe, *6 * once, *6 * ["gate"]]
+    assert model.computed == [*(f"blocks.0.{name}" for name in first), *(f"blocks.1.{name}" for name in last)]
+
+
+def test_a_layer_called_twice_needs_the_whole_block():
+    layers = ["blocks.0.up", "blocks.0.gate", "blocks.0.down"]
+    model, whole = Numbered(Again), Numbered(Again)
+    with pytest.raises(
+        ValueError, match="'blocks.0.gate' is called more than once in a forward pass: use hold='block'"
+    ):
+        stream.compress(model, "svd_llm", 0.4, inputs(), layers=layers, hold="input")
+    expected = compress(whole, "svd_llm", 0.4, collect(whole, inputs(), layers), layers=layers)
+    assert stream.compress(model, "svd_llm", 0.4, inputs(), layers=layers) == expected
+    for ours, theirs in zip(model.parameters(), whole.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_layers_that_no_batch_reaches_together_need_the_whole_block():
+    model = Numbered(Sometimes)
+    layers = ["blocks.0.up", "blocks.0.gate", "blocks.0.down"]
+    with pytest.raises(
+        ValueError, match="no calibration batch reaches all layers of block 'blocks.0': use hold='block'"
+    ):
+        stream.compress(model, "svd_llm", 0.4, inputs(), layers=layers, hold="input")
+    assert type(model.blocks[0].down) is nn.Linear
+    assert stream.compress(model, "svd_llm", 0.4, inputs(), layers=layers).achieved > 0
+
+
+@pytest.fixture
+def folder(tmp_path):
+    model = llama(num_hidden_layers=3).to(torch.bfloat16)
+    model.save_pretrained(tmp_path / "checkpoint", max_shard_size="12kB")
+    assert len(list((tmp_path / "checkpoint").glob("*.safetensors"))) > 3  # a block in several files
+    # Reloaded: .to(bfloat16) has also rounded the rotary frequencies, which no checkpoint does.
+    return tmp_path / "checkpoint", transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "checkpoint")
+
+
+def test_a_folder_is_read_block_by_block(folder, monkeypatch):
+    path, model = folder
+    streamed, loaded = open_streamed(path), []
+    load = streamed.load
+
+    def counting(prefix):
+        load(prefix)
+        loaded.append(
+            {
+                name.split(".")[2]
+                for name, p in streamed.model.named_parameters()
+                if ".layers." in name and not p.is_meta
+            }
+        )
+
+    monkeypatch.setattr(streamed, "load", counting)
+    assert all(p.is_meta == (".layers." in name) for name, p in streamed.model.named_parameters())
+    stats = stream.collect(streamed, tokens(), needs=NEEDS, device="cpu")
+    assert all(p.is_meta == (".layers." in name) for name, p in streamed.model.named_parameters())
+    assert loaded == [{"0"}, {"1"}, {"2"}]
+    assert_same_statistics(stats, collect(model, tokens(), needs=NEEDS))
+    expected = compress(model, "svd_llm", 0.4, stats)
+    assert stream.compress(streamed, "svd_llm", 0.4, tokens()) == expected
+    ids = tokens()[0]["input_ids"]
+    with torch.no_grad():
+        assert torch.equal(streamed.model(ids).logits, model(ids).logits)
+
+
+def test_a_folder_in_another_dtype_and_with_a_tied_head(tmp_path):
+    model = tiny("qwen2")
+    model.save_pretrained(tmp_path / "tied")
+    streamed = open_streamed(tmp_path / "tied", dtype=torch.float64)
+    assert streamed.model.lm_head.weight is streamed.model.model.embed_tokens.weight
+    stats = stream.collect(streamed, tokens())
+    theirs = collect(model.double(), tokens())
+    for name, found in stats.items():
+        torch.testing.assert_close(found.gram, theirs[name].gram, rtol=1e-5, atol=1e-9)
+
+
+def test_bad_folders_are_named(folder, tmp_path):
+    path, _ = folder
+    with pytest.raises(FileNotFoundError, match="is no model folder: it has no config.json"):
+        open_streamed(tmp_path)
+    tiny("gpt2").save_pretrained(tmp_path / "gpt2")
+    with pytest.raises(ValueError, match="stored transposed, load it with models.text_model"):
+        open_streamed(tmp_path / "gpt2")
+    (tmp_path / "config.json").write_text((path / "config.json").read_text())
+    with pytest.raises(FileNotFoundError, match="holds no safetensors"):
+        open_streamed(tmp_path)
+    tiny("mistral").save_pretrained(tmp_path / "other")
+    (tmp_path / "other" / "config.json").write_text((path / "config.json").read_text().replace('": 3', '": 5'))
+    with pytest.raises(ValueError, match=r"has no tensor 'model.layers.2.* \(27 in all are missing\)"):
+        open_streamed(tmp_path / "other")
+    next(path.glob("*.safetensors")).unlink()
+    with pytest.raises(FileNotFoundError, match="is missing: the folder is not complete"):
+        open_streamed(path)
+
+
+def test_a_folder_compressed_in_part_is_whole_afterwards(folder):
+    path, model = folder
+    layers, ids = ["model.layers.0.mlp.up_proj"], tokens()[0]["input_ids"]
+    streamed = open_streamed(path)
+    assert stream.compress(streamed, "svd_llm", 0.4, tokens(), layers=layers).achieved > 0
+    compress(model, "svd_llm", 0.4, collect(model, tokens(), layers), layers=layers)
+    with torch.no_grad():
+        assert torch.equal(streamed.model(ids).logits, model(ids).logits)
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "message"),
+    [
+        ("model.safetensors.index.json", "{}", r"index.json is damaged \('weight_map'\)"),
+        ("model.safetensors.index.json", '{"weight_map": [1]}', "index.json is damaged"),
+        ("model.safetensors.index.json", '{"weight_map": {"a": "../b.safetensors"}}', "which is no file of its folder"),
+        ("model-00001-of-", "nonsense", r"model-00001-of-\d+.safetensors is damaged"),
+        ("config.json", "{", "the configuration in .* could not be read"),
+        ("config.json", '{"model_type": "nonsense"}', "the configuration in .* could not be read"),
+    ],
+)
+def test_damaged_folders_are_named(file, text, message, folder):
+    path, _ = folder
+    next(path.glob(f"{file}*")).write_text(text)
+    with pytest.raises(ValueError, match=message):
+        open_streamed(path)
+
+
+class Sum(nn.Module):
+    """Not a row: the second block reads more than the first one said."""
+
+    def __init__(self):
+        super().__init__()
+        self.blocks = nn.ModuleList(nn.Sequential(nn.Linear(12, 12)) for _ in range(2))
+
+    def forward(self, x):
+        return self.blocks[1](x + self.blocks[0](x))
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (
+            lambda m: stream.collect(m, tokens(), needs={"fisher_in"}),
+            "needs = 'fisher_in' takes gradients or is not known",
+        ),
+        (lambda m: stream.collect(m, []), "there are no calibration batches"),
+        (lambda m: stream.collect(m, tokens(), layers=["lm_head"]), "'lm_head' is in no block"),
+        (lambda m: stream.collect(Toy(), [{"x": torch.ones(2, 12)}]), "'query' is in no block"),
+        (
+            lambda m: stream.collect(Sum(), [{"x": torch.ones(2, 12)}]),
+            "something changes the hidden state before block 'blocks.1'",
+        ),
+        (
+            lambda m: stream.collect(
+                vit(), [(torch.full((1, 3, 16, 16), float("nan")), torch.zeros(1))], ["blocks.0.attn.qkv"]
+            ),
+            "NaN or infinite",
+        ),
+        (lambda m: stream.compress(m, "asvd", 0.4, tokens()), "allocation 'sensitivity' looks at all of them"),
+        (lambda m: stream.compress(m, "svd_llm_update", 0.4, tokens()), "recovery 'closed_form' looks at all of them"),
+        (lambda m: stream.compress(m, "fwsvd", 0.4, tokens()), "cannot collect the statistic 'fisher_in'"),
+        (lambda m: stream.compress(m, "svd_llm", 0.4), "needs batches for the statistic 'gram'"),
+        (lambda m: stream.compress(m, "svd_llm", 1.4, tokens()), "removed = 1.4"),
+        (lambda m: stream.compress(m, "svd_llm", 0.4, tokens(), upstream="both"), "upstream = 'both' is not known"),
+        (lambda m: stream.compress(m, "svd_llm", 0.4, tokens(), hold="all"), "hold = 'all' is not known"),
+    ],
+)
+def test_bad_input_is_named_and_changes_nothing(call, message):
+    model = llama()
+    with pytest.raises(ValueError, match=message):
+        call(model)
+    assert all("forward" not in vars(module) for module in model.modules()) and model.config.use_cache
+    assert sum(type(module) is nn.Linear for module in model.modules()) == 15

@@ -1,0 +1,43 @@
+"""What streamed surgery allocates: the block, its largest Gram, its largest decomposition, and nothing of their size beside."""
+
+import pytest
+import torch
+import transformers
+
+from prehab_lib import decomposition, factors, ruler
+from prehab_lib.scale import stream
+from prehab_lib.statistics import activations
+from tests.helpers import peak_gib
+
+HIDDEN, MLP, TOKENS, BATCH, VOCAB = 128, 344, 1408, 16, 2000  # of LLaMA-7B: 4096, 11008
+CHUNK = 16  # columns or rows of a product at a time: as few, beside these sizes, as there are for a 7B
+
+
+@pytest.mark.parametrize("removed", [0.2, 0.6])
+@pytest.mark.parametrize("hold", stream.HOLD)
+def test_peak_is_block_gram_and_decomposition(hold, removed, monkeypatch):
+    for module, name in ((ruler, "COLUMNS"), (decomposition, "COLUMNS"), (factors, "ROWS"), (activations, "ROWS")):
+        assert getattr(module, name) > CHUNK
+        monkeypatch.setattr(module, name, CHUNK)
+    config = transformers.LlamaConfig(
+        hidden_size=HIDDEN,
+        intermediate_size=MLP,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        vocab_size=VOCAB,
+        max_position_embeddings=BATCH,
+    )
+    batches = [{"input_ids": ids} for ids in torch.randint(0, VOCAB, (TOKENS // BATCH, 1, BATCH))]
+
+    def run():
+        model = transformers.LlamaForCausalLM(config)
+        held = sum(p.nbytes for p in model.parameters())
+        assert stream.compress(model, "svd_llm", removed, batches, hold=hold).achieved >= removed
+        return held
+
+    run()  # what libraries keep from their first use
+    model, peak, _ = peak_gib(run)
+    states, gram, most = 4 * TOKENS * HIDDEN, 8 * MLP**2, 8 * HIDDEN * (HIDDEN + MLP)
+    others = 5 * 8 * HIDDEN**2  # Grams that query, gate and output read; a root, and a weight in float64 beside it
+    held = model + states + gram + (others if hold == "block" else 0)
+    assert held < peak * 2**30 <= held + most

@@ -1,0 +1,311 @@
+"""Per-sample gradients: hooks against the slow loop over samples, whatever the loss, the batch and the layer."""
+
+import pytest
+import torch
+from torch import nn
+
+from prehab_lib.evaluate import classification_loss
+from prehab_lib.layers import linear_layers
+from prehab_lib.statistics import gradients
+from prehab_lib.statistics.fisher import sample_means
+from prehab_lib.statistics.gradients import GradientPass, column_squares, sandwich
+from prehab_lib.stats import collect
+from tests.helpers import Toy, toy_batches
+
+
+def slow(model, batches, task_loss, layer):
+    """The definition: one sample, one backward pass; (samples, m, n)."""
+    found = []
+    weight = model.get_submodule(layer).weight
+    for batch in batches:
+        first = next(iter(batch.values())) if isinstance(batch, dict) else batch[0]
+        for i in range(len(first)):
+            cut = (
+                {k: v[i : i + 1] for k, v in batch.items()}
+                if isinstance(batch, dict)
+                else tuple(v[i : i + 1] for v in batch)
+            )
+            found.append(torch.autograd.grad(task_loss(model, cut), weight)[0])
+    return torch.stack(found).double()
+
+
+def sequences(count=2, size=5, tokens=7, masked=False, seed=0):
+    """Dicts for Toy: x (size, tokens, 12) with labels, padded or not."""
+    generator = torch.Generator().manual_seed(seed)
+    batches = []
+    for _ in range(count):
+        x = torch.randn(size, tokens, 12, generator=generator)
+        mask = torch.ones(size, tokens, dtype=torch.long)
+        for i in range(size if masked else 0):
+            mask[i, tokens - i :] = 0
+        batches.append({"x": x, "attention_mask": mask, "labels": torch.randint(4, (size,), generator=generator)})
+    return batches
+
+
+def token_loss(model, batch):
+    """A mean over real tokens of the whole batch, as language models take it: longer samples weigh more."""
+    x, mask = batch["x"], batch["attention_mask"].bool()
+    return (torch.relu(model.query(x)) + torch.tanh(model.key(x))).square().sum(-1)[mask].mean()
+
+
+def weighted_loss(model, batch):
+    return nn.functional.cross_entropy(model(batch[0]), batch[1], torch.tensor([1.0, 5.0, 0.2, 1.0]).to(batch[0]))
+
+
+def ignoring(batches):
+    """The same batches with some labels ignored, from the second batch on: the first one looks harmless."""
+    return [batches[0], *[(x, torch.where(torch.arange(len(y)) % 3 == 0, -100, y)) for x, y in batches[1:]]]
+
+
+CASES = {
+    "vectors": (classification_loss, toy_batches(2, 6)),
+    "sequences": (classification_loss, sequences()),
+    "padded sequences": (classification_loss, sequences(masked=True)),
+    "mean over padded tokens": (token_loss, [*sequences(1), *sequences(2, masked=True)]),
+    "sum over samples": (lambda model, batch: len(batch[1]) * classification_loss(model, batch), toy_batches(2, 6)),
+    "class weights": (weighted_loss, toy_batches(2, 6)),
+    "ignored labels": (lambda model, batch: classification_loss(model, batch), ignoring(toy_batches(2, 6))),
+    "ignored labels, declared loss": (classification_loss, ignoring(toy_batches(2, 6))),
+}
+
+
+def in_double(batch):
+    if isinstance(batch, dict):
+        return {k: v.double() if v.is_floating_point() else v for k, v in batch.items()}
+    return batch[0].double(), batch[1]
+
+
+@pytest.mark.filterwarnings("ignore:.*nan")
+@pytest.mark.parametrize(
+    ("case", "layer"),
+    [
+        (c, layer)
+        for c in CASES
+        for layer in ("query", "key", "out")
+        if (c, layer) != ("mean over padded tokens", "out")
+    ],
+)
+def test_fisher_and_gradient_equal_a_slow_loop_over_samples(case, layer):
+    task_loss, batches = CASES[case]
+    model, batches = Toy().double(), [in_double(batch) for batch in batches]
+    if "ignored" in case:  # a sample without a label has no loss of its own
+        with pytest.raises(ValueError, match="task_loss is nan.*without any label"):
+            sample_means(GradientPass(model, linear_layers(model, [layer]), batches, task_loss), {"fisher_in"})
+        return
+    modules, wanted = linear_layers(model, [layer]), {"fisher_in", "fisher_out", "grad"}
+    found = sample_means(GradientPass(model, modules, batches, task_loss), wanted)[layer]
+    G = slow(model, batches, task_loss, layer)
+    torch.testing.assert_close(found["fisher_in"], G.square().mean(0).sum(0), rtol=1e-10, atol=0)
+    torch.testing.assert_close(found["fisher_out"], G.square().mean(0).sum(1), rtol=1e-10, atol=0)
+    torch.testing.assert_close(found["grad"], G.mean(0), rtol=1e-10, atol=1e-14)
+
+
+def test_a_declared_loss_goes_a_batch_at_a_time_and_any_other_a_sample_at_a_time():
+    calls = []
+
+    def counted(model, batch):
+        calls.append(len(batch[1]))
+        return classification_loss(model, batch)
+
+    declared = gradients.mean_over_samples(lambda model, batch: counted(model, batch))
+    for task_loss, expected in ((counted, [1] * 12), (declared, [6, 6])):
+        calls.clear()
+        GradientPass(model := Toy(), linear_layers(model), toy_batches(2, 6), task_loss).run(lambda *_: None)
+        assert calls == expected
+
+
+def test_a_layer_that_does_not_read_sample_by_sample_sends_the_batch_one_by_one():
+    class TokensFirst(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.out = nn.Linear(12, 8), nn.Linear(8, 4)
+
+        def forward(self, x, attention_mask=None, labels=None):
+            return self.out(torch.tanh(self.layer(x.transpose(0, 1))).mean(0))
+
+    torch.manual_seed(0)
+    model, batches = TokensFirst().double(), [in_double(batch) for batch in sequences()]
+    found = sample_means(GradientPass(model, linear_layers(model), batches, classification_loss), {"fisher_in"})
+    G = slow(model, batches, classification_loss, "layer")
+    torch.testing.assert_close(found["layer"]["fisher_in"], G.square().mean(0).sum(0), rtol=1e-10, atol=0)
+
+
+def test_a_batch_counts_its_samples_by_the_labels():
+    """A tensor that all samples share, here of length one, comes first."""
+
+    class Shifted(Toy):
+        def forward(self, shift, x, labels=None):
+            return super().forward(x + shift)
+
+    torch.manual_seed(0)
+    model, (x, y) = Shifted().double(), in_double(toy_batches(1, 6)[0])
+    batch = {"shift": torch.ones(1, 12, dtype=torch.float64), "x": x, "labels": y}
+    for task_loss in (classification_loss, lambda m, b: classification_loss(m, b)):
+        run = GradientPass(model, linear_layers(model, ["query"]), [batch], task_loss)
+        found = sample_means(run, {"fisher_in"})["query"]["fisher_in"]
+        G = slow(model, [{"x": x, "labels": y, "shift": batch["shift"].expand(6, -1)}], task_loss, "query")
+        torch.testing.assert_close(found, G.square().mean(0).sum(0), rtol=1e-10, atol=0)
+
+
+def test_gradients_that_cancel_keep_their_digits():
+    """Keys of attention: the tokens' gradients sum to 0, so a loud constant channel has none in the end."""
+    generator = torch.Generator().manual_seed(0)
+    X, D = torch.randn(4, 20, 64, generator=generator), torch.randn(4, 20, 64, generator=generator)
+    X[:, :, 3] = 3000 + 0.01 * X[:, :, 3]
+    D = D - D.mean(1, keepdim=True)
+    G = D.double().mT @ X.double()
+    torch.testing.assert_close(
+        column_squares(X, D).double(), G.square().sum((0, 1)), rtol=1e-2, atol=0
+    )  # the digits of float32 that are left
+
+
+@pytest.mark.parametrize("tokens", [1, 3, 50])
+def test_both_routes_give_the_same_sums(tokens, monkeypatch):
+    """Kronecker sums go without G for few tokens, through it for many, and in chunks."""
+    generator = torch.Generator().manual_seed(0)
+    X = torch.randn(6, tokens, 8, dtype=torch.float64, generator=generator)
+    D = torch.randn(6, tokens, 5, dtype=torch.float64, generator=generator)
+    A = torch.randn(8, 8, dtype=torch.float64, generator=generator)
+    G = D.mT @ X
+    for limit in (gradients.LIMIT, 81):
+        monkeypatch.setattr(gradients, "LIMIT", limit)
+        torch.testing.assert_close(column_squares(X, D), G.square().sum((0, 1)))
+        torch.testing.assert_close(column_squares(D, X), G.square().sum((0, 2)))
+        torch.testing.assert_close(sandwich(X, D, A), (G @ A @ G.mT).sum(0))
+
+
+def test_the_square_of_a_mean_is_another_thing():
+    """E ḡ² = F / b + (1 − 1 / b) (∇L)², the identity between the option and the statistic (batches drawn with replacement)."""
+    model, (x, y), size = Toy().double(), toy_batches(1, 5, seed=3)[0], 2
+    x = x.double()
+    layers = linear_layers(model, ["query"])
+    truth = sample_means(GradientPass(model, layers, [(x, y)], classification_loss), {"fisher_in", "grad"})["query"]
+    pairs = [(x[[i, j]], y[[i, j]]) for i in range(5) for j in range(5)]  # every draw of two
+    mean = sample_means(GradientPass(model, layers, pairs, classification_loss, per_sample=False), {"fisher_in"})[
+        "query"
+    ]
+    expected = truth["fisher_in"] / size + (1 - 1 / size) * truth["grad"].square().sum(0)
+    torch.testing.assert_close(mean["fisher_in"], expected, rtol=1e-10, atol=0)
+    assert float((mean["fisher_in"] - truth["fisher_in"]).abs().max()) > 1e-3 * float(truth["fisher_in"].max())
+
+
+def test_a_layer_called_twice_adds_up_its_calls():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(6, 6)
+
+        def forward(self, x):
+            return self.layer(torch.tanh(self.layer(x)))
+
+    torch.manual_seed(0)
+    model, batches = (
+        Twice().double(),
+        [(torch.randn(8, 6, dtype=torch.float64), torch.randint(6, (8,))) for _ in range(2)],
+    )
+    found = sample_means(GradientPass(model, linear_layers(model), batches, classification_loss), {"fisher_in"})[
+        "layer"
+    ]
+    G = slow(model, batches, classification_loss, "layer")
+    torch.testing.assert_close(found["fisher_in"], G.square().mean(0).sum(0), rtol=1e-10, atol=0)
+
+
+def test_an_output_changed_in_place_has_the_gradient_of_its_own():
+    class InPlace(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(6, 6), nn.Linear(6, 4)
+
+        def forward(self, x):
+            return self.b(torch.relu_(self.a(x)))
+
+    torch.manual_seed(0)
+    model, batches = InPlace().double(), [(torch.randn(8, 6, dtype=torch.float64), torch.randint(4, (8,)))]
+    found = sample_means(
+        GradientPass(model, linear_layers(model, ["a"]), batches, classification_loss), {"fisher_out"}
+    )["a"]
+    torch.testing.assert_close(
+        found["fisher_out"], slow(model, batches, classification_loss, "a").square().mean(0).sum(1)
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_models_are_left_alone_and_close(dtype):
+    model, batches = Toy(), toy_batches(2, 16)
+    exact = collect(model, batches, needs={"fisher_in"}, task_loss=classification_loss)["query"].fisher_in
+    half = model.to(dtype)
+    rough = collect(half, [(x.to(dtype), y) for x, y in batches], needs={"fisher_in"}, task_loss=classification_loss)[
+        "query"
+    ]
+    assert half.query.weight.dtype == dtype and rough.fisher_in.dtype == torch.float64
+    assert float((rough.fisher_in - exact).norm() / exact.norm()) < 0.05
+
+
+@pytest.mark.parametrize("size", [1e-7, 30.0])  # gradients below and squares above what float16 can hold
+def test_float16_gradients_neither_vanish_nor_overflow(size):
+    @gradients.mean_over_samples
+    def loss(model, batch):
+        return size * classification_loss(model, batch)
+
+    model, batches = Toy(), toy_batches(2, 16)
+    exact = collect(model, batches, needs={"fisher_in"}, task_loss=loss)["query"].fisher_in
+    batches = [(x.half(), y) for x, y in batches]
+    rough = collect(model.half(), batches, needs={"fisher_in"}, task_loss=loss)["query"].fisher_in
+    assert float((rough - exact).norm() / exact.norm()) < 0.05
+
+
+def test_nothing_of_the_model_is_changed():
+    model = Toy().train()
+    model.key.weight.requires_grad_(False)
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    collect(model, toy_batches(2, 8), needs={"fisher_in", "grad"}, task_loss=classification_loss)
+    assert all(torch.equal(before[name], p) and p.grad is None for name, p in model.named_parameters())
+    assert model.training and not model.key.weight.requires_grad and model.query.weight.requires_grad
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+def raising(model, batch):
+    raise RuntimeError("stop")
+
+
+@pytest.mark.parametrize(
+    ("task_loss", "error", "message"),
+    [
+        (None, ValueError, "'fisher_in' needs task_loss"),
+        (raising, RuntimeError, "stop"),
+        (lambda m, b: torch.zeros(()), ValueError, "has no gradient"),
+        (
+            lambda m, b: m(b[0]).sum(0),
+            ValueError,
+            r"must return one number as a tensor: it returned a tensor of shape \(4,\)",
+        ),
+        (lambda m, b: {"loss": 0}, ValueError, "it returned a dict"),
+        (lambda m, b: None, ValueError, "it returned a NoneType"),
+        (lambda m, b: m.query(b[0]).sum() * float("nan"), ValueError, "task_loss is nan"),
+        (lambda m, b: (m.query(b[0]) * 0).sum().sqrt(), ValueError, "NaN or infinite gradients reach layer 'query'"),
+        (lambda m, b: m.query(b[0]).square().mean(), ValueError, "no gradient reaches layer 'key'"),
+    ],
+)
+def test_bad_losses_are_named_and_hooks_come_off(task_loss, error, message):
+    model = Toy()
+    with pytest.raises(error, match=message):
+        collect(model, toy_batches(2, 4), needs={"fisher_in"}, task_loss=task_loss)
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+def test_a_generator_is_refused_and_so_is_nothing():
+    with pytest.raises(ValueError, match="several passes.*list or a DataLoader"):
+        collect(Toy(), iter(toy_batches()), needs={"grad"}, task_loss=classification_loss)
+    with pytest.raises(ValueError, match="no calibration batches"):
+        collect(Toy(), [], needs={"grad"}, task_loss=classification_loss)
+
+
+def test_the_batch_variant_squares_means_and_leaves_the_plain_gradient_alone():
+    model, batches = Toy(), [*toy_batches(1, 9), *toy_batches(1, 1, seed=5)]
+    needs = {"fisher_in", "grad"}
+    by_sample, by_batch = (
+        collect(model, batches, ["query"], needs, classification_loss, fisher=kind)["query"]
+        for kind in ("sample", "batch")
+    )
+    torch.testing.assert_close(by_batch.grad, by_sample.grad)
+    assert not torch.allclose(by_batch.fisher_in, by_sample.fisher_in, rtol=0.1)

@@ -1,0 +1,192 @@
+import pytest
+import torch
+
+from prehab_lib.tasks import questions, sources
+from prehab_lib.tasks.instructions import HELD_OUT, encode, open_instructions, prompt_of
+from prehab_lib.tasks.perplexity import language_loss
+from prehab_lib.tasks.prose import part_of
+from prehab_lib.tasks.small_llama import small_llama
+from tests.text_files import alpaca_folder, parquet, sentence, tiny_tokenizer
+
+LENGTH = 200  # tokens: the prompts of the tests have about 150
+
+
+pytestmark = pytest.mark.usefixtures("own_folders")
+
+
+@pytest.fixture
+def tokenizer():
+    return tiny_tokenizer()
+
+
+def opened(tmp_path, tokenizer, **options):
+    alpaca_folder(tmp_path / "sets")
+    return open_instructions(
+        "alpaca", tokenizer, 4, data_root=str(tmp_path / "sets"), **{"max_length": LENGTH} | options
+    )
+
+
+def answers(batch, tokenizer):
+    return [tokenizer.decode(row[keep != -100]) for row, keep in zip(batch["input_ids"], batch["labels"], strict=True)]
+
+
+def test_the_prompt_is_alpacas():
+    assert prompt_of("Name a tree.") == (
+        "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
+        "### Instruction:\nName a tree.\n\n### Response:\n"
+    )
+    assert prompt_of("Name it.", "a tree") == (
+        "Below is an instruction that describes a task, paired with an input that provides further context. "
+        "Write a response that appropriately completes the request.\n\n"
+        "### Instruction:\nName it.\n\n### Input:\na tree\n\n### Response:\n"
+    )
+    assert prompt_of("A.", "  ") == prompt_of("A.")
+
+
+def test_only_answers_and_their_end_are_scored(tmp_path, tokenizer):
+    data = opened(tmp_path, tokenizer, max_length=300)
+    outputs = {sentence(i).upper() + "</s>" for i in range(40)}
+    seen = 0
+    for batch in data.train(0, 5):
+        assert {name: value.shape for name, value in batch.items()} == dict.fromkeys(
+            ("input_ids", "attention_mask", "labels"), batch["input_ids"].shape
+        )
+        for row, mask, label, said in zip(*batch.values(), answers(batch, tokenizer), strict=True):
+            length = int(mask.sum())
+            assert said in outputs and (mask[:length] == 1).all()  # padded on the right
+            assert row[0] == tokenizer.bos_token_id and row[length - 1] == tokenizer.eos_token_id
+            assert (label[length:] == -100).all() and label[label != -100].equal(row[label != -100])
+            prompt = tokenizer.decode(row[:length][label[:length] == -100])
+            assert prompt.startswith("<s>Below is an instruction") and prompt.endswith("### Response:\n")
+            seen += 1
+    assert seen == 20
+
+
+def test_rows_without_a_scored_token_are_left_out_and_counted(tmp_path, tokenizer):
+    """Row 1 has no answer, row 2 a prompt that fills any length."""
+    data = opened(tmp_path, tokenizer, max_length=300)
+    assert data.left_out == 2 and len(data.training) + len(data.held_out) == 38
+    assert all(row.prompt < len(row.ids) <= 300 for row in data.training)
+    assert f"{len(data.training)} alpaca: prompts masked, at most 300 tokens, 2 rows without a scored" in data.about
+
+
+def test_long_rows_are_cut_off_at_the_end(tmp_path, tokenizer):
+    whole, short = opened(tmp_path, tokenizer, max_length=300), opened(tmp_path, tokenizer, max_length=160)
+    by_prompt = {row.ids[: row.prompt]: row for row in whole.training}
+    cut = [row for row in short.training if len(row.ids) == 160]
+    assert cut and all(row.ids == by_prompt[row.ids[: row.prompt]].ids[:160] for row in cut)
+    with pytest.raises(
+        ValueError, match="alpaca has no row whose answer begins within max_length = 8 tokens: raise it"
+    ):
+        opened(tmp_path, tokenizer, max_length=8)
+
+
+def test_the_order_is_seeded_and_a_pass_takes_every_row_once(tmp_path, tokenizer):
+    data = opened(tmp_path, tokenizer, max_length=300)
+    one, again, other = ([batch["input_ids"].tolist() for batch in data.train(seed, 3)] for seed in (0, 0, 1))
+    assert one == again and one != other and len(data.train(0, 3)) == 3
+    rows = [
+        tuple(r[: int(m.sum())].tolist())
+        for b in data.train(0, data.epoch)
+        for r, m in zip(b["input_ids"], b["attention_mask"], strict=True)
+    ]
+    assert set(rows) == {row.ids for row in data.training}
+    assert len(set(rows[: len(data.training)])) == len({row.ids for row in data.training})
+
+
+def test_held_out_rows_are_not_trained_on_and_the_split_stays(tmp_path, tokenizer):
+    data, again = opened(tmp_path, tokenizer, max_length=300), opened(tmp_path, tokenizer, max_length=300, rows=5)
+    assert 2 <= len(data.held_out) <= 4 and HELD_OUT == 2000
+    assert not {row.ids for row in data.training} & {row.ids for row in data.held_out}
+    assert [row.ids for row in again.training] == [row.ids for row in data.training[:5]]
+    assert [row.ids for row in again.held_out] == [row.ids for row in data.held_out]
+
+
+def test_the_loss_of_a_padded_batch_is_that_of_its_rows(tmp_path, tokenizer):
+    data = opened(tmp_path, tokenizer, max_length=300)
+    model = small_llama(300, 1, 16, 2, 1, positions=300).eval()
+    batch = next(iter(data.train(0, 1)))
+    assert (batch["attention_mask"] == 0).any()
+    total, count = 0.0, 0
+    with torch.no_grad():
+        for row, mask, label in zip(*batch.values(), strict=True):
+            length = int(mask.sum())
+            logits = model(row[None, :length]).logits[0].double().log_softmax(-1)
+            for t in range(1, length):
+                if label[t] != -100:
+                    total, count = total - float(logits[t - 1, row[t]]), count + 1
+        assert float(language_loss(model, batch)) == pytest.approx(total / count, rel=1e-5)
+
+
+def test_a_tokenizer_that_merges_over_the_border_or_ends_prompts(tokenizer):
+    """ "ab" + "c" may be "a", "bc"; and an EOS that a tokenizer adds to every text is not part of what a prompt begins."""
+    from prehab_lib.tasks import instructions
+
+    class Merging:
+        eos_token_id = 9
+
+        def __call__(self, texts, **options):
+            spelled = {"ab": [1, 2, 9], "abc": [1, 3, 9]}
+            return {"input_ids": [spelled[text] for text in texts]}
+
+    (row,) = instructions._tokenized([("ab", "c")], Merging(), 8)
+    assert row.ids == (1, 3, 9) and row.prompt == 1
+
+
+def test_padding_takes_what_the_tokenizer_has(tmp_path, tokenizer):
+    row = opened(tmp_path, tokenizer, max_length=300).training[0]
+    short = type(row)(row.ids[:5], 2)
+    batch = encode([row, short], pad=7)
+    assert (batch["input_ids"][1, 5:] == 7).all() and batch["attention_mask"][1].sum() == 5
+    assert batch["labels"][1, :5].tolist() == [-100, -100, *row.ids[2:5]]
+
+
+def test_bad_input_is_one_sentence(tmp_path, tokenizer):
+    with pytest.raises(ValueError, match="instructions = 'dolly' is not known: choose one of prose, alpaca"):
+        open_instructions("dolly", tokenizer, 4)
+    for wrong, named in (({"max_length": 2}, "max_length = 2"), ({"rows": -1}, "rows = -1")):
+        with pytest.raises(ValueError, match=named):
+            opened(tmp_path, tokenizer, **wrong)
+    with pytest.raises(ConnectionError, match="'yahma/alpaca-cleaned' could not be fetched"):
+        open_instructions("alpaca-cleaned", tokenizer, 4)
+    parquet(tmp_path / "mine", "train", instruction=["a"], input=[""])
+    with pytest.raises(ValueError, match="has no column 'output'"):
+        open_instructions("alpaca", tokenizer, 4, dataset=str(tmp_path / "mine"))
+
+
+def test_embedded_questions(tokenizer):
+    parts = {part: questions.questions(part) for part in ("train", "validation")}
+    assert len(parts["train"]) > 2000 and len(parts["validation"]) > 100
+    asked = dict(parts["train"])["What does bisect.insort_right(a, x, lo=0, hi=None, *, key=None) do?\n"]
+    assert asked == "Insert item x in list a, and keep it sorted assuming a is sorted."
+    for part, pairs in parts.items():
+        assert all(part_of(question.split()[2].split(".")[0]) == part for question, _ in pairs)
+    assert not {a for _, a in parts["train"]} & {a for _, a in parts["validation"]}
+    data = open_instructions("prose", tokenizer, 4, max_length=96, rows=50)
+    batch = next(iter(data.validation(0, 1)))
+    assert len(data.training) == 50 and set(said.removesuffix("</s>") for said in answers(batch, tokenizer))
+    with pytest.raises(ValueError, match="part = 'dev' is not known"):
+        questions.questions("dev")
+
+
+def test_a_question_by_hand(tmp_path):
+    source = tmp_path / "library.py"
+    source.write_text('''
+class Shelf:
+    def put(self, book, *, at=0):
+        """Put a book
+        on the shelf.  Nothing is returned.
+
+        A second paragraph."""
+    def _odd(self):
+        """Short."""
+async def read(*titles): 
+    """Read titles in order"""
+    def inner(page):
+        """Inside a function it is nobody's question."""
+def silent(): pass
+''')
+    assert list(questions._asked(sources._entries_in(source, ("library",)))) == [
+        ("What does library.Shelf.put(self, book, *, at=0) do?\n", "Put a book on the shelf."),
+        ("What does library.read(*titles) do?\n", "Read titles in order"),
+    ]

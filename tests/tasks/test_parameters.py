@@ -1,0 +1,219 @@
+"""A notebook's parameters are read from its own cell, and bad ones are refused in one sentence."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from prehab_lib.methods import METHODS
+from prehab_lib.surrogates import SURROGATES
+from prehab_lib.tasks import parameters, rules
+
+CELL = """\
+removed: list = [0.2, 0.4]  # fraction taken away
+lam: float = 0.1            # rank weight, Eq. (2)
+steps: int = 20             # prehab steps (paper: 500)
+seeds: list[int] = [0]      # one run per seed
+methods: list = ["svd"]     # rulers
+data_root: str = ""         # folder holding data sets
+limit: int | None = None    # images, None for all
+flip: bool = False          # mirror them
+"""
+
+
+@pytest.fixture
+def notebook(tmp_path, write_notebook):
+    return write_notebook(tmp_path / "notebooks" / "03_vit.ipynb", "print(steps)", parameters=CELL)
+
+
+def test_names_types_defaults_and_comments(notebook):
+    read = parameters.read(notebook)
+    assert list(read) == ["removed", "lam", "steps", "seeds", "methods", "data_root", "limit", "flip"]
+    assert read["steps"] == parameters.Parameter("steps", int, 20, "prehab steps (paper: 500)")
+    assert read["limit"].annotation == int | None
+    assert read["seeds"].annotation == list[int]
+
+
+def test_overrides_replace_defaults(notebook):
+    resolved = parameters.resolve(notebook, {"steps": 3, "lam": 1, "limit": 10})
+    assert (resolved["steps"], resolved["lam"], resolved["limit"], resolved["seeds"]) == (3, 1.0, 10, [0])
+    assert isinstance(resolved["lam"], float)
+
+
+@pytest.mark.parametrize(
+    "override, words",
+    [
+        ({"stpes": 3}, ['no parameter "stpes"', 'did you mean "steps"']),
+        ({"zzz": 3}, ['no parameter "zzz"', "removed, lam"]),
+        *[({"removed": bad}, ["removed", "strictly between 0 and 1"]) for bad in (0, 1, -0.1, "40", [0.2, "40"], True)],
+        ({"removed": []}, ["removed", "at least one"]),
+        ({"removed": 0.4}, ["removed", "list"]),
+        *[({"lam": bad}, ["lam", "finite number"]) for bad in (-0.1, float("nan"), float("inf"), "0.1", True)],
+        *[({"steps": bad}, ["steps"]) for bad in (-1, 2.0, True, "3")],
+        *[({"seeds": bad}, ["seeds"]) for bad in ([], [0.5], [True], 0)],
+        ({"methods": ["svd", "svd_lm"]}, ["svd_lm", "svd_llm"]),
+        ({"data_root": 3}, ["data_root", "text"]),
+        ({"flip": 1}, ["flip", "boolean"]),
+        ({"limit": "all"}, ["limit", "integer"]),
+    ],
+)
+def test_bad_values_are_one_sentence(notebook, override, words):
+    with pytest.raises(ValueError) as caught:
+        parameters.resolve(notebook, override)
+    sentence = str(caught.value)
+    assert "\n" not in sentence
+    assert all(word in sentence for word in ["03_vit", *words]), sentence
+
+
+@pytest.mark.parametrize(
+    "name, good, bad",
+    [
+        ("surrogate", "stable_rank", "rank"),
+        ("surrogates", ["nuclear"], ["nuclear", 3]),
+        ("method", "svd_llm", "SVD"),
+        ("coordinates", "whitened", "white"),
+        ("order", "UV", "uv"),
+        ("lams", [0, 0.1], [-1]),
+        ("rehab_steps", 0, -1),
+        ("removed", 0.4, 1.0),
+        ("seed", -1, "0"),
+        ("seeds", [0, 1], [0, 1, 0]),
+        ("others", {"nuclear": 0.1}, {"nuc": 0.1}),
+        ("others", {}, {"nuclear": -0.1}),
+        ("others", {}, ["nuclear"]),
+        ("batch", 1, 0),
+        ("calibration", 1, 0),
+        ("kronecker", 1, 0),
+        ("window", 2, 1),
+        ("lr", 1e-5, -1.0),
+        ("reduction", "sum", "max"),
+        ("schedule", "geometric", "linear"),
+        ("task", "mnli", "wnli"),
+        ("task", "paraphrase", 3),
+        ("lora", {"rank": 1, "steps": 0, "lr": 1e-3}, {"rank": 1, "steps": 0}),
+        ("lora", {"rank": 1, "steps": 0, "lr": 1e-3, "decay": True}, {"rank": 1, "steps": 0, "lr": 1e-3, "decay": 1}),
+        ("lora", {"rank": 1, "steps": 0, "lr": 1e-3, "alpha": 2}, {"rank": 1, "steps": 0, "lr": 1e-3, "beta": 2}),
+        ("lora", {"rank": 1, "steps": 0, "lr": 1e-3}, {"rank": 0, "steps": 0, "lr": 1e-3}),
+        ("lora", {"rank": 1, "steps": 0, "lr": 1e-3}, {"rank": 1, "steps": -1, "lr": 1e-3}),
+        ("lora", {"rank": 1, "steps": 0, "lr": 1e-3}, {"rank": 1, "steps": 0, "lr": 0.0}),
+    ],
+)
+def test_rules_go_by_name(name, good, bad):
+    rules.apply(name, good)
+    with pytest.raises(ValueError, match=name):
+        rules.apply(name, bad)
+    rules.apply("something_else", bad)
+
+
+def test_table_keys_are_those_of_the_imported_tables():
+    assert rules.table_keys("methods", "METHODS") == tuple(METHODS)
+    assert rules.table_keys("surrogates", "SURROGATES") == tuple(SURROGATES)
+
+
+def test_a_method_added_at_run_time_is_known(monkeypatch):
+    with pytest.raises(ValueError, match="mine"):
+        rules.apply("method", "mine")
+    monkeypatch.setitem(METHODS, "mine", METHODS["svd"])
+    rules.apply("method", "mine")
+
+
+@pytest.mark.parametrize(
+    "cell, words",
+    [
+        ("steps = 3", "name: type = literal"),
+        ("steps: int = 3\nhalf: float = steps / 2", "must be a literal"),
+        ("x: torch.Tensor = 3", "the type torch.Tensor"),
+        ("import os", "name: type = literal"),
+        ("steps: int =", "not Python"),
+    ],
+)
+def test_a_cell_that_is_more_than_literals_is_refused(cell, words):
+    with pytest.raises(ValueError, match=words):
+        parameters.parse(cell, "03_vit.ipynb")
+
+
+def test_a_comment_after_several_lines_and_a_hash_in_a_string():
+    read = parameters.parse('names: list = ["#a",\n  "b"]  # two names\nx: str = "#"\n', "x")
+    assert read["names"].comment == "two names"
+    assert read["x"] == parameters.Parameter("x", str, "#", "")
+
+
+@pytest.mark.parametrize("folder", ["", "notebooks", "notebooks/solutions"])
+def test_check_finds_the_notebook_from_where_people_stand(notebook, folder, monkeypatch, write_notebook):
+    monkeypatch.delenv("PREHAB_NOTEBOOK_DIR", raising=False)
+    root = notebook.parents[1]
+    write_notebook(root / "notebooks" / "solutions" / "03_vit.ipynb", "x = 1")  # has no parameters of its own
+    monkeypatch.chdir(root / folder)
+    namespace = {name: parameter.default for name, parameter in parameters.read(notebook).items()}
+    P = parameters.check("03_vit", namespace | {"other": 1, "steps": 7})
+    assert P.steps == 7
+    with pytest.raises(ValueError, match="frozen"):
+        P.steps = 8
+    with pytest.raises(ValueError, match=r"03_vit: lam = -1"):
+        parameters.check("03_vit", namespace | {"lam": -1})
+    del namespace["lam"]
+    with pytest.raises(ValueError, match=r"lam is not set"):
+        parameters.check("03_vit", namespace)
+
+
+def test_check_uses_the_folder_the_runner_names(notebook, tmp_path, monkeypatch):
+    empty = tmp_path / "elsewhere" / "deep"
+    empty.mkdir(parents=True)
+    monkeypatch.chdir(empty)
+    monkeypatch.setenv("PREHAB_NOTEBOOK_DIR", str(notebook.parent))
+    assert parameters.find("03_vit") == notebook
+    with pytest.raises(FileNotFoundError, match="98_none"):
+        parameters.find("98_none")
+
+
+def test_two_parameters_cells_and_other_files_are_refused(notebook, tmp_path):
+    content = json.loads(notebook.read_text())
+    content["cells"] *= 2
+    notebook.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="2 cells are tagged"):
+        parameters.read(notebook)
+    other = tmp_path / "x.ipynb"
+    other.write_text("hello")
+    with pytest.raises(ValueError, match="not a notebook"):
+        parameters.read(other)
+
+
+def test_yaml_reads_what_people_mean(tmp_path):
+    file = tmp_path / "a.yaml"
+    file.write_text("# why\nlr: 1e-4\nlam: -2.5E-1\nwide: 1_000\nremoved: [.2, 4e-1]\nday: on\n")
+    assert parameters.load_file(file) == {
+        "lr": 1e-4,
+        "lam": -0.25,
+        "wide": 1000,
+        "removed": [0.2, 0.4],
+        "day": True,
+    }
+    file.write_text("# nothing differs\n")
+    assert parameters.load_file(file) == {}
+    assert [parameters.load_value(text) for text in ("1e-4", "[0.2]", "40", "'40'", "x/y", "true")] == [
+        1e-4,
+        [0.2],
+        40,
+        "40",
+        "x/y",
+        True,
+    ]
+
+
+@pytest.mark.parametrize("text", ["- 1\n- 2\n", "a: 1\na: 2\n", "a: [1\n", "a: !!python/object:os.system {}\n", "1: 2"])
+def test_yaml_that_is_not_a_flat_list_of_names_is_refused(tmp_path, text):
+    file = tmp_path / "03_vit.lab.yaml"
+    file.write_text(text)
+    with pytest.raises(ValueError, match="03_vit") as caught:
+        parameters.load_file(file)
+    assert "\n" not in str(caught.value)
+
+
+def test_checking_imports_no_torch(notebook):
+    code = (
+        "import sys; from pathlib import Path; from prehab_lib import parameters;"
+        f"parameters.resolve(Path({str(notebook)!r}), {{'methods': ['svd_llm']}}); print('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"

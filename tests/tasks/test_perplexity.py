@@ -1,0 +1,188 @@
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from prehab_lib.statistics.gradients import mean_over_tokens
+from prehab_lib.stats import collect
+from prehab_lib.tasks.perplexity import language_loss, perplexity, token_losses
+from prehab_lib.tasks.windows import Windows, cut
+from tests.families import llama, tiny
+
+
+def slow(model, rows):
+    """Token by token: -log p(token | what stands before it in its row), and how many there were."""
+    nats = []
+    for row in rows:
+        for t in range(1, len(row)):
+            with torch.no_grad():
+                logits = model(torch.tensor([row[:t]])).logits[0, -1].double()
+            nats.append(float(torch.logsumexp(logits, 0) - logits[row[t]]))
+    return nats
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny("llama")
+
+
+@pytest.fixture
+def windows():
+    stream = torch.randint(40, (50,), generator=torch.Generator().manual_seed(3))
+    return cut(stream, 9)
+
+
+def test_perplexity_is_the_slow_loops(model, windows):
+    nats = slow(model, windows.ids.tolist())
+    wanted = math.exp(sum(nats) / len(nats))
+    assert len(nats) == 5 * 8
+    for batch in (1, 2, 8):
+        assert perplexity(model, windows, batch) == pytest.approx(wanted, rel=1e-5)
+
+
+@pytest.mark.parametrize("family", ["mistral", "qwen2", "opt", "gpt2"])
+def test_other_families_and_half_precision(family, windows):
+    model = tiny(family)
+    nats = slow(model, windows.ids.tolist())
+    wanted = math.exp(sum(nats) / len(nats))
+    assert perplexity(model, windows) == pytest.approx(wanted, rel=1e-5)
+    assert perplexity(model.to(torch.bfloat16), windows) == pytest.approx(wanted, rel=0.05)
+
+
+def test_a_model_that_knows_nothing_is_as_perplexed_as_its_vocabulary_is_large(windows):
+    model = tiny("llama")
+    nn.init.zeros_(model.lm_head.weight)
+    assert perplexity(model, windows) == pytest.approx(40.0, rel=1e-5)
+
+
+def test_padding_and_masked_prompts_do_not_count(model):
+    """Rows of different lengths, padded on the right, with prompts left out: as if each were read alone."""
+    rows, prompts = [[3, 5, 8, 2, 9, 11], [7, 7, 1]], [2, 1]
+    ids, mask, labels = (torch.full((2, 6), fill) for fill in (0, 0, -100))
+    for i, (row, prompt) in enumerate(zip(rows, prompts, strict=True)):
+        ids[i, : len(row)] = torch.tensor(row)
+        mask[i, : len(row)] = 1
+        labels[i, prompt : len(row)] = torch.tensor(row[prompt:])
+    batch = {"input_ids": ids, "attention_mask": mask}
+    first, second = slow(model, rows[:1]), slow(model, rows[1:])
+    total, count = token_losses(model, batch)
+    assert count == 7 and float(total.detach()) == pytest.approx(sum(first + second), rel=1e-5)
+    answers = first[prompts[0] - 1 :] + second[prompts[1] - 1 :]
+    loss = language_loss(model, batch | {"labels": labels})
+    assert float(loss.detach()) == pytest.approx(sum(answers) / len(answers), rel=1e-5) and len(answers) == 6
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "opt"])
+def test_padding_on_the_left_counts_as_little(family):
+    """Nothing predicts the first real token, and positions are counted from it."""
+    model = tiny(family)
+    rows = [[3, 5, 8, 2, 9, 11], [7, 7, 1]]
+    ids = torch.tensor([rows[0], [0] * 3 + rows[1]])
+    mask = torch.tensor([[1] * 6, [0] * 3 + [1] * 3])
+    total, count = token_losses(model, {"input_ids": ids, "attention_mask": mask})
+    assert count == 7 and float(total.detach()) == pytest.approx(sum(slow(model, rows)), rel=1e-5)
+
+
+def test_the_loss_is_differentiable_and_as_precise_as_the_model(windows):
+    ids = {"input_ids": windows.ids[:2]}
+    assert language_loss(llama().double(), ids).dtype == torch.float64
+    assert language_loss(llama().bfloat16(), ids).dtype == torch.float32
+    model = llama()
+    language_loss(model, ids).backward()
+    assert all(p.grad is not None and p.grad.any() for p in model.parameters())
+
+
+def test_gradients_are_those_of_each_sample_alone(model):
+    """The Fisher of a padded batch is that of its rows one by one: no sample weighs more for being longer."""
+    ids = torch.tensor([[3, 5, 8, 2, 9, 11], [7, 7, 1, 0, 0, 0]])
+    mask = torch.tensor([[1] * 6, [1, 1, 1, 0, 0, 0]])
+    layer = ["model.layers.0.self_attn.q_proj"]
+    padded = [{"input_ids": ids, "attention_mask": mask}]
+    alone = [{"input_ids": ids[:1]}, {"input_ids": ids[1:, :3]}]
+    one, other = (collect(model, some, layer, {"fisher_in"}, language_loss)[layer[0]] for some in (padded, alone))
+    torch.testing.assert_close(one.fisher_in, other.fisher_in, rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("more", "at_once"),
+    [
+        ({}, True),
+        ({"attention_mask": [[1] * 6, [1] * 6]}, True),
+        ({"attention_mask": [[1] * 6, [1, 1, 1, 1, 0, 0]]}, False),
+        ({"labels": [[3, 5, 8, 2, 9, 11], [7, 7, 1, 4, 2, 2]]}, True),
+        ({"labels": [[-100, -100, 8, 2, 9, 11], [7, 7, 1, 4, 2, 2]]}, False),
+    ],
+)
+def test_whole_rows_go_at_once_and_give_the_gradients_of_each_alone(model, more, at_once):
+    batch = {"input_ids": torch.tensor([[3, 5, 8, 2, 9, 11], [7, 7, 1, 4, 2, 2]])}
+    batch |= {key: torch.tensor(value) for key, value in more.items()}
+    layer, calls = ["model.layers.0.self_attn.q_proj"], []
+
+    @mean_over_tokens
+    def counted(model, batch):
+        calls.append(len(batch["input_ids"]))
+        return language_loss(model, batch)
+
+    def undeclared(model, batch):
+        return language_loss(model, batch)
+
+    needs = {"fisher_in", "fisher_out", "grad"}
+    one, other = (collect(model, [batch], layer, needs, task_loss)[layer[0]] for task_loss in (counted, undeclared))
+    assert calls == ([2] if at_once else [1, 1])
+    for need in needs:
+        torch.testing.assert_close(getattr(one, need), getattr(other, need), rtol=1e-4, atol=1e-8)
+
+
+def test_mode_and_gradients_are_left_alone(model, windows):
+    model.train()
+    perplexity(model, windows)
+    assert model.training and all(p.grad is None for p in model.parameters())
+    model.eval()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_logits_that_are_not_finite_are_an_error(windows, value):
+    class Broken(nn.Module):
+        """One bad logit, of a token that never comes."""
+
+        def __init__(self):
+            super().__init__()
+            self.table = nn.Parameter(torch.zeros(41, 41))
+
+        def forward(self, input_ids):
+            logits = self.table[input_ids]
+            return logits.index_fill(-1, torch.tensor(40), value)
+
+    with pytest.raises(ValueError, match="logits are NaN or infinite"):
+        perplexity(Broken(), windows)
+
+
+def test_a_perplexity_beyond_all_numbers_is_infinite(windows):
+    class Sure(nn.Module):
+        """Sure of a token that never comes."""
+
+        def __init__(self):
+            super().__init__()
+            self.bias = nn.Parameter(1e6 * nn.functional.one_hot(torch.tensor(40), 41).float())
+
+        def forward(self, input_ids):
+            return self.bias.expand(*input_ids.shape, 41)
+
+    assert perplexity(Sure(), windows) == math.inf
+
+
+def test_bad_input_is_named(model, windows):
+    far = Windows(torch.full((1, 4), 40), 0, 1)
+    with pytest.raises(ValueError, match="token 40 is outside the model's vocabulary of 40: the tokenizer belongs to"):
+        perplexity(model, far)
+    long = Windows(torch.zeros(1, 17, dtype=torch.int64), 0, 1)
+    with pytest.raises(ValueError, match="window = 17 is longer than the 16 positions of the model"):
+        perplexity(tiny("gpt2"), long)
+    with pytest.raises(ValueError, match="there is nothing to evaluate"):
+        perplexity(model, [])
+    batch = {"input_ids": windows.ids, "labels": torch.full_like(windows.ids, -100)}
+    with pytest.raises(ValueError, match="no token of the batch is scored"):
+        language_loss(model, batch)
+    with pytest.raises(ValueError, match="there is nothing to evaluate: no token is scored"):
+        perplexity(model, [batch])

@@ -1,0 +1,198 @@
+import copy
+import dataclasses
+import inspect
+import math
+import sys
+
+import pytest
+import torch
+
+from prehab_lib import surgery
+from prehab_lib.prehab import prehab
+from prehab_lib.stats import collect
+from prehab_lib.tasks import small_llama as module
+from prehab_lib.tasks.bpe import tokenizer_of
+from prehab_lib.tasks.language import open_language_task
+from prehab_lib.tasks.perplexity import language_loss, perplexity
+from prehab_lib.tasks.small_llama import base_model, pretrain, small_llama
+from tests.families import llama
+from tests.text_files import causal_model, text_folder, tiny_tokenizer
+
+SMALL = dict(depth=1, width=16, heads=2, kv_heads=1, positions=32)
+
+
+pytestmark = pytest.mark.usefixtures("own_folders")
+
+
+@pytest.fixture
+def task(tmp_path):
+    return opened(tmp_path, tiny_tokenizer())
+
+
+def opened(tmp_path, tokenizer, window=16, rows=60):
+    text_folder(tmp_path / "sets", rows)
+    return open_language_task("wikitext2", window, 4, tokenizer, data_root=str(tmp_path / "sets"))
+
+
+def small(seed=0, **more):
+    return small_llama(300, seed=seed, **SMALL | more)
+
+
+def same_weights(one, other):
+    return all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+
+
+def test_it_is_a_llama_with_grouped_queries_from_its_seed():
+    state = torch.get_rng_state()
+    model = small_llama(500)
+    assert torch.equal(state, torch.get_rng_state())
+    attention = model.model.layers[0].self_attn
+    assert attention.q_proj.weight.shape == (64, 64) and attention.k_proj.weight.shape == (32, 64)
+    assert type(model).__name__ == "LlamaForCausalLM" and model.lm_head.weight.shape == (500, 64)
+    assert same_weights(model, small_llama(500)) and not same_weights(model, small_llama(500, seed=1))
+    assert sum(p.numel() for p in small_llama(1000).parameters()) < 300_000
+
+
+def test_tied_embeddings_are_one_matrix():
+    tied, untied = small(tied=True), small()
+    assert tied.lm_head.weight is tied.model.embed_tokens.weight
+    assert untied.lm_head.weight is not untied.model.embed_tokens.weight
+
+
+def test_training_learns_and_repeats_itself(task):
+    one, other = small(), small()
+    rows = pretrain(one, task, seed=0, steps=60, validate_every=30)
+    assert rows == pretrain(other, task, seed=0, steps=60, validate_every=30) and same_weights(one, other)
+    assert [row["step"] for row in rows] == [30, 60] and rows[1]["loss"] < rows[0]["loss"] < math.log(300)
+    scores, without = task.scores(one), task.unigram()
+    assert all(scores[name] < 0.7 * without[name] for name in scores)
+    assert all(p.grad is None for p in one.parameters())
+
+
+def test_the_best_validation_is_kept_and_training_stops(task, monkeypatch):
+    """The second validation is made the best; three worse ones follow, then nothing is trained any more."""
+    told = iter([5.0, 4.0, 4.5, 6.0, 7.0, 1.0])
+    kept = []
+
+    def validation(model, windows):
+        kept.append(copy.deepcopy(model))
+        return next(told)
+
+    monkeypatch.setattr(module, "perplexity", validation)
+    model = small()
+    rows = pretrain(model, task, seed=0, steps=100, validate_every=2)
+    assert [row["step"] for row in rows] == [2, 4, 6, 8, 10]
+    assert same_weights(model, kept[1]) and not same_weights(model, kept[-1])
+
+
+def test_the_learning_rate_rises_then_falls_as_a_cosine(task, monkeypatch):
+    rates, step = [], torch.optim.AdamW.step
+
+    def watched(self, *args, **kwargs):
+        rates.append(self.param_groups[0]["lr"])
+        return step(self, *args, **kwargs)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", watched)
+    pretrain(small(), task, seed=0, steps=4, lr=1e-2, warmup=1, validate_every=9)
+    cosine = [0.5 + 0.5 * math.cos(math.pi * i / 4) for i in range(4)]
+    assert rates == pytest.approx([0.5e-2 * cosine[0], *(1e-2 * c for c in cosine[1:])])
+
+
+def test_bad_numbers_and_a_loss_that_explodes_are_named(task):
+    for wrong, named in (
+        ({"steps": -1}, "steps = -1"),
+        ({"steps": 1, "lr": 0}, "lr = 0"),
+        ({"steps": 1, "warmup": 0.5}, "warmup"),
+    ):
+        with pytest.raises(ValueError, match=named):
+            pretrain(small(), task, seed=0, **wrong)
+    model = small()
+    with torch.no_grad():
+        model.lm_head.weight.fill_(1e38)
+    with pytest.raises(ValueError, match="NaN or infinite|the loss is"):
+        pretrain(model, task, seed=0, steps=2)
+
+
+def test_the_small_model_is_trained_once_then_cached(task, capfd):
+    recipe = dict(seed=0, small=SMALL, steps=6, validate_every=3)
+    first, how = base_model(task, "small", **recipe)
+    again, how_again = base_model(task, "small", **recipe)
+    assert (how, how_again) == ("trained", "cached") and same_weights(first, again)
+    assert not first.training and task.scores(first) == task.scores(again)
+    for change in ({"seed": 1}, {"steps": 4}, {"small": SMALL | {"width": 24}}, {"small": SMALL | {"tied": True}}):
+        assert base_model(task, "small", **recipe | change)[1] == "trained"
+    assert capfd.readouterr().err == ""
+
+
+def test_other_text_trains_another_model(tmp_path, task):
+    recipe = dict(seed=0, small=SMALL, steps=2)
+    assert base_model(task, "small", **recipe)[1] == "trained"
+    assert base_model(opened(tmp_path / "b", task.tokenizer, rows=50), "small", **recipe)[1] == "trained"
+    assert base_model(opened(tmp_path / "c", task.tokenizer, window=20), "small", **recipe)[1] == "trained"
+
+
+def test_the_same_text_read_as_other_tokens_trains_another_model(task):
+    """The vocabulary and the checksum of the text are those of `task` every time."""
+    recipe = dict(seed=0, small=SMALL, steps=2)
+    assert base_model(task, "small", **recipe)[1] == "trained"
+    chosen = dataclasses.replace(task.chosen_on, ids=task.chosen_on.ids.flip(0))
+    for change in ({"training": task.training.flip(0)}, {"chosen_on": chosen}):
+        assert base_model(dataclasses.replace(task, **change), "small", **recipe)[1] == "trained"
+    assert base_model(dataclasses.replace(task), "small", **recipe)[1] == "cached"
+
+
+@pytest.mark.parametrize("name", ["small_llama", "language", "best", "perplexity", "windows"])
+def test_other_code_trains_another_model(task, monkeypatch, name):
+    recipe, getsource = dict(seed=0, small=SMALL, steps=1), inspect.getsource
+    assert base_model(task, "small", **recipe)[1] == "trained"
+    changed = sys.modules[f"prehab_lib.{name}"]
+    monkeypatch.setattr(inspect, "getsource", lambda part: getsource(part) + "#" * (part is changed))
+    assert base_model(task, "small", **recipe)[1] == "trained"
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "opt", "gpt2"])
+def test_the_real_path_offline_from_checkpoint_to_surgery(tmp_path, family):
+    folder = causal_model(tmp_path / "model", family, tokenizer=tiny_tokenizer())
+    task = opened(tmp_path, tokenizer_of(folder))
+    model, how = base_model(task, folder, seed=0)
+    assert how == "given" and not model.training
+    before = task.scores(model)
+    assert all(200 < value < 450 for value in before.values())
+    stats = collect(model, task.calibration(0, 8))
+    prehab(model, language_loss, task.train(0, 2), stats, surrogate="nuclear", lam=0.1, steps=2, lr=1e-3)
+    assert task.scores(model) != before
+    report = surgery.compress(model, "svd_llm", 0.4, collect(model, task.calibration(0, 8)))
+    assert report.achieved >= 0.4 and all(math.isfinite(value) for value in task.scores(model).values())
+
+
+def test_half_precision_as_it_is_stored_or_as_asked(tmp_path, task):
+    folder = causal_model(tmp_path / "model", dtype="bfloat16")
+    stored, asked = base_model(task, folder, seed=0)[0], base_model(task, folder, seed=0, dtype="float32")[0]
+    assert asked.dtype == torch.float32
+    other = base_model(task, folder, seed=0, dtype=torch.bfloat16)[0]
+    assert other.dtype == torch.bfloat16
+    assert perplexity(other, task.chosen_on) == pytest.approx(perplexity(stored, task.chosen_on), rel=0.05)
+
+
+def test_a_model_that_does_not_fit_the_text_is_refused(tmp_path, task):
+    with pytest.raises(ValueError, match="outside the model's vocabulary of 270: the tokenizer belongs to another"):
+        base_model(task, causal_model(tmp_path / "few", vocabulary=270), seed=0)
+    with pytest.raises(ValueError, match="window = 16 is longer than the 8 positions"):
+        base_model(task, causal_model(tmp_path / "short", "gpt2", n_positions=8), seed=0)
+
+
+def test_a_compressed_checkpoint_and_one_that_is_not_there_are_named(tmp_path, task):
+    model = llama()
+    surgery.compress(model, "svd", 0.4)
+    surgery.save(model, tmp_path / "compressed")
+    with pytest.raises(ValueError, match="compressed' is compressed already: give the dense model"):
+        base_model(task, str(tmp_path / "compressed"), seed=0)
+    for name, saved in (("merged", model), ("dense", llama(vocab_size=300))):
+        surgery.save(saved, tmp_path / name, merged=name == "merged")
+    assert base_model(task, str(tmp_path / "dense"), seed=0)[1] == "given"
+    with pytest.raises(ValueError, match="outside the model's vocabulary of 40"):  # and not "compressed already"
+        base_model(task, str(tmp_path / "merged"), seed=0)
+    with pytest.raises(FileNotFoundError, match="nowhere' is no folder"):
+        base_model(task, str(tmp_path / "nowhere"), seed=0)
+    with pytest.raises(ConnectionError, match="'nobody/nothing' could not be fetched"):
+        base_model(task, "nobody/nothing", seed=0)
