@@ -1,4 +1,6 @@
-"""The command line: `python -m prehab_lib run | plan | report | figures | verdicts | data | compress`."""
+"""The command line: `python -m prehab_lib run | plan | report | figures | verdicts | data |
+compress`.
+"""
 
 import argparse
 import sys
@@ -38,7 +40,9 @@ def _verdicts(arguments) -> int:
     from prehab_lib.report import verdicts
 
     changed = verdicts.write_readme(arguments.profile)
-    print(f"README.md {'now says' if changed else 'says already'} what {verdicts.file_of(arguments.profile)} does")
+    print(
+        f"README.md {'now says' if changed else 'says already'} what {verdicts.file_of(arguments.profile)} does"
+    )
     return 0
 
 
@@ -52,23 +56,37 @@ def _data(arguments) -> int:
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="python -m prehab_lib", description=__doc__.splitlines()[0])
     commands = top.add_subparsers(dest="command", required=True)
-    run = commands.add_parser("run", help="execute notebooks; what is stored already is not run again")
+    run = commands.add_parser(
+        "run", help="execute notebooks; what is stored already is not run again"
+    )
     plan_cli.add_choice(run)
-    run.add_argument("--shard", metavar="i/n", help="the i-th of n parts of the plan, from 0: for job arrays")
+    run.add_argument(
+        "--shard", metavar="i/n", help="the i-th of n parts of the plan, from 0: for job arrays"
+    )
     run.set_defaults(act=_run)
     plan_cli.add_to(commands)
-    report = commands.add_parser("report", help="gather a profile's results beside the paper's: runs/PROFILE/report.md")
+    report = commands.add_parser(
+        "report", help="gather a profile's results beside the paper's: runs/PROFILE/report.md"
+    )
     report.add_argument("profile")
     report.set_defaults(act=_report)
-    figures = commands.add_parser("figures", help="copy runs/PROFILE/figures to figures/PROFILE, which is committed")
+    figures = commands.add_parser(
+        "figures", help="copy runs/PROFILE/figures to figures/PROFILE, which is committed"
+    )
     figures.add_argument("profile")
     figures.set_defaults(act=_figures)
-    verdicts = commands.add_parser("verdicts", help="rewrite the README's table of verdicts from figures/PROFILE")
+    verdicts = commands.add_parser(
+        "verdicts", help="rewrite the README's table of verdicts from figures/PROFILE"
+    )
     verdicts.add_argument("profile", nargs="?", default="laptop")
     verdicts.set_defaults(act=_verdicts)
-    data = commands.add_parser("data", help="what each notebook needs, where it was looked for, what is missing")
+    data = commands.add_parser(
+        "data", help="what each notebook needs, where it was looked for, what is missing"
+    )
     data.add_argument("profile", nargs="?", default="lab")
-    data.add_argument("--data-root", metavar="FOLDER", help="folder holding the data sets (default: PREHAB_DATA)")
+    data.add_argument(
+        "--data-root", metavar="FOLDER", help="folder holding the data sets (default: PREHAB_DATA)"
+    )
     data.set_defaults(act=_data)
     compress_cli.add_to(commands)
     course_cli.add_to(commands)
@@ -78,7 +96,9 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(words: list[str] | None = None) -> int:
-    """Exit code: 0, 1 where a run failed, 2 for an error of the user's (one sentence on stderr), 130 on Ctrl-C."""
+    """Exit code: 0, 1 where a run failed, 2 for an error of the user's (one sentence on stderr),
+    130 on Ctrl-C.
+    """
     arguments = parser().parse_args(words)
     try:
         return arguments.act(arguments)
@@ -88,7 +108,10 @@ def main(words: list[str] | None = None) -> int:
         if error.errno not in FULL:
             raise
         told = "free some" in str(error)
-        print(f"prehab_lib: {_sentence(error if told else no_space(error.filename or 'the disk'))}", file=sys.stderr)
+        print(
+            f"prehab_lib: {_sentence(error if told else no_space(error.filename or 'the disk'))}",
+            file=sys.stderr,
+        )
     except KeyboardInterrupt:
         print("prehab_lib: stopped; the same command resumes with what is missing", file=sys.stderr)
         return 130

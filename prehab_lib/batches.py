@@ -1,4 +1,6 @@
-"""What a batch is, in one place: a dict of keyword arguments to `forward`, or an (images, labels) tuple."""
+"""What a batch is, in one place: a dict of keyword arguments to `forward`, or an (images, labels)
+tuple.
+"""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -9,12 +11,16 @@ from torch import Tensor, nn
 
 
 def device_of(model: nn.Module) -> torch.device:
-    return next(chain(model.parameters(), model.buffers())).device  # a model in 8 bits may have no parameters
+    return next(
+        chain(model.parameters(), model.buffers())
+    ).device  # a model in 8 bits may have no parameters
 
 
 @contextmanager
 def mode(model: nn.Module, training: bool) -> Iterator[None]:
-    """Train or eval mode; afterwards every module has its own flag back, also one that differed from the model's."""
+    """Train or eval mode; afterwards every module has its own flag back, also one that differed
+    from the model's.
+    """
     before = {module: module.training for module in model.modules()}
     model.train(training)
     try:
@@ -26,7 +32,9 @@ def mode(model: nn.Module, training: bool) -> Iterator[None]:
 
 @contextmanager
 def seeded(model: nn.Module, seed: int) -> Iterator[None]:
-    """Random numbers, such as dropout's, from `seed`; the caller's random state is as before afterwards."""
+    """Random numbers, such as dropout's, from `seed`; the caller's random state is as before
+    afterwards.
+    """
     device = device_of(model)
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
@@ -36,7 +44,10 @@ def seeded(model: nn.Module, seed: int) -> Iterator[None]:
 def move(batch, device):
     """The batch on `device`, of the same kind."""
     if isinstance(batch, Mapping):
-        return {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
+        return {
+            name: value.to(device) if isinstance(value, Tensor) else value
+            for name, value in batch.items()
+        }
     if isinstance(batch, tuple | list) and len(batch) == 2:
         return tuple(value.to(device) for value in batch)
     raise ValueError(
@@ -50,14 +61,22 @@ def forward(model: nn.Module, batch):
 
 
 def loss_of(task_loss: Callable, model: nn.Module, batch) -> Tensor:
-    """`task_loss(model, batch)`, a number, as a scalar tensor.  Raises ValueError where it returns anything else."""
+    """`task_loss(model, batch)`, a number, as a scalar tensor.  Raises ValueError where it returns
+    anything else.
+    """
     loss = task_loss(model, batch)
     if isinstance(loss, float | int):
         loss = torch.tensor(float(loss))
     if isinstance(loss, Tensor) and loss.numel() == 1:
         return loss.reshape(())
-    what = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
-    raise ValueError(f"task_loss(model, batch) must return one number as a tensor: it returned {what}")
+    what = (
+        f"a tensor of shape {tuple(loss.shape)}"
+        if isinstance(loss, Tensor)
+        else f"a {type(loss).__name__}"
+    )
+    raise ValueError(
+        f"task_loss(model, batch) must return one number as a tensor: it returned {what}"
+    )
 
 
 def padding_mask(batch) -> Tensor | None:
@@ -93,7 +112,9 @@ def endless(batches: Iterable) -> Iterator:
 
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
-    """No parameter takes part in autograd while inside: activations may have a gradient, and no `.grad` is left behind."""
+    """No parameter takes part in autograd while inside: activations may have a gradient, and no
+    `.grad` is left behind.
+    """
     free = [parameter for parameter in model.parameters() if parameter.requires_grad]
     for parameter in free:
         parameter.requires_grad_(False)

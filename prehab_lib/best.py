@@ -9,7 +9,8 @@ from torch import Tensor
 class Best:
     """Keeps a copy of some parameters as they were at the lowest value offered so far.
 
-    value: that value, infinite before the first.  since: offers in a row that were not lower.  Memory: one copy.
+    value: that value, infinite before the first.  since: offers in a row that were not lower.
+    Memory: one copy.
     """
 
     def __init__(self, parameters: Iterable[Tensor]):
@@ -18,7 +19,9 @@ class Best:
         self.kept: list[Tensor] | None = None
 
     def offer(self, value: float) -> bool:
-        """Keep the parameters as they are if `value` is lower than every one before; whether it was."""
+        """Keep the parameters as they are if `value` is lower than every one before; whether it
+        was.
+        """
         if value < self.value:
             self.value, self.since = value, 0
             self.kept = [parameter.detach().clone() for parameter in self.parameters]

@@ -1,7 +1,8 @@
 """How many parameters a rank costs, and which rank a budget allows.
 
-One word with one unit: `removed` is the fraction of a layer's parameters taken away, strictly between 0 and 1.
-The papers say "ratio" for this, for the kept fraction, and for the kept share of the *singular values*.
+One word with one unit: `removed` is the fraction of a layer's parameters taken away, strictly
+between 0 and 1. The papers say "ratio" for this, for the kept fraction, and for the kept share of
+the *singular values*.
 """
 
 import math
@@ -35,7 +36,9 @@ def rank_for(shape: tuple[int, int], removed: float) -> int:
 
 
 def break_even_rank(shape: tuple[int, int]) -> int:
-    """Largest rank at which the factors hold strictly fewer numbers than W; 0 where no rank does (a 1 × n layer)."""
+    """Largest rank at which the factors hold strictly fewer numbers than W; 0 where no rank does (a
+    1 × n layer).
+    """
     m, n = _check_shape(shape)
     return (m * n - 1) // (m + n)
 

@@ -19,7 +19,9 @@ class Whitened(nn.Module):
         self.register_buffer("L_inverse", L_inverse.to(W0), persistent=False)
 
     def forward(self, delta: Tensor) -> Tensor:
-        with torch.autocast(delta.device.type, enabled=False):  # a weight keeps the precision of its master
+        with torch.autocast(
+            delta.device.type, enabled=False
+        ):  # a weight keeps the precision of its master
             return self.W0 + delta @ self.L_inverse
 
     def right_inverse(self, W: Tensor) -> Tensor:
@@ -29,15 +31,23 @@ class Whitened(nn.Module):
 def trained_names(model: nn.Module, layers: dict[str, nn.Linear], train: str) -> list[str]:
     """Names of the parameters that train="layers" or "all" frees."""
     return (
-        [f"{name}.weight" for name in layers] if train == "layers" else [name for name, _ in model.named_parameters()]
+        [f"{name}.weight" for name in layers]
+        if train == "layers"
+        else [name for name, _ in model.named_parameters()]
     )
 
 
 @contextmanager
 def training(
-    model: nn.Module, layers: dict[str, nn.Linear], roots: dict[str, Tensor], coordinates: str, train: str
+    model: nn.Module,
+    layers: dict[str, nn.Linear],
+    roots: dict[str, Tensor],
+    coordinates: str,
+    train: str,
 ) -> Iterator[list[Tensor]]:
-    """Train mode with only the chosen parameters free; on the way out weights are folded back and flags restored."""
+    """Train mode with only the chosen parameters free; on the way out weights are folded back and
+    flags restored.
+    """
     flags = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     try:
         with mode(model, training=True):
@@ -54,12 +64,16 @@ def training(
             parameter.grad = None
 
 
-def _free(model: nn.Module, layers: dict, roots: dict, coordinates: str, train: str) -> list[Tensor]:
+def _free(
+    model: nn.Module, layers: dict, roots: dict, coordinates: str, train: str
+) -> list[Tensor]:
     """Free the chosen parameters, in the chosen coordinates, and return them."""
     model.requires_grad_(train == "all")
     for name, layer in layers.items():
         layer.weight.requires_grad_(True)
         if coordinates == "whitened":
             L_inverse = (roots[name] / roots[name].square().sum(0)).T  # L = Q √λ, so L⁻¹ = (L / λ)ᵀ
-            parametrize.register_parametrization(layer, "weight", Whitened(layer.weight.detach(), L_inverse))
+            parametrize.register_parametrization(
+                layer, "weight", Whitened(layer.weight.detach(), L_inverse)
+            )
     return [parameter for parameter in model.parameters() if parameter.requires_grad]

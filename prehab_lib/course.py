@@ -1,4 +1,6 @@
-"""The course as data: course/course.yaml, read and checked against the notebooks, and which exercises a notebook asks."""
+"""The course as data: course/course.yaml, read and checked against the notebooks, and which
+exercises a notebook asks.
+"""
 
 import importlib
 import json
@@ -32,7 +34,9 @@ class Question(_Strict):
 
 
 class Lecture(_Strict):
-    """One lecture.  notebooks: name -> its sections that are shown.  exercises and homework: id -> minutes they take."""
+    """One lecture.  notebooks: name -> its sections that are shown.  exercises and homework: id ->
+    minutes they take.
+    """
 
     number: int
     title: str
@@ -68,8 +72,9 @@ class Course(_Strict):
 def load(root: Path) -> Course:
     """The course of a repository.
 
-    Raises FileNotFoundError without course/course.yaml; ValueError, one sentence, where it is malformed or names a notebook
-    or an exercise that is not there, or one of them twice, or leaves an exercise of its notebooks out.
+    Raises FileNotFoundError without course/course.yaml; ValueError, one sentence, where it is
+    malformed or names a notebook or an exercise that is not there, or one of them twice, or leaves
+    an exercise of its notebooks out.
     """
     import yaml
 
@@ -81,9 +86,13 @@ def load(root: Path) -> Course:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
-        raise ValueError(f"course.yaml: {where}: {first['msg'].removeprefix('Value error, ')}") from None
+        raise ValueError(
+            f"course.yaml: {where}: {first['msg'].removeprefix('Value error, ')}"
+        ) from None
     except (yaml.YAMLError, TypeError) as error:
-        raise ValueError(f"course.yaml is no list of lectures: {' '.join(str(error).split())[:120]}") from None
+        raise ValueError(
+            f"course.yaml is no list of lectures: {' '.join(str(error).split())[:120]}"
+        ) from None
     _check(course, root)
     return course
 
@@ -91,12 +100,20 @@ def load(root: Path) -> Course:
 def _check(course: Course, root: Path) -> None:
     shown = [name for lecture in course.lectures for name in lecture.notebooks]
     if twice := sorted({name for name in shown if shown.count(name) > 1}):
-        raise ValueError(f"course.yaml: {twice[0]} is in two lectures: its students would get it twice")
+        raise ValueError(
+            f"course.yaml: {twice[0]} is in two lectures: its students would get it twice"
+        )
     for lecture in course.lectures:
         for name in lecture.notebooks:
             if not (root / "notebooks" / f"{name}.ipynb").is_file():
-                raise ValueError(f"course.yaml: lecture {lecture.number} names {name}, which notebooks/ does not hold")
-        asked = {id for name in lecture.notebooks for id in exercises_of(root / "notebooks" / f"{name}.ipynb")}
+                raise ValueError(
+                    f"course.yaml: lecture {lecture.number} names {name}, which notebooks/ does not hold"
+                )
+        asked = {
+            id
+            for name in lecture.notebooks
+            for id in exercises_of(root / "notebooks" / f"{name}.ipynb")
+        }
         if wrong := asked ^ set(lecture.minutes):
             raise ValueError(
                 f"course.yaml: lecture {lecture.number} and its notebooks differ in exercise {min(wrong)}: give each of them "
@@ -108,7 +125,10 @@ def exercises_of(notebook: Path) -> dict[str, str]:
     """Exercise -> name of the function that is asked for, by the notebook's `check` calls."""
     cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
     return {
-        id: name for cell in cells if cell["cell_type"] == "code" for id, name in CALL.findall("".join(cell["source"]))
+        id: name
+        for cell in cells
+        if cell["cell_type"] == "code"
+        for id, name in CALL.findall("".join(cell["source"]))
     }
 
 

@@ -1,4 +1,6 @@
-"""The pages of the course that are written from its data: a lecture's plan, the students' README, a folded solution."""
+"""The pages of the course that are written from its data: a lecture's plan, the students' README, a
+folded solution.
+"""
 
 from prehab_lib.course import Course, Lecture
 from prehab_lib.exercises import Exercise
@@ -51,13 +53,25 @@ kind, so an answer has to be right for every input, not for the shown ones alone
 
 
 def table(course: Course, links: str | None = None) -> str:
-    """Lectures as a Markdown table.  links: folder of the notebooks; None names them in their lecture's folder."""
-    lines = ["| lecture | title | notebooks | exercises in class (minutes) | at home |", "|---|---|---|---|---|"]
+    """Lectures as a Markdown table.  links: folder of the notebooks; None names them in their
+    lecture's folder.
+    """
+    lines = [
+        "| lecture | title | notebooks | exercises in class (minutes) | at home |",
+        "|---|---|---|---|---|",
+    ]
     for one in course.lectures:
         books = [
-            f"[{name}]({links}/{name}.ipynb), {part}" if links else f"`{name}`" for name, part in one.notebooks.items()
+            f"[{name}]({links}/{name}.ipynb), {part}" if links else f"`{name}`"
+            for name, part in one.notebooks.items()
         ]
-        cells = (str(one.number), one.title, "; ".join(books), _listed(one.exercises), _listed(one.homework))
+        cells = (
+            str(one.number),
+            one.title,
+            "; ".join(books),
+            _listed(one.exercises),
+            _listed(one.homework),
+        )
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -70,14 +84,21 @@ def for_students(course: Course) -> str:
     """README.md of the folder that is handed out."""
     lines = ["| folder | lecture | notebooks |", "|---|---|---|"]
     for one in course.lectures:
-        lines.append(f"| `notebooks/lecture{one.number}` | {one.title} | {', '.join(one.notebooks)} |")
+        lines.append(
+            f"| `notebooks/lecture{one.number}` | {one.title} | {', '.join(one.notebooks)} |"
+        )
     return STUDENTS.format(table="\n".join(lines))
 
 
 def plan(lecture: Lecture, level: int = 1) -> str:
     """One lecture as a Markdown page: what it needs, minute by minute, what to ask."""
     head, minute, lines = "#" * level, 0, []
-    lines += [f"{head} Lecture {lecture.number}: {lecture.title}", "", "**Afterwards students can**", ""]
+    lines += [
+        f"{head} Lecture {lecture.number}: {lecture.title}",
+        "",
+        "**Afterwards students can**",
+        "",
+    ]
     lines += [f"- {goal}" for goal in lecture.goals]
     lines += ["", f"**They come with** {'; '.join(lecture.prerequisites)}.", ""]
     lines += ["| minute | what |", "|---|---|"]
@@ -92,16 +113,22 @@ def plan(lecture: Lecture, level: int = 1) -> str:
 
 
 def guide(text: str, course: Course) -> str:
-    """course/README.md with its part on the lectures written anew.  Raises ValueError where the marks are missing."""
+    """course/README.md with its part on the lectures written anew.  Raises ValueError where the
+    marks are missing.
+    """
     if text.count(START) != 1 or text.count(END) != 1:
-        raise ValueError(f"course/README.md needs the lines {START} and {END}, once each, around its lectures")
+        raise ValueError(
+            f"course/README.md needs the lines {START} and {END}, once each, around its lectures"
+        )
     before, after = text.split(START)[0], text.split(END)[1]
     pages = "\n".join(plan(lecture, level=3) for lecture in course.lectures)
     return f"{before}{START}\n\n{table(course, '../notebooks')}\n\n{pages}\n{END}{after}"
 
 
 def folded(id: str, why: str, lecture: Lecture, exercise: Exercise) -> str:
-    """The teacher's notes on an exercise, closed until they are clicked; its solution follows as folded cells."""
+    """The teacher's notes on an exercise, closed until they are clicked; its solution follows as
+    folded cells.
+    """
     where = "in class" if id in lecture.exercises else "at home"
     slips = "\n".join(f"- {hint}" for _, hint in exercise.slips)
     return (

@@ -1,4 +1,6 @@
-"""What the student's copy leaves out: targets of the Makefile, and words of the notebooks, that need files it has not."""
+"""What the student's copy leaves out: targets of the Makefile, and words of the notebooks, that
+need files it has not.
+"""
 
 import re
 
@@ -14,7 +16,9 @@ SENTENCE = re.compile(r"(?<=[.?!])(?<!e\.g\.)(?<!i\.e\.) (?=[A-Z*_`\[])")
 
 
 def words(source: str) -> str:
-    """A text cell without the table rows, clauses and sentences that send a student to what is not there."""
+    """A text cell without the table rows, clauses and sentences that send a student to what is not
+    there.
+    """
     kept = []
     for line in source.split("\n"):
         if not NOT_HERE.search(line):
@@ -39,7 +43,9 @@ def _without_empty_tables(lines: list[str]) -> list[str]:
 
 
 def makefile(text: str) -> str:
-    """The repository's Makefile with TARGETS alone, and help for these.  Paragraphs are its unit: one rule each."""
+    """The repository's Makefile with TARGETS alone, and help for these.  Paragraphs are its unit:
+    one rule each.
+    """
     kept = [one for one in re.split(r"\n\n+", text) if _stays(one)]
     lines = [line for line in "\n\n".join(kept).rstrip("\n").split("\n") if _help_stays(line)]
     found = "\n".join(lines) + "\n"

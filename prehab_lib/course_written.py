@@ -1,4 +1,6 @@
-"""What a build of the course wrote, so the next one does not delete what somebody put there or changed since."""
+"""What a build of the course wrote, so the next one does not delete what somebody put there or
+changed since.
+"""
 
 import hashlib
 import json
@@ -15,7 +17,9 @@ def record(folder: Path) -> None:
 
 
 def refuse_to_lose(folder: Path) -> None:
-    """Raises ValueError where the folder holds a file that no build wrote, or that was changed since."""
+    """Raises ValueError where the folder holds a file that no build wrote, or that was changed
+    since.
+    """
     try:
         known = json.loads((folder / RECORD).read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -11,7 +11,9 @@ from prehab_lib.statistics.gradients import mean_over_samples
 
 
 def logits_and_labels(model: nn.Module, batch) -> tuple[Tensor, Tensor]:
-    """(B, classes) and (B,): for an (images, labels) tuple, or a dict whose "labels" the model does not get."""
+    """(B, classes) and (B,): for an (images, labels) tuple, or a dict whose "labels" the model does
+    not get.
+    """
     if isinstance(batch, Mapping):
         labels = batch["labels"]
         batch = {name: value for name, value in batch.items() if name != "labels"}
@@ -25,7 +27,9 @@ def logits_and_labels(model: nn.Module, batch) -> tuple[Tensor, Tensor]:
 def classification_loss(model: nn.Module, batch) -> Tensor:
     """Mean cross-entropy in nats, in float32 or better: the task loss of Tables II and V."""
     logits, labels = logits_and_labels(model, move(batch, device_of(model)))
-    return nn.functional.cross_entropy(logits if logits.dtype == torch.float64 else logits.float(), labels)
+    return nn.functional.cross_entropy(
+        logits if logits.dtype == torch.float64 else logits.float(), labels
+    )
 
 
 @torch.no_grad()

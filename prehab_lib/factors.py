@@ -17,7 +17,9 @@ class Factors:
 
     def __post_init__(self):
         if self.U.ndim != 2 or self.V.ndim != 2 or self.U.shape[1] != self.V.shape[0]:
-            raise ValueError(f"factors of shapes {tuple(self.U.shape)} and {tuple(self.V.shape)} do not multiply")
+            raise ValueError(
+                f"factors of shapes {tuple(self.U.shape)} and {tuple(self.V.shape)} do not multiply"
+            )
 
     @property
     def rank(self) -> int:
@@ -33,9 +35,11 @@ class Factors:
         return self.U @ self.V
 
     def balanced(self, like: Tensor | None = None) -> "Factors":
-        """The same product with each pair of columns on one scale: |U_:i| = |V_i:|; in dtype and on the device of `like`.
+        """The same product with each pair of columns on one scale: |U_:i| = |V_i:|; in dtype and on
+        the device of `like`.
 
-        Only the split moves.  It matters for half precision and for later fine-tuning, where one learning rate serves both.
+        Only the split moves.  It matters for half precision and for later fine-tuning, where one
+        learning rate serves both.
         """
         like = self.U if like is None else like
         tiny = torch.finfo(self.U.dtype).tiny
@@ -45,7 +49,9 @@ class Factors:
         U, V = like.new_empty(self.U.shape), like.new_empty(self.V.shape)
         for target, part in zip(U.split(ROWS), self.U.split(ROWS), strict=True):
             target.copy_(part * scale)
-        for target, part, by in zip(V.split(ROWS), self.V.split(ROWS), scale.split(ROWS), strict=True):
+        for target, part, by in zip(
+            V.split(ROWS), self.V.split(ROWS), scale.split(ROWS), strict=True
+        ):
             target.copy_(part / by[:, None])
         return Factors(U, V)
 
@@ -53,11 +59,20 @@ class Factors:
 class LowRankLinear(nn.Module):
     """y = U (V x) + b, in the place of an `nn.Linear` (n -> m) of rank at most r.
 
-    `V` (n -> r, no bias) and `U` (r -> m, the bias) are ordinary `nn.Linear`s, so that optimisers, LoRA and quantisers see
-    what they know.  `in_features` and `out_features` stay those of the layer replaced.
+    `V` (n -> r, no bias) and `U` (r -> m, the bias) are ordinary `nn.Linear`s, so that optimisers,
+    LoRA and quantisers see what they know.  `in_features` and `out_features` stay those of the
+    layer replaced.
     """
 
-    def __init__(self, in_features: int, out_features: int, rank: int, bias: bool = True, device=None, dtype=None):
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        rank: int,
+        bias: bool = True,
+        device=None,
+        dtype=None,
+    ):
         super().__init__()
         self.in_features, self.out_features, self.rank = in_features, out_features, rank
         self.V = nn.Linear(in_features, rank, bias=False, device=device, dtype=dtype)
@@ -65,9 +80,13 @@ class LowRankLinear(nn.Module):
 
     @classmethod
     def from_factors(cls, factors: Factors, bias: Tensor | None = None) -> "LowRankLinear":
-        """The layer that computes with these factors, on their device and in their dtype; `bias` (m,) is kept as it is."""
+        """The layer that computes with these factors, on their device and in their dtype; `bias`
+        (m,) is kept as it is.
+        """
         (m, rank), n, like = factors.U.shape, factors.V.shape[1], factors.U
-        layer = cls(n, m, rank, bias=bias is not None, device="meta", dtype=like.dtype)  # no random weights are drawn
+        layer = cls(
+            n, m, rank, bias=bias is not None, device="meta", dtype=like.dtype
+        )  # no random weights are drawn
         layer = layer.to_empty(device=like.device)
         with torch.no_grad():
             layer.U.weight.copy_(factors.U)
@@ -78,7 +97,8 @@ class LowRankLinear(nn.Module):
 
     @classmethod
     def in_place_of(cls, layer: nn.Linear, factors: Factors) -> "LowRankLinear":
-        """The layer that takes `layer`'s place: its dtype, device, bias, mode and `requires_grad` flags.
+        """The layer that takes `layer`'s place: its dtype, device, bias, mode and `requires_grad`
+        flags.
 
         Raises ValueError where the factors are not finite in that dtype.
         """

@@ -1,7 +1,8 @@
 """The grading report: which exercises pass, student by student, from a folder of submissions.
 
-Answers come from a process of the submission's own (`grading_process`) and are judged here, on the known cases and on
-withheld ones.  What was graded is kept beside the report, so an unchanged submission is not graded again.
+Answers come from a process of the submission's own (`grading_process`) and are judged here, on the
+known cases and on withheld ones.  What was graded is kept beside the report, so an unchanged
+submission is not graded again.
 """
 
 import csv
@@ -30,7 +31,9 @@ BEYOND = "right on the cases it was shown, not on others"
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the report.  verdict: passed, wrong, not tried, stopped, time limit, memory limit, missing, unreadable."""
+    """A line of the report.  verdict: passed, wrong, not tried, stopped, time limit, memory limit,
+    missing, unreadable.
+    """
 
     student: str
     notebook: str
@@ -51,9 +54,9 @@ def grade(
 ) -> list[Row]:
     """Grade every submission and write the report; rows by student, notebook, exercise.
 
-    notebooks: name -> file of those that count; of them, a student's that is not there is missing where another student
-    has it.  others: notebooks of the course that do not count, left alone.  Raises as `submissions.find` does, and
-    ValueError where nothing that counts is there.
+    notebooks: name -> file of those that count; of them, a student's that is not there is missing
+    where another student has it.  others: notebooks of the course that do not count, left alone.
+    Raises as `submissions.find` does, and ValueError where nothing that counts is there.
     """
     handed_in = find(folder, [*notebooks, *others])
     submissions = [one for one in handed_in if one.notebook in notebooks or one.notebook is None]
@@ -81,7 +84,9 @@ def grade(
 
 
 def judge(exercise: Exercise, outcome: Outcome, name: str = "f") -> tuple[str, str]:
-    """(verdict, hint).  Nothing but right answers passes, whatever else came back.  name: of the function."""
+    """(verdict, hint).  Nothing but right answers passes, whatever else came back.  name: of the
+    function.
+    """
     trouble = outcome.ended or outcome.answered.trouble
     if trouble in (UNTRIED, MISSING):
         return ("not tried", "") if trouble == UNTRIED else ("missing", "no function of that name")
@@ -105,10 +110,15 @@ def judge(exercise: Exercise, outcome: Outcome, name: str = "f") -> tuple[str, s
     return "wrong", verdict if verdict in hints else known.judge(shown, name)
 
 
-def _graded(one: Submission, notebooks: dict[str, Path], limits: Limits, memory: "Memory") -> list[Row]:
+def _graded(
+    one: Submission, notebooks: dict[str, Path], limits: Limits, memory: "Memory"
+) -> list[Row]:
     if one.fault or one.notebook is None:
         ids = exercises_of(notebooks[one.notebook]) if one.notebook else {"": ""}
-        return [Row(one.student, one.notebook or one.file.name, id, "unreadable", one.fault or "", 0.0) for id in ids]
+        return [
+            Row(one.student, one.notebook or one.file.name, id, "unreadable", one.fault or "", 0.0)
+            for id in ids
+        ]
     source = notebooks[one.notebook]
     key = memory.key(one.file, source, limits)
     rows = memory.recall(key)
@@ -124,7 +134,10 @@ def _graded(one: Submission, notebooks: dict[str, Path], limits: Limits, memory:
             for id, (name, exercise) in exercises.items()
         ]
         memory.keep(key, rows)
-    return [Row(one.student, one.notebook, id, verdict, hint, round(seconds, 1)) for id, verdict, hint, seconds in rows]
+    return [
+        Row(one.student, one.notebook, id, verdict, hint, round(seconds, 1))
+        for id, verdict, hint, seconds in rows
+    ]
 
 
 def _absent(submissions: list[Submission], notebooks: dict[str, Path]) -> list[Row]:
@@ -151,11 +164,18 @@ class Memory:
             except (ValueError, KeyError, TypeError):
                 continue  # the last line of a grading that was killed
 
-        self.library = _digest(file.read_bytes() for file in sorted(Path(__file__).parent.rglob("*.py")))
+        self.library = _digest(
+            file.read_bytes() for file in sorted(Path(__file__).parent.rglob("*.py"))
+        )
         self.lock = threading.Lock()
 
     def key(self, submission: Path, notebook: Path, limits: Limits) -> str:
-        texts = (submission.read_bytes(), notebook.read_bytes(), repr(limits).encode(), self.library)
+        texts = (
+            submission.read_bytes(),
+            notebook.read_bytes(),
+            repr(limits).encode(),
+            self.library,
+        )
         return _digest(texts).hex()[:16]
 
     def recall(self, key: str) -> list | None:
@@ -164,7 +184,10 @@ class Memory:
     def keep(self, key: str, rows: list) -> None:
         with self.lock, self.file.open("a", encoding="utf-8") as file:
             self.known[key] = rows
-            file.write("\n" * (file.tell() > 0) + json.dumps({"key": key, "rows": rows}, ensure_ascii=False))
+            file.write(
+                "\n" * (file.tell() > 0)
+                + json.dumps({"key": key, "rows": rows}, ensure_ascii=False)
+            )
 
 
 def _digest(texts: Iterable[bytes]) -> bytes:
@@ -172,7 +195,9 @@ def _digest(texts: Iterable[bytes]) -> bytes:
 
 
 def write(rows: Iterable[Row], out: Path) -> None:
-    """The report as CSV (UTF-8, with the mark that spreadsheets look for): the old file or the new one, never half of it."""
+    """The report as CSV (UTF-8, with the mark that spreadsheets look for): the old file or the new
+    one, never half of it.
+    """
     text = io.StringIO(newline="")
     table = csv.writer(text)
     table.writerow([column.name for column in fields(Row)])
@@ -183,7 +208,11 @@ def write(rows: Iterable[Row], out: Path) -> None:
 
 def _harmless(cell):
     """A spreadsheet takes text that begins so for a formula."""
-    return f"'{cell}" if isinstance(cell, str) and cell[:1] in ("=", "+", "-", "@", "\t", "\r") else cell
+    return (
+        f"'{cell}"
+        if isinstance(cell, str) and cell[:1] in ("=", "+", "-", "@", "\t", "\r")
+        else cell
+    )
 
 
 def _number(id: str) -> list[int]:

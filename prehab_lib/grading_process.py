@@ -1,7 +1,9 @@
-"""Starts a submission's process, with its limits, and collects what it answers.  No security sandbox: see course/README.md.
+"""Starts a submission's process, with its limits, and collects what it answers.  No security
+sandbox: see course/README.md.
 
-The process gets a temporary folder as its home, with the notebook and a copy of the library without solutions, answers and
-checks; this checkout is not on its path.  It is told the cases, never the answers.
+The process gets a temporary folder as its home, with the notebook and a copy of the library without
+solutions, answers and checks; this checkout is not on its path.  It is told the cases, never the
+answers.
 """
 
 import contextlib
@@ -25,9 +27,7 @@ from prehab_lib.submission import LONGEST
 
 LIBRARY = Path(__file__).resolve().parent
 LEFT_OUT = shutil.ignore_patterns("__pycache__", "ex[0-9][0-9].*", "checks.py")
-NO_CHECKS = (
-    '"""While an answer is graded nothing is checked in its own process."""\n\n\ndef check(id, function):\n    pass\n'
-)
+NO_CHECKS = '"""While an answer is graded nothing is checked in its own process."""\n\n\ndef check(id, function):\n    pass\n'
 START = """
 import os, sys
 library = sys.argv.pop()
@@ -38,15 +38,21 @@ from prehab_lib.submission import main
 main()
 """
 KEPT = ("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "SYSTEMROOT", "TEMP", "TMP")
-OWN = {"MPLBACKEND": "agg", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONHASHSEED": "0"}
+OWN = {
+    "MPLBACKEND": "agg",
+    "HF_HUB_OFFLINE": "1",
+    "CUDA_VISIBLE_DEVICES": "",
+    "PYTHONHASHSEED": "0",
+}
 SPARE_PROCESSES = 200  # beside those that this user has already
 TOKEN = "PREHAB_SUBMISSION"
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Of a submission.  seconds: for each exercise, its imports included.  memory_gb: of its process (Linux).  whole: run
-    every cell, not only what the answers need."""
+    """Of a submission.  seconds: for each exercise, its imports included.  memory_gb: of its
+    process (Linux).  whole: run every cell, not only what the answers need.
+    """
 
     seconds: float = 60.0
     memory_gb: float = 4.0
@@ -64,7 +70,9 @@ class Exercise:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came back for an exercise.  ended: why the process stopped there ("time limit", "it ended by itself", ...)."""
+    """What came back for an exercise.  ended: why the process stopped there ("time limit", "it
+    ended by itself", ...).
+    """
 
     answered: Answered
     seconds: float
@@ -72,10 +80,14 @@ class Outcome:
 
 
 def ask(notebook: Path, name: str, exercises: list[Exercise], limits: Limits) -> dict[str, Outcome]:
-    """The outcome of each exercise, by id.  Where one takes the process down, the next ones get a new one."""
+    """The outcome of each exercise, by id.  Where one takes the process down, the next ones get a
+    new one.
+    """
     found: dict[str, Outcome] = {}
     while left := [exercise for exercise in exercises if exercise.id not in found]:
-        with tempfile.TemporaryDirectory(prefix="submission-", ignore_cleanup_errors=True) as folder:
+        with tempfile.TemporaryDirectory(
+            prefix="submission-", ignore_cleanup_errors=True
+        ) as folder:
             found |= _one_process(_prepare(Path(folder), notebook, name), left, limits)
     return found
 
@@ -92,7 +104,12 @@ def _prepare(folder: Path, notebook: Path, name: str) -> Path:
 def _one_process(notebook: Path, exercises: list[Exercise], limits: Limits) -> dict[str, Outcome]:
     folder, token = notebook.parents[1], uuid.uuid4().hex
     own = {name: os.environ[name] for name in KEPT if name in os.environ} | OWN
-    own |= {TOKEN: token, "HOME": str(folder / "work"), "TMPDIR": str(folder), "OMP_NUM_THREADS": "1"}
+    own |= {
+        TOKEN: token,
+        "HOME": str(folder / "work"),
+        "TMPDIR": str(folder),
+        "OMP_NUM_THREADS": "1",
+    }
     process = subprocess.Popen(
         [sys.executable, "-I", "-c", START, str(folder / "library")],
         stdin=subprocess.PIPE,
@@ -110,8 +127,16 @@ def _one_process(notebook: Path, exercises: list[Exercise], limits: Limits) -> d
 
 
 def _tell(process, notebook: Path, exercises: list[Exercise], limits: Limits) -> None:
-    asked = [{"id": e.id, "name": e.name, "cases": [encode(list(case)) for case in e.cases]} for e in exercises]
-    task = {"notebook": str(notebook), "exercises": asked, "whole": limits.whole, "grader": os.getpid()}
+    asked = [
+        {"id": e.id, "name": e.name, "cases": [encode(list(case)) for case in e.cases]}
+        for e in exercises
+    ]
+    task = {
+        "notebook": str(notebook),
+        "exercises": asked,
+        "whole": limits.whole,
+        "grader": os.getpid(),
+    }
     task |= {"memory_gb": limits.memory_gb, "processes": _processes()}
     try:
         process.stdin.write(json.dumps(task).encode() + b"\n")
@@ -122,7 +147,9 @@ def _tell(process, notebook: Path, exercises: list[Exercise], limits: Limits) ->
 
 def _listen(process, exercises: list[Exercise], seconds: float) -> dict[str, Outcome]:
     lines: queue.Queue = queue.Queue(maxsize=len(exercises) + 1)
-    threading.Thread(target=_read, args=(process.stdout, lines, len(exercises)), daemon=True).start()
+    threading.Thread(
+        target=_read, args=(process.stdout, lines, len(exercises)), daemon=True
+    ).start()
     found = {}
     for exercise in exercises:
         started = time.monotonic()
@@ -133,11 +160,17 @@ def _listen(process, exercises: list[Exercise], seconds: float) -> dict[str, Out
         try:
             report = json.loads(line)
             answered = Answered(decode(report["answers"] or []), report["trouble"])
-            if report["id"] != exercise.id or (not answered.trouble and len(answered.answers) != len(exercise.cases)):
+            if report["id"] != exercise.id or (
+                not answered.trouble and len(answered.answers) != len(exercise.cases)
+            ):
                 raise ValueError
         except Exception:  # a submission may write what it likes here
             took = time.monotonic() - started
-            return found | {exercise.id: Outcome(Answered([]), took, _last_words(process) if not line else "no report")}
+            return found | {
+                exercise.id: Outcome(
+                    Answered([]), took, _last_words(process) if not line else "no report"
+                )
+            }
         found[exercise.id] = Outcome(answered, time.monotonic() - started)
     return found
 
@@ -162,7 +195,9 @@ def _last_words(process) -> str:
 
 
 def _end(process, token: str) -> None:
-    """Kill the process, what is in its session, and what has left it: children keep the environment they were started with."""
+    """Kill the process, what is in its session, and what has left it: children keep the environment
+    they were started with.
+    """
     if sys.platform == "win32":
         process.kill()
     else:
@@ -191,7 +226,9 @@ def _marked(token: str) -> list[int]:
 
 
 def _processes() -> int | None:
-    """How many processes and threads this user may have while a submission runs; None where they cannot be counted."""
+    """How many processes and threads this user may have while a submission runs; None where they
+    cannot be counted.
+    """
     if not Path("/proc/self/task").is_dir():
         return None
     count = 0

@@ -1,4 +1,6 @@
-"""What people hand in, checked in one sentence: numbers they type, and the amount of calibration data."""
+"""What people hand in, checked in one sentence: numbers they type, and the amount of calibration
+data.
+"""
 
 import inspect
 import math
@@ -6,7 +8,9 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping
 from numbers import Real
 
-TOKENS_EACH = 10  # for every number a least-squares problem fits; fewer leave its small directions to chance
+TOKENS_EACH = (
+    10  # for every number a least-squares problem fits; fewer leave its small directions to chance
+)
 
 
 def check_whole(least: int, **given) -> None:
@@ -19,27 +23,42 @@ def check_whole(least: int, **given) -> None:
 def check_positive(**given) -> None:
     """Raises ValueError naming the first argument that is no finite number above 0."""
     for name, value in given.items():
-        if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value) or value <= 0:
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, Real)
+            or not math.isfinite(value)
+            or value <= 0
+        ):
             raise ValueError(f"{name} = {value!r}: give a positive number")
 
 
 def check_options(name: str, options: Mapping, function: Callable) -> None:
-    """Raises ValueError where `options`, a setting called `name`, has an entry that `function` takes no argument for."""
+    """Raises ValueError where `options`, a setting called `name`, has an entry that `function`
+    takes no argument for.
+    """
     check_settings(name, options, inspect.signature(function).parameters)
 
 
 def check_settings(name: str, options: Mapping, known: Iterable[str]) -> None:
-    """Raises ValueError where `options`, a setting called `name`, has an entry that is not among the known ones."""
+    """Raises ValueError where `options`, a setting called `name`, has an entry that is not among
+    the known ones.
+    """
     if unknown := [key for key in options if key not in known]:
-        raise ValueError(f"{name} has an unknown entry {unknown[0]!r}: choose from {', '.join(known)}")
+        raise ValueError(
+            f"{name} has an unknown entry {unknown[0]!r}: choose from {', '.join(known)}"
+        )
 
 
-def warn_if_few_tokens(what: str, seen: Mapping[str, tuple[int, int]], per: str, stacklevel: int) -> None:
+def warn_if_few_tokens(
+    what: str, seen: Mapping[str, tuple[int, int]], per: str, stacklevel: int
+) -> None:
     """Warns of layers that saw fewer than 10 tokens for each of their channels or ranks.
 
     seen: layer -> (tokens, channels or rank).  what, per: "layers saw", "rank".
     """
-    few = {name: (tokens, size) for name, (tokens, size) in seen.items() if tokens < TOKENS_EACH * size}
+    few = {
+        name: (tokens, size) for name, (tokens, size) in seen.items() if tokens < TOKENS_EACH * size
+    }
     if few:
         name, (tokens, size) = min(few.items(), key=lambda entry: entry[1][0] / entry[1][1])
         warnings.warn(

@@ -10,8 +10,9 @@ _GATED_DECODER = r"(.*\.)?layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|dow
 _BERT = r"(.*\.)?encoder\.layer\.\d+\.(attention\.(self\.(query|key|value)|output\.dense)|(intermediate|output)\.dense)"
 
 # Class name of the model, or of a base class of it -> full match on the module's name.
-# Embeddings, norms, language-model heads and text classifiers stay; the papers compress the ViT's classifier head too.
-# A fused query-key-value matrix counts as one layer, or as its three parts after `rewrite.split_qkv`.
+# Embeddings, norms, language-model heads and text classifiers stay; the papers compress the ViT's
+# classifier head too. A fused query-key-value matrix counts as one layer, or as its three parts
+# after `rewrite.split_qkv`.
 DEFAULT_LAYERS = {
     "VisionTransformer": r"blocks\.\d+\.(attn\.(qkv(\.[qkv])?|proj)|mlp\.fc(1|2|1_[gx]))|head",
     "BertPreTrainedModel": _BERT,
@@ -36,9 +37,11 @@ REMEDIES = {
 
 
 def default_layers(model: nn.Module) -> list[str]:
-    """Names of the layers the papers compress in a model of this family; of every `nn.Linear` where the family is unknown.
+    """Names of the layers the papers compress in a model of this family; of every `nn.Linear` where
+    the family is unknown.
 
-    Raises ValueError where there is none, or where the model holds transformers' transposed `Conv1D` (GPT-2).
+    Raises ValueError where there is none, or where the model holds transformers' transposed
+    `Conv1D` (GPT-2).
     """
     modules = dict(model.named_modules())
     _refuse_not_dense(modules, [name for name, module in modules.items() if is_conv1d(module)])
@@ -48,7 +51,9 @@ def default_layers(model: nn.Module) -> list[str]:
     names = [name for name in linear if re.fullmatch(pattern, name)]
     if not names:
         reason = (
-            "none of its nn.Linear has a name known for this family" if linear else "only nn.Linear can be factorised"
+            "none of its nn.Linear has a name known for this family"
+            if linear
+            else "only nn.Linear can be factorised"
         )
         raise ValueError(
             f"{type(model).__name__} has no linear layer to compress: {reason}; name the layers yourself with layers=[...]"
@@ -59,33 +64,44 @@ def default_layers(model: nn.Module) -> list[str]:
 def linear_layers(model: nn.Module, layers: Iterable[str] | None = None) -> dict[str, nn.Linear]:
     """name -> `nn.Linear` for the layers named, or for `default_layers`.
 
-    Raises ValueError that names what is missing, is no dense linear layer, or shares its weight with another module.
+    Raises ValueError that names what is missing, is no dense linear layer, or shares its weight
+    with another module.
     """
     names = default_layers(model) if layers is None else list(layers)
     if not names:
-        raise ValueError("layers is empty: name at least one layer, or leave it out for the model's default")
+        raise ValueError(
+            "layers is empty: name at least one layer, or leave it out for the model's default"
+        )
     modules = dict(model.named_modules())
     unknown = [name for name in names if name not in modules]
     if unknown:
-        raise ValueError(f"{type(model).__name__} has no module named {unknown[0]!r} (of {len(unknown)} unknown names)")
+        raise ValueError(
+            f"{type(model).__name__} has no module named {unknown[0]!r} (of {len(unknown)} unknown names)"
+        )
     _refuse_not_dense(modules, names)
     refuse_tied_weights(model, names)
     return {name: modules[name] for name in names}
 
 
 def is_linear(module: nn.Module) -> bool:
-    """True for `nn.Linear` with a plain 2-d weight (and not for subclasses that store it another way)."""
+    """True for `nn.Linear` with a plain 2-d weight (and not for subclasses that store it another
+    way).
+    """
     return type(module) is nn.Linear or (isinstance(module, nn.Linear) and _is_parametrized(module))
 
 
 def is_conv1d(module: nn.Module) -> bool:
-    """True for transformers' `Conv1D` (GPT-2): y = x W + b with W (n, m), the transpose of `nn.Linear`'s."""
+    """True for transformers' `Conv1D` (GPT-2): y = x W + b with W (n, m), the transpose of
+    `nn.Linear`'s.
+    """
     kind = type(module)  # by name: whoever has no such layer need not import transformers
     return (kind.__module__, kind.__name__) == ("transformers.pytorch_utils", "Conv1D")
 
 
 def of_family(model: nn.Module, table: dict[str, str]) -> str | None:
-    """The entry of `table` for the model's class or its nearest base class by name; None where the family is unknown."""
+    """The entry of `table` for the model's class or its nearest base class by name; None where the
+    family is unknown.
+    """
     return next((table[c.__name__] for c in type(model).__mro__ if c.__name__ in table), None)
 
 

@@ -6,10 +6,12 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Method:
-    """weighting: a key of `WEIGHTINGS`; allocation: a key of `ALLOCATIONS`; recovery: a key of `RECOVERIES`, or None.
+    """weighting: a key of `WEIGHTINGS`; allocation: a key of `ALLOCATIONS`; recovery: a key of
+    `RECOVERIES`, or None.
 
-    needs: the statistics to collect.  source: where the method comes from.  options, recovery_options: further arguments of
-    the allocation and of the recovery, for a variant of one's own: `replace(METHODS["swift_svd"], options={"alpha": 0.6})`.
+    needs: the statistics to collect.  source: where the method comes from.  options,
+    recovery_options: further arguments of the allocation and of the recovery, for a variant of
+    one's own: `replace(METHODS["swift_svd"], options={"alpha": 0.6})`.
     """
 
     weighting: str
@@ -29,29 +31,51 @@ METHODS = {
     "svd": Method("identity", source="Eckart and Young; Table I, row SVD"),
     "fwsvd": Method("fisher", needs=_needs("fisher_in"), source="arXiv 2207.00112"),
     "gfwsvd": Method("kronecker", needs=_needs("kron_in", "kron_out"), source="arXiv 2505.17974"),
-    "asvd": Method("activation", "sensitivity", needs=_needs("mean_abs"), source="arXiv 2312.05821, α = 0.5"),
-    "svd_llm": Method("gram", needs=_needs("gram"), source="arXiv 2403.07378, whitening and truncation"),
+    "asvd": Method(
+        "activation", "sensitivity", needs=_needs("mean_abs"), source="arXiv 2312.05821, α = 0.5"
+    ),
+    "svd_llm": Method(
+        "gram", needs=_needs("gram"), source="arXiv 2403.07378, whitening and truncation"
+    ),
     # Absent from the paper's last version; the released code's step 2.
-    "svd_llm_update": Method("gram", "uniform", "closed_form", _needs("gram"), "arXiv 2403.07378v1, layer-wise update"),
+    "svd_llm_update": Method(
+        "gram", "uniform", "closed_form", _needs("gram"), "arXiv 2403.07378v1, layer-wise update"
+    ),
     # At equal ranks these two are the same map as svd_llm: only their ranks differ.
     "svd_llm_v2": Method("gram", "grouped", needs=_needs("gram"), source="arXiv 2503.12340"),
     "swift_svd": Method(
-        "gram", "importance", needs=_needs("gram", "influence"), source="arXiv 2604.01609, dynamic ranks"
+        "gram",
+        "importance",
+        needs=_needs("gram", "influence"),
+        source="arXiv 2604.01609, dynamic ranks",
     ),
     # Gates on the whitened weights; `dobi` has the paper's gates on activations.
-    "dobi_svd": Method("gram", "learned", needs=_needs("gram"), source="arXiv 2502.02723, without remap"),
-    "io_svd": Method(
-        "gram_logit", "greedy", needs=_needs("gram", "logit_gram", "grad"), source="arXiv 2605.15626, uniform precision"
+    "dobi_svd": Method(
+        "gram", "learned", needs=_needs("gram"), source="arXiv 2502.02723, without remap"
     ),
-    "zs_svd": Method("gram", "zero_sum", needs=_needs("gram", "grad"), source="arXiv 2602.02848, one shot"),
+    "io_svd": Method(
+        "gram_logit",
+        "greedy",
+        needs=_needs("gram", "logit_gram", "grad"),
+        source="arXiv 2605.15626, uniform precision",
+    ),
+    "zs_svd": Method(
+        "gram", "zero_sum", needs=_needs("gram", "grad"), source="arXiv 2602.02848, one shot"
+    ),
     "zs_svd_corrected": Method(
-        "gram", "zero_sum", "projected_gradient", _needs("gram", "grad"), "arXiv 2602.02848, one correction"
+        "gram",
+        "zero_sum",
+        "projected_gradient",
+        _needs("gram", "grad"),
+        "arXiv 2602.02848, one correction",
     ),
 }
 
 
 def method_named(method: str | Method) -> Method:
-    """The method behind a name, or the method itself.  Raises ValueError that lists the known names."""
+    """The method behind a name, or the method itself.  Raises ValueError that lists the known
+    names.
+    """
     if isinstance(method, Method):
         return method
     if not isinstance(method, str) or method not in METHODS:

@@ -1,7 +1,9 @@
-"""Which statements of a notebook a function needs: its own cell, and whatever gave a value to the names that are read there.
+"""Which statements of a notebook a function needs: its own cell, and whatever gave a value to the
+names that are read there.
 
-So an answer is tried without the minutes that its notebook trains, and what its author wrote for another exercise cannot
-spoil it.  By names, not by running: what a name is given in a way that cannot be read off (`globals()[...]`, `exec`) is missed.
+So an answer is tried without the minutes that its notebook trains, and what its author wrote for
+another exercise cannot spoil it.  By names, not by running: what a name is given in a way that
+cannot be read off (`globals()[...]`, `exec`) is missed.
 """
 
 import ast
@@ -14,7 +16,9 @@ MAGIC = re.compile(r"\s*([%!?]|[\w.]+\?+\s*$)")
 
 @dataclass
 class Statement:
-    """One statement at the top level of a cell; gives: names it sets or changes, reads: names it looks up."""
+    """One statement at the top level of a cell; gives: names it sets or changes, reads: names it
+    looks up.
+    """
 
     cell: int
     code: ast.stmt
@@ -23,7 +27,9 @@ class Statement:
 
 
 def parse(cells: list[str]) -> tuple[list[Statement], dict[int, str]]:
-    """The statements of all cells, and what is wrong with each cell that is no Python.  Lines for IPython are left out."""
+    """The statements of all cells, and what is wrong with each cell that is no Python.  Lines for
+    IPython are left out.
+    """
     statements, faults = [], {}
     for number, source in enumerate(cells):
         try:
@@ -40,9 +46,11 @@ def parse(cells: list[str]) -> tuple[list[Statement], dict[int, str]]:
 
 
 def needed(statements: list[Statement], name: str) -> list[Statement]:
-    """In the order of the notebook, what it takes to have this top-level function; [] where nothing gives the name.
+    """In the order of the notebook, what it takes to have this top-level function; [] where nothing
+    gives the name.
 
-    Every statement that gives a needed name counts, and of the cells that define the function itself, all.
+    Every statement that gives a needed name counts, and of the cells that define the function
+    itself, all.
     """
     home = {s.cell for s in statements if name in s.gives}
     chosen = {i for i, s in enumerate(statements) if s.cell in home}
@@ -56,14 +64,20 @@ def needed(statements: list[Statement], name: str) -> list[Statement]:
 
 
 def _tree(source: str) -> ast.Module:
-    """Parsed as it stands, or else without %magic, !shell and help? lines; a %%cell magic takes the whole cell."""
+    """Parsed as it stands, or else without %magic, !shell and help? lines; a %%cell magic takes the
+    whole cell.
+    """
     if source.lstrip().startswith("%%"):
         return ast.Module([], [])
     try:
         return ast.parse(source)
     except SyntaxError:
         lines = source.split("\n")  # replaced one by one, so that line numbers stay
-        return ast.parse("\n".join(re.sub(r"\S.*", "pass", line) if MAGIC.match(line) else line for line in lines))
+        return ast.parse(
+            "\n".join(
+                re.sub(r"\S.*", "pass", line) if MAGIC.match(line) else line for line in lines
+            )
+        )
 
 
 def _statement(cell: int, code: ast.stmt) -> Statement:
@@ -78,16 +92,37 @@ def _statement(cell: int, code: ast.stmt) -> Statement:
 
 def _global_names(table: symtable.SymbolTable) -> set[str]:
     inner = table.get_children()
-    found = {s.get_name() for child in inner for s in child.get_symbols() if s.is_global() and s.is_referenced()}
+    found = {
+        s.get_name()
+        for child in inner
+        for s in child.get_symbols()
+        if s.is_global() and s.is_referenced()
+    }
     return found.union(*map(_global_names, inner))
 
 
 def _changed(code: ast.stmt) -> set[str]:
-    """x of x.y = ..., x[i] += ... and of a call x.y(...) as a statement: each may change what x stands for."""
-    nodes = [] if isinstance(code, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)) else list(ast.walk(code))
-    targets = [n for n in nodes if isinstance(n, (ast.Attribute, ast.Subscript)) and not isinstance(n.ctx, ast.Load)]
-    calls = [n.value.func for n in nodes if isinstance(n, ast.Expr) and isinstance(n.value, ast.Call)]
-    return {name for node in [*targets, *calls] if not isinstance(node, ast.Name) and (name := _base(node))}
+    """x of x.y = ..., x[i] += ... and of a call x.y(...) as a statement: each may change what x
+    stands for.
+    """
+    nodes = (
+        []
+        if isinstance(code, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef))
+        else list(ast.walk(code))
+    )
+    targets = [
+        n
+        for n in nodes
+        if isinstance(n, (ast.Attribute, ast.Subscript)) and not isinstance(n.ctx, ast.Load)
+    ]
+    calls = [
+        n.value.func for n in nodes if isinstance(n, ast.Expr) and isinstance(n.value, ast.Call)
+    ]
+    return {
+        name
+        for node in [*targets, *calls]
+        if not isinstance(node, ast.Name) and (name := _base(node))
+    }
 
 
 def _base(node: ast.expr) -> str | None:

@@ -1,4 +1,6 @@
-"""The second term of prehab's objective: a rank surrogate over the whitened weights of all layers, and its gradient."""
+"""The second term of prehab's objective: a rank surrogate over the whitened weights of all layers,
+and its gradient.
+"""
 
 from collections.abc import Callable
 from functools import cached_property
@@ -12,7 +14,9 @@ from prehab_lib.stats import LayerStats
 
 
 class RankTerm:
-    """R, a function `of` each layer's W L (m, n), summed or averaged over the layers, and its gradient."""
+    """R, a function `of` each layer's W L (m, n), summed or averaged over the layers, and its
+    gradient.
+    """
 
     def __init__(
         self,
@@ -30,7 +34,9 @@ class RankTerm:
         self.metrics()
 
     def metrics(self) -> dict[str, Tensor]:
-        """layer -> what the term knows of its inputs, (n, n): part of what a checkpoint is bound to."""
+        """layer -> what the term knows of its inputs, (n, n): part of what a checkpoint is bound
+        to.
+        """
         return self.roots
 
     @cached_property
@@ -47,11 +53,17 @@ class RankTerm:
         """Of W L on that tensor's device: MPS has no float64."""
         return torch.float32 if tensor.device.type == "mps" else self.dtype
 
-    def check(self, model: nn.Module, coordinates: str, compute: str | None, checkpoint_every: int | None) -> None:
-        """Raises ValueError for what this term cannot do; checkpoint_every is None where nothing is kept."""
+    def check(
+        self, model: nn.Module, coordinates: str, compute: str | None, checkpoint_every: int | None
+    ) -> None:
+        """Raises ValueError for what this term cannot do; checkpoint_every is None where nothing is
+        kept.
+        """
 
     def refresh(self, model: nn.Module, step: int, rows: list[dict]) -> dict:
-        """Called before each step: what has to be made anew, and what of it goes into the step's row."""
+        """Called before each step: what has to be made anew, and what of it goes into the step's
+        row.
+        """
         return {}
 
     def noted(self) -> dict:
@@ -72,8 +84,9 @@ class RankTerm:
     def backward(self, loss: Tensor, lam: float, joint: bool) -> Tensor | None:
         """Gradients of loss + λ R into the parameters; returns R, or None for λ = 0.
 
-        joint: one graph of everything, for weights that are functions of what is trained.  Else layer after layer, so that
-        one W L and its decomposition live at a time; the sums are the same to the last bit.
+        joint: one graph of everything, for weights that are functions of what is trained.  Else
+        layer after layer, so that one W L and its decomposition live at a time; the sums are the
+        same to the last bit.
         """
         if not lam:
             loss.backward()
@@ -92,7 +105,9 @@ class RankTerm:
     @torch.no_grad()
     def mean(self, of: Callable[[Tensor], Tensor]) -> float:
         """Another function of W L, averaged over all layers."""
-        return float(self._sum([of(self.whitened(name)) for name in self.layers])) / (self.share * len(self.layers))
+        return float(self._sum([of(self.whitened(name)) for name in self.layers])) / (
+            self.share * len(self.layers)
+        )
 
     def whitened(self, name: str) -> Tensor:
         """A = W L (m, n)."""
@@ -123,14 +138,17 @@ class RankTerm:
             if key not in shared:
                 made = make(name, gram, weight.device)
                 if not made.any():
-                    raise ValueError("the input Gram of a layer is zero: look at the calibration data")
+                    raise ValueError(
+                        "the input Gram of a layer is zero: look at the calibration data"
+                    )
                 to = torch.device("cpu") if self.on == "cpu" else weight.device
                 shared[key] = made.to(to, self.dtype_of(weight))
             found[name] = shared[key]
         return found
 
     def _root(self, name: str, gram: Tensor, device: torch.device) -> Tensor:
-        # Small roots are kept with the statistics for whoever comes next; large ones would double them.
+        # Small roots are kept with the statistics for whoever comes next; large ones would double
+        # them.
         keep = self.floor or (self.dtype == torch.float64 and self.on == "device")
         return self.stats[name].gram_root(self.floor) if keep else psd_root(gram.to(device))
 

@@ -17,7 +17,9 @@ from prehab_lib.progress import progress
 from prehab_lib.rivals.packing import refuse_packed
 
 ORDERS = {"UV": (("U",), ("V",)), "VU": (("V",), ("U",)), "joint": (("U", "V"),)}
-SCRIPT = dict(rank=8, alpha=16, dropout=0.05, lr=1e-4, warmup=100, decay=True, accumulate=16)  # of batches of 4 rows
+SCRIPT = dict(
+    rank=8, alpha=16, dropout=0.05, lr=1e-4, warmup=100, decay=True, accumulate=16
+)  # of batches of 4 rows
 
 
 def rehab(
@@ -38,23 +40,28 @@ def rehab(
     validation: Iterable | None = None,
     validate_every: int = 100,
 ) -> History:
-    """LoRA on one factor at a time with everything else frozen, `steps` steps of AdamW a phase, in place.
+    """LoRA on one factor at a time with everything else frozen, `steps` steps of AdamW a phase, in
+    place.
 
-    order: "UV" (all U, merge, all V, merge; SVD-LLM's scripts), "VU", or "joint" (both at once, one phase).
-    rank: of the adapters.  alpha: LoRA's scale, 2 · rank by default.  A factor of rank r is (m, r) before and after.
-    warmup: steps in which the learning rate of a phase rises linearly.  decay: let it fall linearly to 0 after them.
-    accumulate: batches a step; the loss is the mean of theirs.
-    validation: batches that can be read again.  Before, every `validate_every` steps and after a phase their mean loss is
-    taken, in eval mode, and the adapters of the lowest are merged: a phase that only hurts changes nothing.
+    order: "UV" (all U, merge, all V, merge; SVD-LLM's scripts), "VU", or "joint" (both at once, one
+    phase). rank: of the adapters.  alpha: LoRA's scale, 2 · rank by default.  A factor of rank r is
+    (m, r) before and after. warmup: steps in which the learning rate of a phase rises linearly.
+    decay: let it fall linearly to 0 after them. accumulate: batches a step; the loss is the mean of
+    theirs.
+    validation: batches that can be read again.  Before, every `validate_every` steps and after a
+    phase their mean loss is taken, in eval mode, and the adapters of the lowest are merged: a phase
+    that only hurts changes nothing.
 
-    Source: Tables II and IV, rows †; the adapters are peft's.  Layers that stayed dense are not touched.
-    Of a bfloat16 model the factors are float32 masters meanwhile, and so are their adapters; products are bfloat16 (autocast),
-    and both phases together are rounded once (`precision`).
-    `SCRIPT` are the values of SVD-LLM's scripts for LLaMA-7B, with batches of 4 rows of at most 256 tokens.
+    Source: Tables II and IV, rows †; the adapters are peft's.  Layers that stayed dense are not
+    touched.
+    Of a bfloat16 model the factors are float32 masters meanwhile, and so are their adapters;
+    products are bfloat16 (autocast), and both phases together are rounded once (`precision`).
+    `SCRIPT` are the values of SVD-LLM's scripts for LLaMA-7B, with batches of 4 rows of at most 256
+    tokens.
 
-    Raises ValueError for an unknown order, a number that makes no sense, a model without low-rank layers or with quantised
-    ones, validation batches that can be read only once, a float16 model, or a loss that is no longer finite (that phase's
-    adapters are then dropped).
+    Raises ValueError for an unknown order, a number that makes no sense, a model without low-rank
+    layers or with quantised ones, validation batches that can be read only once, a float16 model,
+    or a loss that is no longer finite (that phase's adapters are then dropped).
     """
     if order not in ORDERS:
         raise ValueError(f"order = {order!r} is not known: choose one of {', '.join(ORDERS)}")
@@ -64,10 +71,14 @@ def rehab(
     check_whole(1, accumulate=accumulate, validate_every=validate_every)
     check_positive(lr=lr)
     if validation is not None and iter(validation) is validation:
-        raise ValueError("validation batches are read more than once: pass a list, or batches that can start over")
+        raise ValueError(
+            "validation batches are read more than once: pass a list, or batches that can start over"
+        )
     low_rank = [name for name, module in model.named_modules() if isinstance(module, LowRankLinear)]
     if not low_rank:
-        raise ValueError("rehab needs a compressed model: no low-rank layer was found, run surgery.compress first")
+        raise ValueError(
+            "rehab needs a compressed model: no low-rank layer was found, run surgery.compress first"
+        )
     refuse_packed({name: model.get_submodule(name) for name in low_rank}, "rehab")
     check_compute(model, None)
     precise = forward_precision(model, None)
@@ -75,7 +86,9 @@ def rehab(
     flags = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     stream = endless(batches)
     history, started = History(), time.perf_counter()
-    settings = _Settings(steps, lr, weight_decay, warmup, decay, accumulate, validation, validate_every)
+    settings = _Settings(
+        steps, lr, weight_decay, warmup, decay, accumulate, validation, validate_every
+    )
     try:
         with master_weights(model, factors, None):
             for sides in ORDERS[order]:
@@ -84,7 +97,14 @@ def rehab(
                 finished = False
                 try:
                     with mode(model, training=True):
-                        _train(model, _within(precise, task_loss), stream, settings, "".join(sides), history)
+                        _train(
+                            model,
+                            _within(precise, task_loss),
+                            stream,
+                            settings,
+                            "".join(sides),
+                            history,
+                        )
                     finished = True
                 finally:
                     (adapted.merge_and_unload if finished else adapted.unload)()
@@ -96,11 +116,15 @@ def rehab(
 
 
 def _adapt(model: nn.Module, targets: list[str], rank: int, alpha: float, dropout: float):
-    """peft's wrapper around `model`, whose target layers now carry adapters; only the adapters are free."""
+    """peft's wrapper around `model`, whose target layers now carry adapters; only the adapters are
+    free.
+    """
     from peft import LoraConfig
     from peft.tuners.lora import LoraModel
 
-    config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, bias="none", target_modules=targets)
+    config = LoraConfig(
+        r=rank, lora_alpha=alpha, lora_dropout=dropout, bias="none", target_modules=targets
+    )
     return LoraModel(model, config, "rehab")
 
 
@@ -130,7 +154,9 @@ class _Settings:
         return (self.steps - step) / max(self.steps - self.warmup, 1) if self.decay else 1.0
 
     def validates(self, step: int) -> bool:
-        return self.validation is not None and (step % self.validate_every == 0 or step == self.steps)
+        return self.validation is not None and (
+            step % self.validate_every == 0 or step == self.steps
+        )
 
 
 def _train(model, task_loss, stream, settings: _Settings, phase: str, history: History) -> None:
@@ -165,5 +191,7 @@ def _mean_loss(model: nn.Module, task_loss: Callable, batches: Iterable) -> floa
     with mode(model, training=False):
         losses = [float(task_loss(model, move(batch, device_of(model)))) for batch in batches]
     if not losses:
-        raise ValueError("there are no validation batches: pass at least one, or leave validation out")
+        raise ValueError(
+            "there are no validation batches: pass at least one, or leave validation out"
+        )
     return sum(losses) / len(losses)

@@ -1,4 +1,6 @@
-"""Square roots of Grams: where every factorisation starts, in float64 and without asking for full rank."""
+"""Square roots of Grams: where every factorisation starts, in float64 and without asking for full
+rank.
+"""
 
 import torch
 from torch import Tensor
@@ -7,10 +9,12 @@ ROWS = 64  # of a Gram that are compared at a time
 
 
 def psd_root(A: Tensor) -> Tensor:
-    """L (n, n) in float64 with L Lᵀ = A for a positive semi-definite A (n, n).  Raises as `psd_eigen` does.
+    """L (n, n) in float64 with L Lᵀ = A for a positive semi-definite A (n, n).  Raises as
+    `psd_eigen` does.
 
-    Any root gives the same truncation.  Cholesky's is some ten times cheaper (n³ / 3 operations) and taken where its pivots
-    stand clear of round-off; else eigenvectors times root eigenvalues (9 n³), which exist for every A.
+    Any root gives the same truncation.  Cholesky's is some ten times cheaper (n³ / 3 operations)
+    and taken where its pivots stand clear of round-off; else eigenvectors times root eigenvalues (9
+    n³), which exist for every A.
     """
     A = checked_gram(A, average=False)
     if (L := _safe_cholesky(A)) is not None:
@@ -20,9 +24,11 @@ def psd_root(A: Tensor) -> Tensor:
 
 
 def psd_eigen(A: Tensor) -> tuple[Tensor, Tensor]:
-    """Eigenvalues (n,), ascending and none negative, and eigenvectors Q (n, n) of a positive semi-definite A, in float64.
+    """Eigenvalues (n,), ascending and none negative, and eigenvectors Q (n, n) of a positive
+    semi-definite A, in float64.
 
-    Unlike Cholesky it needs no full rank: eigenvalues below n · eps · λ_max are round-off and become 0.
+    Unlike Cholesky it needs no full rank: eigenvalues below n · eps · λ_max are round-off and
+    become 0.
     Raises ValueError where A is not finite, not square or not symmetric.
     """
     return _eigen(checked_gram(A, average=False))
@@ -35,10 +41,12 @@ def _eigen(A: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def invertible_root(A: Tensor, ridge: float = 1e-6) -> Tensor:
-    """L (n, n), lower triangular, with L Lᵀ = A, or A + δ (tr A / n) I where A is singular to working precision.
+    """L (n, n), lower triangular, with L Lᵀ = A, or A + δ (tr A / n) I where A is singular to
+    working precision.
 
-    For the side of a ruler that must be undone.  δ is `ridge`, ten times more as long as Cholesky fails; it is relative, so
-    the scale of A changes nothing.  A = 0 gives the identity.  Raises as `psd_eigen` does, and where A is far from positive semi-definite.
+    For the side of a ruler that must be undone.  δ is `ridge`, ten times more as long as Cholesky
+    fails; it is relative, so the scale of A changes nothing.  A = 0 gives the identity.  Raises as
+    `psd_eigen` does, and where A is far from positive semi-definite.
     """
     A = checked_gram(A)
     identity = torch.eye(len(A), dtype=A.dtype, device=A.device)
@@ -52,7 +60,9 @@ def invertible_root(A: Tensor, ridge: float = 1e-6) -> Tensor:
         if not failed:
             return mean.sqrt() * L
         ridge *= 10
-    raise ValueError("the matrix has negative eigenvalues as large as its mean: it is no second moment")
+    raise ValueError(
+        "the matrix has negative eigenvalues as large as its mean: it is no second moment"
+    )
 
 
 def _safe_cholesky(A: Tensor) -> Tensor | None:
@@ -63,7 +73,9 @@ def _safe_cholesky(A: Tensor) -> Tensor | None:
 
 
 def on_factor_device(A: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
-    """Where sums and factorisations happen: the same device in float64, but the CPU for MPS, which has no float64."""
+    """Where sums and factorisations happen: the same device in float64, but the CPU for MPS, which
+    has no float64.
+    """
     A = A.detach()
     return A.to("cpu", dtype) if A.device.type == "mps" else A.to(dtype)
 
@@ -71,7 +83,8 @@ def on_factor_device(A: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
 def checked_gram(A: Tensor, average: bool = True) -> Tensor:
     """A (n, n) in float64 with round-off between A and Aᵀ averaged out.
 
-    average=False spares the copy, for those who read A on and below the diagonal alone, as LAPACK does.
+    average=False spares the copy, for those who read A on and below the diagonal alone, as LAPACK
+    does.
     Raises ValueError where A is not finite, not square or not symmetric.
     """
     if A.ndim != 2 or A.shape[0] != A.shape[1]:

@@ -1,6 +1,8 @@
-"""What a ruler is: two matrices around an error, and what it says about rows without ever holding all of their images.
+"""What a ruler is: two matrices around an error, and what it says about rows without ever holding
+all of their images.
 
-‖P E Q‖_F² needs only the moment Q Qᵀ of its right side, so a ruler may be given by a Gram; its root is made when asked for.
+‖P E Q‖_F² needs only the moment Q Qᵀ of its right side, so a ruler may be given by a Gram; its root
+is made when asked for.
 """
 
 from collections.abc import Callable, Iterator
@@ -12,7 +14,8 @@ COLUMNS = 512  # of a product that live at a time, and of a weight that are in a
 
 
 class Weighting:
-    """The ruler ‖P E Q‖_F² for an error E (m, n): left P (m, m), invertible; right Q (n, n), any; None is the identity.
+    """The ruler ‖P E Q‖_F² for an error E (m, n): left P (m, m), invertible; right Q (n, n), any;
+    None is the identity.
 
     gram: Q Qᵀ (n, n) where it is known; `right` may then be a function that makes Q.
     """
@@ -47,7 +50,9 @@ class Weighting:
         right = self.right if self.gram is None else self.gram
         for side, root, size in (("left", self.left, m), ("right", right, n)):
             if root is not None and root.shape != (size, size):
-                raise ValueError(f"the {side} root has shape {tuple(root.shape)} and the weight {(m, n)}")
+                raise ValueError(
+                    f"the {side} root has shape {tuple(root.shape)} and the weight {(m, n)}"
+                )
 
 
 Pairs = Iterator[tuple[Tensor, Tensor]]
@@ -80,7 +85,9 @@ def by_identity(B: Tensor, dtype: torch.dtype) -> Pairs:
 
 
 def by_root(B: Tensor, Q: Tensor, dtype: torch.dtype) -> Pairs:
-    """Pairs (columns of B Q, the same), in `dtype`.  Of a lower triangular Q only the triangle is multiplied."""
+    """Pairs (columns of B Q, the same), in `dtype`.  Of a lower triangular Q only the triangle is
+    multiplied.
+    """
     B = B.to(dtype)
     for start in range(0, Q.shape[1], COLUMNS):
         columns = slice(start, start + COLUMNS)
@@ -91,7 +98,8 @@ def by_root(B: Tensor, Q: Tensor, dtype: torch.dtype) -> Pairs:
 
 
 def by_gram(B: Tensor, G: Tensor) -> Pairs:
-    """Pairs without a root, in the Gram's dtype: G = T + Tᵀ, T its lower triangle with half the diagonal, so B G Bᵀ = Σ X Yᵀ with X = 2 B T, Y = B.
+    """Pairs without a root, in the Gram's dtype: G = T + Tᵀ, T its lower triangle with half the
+    diagonal, so B G Bᵀ = Σ X Yᵀ with X = 2 B T, Y = B.
 
     Half the products of B G, and G is read below its diagonal only.
     """

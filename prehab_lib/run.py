@@ -1,7 +1,9 @@
-"""`python -m prehab_lib run PROFILE`: the runs of a plan on this machine, with what a reader is told before and after.
+"""`python -m prehab_lib run PROFILE`: the runs of a plan on this machine, with what a reader is
+told before and after.
 
-A failing notebook stops only what needs it. Killed at any moment, the same command resumes with what is missing, for a
-run is stored whole or not at all (`store.py`) and its processes die with this one (`unit.py`).
+A failing notebook stops only what needs it. Killed at any moment, the same command resumes with
+what is missing, for a run is stored whole or not at all (`store.py`) and its processes die with
+this one (`unit.py`).
 """
 
 import os
@@ -39,11 +41,15 @@ def summary(store: Store, profile: str, outcomes: dict[str, Outcome], seconds: f
 
 
 def notes(store: Store, home: Path, profile: str, planned: list[plan.Run]) -> list[str]:
-    """What a reader should know before the first run starts: missing params files, grids, runs the report leaves out."""
+    """What a reader should know before the first run starts: missing params files, grids, runs the
+    report leaves out.
+    """
     lines = [run.note for run in planned if run.note and not store.published(profile, run.name)]
     for notebook in dict.fromkeys(run.notebook for run in planned if run.suffix):
         made = [run.suffix for run in planned if run.notebook == notebook]
-        told = ", ".join(made[:SHOWN]) + (f" and {len(made) - SHOWN} more" if len(made) > SHOWN else "")
+        told = ", ".join(made[:SHOWN]) + (
+            f" and {len(made) - SHOWN} more" if len(made) > SHOWN else ""
+        )
         lines.append(f"{notebook.stem} makes {len(made)} run{'s' * (len(made) > 1)}: {told}")
     known = plan.expected(home, profile, {run.notebook.stem for run in planned})
     strange = {run.name for run in planned if run.name not in known[run.notebook.stem]}
@@ -55,12 +61,16 @@ def notes(store: Store, home: Path, profile: str, planned: list[plan.Run]) -> li
         )
         return lines
     for name in outside:
-        lines.append(f"{name} is no run of the profile as its params file stands: the report leaves it out")
+        lines.append(
+            f"{name} is no run of the profile as its params file stands: the report leaves it out"
+        )
     return lines
 
 
 def _watcher(bar):
-    """Shows the runs at work behind the bar, each with its cell and its time; does nothing where nobody watches."""
+    """Shows the runs at work behind the bar, each with its cell and its time; does nothing where
+    nobody watches.
+    """
     shown = [0.0]
 
     def watch(active: list[Active]) -> None:
@@ -81,9 +91,11 @@ def main(
     threads: int | None = None,
     part: tuple[int, int] | None = None,
 ) -> int:
-    """Run a profile. Returns 0, or 1 where a run failed. Errors of the user's are raised before anything is written.
+    """Run a profile. Returns 0, or 1 where a run failed. Errors of the user's are raised before
+    anything is written.
 
-    axes: a grid from the command line. threads: of every run. part: (i, n), the i-th of n parts alone.
+    axes: a grid from the command line. threads: of every run. part: (i, n), the i-th of n parts
+    alone.
     """
     from tqdm import tqdm
 
@@ -96,7 +108,13 @@ def main(
     store, clock = Store(home / "runs"), time.monotonic()
     store.sweep()
     stored = launch.stored(store, planned)
-    with tqdm(total=len(planned), disable=not sys.stdout.isatty(), file=sys.stdout, unit="run", leave=False) as bar:
+    with tqdm(
+        total=len(planned),
+        disable=not sys.stdout.isatty(),
+        file=sys.stdout,
+        unit="run",
+        leave=False,
+    ) as bar:
 
         def say(line: str, done: bool = False) -> None:
             if not line.startswith("stored"):

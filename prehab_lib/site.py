@@ -1,7 +1,8 @@
 """`python -m prehab_lib site PROFILE`: the executed notebooks as a static book, site/_build/html.
 
-Pages are gathered below site/_build/source (site_pages, site_front), which has the repository's own layout, so that links
-between notebooks hold; Sphinx makes HTML of them. The result asks nothing of any other machine and opens from a disk.
+Pages are gathered below site/_build/source (site_pages, site_front), which has the repository's own
+layout, so that links between notebooks hold; Sphinx makes HTML of them. The result asks nothing of
+any other machine and opens from a disk.
 """
 
 import importlib.util
@@ -14,7 +15,14 @@ from pathlib import Path
 from prehab_lib import site_alt, site_front, site_pages
 from prehab_lib.runs import plan
 
-NEEDED = ("sphinx", "myst_nb", "pydata_sphinx_theme", "sphinx_copybutton", "sphinx_design", "sphinx-mathjax-offline")
+NEEDED = (
+    "sphinx",
+    "myst_nb",
+    "pydata_sphinx_theme",
+    "sphinx_copybutton",
+    "sphinx_design",
+    "sphinx-mathjax-offline",
+)
 REPRODUCE = "# Reproduce it, use it, teach with it"
 SOLUTIONS = """# Solutions
 
@@ -23,9 +31,13 @@ Executed; each solution is behind a click. The hints of a wrong answer teach mor
 
 def add_to(commands) -> None:
     """The subcommand's arguments."""
-    command = commands.add_parser("site", help="the executed notebooks of a profile as a book: site/_build/html")
+    command = commands.add_parser(
+        "site", help="the executed notebooks of a profile as a book: site/_build/html"
+    )
     command.add_argument("profile", nargs="?", default="laptop")
-    command.add_argument("--out", metavar="FOLDER", help="where the book and its sources go (site/_build)")
+    command.add_argument(
+        "--out", metavar="FOLDER", help="where the book and its sources go (site/_build)"
+    )
     command.set_defaults(act=run)
 
 
@@ -41,14 +53,17 @@ def run(arguments) -> int:
 
 
 def build(profile: str, root: Path, out: Path) -> Path:
-    """Build the book of a profile in OUT/html, and return that folder. A book that was there stays when this fails.
+    """Build the book of a profile in OUT/html, and return that folder. A book that was there stays
+    when this fails.
 
-    Raises ValueError for an unknown profile and for what Sphinx refuses, FileNotFoundError where the packages of the extra
-    `site` are missing.
+    Raises ValueError for an unknown profile and for what Sphinx refuses, FileNotFoundError where
+    the packages of the extra `site` are missing.
     """
     plan.check_profile(root, profile)
     if absent := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
-        raise FileNotFoundError(f"the book needs {', '.join(absent)}: pip install -e '.[site]', or make site")
+        raise FileNotFoundError(
+            f"the book needs {', '.join(absent)}: pip install -e '.[site]', or make site"
+        )
     sources, new = out / "source", out / "html.new"
     for folder in (sources, new):
         shutil.rmtree(folder, ignore_errors=True)
@@ -63,7 +78,10 @@ def build(profile: str, root: Path, out: Path) -> Path:
 
 def gather(profile: str, root: Path, sources: Path) -> None:
     """Write every page of the book below `sources`, as Markdown and notebooks."""
-    pages, solved = site_pages.chapters(root, profile, plan.notebooks(root)), site_pages.solutions(root)
+    pages, solved = (
+        site_pages.chapters(root, profile, plan.notebooks(root)),
+        site_pages.solutions(root),
+    )
     places, drawn = {page.place for page in [*pages, *solved]}, _figures(root, profile)
     alternatives = alternatives_of(pages)
     readme = (root / "README.md").read_text(encoding="utf-8")
@@ -84,10 +102,21 @@ def gather(profile: str, root: Path, sources: Path) -> None:
     for page in [*pages, *solved]:
         site_pages.write(page, sources)
     _write(sources / "index.md", index)
-    _write(sources / "figures.md", site_front.figures(drawn, sources, profile, alternatives, places))
-    _write(sources / "reproduce.md", REPRODUCE, *(f"## {name}\n\n{text}" for name, text in told.items()))
+    _write(
+        sources / "figures.md", site_front.figures(drawn, sources, profile, alternatives, places)
+    )
+    _write(
+        sources / "reproduce.md",
+        REPRODUCE,
+        *(f"## {name}\n\n{text}" for name, text in told.items()),
+    )
     listed = "\n".join(f"* [{page.title}](/{page.place})" for page in solved)
-    _write(sources / "solutions.md", SOLUTIONS, listed, site_front.contents("", [page.place for page in solved]))
+    _write(
+        sources / "solutions.md",
+        SOLUTIONS,
+        listed,
+        site_front.contents("", [page.place for page in solved]),
+    )
     _copy_pictures(readme, root, sources)
 
 
@@ -97,7 +126,9 @@ def alternatives_of(pages) -> dict[str, str]:
     for page in pages:
         for cell in page.notebook.cells:
             if alt := cell.metadata.get("mystnb", {}).get("image", {}).get("alt"):
-                found.setdefault(site_alt.saved_as(cell.source), alt.partition(f" {site_alt.BELOW}")[0])
+                found.setdefault(
+                    site_alt.saved_as(cell.source), alt.partition(f" {site_alt.BELOW}")[0]
+                )
     return found
 
 
@@ -112,7 +143,9 @@ def _verdicts(root: Path, profile: str) -> str:
             import pandas
 
             return site_front.raw(
-                site_front.verdict_table(pandas.read_csv(home / "verdicts.csv", keep_default_na=False))
+                site_front.verdict_table(
+                    pandas.read_csv(home / "verdicts.csv", keep_default_na=False)
+                )
             )
     return f"No verdicts of the {profile} profile are stored yet: `python -m prehab_lib run {profile}` writes them."
 
@@ -146,10 +179,35 @@ def _repository(root: Path) -> str:
 
 def _sphinx(root: Path, sources: Path, html: Path, profile: str) -> None:
     """Sphinx with warnings as errors. Raises ValueError with its first warnings."""
-    command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-b", "html", "-j", "auto"]
-    command += ["-c", str(root / "site"), "-d", str(html.parent / "doctrees"), "-E", "-A", f"profile={profile}"]
+    command = [
+        sys.executable,
+        "-m",
+        "sphinx",
+        "-W",
+        "--keep-going",
+        "-q",
+        "-b",
+        "html",
+        "-j",
+        "auto",
+    ]
+    command += [
+        "-c",
+        str(root / "site"),
+        "-d",
+        str(html.parent / "doctrees"),
+        "-E",
+        "-A",
+        f"profile={profile}",
+    ]
     done = subprocess.run([*command, str(sources), str(html)], capture_output=True, text=True)
     if done.returncode:
-        said = [line.replace(f"{sources}{os.sep}", "") for line in done.stderr.splitlines() if line.strip()]
+        said = [
+            line.replace(f"{sources}{os.sep}", "")
+            for line in done.stderr.splitlines()
+            if line.strip()
+        ]
         warned = [line for line in said if "WARNING" in line or "rror" in line] or said
-        raise ValueError(f"the book was not built, Sphinx says: {' | '.join(warned[:3]) or done.returncode}")
+        raise ValueError(
+            f"the book was not built, Sphinx says: {' | '.join(warned[:3]) or done.returncode}"
+        )

@@ -1,7 +1,9 @@
-"""What a figure shows, in words, for readers who do not see it: read from the code that draws it and the table under it.
+"""What a figure shows, in words, for readers who do not see it: read from the code that draws it
+and the table under it.
 
-The text is put together from the comment above the code, the caption it is saved under, its axes, its panels and the columns
-of its numbers. Nothing is executed: what only a run knows is left out, but for the notebook's parameters.
+The text is put together from the comment above the code, the caption it is saved under, its axes,
+its panels and the columns of its numbers. Nothing is executed: what only a run knows is left out,
+but for the notebook's parameters.
 """
 
 import ast
@@ -17,7 +19,9 @@ COLUMNS = 12  # names of a table's columns that are told, at most
 
 
 def parameters_of(notebook) -> dict:
-    """Name -> value of the literals in a notebook's cells of parameters, the runner's after the defaults."""
+    """Name -> value of the literals in a notebook's cells of parameters, the runner's after the
+    defaults.
+    """
     found = {}
     for cell in notebook.cells:
         if {"parameters", "injected-parameters"} & set(cell.metadata.get("tags", [])):
@@ -32,12 +36,16 @@ def parameters_of(notebook) -> dict:
 
 
 def alternative(
-    source: str, before: str = "", parameters: Mapping = (), captions: Mapping[str, str] = (), table: str = ""
+    source: str,
+    before: str = "",
+    parameters: Mapping = (),
+    captions: Mapping[str, str] = (),
+    table: str = "",
 ) -> str:
     """The alternative text of a figure that this code draws.
 
-    before: the Markdown above it, which speaks where the code says nothing of itself. captions: name of a saved figure ->
-    caption as its run wrote it. table: the HTML of the numbers under it.
+    before: the Markdown above it, which speaks where the code says nothing of itself. captions:
+    name of a saved figure -> caption as its run wrote it. table: the HTML of the numbers under it.
     """
     reader = _Reader(_parsed(source), dict(parameters))
     what, caption = _headline(source), dict(captions).get(saved_as(source)) or reader.caption()
@@ -49,13 +57,21 @@ def alternative(
         parts += [f"{words}: {'; '.join(said)}"] if said else []
     if columns := columns_of(table):
         parts.append(BELOW + "; ".join(columns[:COLUMNS]))
-    return " ".join(part if part.endswith((".", "?", "!")) else f"{part}." for part in map(_plain, parts) if part)
+    return " ".join(
+        part if part.endswith((".", "?", "!")) else f"{part}."
+        for part in map(_plain, parts)
+        if part
+    )
 
 
 def saved_as(source: str) -> str:
     """The name under which the code saves its figure; empty where it saves none."""
-    calls = [call for call in _calls(_parsed(source)) if _name(call) == "save" and len(call.args) > 1]
-    return next((call.args[1].value for call in calls if isinstance(call.args[1], ast.Constant)), "")
+    calls = [
+        call for call in _calls(_parsed(source)) if _name(call) == "save" and len(call.args) > 1
+    ]
+    return next(
+        (call.args[1].value for call in calls if isinstance(call.args[1], ast.Constant)), ""
+    )
 
 
 def columns_of(table: str) -> list[str]:
@@ -84,7 +100,9 @@ def _plain(text: str) -> str:
 
 
 def _patched(text: str) -> str:
-    """A label without its holes where they stand at an end or in brackets; empty where little is left."""
+    """A label without its holes where they stand at an end or in brackets; empty where little is
+    left.
+    """
     text = re.sub(rf"\s*\(\W*{HOLE}\W*\)", "", text)
     text = re.sub(rf"^[\s,:;]*{HOLE}[\s,:;]*|[\s,:;]*{HOLE}[\s,:;]*$", "", text)
     return text if len(re.sub(r"\W", "", text)) > len(re.findall(HOLE, text)) else ""
@@ -116,21 +134,31 @@ class _Reader:
         for node in ast.walk(tree):
             if isinstance(node, ast.Assign):
                 self._bind(node.targets[0], node.value)
-            if isinstance(node, ast.FunctionDef) and node.args.defaults:  # as the figure stands before anyone moves it
+            if (
+                isinstance(node, ast.FunctionDef) and node.args.defaults
+            ):  # as the figure stands before anyone moves it
                 last = node.args.args[-len(node.args.defaults) :]
-                self.names |= {one.arg: value for one, value in zip(last, node.args.defaults, strict=True)}
+                self.names |= {
+                    one.arg: value for one, value in zip(last, node.args.defaults, strict=True)
+                }
 
     def _bind(self, target: ast.expr, value: ast.expr) -> None:
         if isinstance(target, ast.Name):
             self.names[target.id] = value
-        elif isinstance(target, ast.Tuple) and isinstance(value, ast.Tuple) and len(target.elts) == len(value.elts):
+        elif (
+            isinstance(target, ast.Tuple)
+            and isinstance(value, ast.Tuple)
+            and len(target.elts) == len(value.elts)
+        ):
             for one, other in zip(target.elts, value.elts, strict=True):
                 self._bind(one, other)
 
     def caption(self) -> str:
         """Of `plots.save(..., caption=...)`, or of a dictionary made for it."""
         words = (word for call in self.calls for word in call.keywords)
-        return next((_patched(self.text(word.value)) for word in words if word.arg == "caption"), "")
+        return next(
+            (_patched(self.text(word.value)) for word in words if word.arg == "caption"), ""
+        )
 
     def labels(self, kind: str) -> Iterator[str]:
         """Texts of the axes' xlabel or ylabel, of panels' titles, or of a colour bar's label."""
@@ -146,7 +174,9 @@ class _Reader:
             return _plain(str(node.value))
         if isinstance(node, ast.JoinedStr):
             return _plain("".join(map(self._part, node.values)))
-        if isinstance(node, ast.Name) and isinstance(self.names.get(node.id), ast.Constant | ast.JoinedStr):
+        if isinstance(node, ast.Name) and isinstance(
+            self.names.get(node.id), ast.Constant | ast.JoinedStr
+        ):
             return self.text(self.names[node.id])
         return HOLE
 
@@ -160,7 +190,9 @@ class _Reader:
             return HOLE
 
     def _value(self, node: ast.expr):
-        """`P.name`, one item of it, or a name with a literal value. Raises KeyError for anything else."""
+        """`P.name`, one item of it, or a name with a literal value. Raises KeyError for anything
+        else.
+        """
         if isinstance(node, ast.Name) and isinstance(self.names.get(node.id), ast.Constant):
             return self.names[node.id].value
         if isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Constant):

@@ -1,4 +1,6 @@
-"""The book's pages that are no notebooks: the front page with its verdicts, the figures, and the rest of the README."""
+"""The book's pages that are no notebooks: the front page with its verdicts, the figures, and the
+rest of the README.
+"""
 
 import html
 import json
@@ -22,11 +24,16 @@ HEAD = ("where", "claim", "the paper", "verdict here")
 
 
 def sections(readme: str) -> dict[str, str]:
-    """A README by its headings of the second level; under "" what stands before them, without title and verdicts."""
+    """A README by its headings of the second level; under "" what stands before them, without title
+    and verdicts.
+    """
     text = COMMENT.sub("", VERDICTS.sub("", readme))
     # A line in a block of code that begins with ## is no heading.
     pieces = FENCED.split(text)
-    marked = "".join(piece if piece.startswith("```") else re.sub(r"^## ", "\0", piece, flags=re.M) for piece in pieces)
+    marked = "".join(
+        piece if piece.startswith("```") else re.sub(r"^## ", "\0", piece, flags=re.M)
+        for piece in pieces
+    )
     before, *rest = marked.split("\0")
     found = {"": re.sub(r"\A\s*# .*\n", "", before).strip()}
     for piece in rest:
@@ -44,8 +51,9 @@ def title(readme: str) -> str:
 def relinked(text: str, profile: str, places: set[str], drawn: Path, repository: str) -> str:
     """The README's links as they hold in the book.
 
-    places: notebooks of the book. drawn: the folder of its figures. A link to another file of the repository leads to its page on the host
-    (repository: owner/name), or is only text where that is not known.
+    places: notebooks of the book. drawn: the folder of its figures. A link to another file of the
+    repository leads to its page on the host (repository: owner/name), or is only text where that is
+    not known.
     """
 
     def link(found: re.Match) -> str:
@@ -59,20 +67,26 @@ def relinked(text: str, profile: str, places: set[str], drawn: Path, repository:
             name = str(PurePosixPath(path).with_suffix("").relative_to(f"figures/{profile}"))
             shown = (drawn / f"{name}.png").is_file()
             return f"[{words}](#{anchor_of(name)})" if shown else f"[{words}](/figures.md)"
-        return f"[{words}](https://github.com/{repository}/blob/HEAD/{path})" if repository else words
+        return (
+            f"[{words}](https://github.com/{repository}/blob/HEAD/{path})" if repository else words
+        )
 
     pieces = FENCED.split(text)
     return "".join(piece if piece.startswith("```") else LINK.sub(link, piece) for piece in pieces)
 
 
 def anchor_of(figure: str) -> str:
-    """The place of a figure on the page of figures. figure: its name, in a grid with its run's in front."""
+    """The place of a figure on the page of figures. figure: its name, in a grid with its run's in
+    front.
+    """
     return "fig-" + re.sub(r"[^a-z0-9]+", "-", figure.lower()).strip("-")
 
 
 def told_of(readme: str) -> dict[str, tuple[str, str]]:
     """Chapter -> what it shows and which items of the paper, from the README's table of notebooks."""
-    rows = re.findall(r"^\| *\[[^\]]*\]\(notebooks/(\w+)\.ipynb\) *\|(.*?)\|(.*?)\|\s*$", readme, re.MULTILINE)
+    rows = re.findall(
+        r"^\| *\[[^\]]*\]\(notebooks/(\w+)\.ipynb\) *\|(.*?)\|(.*?)\|\s*$", readme, re.MULTILINE
+    )
     return {name: (shows.strip(), items.strip()) for name, shows, items in rows}
 
 
@@ -84,7 +98,11 @@ def chapters(pages: list["Page"], told: dict[str, tuple[str, str]]) -> str:
             continue
         shows, items = told.get(PurePosixPath(page.place).stem, ("", ""))
         minutes = re.match(r"[\d.]+|less than [\d.]+", page.facts.get("minutes", ""))
-        made = f"{page.facts['profile']} profile, {minutes[0]} minutes" if minutes else "stored outputs, about 1 minute"
+        made = (
+            f"{page.facts['profile']} profile, {minutes[0]} minutes"
+            if minutes
+            else "stored outputs, about 1 minute"
+        )
         foot = " · ".join(filter(None, [items, made]))
         cards.append(
             f"::::{{grid-item-card}} {page.title}\n:link: /{page.place.removesuffix('.ipynb')}\n:link-type: doc\n\n"
@@ -94,8 +112,19 @@ def chapters(pages: list["Page"], told: dict[str, tuple[str, str]]) -> str:
 
 
 def contents(caption: str, places: list[str]) -> str:
-    """A table of contents for the side of every page; without a caption, of what stands below a page."""
-    return "\n".join(["```{toctree}", ":hidden:", *([f":caption: {caption}"] if caption else []), "", *places, "```"])
+    """A table of contents for the side of every page; without a caption, of what stands below a
+    page.
+    """
+    return "\n".join(
+        [
+            "```{toctree}",
+            ":hidden:",
+            *([f":caption: {caption}"] if caption else []),
+            "",
+            *places,
+            "```",
+        ]
+    )
 
 
 def verdict_table(table: "pandas.DataFrame") -> str:
@@ -104,7 +133,9 @@ def verdict_table(table: "pandas.DataFrame") -> str:
     table: what `verdicts.stored` reads.
     """
     counts = table.status.value_counts()
-    told = [(status, words, int(counts.get(status, 0))) for status, words in verdicts.STATUSES.items()]
+    told = [
+        (status, words, int(counts.get(status, 0))) for status, words in verdicts.STATUSES.items()
+    ]
     bar = "".join(
         f'<li class="{_class(status)}" style="flex-grow:{count}"><b>{count}</b> {html.escape(words)}</li>'
         for status, words, count in told
@@ -145,12 +176,18 @@ def raw(text: str) -> str:
     return f"```{{raw}} html\n{text}\n```"
 
 
-def figures(folder: Path, sources: Path, profile: str, alternatives: dict[str, str], places: set[str]) -> str:
-    """The page of figures, and their files among the sources: each as large as it was saved, with its record and numbers.
+def figures(
+    folder: Path, sources: Path, profile: str, alternatives: dict[str, str], places: set[str]
+) -> str:
+    """The page of figures, and their files among the sources: each as large as it was saved, with
+    its record and numbers.
 
     folder: figures of a profile. alternatives: name of a figure -> its alternative text.
     """
-    lines = [f"# Figures of the {profile} profile", "Each as it was saved by its run, with the numbers that are drawn."]
+    lines = [
+        f"# Figures of the {profile} profile",
+        "Each as it was saved by its run, with the numbers that are drawn.",
+    ]
     for file in sorted(folder.rglob("*.png"), key=lambda file: (_maker(file), str(file))):
         record = _record(file)
         name = file.relative_to(folder).with_suffix("").as_posix()
@@ -161,7 +198,9 @@ def figures(folder: Path, sources: Path, profile: str, alternatives: dict[str, s
         heading = f"{caption} ({run})" if run and run not in caption else caption
         seeds = record.get("seeds", record.get("seed"))
         made = [
-            f"[{notebook}](/notebooks/{notebook}.ipynb)" if f"notebooks/{notebook}.ipynb" in places else notebook,
+            f"[{notebook}](/notebooks/{notebook}.ipynb)"
+            if f"notebooks/{notebook}.ipynb" in places
+            else notebook,
             f"seeds {', '.join(map(str, seeds))}"
             if isinstance(seeds, list)
             else f"seed {seeds}"

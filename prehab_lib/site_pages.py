@@ -1,4 +1,6 @@
-"""Executed notebooks made ready for the book: where each comes from, who made it, what its figures show."""
+"""Executed notebooks made ready for the book: where each comes from, who made it, what its figures
+show.
+"""
 
 import html
 import json
@@ -11,7 +13,8 @@ from prehab_lib.report import finished
 from prehab_lib.report.finished import Finished
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
-# Pictures from other machines (badges): the book loads nothing from outside, so their text stands in for them.
+# Pictures from other machines (badges): the book loads nothing from outside, so their text stands
+# in for them.
 REMOTE_IMAGE = re.compile(r"!\[([^\]]*)\]\(\s*https?://[^)]*\)")
 REMOTE_TAG = re.compile(r"<img\b[^>]*\bsrc=[\"']https?://[^>]*>", re.IGNORECASE)
 # Links to hosts that do not know the repository yet lead nowhere.
@@ -24,10 +27,11 @@ SHOW_SOLUTION = {"code_prompt_show": "Show the solution", "code_prompt_hide": "H
 
 @dataclass(frozen=True)
 class Page:
-    """A notebook of the book. place: its file below the book's sources, as notebooks/04_bert_glue.ipynb.
+    """A notebook of the book. place: its file below the book's sources, as
+    notebooks/04_bert_glue.ipynb.
 
-    facts: what its header says, name -> value. links: Markdown lines under it. of: the chapter it is a further run of; runs: the
-    places of a chapter's further runs.
+    facts: what its header says, name -> value. links: Markdown lines under it. of: the chapter it
+    is a further run of; runs: the places of a chapter's further runs.
     """
 
     place: str
@@ -47,7 +51,9 @@ def title_of(notebook) -> str:
     first = notebook.cells[0].source if notebook.cells else ""
     found = re.match(r"\s*# (.+)", first)
     if not found:
-        raise ValueError("a notebook of the book starts with a Markdown cell whose first line is its title, `# ...`")
+        raise ValueError(
+            "a notebook of the book starts with a Markdown cell whose first line is its title, `# ...`"
+        )
     return found.group(1).strip()
 
 
@@ -57,19 +63,26 @@ def _read(file: Path):
     try:
         return nbformat.read(file, 4)
     except (json.JSONDecodeError, nbformat.reader.NotJSONError):
-        raise ValueError(f"{file} is no notebook: remove its run's folder, or restore the file") from None
+        raise ValueError(
+            f"{file} is no notebook: remove its run's folder, or restore the file"
+        ) from None
 
 
 def chapters(root: Path, profile: str, sources: dict[str, Path]) -> list[Page]:
-    """The pages of every notebook: its run of the profile (a grid's runs one by one), else its stored outputs."""
+    """The pages of every notebook: its run of the profile (a grid's runs one by one), else its
+    stored outputs.
+    """
     runs = finished.read(root / "runs" / profile)
     pages = []
     for name, source in sources.items():
         stored = _read(source)
         found = [run for run in runs.get(name, []) if not run.run.get("error")]
-        made = [_of_run(root, profile, run, stored) for run in found] or [(stored, stored_facts(profile))]
+        made = [_of_run(root, profile, run, stored) for run in found] or [
+            (stored, stored_facts(profile))
+        ]
         places = [
-            f"notebooks/{name}{'' if at == 0 else '.' + run.label}.ipynb" for at, run in enumerate(found or [None])
+            f"notebooks/{name}{'' if at == 0 else '.' + run.label}.ipynb"
+            for at, run in enumerate(found or [None])
         ]
         solution = root / "notebooks" / "solutions" / source.name
         links = (
@@ -78,14 +91,20 @@ def chapters(root: Path, profile: str, sources: dict[str, Path]) -> list[Page]:
             else []
         )
         if len(found) > 1:
-            others = ", ".join(f"[{run.label}](/{at})" for at, run in zip(places, found, strict=True))
+            others = ", ".join(
+                f"[{run.label}](/{at})" for at, run in zip(places, found, strict=True)
+            )
             links.append(f"The profile runs this notebook {len(found)} times: {others}.")
         for number, ((notebook, facts), place) in enumerate(zip(made, places, strict=True)):
             if number:
                 _retitle(notebook, f"{title_of(notebook)}: {found[number].label}")
-            captions = captions_of(root / "runs" / profile / "figures", found[number]) if found else {}
+            captions = (
+                captions_of(root / "runs" / profile / "figures", found[number]) if found else {}
+            )
             ready = prepared(notebook, folded=_draws, prompts=SHOW_CODE, captions=captions)
-            of, further = (places[0], ()) if number else ("", tuple(f"/{one}" for one in places[1:]))
+            of, further = (
+                (places[0], ()) if number else ("", tuple(f"/{one}" for one in places[1:]))
+            )
             pages.append(Page(place, ready, facts, tuple(links), of, further))
     return pages
 
@@ -110,8 +129,14 @@ def _of_run(root: Path, profile: str, run: Finished, stored) -> tuple[object, di
     about, facts = run.about, {"profile": profile}
     if run.label != run.name:
         facts["run"] = run.label
-    minutes = f"{run.run['seconds'] / 60:.1f}" if run.run.get("seconds", 0) >= 3 else "less than 0.1"
-    memory = f", {run.run['peak_memory_mb'] / 1024:.1f} GB of memory" if run.run.get("peak_memory_mb") else ""
+    minutes = (
+        f"{run.run['seconds'] / 60:.1f}" if run.run.get("seconds", 0) >= 3 else "less than 0.1"
+    )
+    memory = (
+        f", {run.run['peak_memory_mb'] / 1024:.1f} GB of memory"
+        if run.run.get("peak_memory_mb")
+        else ""
+    )
     facts["minutes"] = minutes + memory
     threads = about.get("threads", run.run.get("threads"))
     plural = "s" if threads != 1 else ""
@@ -119,7 +144,9 @@ def _of_run(root: Path, profile: str, run: Finished, stored) -> tuple[object, di
     if str(about.get("device", "cpu")) not in ("cpu", ""):
         facts["machine"] += f", {about['device']}"
     commit, changed = (about.get("commit") or "not recorded").partition("+")[::2]
-    facts["commit"] = (commit[:10] if re.fullmatch(r"[0-9a-f]{40}", commit) else commit) + (changed and " + changes")
+    facts["commit"] = (commit[:10] if re.fullmatch(r"[0-9a-f]{40}", commit) else commit) + (
+        changed and " + changes"
+    )
     facts["date"] = str(run.run.get("started", ""))[:10]
     if _code(notebook) != _code(stored):
         facts["note"] = "the notebook has changed since this run"
@@ -129,7 +156,9 @@ def _of_run(root: Path, profile: str, run: Finished, stored) -> tuple[object, di
 def captions_of(figures: Path, run: Finished) -> dict[str, str]:
     """Name of a figure -> its caption, of a published run."""
     folder = figures if run.name == run.notebook else figures / run.name
-    records = {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in folder.glob("*.json")}
+    records = {
+        file.stem: json.loads(file.read_text(encoding="utf-8")) for file in folder.glob("*.json")
+    }
     return {name: record["caption"] for name, record in records.items() if record.get("caption")}
 
 
@@ -152,7 +181,8 @@ def _draws(cell) -> bool:
 
 
 def prepared(notebook, folded, prompts: dict[str, str], captions: dict[str, str] | None = None):
-    """The notebook as the book shows it: figures described, code of `folded` cells behind a click, nothing from outside.
+    """The notebook as the book shows it: figures described, code of `folded` cells behind a click,
+    nothing from outside.
 
     captions: name of a figure -> its caption, as its run saved it.
     """
@@ -166,13 +196,18 @@ def prepared(notebook, folded, prompts: dict[str, str], captions: dict[str, str]
             continue
         if cell.cell_type != "code":
             continue
-        cell.outputs = [output for output in map(without_widget, cell.outputs) if output is not None]
-        # A notebook shows a cell's value and then draws its figures: here the table stands under the figure.
+        cell.outputs = [
+            output for output in map(without_widget, cell.outputs) if output is not None
+        ]
+        # A notebook shows a cell's value and then draws its figures: here the table stands under
+        # the figure.
         cell.outputs.sort(key=lambda output: output.output_type == "execute_result")
         told: dict = {}
         if any("image/png" in output.get("data", {}) for output in cell.outputs):
             table = "".join(output.get("data", {}).get("text/html", "") for output in cell.outputs)
-            told["image"] = {"alt": site_alt.alternative(cell.source, before, values, captions or {}, table)}
+            told["image"] = {
+                "alt": site_alt.alternative(cell.source, before, values, captions or {}, table)
+            }
         if folded(cell):
             cell.metadata.tags = [*cell.metadata.get("tags", []), "hide-input"]
             told |= prompts
@@ -186,11 +221,17 @@ def _after(cell) -> list:
     """What the book says below a cell."""
     import nbformat
 
-    return [nbformat.v4.new_markdown_cell(MOVES, id=f"{cell.id[:50]}-moves")] if PLAYS in cell.source else []
+    return (
+        [nbformat.v4.new_markdown_cell(MOVES, id=f"{cell.id[:50]}-moves")]
+        if PLAYS in cell.source
+        else []
+    )
 
 
 def without_widget(output):
-    """A live control is nothing in a page without a kernel: its picture stays where it has one, else None."""
+    """A live control is nothing in a page without a kernel: its picture stays where it has one,
+    else None.
+    """
     if WIDGET not in output.get("data", {}):
         return output
     rest = {kind: data for kind, data in output["data"].items() if kind != WIDGET}
@@ -201,7 +242,9 @@ def without_widget(output):
 
 
 def _retitle(notebook, title: str) -> None:
-    notebook.cells[0].source = re.sub(r"# .+", lambda _: f"# {title}", notebook.cells[0].source, count=1)
+    notebook.cells[0].source = re.sub(
+        r"# .+", lambda _: f"# {title}", notebook.cells[0].source, count=1
+    )
 
 
 def write(page: Page, sources: Path) -> None:
@@ -215,7 +258,9 @@ def write(page: Page, sources: Path) -> None:
         page.notebook.metadata["nosearch"] = True
     if page.runs:
         page.notebook.cells.append(
-            nbformat.v4.new_markdown_cell(site_front.contents("", list(page.runs)), id="further-runs")
+            nbformat.v4.new_markdown_cell(
+                site_front.contents("", list(page.runs)), id="further-runs"
+            )
         )
     file = sources / page.place
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -226,5 +271,8 @@ def header(facts: dict[str, str]) -> str:
     """The facts of a run as a list of terms, in HTML; empty without facts."""
     if not facts:
         return ""
-    rows = (f"<div><dt>{html.escape(name)}</dt><dd>{html.escape(value)}</dd></div>" for name, value in facts.items())
+    rows = (
+        f"<div><dt>{html.escape(name)}</dt><dd>{html.escape(value)}</dd></div>"
+        for name, value in facts.items()
+    )
     return f'```{{raw}} html\n<dl class="made">{"".join(rows)}</dl>\n```'

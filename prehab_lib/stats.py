@@ -1,4 +1,6 @@
-"""What calibration data says about each layer: the one place that knows which statistic comes from which pass."""
+"""What calibration data says about each layer: the one place that knows which statistic comes from
+which pass.
+"""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -25,8 +27,9 @@ KNOWN = [*INPUT_STATISTICS, "influence", *sorted(GRADIENT_STATISTICS)]
 class LayerStats:
     """Statistics of one layer W (m, n); None until collected.
 
-    Gram, scales and logit Gram are means over tokens (padding excluded); Fisher, Kronecker factors and `grad` are means
-    over samples.  Layers that read the same tensor hold the same `gram` object and share what is derived from it.
+    Gram, scales and logit Gram are means over tokens (padding excluded); Fisher, Kronecker factors
+    and `grad` are means over samples.  Layers that read the same tensor hold the same `gram` object
+    and share what is derived from it.
     """
 
     gram: Tensor | None = None  # (n, n)   mean of x xᵀ, uncentred
@@ -36,7 +39,9 @@ class LayerStats:
     fisher_out: Tensor | None = None  # (m,)   Σ_j F_ij
     kron_in: Tensor | None = None  # (n, n)   A of A ⊗ B
     kron_out: Tensor | None = None  # (m, m)   B of A ⊗ B
-    logit_gram: Tensor | None = None  # (m, m)   mean of Jᵀ H J, H the Hessian of the logits' softmax
+    logit_gram: Tensor | None = (
+        None  # (m, m)   mean of Jᵀ H J, H the Hessian of the logits' softmax
+    )
     grad: Tensor | None = None  # (m, n)
     influence: float | None = None
     tokens: int | None = None
@@ -54,7 +59,8 @@ class LayerStats:
     def gram_root(self, floor: float = 0.0) -> Tensor:
         """L (n, n) with L Lᵀ = gram, computed once for all layers that share the Gram.
 
-        floor: where L must be invertible, raise the eigenvalues to at least this times their mean; L is then Q √λ.
+        floor: where L must be invertible, raise the eigenvalues to at least this times their mean;
+        L is then Q √λ.
         """
         gram = self.need("gram", "the root of the input Gram")
         if not floor:
@@ -84,38 +90,47 @@ def collect(
     logit_probe: Probe = USUAL,
     dtype: torch.dtype = torch.float64,
 ) -> dict[str, LayerStats]:
-    """Stream `batches` through the model in eval mode: layer name -> `LayerStats`.  Hooks come off whatever happens.
+    """Stream `batches` through the model in eval mode: layer name -> `LayerStats`.  Hooks come off
+    whatever happens.
 
-    layers: names, or None for the model's default.  needs: any fields of `LayerStats` in `KNOWN`.  `attention_mask` in a
-    batch excludes padding from the statistics of inputs.
+    layers: names, or None for the model's default.  needs: any fields of `LayerStats` in `KNOWN`.
+    `attention_mask` in a batch excludes padding from the statistics of inputs.
 
-    gram, mean_abs, max_abs, influence: one pass without gradients.  dtype=torch.float32 takes products of 4096 tokens in
-        float32 and adds them in float64: twice as fast on a CPU and much faster on GPUs without float64 units, and up to 2 %
-        from the optimum where one channel is 3000 times louder than the others.
-    fisher_in, fisher_out, grad: one pass with gradients of `task_loss(model, batch)`, for each sample on its own (a batch at
-        once where the loss is declared `gradients.mean_over_samples`); float64 sums (float16 models: of a scaled loss).  fisher="batch" squares the gradient of each batch's mean
-        instead, as the released codes do: its mean is F / b + (1 − 1 / b) (∇L)² at batch size b, for comparison only.
-    kron_in, kron_out: "alternating" iteration to the nearest A ⊗ B, two passes an iteration, at most `iterations` of them
-        (see `fisher.kronecker_factors`); "kfac" takes mean x xᵀ over tokens and mean Σ_t g gᵀ over samples: one pass, and
-        another matrix than GFWSVD's.
-    logit_gram: one pass with gradients of the model's own logits along random signs (`logit_gram.Probe`): no task_loss, and
-        backward through activations only.
+    gram, mean_abs, max_abs, influence: one pass without gradients.  dtype=torch.float32 takes
+        products of 4096 tokens in float32 and adds them in float64: twice as fast on a CPU and much
+        faster on GPUs without float64 units, and up to 2 % from the optimum where one channel is
+        3000 times louder than the others.
+    fisher_in, fisher_out, grad: one pass with gradients of `task_loss(model, batch)`, for each
+        sample on its own (a batch at once where the loss is declared
+        `gradients.mean_over_samples`); float64 sums (float16 models: of a scaled loss).
+        fisher="batch" squares the gradient of each batch's mean instead, as the released codes do:
+        its mean is F / b + (1 − 1 / b) (∇L)² at batch size b, for comparison only.
+    kron_in, kron_out: "alternating" iteration to the nearest A ⊗ B, two passes an iteration, at
+        most `iterations` of them (see `fisher.kronecker_factors`); "kfac" takes mean x xᵀ over
+        tokens and mean Σ_t g gᵀ over samples: one pass, and another matrix than GFWSVD's.
+    logit_gram: one pass with gradients of the model's own logits along random signs
+        (`logit_gram.Probe`): no task_loss, and backward through activations only.
 
-    Memory beyond the model's own: per distinct input n² + 2n, per layer n + m, n² + m² or m n numbers for the statistics
-    asked; with gradients also one batch's inputs and output gradients, and one weight's gradient at a time.
+    Memory beyond the model's own: per distinct input n² + 2n, per layer n + m, n² + m² or m n
+    numbers for the statistics asked; with gradients also one batch's inputs and output gradients,
+    and one weight's gradient at a time.
 
-    Raises ValueError for an unknown need, no task_loss where gradients are wanted or one that is no scalar, no batch, no
-    token, a mask that is not (batch, tokens) of 0 and 1, a one-shot generator where several passes are due, or NaN or
-    infinite activations or gradients (naming the layer).
+    Raises ValueError for an unknown need, no task_loss where gradients are wanted or one that is no
+    scalar, no batch, no token, a mask that is not (batch, tokens) of 0 and 1, a one-shot generator
+    where several passes are due, or NaN or infinite activations or gradients (naming the layer).
     Warns where a Gram is made of fewer than 10 n tokens.
     """
     needs = {needs} if isinstance(needs, str) else set(needs)
     if unknown := needs - set(KNOWN):
-        raise ValueError(f"needs = {sorted(unknown)[0]!r} is not known: choose from {', '.join(KNOWN)}")
+        raise ValueError(
+            f"needs = {sorted(unknown)[0]!r} is not known: choose from {', '.join(KNOWN)}"
+        )
     _check_options(needs, task_loss, fisher, kronecker, iterations, dtype)
     modules = linear_layers(model, layers)
     if needs & GRADIENT_STATISTICS and iter(batches) is batches:
-        raise ValueError("these statistics need several passes over the batches: pass a list or a DataLoader")
+        raise ValueError(
+            "these statistics need several passes over the batches: pass a list or a DataLoader"
+        )
 
     kfac = bool(needs & KRONECKER) and kronecker == "kfac"
     influence = [BlockInfluence(model, modules)] if "influence" in needs else []
@@ -163,7 +178,9 @@ def _check_options(
 ) -> None:
     if needs & LOSS_STATISTICS and task_loss is None:
         wanted = sorted(needs & LOSS_STATISTICS)[0]
-        raise ValueError(f"the statistic {wanted!r} needs task_loss(model, batch): pass it to stats.collect")
+        raise ValueError(
+            f"the statistic {wanted!r} needs task_loss(model, batch): pass it to stats.collect"
+        )
     for option, value, known in (
         ("fisher", fisher, ("sample", "batch")),
         ("kronecker", kronecker, ("alternating", "kfac")),

@@ -1,8 +1,9 @@
-"""A submission in a process of its own: runs what each answer needs and hands back what it answers, nothing else.
+"""A submission in a process of its own: runs what each answer needs and hands back what it answers,
+nothing else.
 
-Started by `grading_process`, in a folder with a copy of the library that knows no answers.  Task: one JSON line on stdin.
-Reports: one JSON line an exercise on stdout.  Right and wrong are decided elsewhere, so nothing that a submission prints
-or replaces in this process can pass an exercise.
+Started by `grading_process`, in a folder with a copy of the library that knows no answers.  Task:
+one JSON line on stdin. Reports: one JSON line an exercise on stdout.  Right and wrong are decided
+elsewhere, so nothing that a submission prints or replaces in this process can pass an exercise.
 """
 
 import ast
@@ -46,7 +47,12 @@ def limit(memory_gb: float, processes: int | None) -> None:
     except ImportError:  # Windows
         return
     size = int(memory_gb * 2**30)
-    wanted = {"RLIMIT_DATA": size, "RLIMIT_FSIZE": 2**26, "RLIMIT_CORE": 0, "RLIMIT_NPROC": processes}
+    wanted = {
+        "RLIMIT_DATA": size,
+        "RLIMIT_FSIZE": 2**26,
+        "RLIMIT_CORE": 0,
+        "RLIMIT_NPROC": processes,
+    }
     for name, value in wanted.items():
         if value is not None and hasattr(resource, name):
             number = getattr(resource, name)
@@ -60,17 +66,25 @@ def code_cells(notebook: Path) -> list[str]:
     return ["".join(cell["source"]) for cell in content["cells"] if cell.get("cell_type") == "code"]
 
 
-def answer(exercise: dict, statements: list[Statement], faults: dict, cells: list[str], shared: dict | None) -> dict:
+def answer(
+    exercise: dict, statements: list[Statement], faults: dict, cells: list[str], shared: dict | None
+) -> dict:
     """{"answers": encoded or None, "trouble": None or why there are none}."""
     name = exercise["name"]
     wanted = needed(statements, name)
     if not wanted:
         broken = [fault for number, fault in faults.items() if name in cells[number]]
-        return {"answers": None, "trouble": f"its cell is no Python: {broken[0]}" if broken else MISSING}
+        return {
+            "answers": None,
+            "trouble": f"its cell is no Python: {broken[0]}" if broken else MISSING,
+        }
     try:
         place, failed = (shared, []) if shared is not None else run_all(wanted)
         if name not in place:
-            return {"answers": None, "trouble": f"its cells stopped with {failed[0]}" if failed else MISSING}
+            return {
+                "answers": None,
+                "trouble": f"its cells stopped with {failed[0]}" if failed else MISSING,
+            }
         cases = [tuple(decode(case)) for case in exercise["cases"]]
         found = answers.collect(place[name], cases, name)
         text = encode(found.answers, foreign=True)
@@ -83,8 +97,14 @@ def answer(exercise: dict, statements: list[Statement], faults: dict, cells: lis
 
 
 def run_all(statements: list[Statement]) -> tuple[dict, list[str]]:
-    """The names that these statements leave, and the errors on the way.  A cell that fails is left where it failed."""
-    place = {"__name__": "__main__", "__builtins__": __builtins__, "display": lambda *things, **options: None}
+    """The names that these statements leave, and the errors on the way.  A cell that fails is left
+    where it failed.
+    """
+    place = {
+        "__name__": "__main__",
+        "__builtins__": __builtins__,
+        "display": lambda *things, **options: None,
+    }
     failed: dict[int, str] = {}
     for statement in statements:
         if statement.cell not in failed:

@@ -26,9 +26,10 @@ __all__ = ["Report", "compress", "compress_at", "load", "save"]
 class Report:
     """What surgery did, recounted from the modules.
 
-    removed, achieved: fraction of the weights of the compressed layers taken away, asked and true (biases do not count).
-    ranks: layer -> rank, or None where it stayed dense.  parameters, bytes: of the whole model afterwards.
-    kept_dense: layers for which no rank saves anything, or that the allocation spared.
+    removed, achieved: fraction of the weights of the compressed layers taken away, asked and true
+    (biases do not count). ranks: layer -> rank, or None where it stayed dense.  parameters, bytes:
+    of the whole model afterwards. kept_dense: layers for which no rank saves anything, or that the
+    allocation spared.
     at_floor: layers at rank 1 that still cost more than their budget.
     """
 
@@ -62,16 +63,20 @@ def compress(
     validation: Iterable | None = None,
     dtype: torch.dtype = torch.float64,
 ) -> Report:
-    """Replace dense layers by low-rank ones, in place; where anything fails, the model is as it was.
+    """Replace dense layers by low-rank ones, in place; where anything fails, the model is as it
+    was.
 
-    method: a key of `METHODS`, or a `Method`.  stats: from `stats.collect`.  layers: names, or None for those of
-    `decompositions`, of `stats`, or the model's default.  decompositions: reuse one factorisation for many ratios
-    (`weightings.decompose_all` on the *same* weights), or use `compress_at`; without them each layer's is made when it is
-    needed, and with the uniform allocation one lives at a time.  task_loss, batches, validation: for the methods that need
-    them.  dtype: of the factorisation where it is made here; what float32 saves and costs, `weightings.decompose` says.
+    method: a key of `METHODS`, or a `Method`.  stats: from `stats.collect`.  layers: names, or None
+    for those of `decompositions`, of `stats`, or the model's default.  decompositions: reuse one
+    factorisation for many ratios (`weightings.decompose_all` on the *same* weights), or use
+    `compress_at`; without them each layer's is made when it is needed, and with the uniform
+    allocation one lives at a time.  task_loss, batches, validation: for the methods that need them.
+    dtype: of the factorisation where it is made here; what float32 saves and costs,
+    `weightings.decompose` says.
 
-    Raises ValueError for an unknown method, a bad `removed`, a missing statistic or argument (naming it), a
-    decomposition of other weights, or factors that are not finite (naming the layer).
+    Raises ValueError for an unknown method, a bad `removed`, a missing statistic or argument
+    (naming it), a decomposition of other weights, or factors that are not finite (naming the
+    layer).
     """
     given = dict(task_loss=task_loss, batches=batches, validation=validation)
     return next(_surgery(model, method, [removed], stats, layers, decompositions, given, dtype))
@@ -90,14 +95,16 @@ def compress_at(
     validation: Iterable | None = None,
     dtype: torch.dtype = torch.float64,
 ) -> Iterator[Report]:
-    """One model at several ratios, each layer factorised once: `for report in compress_at(...)`, the model is at that ratio.
+    """One model at several ratios, each layer factorised once: `for report in compress_at(...)`,
+    the model is at that ratio.
 
-    Everything else is as for `compress`, and so is each result, to the last bit.  A ratio starts from the dense layers again,
-    whatever was done to the low-rank ones before it (rehab, say); what else was trained in between stays trained.  After the
-    loop the model stays as the last ratio, or a `break`, left it; where a ratio fails, it is dense.
+    Everything else is as for `compress`, and so is each result, to the last bit.  A ratio starts
+    from the dense layers again, whatever was done to the low-rank ones before it (rehab, say); what
+    else was trained in between stays trained.  After the loop the model stays as the last ratio, or
+    a `break`, left it; where a ratio fails, it is dense.
 
-    All ranks are handed out first.  Memory beside the dense layers: the factors of the largest ranks in the model's dtype,
-    from which each ratio is sliced, and a copy for the ratio at hand.
+    All ranks are handed out first.  Memory beside the dense layers: the factors of the largest
+    ranks in the model's dtype, from which each ratio is sliced, and a copy for the ratio at hand.
     """
     given = dict(task_loss=task_loss, batches=batches, validation=validation)
     return _surgery(model, method, [*removed], stats, layers, decompositions, given, dtype)
@@ -126,10 +133,19 @@ def _surgery(
         decompositions = decompose_lazily(model, stats, chosen.weighting, modules, dtype=dtype)
     else:
         _check_decompositions(decompositions, modules)
-    allocate = partial(allocation_named(chosen.allocation), model=model, stats=stats, **given, **chosen.options)
+    allocate = partial(
+        allocation_named(chosen.allocation), model=model, stats=stats, **given, **chosen.options
+    )
     seen = {name: decompositions[name] for name in modules}
     return _each(
-        model, modules, chosen, removed, [allocate(seen, fraction) for fraction in removed], seen, stats, given
+        model,
+        modules,
+        chosen,
+        removed,
+        [allocate(seen, fraction) for fraction in removed],
+        seen,
+        stats,
+        given,
     )
 
 
@@ -158,7 +174,9 @@ def _each(
         try:
             if chosen.recovery is not None:
                 cut = {name: decompositions[name] for name in new}
-                more = dict(stats=stats, weighting=chosen.weighting, **given, **chosen.recovery_options)
+                more = dict(
+                    stats=stats, weighting=chosen.weighting, **given, **chosen.recovery_options
+                )
                 RECOVERIES[chosen.recovery](model, decompositions=cut, **more)
         except BaseException:
             for name, dense in modules.items():
@@ -168,11 +186,15 @@ def _each(
 
 
 def check_arguments(method: Method, given: dict) -> None:
-    """Raises ValueError naming an unknown allocation or recovery, or an argument it will ask for: before hours of work, not after."""
+    """Raises ValueError naming an unknown allocation or recovery, or an argument it will ask for:
+    before hours of work, not after.
+    """
     steps = [(allocation_named(method.allocation), method.options)]
     if method.recovery is not None:
         if method.recovery not in RECOVERIES:
-            raise ValueError(f"recovery = {method.recovery!r} is not known: choose one of {', '.join(RECOVERIES)}")
+            raise ValueError(
+                f"recovery = {method.recovery!r} is not known: choose one of {', '.join(RECOVERIES)}"
+            )
         steps.append((RECOVERIES[method.recovery], method.recovery_options))
     for step, options in steps:
         if hasattr(step, "check_arguments"):
@@ -185,23 +207,35 @@ def weights_of(module: nn.Module) -> int:
     return sum(part.weight.numel() for part in parts)
 
 
-def low_rank(name: str, module: nn.Linear, decomposition: Decomposition, rank: int) -> LowRankLinear:
-    """The layer that takes `module`'s place.  Raises ValueError naming it where the factors are not finite."""
+def low_rank(
+    name: str, module: nn.Linear, decomposition: Decomposition, rank: int
+) -> LowRankLinear:
+    """The layer that takes `module`'s place.  Raises ValueError naming it where the factors are not
+    finite.
+    """
     try:
-        return LowRankLinear.in_place_of(module, decomposition.truncate(rank).balanced(like=module.weight))
+        return LowRankLinear.in_place_of(
+            module, decomposition.truncate(rank).balanced(like=module.weight)
+        )
     except ValueError as problem:
         raise ValueError(f"layer {name!r} at rank {rank}: {problem}") from problem
 
 
 def first_components(layer: LowRankLinear, rank: int) -> LowRankLinear:
-    """A layer of the first `rank` components of this one: of those that surgery left, the best of that rank."""
-    new = LowRankLinear.from_factors(Factors(layer.U.weight[:, :rank], layer.V.weight[:rank]), layer.bias)
+    """A layer of the first `rank` components of this one: of those that surgery left, the best of
+    that rank.
+    """
+    new = LowRankLinear.from_factors(
+        Factors(layer.U.weight[:, :rank], layer.V.weight[:rank]), layer.bias
+    )
     for ours, theirs in zip(new.parameters(), layer.parameters(), strict=True):
         ours.requires_grad_(theirs.requires_grad)
     return new.train(layer.training)
 
 
-def recount(model: nn.Module, removed: float, ranks: dict[str, int | None], before: dict[str, int]) -> Report:
+def recount(
+    model: nn.Module, removed: float, ranks: dict[str, int | None], before: dict[str, int]
+) -> Report:
     """What was done to the layers of `ranks`, whose weights held `before` numbers each."""
     after = {name: weights_of(model.get_submodule(name)) for name in ranks}
     budget = 1 - check_removed(removed)
@@ -212,11 +246,17 @@ def recount(model: nn.Module, removed: float, ranks: dict[str, int | None], befo
         parameters=sum(p.numel() for p in model.parameters()),
         bytes=sum(p.numel() * p.element_size() for p in model.parameters()),
         kept_dense=[name for name, rank in ranks.items() if rank is None],
-        at_floor=[name for name, rank in ranks.items() if rank == 1 and after[name] > budget * before[name]],
+        at_floor=[
+            name
+            for name, rank in ranks.items()
+            if rank == 1 and after[name] > budget * before[name]
+        ],
     )
 
 
-def check_stats(method: Method, label: str, stats: dict[str, LayerStats] | None, names: Iterable[str]) -> None:
+def check_stats(
+    method: Method, label: str, stats: dict[str, LayerStats] | None, names: Iterable[str]
+) -> None:
     """Raises ValueError naming a statistic that the method needs and a layer lacks."""
     for name in names:
         for need in sorted(method.needs):
@@ -224,18 +264,24 @@ def check_stats(method: Method, label: str, stats: dict[str, LayerStats] | None,
             (stats or {}).get(name, LayerStats()).need(need, wanted_by)
 
 
-def _check_decompositions(decompositions: dict[str, Decomposition], modules: dict[str, nn.Linear]) -> None:
+def _check_decompositions(
+    decompositions: dict[str, Decomposition], modules: dict[str, nn.Linear]
+) -> None:
     for name, module in modules.items():
         if name not in decompositions:
             raise ValueError(f"decompositions lack layer {name!r}")
         found = decompositions[name]
         W = module.weight.detach().to(found.left)
         if (found.left.shape[0], found.right.shape[1]) != W.shape:
-            raise ValueError(f"the decomposition of layer {name!r} has another shape than its weight {tuple(W.shape)}")
+            raise ValueError(
+                f"the decomposition of layer {name!r} has another shape than its weight {tuple(W.shape)}"
+            )
         probe = torch.cos(
             torch.arange(W.shape[1], dtype=W.dtype, device=W.device)
         )  # one vector: W whole costs too much
         ours, theirs = W @ probe, found.left @ (found.right @ probe)
         tolerance = 1e-6 if found.left.dtype == torch.float64 else 1e-4
         if (ours - theirs).norm() > tolerance * W.norm():
-            raise ValueError(f"the decomposition of layer {name!r} is of other weights: decompose again after training")
+            raise ValueError(
+                f"the decomposition of layer {name!r} is of other weights: decompose again after training"
+            )

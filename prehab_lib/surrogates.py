@@ -1,9 +1,11 @@
 """Smooth stand-ins for the rank of a matrix, each a function of its singular values.
 
-In prehab the matrix is M = W L (m, n): the weight times a root L of its input Gram, so that a singular value says how
-much of the layer's *output* one direction carries.  All of them are differentiable by autograd.  Cost: one thin singular
-value decomposition of M, about 6 q p² + 20 p³ operations with p = min(m, n), q = max(m, n), and a product of its vectors,
-2 q p², for the gradient; `stable_rank` needs the top singular value only and can have it from a few products by power iteration.
+In prehab the matrix is M = W L (m, n): the weight times a root L of its input Gram, so that a
+singular value says how much of the layer's *output* one direction carries.  All of them are
+differentiable by autograd.  Cost: one thin singular value decomposition of M, about 6 q p² + 20 p³
+operations with p = min(m, n), q = max(m, n), and a product of its vectors, 2 q p², for the
+gradient; `stable_rank` needs the top singular value only and can have it from a few products by
+power iteration.
 """
 
 import torch
@@ -11,14 +13,17 @@ from torch import Tensor
 
 
 def nuclear(M: Tensor) -> Tensor:
-    """‖M‖_* = Σ σᵢ.   M (m, n) -> scalar.  Source: Eq. (4).  Pulls every σᵢ down with the same force 1."""
+    """‖M‖_* = Σ σᵢ.   M (m, n) -> scalar.  Source: Eq. (4).  Pulls every σᵢ down with the same
+    force 1.
+    """
     return _singular_values(M).sum()
 
 
 def nuclear_ratio(M: Tensor) -> Tensor:
     """‖M‖_*² / ‖M‖_F², between 1 and rank M.   M (m, n) -> scalar.  Source: Eq. (5) as printed.
 
-    The paper calls it "stable rank"; the reference it cites, and the released code, mean `stable_rank`.
+    The paper calls it "stable rank"; the reference it cites, and the released code, mean
+    `stable_rank`.
     A zero matrix has value 0 and gradient 0.
     """
     sigma = _singular_values(M)
@@ -28,9 +33,10 @@ def nuclear_ratio(M: Tensor) -> Tensor:
 def stable_rank(M: Tensor, iterations: int | None = None) -> Tensor:
     """‖M‖_F² / ‖M‖₂², between 1 and rank M.   M (m, n) -> scalar.
 
-    Source: Rudelson and Vershynin, the reference [6] of Eq. (5), and the released code.  A zero matrix has value 0 and
-    gradient 0.  With `iterations`, σ₁ comes from that many power iterations (4 m n operations each) instead of a full
-    decomposition: it is never overestimated, so the value is never underestimated.
+    Source: Rudelson and Vershynin, the reference [6] of Eq. (5), and the released code.  A zero
+    matrix has value 0 and gradient 0.  With `iterations`, σ₁ comes from that many power iterations
+    (4 m n operations each) instead of a full decomposition: it is never overestimated, so the value
+    is never underestimated.
     """
     if iterations is None:
         top = _singular_values(M)[0]
@@ -43,12 +49,14 @@ def stable_rank(M: Tensor, iterations: int | None = None) -> Tensor:
 def entropy_rank(M: Tensor) -> Tensor:
     """exp(−Σ pᵢ ln pᵢ) with pᵢ = σᵢ / Σσ, between 1 and rank M.   M (m, n) -> scalar.
 
-    Source: Roy and Vetterli's effective rank; Swift-SVD (arXiv 2604.01609) uses it for analysis, so does this companion:
-    it predicts the compressible rank better than `stable_rank`.
+    Source: Roy and Vetterli's effective rank; Swift-SVD (arXiv 2604.01609) uses it for analysis, so
+    does this companion: it predicts the compressible rank better than `stable_rank`.
     """
     sigma = _singular_values(M)
     tiny = torch.finfo(M.dtype).tiny
-    share = (sigma / sigma.sum().clamp_min(tiny)).clamp_min(tiny)  # the slope of p ln p is infinite at 0
+    share = (sigma / sigma.sum().clamp_min(tiny)).clamp_min(
+        tiny
+    )  # the slope of p ln p is infinite at 0
     return torch.special.entr(share).sum().exp()
 
 
@@ -63,7 +71,9 @@ SURROGATES = {
 def surrogate_named(name: str):
     """The function behind a name.  Raises ValueError that lists the known names."""
     if name not in SURROGATES:
-        raise ValueError(f"surrogate = {name!r} is not known: choose one of {', '.join(SURROGATES)}")
+        raise ValueError(
+            f"surrogate = {name!r} is not known: choose one of {', '.join(SURROGATES)}"
+        )
     return SURROGATES[name]
 
 
@@ -72,8 +82,9 @@ def power_iteration(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Top singular triple by `steps` rounds of v ← Mᵀ(M v), normalised: u (m,), σ, v (n,).
 
-    `start` (n,) continues an earlier iteration (a warm start); without it the start is random from `generator`, or from a
-    fixed seed.  The error of σ falls by (σ₂/σ₁)⁴ a step, so a small gap needs many steps.
+    `start` (n,) continues an earlier iteration (a warm start); without it the start is random from
+    `generator`, or from a fixed seed.  The error of σ falls by (σ₂/σ₁)⁴ a step, so a small gap
+    needs many steps.
     """
     if start is None:
         generator = generator or torch.Generator(device=M.device).manual_seed(0)
@@ -86,7 +97,9 @@ def power_iteration(
 
 
 def _singular_values(M: Tensor) -> Tensor:
-    """(m, n) -> (p,), largest first.  The gradient of Σ g_i σᵢ is U diag(g) Vᵀ: finite at ties and at rank deficiency."""
+    """(m, n) -> (p,), largest first.  The gradient of Σ g_i σᵢ is U diag(g) Vᵀ: finite at ties and
+    at rank deficiency.
+    """
     return torch.linalg.svdvals(M)
 
 

@@ -1,7 +1,9 @@
-"""`python -m prehab_lib compress MODEL --data FILE --out DIR`: statistics, optional prehab, surgery, scores and saving.
+"""`python -m prehab_lib compress MODEL --data FILE --out DIR`: statistics, optional prehab,
+surgery, scores and saving.
 
-Works on any causal language model of transformers, by hub name or folder, with any text.  Everything that can be wrong with
-the arguments is found before the weights are loaded; DIR appears when it is complete, or not at all.
+Works on any causal language model of transformers, by hub name or folder, with any text.
+Everything that can be wrong with the arguments is found before the weights are loaded; DIR appears
+when it is complete, or not at all.
 """
 
 import math
@@ -23,28 +25,62 @@ WIDTH = 10  # of the first column of what is printed
 
 def add_to(commands) -> None:
     """The subcommand's arguments.  Imports nothing heavy."""
-    command = commands.add_parser("compress", help="compress a causal language model with a text of yours")
-    command.add_argument("model", metavar="MODEL", help="hub name or folder of a transformers causal language model")
-    command.add_argument("--data", required=True, metavar="FILE", help="text (UTF-8), or Parquet with a column 'text'")
-    command.add_argument("--out", required=True, metavar="DIR", help="new folder, or one with a saved model to replace")
-    command.add_argument("--removed", type=float, default=0.4, help="fraction of the layers' weights to remove (0.4)")
-    command.add_argument("--method", default="svd_llm", help="a name in prehab_lib.methods (svd_llm)")
+    command = commands.add_parser(
+        "compress", help="compress a causal language model with a text of yours"
+    )
+    command.add_argument(
+        "model", metavar="MODEL", help="hub name or folder of a transformers causal language model"
+    )
+    command.add_argument(
+        "--data",
+        required=True,
+        metavar="FILE",
+        help="text (UTF-8), or Parquet with a column 'text'",
+    )
+    command.add_argument(
+        "--out",
+        required=True,
+        metavar="DIR",
+        help="new folder, or one with a saved model to replace",
+    )
+    command.add_argument(
+        "--removed", type=float, default=0.4, help="fraction of the layers' weights to remove (0.4)"
+    )
+    command.add_argument(
+        "--method", default="svd_llm", help="a name in prehab_lib.methods (svd_llm)"
+    )
     command.add_argument("--window", type=int, default=2048, help="tokens of a window (2048)")
     command.add_argument("--samples", type=int, default=256, help="calibration windows (256)")
     command.add_argument("--batch", type=int, default=1, help="windows at a time (1)")
-    command.add_argument("--scored", type=int, default=64, help="held-out windows to score, at most (64)")
+    command.add_argument(
+        "--scored", type=int, default=64, help="held-out windows to score, at most (64)"
+    )
     prehab = command.add_argument_group("prehab, left out where --steps is 0")
     prehab.add_argument("--steps", type=int, default=0, help="steps of prehab before surgery (0)")
-    prehab.add_argument("--lam", type=float, default=1e-3, help="weight of the surrogate; 0 is the control (1e-3)")
-    prehab.add_argument("--surrogate", default="stable_rank", help="a name in prehab_lib.surrogates (stable_rank)")
+    prehab.add_argument(
+        "--lam", type=float, default=1e-3, help="weight of the surrogate; 0 is the control (1e-3)"
+    )
+    prehab.add_argument(
+        "--surrogate", default="stable_rank", help="a name in prehab_lib.surrogates (stable_rank)"
+    )
     over = 'over the layers: "sum" is Eq. (2), "mean" the authors\' release (sum)'
     prehab.add_argument("--reduction", default="sum", choices=("sum", "mean"), help=over)
     prehab.add_argument("--lr", type=float, default=1e-5, help="learning rate (1e-5)")
     prehab.add_argument("--less-memory", action="store_true", help="slower, for large models")
-    command.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps (auto: the first GPU there is)")
-    command.add_argument("--dtype", default="auto", choices=DTYPES, help="of the weights (auto: the checkpoint's)")
-    command.add_argument("--merged", action="store_true", help="save dense weights, for tools without low-rank layers")
-    command.add_argument("--license", help="the hub's identifier of the base model's licence, for the model card")
+    command.add_argument(
+        "--device", default="auto", help="cpu, cuda, cuda:1, mps (auto: the first GPU there is)"
+    )
+    command.add_argument(
+        "--dtype", default="auto", choices=DTYPES, help="of the weights (auto: the checkpoint's)"
+    )
+    command.add_argument(
+        "--merged",
+        action="store_true",
+        help="save dense weights, for tools without low-rank layers",
+    )
+    command.add_argument(
+        "--license", help="the hub's identifier of the base model's licence, for the model card"
+    )
     command.add_argument("--seed", type=int, default=0, help="of the calibration windows (0)")
     command.set_defaults(act=run)
 
@@ -106,7 +142,9 @@ def _compress(a) -> None:
 
 
 def _estimate(config, device: str, a) -> None:
-    """Say what it will take; raises ValueError where the device has not the memory.  Known for rulers of activations only."""
+    """Say what it will take; raises ValueError where the device has not the memory.  Known for
+    rulers of activations only.
+    """
     from prehab_lib.methods import method_named
     from prehab_lib.scale.preflight import estimate
 
@@ -114,10 +152,20 @@ def _estimate(config, device: str, a) -> None:
     if chosen.allocation == "learned" or not chosen.needs <= {"gram", "influence", "mean_abs"}:
         return
     dtype = compress_input.dtype_of(config, a.dtype)
-    sizes = dict(batch=a.batch, window=a.window, samples=a.samples, steps=a.steps, removed=a.removed, dtype=dtype)
+    sizes = dict(
+        batch=a.batch,
+        window=a.window,
+        samples=a.samples,
+        steps=a.steps,
+        removed=a.removed,
+        dtype=dtype,
+    )
     sizes |= dict(surrogate=a.surrogate) | _arithmetic(a) | (LESS_MEMORY if a.less_memory else {})
     found = estimate(config, **sizes, device=device)
-    _say("estimate", f"{found.peak:.3g} GiB and {max(found.minutes, 0.1):.1f} minutes on {device}, beside the scores")
+    _say(
+        "estimate",
+        f"{found.peak:.3g} GiB and {max(found.minutes, 0.1):.1f} minutes on {device}, beside the scores",
+    )
     found.check(
         remedy="add --less-memory or --dtype bfloat16, take a smaller model, or go block by block with prehab_lib.scale.stream"
     )
@@ -145,7 +193,9 @@ def _cut(model, calibration, a):
     if a.steps:
         with _step("prehab") as said:
             stats = collect(model, calibration)
-            options = dict(surrogate=a.surrogate, lam=a.lam, reduction=a.reduction, steps=a.steps, lr=a.lr)
+            options = dict(
+                surrogate=a.surrogate, lam=a.lam, reduction=a.reduction, steps=a.steps, lr=a.lr
+            )
             options |= _arithmetic(a) | (LESS_MEMORY if a.less_memory else {})
             history = prehab(model, language_loss, calibration, stats, log_every=None, **options)
             losses = history.column("task_loss")
@@ -154,7 +204,9 @@ def _cut(model, calibration, a):
         stats = collect(model, calibration, needs=needs, task_loss=language_loss)
         said.append(f"{', '.join(sorted(needs)) or 'none needed'} of {len(stats)} layers")
     with _step("surgery") as said:
-        report = compress(model, a.method, a.removed, stats, task_loss=language_loss, batches=calibration)
+        report = compress(
+            model, a.method, a.removed, stats, task_loss=language_loss, batches=calibration
+        )
         said.append(str(report))
     return report
 

@@ -1,4 +1,6 @@
-"""What the `compress` command is given, checked and read before any work: arguments, checkpoint, device, text."""
+"""What the `compress` command is given, checked and read before any work: arguments, checkpoint,
+device, text.
+"""
 
 import math
 import os
@@ -34,7 +36,8 @@ def check(a) -> None:
 def dense_config(source: str):
     """The configuration of a dense causal language model, without its weights.
 
-    Raises ValueError for a compressed checkpoint and for another kind of model, else as `models.text_model` does.
+    Raises ValueError for a compressed checkpoint and for another kind of model, else as
+    `models.text_model` does.
     """
     from transformers import AutoConfig
 
@@ -58,7 +61,9 @@ def dense_config(source: str):
 
 
 def check_dense(config, source: str) -> None:
-    """Raises ValueError where a configuration is that of a compressed model, whatever was saved with `merged` is dense."""
+    """Raises ValueError where a configuration is that of a compressed model, whatever was saved
+    with `merged` is dense.
+    """
     from prehab_lib.save.pretrained import LowRankConfig
 
     if isinstance(config, LowRankConfig) and config.ranks:
@@ -71,9 +76,13 @@ def check_settings(config, a) -> None:
 
     positions = getattr(config, "max_position_embeddings", None)
     if positions is not None and a.window > positions:
-        raise ValueError(f"window = {a.window} is longer than the {positions} positions of the model: make it smaller")
+        raise ValueError(
+            f"window = {a.window} is longer than the {positions} positions of the model: make it smaller"
+        )
     if a.steps and dtype_of(config, a.dtype) == torch.float16:
-        raise ValueError("prehab cannot train in float16: add --dtype bfloat16 or float32, or leave out --steps")
+        raise ValueError(
+            "prehab cannot train in float16: add --dtype bfloat16 or float32, or leave out --steps"
+        )
 
 
 def check_vocabulary(config, highest: int) -> None:
@@ -100,28 +109,42 @@ def device_named(name: str) -> str:
     import torch
 
     if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        return (
+            "cuda"
+            if torch.cuda.is_available()
+            else "mps"
+            if torch.backends.mps.is_available()
+            else "cpu"
+        )
     try:
         return str(torch.empty(0, device=name).device)
-    except (RuntimeError, AssertionError) as problem:  # torch asserts where it was built without a device
+    except (
+        RuntimeError,
+        AssertionError,
+    ) as problem:  # torch asserts where it was built without a device
         raise ValueError(f"--device {name}: this torch has no such device") from problem
 
 
 def read_texts(file: str) -> list[str]:
     """The texts of a UTF-8 file, which is one, or of a Parquet file's column "text".
 
-    Raises FileNotFoundError where there is none, ValueError where it cannot be read as text or holds none.
+    Raises FileNotFoundError where there is none, ValueError where it cannot be read as text or
+    holds none.
     """
     path = Path(file)
     if not path.is_file():
-        raise FileNotFoundError(f"--data {file} is no file: give a text file, or a Parquet file with a column 'text'")
+        raise FileNotFoundError(
+            f"--data {file} is no file: give a text file, or a Parquet file with a column 'text'"
+        )
     if path.suffix == ".parquet":
         texts = _column(path)
     else:
         try:
             texts = [path.read_text(encoding="utf-8")]
         except UnicodeDecodeError as problem:
-            raise ValueError(f"--data {file} is no UTF-8 text: convert it, or give a Parquet file") from problem
+            raise ValueError(
+                f"--data {file} is no UTF-8 text: convert it, or give a Parquet file"
+            ) from problem
     if not any(text.strip() for text in texts):
         raise ValueError(f"--data {file} holds no text")
     return texts
@@ -136,7 +159,11 @@ def _column(path: Path) -> list[str]:
         if "text" not in names:
             raise ValueError(f"--data {path} has no column 'text': it has {', '.join(names)}")
         return [
-            text for text in parquet.read_table(path, columns=["text"])["text"].to_pylist() if isinstance(text, str)
+            text
+            for text in parquet.read_table(path, columns=["text"])["text"].to_pylist()
+            if isinstance(text, str)
         ]
     except pyarrow.ArrowInvalid as problem:
-        raise ValueError(f"--data {path} is no Parquet file that can be read: {problem}") from problem
+        raise ValueError(
+            f"--data {path} is no Parquet file that can be read: {problem}"
+        ) from problem

@@ -1,4 +1,6 @@
-"""The exercises of the notebooks, one file a notebook: ex01.py holds those of 01, as EXERCISES = {"1.1": Exercise(...)}."""
+"""The exercises of the notebooks, one file a notebook: ex01.py holds those of 01, as EXERCISES =
+{"1.1": Exercise(...)}.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -8,9 +10,10 @@ from dataclasses import dataclass, field
 class Exercise:
     """One exercise.
 
-    `cases`: tuples of arguments the answer is tried on.  `withheld`: further ones for grading, which are in no student's
-    copy, so an answer written for the known cases alone does not pass.  `solution`: a right answer.  `slips`: wrong answers
-    one is likely to give, each with the hint that names the mistake.
+    `cases`: tuples of arguments the answer is tried on.  `withheld`: further ones for grading,
+    which are in no student's copy, so an answer written for the known cases alone does not pass.
+    `solution`: a right answer.  `slips`: wrong answers one is likely to give, each with the hint
+    that names the mistake.
     """
 
     cases: list[tuple]

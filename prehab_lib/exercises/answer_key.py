@@ -1,7 +1,9 @@
-"""The answer key of an exercise: its cases with the wanted answers, and the answers of the usual slips with their hints.
+"""The answer key of an exercise: its cases with the wanted answers, and the answers of the usual
+slips with their hints.
 
-Everything a check needs and no line of a solution, so students can be given it as a file: exercises/ex07.json takes the
-place of exercises/ex07.py in their copy of the library (`course_build`).
+Everything a check needs and no line of a solution, so students can be given it as a file:
+exercises/ex07.json takes the place of exercises/ex07.py in their copy of the library
+(`course_build`).
 """
 
 import json
@@ -18,7 +20,9 @@ PASSED = "passed"
 
 @dataclass(frozen=True)
 class AnswerKey:
-    """`cases`: tuples of arguments; `wanted`: an answer a case; `slips`: (an answer a case, hint) of each planted slip."""
+    """`cases`: tuples of arguments; `wanted`: an answer a case; `slips`: (an answer a case, hint)
+    of each planted slip.
+    """
 
     cases: list[tuple]
     wanted: list
@@ -32,10 +36,11 @@ class AnswerKey:
         return cls(cases, answers.collect(exercise.solution, cases).answers, slips)
 
     def judge(self, given: Answered, name: str = "f") -> str:
-        """PASSED, UNTRIED, the hint of the slip, what stopped the function, or the first case that differs.
+        """PASSED, UNTRIED, the hint of the slip, what stopped the function, or the first case that
+        differs.
 
-        A function that stopped at some case has made a slip where its answers up to there are that slip's.
-        name: how the function is called in what is said.
+        A function that stopped at some case has made a slip where its answers up to there are that
+        slip's. name: how the function is called in what is said.
         """
         count = len(given.answers)
         pairs = zip(given.answers, self.wanted[:count], strict=True)
@@ -74,7 +79,9 @@ def read(file: Path) -> dict[str, AnswerKey]:
             raise ValueError(f"its format is {content['format']!r}, not {FORMAT}")
         return {id: _key(item) for id, item in content["exercises"].items()}
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{file.name} is no file of exercises ({error}): take a fresh copy of it") from None
+        raise ValueError(
+            f"{file.name} is no file of exercises ({error}): take a fresh copy of it"
+        ) from None
 
 
 def _key(item: dict) -> AnswerKey:

@@ -1,4 +1,6 @@
-"""What a student's function answers to an exercise's cases, as plain lists and numbers, and when two such answers agree."""
+"""What a student's function answers to an exercise's cases, as plain lists and numbers, and when
+two such answers agree.
+"""
 
 import copy
 import dis
@@ -18,7 +20,8 @@ BLANK = {  # instructions of a body that is ..., pass, a constant, or raise NotI
 
 @dataclass(frozen=True)
 class Answered:
-    """The answers to all cases; or, in `trouble`, why some are missing: UNTRIED, NOTHING, or what stopped the function.
+    """The answers to all cases; or, in `trouble`, why some are missing: UNTRIED, NOTHING, or what
+    stopped the function.
 
     `answers` holds those that were given before the trouble.
     """
@@ -28,10 +31,12 @@ class Answered:
 
 
 def collect(function: Callable, cases: list[tuple], name: str | None = None) -> Answered:
-    """Call the function on a copy of each case.  Never raises for what the function does, short of leaving the process.
+    """Call the function on a copy of each case.  Never raises for what the function does, short of
+    leaving the process.
 
-    UNTRIED is a body of nothing but its docstring and ... (or pass, or raise NotImplementedError); a function that does
-    something and hands nothing back gets NOTHING.  name: how the function is called in what is said of it.
+    UNTRIED is a body of nothing but its docstring and ... (or pass, or raise NotImplementedError);
+    a function that does something and hands nothing back gets NOTHING.  name: how the function is
+    called in what is said of it.
     """
     if not callable(function):
         return Answered([], "hand over the function itself, without calling it")
@@ -43,7 +48,9 @@ def collect(function: Callable, cases: list[tuple], name: str | None = None) -> 
             if isinstance(error, NotImplementedError) and blank(function):
                 return Answered([], UNTRIED)
             words = " ".join(f"{type(error).__name__}: {error}".split())
-            return Answered(answers, f"{call(name or name_of(function), case)} stopped with {words[:120]}")
+            return Answered(
+                answers, f"{call(name or name_of(function), case)} stopped with {words[:120]}"
+            )
     if all(answer is None or answer is ... for answer in answers):
         return Answered([], UNTRIED if blank(function) else NOTHING)
     return Answered(answers)

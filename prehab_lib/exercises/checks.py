@@ -1,6 +1,8 @@
-"""`check("1.2", answer)`: tells a student whether an answer is right, and which slip a wrong one looks like.
+"""`check("1.2", answer)`: tells a student whether an answer is right, and which slip a wrong one
+looks like.
 
-It prints one line and never raises for what a student wrote, so an unfinished exercise does not stop *Run all*.
+It prints one line and never raises for what a student wrote, so an unfinished exercise does not
+stop *Run all*.
 """
 
 import importlib
@@ -17,15 +19,19 @@ __all__ = ["AnswerKey", "Exercise", "check", "find", "known"]
 def check(id: str, function: Callable) -> None:
     """Prints "exercise 1.2: not tried yet", "passed", or a hint.
 
-    An untried stub has nothing but a docstring and ... in it (or pass, or raise NotImplementedError).  Raises ValueError
-    for an id that is not known.
+    An untried stub has nothing but a docstring and ... in it (or pass, or raise
+    NotImplementedError).  Raises ValueError for an id that is not known.
     """
     key = find(id)
-    print(f"exercise {id}: {key.judge(answers.collect(function, key.cases), answers.name_of(function))}")
+    print(
+        f"exercise {id}: {key.judge(answers.collect(function, key.cases), answers.name_of(function))}"
+    )
 
 
 def find(id: str) -> AnswerKey:
-    """The answer key behind an id.  Opens the one file that can hold it; raises ValueError that lists the known ids."""
+    """The answer key behind an id.  Opens the one file that can hold it; raises ValueError that
+    lists the known ids.
+    """
     number = str(id).partition(".")[0]
     file = _files().get(f"ex{number:0>2}")
     keys = _keys(file) if file else {}
@@ -36,11 +42,16 @@ def find(id: str) -> AnswerKey:
 
 def known() -> list[str]:
     """All ids, in the order of the book."""
-    return sorted((id for file in _files().values() for id in _keys(file)), key=lambda id: [*map(int, id.split("."))])
+    return sorted(
+        (id for file in _files().values() for id in _keys(file)),
+        key=lambda id: [*map(int, id.split("."))],
+    )
 
 
 def _files() -> dict[str, Path]:
-    """ex00 -> the file of its exercises.  A student's copy has answers (.json) where this one has solutions (.py)."""
+    """ex00 -> the file of its exercises.  A student's copy has answers (.json) where this one has
+    solutions (.py).
+    """
     found = {}
     for folder in map(Path, exercises.__path__):
         for pattern in ("ex[0-9][0-9].json", "ex[0-9][0-9].py"):

@@ -1,4 +1,5 @@
-"""Arguments and answers of exercises as JSON: what JSON lacks (tuples, keys that are no text, tensors, nan) is tagged.
+"""Arguments and answers of exercises as JSON: what JSON lacks (tuples, keys that are no text,
+tensors, nan) is tagged.
 
 No pickle: reading such a file can do nothing but make numbers.
 """
@@ -24,7 +25,9 @@ class Foreign:
 
 
 def encode(value, foreign: bool = False):
-    """The value as JSON has it.  Raises TypeError for another type, or with `foreign` keeps the first of what it shows."""
+    """The value as JSON has it.  Raises TypeError for another type, or with `foreign` keeps the
+    first of what it shows.
+    """
     if value is None or type(value) in (bool, int, str):
         return value
     if isinstance(value, float):
@@ -34,7 +37,9 @@ def encode(value, foreign: bool = False):
     if type(value) is tuple:
         return {"tuple": [encode(item, foreign) for item in value]}
     if type(value) is dict:
-        return {"dict": [[encode(key, foreign), encode(item, foreign)] for key, item in value.items()]}
+        return {
+            "dict": [[encode(key, foreign), encode(item, foreign)] for key, item in value.items()]
+        }
     if hasattr(value, "detach") and hasattr(value, "dtype"):
         return {"tensor": encode(value.tolist()), "dtype": str(value.dtype).removeprefix("torch.")}
     if foreign:
@@ -45,7 +50,9 @@ def encode(value, foreign: bool = False):
 
 
 def decode(value):
-    """The inverse of `encode`.  Imports torch only where there is a tensor.  Raises ValueError for what it never writes."""
+    """The inverse of `encode`.  Imports torch only where there is a tensor.  Raises ValueError for
+    what it never writes.
+    """
     if isinstance(value, list):
         return [decode(item) for item in value]
     if not isinstance(value, dict):

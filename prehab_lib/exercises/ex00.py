@@ -77,8 +77,14 @@ EXERCISES = {
         withheld=[(_tensor(9, 6, 2, 1), 2), (_tensor(7, 2), 0)],
         solution=lambda s, rank: s[rank:].square().sum().sqrt(),
         slips=[
-            (lambda s, rank: s[rank:].square().sum(), "that is the squared error: take the root, 25 becomes 5"),
-            (lambda s, rank: s[rank:].sum(), "7 is 4 + 3: the dropped parts are at right angles, so add their squares"),
+            (
+                lambda s, rank: s[rank:].square().sum(),
+                "that is the squared error: take the root, 25 becomes 5",
+            ),
+            (
+                lambda s, rank: s[rank:].sum(),
+                "7 is 4 + 3: the dropped parts are at right angles, so add their squares",
+            ),
             (
                 lambda s, rank: s[:rank].square().sum().sqrt(),
                 "12 is what was kept: the error is what was dropped",
@@ -102,7 +108,10 @@ EXERCISES = {
                 lambda m, n, share: share,
                 "that reads the number as a share of the parameters: here it counts singular values",
             ),
-            (lambda m, n, share: 1 - share, "that is what would be removed, if the number counted parameters"),
+            (
+                lambda m, n, share: 1 - share,
+                "that is what would be removed, if the number counted parameters",
+            ),
             (
                 lambda m, n, share: math.ceil(share * min(m, n)) * m / (m * n),
                 "only one factor is counted: U has m r numbers and V has r n",
@@ -136,7 +145,10 @@ EXERCISES = {
         solution=lambda w, rms: (w * rms).argmax(),
         slips=[
             (lambda w, rms: w.argmax(), "that is plain SVD: it does not look at the inputs"),
-            (lambda w, rms: rms.argmax(), "a loud input that the weight hardly reads does not reach the output"),
+            (
+                lambda w, rms: rms.argmax(),
+                "a loud input that the weight hardly reads does not reach the output",
+            ),
             (
                 lambda w, rms: (w * rms.square()).argmax(),
                 "that multiplies by the Gram, rms²: its root L belongs there, so that squares are added once",
@@ -146,7 +158,10 @@ EXERCISES = {
                 lambda w, rms: (w * rms.sqrt()).argmax(),
                 "one root too many: the Gram holds rms², and its root L is rms itself",
             ),
-            (lambda w, rms: (w / rms).argmax(), "a loud input counts for more, not for less: multiply by its rms"),
+            (
+                lambda w, rms: (w / rms).argmax(),
+                "a loud input counts for more, not for less: multiply by its rms",
+            ),
         ],
     ),
 }

@@ -1,4 +1,6 @@
-"""Exercises of notebook 02, rulers: tail errors, ranks for a budget, a Fisher ruler, and a cut without an inverse."""
+"""Exercises of notebook 02, rulers: tail errors, ranks for a budget, a Fisher ruler, and a cut
+without an inverse.
+"""
 
 import math
 from fractions import Fraction
@@ -15,7 +17,9 @@ def _tensor(values):
 # 2.2: the rank that a budget allows
 
 
-def _rank(m, n, removed, kept=lambda removed: 1 - Fraction(str(removed)), round_=math.floor, least=1):
+def _rank(
+    m, n, removed, kept=lambda removed: 1 - Fraction(str(removed)), round_=math.floor, least=1
+):
     return max(least, round_(kept(removed) * m * n / (m + n)))
 
 
@@ -58,7 +62,9 @@ def _pseudo_inverse(W, G, rank):
 
 
 def _repair(W, G, rank):
-    """Enough on the diagonal for Cholesky, an amount that knows nothing of the Gram's scale; then the inverse."""
+    """Enough on the diagonal for Cholesky, an amount that knows nothing of the Gram's scale; then
+    the inverse.
+    """
     lowest = torch.linalg.eigvalsh(G)[0]
     L = torch.linalg.cholesky(G + (1e-6 - lowest) * torch.eye(len(G), dtype=G.dtype))
     U = _left_vectors(W @ L, rank)
@@ -102,7 +108,11 @@ GRADIENTS = [
 ]
 WEIGHTS = [  # singular Grams; the last is as small as that of quiet activations
     (_tensor([[3, 0, 0], [0, 2, 0], [0, 0, 1]]), _tensor([[1, 0, 0], [0, 4, 0], [0, 0, 0]]), 1),
-    (_tensor([[2, 1, 0], [0, 1, 1], [1, 0, 2], [1, 1, 1]]), _tensor([[2, 1, 1], [1, 5, -4], [1, -4, 5]]), 2),
+    (
+        _tensor([[2, 1, 0], [0, 1, 1], [1, 0, 2], [1, 1, 1]]),
+        _tensor([[2, 1, 1], [1, 5, -4], [1, -4, 5]]),
+        2,
+    ),
     (_tensor([[1, 2, 0], [3, 1, 1]]), 1e-8 * _tensor([[2, 1, 1], [1, 5, -4], [1, -4, 5]]), 1),
 ]
 
@@ -112,9 +122,18 @@ EXERCISES = {
         withheld=[(_tensor([9, 6, 2, 1]), 1), (_tensor([3, 3, 3]), 2)],
         solution=lambda s, rank: s[rank:].square().sum().sqrt(),
         slips=[
-            (lambda s, rank: s[rank:].square().sum(), "that is the squared error: the Frobenius norm is its root"),
-            (lambda s, rank: s[rank:].sum(), "squares add up, not lengths: (4, 3) makes 5, as in the right triangle"),
-            (lambda s, rank: s[:rank].square().sum().sqrt(), "that is what was kept: the error is what was dropped"),
+            (
+                lambda s, rank: s[rank:].square().sum(),
+                "that is the squared error: the Frobenius norm is its root",
+            ),
+            (
+                lambda s, rank: s[rank:].sum(),
+                "squares add up, not lengths: (4, 3) makes 5, as in the right triangle",
+            ),
+            (
+                lambda s, rank: s[:rank].square().sum().sqrt(),
+                "that is what was kept: the error is what was dropped",
+            ),
             (
                 lambda s, rank: s[rank - 1 :].square().sum().sqrt(),
                 "one too many: keeping `rank` values drops those from index `rank` on, Python counts from 0",
@@ -134,7 +153,10 @@ EXERCISES = {
                 lambda m, n, removed: _rank(m, n, removed, round_=math.ceil),
                 "rounded up: then the factors hold more than the budget",
             ),
-            (_rank_of_removed_share, "that keeps the share that should go: `removed` is taken away"),
+            (
+                _rank_of_removed_share,
+                "that keeps the share that should go: `removed` is taken away",
+            ),
             (
                 _rank_of_singular_values,
                 "that is a share of the singular values: a rank costs m + n numbers, so 0.6 p of a square layer costs 1.2 m n",
@@ -201,8 +223,14 @@ EXERCISES = {
                 lambda W, G, rank: _still_weighted(W, G, rank, _symmetric_root),
                 "that is W L truncated, with the symmetric root still in it: take U_r from W L, then project W itself",
             ),
-            (_smallest_first, "eigh counts upwards: its first vectors are those that carry least, take the last"),
-            (_gram_for_its_root, "the ruler is W L with L Lᵀ = G: W G weighs every direction twice"),
+            (
+                _smallest_first,
+                "eigh counts upwards: its first vectors are those that carry least, take the last",
+            ),
+            (
+                _gram_for_its_root,
+                "the ruler is W L with L Lᵀ = G: W G weighs every direction twice",
+            ),
             (_plain, "that is plain SVD: the Gram is not in it"),
             (
                 _projected_inputs,

@@ -4,7 +4,10 @@ from prehab_lib.exercises import Exercise
 
 
 def _kept(shapes, ranks):
-    return [m * n if rank is None else rank * (m + n) for (m, n), rank in zip(shapes, ranks, strict=True)]
+    return [
+        m * n if rank is None else rank * (m + n)
+        for (m, n), rank in zip(shapes, ranks, strict=True)
+    ]
 
 
 def _achieved(shapes, ranks):
@@ -31,13 +34,22 @@ EXERCISES = {
         withheld=[(55.5, 50.0), (10.0, 80.0)],
         solution=lambda ours, baseline: 100 * (ours / baseline - 1),
         slips=[
-            (lambda ours, baseline: ours - baseline, "that is the gain in points: divide it by the baseline"),
+            (
+                lambda ours, baseline: ours - baseline,
+                "that is the gain in points: divide it by the baseline",
+            ),
             (
                 lambda ours, baseline: 100 * (ours - baseline) / ours,
                 "the gain is measured in units of the baseline, not of the new score",
             ),
-            (lambda ours, baseline: ours / baseline - 1, "right as a fraction: the figure shows per cent"),
-            (lambda ours, baseline: 100 * ours / baseline, "that is the ratio: a gain of nothing must give 0"),
+            (
+                lambda ours, baseline: ours / baseline - 1,
+                "right as a fraction: the figure shows per cent",
+            ),
+            (
+                lambda ours, baseline: 100 * ours / baseline,
+                "that is the ratio: a gain of nothing must give 0",
+            ),
         ],
     ),
     "3.2": Exercise(
@@ -68,13 +80,19 @@ EXERCISES = {
         withheld=[([(16, 48), (5, 5)], [4, None]), ([(10, 20)], [3])],
         solution=_achieved,
         slips=[
-            (_mean_of_fractions, "a mean of the layers' fractions weighs a small layer like a large one: add first"),
             (
-                lambda shapes, ranks: 1 - _achieved(shapes, ranks),
-                "that is what was kept",
+                _mean_of_fractions,
+                "a mean of the layers' fractions weighs a small layer like a large one: add first",
             ),
-            (_dense_left_out, "a layer that stayed dense still counts: its weights were asked for and not removed"),
-            (_dense_counted_as_gone, "None is a layer kept whole, with m n weights, not one of rank 0"),
+            (lambda shapes, ranks: 1 - _achieved(shapes, ranks), "that is what was kept"),
+            (
+                _dense_left_out,
+                "a layer that stayed dense still counts: its weights were asked for and not removed",
+            ),
+            (
+                _dense_counted_as_gone,
+                "None is a layer kept whole, with m n weights, not one of rank 0",
+            ),
         ],
     ),
 }

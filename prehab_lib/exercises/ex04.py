@@ -1,4 +1,6 @@
-"""Exercises of notebook 04, prehab on BERT: a metric by hand, a masked Gram, and the average of Table III."""
+"""Exercises of notebook 04, prehab on BERT: a metric by hand, a masked Gram, and the average of
+Table III.
+"""
 
 import math
 
@@ -55,7 +57,10 @@ EXERCISES = {
         withheld=[(9, 2, 3, 4), (0, 8, 0, 2)],
         solution=_matthews,
         slips=[
-            (lambda tp, tn, fp, fn: (tp + tn) / (tp + tn + fp + fn), "that is accuracy: it rewards the commoner class"),
+            (
+                lambda tp, tn, fp, fn: (tp + tn) / (tp + tn + fp + fn),
+                "that is accuracy: it rewards the commoner class",
+            ),
             (
                 lambda tp, tn, fp, fn: 2 * tp / (2 * tp + fp + fn),
                 "that is F1: it does not look at the true negatives",
@@ -71,7 +76,11 @@ EXERCISES = {
         ],
     ),
     "4.2": Exercise(
-        cases=[(_x, _mask), (_x.flip(0), _mask.flip(0)), (_x[:, :2], torch.ones(2, 2, dtype=torch.long))],
+        cases=[
+            (_x, _mask),
+            (_x.flip(0), _mask.flip(0)),
+            (_x[:, :2], torch.ones(2, 2, dtype=torch.long)),
+        ],
         withheld=[(2 * _x - 1, _mask.flip(1))],
         solution=_masked_gram,
         slips=[

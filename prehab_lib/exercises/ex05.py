@@ -1,4 +1,6 @@
-"""Exercises of notebook 05, prehab on a LLaMA: perplexity by hand, masked prompts, and the cache of keys and values."""
+"""Exercises of notebook 05, prehab on a LLaMA: perplexity by hand, masked prompts, and the cache of
+keys and values.
+"""
 
 import math
 
@@ -33,7 +35,11 @@ def _shares(svd_llm, control, prehab):
 
 EXERCISES = {
     "5.1": Exercise(
-        cases=[([[0.5, 0.25, 0.125]],), ([[0.5], [0.1, 0.1, 0.2, 0.4]],), ([[0.9, 0.8], [0.05, 0.3, 0.6]],)],
+        cases=[
+            ([[0.5, 0.25, 0.125]],),
+            ([[0.5], [0.1, 0.1, 0.2, 0.4]],),
+            ([[0.9, 0.8], [0.05, 0.3, 0.6]],),
+        ],
         withheld=[([[0.25, 0.5], [0.75], [0.1, 0.2, 0.3]],)],
         solution=_perplexity,
         slips=[
@@ -41,8 +47,14 @@ EXERCISES = {
                 _mean_of_texts,
                 "that is the mean of the texts' perplexities: a short text would count as much as a long one",
             ),
-            (lambda texts: math.exp(sum(_nats(texts))), "divide by the number of tokens before you take exp"),
-            (lambda texts: sum(_nats(texts)) / len(_nats(texts)), "that is the loss in nats: take exp of it"),
+            (
+                lambda texts: math.exp(sum(_nats(texts))),
+                "divide by the number of tokens before you take exp",
+            ),
+            (
+                lambda texts: sum(_nats(texts)) / len(_nats(texts)),
+                "that is the loss in nats: take exp of it",
+            ),
             (
                 lambda texts: 2 ** (sum(_nats(texts)) / len(_nats(texts))),
                 "the logarithm is natural, so the power is of e: with 2 take the logarithm to base 2",
@@ -59,11 +71,15 @@ EXERCISES = {
         solution=_labels,
         slips=[
             (
-                lambda ids, prompt: [-100 if place < prompt else token for place, token in enumerate(ids)],
+                lambda ids, prompt: [
+                    -100 if place < prompt else token for place, token in enumerate(ids)
+                ],
                 "padding is scored: where the id is 0 nothing is to be learnt",
             ),
             (
-                lambda ids, prompt: [token if place < prompt else -100 for place, token in enumerate(ids)],
+                lambda ids, prompt: [
+                    token if place < prompt else -100 for place, token in enumerate(ids)
+                ],
                 "the other way round: the answer is scored, not the prompt",
             ),
             (
@@ -74,7 +90,10 @@ EXERCISES = {
                 lambda ids, prompt: _labels(ids, prompt - 1),
                 "one token of the prompt is scored: the model shifts labels itself",
             ),
-            (lambda ids, prompt: [-100 if token == 0 else token for token in ids], "the prompt is scored: mask it"),
+            (
+                lambda ids, prompt: [-100 if token == 0 else token for token in ids],
+                "the prompt is scored: mask it",
+            ),
         ],
     ),
     "5.3": Exercise(
@@ -82,16 +101,26 @@ EXERCISES = {
         withheld=[(12, 12, 64, 500), (12, 4, 64, 500), (2, 2, 8, None)],
         solution=_cached,
         slips=[
-            (lambda depth, heads, size, rank: _cached(depth, heads, size, rank) / 2, "keys and values: two of each"),
             (
-                lambda depth, heads, size, rank: 2 * depth * (heads * size if rank is None else rank),
+                lambda depth, heads, size, rank: _cached(depth, heads, size, rank) / 2,
+                "keys and values: two of each",
+            ),
+            (
+                lambda depth, heads, size, rank: (
+                    2 * depth * (heads * size if rank is None else rank)
+                ),
                 "a rank above heads · size makes the cache larger: keep what is smaller",
             ),
             (
-                lambda depth, heads, size, rank: 2 * depth * heads * (size if rank is None else min(rank, size)),
+                lambda depth, heads, size, rank: (
+                    2 * depth * heads * (size if rank is None else min(rank, size))
+                ),
                 "the rank is of the whole matrix, not of each head",
             ),
-            (lambda depth, heads, size, rank: _cached(1, heads, size, rank), "every layer keeps its own: times depth"),
+            (
+                lambda depth, heads, size, rank: _cached(1, heads, size, rank),
+                "every layer keeps its own: times depth",
+            ),
         ],
     ),
     "5.4": Exercise(
@@ -100,15 +129,22 @@ EXERCISES = {
         solution=_shares,
         slips=[
             (
-                lambda svd_llm, control, prehab: (100 * (control / svd_llm - 1), 100 * (prehab / svd_llm - 1)),
+                lambda svd_llm, control, prehab: (
+                    100 * (control / svd_llm - 1),
+                    100 * (prehab / svd_llm - 1),
+                ),
                 "what the surrogate adds is measured against the control, not against SVD-LLM",
             ),
             (
-                lambda svd_llm, control, prehab: tuple(-x for x in _shares(svd_llm, control, prehab)),
+                lambda svd_llm, control, prehab: tuple(
+                    -x for x in _shares(svd_llm, control, prehab)
+                ),
                 "the sign: a lower perplexity is a negative change",
             ),
             (
-                lambda svd_llm, control, prehab: tuple(x / 100 for x in _shares(svd_llm, control, prehab)),
+                lambda svd_llm, control, prehab: tuple(
+                    x / 100 for x in _shares(svd_llm, control, prehab)
+                ),
                 "per cent: times 100",
             ),
             (

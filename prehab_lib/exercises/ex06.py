@@ -21,7 +21,9 @@ def _paired_t(first, second):
 
 
 def _unpaired_t(first, second):
-    return (mean(first) - mean(second)) / math.sqrt((stdev(first) ** 2 + stdev(second) ** 2) / len(first))
+    return (mean(first) - mean(second)) / math.sqrt(
+        (stdev(first) ** 2 + stdev(second) ** 2) / len(first)
+    )
 
 
 def _without_root(first, second):
@@ -65,9 +67,18 @@ EXERCISES = {
         withheld=[([5.0, 7.0], [4.0, 4.0]), ([1.0, 2.0, 4.0, 8.0, 3.0], [0.0, 2.5, 3.0, 6.0, 1.0])],
         solution=_paired_t,
         slips=[
-            (_unpaired_t, "seeds are paired: take the difference of each seed first, then its spread"),
-            (_without_root, "that is the spread of one seed's difference: the mean of n has 1/√n of it"),
-            (_with_n, "divide the squares by n − 1, not by n: the mean was estimated from the same numbers"),
+            (
+                _unpaired_t,
+                "seeds are paired: take the difference of each seed first, then its spread",
+            ),
+            (
+                _without_root,
+                "that is the spread of one seed's difference: the mean of n has 1/√n of it",
+            ),
+            (
+                _with_n,
+                "divide the squares by n − 1, not by n: the mean was estimated from the same numbers",
+            ),
         ],
     ),
     "6.3": Exercise(

@@ -1,4 +1,6 @@
-"""Exercises of notebook 07, adaptive ranks: loss changes, the zero-sum walk, what a rank saves, the correction."""
+"""Exercises of notebook 07, adaptive ranks: loss changes, the zero-sum walk, what a rank saves, the
+correction.
+"""
 
 import math
 
@@ -9,7 +11,10 @@ from prehab_lib.exercises import Exercise
 
 def _loss_changes(left, right, grad):
     rows, columns = range(len(grad)), range(len(grad[0]))
-    return [-sum(grad[i][j] * left[i][a] * right[a][j] for i in rows for j in columns) for a in range(len(right))]
+    return [
+        -sum(grad[i][j] * left[i][a] * right[a][j] for i in rows for j in columns)
+        for a in range(len(right))
+    ]
 
 
 def _transposed(left, right, grad):
@@ -25,7 +30,9 @@ def _transposed(left, right, grad):
 
 
 def _squared_sizes(left, right, grad):
-    return [sum(row[a] ** 2 for row in left) * sum(r**2 for r in right[a]) for a in range(len(right))]
+    return [
+        sum(row[a] ** 2 for row in left) * sum(r**2 for r in right[a]) for a in range(len(right))
+    ]
 
 
 def _with_all_after_it(left, right, grad):
@@ -125,7 +132,9 @@ EXERCISES = {
                 "the sign: the component is taken away, so the weight moves by minus left_a right_a",
             ),
             (
-                lambda left, right, grad: [abs(change) for change in _loss_changes(left, right, grad)],
+                lambda left, right, grad: [
+                    abs(change) for change in _loss_changes(left, right, grad)
+                ],
                 "keep the sign: whether the loss rises or falls is what zero-sum balances",
             ),
             (
@@ -153,13 +162,19 @@ EXERCISES = {
             ({"q": 0.3, "k": -0.1, "v": 0.2}, 0.0),
             ({"q": 0.3, "k": 0.2}, 0.6),
             ({"v": -0.5, "o": -0.2}, -0.3),
-            ({"q": -0.2, "k": -0.2, "v": 0.1, "o": -0.3}, 0.35),  # a tie that other slips do not meet
+            (
+                {"q": -0.2, "k": -0.2, "v": 0.1, "o": -0.3},
+                0.35,
+            ),  # a tie that other slips do not meet
             ({"q": 0.4, "k": 0.0, "v": -0.3}, -0.1),
         ],
         withheld=[({"a": 0.2, "b": -0.3, "c": 0.05}, 0.1), ({"b": 0.3, "a": 0.3}, 0.0)],
         solution=_next_drop,
         slips=[
-            (_largest, "the smallest goes first: large changes are where the first order is least to be trusted"),
+            (
+                _largest,
+                "the smallest goes first: large changes are where the first order is least to be trusted",
+            ),
             (
                 lambda tails, balance: _smallest(tails, _of_sign(tails, balance > 0) or tails),
                 "the other way round: a sum at or below zero asks for a change that raises the loss",
@@ -181,19 +196,35 @@ EXERCISES = {
                 "at balance 0, where the walk begins, the changes of at least 0 go first",
             ),
             (
-                lambda tails, balance: min(tails, key=lambda name: (abs(balance + tails[name]), name)),
+                lambda tails, balance: min(
+                    tails, key=lambda name: (abs(balance + tails[name]), name)
+                ),
                 "that brings the sum as near to zero as it can: the rule takes the smallest of the sign it asks for",
             ),
-            (_nothing_where_the_sign_has_none, "where no layer has the sign it asks for, take from the other"),
-            (_strictly_positive, "a change of exactly 0 counts with those above: it is the cheapest of all"),
             (
-                lambda tails, balance: min(_of_sign(tails, balance <= 0) or tails, key=lambda name: abs(tails[name])),
+                _nothing_where_the_sign_has_none,
+                "where no layer has the sign it asks for, take from the other",
+            ),
+            (
+                _strictly_positive,
+                "a change of exactly 0 counts with those above: it is the cheapest of all",
+            ),
+            (
+                lambda tails, balance: min(
+                    _of_sign(tails, balance <= 0) or tails, key=lambda name: abs(tails[name])
+                ),
                 "of equals the first in the order of names goes, not the first in the dictionary",
             ),
         ],
     ),
     "7.3": Exercise(
-        cases=[((4, 4), 1), ((4096, 4096), 2047), ((4096, 4096), 3000), ((3072, 768), 100), ((1024, 4096), 900)],
+        cases=[
+            ((4, 4), 1),
+            ((4096, 4096), 2047),
+            ((4096, 4096), 3000),
+            ((3072, 768), 100),
+            ((1024, 4096), 900),
+        ],
         withheld=[((100, 300), 74), ((100, 300), 75), ((768, 768), 200)],
         solution=_saved,
         slips=[
@@ -228,7 +259,12 @@ EXERCISES = {
         ],
     ),
     "7.4": Exercise(
-        cases=[([3, 4], [1, 2]), ([1, -2, 2, 0], [0.5, 1, -1, 3]), ([2, 0, -1], [1, 5, 2]), ([0, 0], [1, -1])],
+        cases=[
+            ([3, 4], [1, 2]),
+            ([1, -2, 2, 0], [0.5, 1, -1, 3]),
+            ([2, 0, -1], [1, 5, 2]),
+            ([0, 0], [1, -1]),
+        ],
         withheld=[([1, 1], [3, -1]), ([0.5, 0, 2], [4, 1, 1])],
         solution=_restored,
         slips=[
@@ -248,7 +284,10 @@ EXERCISES = {
                 lambda grad, lost: [-x for x in _restored(grad, lost)],
                 "the sign: the step must change the loss as giving back would, not undo it once more",
             ),
-            (_rest, "that is the part of lost that the loss does not feel: the step is the other part"),
+            (
+                _rest,
+                "that is the part of lost that the loss does not feel: the step is the other part",
+            ),
             (
                 lambda grad, lost: list(lost),
                 "that gives everything back: the loss change is right, but this is not the smallest step",

@@ -1,4 +1,6 @@
-"""Exercises of notebook 08, cost: operations counted, the roofline's bound, a refresh shared out, a rank for a speed-up."""
+"""Exercises of notebook 08, cost: operations counted, the roofline's bound, a refresh shared out, a
+rank for a speed-up.
+"""
 
 import math
 
@@ -61,13 +63,22 @@ EXERCISES = {
         withheld=[(1024, 4096), (5120, 1280)],
         solution=_operations,
         slips=[
-            (_without_the_way_back, "the gradient in M has to come back to W: P Lᵀ is a second product with n × n"),
+            (
+                _without_the_way_back,
+                "the gradient in M has to come back to W: P Lᵀ is a second product with n × n",
+            ),
             (
                 _on_the_inputs_side,
                 "the Gram of M may be taken on either side: the smaller one, p × p, is enough, also where n is the larger",
             ),
-            (_on_the_larger_side, "that decomposes the larger side: both Grams have the same eigenvalues above zero"),
-            (_multiplications_alone, "a product counts its additions too: 2 a b c for (a × b)(b × c)"),
+            (
+                _on_the_larger_side,
+                "that decomposes the larger side: both Grams have the same eigenvalues above zero",
+            ),
+            (
+                _multiplications_alone,
+                "a product counts its additions too: 2 a b c for (a × b)(b × c)",
+            ),
             (_root_on_the_left, "the root L is n × n, and W L takes 2 m n² operations, not 2 m² n"),
             (
                 lambda m, n: 9 * min(m, n) ** 3,
@@ -76,7 +87,12 @@ EXERCISES = {
         ],
     ),
     "8.2": Exercise(
-        cases=[(2e9, 1e6, 1e11, 1e10), (1e6, 4e6, 1e11, 1e10), (3e9, 3e9, 1e11, 1e10), (5e8, 5e8, 1e9, 1e10)],
+        cases=[
+            (2e9, 1e6, 1e11, 1e10),
+            (1e6, 4e6, 1e11, 1e10),
+            (3e9, 3e9, 1e11, 1e10),
+            (5e8, 5e8, 1e9, 1e10),
+        ],
         withheld=[(4e9, 2e8, 2e11, 4e10), (1e6, 8e8, 1e12, 2e11)],
         solution=_least_seconds,
         slips=[

@@ -1,8 +1,9 @@
-"""Rank surrogates of R(W L) and their gradients in W without a singular value decomposition, for many layers at once.
+"""Rank surrogates of R(W L) and their gradients in W without a singular value decomposition, for
+many layers at once.
 
-Each is made for a stack of layers of one shape and called at every step, or every few; it keeps between calls what makes the
-next one cheap.  All tests are against `surrogates` in float64.  Costs are operations for one layer (m, n), p = min(m, n),
-q = max(m, n).
+Each is made for a stack of layers of one shape and called at every step, or every few; it keeps
+between calls what makes the next one cheap.  All tests are against `surrogates` in float64.  Costs
+are operations for one layer (m, n), p = min(m, n), q = max(m, n).
 """
 
 from typing import ClassVar, NamedTuple
@@ -19,7 +20,9 @@ COLD = 200  # rounds at most, at the first call or where `RESIDUAL` is missed
 
 
 class Tangent(NamedTuple):
-    """value (b,): R of each layer.  gradient (b, m, n): dR/dW.  fell_back (b,): where the fast way did not suffice."""
+    """value (b,): R of each layer.  gradient (b, m, n): dR/dW.  fell_back (b,): where the fast way
+    did not suffice.
+    """
 
     value: Tensor
     gradient: Tensor
@@ -27,12 +30,15 @@ class Tangent(NamedTuple):
 
 
 class StableRank:
-    """‖W L‖_F² / ‖W L‖₂² from the Gram G = L Lᵀ (b, n, n) itself: Y = W G gives ‖W L‖_F² = ⟨Y, W⟩ and K = Y Wᵀ.
+    """‖W L‖_F² / ‖W L‖₂² from the Gram G = L Lᵀ (b, n, n) itself: Y = W G gives ‖W L‖_F² = ⟨Y, W⟩
+    and K = Y Wᵀ.
 
-    Gradient: 2 (Y − S u uᵀ Y) / σ₁² with u the top left singular vector (digest of Eq. 6).  Neither a root nor W L is made.
-    u comes from `rounds` rounds of `power.top`, warm, and then as many again and again, up to `COLD`, while the residual is
-    above `RESIDUAL`; a layer where it stays so has fallen back.  Elsewhere the value is within 1e-3 and the cosine of the
-    gradient above 0.999, unless σ₂ is within a per cent or so of σ₁ (σ₁ itself stays right).  Cost: 2 m n² + 16 m n a round.
+    Gradient: 2 (Y − S u uᵀ Y) / σ₁² with u the top left singular vector (digest of Eq. 6).  Neither
+    a root nor W L is made. u comes from `rounds` rounds of `power.top`, warm, and then as many
+    again and again, up to `COLD`, while the residual is above `RESIDUAL`; a layer where it stays so
+    has fallen back.  Elsewhere the value is within 1e-3 and the cosine of the gradient above 0.999,
+    unless σ₂ is within a per cent or so of σ₁ (σ₁ itself stays right).  Cost: 2 m n² + 16 m n a
+    round.
     """
 
     metric_is: ClassVar[str] = "gram"
@@ -45,7 +51,10 @@ class StableRank:
     def __call__(self, W: Tensor) -> Tangent:
         """W (b, m, n) in the metric's dtype."""
         Y = W @ self.metric.to(W)  # (b, m, n)
-        found, done = top(Y, W, self.state["U"].to(W) if self.state else start(W), self.rounds), self.rounds
+        found, done = (
+            top(Y, W, self.state["U"].to(W) if self.state else start(W), self.rounds),
+            self.rounds,
+        )
         while done < COLD and (~(found.residual <= RESIDUAL)).any():
             found, done = top(Y, W, found.U, more := min(done, COLD - done)), done + more
         self.state["U"] = found.U
@@ -58,15 +67,17 @@ class StableRank:
 class Nuclear:
     """‖W L‖_* = ⟨P, M⟩ with M = W L and P its polar factor; gradient P Lᵀ.
 
-    Error and fallback are those of `polar.polar`: a layer that once needed float64 goes there at once from then on.
-    Cost: 4 m n² and the polar factor.
+    Error and fallback are those of `polar.polar`: a layer that once needed float64 goes there at
+    once from then on. Cost: 4 m n² and the polar factor.
     """
 
     metric_is: ClassVar[str] = "root"
 
     def __init__(self, metric: Tensor, rounds: None = None, by: str | None = None):
         if rounds is not None:
-            raise ValueError("power_iterations are for the fast 'stable_rank' alone: leave them out")
+            raise ValueError(
+                "power_iterations are for the fast 'stable_rank' alone: leave them out"
+            )
         self.metric, self.by = metric, by
         self.state: dict[str, Tensor] = {}
 
@@ -85,7 +96,9 @@ class Nuclear:
 
 
 class NuclearRatio(Nuclear):
-    """‖W L‖_*² / ‖W L‖_F², Eq. (5) as printed; gradient 2 (‖M‖_* P − S M) Lᵀ / ‖M‖_F².  All else as `Nuclear`."""
+    """‖W L‖_*² / ‖W L‖_F², Eq. (5) as printed; gradient 2 (‖M‖_* P − S M) Lᵀ / ‖M‖_F².  All else as
+    `Nuclear`.
+    """
 
     def _of(self, M: Tensor, P: Tensor) -> tuple[Tensor, Tensor]:
         norm = (P * M).sum((-2, -1))

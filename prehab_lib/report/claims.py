@@ -1,4 +1,6 @@
-"""A claim is a sentence that must hold where digits may move: printed, counted, and kept for the report."""
+"""A claim is a sentence that must hold where digits may move: printed, counted, and kept for the
+report.
+"""
 
 import json
 import os
@@ -13,16 +15,18 @@ def _verdicts(sentence: str, holds) -> list[bool]:
     if not values:
         raise ValueError(f'claim "{sentence}": there is nothing to judge, holds is empty')
     if wrong := [value for value in values if not isinstance(value, bool)]:
-        raise ValueError(f'claim "{sentence}": holds must be True or False for each case, not {wrong[0]!r}')
+        raise ValueError(
+            f'claim "{sentence}": holds must be True or False for each case, not {wrong[0]!r}'
+        )
     return values
 
 
 def claim(sentence: str, holds, *, paper: str, ours: str, of: str = "") -> None:
     """Print whether a sentence of the paper holds here, and keep it in the run's claims.jsonl.
 
-    holds: one boolean, or one a case (a list, an array, a pandas Series). of: what the cases are ("ratios", "seeds").
-    paper, ours: both sides in a few words, with seeds and model on our side. Raises ValueError where holds is empty
-    or not boolean.
+    holds: one boolean, or one a case (a list, an array, a pandas Series). of: what the cases are
+    ("ratios", "seeds"). paper, ours: both sides in a few words, with seeds and model on our side.
+    Raises ValueError where holds is empty or not boolean.
     """
     verdicts = _verdicts(sentence, holds)
     held, cases = sum(verdicts), f"{len(verdicts)} {of}".strip()

@@ -1,8 +1,9 @@
-"""Where the paper disagrees with its reference, its release or itself, and what this companion does about it.
+"""Where the paper disagrees with its reference, its release or itself, and what this companion does
+about it.
 
-"As printed": arXiv 2512.01980v1.  "As cited": the paper's own reference, or plain arithmetic.  "As released": the
-authors' public scripts, which import files that are not in the release, so they were read and not run.  `paper` re-exports
-the rows.
+"As printed": arXiv 2512.01980v1.  "As cited": the paper's own reference, or plain arithmetic.  "As
+released": the authors' public scripts, which import files that are not in the release, so they were
+read and not run.  `paper` re-exports the rows.
 """
 
 import html
@@ -265,7 +266,8 @@ ERRATA: tuple[Erratum, ...] = _METHOD + _NUMBERS
 
 
 def to_html(topic: str | None = None) -> str:
-    """The rows as an HTML table that wraps its text, the same bytes every time: of one topic, or all of them.
+    """The rows as an HTML table that wraps its text, the same bytes every time: of one topic, or
+    all of them.
 
     Raises ValueError for a topic that no row has.
     """

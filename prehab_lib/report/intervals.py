@@ -1,4 +1,6 @@
-"""How sure is a difference?  Bootstrap intervals of paired differences over seeds and over what was scored."""
+"""How sure is a difference?  Bootstrap intervals of paired differences over seeds and over what was
+scored.
+"""
 
 from typing import NamedTuple
 
@@ -8,7 +10,9 @@ from prehab_lib.inputs import check_whole
 
 
 class Interval(NamedTuple):
-    """mean, low and high in the unit of the differences; low and high bound the middle `level` of the bootstrap means."""
+    """mean, low and high in the unit of the differences; low and high bound the middle `level` of
+    the bootstrap means.
+    """
 
     mean: float
     low: float
@@ -21,19 +25,24 @@ class Interval(NamedTuple):
 
 
 def paired_interval(differences, draws: int = 2000, level: float = 0.95, seed: int = 0) -> Interval:
-    """Percentile interval of the mean of paired differences.   differences (seeds,) or (seeds, items).
+    """Percentile interval of the mean of paired differences.   differences (seeds,) or (seeds,
+    items).
 
-    A row is one seed: both arms started from the same base and saw the same data in the same order.  A column is one scored
-    item, an image or a window, the same for all seeds.  Seeds are drawn with replacement, and independently items where
-    there are any: the interval then speaks of other seeds *and* of other test items.  With few seeds percentile intervals
-    are too narrow: of five seeds they cover a true mean some 85 % of the time, not 95 % (measured in the tests).
+    A row is one seed: both arms started from the same base and saw the same data in the same order.
+    A column is one scored item, an image or a window, the same for all seeds.  Seeds are drawn with
+    replacement, and independently items where there are any: the interval then speaks of other
+    seeds *and* of other test items.  With few seeds percentile intervals are too narrow: of five
+    seeds they cover a true mean some 85 % of the time, not 95 % (measured in the tests).
 
-    Source: Efron and Tibshirani, An Introduction to the Bootstrap; crossed resampling as in Owen, Annals of Applied Statistics 2007.
-    Raises ValueError for fewer than two seeds, values that are not finite, or a level outside (0, 1).
+    Source: Efron and Tibshirani, An Introduction to the Bootstrap; crossed resampling as in Owen,
+    Annals of Applied Statistics 2007. Raises ValueError for fewer than two seeds, values that are
+    not finite, or a level outside (0, 1).
     """
     values = np.asarray(differences, dtype=np.float64)
     if values.ndim not in (1, 2) or len(values) < 2 or not values.size:
-        raise ValueError(f"differences of shape {values.shape}: give (seeds,) or (seeds, items), at least two seeds")
+        raise ValueError(
+            f"differences of shape {values.shape}: give (seeds,) or (seeds, items), at least two seeds"
+        )
     if not np.isfinite(values).all():
         raise ValueError("differences must be finite numbers")
     if not 0 < level < 1:
@@ -42,9 +51,13 @@ def paired_interval(differences, draws: int = 2000, level: float = 0.95, seed: i
     generator = np.random.default_rng(seed)
     table = values if values.ndim == 2 else values[:, None]
     seeds, items = table.shape
-    by_seed = generator.multinomial(seeds, np.full(seeds, 1 / seeds), draws) / seeds  # (draws, seeds)
+    by_seed = (
+        generator.multinomial(seeds, np.full(seeds, 1 / seeds), draws) / seeds
+    )  # (draws, seeds)
     by_item = (
-        generator.multinomial(items, np.full(items, 1 / items), draws) / items if items > 1 else np.ones((draws, 1))
+        generator.multinomial(items, np.full(items, 1 / items), draws) / items
+        if items > 1
+        else np.ones((draws, 1))
     )
     means = ((by_seed @ table) * by_item).sum(1)
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])

@@ -8,17 +8,22 @@ from dataclasses import dataclass, field
 
 from prehab_lib.tasks import glue, rules
 
-SPLIT = ("paper_table", "dataset", "model", "split")  # values that differ here make tables of their own
+SPLIT = (
+    "paper_table",
+    "dataset",
+    "model",
+    "split",
+)  # values that differ here make tables of their own
 
 
 @dataclass(frozen=True)
 class Layout:
     """Scores of several tasks: a column a task, a block a removed fraction.
 
-    name: ends the name of the table's file. title: what the scores are. tasks: values of the record field `dataset`, in
-    the order of the columns -> the metric, None for any. paper_table: records of this table alone, None for any.
-    average: fn(task -> score) -> the last column, for rows that have every task; None for no such column.
-    average_note: how it is computed, one sentence.
+    name: ends the name of the table's file. title: what the scores are. tasks: values of the record
+    field `dataset`, in the order of the columns -> the metric, None for any. paper_table: records
+    of this table alone, None for any. average: fn(task -> score) -> the last column, for rows that
+    have every task; None for no such column. average_note: how it is computed, one sentence.
     """
 
     name: str
@@ -49,7 +54,11 @@ LAYOUTS = (
         "model is the plain mean of nine columns.",
     ),
     # Names are read from the source: the module behind them costs seconds of torch.
-    Layout("prose", "scores by embedded task", dict.fromkeys(rules.table_keys("prose_tasks", "PROSE"))),
+    Layout(
+        "prose",
+        "scores by embedded task",
+        dict.fromkeys(rules.table_keys("tasks.prose_tasks", "PROSE")),
+    ),
 )
 
 

@@ -1,4 +1,6 @@
-"""Who beats whom, from records: paired by data set, removed fraction and seed. And what records must be to be paired at all."""
+"""Who beats whom, from records: paired by data set, removed fraction and seed. And what records
+must be to be paired at all.
+"""
 
 import math
 from collections.abc import Iterable
@@ -8,8 +10,8 @@ from itertools import pairwise
 
 from prehab_lib.report import paper
 
-# metric -> lowest and highest possible score, and whether higher is better: a score outside, or of the other direction, is
-# a file that was changed by hand or written by a slip.
+# metric -> lowest and highest possible score, and whether higher is better: a score outside, or of
+# the other direction, is a file that was changed by hand or written by a slip.
 BOUNDS = {
     "top1_percent": (0.0, 100.0, True),
     "accuracy": (0.0, 1.0, True),
@@ -25,9 +27,10 @@ _KEYS = {row: key for key, row in paper.ROWS.items()}
 class Pair:
     """A comparison: does `one` beat `other`?
 
-    both, one, other: record fields with the values they must have (text may hold *). lam: max or min takes the largest or
-    smallest λ above 0. lora is false where nothing says otherwise. highest: at the highest removed fraction alone.
-    uncut: at nothing removed. grows: ask instead whether the lead of `one` grows from each fraction to the next.
+    both, one, other: record fields with the values they must have (text may hold *). lam: max or
+    min takes the largest or smallest λ above 0. lora is false where nothing says otherwise.
+    highest: at the highest removed fraction alone. uncut: at nothing removed. grows: ask instead
+    whether the lead of `one` grows from each fraction to the next.
     """
 
     one: dict
@@ -39,13 +42,16 @@ class Pair:
 
     @classmethod
     def of(cls, fields: dict) -> "Pair":
-        """From one flat dictionary: `one > other` in a field's text tells the sides apart, the rest is of both.
+        """From one flat dictionary: `one > other` in a field's text tells the sides apart, the rest
+        is of both.
 
         Raises ValueError where no field does.
         """
         from prehab_lib.tasks.parameters import load_value
 
-        options = {name: value for name, value in fields.items() if name in ("highest", "uncut", "grows")}
+        options = {
+            name: value for name, value in fields.items() if name in ("highest", "uncut", "grows")
+        }
         sides: dict[str, dict] = {"one": {}, "other": {}, "both": {}}
         for name, value in fields.items():
             one, apart, other = value.partition(" > ") if isinstance(value, str) else ("", "", "")
@@ -59,10 +65,17 @@ class Pair:
 
 
 def printed() -> list[dict]:
-    """The paper's numbers as records of ours: arm and method are our keys, one seed; without the averages."""
+    """The paper's numbers as records of ours: arm and method are our keys, one seed; without the
+    averages.
+    """
     return [
         one
-        | {"paper_table": one["table"], "paper_dataset": one["dataset"], "removed": one["ratio_removed"], "seed": 0}
+        | {
+            "paper_table": one["table"],
+            "paper_dataset": one["dataset"],
+            "removed": one["ratio_removed"],
+            "seed": 0,
+        }
         | {"method": _KEYS[one["method"]], "arm": _KEYS[one["method"]], "control": False}
         for one in paper.records()
         if not one["dataset"].endswith("Average")
@@ -76,12 +89,18 @@ def _fits(value, wanted) -> bool:
 
 
 def _side(records: list[dict], pair: Pair, side: dict) -> dict[tuple, dict]:
-    """(data set, removed, seed) -> the record of one side. Raises ValueError where two records claim the same place."""
+    """(data set, removed, seed) -> the record of one side. Raises ValueError where two records
+    claim the same place.
+    """
     wanted = {"lora": False} | pair.both | side
     lam = wanted.pop("lam", None)
     found = [one for one in records if (one["removed"] == 0) == pair.uncut]
     for name, value in wanted.items():
-        found = [one for one in found if _fits(one.get(name) or False if name == "lora" else one.get(name), value)]
+        found = [
+            one
+            for one in found
+            if _fits(one.get(name) or False if name == "lora" else one.get(name), value)
+        ]
     if lam is not None:
         values = [one["lam"] for one in found if one.get("lam")]
         chosen = {"max": max, "min": min}[lam](values, default=None)
@@ -108,8 +127,8 @@ def _where(place: tuple) -> str:
 
 
 def compare(records: list[dict], pair: Pair) -> dict[tuple, bool]:
-    """(data set, removed, seed) -> whether `one` beats `other` there, a tie does not; sorted. Empty where neither side has
-    a record.
+    """(data set, removed, seed) -> whether `one` beats `other` there, a tie does not; sorted. Empty
+    where neither side has a record.
 
     Raises ValueError for a score without its partner, or two scores in one place.
     """
@@ -117,9 +136,12 @@ def compare(records: list[dict], pair: Pair) -> dict[tuple, bool]:
     if not one or not other:
         return {}
     if alone := sorted(one.keys() ^ other.keys()):
-        raise ValueError(f"{_named(pair.one)} and {_named(pair.other)} do not both stand at {_where(alone[0])}")
+        raise ValueError(
+            f"{_named(pair.one)} and {_named(pair.other)} do not both stand at {_where(alone[0])}"
+        )
     leads = {
-        place: (one[place]["value"] - other[place]["value"]) * (1 if one[place]["higher_is_better"] else -1)
+        place: (one[place]["value"] - other[place]["value"])
+        * (1 if one[place]["higher_is_better"] else -1)
         for place in sorted(one)
     }
     if not pair.grows:
@@ -135,13 +157,16 @@ def compare(records: list[dict], pair: Pair) -> dict[tuple, bool]:
 
 
 def cases(places: Iterable[tuple]) -> str:
-    """What is counted, in words: columns where there are several, ratios, and seeds where there are several."""
+    """What is counted, in words: columns where there are several, ratios, and seeds where there are
+    several.
+    """
     datasets, _, seeds = (set(several) for several in zip(*places, strict=True))
     return " × ".join(["columns"] * (len(datasets) > 1) + ["ratios"] + ["seeds"] * (len(seeds) > 1))
 
 
 def check(name: str, records: list[dict]) -> None:
-    """Records of the run `name` can be judged: scores are possible, and what was prepared stands beside its control.
+    """Records of the run `name` can be judged: scores are possible, and what was prepared stands
+    beside its control.
 
     Raises ValueError naming run, table and place otherwise.
     """
@@ -157,13 +182,21 @@ def check(name: str, records: list[dict]) -> None:
     tables = {one["paper_table"] for one in cut if one.get("paper_table")}
     controls = {_partner(one) for one in cut if one["control"]}
     for table in sorted(tables - {table for table, *_ in controls}):
-        raise ValueError(f"{name}: its scores beside Table {table} have no control row (λ = 0, all else equal)")
+        raise ValueError(
+            f"{name}: its scores beside Table {table} have no control row (λ = 0, all else equal)"
+        )
     for one in cut:
         prepared = "prehab" in (one["method"], one.get("arm")) and not one["control"]
         if prepared and _partner(one) not in controls:
-            table = f"Table {one['paper_table']}" if one.get("paper_table") else f"its table of {one['metric']}"
+            table = (
+                f"Table {one['paper_table']}"
+                if one.get("paper_table")
+                else f"its table of {one['metric']}"
+            )
             place = (str(one.get("dataset") or ""), one["removed"], one["seed"])
-            raise ValueError(f"{name}: {table}: prehab has no control (λ = 0, all else equal) at {_where(place)}")
+            raise ValueError(
+                f"{name}: {table}: prehab has no control (λ = 0, all else equal) at {_where(place)}"
+            )
 
 
 def _partner(one: dict) -> tuple:

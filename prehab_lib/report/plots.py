@@ -1,8 +1,10 @@
-"""Figures: one size, one look, and for every method one fixed colour, dash and marker throughout the book.
+"""Figures: one size, one look, and for every method one fixed colour, dash and marker throughout
+the book.
 
-Colours are Okabe and Ito's, which stay apart for colour-blind readers; dash and marker carry the same information again, so
-a figure survives a grey printer.  Members of a family share a colour: blue measures the layer's output (Gram), orange the
-gradients (Fisher), green hands out ranks unevenly, vermillion is prehab.
+Colours are Okabe and Ito's, which stay apart for colour-blind readers; dash and marker carry the
+same information again, so a figure survives a grey printer.  Members of a family share a colour:
+blue measures the layer's output (Gram), orange the gradients (Fisher), green hands out ranks
+unevenly, vermillion is prehab.
 """
 
 import io
@@ -12,7 +14,14 @@ import re
 import sys
 
 BLACK, GREY = "#000000", "#7F7F7F"
-ORANGE, SKY, GREEN, BLUE, VERMILLION, PURPLE = "#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00", "#CC79A7"
+ORANGE, SKY, GREEN, BLUE, VERMILLION, PURPLE = (
+    "#E69F00",
+    "#56B4E9",
+    "#009E73",
+    "#0072B2",
+    "#D55E00",
+    "#CC79A7",
+)
 DARK, LIGHT = "#7A1F00", "#F2A77B"  # shades of vermillion: prehab with other surrogates
 DASHED, DOTTED, DASHDOT, LONG = (0, (5, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)), (0, (9, 3))
 
@@ -70,14 +79,16 @@ LOOK = {
 def figure(kind: str = "column", nrows: int = 1, ncols: int = 1, **subplots):
     """A figure in the book's look: (fig, ax), ax an array of axes where there is more than one.
 
-    `kind` "column" fills half a screen, "wide" a whole one.  `subplots` goes to `matplotlib.pyplot.subplots` (sharex, ...).
-    Raises ValueError for another kind.
+    `kind` "column" fills half a screen, "wide" a whole one.  `subplots` goes to
+    `matplotlib.pyplot.subplots` (sharex, ...). Raises ValueError for another kind.
     """
     if kind not in SIZES:
         raise ValueError(f"figure kind {kind!r} is not known: choose one of {', '.join(SIZES)}")
     pyplot = _pyplot()
     width, height = SIZES[kind]
-    drawn = pyplot.subplots(nrows, ncols, figsize=(width, height * nrows), layout="constrained", **subplots)
+    drawn = pyplot.subplots(
+        nrows, ncols, figsize=(width, height * nrows), layout="constrained", **subplots
+    )
     _show_compactly()
     return drawn
 
@@ -85,7 +96,8 @@ def figure(kind: str = "column", nrows: int = 1, ncols: int = 1, **subplots):
 def style(method: str) -> dict:
     """Keyword arguments for `ax.plot`: color, linestyle, marker, label.
 
-    "<method>+rehab" is the same line with hollow markers.  Raises ValueError that lists the known names.
+    "<method>+rehab" is the same line with hollow markers.  Raises ValueError that lists the known
+    names.
     """
     key, _, suffix = method.lower().replace(" ", "_").replace("-", "_").partition("+")
     key = ALIASES.get(key, key)
@@ -105,12 +117,16 @@ def color(method: str) -> str:
 
 
 def label(method: str) -> str:
-    """The method's name as it stands in legends and tables.  Raises ValueError that lists the known names."""
+    """The method's name as it stands in legends and tables.  Raises ValueError that lists the known
+    names.
+    """
     return style(method)["label"]
 
 
 def shades(count: int) -> list[str]:
-    """Colours for an ordered quantity that is no method (the fraction removed), from dark to light, as #RRGGBB."""
+    """Colours for an ordered quantity that is no method (the fraction removed), from dark to light,
+    as #RRGGBB.
+    """
     from matplotlib import colormaps
     from matplotlib.colors import to_hex
 
@@ -127,13 +143,17 @@ def legend(fig, ncols: int = 3):
 
 
 def save(fig, name: str, table, caption: str = "", **about) -> None:
-    """Writes name.png, name.csv and name.json into the run's folder of figures; nothing outside a run.
+    """Writes name.png, name.csv and name.json into the run's folder of figures; nothing outside a
+    run.
 
-    `table` (pandas.DataFrame) holds the numbers that are drawn.  The JSON record is the run's birth certificate with
-    `caption` and `about` (parameters, seeds: anything that JSON can hold).  Raises ValueError for a name that is no plain file name.
+    `table` (pandas.DataFrame) holds the numbers that are drawn.  The JSON record is the run's birth
+    certificate with `caption` and `about` (parameters, seeds: anything that JSON can hold).  Raises
+    ValueError for a name that is no plain file name.
     """
     if not re.fullmatch(r"[a-z0-9_]+", name):
-        raise ValueError(f"figure name {name!r}: use lower-case letters, digits and underscores only")
+        raise ValueError(
+            f"figure name {name!r}: use lower-case letters, digits and underscores only"
+        )
     from prehab_lib.report import records
 
     folder = records.run_dir()
@@ -145,16 +165,22 @@ def save(fig, name: str, table, caption: str = "", **about) -> None:
     counted = table.index.name is None and list(table.index) == list(range(len(table)))
     fig.savefig(folder / f"{name}.png", dpi=SAVED_DPI)
     table.to_csv(folder / f"{name}.csv", index=not counted, float_format="%.6g")
-    (folder / f"{name}.json").write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    (folder / f"{name}.json").write_text(
+        json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+    )
 
 
 def _compact_png(fig) -> bytes:
-    """The figure as a PNG of 128 colours: a third of the size, so that a notebook with its pictures stays small."""
+    """The figure as a PNG of 128 colours: a third of the size, so that a notebook with its pictures
+    stays small.
+    """
     from PIL import Image
 
     whole, small = io.BytesIO(), io.BytesIO()
     fig.savefig(whole, format="png")
-    Image.open(whole).convert("RGB").quantize(128, dither=Image.Dither.NONE).save(small, "PNG", optimize=True)
+    Image.open(whole).convert("RGB").quantize(128, dither=Image.Dither.NONE).save(
+        small, "PNG", optimize=True
+    )
     return small.getvalue()
 
 
@@ -168,7 +194,8 @@ def _show_compactly() -> None:
 
 
 def _pyplot():
-    # On a fresh machine matplotlib announces its font cache on stderr, which a notebook would keep as an output.
+    # On a fresh machine matplotlib announces its font cache on stderr, which a notebook would keep
+    # as an output.
     logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
     import matplotlib.pyplot as pyplot
 

@@ -1,7 +1,8 @@
 """What a run leaves behind: scores, each with the birth certificate of the run that made it.
 
-Inside a run of `python -m prehab_lib run` the runner says where to write (PREHAB_RUN_DIR). Without it, in JupyterLab
-or under nbval, nothing is written: the same notebook cell then only fills a table in memory.
+Inside a run of `python -m prehab_lib run` the runner says where to write (PREHAB_RUN_DIR). Without
+it, in JupyterLab or under nbval, nothing is written: the same notebook cell then only fills a table
+in memory.
 """
 
 import datetime
@@ -28,7 +29,9 @@ def run_dir() -> Path | None:
 
 
 def profile() -> str:
-    """Name of the profile ("smoke" where no runner says: the defaults of a notebook are the smoke profile)."""
+    """Name of the profile ("smoke" where no runner says: the defaults of a notebook are the smoke
+    profile).
+    """
     return os.environ.get("PREHAB_PROFILE") or "smoke"
 
 
@@ -36,7 +39,9 @@ def write_json(path: Path, content) -> None:
     """Write a JSON file in one step: a reader sees the old file or the new one, never half of it."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n", "utf-8")
+        temporary.write_text(
+            json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n", "utf-8"
+        )
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -44,7 +49,9 @@ def write_json(path: Path, content) -> None:
 
 def _git(*arguments: str) -> str | None:
     try:
-        done = subprocess.run(["git", "-C", str(REPOSITORY), *arguments], capture_output=True, text=True, timeout=20)
+        done = subprocess.run(
+            ["git", "-C", str(REPOSITORY), *arguments], capture_output=True, text=True, timeout=20
+        )
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() if done.returncode == 0 else None
@@ -53,10 +60,14 @@ def _git(*arguments: str) -> str | None:
 def _commit() -> str | None:
     """The commit of the checkout, "+dirty" where its code differs from it; None outside a checkout."""
     top = _git("rev-parse", "--show-toplevel")
-    if top is None or Path(top).resolve() != REPOSITORY:  # installed inside somebody else's repository
+    if (
+        top is None or Path(top).resolve() != REPOSITORY
+    ):  # installed inside somebody else's repository
         return None
     commit = _git("rev-parse", "--verify", "--quiet", "HEAD") or "no commit yet"
-    changed = _git("status", "--porcelain", "--", *(name for name in CODE if (REPOSITORY / name).exists()))
+    changed = _git(
+        "status", "--porcelain", "--", *(name for name in CODE if (REPOSITORY / name).exists())
+    )
     return f"{commit}+dirty" if changed else commit
 
 
@@ -90,7 +101,9 @@ def _threads() -> int:
 
 
 def peak_memory_mb(device="cpu") -> int:
-    """Largest memory (MB = 2**20 bytes) this process has held so far, on the device where that is a CUDA one."""
+    """Largest memory (MB = 2**20 bytes) this process has held so far, on the device where that is a
+    CUDA one.
+    """
     if str(device).startswith("cuda"):
         import torch
 
@@ -104,7 +117,9 @@ def peak_memory_mb(device="cpu") -> int:
 
 
 def birth_certificate(device="cpu") -> dict:
-    """Who made a number: profile, notebook, device, threads, versions, git commit, time. Imports no package."""
+    """Who made a number: profile, notebook, device, threads, versions, git commit, time. Imports no
+    package.
+    """
     device = str(device)
     return {
         "profile": profile(),
@@ -119,18 +134,30 @@ def birth_certificate(device="cpu") -> dict:
 
 
 def _plain(name: str, value):
-    """A Python scalar: NumPy scalars and one-element tensors are unwrapped, NaN and infinities refused."""
+    """A Python scalar: NumPy scalars and one-element tensors are unwrapped, NaN and infinities
+    refused.
+    """
     if not isinstance(value, (str, bool, int, float, type(None))) and hasattr(value, "item"):
         value = value.item()
     if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError(f"record: {name} is {value}, and a score that is no number is not recorded: find its cause")
+        raise ValueError(
+            f"record: {name} is {value}, and a score that is no number is not recorded: find its cause"
+        )
     if not isinstance(value, (str, bool, int, float, type(None))):
-        raise ValueError(f"record: {name} must be text, a number, a boolean or None, not {type(value).__name__}")
+        raise ValueError(
+            f"record: {name} must be text, a number, a boolean or None, not {type(value).__name__}"
+        )
     return value
 
 
 def _kind(value) -> str:
-    return "boolean" if isinstance(value, bool) else "number" if isinstance(value, (int, float)) else "text"
+    return (
+        "boolean"
+        if isinstance(value, bool)
+        else "number"
+        if isinstance(value, (int, float))
+        else "text"
+    )
 
 
 FIELDS = {
@@ -149,8 +176,8 @@ FIELDS = {
 class Results:
     """The scores of one notebook run.
 
-    protocol: one sentence on how the scores were taken (data split, batch, tokens). about: further facts that hold for
-    all of them; `model` and `data` are printed beside the paper's in reports.
+    protocol: one sentence on how the scores were taken (data split, batch, tokens). about: further
+    facts that hold for all of them; `model` and `data` are printed beside the paper's in reports.
     """
 
     def __init__(self, protocol: str, device="cpu", **about):
@@ -158,19 +185,33 @@ class Results:
             raise ValueError("Results: protocol must be a sentence saying how the scores are taken")
         self.protocol = protocol
         self.device = str(device)
-        self.about = birth_certificate(device) | {name: _plain(name, value) for name, value in about.items()}
+        self.about = birth_certificate(device) | {
+            name: _plain(name, value) for name, value in about.items()
+        }
         self.records: list[dict] = []
         self._kinds = dict(FIELDS)
 
     def add(
-        self, *, method, removed, achieved, metric, value, higher_is_better: bool, seed, control: bool, seconds, **extra
+        self,
+        *,
+        method,
+        removed,
+        achieved,
+        metric,
+        value,
+        higher_is_better: bool,
+        seed,
+        control: bool,
+        seconds,
+        **extra,
     ) -> None:
         """Record one score.
 
-        removed, achieved: fraction of the compressed layers' parameters taken away, as asked and as recounted from the
-        modules (0 for the uncompressed model). control: True for rows made with λ = 0 and the same steps, data,
-        optimiser and trained parameters. seconds: wall time behind this row. extra: further columns, for example
-        lora=True, lam=0.1, surrogate="nuclear", paper_table="II". Raises ValueError naming the field that is wrong.
+        removed, achieved: fraction of the compressed layers' parameters taken away, as asked and as
+        recounted from the modules (0 for the uncompressed model). control: True for rows made with
+        λ = 0 and the same steps, data, optimiser and trained parameters. seconds: wall time behind
+        this row. extra: further columns, for example lora=True, lam=0.1, surrogate="nuclear",
+        paper_table="II". Raises ValueError naming the field that is wrong.
         """
         given = dict(
             method=method,
@@ -206,12 +247,17 @@ class Results:
         return pandas.DataFrame(self.records, columns=None if self.records else list(FIELDS))
 
     def save(self) -> Path | None:
-        """Write result.json and records.parquet into the run folder; do nothing where there is none."""
+        """Write result.json and records.parquet into the run folder; do nothing where there is
+        none.
+        """
         folder = run_dir()
         if folder is None:
             return None
         folder.mkdir(parents=True, exist_ok=True)
         self.frame().to_parquet(folder / "records.parquet", index=False)
         about = self.about | {"peak_memory_mb": peak_memory_mb(self.device)}
-        write_json(folder / "result.json", {"about": about, "protocol": self.protocol, "records": self.records})
+        write_json(
+            folder / "result.json",
+            {"about": about, "protocol": self.protocol, "records": self.records},
+        )
         return folder / "result.json"

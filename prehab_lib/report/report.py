@@ -1,4 +1,6 @@
-"""All results of a profile on one page, ours beside the paper's: `python -m prehab_lib report PROFILE`."""
+"""All results of a profile on one page, ours beside the paper's: `python -m prehab_lib report
+PROFILE`.
+"""
 
 import json
 import os
@@ -16,7 +18,9 @@ def _maker(finished: Finished) -> str:
     facts = [
         f"profile {finished.run.get('profile', '?')}",
         f"seeds {', '.join(map(str, seeds))}" if seeds else "",
-        f"{about['device']} ({about['device_name']}), {about['threads']} threads" if "device" in about else "",
+        f"{about['device']} ({about['device_name']}), {about['threads']} threads"
+        if "device" in about
+        else "",
         ", ".join(f"{name} {version}" for name, version in about.get("versions", {}).items()),
         f"commit {about['commit']}" if about.get("commit") else "",
     ]
@@ -36,16 +40,25 @@ def _cost(finished: Finished) -> str:
 def _certificates(runs: list[Finished]) -> list[str]:
     if len(runs) == 1:
         return [f"Made by: {_maker(runs[0])} | {_cost(runs[0])}", ""]
-    return [*_several(runs, "Made by", _maker), *(f"- {run.label}: {_cost(run)}" for run in runs), ""]
+    return [
+        *_several(runs, "Made by", _maker),
+        *(f"- {run.label}: {_cost(run)}" for run in runs),
+        "",
+    ]
 
 
 def _claim_lines(runs: list[Finished]) -> list[str]:
-    """A line for each claim; one that several runs make is counted over all of them, and each run's part named."""
+    """A line for each claim; one that several runs make is counted over all of them, and each run's
+    part named.
+    """
     made: dict[tuple, list[tuple[str, dict]]] = {}
     for run in runs:
         for number, claim in enumerate(run.claims):
             same = (claim["sentence"], claim["paper"], claim["of"])
-            before = sum(same == (claim["sentence"], claim["paper"], claim["of"]) for claim in run.claims[:number])
+            before = sum(
+                same == (claim["sentence"], claim["paper"], claim["of"])
+                for claim in run.claims[:number]
+            )
             made.setdefault((*same, before), []).append((run.label, claim))
     return [_claim_line(each, alone=len(runs) == 1) for each in made.values()]
 
@@ -56,25 +69,38 @@ def _claim_line(each: list[tuple[str, dict]], alone: bool) -> str:
     counted = f"{cases} {claims[0]['of']}".strip()
     verdict = f"holds at {holds} of {counted}" if holds else f"does not hold: 0 of {counted}"
     parts = "; ".join(f"{label} {claim['holds']} of {claim['cases']}" for label, claim in each)
-    apart = f" over {len(each)} runs: {parts}" if len(each) > 1 else "" if alone else f" in {each[0][0]}"
+    apart = (
+        f" over {len(each)} runs: {parts}"
+        if len(each) > 1
+        else ""
+        if alone
+        else f" in {each[0][0]}"
+    )
     ours = "; ".join(dict.fromkeys(claim["ours"] for claim in claims))
     return f"- {claims[0]['sentence']}: **{verdict}**{apart} (paper {claims[0]['paper']}; ours: {ours})"
 
 
 def _once(runs: list[Finished]) -> list[dict]:
-    """The records of all runs. One that several runs share, equal in all but its seconds, is one measurement."""
+    """The records of all runs. One that several runs share, equal in all but its seconds, is one
+    measurement.
+    """
     kept: list[dict] = []
     seen: set[str] = set()
     for run in runs:
         texts = [json.dumps(record | {"seconds": 0}, sort_keys=True) for record in run.records]
-        kept += [record for record, text in zip(run.records, texts, strict=True) if text not in seen]
+        kept += [
+            record for record, text in zip(run.records, texts, strict=True) if text not in seen
+        ]
         seen.update(texts)
     return kept
 
 
 def _merged(runs: list[Finished]) -> dict:
     """What the tables say about the runs behind them."""
-    values = {name: dict.fromkeys(run.about[name] for run in runs if name in run.about) for name in ("model", "data")}
+    values = {
+        name: dict.fromkeys(run.about[name] for run in runs if name in run.about)
+        for name in ("model", "data")
+    }
     return {name: ", ".join(map(str, several)) for name, several in values.items() if several}
 
 
@@ -91,20 +117,29 @@ def _several(runs: list[Finished], what: str, text) -> list[str]:
 def _choose(
     notebook: str, profile: str, runs: list[Finished], planned: dict[str, dict]
 ) -> tuple[list[Finished], list[str]]:
-    """The finished runs that the plan has, in its order, and lines on what differs from it. planned: run -> parameters."""
+    """The finished runs that the plan has, in its order, and lines on what differs from it.
+    planned: run -> parameters.
+    """
     by_name, lines, file = {run.name: run for run in runs}, [], f"params/{notebook}.{profile}.yaml"
     chosen = [by_name[name] for name in planned if name in by_name]
     if outside := [name for name in by_name if name not in planned]:
         lines += [f"Left out, for {file} as it stands makes no such run: {', '.join(outside)}.", ""]
     if missing := [name for name in planned if name not in by_name]:
         lines += [f"Not there yet: {', '.join(missing)}.", ""]
-    for run in chosen if len(planned) > 1 else []:  # in one table with its siblings, which it must be like
+    for run in (
+        chosen if len(planned) > 1 else []
+    ):  # in one table with its siblings, which it must be like
         had = run.run.get("params", {})
         other = [
-            f"{name} = {had[name]!r}" for name, value in planned[run.name].items() if had.get(name, value) != value
+            f"{name} = {had[name]!r}"
+            for name, value in planned[run.name].items()
+            if had.get(name, value) != value
         ]
         if other:
-            lines += [f"{run.name} was run with {', '.join(other)}, which is not what {file} says now.", ""]
+            lines += [
+                f"{run.name} was run with {', '.join(other)}, which is not what {file} says now.",
+                "",
+            ]
     return chosen, lines
 
 
@@ -134,7 +169,9 @@ def _write_tables(folder: Path, printed: list[tables.Table]) -> None:
 
 
 def _verdicts(folder: Path) -> list[str]:
-    """The page of notebook 10, made from what lies in the folder now; or the sentence that says why it cannot be."""
+    """The page of notebook 10, made from what lies in the folder now; or the sentence that says why
+    it cannot be.
+    """
     try:
         runs = audit.results(folder)
         return verdicts.page(audit.judge(runs), runs)
@@ -143,7 +180,8 @@ def _verdicts(folder: Path) -> list[str]:
 
 
 def write(profile: str, home: Path | None = None) -> str:
-    """Write runs/PROFILE/report.md, a CSV for each table, and all records in one; returns the report's path, relative.
+    """Write runs/PROFILE/report.md, a CSV for each table, and all records in one; returns the
+    report's path, relative.
 
     Raises FileNotFoundError where the profile has no finished run.
     """
@@ -151,13 +189,21 @@ def write(profile: str, home: Path | None = None) -> str:
     folder = home / "runs" / profile
     finished = read(folder)
     if not finished:
-        raise FileNotFoundError(f"no finished run of {profile}: start with `python -m prehab_lib run {profile}`")
+        raise FileNotFoundError(
+            f"no finished run of {profile}: start with `python -m prehab_lib run {profile}`"
+        )
     planned = plan.expected(home, profile, finished)
     lines = [f"# Profile {profile}: results beside the paper's", ""]
     lines += ["## Every claim with its verdict", "", *_verdicts(folder), ""]
-    lines += ["Below, rows in italics are the paper's numbers, made with its own models and data.", ""]
+    lines += [
+        "Below, rows in italics are the paper's numbers, made with its own models and data.",
+        "",
+    ]
     if results.write(folder, finished):
-        lines += [f"All records of all runs, one a row: {results.NAME}.csv, {results.NAME}.parquet", ""]
+        lines += [
+            f"All records of all runs, one a row: {results.NAME}.csv, {results.NAME}.parquet",
+            "",
+        ]
     printed = []
     for notebook, runs in sorted(finished.items()):
         lines += [f"## {notebook}", ""]
@@ -177,21 +223,33 @@ def write(profile: str, home: Path | None = None) -> str:
 
 
 def copy_figures(profile: str, home: Path | None = None) -> tuple[int, str]:
-    """Copy runs/PROFILE/figures to figures/PROFILE, but not those of runs that the plan has no more.
+    """Copy runs/PROFILE/figures to figures/PROFILE, but not those of runs that the plan has no
+    more.
 
-    Returns the number of files and the folder, relative. Raises FileNotFoundError where the profile has made no figure.
+    Returns the number of files and the folder, relative. Raises FileNotFoundError where the profile
+    has made no figure.
     """
     home = home or plan.home()
-    source, target, store = home / "runs" / profile / "figures", home / "figures" / profile, Store(home / "runs")
+    source, target, store = (
+        home / "runs" / profile / "figures",
+        home / "figures" / profile,
+        Store(home / "runs"),
+    )
     left_out = {
         file
-        for name in store.outside(profile, plan.expected(home, profile, read(home / "runs" / profile)))
+        for name in store.outside(
+            profile, plan.expected(home, profile, read(home / "runs" / profile))
+        )
         for file in store.targets(profile, name, store.published(profile, name)).values()
     }
-    files = sorted(file for file in source.rglob("*") if file.is_file() and not file.name.startswith("."))
+    files = sorted(
+        file for file in source.rglob("*") if file.is_file() and not file.name.startswith(".")
+    )
     files = [file for file in files if file not in left_out]
     if not files:
-        raise FileNotFoundError(f"no figures of {profile}: start with `python -m prehab_lib run {profile}`")
+        raise FileNotFoundError(
+            f"no figures of {profile}: start with `python -m prehab_lib run {profile}`"
+        )
     for file in files:
         copy(file, target / file.relative_to(source))
     return len(files), os.path.relpath(target)

@@ -1,8 +1,10 @@
-"""All records of a profile in one tidy table: runs/PROFILE/results.csv and results.parquet, a row for each score.
+"""All records of a profile in one tidy table: runs/PROFILE/results.csv and results.parquet, a row
+for each score.
 
-Columns: run and notebook; the record's own (method, removed, value, ...); `param_*`, the parameters that are not the same
-in all runs of a notebook; `about_*`, the birth certificate (device, threads, versions, commit, model, data, ...) with the
-run's seconds and memory; protocol. All runs that stand in the folder are in it, also those that the report leaves out.
+Columns: run and notebook; the record's own (method, removed, value, ...); `param_*`, the parameters
+that are not the same in all runs of a notebook; `about_*`, the birth certificate (device, threads,
+versions, commit, model, data, ...) with the run's seconds and memory; protocol. All runs that stand
+in the folder are in it, also those that the report leaves out.
 """
 
 import json
@@ -13,7 +15,11 @@ from prehab_lib.report.finished import Finished
 from prehab_lib.runs.store import replacing
 
 NAME = "results"
-LEFT_OUT = ("notebook", "versions", "settings")  # columns of their own, and all parameters once more
+LEFT_OUT = (
+    "notebook",
+    "versions",
+    "settings",
+)  # columns of their own, and all parameters once more
 
 
 def frame(finished: dict[str, list[Finished]]):
@@ -24,7 +30,9 @@ def frame(finished: dict[str, list[Finished]]):
     for runs in finished.values():
         varying = _varying([run.run.get("params", {}) for run in runs])
         for run in runs:
-            rows += [{"run": run.name, "notebook": run.notebook} | one for one in _rows(run, varying)]
+            rows += [
+                {"run": run.name, "notebook": run.notebook} | one for one in _rows(run, varying)
+            ]
     table = pandas.DataFrame(rows)
     first = [name for name in table if not name.startswith(("param_", "about_", "protocol"))]
     later = [name for name in table if name.startswith("param_")] + [
@@ -36,17 +44,25 @@ def frame(finished: dict[str, list[Finished]]):
 def _rows(run: Finished, varying: list[str]) -> Iterable[dict]:
     params = run.run.get("params", {})
     beside = {f"param_{name}": _cell(params[name]) for name in varying if name in params}
-    about = {name: run.about[name] for name in run.about if name not in LEFT_OUT} | run.about.get("versions", {})
+    about = {name: run.about[name] for name in run.about if name not in LEFT_OUT} | run.about.get(
+        "versions", {}
+    )
     about |= {name: run.run[name] for name in ("seconds", "gpu") if name in run.run}
     about |= {"memory_mb": run.run["peak_memory_mb"]} if "peak_memory_mb" in run.run else {}
     beside |= {f"about_{name}": _cell(value) for name, value in about.items()}
-    return [record | beside | {"protocol": run.result.get("protocol", "")} for record in run.records]
+    return [
+        record | beside | {"protocol": run.result.get("protocol", "")} for record in run.records
+    ]
 
 
 def _varying(params: list[dict]) -> list[str]:
     """Names of parameters that are not the same in all runs of a notebook."""
     names = dict.fromkeys(name for one in params for name in one)
-    return [name for name in names if len({json.dumps(one.get(name), sort_keys=True) for one in params}) > 1]
+    return [
+        name
+        for name in names
+        if len({json.dumps(one.get(name), sort_keys=True) for one in params}) > 1
+    ]
 
 
 def _cell(value):
@@ -55,8 +71,12 @@ def _cell(value):
 
 
 def write(folder: Path, finished: dict[str, list[Finished]]) -> bool:
-    """Write both files, each in one step; remove older ones and return False where no run has scores."""
-    table = frame(finished) if any(run.records for runs in finished.values() for run in runs) else None
+    """Write both files, each in one step; remove older ones and return False where no run has
+    scores.
+    """
+    table = (
+        frame(finished) if any(run.records for runs in finished.values() for run in runs) else None
+    )
     targets = folder / f"{NAME}.csv", folder / f"{NAME}.parquet"
     if table is None:
         for target in targets:

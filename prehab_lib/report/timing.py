@@ -1,8 +1,9 @@
-"""Timing that can be believed: alternatives take turns in one process, medians of several rounds, spreads beside them.
+"""Timing that can be believed: alternatives take turns in one process, medians of several rounds,
+spreads beside them.
 
-Other work on a machine, its temperature and its caches change from second to second.  Alternatives that are measured one
-after the other differ by that too; those that take turns (a, b, c, a, b, c, ...) meet the same machine, so their ratio, taken
-round by round, is steadier than either time.
+Other work on a machine, its temperature and its caches change from second to second.  Alternatives
+that are measured one after the other differ by that too; those that take turns (a, b, c, a, b, c,
+...) meet the same machine, so their ratio, taken round by round, is steadier than either time.
 """
 
 import math
@@ -30,12 +31,17 @@ def wait_for(device: str | torch.device = "cpu") -> None:
 
 
 def side_by_side(
-    alternatives: Mapping[str, Callable[[], object]], repeats: int, warmup: int = 1, device: str | torch.device = "cpu"
+    alternatives: Mapping[str, Callable[[], object]],
+    repeats: int,
+    warmup: int = 1,
+    device: str | torch.device = "cpu",
 ) -> "pandas.DataFrame":
-    """Seconds of each call, the alternatives taking turns: after `warmup` rounds that are not counted, `repeats` rounds.
+    """Seconds of each call, the alternatives taking turns: after `warmup` rounds that are not
+    counted, `repeats` rounds.
 
-    One row a name, in the order given: median, q1 and q3 (quartiles), and `seconds`, the list of all rounds.
-    Raises ValueError for no alternative, or a number of rounds that is not whole and positive.
+    One row a name, in the order given: median, q1 and q3 (quartiles), and `seconds`, the list of
+    all rounds. Raises ValueError for no alternative, or a number of rounds that is not whole and
+    positive.
     """
     import pandas
 
@@ -54,36 +60,47 @@ def side_by_side(
 
 
 def ratios(times: "pandas.DataFrame", over: str) -> "pandas.DataFrame":
-    """Each alternative of `side_by_side` over one of them, round by round: median, q1 and q3 of the quotients.
+    """Each alternative of `side_by_side` over one of them, round by round: median, q1 and q3 of the
+    quotients.
 
     Raises ValueError for a name that was not timed.
     """
     import pandas
 
     if over not in times.index:
-        raise ValueError(f"over = {over!r} was not timed: choose one of {', '.join(map(str, times.index))}")
+        raise ValueError(
+            f"over = {over!r} was not timed: choose one of {', '.join(map(str, times.index))}"
+        )
     below = times.seconds[over]
     rows = {
-        name: summary([a / b for a, b in zip(values, below, strict=True)]) for name, values in times.seconds.items()
+        name: summary([a / b for a, b in zip(values, below, strict=True)])
+        for name, values in times.seconds.items()
     }
     return pandas.DataFrame.from_dict(rows, orient="index")
 
 
 def summary(values: Sequence[float]) -> dict[str, float]:
     """median, q1 and q3 of a few numbers; quartiles are interpolated."""
-    low, middle, high = torch.tensor(values, dtype=torch.float64).quantile(torch.tensor([0.25, 0.5, 0.75]).double())
+    low, middle, high = torch.tensor(values, dtype=torch.float64).quantile(
+        torch.tensor([0.25, 0.5, 0.75]).double()
+    )
     return {"median": float(middle), "q1": float(low), "q3": float(high)}
 
 
-def bandwidth(device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32, bytes_each: int = LARGE) -> float:
-    """Bytes a second between memory and the device: the triad c = a + 2 b over arrays beyond the caches, best of five.
+def bandwidth(
+    device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32, bytes_each: int = LARGE
+) -> float:
+    """Bytes a second between memory and the device: the triad c = a + 2 b over arrays beyond the
+    caches, best of five.
 
-    Three arrays move, as the STREAM benchmark counts; that a CPU may read c before it writes it is not counted.  The best,
-    because a limit is asked for.
+    Three arrays move, as the STREAM benchmark counts; that a CPU may read c before it writes it is
+    not counted.  The best, because a limit is asked for.
     """
     count = bytes_each // dtype.itemsize
     a, b, c = (torch.ones(count, dtype=dtype, device=device) for _ in range(3))
-    times = side_by_side({"triad": lambda: torch.add(a, b, alpha=2, out=c)}, repeats=5, device=device)
+    times = side_by_side(
+        {"triad": lambda: torch.add(a, b, alpha=2, out=c)}, repeats=5, device=device
+    )
     return 3 * count * dtype.itemsize / min(times.seconds["triad"])
 
 
@@ -98,14 +115,19 @@ class Fit(NamedTuple):
 def fitted_exponent(sizes: Sequence[float], seconds: Sequence[float]) -> Fit:
     """The power law through measured times: least squares in logarithms.
 
-    The standard error says how well a straight line fits these points, not how well it would fit larger ones.
-    Raises ValueError for fewer than three different sizes (no error can be told from two), or numbers that are not positive.
+    The standard error says how well a straight line fits these points, not how well it would fit
+    larger ones. Raises ValueError for fewer than three different sizes (no error can be told from
+    two), or numbers that are not positive.
     """
     if len(sizes) != len(seconds) or len(set(sizes)) < 3:
-        raise ValueError(f"fitted_exponent: give three different sizes or more, and a time for each, not {list(sizes)}")
+        raise ValueError(
+            f"fitted_exponent: give three different sizes or more, and a time for each, not {list(sizes)}"
+        )
     if not all(value > 0 and math.isfinite(value) for value in (*sizes, *seconds)):
         raise ValueError("fitted_exponent: sizes and times must be finite and above 0")
-    x, y = (torch.tensor(values, dtype=torch.float64).log() for values in (list(sizes), list(seconds)))
+    x, y = (
+        torch.tensor(values, dtype=torch.float64).log() for values in (list(sizes), list(seconds))
+    )
     centred = x - x.mean()
     slope = (centred @ y) / (centred @ centred)
     level = y.mean() - slope * x.mean()

@@ -1,4 +1,6 @@
-"""The page of verdicts: for the report and notebook 10 as Markdown, as a table to keep, and as the README's section."""
+"""The page of verdicts: for the report and notebook 10 as Markdown, as a table to keep, and as the
+README's section.
+"""
 
 from collections import Counter
 from pathlib import Path
@@ -11,7 +13,20 @@ from prehab_lib.runs import plan
 if TYPE_CHECKING:
     import pandas
 
-COLUMNS = ["id", "group", "where", "says", "paper", "ours", "verdict", "status", "held", "cases", "missing", "differs"]
+COLUMNS = [
+    "id",
+    "group",
+    "where",
+    "says",
+    "paper",
+    "ours",
+    "verdict",
+    "status",
+    "held",
+    "cases",
+    "missing",
+    "differs",
+]
 STATUSES = {
     "holds": "holds in every case",
     "mostly": "in more than half of them",
@@ -21,7 +36,10 @@ STATUSES = {
     "not tested here": "not tested here",
 }
 DECIDED = list(STATUSES)[:4]
-BEGIN, END = "<!-- verdicts, from {file}: python -m prehab_lib verdicts -->", "<!-- end of verdicts -->"
+BEGIN, END = (
+    "<!-- verdicts, from {file}: python -m prehab_lib verdicts -->",
+    "<!-- end of verdicts -->",
+)
 
 
 def frame(verdicts: list[audit.Verdict]) -> "pandas.DataFrame":
@@ -31,7 +49,16 @@ def frame(verdicts: list[audit.Verdict]) -> "pandas.DataFrame":
     rows = []
     for one in verdicts:
         claim = one.claim
-        sides = (claim.id, claim.group, claim.where, claim.says, one.paper, one.ours, one.text, one.status)
+        sides = (
+            claim.id,
+            claim.group,
+            claim.where,
+            claim.says,
+            one.paper,
+            one.ours,
+            one.text,
+            one.status,
+        )
         rows.append((*sides, one.held, one.cases, ", ".join(one.missing), one.differs))
     return pandas.DataFrame(rows, columns=COLUMNS)
 
@@ -57,25 +84,45 @@ def _table(head: tuple[str, ...], groups: list[tuple[str, list[tuple[str, ...]]]
 
 
 def page(verdicts: list[audit.Verdict], runs: list[Finished]) -> list[str]:
-    """Lines of Markdown: every claim with where it stands, both sides, the verdict, and with what it was made."""
+    """Lines of Markdown: every claim with where it stands, both sides, the verdict, and with what
+    it was made.
+    """
     most = ", ".join(f"{name} {version}" for name, version in audit.usual(runs).items())
     lines = [counted(one.status for one in verdicts), ""]
     if most:
-        lines += [f"Most runs were made with {most}; the last column says where a row's were not.", ""]
+        lines += [
+            f"Most runs were made with {most}; the last column says where a row's were not.",
+            "",
+        ]
 
     def row(one: audit.Verdict) -> tuple[str, ...]:
         without = f"; without {', '.join(one.missing)}" if one.missing and one.cases else ""
-        return one.claim.where, one.claim.says, one.paper, one.ours, f"**{one.text}**{without}", one.differs
+        return (
+            one.claim.where,
+            one.claim.says,
+            one.paper,
+            one.ours,
+            f"**{one.text}**{without}",
+            one.differs,
+        )
 
-    groups = [(group, [row(one) for one in verdicts if one.claim.group == group]) for group in audit.GROUPS]
-    return lines + _table(("where", "claim", "the paper", "here", "verdict", "made otherwise"), groups)
+    groups = [
+        (group, [row(one) for one in verdicts if one.claim.group == group])
+        for group in audit.GROUPS
+    ]
+    return lines + _table(
+        ("where", "claim", "the paper", "here", "verdict", "made otherwise"), groups
+    )
 
 
 def section(table: "pandas.DataFrame", profile: str) -> str:
     """The README's lines between its markers: the claims that are decided, and how many are not."""
     decided = table[table.status.isin(DECIDED)].fillna("")
     groups = [
-        (group, list(rows[["where", "says", "paper", "verdict"]].itertuples(index=False, name=None)))
+        (
+            group,
+            list(rows[["where", "says", "paper", "verdict"]].itertuples(index=False, name=None)),
+        )
         for group in audit.GROUPS
         if len(rows := decided[decided.group == group])
     ]
@@ -101,17 +148,23 @@ def stored(profile: str, home: Path) -> "pandas.DataFrame":
 
 
 def renewed(readme: str, table: "pandas.DataFrame", profile: str) -> str:
-    """A README with its section of verdicts as the table says. Raises ValueError where it has no such section."""
+    """A README with its section of verdicts as the table says. Raises ValueError where it has no
+    such section.
+    """
     begin = BEGIN.format(file=file_of(profile))
     before, opened, rest = readme.partition(begin + "\n")
     _, closed, after = rest.partition(END)
     if not opened or not closed:
-        raise ValueError(f"README.md has no section of verdicts: put {begin} and {END} around it, each on its own line")
+        raise ValueError(
+            f"README.md has no section of verdicts: put {begin} and {END} around it, each on its own line"
+        )
     return before + opened + section(table, profile) + closed + after
 
 
 def write_readme(profile: str, home: Path | None = None) -> bool:
-    """Rewrite README.md's section of verdicts from figures/PROFILE; returns whether anything changed."""
+    """Rewrite README.md's section of verdicts from figures/PROFILE; returns whether anything
+    changed.
+    """
     home = home or plan.home()
     file = home / "README.md"
     readme = file.read_text(encoding="utf-8")

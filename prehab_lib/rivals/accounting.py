@@ -1,4 +1,6 @@
-"""What dropping a component gives back: one way to count for plain factors, one for factors partly in 8 bits."""
+"""What dropping a component gives back: one way to count for plain factors, one for factors partly
+in 8 bits.
+"""
 
 import math
 from collections.abc import Callable
@@ -13,9 +15,9 @@ from prehab_lib.budget import break_even_rank
 class Terms:
     """How the rank of one layer W (m, n) counts, in numbers of the size of a weight.
 
-    dense: m n.  full: min(m, n), the rank of W.  most: largest rank that is stored as factors, the layer is dense above
-    it; 0 where no rank saves anything.  least: the floor, the smallest rank the layer may have.  unit: what one rank
-    costs.
+    dense: m n.  full: min(m, n), the rank of W.  most: largest rank that is stored as factors, the
+    layer is dense above it; 0 where no rank saves anything.  least: the floor, the smallest rank
+    the layer may have.  unit: what one rank costs.
     """
 
     dense: int
@@ -35,9 +37,11 @@ class Terms:
 
 
 def break_even(shape: tuple[int, int], floor: Fraction) -> Terms:
-    """Factors of equal precision: m + n a rank, dense above the break-even rank r*, floor max(1, ⌈floor · r*⌉).
+    """Factors of equal precision: m + n a rank, dense above the break-even rank r*, floor max(1,
+    ⌈floor · r*⌉).
 
-    So the drops down to r* + 1 give nothing back, the one to r* gives m n − r* (m + n), and every further one m + n.
+    So the drops down to r* + 1 give nothing back, the one to r* gives m n − r* (m + n), and every
+    further one m + n.
     """
     m, n = shape
     most = break_even_rank(shape)
@@ -45,18 +49,22 @@ def break_even(shape: tuple[int, int], floor: Fraction) -> Terms:
 
 
 def remap(shape: tuple[int, int], floor: Fraction) -> Terms:
-    """Dobi-SVD's storage: max(m, n) a rank, every layer factorised, floor max(1, ⌈floor · min(m, n)⌉).
+    """Dobi-SVD's storage: max(m, n) a rank, every layer factorised, floor max(1, ⌈floor · min(m,
+    n)⌉).
 
-    The smaller factor and as many numbers of the larger one are kept in 8 bits, the rest in 16: together k max(m, n)
-    numbers of 16 bits at rank k, scales not counted.  A layer of one row or column, whose only rank saves nothing,
-    stays dense.
+    The smaller factor and as many numbers of the larger one are kept in 8 bits, the rest in 16:
+    together k max(m, n) numbers of 16 bits at rank k, scales not counted.  A layer of one row or
+    column, whose only rank saves nothing, stays dense.
     """
     m, n = shape
     most = min(shape) if min(shape) > 1 else 0
     return Terms(dense=m * n, full=min(shape), most=most, least=_least(floor, most), unit=max(m, n))
 
 
-ACCOUNTINGS: dict[str, Callable[[tuple[int, int], Fraction], Terms]] = {"break_even": break_even, "remap": remap}
+ACCOUNTINGS: dict[str, Callable[[tuple[int, int], Fraction], Terms]] = {
+    "break_even": break_even,
+    "remap": remap,
+}
 
 
 def check_floor(floor: float) -> Fraction:
@@ -71,14 +79,19 @@ def check_floor(floor: float) -> Fraction:
 def budget_for(terms: dict[str, Terms], removed: Fraction, floor: float) -> int:
     """Numbers to take away, ⌊removed · Σ m n⌋ over all layers, those that stay dense included.
 
-    Raises ValueError that says the nearest reachable `removed` where all layers at their floors save less.
+    Raises ValueError that says the nearest reachable `removed` where all layers at their floors
+    save less.
     """
     total = sum(found.dense for found in terms.values())
     reachable = sum(found.reachable for found in terms.values())
     budget = math.floor(removed * total)
     if budget > reachable:
         nearest = math.floor(Fraction(reachable, total) * 10**4) / 10**4
-        way_out = f"the nearest reachable is removed = {nearest}" if nearest else "none of their ranks saves parameters"
+        way_out = (
+            f"the nearest reachable is removed = {nearest}"
+            if nearest
+            else "none of their ranks saves parameters"
+        )
         raise ValueError(
             f"removed = {float(removed)} cannot be met: with every layer at its floor (floor = {floor}, at least rank 1) "
             f"{reachable} of these layers' {total} weights go; {way_out}"

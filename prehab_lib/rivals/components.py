@@ -1,9 +1,11 @@
-"""What the loss says about each component of a decomposition: one number each, to first order and with its sign.
+"""What the loss says about each component of a decomposition: one number each, to first order and
+with its sign.
 
-W = left · right is a sum of k rank-one matrices left_i right_i, whatever the ruler.  Without component i the weight
-changes by −left_i right_i, so the loss changes by ΔL_i = −⟨G, left_i right_i⟩ = −left_iᵀ G right_iᵀ, G = ∂L/∂W: no
-root, no inverse, no solve.  In the papers' letters (Zero Sum SVD, arXiv 2602.02848) the same number is −σ_i g_i with
-g_i = ∂L/∂σ_i = u_iᵀ H v_i, H = G L⁻ᵀ.  Σ_i ΔL_i = −⟨G, W⟩ under every ruler.
+W = left · right is a sum of k rank-one matrices left_i right_i, whatever the ruler.  Without
+component i the weight changes by −left_i right_i, so the loss changes by ΔL_i = −⟨G, left_i
+right_i⟩ = −left_iᵀ G right_iᵀ, G = ∂L/∂W: no root, no inverse, no solve.  In the papers' letters
+(Zero Sum SVD, arXiv 2602.02848) the same number is −σ_i g_i with g_i = ∂L/∂σ_i = u_iᵀ H v_i, H = G
+L⁻ᵀ.  Σ_i ΔL_i = −⟨G, W⟩ under every ruler.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,25 +23,33 @@ from prehab_lib.stats import LayerStats
 def loss_changes(
     decompositions: Mapping[str, Decomposition], stats: Mapping[str, LayerStats] | None
 ) -> dict[str, Tensor]:
-    """ΔL_i of every component: layer -> (k,), float64 on the CPU, in the unit of the loss whose `grad` was collected.
+    """ΔL_i of every component: layer -> (k,), float64 on the CPU, in the unit of the loss whose
+    `grad` was collected.
 
-    stats[layer].grad (m, n): the mean gradient over samples.  Each layer is factorised once; a lazy one stays on its
-    shelf for surgery as far as there is room.  Cost beyond that: one product (m, n) · (n, k) a layer.
+    stats[layer].grad (m, n): the mean gradient over samples.  Each layer is factorised once; a lazy
+    one stays on its shelf for surgery as far as there is room.  Cost beyond that: one product (m,
+    n) · (n, k) a layer.
 
-    Raises ValueError naming a layer whose `grad` was not collected, has another shape, or is not finite.
+    Raises ValueError naming a layer whose `grad` was not collected, has another shape, or is not
+    finite.
     """
     gradients = {name: _gradient(name, decompositions[name], stats) for name in decompositions}
     return {
         name: _changes(whole(decomposition), gradients[name])
-        for name, decomposition in progress(decompositions.items(), "loss changes", total=len(decompositions))
+        for name, decomposition in progress(
+            decompositions.items(), "loss changes", total=len(decompositions)
+        )
     }
 
 
-def sigma_gradients(changes: Mapping[str, Tensor], decompositions: Mapping[str, Decomposition]) -> dict[str, Tensor]:
-    """g_i = ∂L/∂σ_i = −ΔL_i / σ_i, layer -> (k,): the slope of the loss along u_i v_iᵀ L⁻¹, which grows σ_i alone.
+def sigma_gradients(
+    changes: Mapping[str, Tensor], decompositions: Mapping[str, Decomposition]
+) -> dict[str, Tensor]:
+    """g_i = ∂L/∂σ_i = −ΔL_i / σ_i, layer -> (k,): the slope of the loss along u_i v_iᵀ L⁻¹, which
+    grows σ_i alone.
 
-    changes: from `loss_changes`.  NaN where σ_i = 0: the ruler does not see that component, and there is no such
-    direction.
+    changes: from `loss_changes`.  NaN where σ_i = 0: the ruler does not see that component, and
+    there is no such direction.
     Source: Zero Sum SVD (arXiv 2602.02848), sensitivity of a singular value.
     """
     found = {}
@@ -52,17 +62,24 @@ def sigma_gradients(changes: Mapping[str, Tensor], decompositions: Mapping[str, 
 def ordered(decomposition: Decomposition, order: Sequence[int] | Tensor) -> Decomposition:
     """The same sum with its components in another order; order (k,) is a permutation of 0 … k − 1.
 
-    `truncate(r)` then keeps the first r of that order, no longer the best rank-r answer of the ruler.  `sigma` is
-    permuted too and no longer descends; what is cut off still costs Σ_{i≥r} sigma[i]², `tail_error(r)`.  A lazy
-    decomposition gives a lazy one.  Raises ValueError where `order` is no permutation.
+    `truncate(r)` then keeps the first r of that order, no longer the best rank-r answer of the
+    ruler.  `sigma` is permuted too and no longer descends; what is cut off still costs Σ_{i≥r}
+    sigma[i]², `tail_error(r)`.  A lazy decomposition gives a lazy one.  Raises ValueError where
+    `order` is no permutation.
     """
     order = torch.as_tensor(order)
     if sorted(order.tolist()) != list(range(min(decomposition.shape))):
-        raise ValueError(f"order is no permutation of this layer's {min(decomposition.shape)} components")
+        raise ValueError(
+            f"order is no permutation of this layer's {min(decomposition.shape)} components"
+        )
     if isinstance(decomposition, LazyDecomposition):
-        return LazyDecomposition(partial(_ordered_now, decomposition, order), decomposition.shape, decomposition.shelf)
+        return LazyDecomposition(
+            partial(_ordered_now, decomposition, order), decomposition.shape, decomposition.shelf
+        )
     order = order.to(decomposition.sigma.device)
-    return Decomposition(decomposition.left[:, order], decomposition.right[order], decomposition.sigma[order])
+    return Decomposition(
+        decomposition.left[:, order], decomposition.right[order], decomposition.sigma[order]
+    )
 
 
 def whole(decomposition: Decomposition) -> Decomposition:
@@ -70,11 +87,15 @@ def whole(decomposition: Decomposition) -> Decomposition:
     return decomposition.whole() if isinstance(decomposition, LazyDecomposition) else decomposition
 
 
-def _ordered_now(decomposition: LazyDecomposition, order: Tensor, most: int | None = None) -> Decomposition:
+def _ordered_now(
+    decomposition: LazyDecomposition, order: Tensor, most: int | None = None
+) -> Decomposition:
     return ordered(decomposition.whole(), order)
 
 
-def _gradient(name: str, decomposition: Decomposition, stats: Mapping[str, LayerStats] | None) -> Tensor:
+def _gradient(
+    name: str, decomposition: Decomposition, stats: Mapping[str, LayerStats] | None
+) -> Tensor:
     """G (m, n) of a layer, checked before anything is factorised."""
     found = (stats or {}).get(name) or LayerStats()
     G = found.need("grad", f"the loss change of the components of layer {name!r}")
@@ -83,7 +104,9 @@ def _gradient(name: str, decomposition: Decomposition, stats: Mapping[str, Layer
             f"layer {name!r}: its gradient has shape {tuple(G.shape)} and its weight {tuple(decomposition.shape)}"
         )
     if not torch.isfinite(G).all():
-        raise ValueError(f"layer {name!r}: its gradient has NaN or infinite entries: look at the data and the loss")
+        raise ValueError(
+            f"layer {name!r}: its gradient has NaN or infinite entries: look at the data and the loss"
+        )
     return G
 
 

@@ -1,4 +1,6 @@
-"""Projected-gradient correction: give back, within the same rank, what truncation cost the loss to first order."""
+"""Projected-gradient correction: give back, within the same rank, what truncation cost the loss to
+first order.
+"""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -35,21 +37,24 @@ def projected_gradient(
     validation: Iterable | None = None,
     gradients: int = 1,
 ) -> None:
-    """W' ← Trunc_k(W' + ΔW') for every low-rank layer W' = U V of rank k, in place; ΔW' is `restoring_step`.
+    """W' ← Trunc_k(W' + ΔW') for every low-rank layer W' = U V of rank k, in place; ΔW' is
+    `restoring_step`.
 
-    The gradients are those of `task_loss`, averaged over batches, with respect to the dense product W' (m, n); all layers'
-    are taken at the same weights, those after truncation.  The lost part is W − W', with W = left · right of the layer's
-    decomposition.  Trunc_k is the method's own, by the ruler `weighting` with `stats`.  Ranks, biases and dense layers stay,
-    and so do the bits of a layer whose gradient is zero.  If anything fails, no factor has changed.
+    The gradients are those of `task_loss`, averaged over batches, with respect to the dense product
+    W' (m, n); all layers' are taken at the same weights, those after truncation.  The lost part is
+    W − W', with W = left · right of the layer's decomposition.  Trunc_k is the method's own, by the
+    ruler `weighting` with `stats`.  Ranks, biases and dense layers stay, and so do the bits of a
+    layer whose gradient is zero.  If anything fails, no factor has changed.
 
     gradients: into so many groups `batches` are divided, each of which gives one gradient.
 
-    Cost: a forward and backward pass of every batch, and one more decomposition a layer (two where the first did not stay on
-    its shelf, see `lazy`).  Memory: W' of every low-rank layer beside the factors, and `gradients` matrices (m, n) of each
-    layer in float64.
+    Cost: a forward and backward pass of every batch, and one more decomposition a layer (two where
+    the first did not stay on its shelf, see `lazy`).  Memory: W' of every low-rank layer beside the
+    factors, and `gradients` matrices (m, n) of each layer in float64.
 
     Source: Zero Sum SVD (arXiv 2602.02848), correction; several gradients as in its code.
-    Raises ValueError naming what is missing, a layer that no gradient reaches, or one whose factors leave its precision.
+    Raises ValueError naming what is missing, a layer that no gradient reaches, or one whose factors
+    leave its precision.
     """
     _check_arguments(task_loss, batches, validation, gradients)
     layers = low_rank_layers(model, decompositions)
@@ -72,14 +77,18 @@ def _check_arguments(task_loss=None, batches=None, validation=None, gradients: i
     check_whole(1, gradients=gradients)
 
 
-projected_gradient.check_arguments = _check_arguments  # for callers that want to know before they cut
+projected_gradient.check_arguments = (
+    _check_arguments  # for callers that want to know before they cut
+)
 
 
 def restoring_step(lost: Tensor, gradients: Sequence[Tensor]) -> Tensor:
-    """ΔW' (m, n), the smallest matrix that changes the loss to first order as giving back `lost` = W − W' (m, n) would.
+    """ΔW' (m, n), the smallest matrix that changes the loss to first order as giving back `lost` =
+    W − W' (m, n) would.
 
-    One gradient g (m, n): ⟨g, ΔW⟩ / ⟨g, g⟩ · g.  Several: Σ_j c_j g_j with (Γ + 1e-6 (tr Γ / N) I) c = b, Γ_jl = ⟨g_j, g_l⟩,
-    b_j = ⟨g_j, ΔW⟩.  So ⟨g_j, ΔW'⟩ = ⟨g_j, ΔW⟩ for each j (but for the ridge) and ‖ΔW'‖ ≤ ‖ΔW‖.  Zero where the gradients are.
+    One gradient g (m, n): ⟨g, ΔW⟩ / ⟨g, g⟩ · g.  Several: Σ_j c_j g_j with (Γ + 1e-6 (tr Γ / N) I)
+    c = b, Γ_jl = ⟨g_j, g_l⟩, b_j = ⟨g_j, ΔW⟩.  So ⟨g_j, ΔW'⟩ = ⟨g_j, ΔW⟩ for each j (but for the
+    ridge) and ‖ΔW'‖ ≤ ‖ΔW‖.  Zero where the gradients are.
     """
     lost = on_factor_device(lost)
     g = torch.stack([gradient.to(lost).flatten() for gradient in gradients])  # (N, m n)
@@ -93,11 +102,17 @@ def restoring_step(lost: Tensor, gradients: Sequence[Tensor]) -> Tensor:
 
 
 def product_gradients(
-    model: nn.Module, layers: Mapping[str, LowRankLinear], batches: Iterable, task_loss: Callable, groups: int = 1
+    model: nn.Module,
+    layers: Mapping[str, LowRankLinear],
+    batches: Iterable,
+    task_loss: Callable,
+    groups: int = 1,
 ) -> dict[str, list[Tensor]]:
-    """layer -> for each group of batches the mean of ∂ task_loss / ∂ W' (m, n) in float64; W' = U V counts as one free matrix.
+    """layer -> for each group of batches the mean of ∂ task_loss / ∂ W' (m, n) in float64; W' = U V
+    counts as one free matrix.
 
-    In eval mode, a batch at once: what its loss is the mean of, with padding and labels that are left out, is its own affair.
+    In eval mode, a batch at once: what its loss is the mean of, with padding and labels that are
+    left out, is its own affair.
 
     Raises ValueError where there are fewer batches than groups, or no gradient reaches a layer.
     """
@@ -130,7 +145,9 @@ def product(layer: LowRankLinear) -> Tensor:
 
 
 def as_linear(layer: LowRankLinear) -> nn.Linear:
-    """The dense layer that computes the same: with W' multiplied out, the same bias, flags, mode, dtype and device."""
+    """The dense layer that computes the same: with W' multiplied out, the same bias, flags, mode,
+    dtype and device.
+    """
     weight = layer.U.weight
     dense = nn.Linear(layer.in_features, layer.out_features, bias=False, device="meta")
     dense.weight = nn.Parameter(dense_weight(layer), requires_grad=weight.requires_grad)
@@ -162,7 +179,9 @@ def _divided(batches: Iterable, groups: int) -> list[list]:
 
 
 def _stored(name: str, factors: Factors, layer: LowRankLinear) -> Factors:
-    """The factors as the layer will hold them.  Raises ValueError naming it where they are not finite there."""
+    """The factors as the layer will hold them.  Raises ValueError naming it where they are not
+    finite there.
+    """
     U, V = factors.U.to(layer.U.weight), factors.V.to(layer.V.weight)
     if not (torch.isfinite(U).all() and torch.isfinite(V).all()):
         raise ValueError(f"layer {name!r}: the corrected factors are not finite in {U.dtype}")

@@ -1,9 +1,11 @@
-"""Train for truncation itself: part of the loss is that of the model as surgery would cut it.  The alternative to a surrogate.
+"""Train for truncation itself: part of the loss is that of the model as surgery would cut it.  The
+alternative to a surrogate.
 
-Source: Decomposable-Net (arXiv 1910.13141): (1 − α) L(θ) + α E_z L(Trunc_z(θ)), z drawn anew each step.  Differences: z is the
-fraction removed, the same for every layer, as surgery here hands out ranks; truncation is that of the Gram ruler,
-Ŵ = Q Qᵀ W with Q = U_r of W L; Q is made every few steps and held fixed in between and in the backward pass, which then
-takes no decomposition: Q Qᵀ Γ for a gradient Γ at Ŵ.  The paper decomposes at every step, has batch norms to keep apart, and
+Source: Decomposable-Net (arXiv 1910.13141): (1 − α) L(θ) + α E_z L(Trunc_z(θ)), z drawn anew each
+step.  Differences: z is the fraction removed, the same for every layer, as surgery here hands out
+ranks; truncation is that of the Gram ruler, Ŵ = Q Qᵀ W with Q = U_r of W L; Q is made every few
+steps and held fixed in between and in the backward pass, which then takes no decomposition: Q Qᵀ Γ
+for a gradient Γ at Ŵ.  The paper decomposes at every step, has batch norms to keep apart, and
 scales the second gradient to the first's norm.
 """
 
@@ -20,13 +22,16 @@ from prehab_lib.stats import LayerStats
 
 
 class Decomposable:
-    """A task loss for `prehab`, whose λ is then 0: `prehab(model, Decomposable(task_loss, stats), ..., lam=0)`.
+    """A task loss for `prehab`, whose λ is then 0: `prehab(model, Decomposable(task_loss, stats),
+    ..., lam=0)`.
 
-    task_loss(model, batch) -> scalar.  stats: layer -> statistics with "gram".  alpha: share of the truncated model's loss,
-    from 0 (ordinary training) to 1.  removed: the range that z is drawn from, uniformly, by `seed`.  refresh: steps, that is
-    calls with gradients, between decompositions.
+    task_loss(model, batch) -> scalar.  stats: layer -> statistics with "gram".  alpha: share of the
+    truncated model's loss, from 0 (ordinary training) to 1.  removed: the range that z is drawn
+    from, uniformly, by `seed`.  refresh: steps, that is calls with gradients, between
+    decompositions.
 
-    Memory: one U (m, p) of every layer in float32, p = min(m, n), and the activations of two passes.
+    Memory: one U (m, p) of every layer in float32, p = min(m, n), and the activations of two
+    passes.
     Raises ValueError for numbers that make no sense or a statistic that is missing.
     """
 
@@ -41,12 +46,20 @@ class Decomposable:
         seed: int = 0,
     ):
         if not 0 <= alpha <= 1:
-            raise ValueError(f"alpha = {alpha}: the share of the truncated model's loss lies between 0 and 1")
+            raise ValueError(
+                f"alpha = {alpha}: the share of the truncated model's loss lies between 0 and 1"
+            )
         low, high = removed
         if check_removed(low) > check_removed(high):
             raise ValueError(f"removed = {removed}: the range starts with the smaller fraction")
         check_whole(1, refresh=refresh)
-        self.task_loss, self.stats, self.alpha, self.removed, self.refresh = task_loss, stats, alpha, removed, refresh
+        self.task_loss, self.stats, self.alpha, self.removed, self.refresh = (
+            task_loss,
+            stats,
+            alpha,
+            removed,
+            refresh,
+        )
         self.generator = torch.Generator().manual_seed(seed)
         self.calls, self.U = 0, {}
 
@@ -71,8 +84,12 @@ class Decomposable:
         return torch.linalg.svd(M, full_matrices=False).U.to(layer.weight.dtype)
 
 
-def truncated(layers: Mapping[str, nn.Linear], U: Mapping[str, Tensor], removed: float) -> dict[str, Tensor]:
-    """Name of a weight -> Q Qᵀ W (m, n) at the rank that removes this fraction, with a graph; dense layers are left out."""
+def truncated(
+    layers: Mapping[str, nn.Linear], U: Mapping[str, Tensor], removed: float
+) -> dict[str, Tensor]:
+    """Name of a weight -> Q Qᵀ W (m, n) at the rank that removes this fraction, with a graph; dense
+    layers are left out.
+    """
     weights = {}
     for name, layer in layers.items():
         W = layer.weight

@@ -1,8 +1,10 @@
-"""Dobi-SVD's own form, for small models: truncate activations, learn where, and fit the weights to what is left of them.
+"""Dobi-SVD's own form, for small models: truncate activations, learn where, and fit the weights to
+what is left of them.
 
-Source: Dobi-SVD (arXiv 2502.02723).  Every step costs one thin SVD (t, m) a layer, of all t tokens of a batch at once; for
-larger models gate the whitened weights (`learned`), which needs none.  With whole ranks and all tokens stacked, the weight
-update is the whitened truncation of `weightings.gram`: only the ranks are Dobi-SVD's own.
+Source: Dobi-SVD (arXiv 2502.02723).  Every step costs one thin SVD (t, m) a layer, of all t tokens
+of a batch at once; for larger models gate the whitened weights (`learned`), which needs none.  With
+whole ranks and all tokens stacked, the weight update is the whitened truncation of
+`weightings.gram`: only the ranks are Dobi-SVD's own.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -26,9 +28,11 @@ from prehab_lib.surgery import Report, recount
 
 
 def weight_rank(gamma: float, shape: tuple[int, int], tokens: int) -> float:
-    """γ min(m, n) / T: the rank of W (m, n) that a position γ, from 0 to T, among the T tokens of an activation stands for.
+    """γ min(m, n) / T: the rank of W (m, n) that a position γ, from 0 to T, among the T tokens of
+    an activation stands for.
 
-    By real division.  The released code takes min(m, n) // T first, which is 0 for keys and values (1024, 4096) at T = 2048.
+    By real division.  The released code takes min(m, n) // T first, which is 0 for keys and values
+    (1024, 4096) at T = 2048.
     """
     return gamma * min(shape) / tokens
 
@@ -39,10 +43,12 @@ def activation_position(rank: float, shape: tuple[int, int], tokens: int) -> flo
 
 
 def remapped_rank(kept: float | Fraction, shape: tuple[int, int]) -> int:
-    """⌊ρ min(m, n)⌋ for a kept share ρ from 0 to 1: the largest rank that fits where a rank costs max(m, n) numbers.
+    """⌊ρ min(m, n)⌋ for a kept share ρ from 0 to 1: the largest rank that fits where a rank costs
+    max(m, n) numbers.
 
-    So every rank has its share and the other way round (`remapped_share`), where two plain factors (`budget.rank_for`) reach
-    no rank above break-even.  Raises ValueError for a share outside 0 … 1.
+    So every rank has its share and the other way round (`remapped_share`), where two plain factors
+    (`budget.rank_for`) reach no rank above break-even.  Raises ValueError for a share outside 0 …
+    1.
     """
     if not 0 <= kept <= 1:
         raise ValueError(f"kept = {kept!r}: give the share of parameters that is kept, from 0 to 1")
@@ -52,7 +58,9 @@ def remapped_rank(kept: float | Fraction, shape: tuple[int, int]) -> int:
 def remapped_share(rank: int, shape: tuple[int, int]) -> Fraction:
     """ρ = rank / min(m, n), exactly.  Raises ValueError for a rank outside 0 … min(m, n)."""
     if not 0 <= rank <= min(shape):
-        raise ValueError(f"rank = {rank}: a weight of shape {tuple(shape)} allows 0 to {min(shape)}")
+        raise ValueError(
+            f"rank = {rank}: a weight of shape {tuple(shape)} allows 0 to {min(shape)}"
+        )
     return Fraction(rank, min(shape))
 
 
@@ -67,30 +75,44 @@ def learn_positions(
     limit: float = LIMIT,
     **settings,
 ) -> Learned:
-    """Ranks by gradient: the objective of `gates.learn`, with gates on the singular values of every layer's activations.
+    """Ranks by gradient: the objective of `gates.learn`, with gates on the singular values of every
+    layer's activations.
 
-    gammas come back in weight ranks (`activation_position` turns them into tokens).  layers: names, or None for the model's
-    default.  start: a plan {layer: rank or None}.  limit: see `truncation.truncate_smoothly`.  settings: `gates.Settings`.
-    Our own choices: one SVD over all tokens of a batch (the paper has one sequence a batch), in full (the paper's is
-    randomised), β annealed, and ranks fitted to the budget exactly.
-    The model is as before afterwards.  Raises ValueError as `gates.learn` does, and for a batch with padding.
+    gammas come back in weight ranks (`activation_position` turns them into tokens).  layers: names,
+    or None for the model's default.  start: a plan {layer: rank or None}.  limit: see
+    `truncation.truncate_smoothly`.  settings: `gates.Settings`. Our own choices: one SVD over all
+    tokens of a batch (the paper has one sequence a batch), in full (the paper's is randomised), β
+    annealed, and ranks fitted to the budget exactly.
+    The model is as before afterwards.  Raises ValueError as `gates.learn` does, and for a batch
+    with padding.
     """
     chosen = Settings(**settings)
     check_given("learn_positions", task_loss=task_loss, batches=batches)
-    shapes = {name: tuple(module.weight.shape) for name, module in linear_layers(model, layers).items()}
+    shapes = {
+        name: tuple(module.weight.shape) for name, module in linear_layers(model, layers).items()
+    }
     gates = Gates(shapes, removed, chosen.accounting, start)
 
     def loss(model: nn.Module, batch) -> Tensor:
         _refuse_padding(batch)
         return task_loss(model, batch)
 
-    found = learn(model, gates, lambda: truncated(model, gates, limit), loss, batches, chosen, "learn_positions")
+    found = learn(
+        model,
+        gates,
+        lambda: truncated(model, gates, limit),
+        loss,
+        batches,
+        chosen,
+        "learn_positions",
+    )
     return Learned({name: found.ranks.get(name) for name in shapes}, found.gammas, found.rows)
 
 
 @contextmanager
 def truncated(model: nn.Module, gates: Gates, limit: float = LIMIT) -> Iterator[None]:
-    """Inside, the activations A = x Wᵀ (t, m) of each layer with a gate pass it; the bias is added afterwards.
+    """Inside, the activations A = x Wᵀ (t, m) of each layer with a gate pass it; the bias is added
+    afterwards.
 
     The gate stands at the layer's share of the min(t, m, n) singular values that A can have.
     """
@@ -111,24 +133,34 @@ def truncated(model: nn.Module, gates: Gates, limit: float = LIMIT) -> Iterator[
 
 @torch.no_grad()
 def project(
-    model: nn.Module, ranks: Mapping[str, int | None], batches: Iterable, *, subspace: str = "stacked"
+    model: nn.Module,
+    ranks: Mapping[str, int | None],
+    batches: Iterable,
+    *,
+    subspace: str = "stacked",
 ) -> dict[str, Factors]:
-    """Ŵ = V Vᵀ W for every layer with a rank k, as factors V (m, k) and Vᵀ W (k, n) in float64; V holds orthonormal columns.
+    """Ŵ = V Vᵀ W for every layer with a rank k, as factors V (m, k) and Vᵀ W (k, n) in float64; V
+    holds orthonormal columns.
 
-    subspace: how V is found from the activations A_i = x_i Wᵀ of the batches, a key of `SUBSPACES`.  "stacked" is the best
-    there is for the outputs; the others are the paper's, for comparison.  All layers in one pass over the dense model;
-    memory m² (stacked) or m k numbers a layer.  The paper's code applies the soft gate once more here; ranks are whole now.
-    Raises ValueError for an unknown subspace, no batch, padding, a layer that is never called, or one whose batch has fewer
+    subspace: how V is found from the activations A_i = x_i Wᵀ of the batches, a key of `SUBSPACES`.
+    "stacked" is the best there is for the outputs; the others are the paper's, for comparison.  All
+    layers in one pass over the dense model; memory m² (stacked) or m k numbers a layer.  The
+    paper's code applies the soft gate once more here; ranks are whole now. Raises ValueError for an
+    unknown subspace, no batch, padding, a layer that is never called, or one whose batch has fewer
     tokens than its rank (not for "stacked").
     """
     if subspace not in SUBSPACES:
-        raise ValueError(f"subspace = {subspace!r} is not known: choose one of {', '.join(SUBSPACES)}")
+        raise ValueError(
+            f"subspace = {subspace!r} is not known: choose one of {', '.join(SUBSPACES)}"
+        )
     chosen = {name: rank for name, rank in ranks.items() if rank}
     modules = linear_layers(model, chosen) if chosen else {}
     found = {name: SUBSPACES[subspace](rank) for name, rank in chosen.items()}
 
     def read(name: str, module: nn.Linear, args: tuple, out: Tensor) -> None:
-        A = on_factor_device(out if module.bias is None else out - module.bias).reshape(-1, module.out_features)
+        A = on_factor_device(out if module.bias is None else out - module.bias).reshape(
+            -1, module.out_features
+        )
         try:
             found[name].add(A)
         except ValueError as problem:
@@ -160,11 +192,12 @@ def compress(
     subspace: str = "stacked",
     **learning,
 ) -> tuple[Report, Learned]:
-    """`learn_positions`, then `project`, then low-rank layers in the place of the dense ones, in place.
+    """`learn_positions`, then `project`, then low-rank layers in the place of the dense ones, in
+    place.
 
-    learning: arguments of `learn_positions`.  What was removed is recounted from the modules, in plain factors: with
-    accounting="remap" the ranks are for factors stored half in 8 bits, and as they stand here they hold more.
-    Raises ValueError as these do; then the model is as it was.
+    learning: arguments of `learn_positions`.  What was removed is recounted from the modules, in
+    plain factors: with accounting="remap" the ranks are for factors stored half in 8 bits, and as
+    they stand here they hold more. Raises ValueError as these do; then the model is as it was.
     """
     found = learn_positions(model, removed, task_loss, batches, **learning)
     modules = linear_layers(model, found.ranks)
@@ -181,4 +214,6 @@ def compress(
 def _refuse_padding(batch) -> None:
     mask = padding_mask(batch)
     if mask is not None and not bool(mask.all()):
-        raise ValueError("a batch has padding, which would count as activations: give batches of full rows")
+        raise ValueError(
+            "a batch has padding, which would count as activations: give batches of full rows"
+        )

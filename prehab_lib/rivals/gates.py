@@ -1,7 +1,9 @@
-"""Gates that are trained: where does the loss want the cut of each layer, if all together must fit one budget?
+"""Gates that are trained: where does the loss want the cut of each layer, if all together must fit
+one budget?
 
-One number γ a layer, the position of its gate T(γ) (`truncation.gate`), and one objective.  What the gates stand on is the
-caller's: the components of whitened weights (`learned`) or of activations (`dobi`).  Source: Dobi-SVD (arXiv 2502.02723).
+One number γ a layer, the position of its gate T(γ) (`truncation.gate`), and one objective.  What
+the gates stand on is the caller's: the components of whitened weights (`learned`) or of activations
+(`dobi`).  Source: Dobi-SVD (arXiv 2502.02723).
 """
 
 import math
@@ -20,18 +22,22 @@ from prehab_lib.inputs import check_positive, check_whole
 from prehab_lib.progress import progress
 from prehab_lib.rivals.accounting import ACCOUNTINGS, Terms
 
-STEEPEST = 20.0  # a loss above this counts by the tangent of e^loss: e^89 is no number of float32 any more
+STEEPEST = (
+    20.0  # a loss above this counts by the tangent of e^loss: e^89 is no number of float32 any more
+)
 
 
 @dataclass(frozen=True)
 class Settings:
-    """steps of Adam at lr, in shares of min(m, n) a step; beta: steepness of the gate at the first and the last step, growing by
-    a constant factor; weight_of_budget: λ, None for 3 e^loss at the first step, which has no unit; accounting: a key of
-    `ACCOUNTINGS`; seed: for losses that draw random numbers.
+    """steps of Adam at lr, in shares of min(m, n) a step; beta: steepness of the gate at the first
+    and the last step, growing by a constant factor; weight_of_budget: λ, None for 3 e^loss at the
+    first step, which has no unit; accounting: a key of `ACCOUNTINGS`; seed: for losses that draw
+    random numbers.
 
-    The paper: lr 5/2048 falling to 4/2048, 640 steps, β = 10 throughout, λ from 30 to 400 by target.  At β = 10 only the two
-    components beside γ give a gradient, so β starts wide here.  A λ far above the slope of the loss moves all γ in step, and
-    nothing is learned; one far below lets the budget go, and rounding has to find it again.
+    The paper: lr 5/2048 falling to 4/2048, 640 steps, β = 10 throughout, λ from 30 to 400 by
+    target.  At β = 10 only the two components beside γ give a gradient, so β starts wide here.  A λ
+    far above the slope of the loss moves all γ in step, and nothing is learned; one far below lets
+    the budget go, and rounding has to find it again.
     Raises ValueError naming a bad one.
     """
 
@@ -46,14 +52,18 @@ class Settings:
         check_whole(1, steps=self.steps)
         check_whole(0, seed=self.seed)
         if not isinstance(self.beta, tuple | list) or len(self.beta) != 2:
-            raise ValueError(f"beta = {self.beta!r}: give the first and the last steepness, for example (1, 10)")
+            raise ValueError(
+                f"beta = {self.beta!r}: give the first and the last steepness, for example (1, 10)"
+            )
         check_positive(lr=self.lr, beta=self.beta[0])
         check_positive(beta=self.beta[1])
         if self.weight_of_budget is not None:
             check_positive(weight_of_budget=self.weight_of_budget)
         if self.accounting not in ACCOUNTINGS:
             known = ", ".join(ACCOUNTINGS)
-            raise ValueError(f"accounting = {self.accounting!r} is not known: choose one of {known}")
+            raise ValueError(
+                f"accounting = {self.accounting!r} is not known: choose one of {known}"
+            )
 
     def beta_at(self, step: int) -> float:
         first, last = self.beta
@@ -62,9 +72,11 @@ class Settings:
 
 @dataclass(frozen=True)
 class Learned:
-    """ranks: layer -> whole rank within the budget, None where it stays dense.  gammas: layer -> γ as it was trained.
+    """ranks: layer -> whole rank within the budget, None where it stays dense.  gammas: layer -> γ
+    as it was trained.
 
-    rows: one a step, before it: step, loss (nats), beta, kept (R(γ), the fraction of parameters kept).
+    rows: one a step, before it: step, loss (nats), beta, kept (R(γ), the fraction of parameters
+    kept).
     """
 
     ranks: dict[str, int | None]
@@ -73,32 +85,58 @@ class Learned:
 
 
 class Gates:
-    """Where the gates of several layers stand: γ from 0 to min(m, n) each, trained as a share of it, in float64 on the CPU.
+    """Where the gates of several layers stand: γ from 0 to min(m, n) each, trained as a share of
+    it, in float64 on the CPU.
 
-    shapes: layer -> (m, n).  Layers in which no rank saves parameters have no gate.  Start: where R(γ) = 1 − removed with the
-    same share of parameters kept in every layer, or at the ranks of `start`, None being full rank.
+    shapes: layer -> (m, n).  Layers in which no rank saves parameters have no gate.  Start: where
+    R(γ) = 1 − removed with the same share of parameters kept in every layer, or at the ranks of
+    `start`, None being full rank.
     """
 
-    def __init__(self, shapes: Mapping[str, tuple[int, int]], removed: float, accounting: str, start: Mapping | None):
-        counted = {name: ACCOUNTINGS[accounting](shapes[name], Fraction(0)) for name in sorted(shapes)}
-        self.terms: dict[str, Terms] = {name: terms for name, terms in counted.items() if terms.most}
+    def __init__(
+        self,
+        shapes: Mapping[str, tuple[int, int]],
+        removed: float,
+        accounting: str,
+        start: Mapping | None,
+    ):
+        counted = {
+            name: ACCOUNTINGS[accounting](shapes[name], Fraction(0)) for name in sorted(shapes)
+        }
+        self.terms: dict[str, Terms] = {
+            name: terms for name, terms in counted.items() if terms.most
+        }
         self.kept = 1 - check_removed(removed)
         self.beta = 1.0
         self._place = {name: place for place, name in enumerate(self.terms)}
         self._full, self._unit, self._dense = (
-            torch.tensor([getattr(terms, field) for terms in self.terms.values()], dtype=torch.float64)
+            torch.tensor(
+                [getattr(terms, field) for terms in self.terms.values()], dtype=torch.float64
+            )
             for field in ("full", "unit", "dense")
         )
-        gammas = float(self.kept) * self._dense / self._unit if start is None else self._ranks(start)
+        gammas = (
+            float(self.kept) * self._dense / self._unit if start is None else self._ranks(start)
+        )
         self.shares = (gammas / self._full).requires_grad_()  # (layers,)
 
     def _ranks(self, start: Mapping[str, int | None]) -> Tensor:
         if missing := [name for name in self.terms if name not in start]:
-            raise ValueError(f"start lacks layer {missing[0]!r}: give a rank, or None for dense, for every layer")
-        ranks = [terms.full if start[name] is None else start[name] for name, terms in self.terms.items()]
+            raise ValueError(
+                f"start lacks layer {missing[0]!r}: give a rank, or None for dense, for every layer"
+            )
+        ranks = [
+            terms.full if start[name] is None else start[name] for name, terms in self.terms.items()
+        ]
         for name, rank in zip(self.terms, ranks, strict=True):
-            if isinstance(rank, bool) or not isinstance(rank, int) or not 1 <= rank <= self.terms[name].full:
-                raise ValueError(f"start has rank {rank} for {name!r}: it allows 1 to {self.terms[name].full}")
+            if (
+                isinstance(rank, bool)
+                or not isinstance(rank, int)
+                or not 1 <= rank <= self.terms[name].full
+            ):
+                raise ValueError(
+                    f"start has rank {rank} for {name!r}: it allows 1 to {self.terms[name].full}"
+                )
         return torch.tensor(ranks, dtype=torch.float64)
 
     def share(self, name: str) -> Tensor:
@@ -109,8 +147,13 @@ class Gates:
         return dict(zip(self.terms, (self.shares.detach() * self._full).tolist(), strict=True))
 
     def kept_now(self) -> Tensor:
-        """R(γ) = Σ min(c γ, m n) / Σ m n, with c what a rank costs: m + n, or max(m, n) under "remap"."""
-        return torch.minimum(self.shares * self._full * self._unit, self._dense).sum() / self._dense.sum()
+        """R(γ) = Σ min(c γ, m n) / Σ m n, with c what a rank costs: m + n, or max(m, n) under
+        "remap".
+        """
+        return (
+            torch.minimum(self.shares * self._full * self._unit, self._dense).sum()
+            / self._dense.sum()
+        )
 
     def outside(self) -> Tensor:
         """Σ relu(−γ)² + relu(γ − min(m, n))²."""
@@ -118,10 +161,12 @@ class Gates:
         return (torch.relu(-gammas).square() + torch.relu(gammas - self._full).square()).sum()
 
     def whole_ranks(self) -> dict[str, int | None]:
-        """Ranks from the trained γ that keep the budget: all γ / min(m, n) are moved by one common share and rounded.
+        """Ranks from the trained γ that keep the budget: all γ / min(m, n) are moved by one common
+        share and rounded.
 
-        It is the largest move that fits.  A layer is dense where its rank passes the largest that saves parameters; rank 1 is
-        the least, whatever it costs.  Equal layers at equal γ get equal ranks, even where one of them could have one more.
+        It is the largest move that fits.  A layer is dense where its rank passes the largest that
+        saves parameters; rank 1 is the least, whatever it costs.  Equal layers at equal γ get equal
+        ranks, even where one of them could have one more.
         """
         moves = []  # (the move at which a layer takes one rank more, layer, what that costs)
         for (name, terms), gamma in zip(self.terms.items(), self.gammas().values(), strict=True):
@@ -138,7 +183,9 @@ class Gates:
                 break
             for _, name, _ in together:
                 ranks[name] += 1
-        return {name: rank if rank <= self.terms[name].most else None for name, rank in ranks.items()}
+        return {
+            name: rank if rank <= self.terms[name].most else None for name, rank in ranks.items()
+        }
 
 
 def learn(
@@ -150,33 +197,53 @@ def learn(
     settings: Settings,
     what: str,
 ) -> Learned:
-    """Lower e^loss + λ |R(γ) − R_target| + Σ relu(−γ)² + relu(γ − min(m, n))² by Adam on γ alone, and round.
+    """Lower e^loss + λ |R(γ) − R_target| + Σ relu(−γ)² + relu(γ − min(m, n))² by Adam on γ alone,
+    and round.
 
-    in_place: () -> context in which the model's layers look at `gates`.  One batch a step, again and again, in eval mode.
-    The weights are frozen meanwhile.  Raises ValueError for a loss that is not finite (naming the step) or
-    has no gradient, and for no batch.
+    in_place: () -> context in which the model's layers look at `gates`.  One batch a step, again
+    and again, in eval mode. The weights are frozen meanwhile.  Raises ValueError for a loss that is
+    not finite (naming the step) or has no gradient, and for no batch.
     """
     optimizer = torch.optim.Adam([gates.shares], lr=settings.lr)
     stream, rows = endless(batches), []
     target, lam = float(gates.kept), settings.weight_of_budget
-    with mode(model, training=False), frozen(model), seeded(model, settings.seed), in_place(), torch.enable_grad():
+    with (
+        mode(model, training=False),
+        frozen(model),
+        seeded(model, settings.seed),
+        in_place(),
+        torch.enable_grad(),
+    ):
         for step in progress(range(settings.steps), what):
             gates.beta = settings.beta_at(step)
             loss = loss_of(task_loss, model, move(next(stream), device_of(model)))
             value, kept = float(loss.detach()), gates.kept_now()
             if not math.isfinite(value):
-                raise ValueError(f"task_loss is {value} at step {step} of {what}: look at the data and the precision")
-            rows.append({"step": step, "loss": value, "beta": gates.beta, "kept": float(kept.detach())})
+                raise ValueError(
+                    f"task_loss is {value} at step {step} of {what}: look at the data and the precision"
+                )
+            rows.append(
+                {"step": step, "loss": value, "beta": gates.beta, "kept": float(kept.detach())}
+            )
             lam = 3 * _exp(value) if lam is None else lam
             price = lam * (kept - target).abs() + gates.outside()
             (gradient,) = torch.autograd.grad(price, gates.shares)
-            # e^loss is differentiated by hand: no large number travels through the model, in any precision.
-            slope = torch.autograd.grad(loss, gates.shares, allow_unused=True)[0] if loss.requires_grad else None
+            # e^loss is differentiated by hand: no large number travels through the model, in any
+            # precision.
+            slope = (
+                torch.autograd.grad(loss, gates.shares, allow_unused=True)[0]
+                if loss.requires_grad
+                else None
+            )
             if slope is None:
-                raise ValueError(f"task_loss of {what} does not depend on the layers' gates: it has no gradient")
+                raise ValueError(
+                    f"task_loss of {what} does not depend on the layers' gates: it has no gradient"
+                )
             gradient = gradient + _exp(value) * slope
             if not torch.isfinite(gradient).all():
-                raise ValueError(f"the gradient of γ is not finite at step {step} of {what}: look at the precision")
+                raise ValueError(
+                    f"the gradient of γ is not finite at step {step} of {what}: look at the precision"
+                )
             gates.shares.grad = gradient
             optimizer.step()
     return Learned(gates.whole_ranks(), gates.gammas(), rows)

@@ -20,31 +20,44 @@ def grouped(
     batches=None,
     validation=None,
 ) -> dict[str, int | None]:
-    """Each type of layer keeps the budget; inside it, layer i loses a fraction in proportion to 1 / log(e + L_i).
+    """Each type of layer keeps the budget; inside it, layer i loses a fraction in proportion to 1 /
+    log(e + L_i).
 
-    L_i is the loss of layer i at the uniform rank, read off the singular values (`ranks.root_loss`).  stats: only their
-    token counts are used; without them the loss is per token.  Either way the answer depends on the scale of the ruler.
+    L_i is the loss of layer i at the uniform rank, read off the singular values
+    (`ranks.root_loss`).  stats: only their token counts are used; without them the loss is per
+    token.  Either way the answer depends on the scale of the ruler.
 
-    Source: SVD-LLM V2 (arXiv 2503.12340), repaired.  As printed, 1 / log(L_i) has a pole at 1 and another sign below it, and
-    the fractions may pass 1; here they are clipped to what rank 1 removes, and the rest goes to the other layers.
-    Raises ValueError for a bad `removed`.
+    Source: SVD-LLM V2 (arXiv 2503.12340), repaired.  As printed, 1 / log(L_i) has a pole at 1 and
+    another sign below it, and the fractions may pass 1; here they are clipped to what rank 1
+    removes, and the rest goes to the other layers. Raises ValueError for a bad `removed`.
     """
     check_removed(removed)
     fractions = removed_fractions(decompositions, removed, stats)
     shapes = compressible(decompositions)
-    return {name: rank_for(shapes[name], fractions[name]) if name in shapes else None for name in decompositions}
+    return {
+        name: rank_for(shapes[name], fractions[name]) if name in shapes else None
+        for name in decompositions
+    }
 
 
 def removed_fractions(
-    decompositions: Mapping[str, Decomposition], removed: float, stats: Mapping[str, LayerStats] | None = None
+    decompositions: Mapping[str, Decomposition],
+    removed: float,
+    stats: Mapping[str, LayerStats] | None = None,
 ) -> dict[str, Fraction]:
-    """Layer -> fraction of its parameters to remove, before it is cut down to a whole rank; they average to `removed`."""
+    """Layer -> fraction of its parameters to remove, before it is cut down to a whole rank; they
+    average to `removed`.
+    """
     shapes, fractions = compressible(decompositions), {}
     for group in groups_of_one_type(shapes):
         m, n = shapes[group[0]]
         rank = rank_for((m, n), removed)
-        losses = {name: root_loss(decompositions[name], rank, (stats or {}).get(name)) for name in group}
+        losses = {
+            name: root_loss(decompositions[name], rank, (stats or {}).get(name)) for name in group
+        }
         weights = {name: 1 / math.log(math.e + loss) for name, loss in losses.items()}
         most = 1 - Fraction(m + n, m * n)
-        fractions |= share_out(len(group) * check_removed(removed), weights, dict.fromkeys(group, most))
+        fractions |= share_out(
+            len(group) * check_removed(removed), weights, dict.fromkeys(group, most)
+        )
     return fractions

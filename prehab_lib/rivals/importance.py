@@ -1,4 +1,6 @@
-"""Dynamic ranks: among layers of one type, rank goes to the blocks that matter and the layers that lose most."""
+"""Dynamic ranks: among layers of one type, rank goes to the blocks that matter and the layers that
+lose most.
+"""
 
 import math
 from collections.abc import Callable, Iterable, Mapping
@@ -29,18 +31,22 @@ def importance(
     alpha: float | None = None,
     delta: float = 0.5,
 ) -> dict[str, int | None]:
-    """Every layer gets δ of its uniform rank k̄; the rest of its type's ranks go out in proportion to a score s_i.
+    """Every layer gets δ of its uniform rank k̄; the rest of its type's ranks go out in proportion
+    to a score s_i.
 
-    s_i = β_i^α · log(e + ε_i)^(1−α), with β_i the influence of the layer's block scaled to [1, 2] within the type, and ε_i
-    the loss at k̄ (`ranks.root_loss`, so the answer depends on the scale of the ruler).  Whole ranks by largest remainder:
-    a type keeps exactly the sum of its uniform ranks.  No rank passes break-even; what that cuts off goes to the others.
+    s_i = β_i^α · log(e + ε_i)^(1−α), with β_i the influence of the layer's block scaled to [1, 2]
+    within the type, and ε_i the loss at k̄ (`ranks.root_loss`, so the answer depends on the scale
+    of the ruler).  Whole ranks by largest remainder: a type keeps exactly the sum of its uniform
+    ranks.  No rank passes break-even; what that cuts off goes to the others.
 
-    alpha: α.  None tries 0, 0.1 … 1 and keeps the one with the lowest mean `task_loss` over `validation`, or over
-    `batches` where no validation is given (then ranks are chosen on calibration data); the smallest of equals.  That costs
-    one pass for each distinct plan, at most 11.  delta: δ.
+    alpha: α.  None tries 0, 0.1 … 1 and keeps the one with the lowest mean `task_loss` over
+    `validation`, or over `batches` where no validation is given (then ranks are chosen on
+    calibration data); the smallest of equals.  That costs one pass for each distinct plan, at most
+    11.  delta: δ.
 
-    Source: Swift-SVD (arXiv 2604.01609), dynamic ranks as its text has them; its code takes another loss, floor and log.
-    Raises ValueError for a bad `removed`, alpha or delta, or naming what is missing.
+    Source: Swift-SVD (arXiv 2604.01609), dynamic ranks as its text has them; its code takes another
+    loss, floor and log. Raises ValueError for a bad `removed`, alpha or delta, or naming what is
+    missing.
     """
     check_removed(removed)
     _check_fraction(delta=delta)
@@ -56,7 +62,9 @@ def importance(
     return {name: ranks.get(name) for name in decompositions}
 
 
-def _check_arguments(task_loss=None, batches=None, validation=None, alpha: float | None = None, **_) -> None:
+def _check_arguments(
+    task_loss=None, batches=None, validation=None, alpha: float | None = None, **_
+) -> None:
     if alpha is None:
         data = {"batches": batches} if validation is None else {"validation": validation}
         check_given("allocation 'importance' without alpha", task_loss=task_loss, **data)
@@ -66,7 +74,9 @@ importance.check_arguments = _check_arguments  # for callers that want to know b
 
 
 def _best(plans: list[dict[str, int]], loss: Callable[[dict[str, int]], float]) -> dict[str, int]:
-    """The first plan with the lowest loss; equal plans are measured once, and a single one not at all."""
+    """The first plan with the lowest loss; equal plans are measured once, and a single one not at
+    all.
+    """
     distinct = [plan for number, plan in enumerate(plans) if plan not in plans[:number]]
     return distinct[0] if len(distinct) == 1 else min(progress(distinct, "importance"), key=loss)
 
@@ -83,7 +93,9 @@ def _ranks(
         shape = shapes[group[0]]
         uniform = rank_for(shape, removed)
         least = max(1, math.ceil(Fraction(str(delta)) * uniform))
-        scores = _scores({name: decompositions[name] for name in group}, uniform, stats or {}, alpha)
+        scores = _scores(
+            {name: decompositions[name] for name in group}, uniform, stats or {}, alpha
+        )
         pool = len(group) * (uniform - least)
         extra = share_out(pool, scores, dict.fromkeys(group, break_even_rank(shape) - least))
         ranks |= {name: least + more for name, more in _whole(extra, scores).items()}
@@ -93,23 +105,34 @@ def _ranks(
 def _scores(
     group: Mapping[str, Decomposition], rank: int, stats: Mapping[str, LayerStats], alpha: float
 ) -> dict[str, float]:
-    """s_i of the layers of one type; all 1 for a layer alone in its type, which has nobody to share with."""
+    """s_i of the layers of one type; all 1 for a layer alone in its type, which has nobody to share
+    with.
+    """
     if len(group) == 1:
         return dict.fromkeys(group, 1.0)
     found = {name: stats.get(name) or LayerStats() for name in group}
     wanted_by = "allocation 'importance' for layer {!r}"
     influence = {name: found[name].need("influence", wanted_by.format(name)) for name in group}
     low, high = min(influence.values()), max(influence.values())
-    beta = {name: 1 + (value - low) / (high - low) if high > low else 1.0 for name, value in influence.items()}
+    beta = {
+        name: 1 + (value - low) / (high - low) if high > low else 1.0
+        for name, value in influence.items()
+    }
     loss = {name: root_loss(group[name], rank, found[name]) for name in group}
-    return {name: beta[name] ** alpha * math.log(math.e + loss[name]) ** (1 - alpha) for name in group}
+    return {
+        name: beta[name] ** alpha * math.log(math.e + loss[name]) ** (1 - alpha) for name in group
+    }
 
 
 def _whole(shares: Mapping[str, Fraction], scores: Mapping[str, float]) -> dict[str, int]:
-    """Shares in whole numbers of the same sum: rounded down, then one more for the largest remainders."""
+    """Shares in whole numbers of the same sum: rounded down, then one more for the largest
+    remainders.
+    """
     whole = {name: math.floor(share) for name, share in shares.items()}
     left = round(sum(shares.values())) - sum(whole.values())
-    by_remainder = sorted(shares, key=lambda name: (whole[name] - shares[name], -scores[name], name))
+    by_remainder = sorted(
+        shares, key=lambda name: (whole[name] - shares[name], -scores[name], name)
+    )
     return whole | {name: whole[name] + 1 for name in by_remainder[:left]}
 
 

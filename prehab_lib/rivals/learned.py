@@ -1,8 +1,9 @@
-"""Learned ranks: a gate on the components of every layer, whose position is trained by the task loss under one budget.
+"""Learned ranks: a gate on the components of every layer, whose position is trained by the task
+loss under one budget.
 
-W(γ) = left diag(T(γ)) right, with the layer's decomposition frozen and one number γ a layer to train (`gates`).  Dobi-SVD
-(arXiv 2502.02723) gates the singular values of activations (`dobi`); gating those of the whitened weights is the companion's
-own cheap version: no SVD in the loop.
+W(γ) = left diag(T(γ)) right, with the layer's decomposition frozen and one number γ a layer to
+train (`gates`).  Dobi-SVD (arXiv 2502.02723) gates the singular values of activations (`dobi`);
+gating those of the whitened weights is the companion's own cheap version: no SVD in the loop.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -46,20 +47,29 @@ def learn_ranks(
         return gated(model, decompositions, gates)
 
     found = learn(model, gates, in_place, task_loss, batches, chosen, "allocation 'learned'")
-    return Learned({name: found.ranks.get(name) for name in decompositions}, found.gammas, found.rows)
+    return Learned(
+        {name: found.ranks.get(name) for name in decompositions}, found.gammas, found.rows
+    )
 
 
-def learned(decompositions: Mapping[str, Decomposition], removed: float, **given) -> dict[str, int | None]:
-    """Ranks found by gradient: where does the loss want the cut of each layer, if all together must fit the budget?
+def learned(
+    decompositions: Mapping[str, Decomposition], removed: float, **given
+) -> dict[str, int | None]:
+    """Ranks found by gradient: where does the loss want the cut of each layer, if all together must
+    fit the budget?
 
-    Needs model, task_loss and batches (the gates see no other data; validation is not looked at).  Options: those of
-    `Settings`, and start, a plan {layer: rank or None} to begin with instead of equal shares.
-    The layers' W(γ) run as two thin products: a step costs up to twice a plain one, and (m + n) min(m, n) numbers a layer in
-    the model's dtype, for all layers at once, beside the weights and one batch's activations.
+    Needs model, task_loss and batches (the gates see no other data; validation is not looked at).
+    Options: those of `Settings`, and start, a plan {layer: rank or None} to begin with instead of
+    equal shares.
+    The layers' W(γ) run as two thin products: a step costs up to twice a plain one, and (m + n)
+    min(m, n) numbers a layer in the model's dtype, for all layers at once, beside the weights and
+    one batch's activations.
 
-    Source: Dobi-SVD (arXiv 2502.02723), objective and start; here on whitened weights, with β annealed and ranks fitted to the
-    budget exactly afterwards.  The weights come back bit by bit, whatever happens.
-    Raises ValueError for a bad `removed` or option, a loss that is not finite, or naming what is missing.
+    Source: Dobi-SVD (arXiv 2502.02723), objective and start; here on whitened weights, with β
+    annealed and ranks fitted to the budget exactly afterwards.  The weights come back bit by bit,
+    whatever happens.
+    Raises ValueError for a bad `removed` or option, a loss that is not finite, or naming what is
+    missing.
     """
     return learn_ranks(decompositions, removed, **given).ranks
 
@@ -87,13 +97,19 @@ class GatedLinear(LowRankLinear):
 
 
 @contextmanager
-def gated(model: nn.Module, decompositions: Mapping[str, Decomposition], gates: Gates) -> Iterator[None]:
-    """Inside, each layer with a gate runs through its decomposition; outside are the very same dense modules again."""
+def gated(
+    model: nn.Module, decompositions: Mapping[str, Decomposition], gates: Gates
+) -> Iterator[None]:
+    """Inside, each layer with a gate runs through its decomposition; outside are the very same
+    dense modules again.
+    """
     modules = linear_layers(model, gates.terms)
     try:
         for name, module in modules.items():
             full = min(module.weight.shape)
-            layer = GatedLinear.in_place_of(module, last_look(decompositions[name], full).truncate(full).balanced())
+            layer = GatedLinear.in_place_of(
+                module, last_look(decompositions[name], full).truncate(full).balanced()
+            )
             layer.gates, layer.name = gates, name
             replace_module(model, name, layer)
         yield

@@ -1,8 +1,10 @@
-"""Matrices in 8 bits: real int8 numbers and fp16 scales in memory and on disk, multiplied out when the layer computes.
+"""Matrices in 8 bits: real int8 numbers and fp16 scales in memory and on disk, multiplied out when
+the layer computes.
 
-A matrix is a list of vectors, its rows or its columns, and each has one scale: Q(f) = scale · round(f / scale), with
-scale ≥ max |f| / 127 the next number that fp16 has.  So |Q(f) − f| ≤ scale / 2 entry by entry, for the scale as it is stored.
-Below max |f| = 0.008 the numbers of fp16 grow sparse, and the steps with them: by a tenth at most down to 0.0001.
+A matrix is a list of vectors, its rows or its columns, and each has one scale: Q(f) = scale ·
+round(f / scale), with scale ≥ max |f| / 127 the next number that fp16 has.  So |Q(f) − f| ≤ scale /
+2 entry by entry, for the scale as it is stored. Below max |f| = 0.008 the numbers of fp16 grow
+sparse, and the steps with them: by a tenth at most down to 0.0001.
 """
 
 from collections.abc import Mapping
@@ -21,9 +23,10 @@ SCALE = torch.float16  # of scales, and of what is not on the grid
 class Packing:
     """How the matrix W (m, n) of a layer lies in memory, as it is written down in JSON.
 
-    axis: "rows" (m vectors of n numbers) or "columns" (n vectors of m).  vectors: how many are on the 8-bit grid.
-    entries: how many of each such vector's numbers, from the first on, are.  Everything else is fp16; either all vectors are
-    on the grid or all their entries.  mask: whether one bit a vector says which are.  dtype: what the layer computes in.
+    axis: "rows" (m vectors of n numbers) or "columns" (n vectors of m).  vectors: how many are on
+    the 8-bit grid. entries: how many of each such vector's numbers, from the first on, are.
+    Everything else is fp16; either all vectors are on the grid or all their entries.  mask: whether
+    one bit a vector says which are.  dtype: what the layer computes in.
     """
 
     axis: str
@@ -33,22 +36,29 @@ class Packing:
     dtype: str = "float32"
 
     def __post_init__(self):
-        if self.axis not in ("rows", "columns") or not isinstance(getattr(torch, self.dtype, None), torch.dtype):
-            raise ValueError(f"{self} describes no packed matrix: the description was changed by hand")
+        if self.axis not in ("rows", "columns") or not isinstance(
+            getattr(torch, self.dtype, None), torch.dtype
+        ):
+            raise ValueError(
+                f"{self} describes no packed matrix: the description was changed by hand"
+            )
 
     def json(self) -> dict:
         return asdict(self)
 
 
 def absmax_scales(F: Tensor) -> Tensor:
-    """scale (k,) in fp16 for vectors F (k, d): the least it has that is no smaller than max |f| / 127, 0 for a zero vector.
+    """scale (k,) in fp16 for vectors F (k, d): the least it has that is no smaller than max |f| /
+    127, 0 for a zero vector.
 
     Raises ValueError where a vector is not finite or too large for any.
     """
     exact = on_factor_device(F).abs().amax(1) / LEVELS
     scale = exact.to(SCALE)
     too_small = scale.double() < exact
-    scale = torch.where(too_small, (scale.view(torch.int16) + 1).view(SCALE), scale)  # the next fp16 number up
+    scale = torch.where(
+        too_small, (scale.view(torch.int16) + 1).view(SCALE), scale
+    )  # the next fp16 number up
     if not torch.isfinite(scale).all():
         raise ValueError("a vector has NaN, infinite or huge entries: no fp16 scale fits it")
     return scale.to(F.device)
@@ -75,7 +85,9 @@ def rounded(F: Tensor) -> Tensor:
 def to_bits(mask: Tensor) -> Tensor:
     """One bit for each entry of a boolean (k,), uint8 (⌈k / 8⌉,)."""
     padded = nn.functional.pad(mask.to(torch.uint8), (0, -len(mask) % 8)).view(-1, 8)
-    return (padded << torch.arange(8, dtype=torch.uint8, device=mask.device)).sum(1, dtype=torch.uint8)
+    return (padded << torch.arange(8, dtype=torch.uint8, device=mask.device)).sum(
+        1, dtype=torch.uint8
+    )
 
 
 def from_bits(bits: Tensor, count: int) -> Tensor:
@@ -85,41 +97,62 @@ def from_bits(bits: Tensor, count: int) -> Tensor:
 
 
 def refuse_packed(layers: Mapping[str, nn.Module], what: str) -> None:
-    """Raises ValueError naming the first layer, dense or low-rank, that holds numbers in 8 bits.  what: is to come before."""
+    """Raises ValueError naming the first layer, dense or low-rank, that holds numbers in 8 bits.
+    what: is to come before.
+    """
     for name, layer in layers.items():
         if any(isinstance(part, PackedLinear) for part in layer.modules()):
-            raise ValueError(f"layer {name!r} is in 8 bits, which nothing can train: {what} first, quantise afterwards")
+            raise ValueError(
+                f"layer {name!r} is in 8 bits, which nothing can train: {what} first, quantise afterwards"
+            )
 
 
 class PackedLinear(nn.Module):
-    """y = x Wᵀ + b with W (m, n) held as codes, scales and what is left in fp16 (`Packing`); W is made at each call.
+    """y = x Wᵀ + b with W (m, n) held as codes, scales and what is left in fp16 (`Packing`); W is
+    made at each call.
 
-    The buffers keep their dtypes whatever `.to(dtype)` asks of the model: that moves what the layer computes in.  The bias is
-    a parameter as before; W is none, so nothing trains it.
+    The buffers keep their dtypes whatever `.to(dtype)` asks of the model: that moves what the layer
+    computes in.  The bias is a parameter as before; W is none, so nothing trains it.
     """
 
-    def __init__(self, in_features: int, out_features: int, packing: Packing, bias: bool = True, device=None):
+    def __init__(
+        self, in_features: int, out_features: int, packing: Packing, bias: bool = True, device=None
+    ):
         super().__init__()
         self.in_features, self.out_features, self.packing = in_features, out_features, packing
-        count, size = (out_features, in_features) if packing.axis == "rows" else (in_features, out_features)
+        count, size = (
+            (out_features, in_features) if packing.axis == "rows" else (in_features, out_features)
+        )
         q, e = packing.vectors, packing.entries
         rest = (count - q, size) if q < count else (count, size - e)
         self.register_buffer("codes", torch.zeros(q, e, dtype=torch.int8, device=device))
         self.register_buffer("scale", torch.zeros(q, dtype=SCALE, device=device))
-        self.register_buffer("rest", torch.zeros(rest, dtype=SCALE, device=device) if 0 not in rest else None)
         self.register_buffer(
-            "mask", torch.zeros(-(-count // 8), dtype=torch.uint8, device=device) if packing.mask else None
+            "rest", torch.zeros(rest, dtype=SCALE, device=device) if 0 not in rest else None
         )
-        self.bias = nn.Parameter(torch.empty(out_features, device=device, dtype=self.dtype)) if bias else None
+        self.register_buffer(
+            "mask",
+            torch.zeros(-(-count // 8), dtype=torch.uint8, device=device) if packing.mask else None,
+        )
+        self.bias = (
+            nn.Parameter(torch.empty(out_features, device=device, dtype=self.dtype))
+            if bias
+            else None
+        )
 
     @classmethod
     def of(
-        cls, W: Tensor, bias: nn.Parameter | None, axis: str, entries: int | None = None, mask: Tensor | None = None
+        cls,
+        W: Tensor,
+        bias: nn.Parameter | None,
+        axis: str,
+        entries: int | None = None,
+        mask: Tensor | None = None,
     ) -> "PackedLinear":
         """The layer for W (m, n), which has its dtype and device, and the very same bias.
 
-        entries: how many numbers of each vector go on the grid, all by default.  mask: boolean, which vectors do, all by
-        default.  Raises ValueError for numbers that fp16 does not reach.
+        entries: how many numbers of each vector go on the grid, all by default.  mask: boolean,
+        which vectors do, all by default.  Raises ValueError for numbers that fp16 does not reach.
         """
         W = W.detach()
         F = W if axis == "rows" else W.T  # (k, d)
@@ -172,14 +205,20 @@ class PackedLinear(nn.Module):
         for name, before in held.items():
             moved = getattr(self, name)
             if before is not None and moved.dtype != before.dtype:
-                setattr(self, name, before.to(moved.device))  # its bits, not its value in another dtype
+                setattr(
+                    self, name, before.to(moved.device)
+                )  # its bits, not its value in another dtype
         return self
 
     def extra_repr(self) -> str:
         p = self.packing
         text = f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
         text += f", int8={p.vectors} {p.axis} × {p.entries}"
-        return text + ("" if self.rest is None else f", fp16={self.rest.numel()}") + (", mask" if p.mask else "")
+        return (
+            text
+            + ("" if self.rest is None else f", fp16={self.rest.numel()}")
+            + (", mask" if p.mask else "")
+        )
 
 
 def _name(dtype: torch.dtype) -> str:

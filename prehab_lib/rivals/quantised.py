@@ -1,8 +1,9 @@
 """Compressed models in 8 bits, in bytes that are really written.
 
-The papers count such files with formulas, and their codes round factors of which only the product with L⁻¹ is saved, in fp16.
-Here the factors as they are stored lie on the grid (`packing`), and scales and masks are counted.  A rank index has one
-scale for its column of U and one for its row of V: 4 bytes.
+The papers count such files with formulas, and their codes round factors of which only the product
+with L⁻¹ is saved, in fp16. Here the factors as they are stored lie on the grid (`packing`), and
+scales and masks are counted.  A rank index has one scale for its column of U and one for its row of
+V: 4 bytes.
 """
 
 import os
@@ -20,32 +21,47 @@ from prehab_lib.rivals.packing import PackedLinear, rounded
 from prehab_lib.roots import on_factor_device
 from prehab_lib.stats import LayerStats
 
-__all__ = ["LAYOUTS", "factor_names", "file_bytes", "hq_removed", "quantise", "quantise_by_loss", "stored_bytes"]
+__all__ = [
+    "LAYOUTS",
+    "factor_names",
+    "file_bytes",
+    "hq_removed",
+    "quantise",
+    "quantise_by_loss",
+    "stored_bytes",
+]
 
 LAYOUTS = ("int8", "remap")
 
 
 def hq_removed(removed: float) -> float:
-    """What to truncate before everything is halved by 8 bits: max(0, 1 − 2 (1 − removed)), exact for a decimal.
+    """What to truncate before everything is halved by 8 bits: max(0, 1 − 2 (1 − removed)), exact
+    for a decimal.
 
-    0 means: truncate nothing, `quantise` alone (it then removes half, whatever was asked; scales excepted).
-    Source: Zero Sum SVD (arXiv 2602.02848), rows † (HQ).  Raises ValueError for a bad `removed`.
+    0 means: truncate nothing, `quantise` alone (it then removes half, whatever was asked; scales
+    excepted). Source: Zero Sum SVD (arXiv 2602.02848), rows † (HQ).  Raises ValueError for a bad
+    `removed`.
     """
     return float(max(0, 1 - 2 * (1 - check_removed(removed))))
 
 
-def quantise(model: nn.Module, layout: str = "int8", layers: Iterable[str] | None = None) -> nn.Module:
+def quantise(
+    model: nn.Module, layout: str = "int8", layers: Iterable[str] | None = None
+) -> nn.Module:
     """Put the matrices of low-rank and dense layers in 8 bits, in place; returns the model.
 
-    "int8": both factors, one scale for each rank index of each, k (m + n) + 4 k bytes; a dense W one scale a row, m n + 2 m.
-    "remap": the smaller factor and as many of the larger one's entries, max(m, n) − min(m, n) of each of its vectors stay
-    fp16: 2 k max(m, n) + 4 k bytes, so that every rank up to min(m, n) pays.  Only for low-rank layers.
-    Factors go on the grid as they stand (`surgery.compress` leaves them balanced); biases and all else stay as they are.
+    "int8": both factors, one scale for each rank index of each, k (m + n) + 4 k bytes; a dense W
+    one scale a row, m n + 2 m. "remap": the smaller factor and as many of the larger one's entries,
+    max(m, n) − min(m, n) of each of its vectors stay fp16: 2 k max(m, n) + 4 k bytes, so that every
+    rank up to min(m, n) pays.  Only for low-rank layers.
+    Factors go on the grid as they stand (`surgery.compress` leaves them balanced); biases and all
+    else stay as they are.
 
-    layers: names, or None for every low-rank layer, and with "int8" those the papers compress that are dense still.
-    Source: Zero Sum SVD (arXiv 2602.02848), rows † (HQ) and * (remap, after Dobi-SVD), with the stored factors rounded.
-    Raises ValueError for an unknown layout, a layer that is not there, quantised already, or dense under "remap", and numbers
-    out of the reach of fp16 (naming the layer); the model is then as it was.
+    layers: names, or None for every low-rank layer, and with "int8" those the papers compress that
+    are dense still. Source: Zero Sum SVD (arXiv 2602.02848), rows † (HQ) and * (remap, after
+    Dobi-SVD), with the stored factors rounded. Raises ValueError for an unknown layout, a layer
+    that is not there, quantised already, or dense under "remap", and numbers out of the reach of
+    fp16 (naming the layer); the model is then as it was.
     """
     if layout not in LAYOUTS:
         raise ValueError(f"layout = {layout!r} is not known: choose one of {', '.join(LAYOUTS)}")
@@ -54,39 +70,50 @@ def quantise(model: nn.Module, layout: str = "int8", layers: Iterable[str] | Non
         if isinstance(module, LowRankLinear):
             entries = min(module.in_features, module.out_features) if layout == "remap" else None
             for side in "UV":
-                new[f"{name}.{side}"] = _pack(f"{name}.{side}", getattr(module, side), _axis(side), entries=entries)
+                new[f"{name}.{side}"] = _pack(
+                    f"{name}.{side}", getattr(module, side), _axis(side), entries=entries
+                )
         else:
             new[name] = _pack(name, module, _axis_of(model, name))
     return _put(model, new)
 
 
 def quantise_by_loss(model: nn.Module, stats: Mapping[str, LayerStats], budget: int) -> nn.Module:
-    """Put those vectors in 8 bits that change the loss least, as many as `budget` asks for, the rest in fp16; in place.
+    """Put those vectors in 8 bits that change the loss least, as many as `budget` asks for, the
+    rest in fp16; in place.
 
-    The change predicted for a vector f with gradient γ is ⟨γ, Q(f) − f⟩; the smallest magnitudes go first.  One bit a vector
-    says where it went.
+    The change predicted for a vector f with gradient γ is ⟨γ, Q(f) − f⟩; the smallest magnitudes go
+    first.  One bit a vector says where it went.
 
-    stats: "grad" of the factors, `stats.collect(model, batches, factor_names(model), {"grad"}, task_loss)`; its names are
-    what is stored this way (columns of U, rows of V, rows of a dense layer).  budget: bytes of their matrices together,
-    scales and bits included.
+    stats: "grad" of the factors, `stats.collect(model, batches, factor_names(model), {"grad"},
+    task_loss)`; its names are what is stored this way (columns of U, rows of V, rows of a dense
+    layer).  budget: bytes of their matrices together, scales and bits included.
 
-    Source: IO-SVD (arXiv 2605.15626), loss-aware remapping.  Raises ValueError for a budget that all in 8 bits exceed (naming
-    theirs), a missing gradient, and as `quantise` does; the model is then as it was.
+    Source: IO-SVD (arXiv 2605.15626), loss-aware remapping.  Raises ValueError for a budget that
+    all in 8 bits exceed (naming theirs), a missing gradient, and as `quantise` does; the model is
+    then as it was.
     """
     check_whole(1, budget=budget)
     modules = linear_layers(model, sorted(stats))  # equals go in the order of names
     axes = {name: _axis_of(model, name) for name in modules}
     changes, saved, total = [], [], 0
     for name, module in modules.items():
-        F, gamma = (_vectors(M, axes[name]) for M in (module.weight, stats[name].need("grad", f"layer {name!r}")))
+        F, gamma = (
+            _vectors(M, axes[name])
+            for M in (module.weight, stats[name].need("grad", f"layer {name!r}"))
+        )
         try:
             changes.append((gamma.to(F) * (on_factor_device(rounded(F)) - F)).sum(1).abs())
         except ValueError as problem:
             raise ValueError(f"layer {name!r}: {problem}") from problem
         count, size = F.shape
-        saved.append(torch.full((count,), size - 2, device=F.device))  # 2 bytes an entry against 1, and a scale
+        saved.append(
+            torch.full((count,), size - 2, device=F.device)
+        )  # 2 bytes an entry against 1, and a scale
         total += 2 * count * size + -(-count // 8)
-    chosen = _cheapest(torch.cat([c.cpu() for c in changes]), torch.cat([s.cpu() for s in saved]), total, budget)
+    chosen = _cheapest(
+        torch.cat([c.cpu() for c in changes]), torch.cat([s.cpu() for s in saved]), total, budget
+    )
     masks = chosen.split([len(change) for change in changes])
     new = {
         name: _pack(name, module, axes[name], mask=mask.to(module.weight.device))
@@ -96,7 +123,9 @@ def quantise_by_loss(model: nn.Module, stats: Mapping[str, LayerStats], budget: 
 
 
 def factor_names(model: nn.Module, layers: Iterable[str] | None = None) -> list[str]:
-    """Names of both factors of every low-rank layer, or of those named: what `stats.collect` may be asked about."""
+    """Names of both factors of every low-rank layer, or of those named: what `stats.collect` may be
+    asked about.
+    """
     found = [name for name, module in model.named_modules() if isinstance(module, LowRankLinear)]
     wanted = found if layers is None else list(layers)
     if missing := [name for name in wanted if name not in found] or (not wanted and ["any"]):
@@ -105,19 +134,27 @@ def factor_names(model: nn.Module, layers: Iterable[str] | None = None) -> list[
 
 
 def stored_bytes(module: nn.Module) -> int:
-    """Bytes of all parameters and buffers of a layer or a model, each once: what `surgery.save` writes beside file headers."""
-    return sum(tensor.numel() * tensor.element_size() for tensor in [*module.parameters(), *module.buffers()])
+    """Bytes of all parameters and buffers of a layer or a model, each once: what `surgery.save`
+    writes beside file headers.
+    """
+    return sum(
+        tensor.numel() * tensor.element_size()
+        for tensor in [*module.parameters(), *module.buffers()]
+    )
 
 
 def file_bytes(folder: str | os.PathLike) -> tuple[int, int]:
-    """(bytes of tensors, bytes of headers) in the safetensors files of a folder, read off the files themselves.
+    """(bytes of tensors, bytes of headers) in the safetensors files of a folder, read off the files
+    themselves.
 
     Raises FileNotFoundError where there is none.
     """
     tensors, headers = 0, 0
     paths = sorted(Path(folder).glob("*.safetensors"))
     if not paths:
-        raise FileNotFoundError(f"{folder} holds no safetensors file: give a folder that surgery.save wrote")
+        raise FileNotFoundError(
+            f"{folder} holds no safetensors file: give a folder that surgery.save wrote"
+        )
     for path in paths:
         with path.open("rb") as file:
             header = 8 + int.from_bytes(file.read(8), "little")
@@ -127,7 +164,9 @@ def file_bytes(folder: str | os.PathLike) -> tuple[int, int]:
 
 
 def _cheapest(changes: Tensor, saved: Tensor, total: int, budget: int) -> Tensor:
-    """Which vectors go on the grid: boolean, the least changes first until `total` minus their savings is within `budget`."""
+    """Which vectors go on the grid: boolean, the least changes first until `total` minus their
+    savings is within `budget`.
+    """
     order = torch.argsort(changes, stable=True)
     order = order[saved[order] > 0]
     left = total - saved[order].cumsum(0)
@@ -148,7 +187,9 @@ def _targets(model: nn.Module, layout: str, layers: Iterable[str] | None) -> dic
     low_rank = [name for name, module in modules.items() if isinstance(module, LowRankLinear)]
     if layers is None:
         if packed:
-            raise ValueError(f"{packed[0]!r} is quantised already: name the layers that are not with layers=[...]")
+            raise ValueError(
+                f"{packed[0]!r} is quantised already: name the layers that are not with layers=[...]"
+            )
         names = low_rank + (_dense(model, low_rank) if layout == "int8" else [])
     else:
         names = list(layers)
@@ -160,7 +201,9 @@ def _targets(model: nn.Module, layout: str, layers: Iterable[str] | None) -> dic
         linear_layers(model, dense)
     if layout == "remap" and (dense or not names):
         reason = f"layer {dense[0]!r} is dense" if dense else "no low-rank layer is there"
-        raise ValueError(f"layout 'remap' stores factors and {reason}: run surgery.compress first, or take 'int8'")
+        raise ValueError(
+            f"layout 'remap' stores factors and {reason}: run surgery.compress first, or take 'int8'"
+        )
     if not names:
         raise ValueError("layers is empty: name at least one layer, or leave it out for all")
     return {name: modules[name] for name in names}

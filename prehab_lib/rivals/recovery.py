@@ -1,4 +1,6 @@
-"""What can be done to the factors after surgery without training: the table of recoveries, and the one in closed form."""
+"""What can be done to the factors after surgery without training: the table of recoveries, and the
+one in closed form.
+"""
 
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
@@ -31,24 +33,30 @@ def closed_form(
     batches: Iterable | None = None,
     validation=None,
 ) -> None:
-    """Refit every U to the inputs that its layer gets in the compressed model, in place: U ← argmin ‖X̃ (W − U V)ᵀ‖_F.
+    """Refit every U to the inputs that its layer gets in the compressed model, in place: U ← argmin
+    ‖X̃ (W − U V)ᵀ‖_F.
 
-    In the order of execution, U' = U + (W − U V) G̃ Vᵀ (V G̃ Vᵀ)⁺, where G̃ is the Gram of the inputs X̃ that have passed the
-    layers before, already compressed and already refitted.  W is left · right of the layer's decomposition; V, the bias
-    and dense layers stay as they are.  In float64; what the data do not show keeps its U (`refit`).
-    If one layer fails, all get their U back.  The target is what W says to X̃, not to the dense model's inputs: no layer's own
-    error grows, but the drift of its inputs is not repaired, and the task may gain or lose.
+    In the order of execution, U' = U + (W − U V) G̃ Vᵀ (V G̃ Vᵀ)⁺, where G̃ is the Gram of the
+    inputs X̃ that have passed the layers before, already compressed and already refitted.  W is
+    left · right of the layer's decomposition; V, the bias and dense layers stay as they are.  In
+    float64; what the data do not show keeps its U (`refit`).
+    If one layer fails, all get their U back.  The target is what W says to X̃, not to the dense
+    model's inputs: no layer's own error grows, but the drift of its inputs is not repaired, and the
+    task may gain or lose.
 
-    batches: calibration data, gone over once for the order of the layers and once for every distinct input of a low-rank
-    layer; those passes stop there, so about half a forward pass of each batch an input.  Memory: one G̃ (n, n) at a time, and a copy of every U.
+    batches: calibration data, gone over once for the order of the layers and once for every
+    distinct input of a low-rank layer; those passes stop there, so about half a forward pass of
+    each batch an input.  Memory: one G̃ (n, n) at a time, and a copy of every U.
 
-    Source: SVD-LLM, earlier version and the released code (arXiv 2403.07378v1), layer-wise closed-form update.
-    Raises ValueError naming what is missing, or a layer that is never called, is called otherwise from batch to batch, gets
-    NaN, or leaves its precision.
+    Source: SVD-LLM, earlier version and the released code (arXiv 2403.07378v1), layer-wise
+    closed-form update. Raises ValueError naming what is missing, or a layer that is never called,
+    is called otherwise from batch to batch, gets NaN, or leaves its precision.
     Warns where a layer sees fewer than 10 r tokens.
     """
     _check_arguments(batches)
-    found = {name: module for name, module in model.named_modules() if isinstance(module, LowRankLinear)}
+    found = {
+        name: module for name, module in model.named_modules() if isinstance(module, LowRankLinear)
+    }
     layers = {name: module for name, module in found.items() if name in decompositions}
     refuse_packed(layers, "refit")
     before = {name: layer.U.weight.clone() for name, layer in layers.items()}
@@ -56,7 +64,9 @@ def closed_form(
     try:
         for names, calls in progress(_reading_order(model, layers, batches), "closed form"):
             first = layers[names[0]].V
-            read = input_statistics(_Until(model, first, calls), {names[0]: first}, batches, {"gram"})[names[0]][0]
+            read = input_statistics(
+                _Until(model, first, calls), {names[0]: first}, batches, {"gram"}
+            )[names[0]][0]
             for name in names:
                 tokens[name] = read["tokens"]
                 _update(name, layers[name], decompositions[name], read["gram"])
@@ -88,9 +98,11 @@ def _update(name: str, layer: LowRankLinear, decomposition: Decomposition, gram:
 def _reading_order(
     model: nn.Module, layers: Mapping[str, LowRankLinear], batches: Iterable
 ) -> list[tuple[list[str], int]]:
-    """(layers that read the same tensor at every call, number of calls in one forward), in order of execution.
+    """(layers that read the same tensor at every call, number of calls in one forward), in order of
+    execution.
 
-    Raises ValueError where that changes from batch to batch: half of a layer's inputs would be left out.
+    Raises ValueError where that changes from batch to batch: half of a layer's inputs would be left
+    out.
     """
     reads: dict[str, list[int]] = {}
     last: tuple[Tensor, int] | None = None
@@ -122,7 +134,9 @@ def _reading_order(
     if seen is None:
         raise ValueError("recovery 'closed_form' got no batches: pass at least one")
     if silent := [name for name in layers if not seen[name]]:
-        raise ValueError(f"no calibration input reached layer {silent[0]!r} (of {len(silent)}): does forward call it?")
+        raise ValueError(
+            f"no calibration input reached layer {silent[0]!r} (of {len(silent)}): does forward call it?"
+        )
     groups: dict[tuple[int, ...], list[str]] = {}
     for name in layers:
         groups.setdefault(tuple(seen[name]), []).append(name)
@@ -158,5 +172,9 @@ class _Until(nn.Module):
             handle.remove()
 
 
-# What is done to the factors after surgery: name -> fn(model, ...), in place.  Training afterwards is `rehab`.
-RECOVERIES: dict[str, Callable[..., None]] = {"closed_form": closed_form, "projected_gradient": projected_gradient}
+# What is done to the factors after surgery: name -> fn(model, ...), in place.  Training afterwards
+# is `rehab`.
+RECOVERIES: dict[str, Callable[..., None]] = {
+    "closed_form": closed_form,
+    "projected_gradient": projected_gradient,
+}

@@ -1,4 +1,6 @@
-"""The best left factor for given inputs: least squares from a Gram, also where the data leave it open."""
+"""The best left factor for given inputs: least squares from a Gram, also where the data leave it
+open.
+"""
 
 import math
 
@@ -6,12 +8,16 @@ import torch
 from torch import Tensor
 
 
-def refit(W: Tensor, U: Tensor, V: Tensor, gram: Tensor, eps: float = torch.finfo(torch.float64).eps) -> Tensor:
-    """A U' (m, r) that minimises tr (W − U' V) gram (W − U' V)ᵀ, as U where the data leave a choice.
+def refit(
+    W: Tensor, U: Tensor, V: Tensor, gram: Tensor, eps: float = torch.finfo(torch.float64).eps
+) -> Tensor:
+    """A U' (m, r) that minimises tr (W − U' V) gram (W − U' V)ᵀ, as U where the data leave a
+    choice.
 
-    W (m, n), U (m, r), V (r, n), gram (n, n), all float64.  eps: precision of the products behind the Gram.  What lies in
-    its round-off is no data, see `_without_noise`; after that, eigenvalues of V gram Vᵀ (its rows scaled to one energy)
-    below 10 r times float64's precision, relative to the largest, count as 0.
+    W (m, n), U (m, r), V (r, n), gram (n, n), all float64.  eps: precision of the products behind
+    the Gram.  What lies in its round-off is no data, see `_without_noise`; after that, eigenvalues
+    of V gram Vᵀ (its rows scaled to one energy) below 10 r times float64's precision, relative to
+    the largest, count as 0.
     """
     scale, G = _without_noise(gram, eps)  # (n,), (n, n)
     E, V = (W - U @ V) * scale, V * scale
@@ -26,10 +32,12 @@ def refit(W: Tensor, U: Tensor, V: Tensor, gram: Tensor, eps: float = torch.finf
 
 
 def _without_noise(gram: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """Scales (n,) of the inputs and their Gram (n, n) in these scales, with what lies below its round-off taken out.
+    """Scales (n,) of the inputs and their Gram (n, n) in these scales, with what lies below its
+    round-off taken out.
 
-    Scaled to a unit diagonal, round-off is of the order eps √n however far one input is above the rest; eigenvalues below
-    10 eps √n go.  Where a Cholesky factorisation (n³ / 3 operations) shows that there are none, no eigenvector is computed.
+    Scaled to a unit diagonal, round-off is of the order eps √n however far one input is above the
+    rest; eigenvalues below 10 eps √n go.  Where a Cholesky factorisation (n³ / 3 operations) shows
+    that there are none, no eigenvector is computed.
     """
     scale = gram.diagonal().clamp_min(0).sqrt()
     inverse = torch.where(scale > 0, 1 / scale, 0)

@@ -1,4 +1,6 @@
-"""Compression in stages: cut, correct towards the original weights, look again at the model as it is now, and cut anew."""
+"""Compression in stages: cut, correct towards the original weights, look again at the model as it
+is now, and cut anew.
+"""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -10,7 +12,13 @@ from prehab_lib.budget import check_removed
 from prehab_lib.inputs import check_whole
 from prehab_lib.layers import linear_layers, replace_module
 from prehab_lib.methods import Method, method_named
-from prehab_lib.rivals.correction import as_linear, low_rank_layers, product, product_gradients, restoring_step
+from prehab_lib.rivals.correction import (
+    as_linear,
+    low_rank_layers,
+    product,
+    product_gradients,
+    restoring_step,
+)
 from prehab_lib.rivals.trial import check_given
 from prehab_lib.roots import on_factor_device
 from prehab_lib.stats import collect
@@ -30,27 +38,32 @@ def compress_in_stages(
     layers: Iterable[str] | None = None,
     validation: Iterable | None = None,
 ) -> Report:
-    """`surgery.compress` `stages` times over, in place; where anything fails, the model is as it was.
+    """`surgery.compress` `stages` times over, in place; where anything fails, the model is as it
+    was.
 
-    Each stage goes from full rank to the whole target `removed`: this is no gradual schedule.  After every stage but the
-    last, each low-rank layer becomes dense again with the weight W' + ΔW' (m, n): W' = U V is what was kept and ΔW' the
-    smallest step that restores, to first order of the loss, what was lost of the *original* W (`correction.restoring_step`).
-    A layer that a stage leaves dense keeps the weight it has then: the original one, or a corrected one where an earlier stage
-    had cut it.  Then statistics are collected on this model, and
-    everything is decomposed, planned and cut anew.  So the inputs that a stage whitens by are those that reach a layer
+    Each stage goes from full rank to the whole target `removed`: this is no gradual schedule.
+    After every stage but the last, each low-rank layer becomes dense again with the weight W' + ΔW'
+    (m, n): W' = U V is what was kept and ΔW' the smallest step that restores, to first order of the
+    loss, what was lost of the *original* W (`correction.restoring_step`). A layer that a stage
+    leaves dense keeps the weight it has then: the original one, or a corrected one where an earlier
+    stage had cut it.  Then statistics are collected on this model, and everything is decomposed,
+    planned and cut anew.  So the inputs that a stage whitens by are those that reach a layer
     through the others' truncation.  The recovery of `method` runs once, after the last stage.
 
-    batches: calibration data of every stage.  stages: 1 is `compress`.  correction_batches: data of each of the stages − 1
-    corrections, so that none fits the same samples twice (the paper's code draws a fresh sample); None takes `batches`.
-    gradients: into so many groups a correction's batches are divided.  layers, validation: as `compress` takes them.
+    batches: calibration data of every stage.  stages: 1 is `compress`.  correction_batches: data of
+    each of the stages − 1 corrections, so that none fits the same samples twice (the paper's code
+    draws a fresh sample); None takes `batches`. gradients: into so many groups a correction's
+    batches are divided.  layers, validation: as `compress` takes them.
 
-    The report counts against the original dense sizes, as `compress` does.  Cost: `stages` times that of statistics,
-    decompositions and allocation, and a pass with gradients a correction.  Memory: the original weights all along, beside
-    those of the stage.
+    The report counts against the original dense sizes, as `compress` does.  Cost: `stages` times
+    that of statistics, decompositions and allocation, and a pass with gradients a correction.
+    Memory: the original weights all along, beside those of the stage.
 
-    Source: Zero Sum SVD (arXiv 2602.02848), multi-stage variant of its code, which closes with a pass that factorises the
-    truncated dense weights once more; here the last stage leaves the factors.
-    Raises ValueError as `compress` and `stats.collect` do, or for a number of correction batches that does not fit.
+    Source: Zero Sum SVD (arXiv 2602.02848), multi-stage variant of its code, which closes with a
+    pass that factorises the truncated dense weights once more; here the last stage leaves the
+    factors.
+    Raises ValueError as `compress` and `stats.collect` do, or for a number of correction batches
+    that does not fit.
     """
     chosen = method_named(method)
     check_removed(removed)
@@ -75,19 +88,29 @@ def compress_in_stages(
         raise
 
 
-def _stage(model: nn.Module, method: Method, removed: float, layers: Iterable[str], given: dict) -> Report:
+def _stage(
+    model: nn.Module, method: Method, removed: float, layers: Iterable[str], given: dict
+) -> Report:
     """Statistics of the model as it is, and surgery by them."""
     stats = None
     if method.needs:
-        stats = collect(model, given["batches"], layers, needs=method.needs, task_loss=given["task_loss"])
+        stats = collect(
+            model, given["batches"], layers, needs=method.needs, task_loss=given["task_loss"]
+        )
     return compress(model, method, removed, stats, layers=layers, **given)
 
 
 @torch.no_grad()
 def _correct(
-    model: nn.Module, original: Mapping[str, nn.Linear], batches: Iterable, task_loss: Callable, groups: int
+    model: nn.Module,
+    original: Mapping[str, nn.Linear],
+    batches: Iterable,
+    task_loss: Callable,
+    groups: int,
 ) -> None:
-    """Every low-rank layer dense again, at W' + ΔW'; the gradients of all are taken at the same weights, before any step."""
+    """Every low-rank layer dense again, at W' + ΔW'; the gradients of all are taken at the same
+    weights, before any step.
+    """
     layers = low_rank_layers(model, original)
     found = product_gradients(model, layers, batches, task_loss, groups)
     for name, layer in layers.items():

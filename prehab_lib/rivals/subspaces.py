@@ -7,7 +7,9 @@ from torch import Tensor
 
 
 class Stacked:
-    """The top right singular vectors of all activations stacked: the best k directions for Σ ‖A_i − A_i V Vᵀ‖²."""
+    """The top right singular vectors of all activations stacked: the best k directions for Σ ‖A_i −
+    A_i V Vᵀ‖².
+    """
 
     def __init__(self, rank: int):
         self.rank, self.seen, self.gram = rank, 0, 0
@@ -22,14 +24,19 @@ class Stacked:
 
 
 class Incremental:
-    """Dobi-SVD's way, without its centring: principal directions of the batches' own top-k subspaces, one after the other.
+    """Dobi-SVD's way, without its centring: principal directions of the batches' own top-k
+    subspaces, one after the other.
 
-    Every batch counts as much as any other, and within it every direction: the singular values of A_i are thrown away.
-    Between batches k directions are kept, so the order of the batches matters.
+    Every batch counts as much as any other, and within it every direction: the singular values of
+    A_i are thrown away. Between batches k directions are kept, so the order of the batches matters.
     """
 
     def __init__(self, rank: int):
-        self.rank, self.seen, self.rows = rank, 0, None  # rows (k, m): principal directions times their weights
+        self.rank, self.seen, self.rows = (
+            rank,
+            0,
+            None,
+        )  # rows (k, m): principal directions times their weights
 
     def add(self, A: Tensor) -> None:
         rows = top_rows(A, self.rank)
@@ -43,9 +50,11 @@ class Incremental:
 
 
 class IncrementalCentred:
-    """The same by scikit-learn's `IncrementalPCA`, as the paper's code has it: the mean over rows is taken off first.
+    """The same by scikit-learn's `IncrementalPCA`, as the paper's code has it: the mean over rows
+    is taken off first.
 
-    Directions have no mean: v and −v span the same line.  Of k rows it leaves k − 1 directions, and the last is chance.
+    Directions have no mean: v and −v span the same line.  Of k rows it leaves k − 1 directions, and
+    the last is chance.
     """
 
     def __init__(self, rank: int):
@@ -56,7 +65,9 @@ class IncrementalCentred:
     def add(self, A: Tensor) -> None:
         import numpy as np
 
-        with np.errstate(divide="ignore", invalid="ignore"):  # its variance of a single row, which nobody asked for
+        with np.errstate(
+            divide="ignore", invalid="ignore"
+        ):  # its variance of a single row, which nobody asked for
             self.pca.partial_fit(top_rows(A, self.rank).cpu().numpy())
         self.seen, self.like = self.seen + 1, A
 
@@ -72,7 +83,11 @@ SUBSPACES: dict[str, Callable[[int], Stacked | Incremental | IncrementalCentred]
 
 
 def top_rows(A: Tensor, rank: int) -> Tensor:
-    """The top right singular vectors of A (t, m) as rows, (rank, m).  Raises ValueError where A has fewer than `rank`."""
+    """The top right singular vectors of A (t, m) as rows, (rank, m).  Raises ValueError where A has
+    fewer than `rank`.
+    """
     if min(A.shape) < rank:
-        raise ValueError(f"activations of shape {tuple(A.shape)} have no {rank} directions: take larger batches")
+        raise ValueError(
+            f"activations of shape {tuple(A.shape)} have no {rank} directions: take larger batches"
+        )
     return torch.linalg.svd(A, full_matrices=False).Vh[:rank]

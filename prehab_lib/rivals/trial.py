@@ -1,4 +1,6 @@
-"""Try ranks out: low-rank layers in a model for the length of a measurement, and its own layers back afterwards."""
+"""Try ranks out: low-rank layers in a model for the length of a measurement, and its own layers
+back afterwards.
+"""
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -17,10 +19,11 @@ from prehab_lib.layers import linear_layers, replace_module
 def truncated(
     model: nn.Module, decompositions: Mapping[str, Decomposition], ranks: Mapping[str, int | None]
 ) -> Iterator[None]:
-    """Inside, each layer with a rank is the low-rank layer that surgery would put there, in the model's dtype.
+    """Inside, each layer with a rank is the low-rank layer that surgery would put there, in the
+    model's dtype.
 
-    The dense modules wait outside and the very same objects come back, whatever happens: no bit of them changes.
-    Memory: r (m + n) numbers a layer.
+    The dense modules wait outside and the very same objects come back, whatever happens: no bit of
+    them changes. Memory: r (m + n) numbers a layer.
     """
     chosen = {name: rank for name, rank in ranks.items() if rank}
     modules = linear_layers(model, chosen) if chosen else {}
@@ -42,7 +45,8 @@ def loss_at(
     task_loss: Callable,
     batches: Iterable,
 ) -> float:
-    """Mean of `task_loss` over the batches with these ranks in place, in eval mode; inf as soon as one is not finite.
+    """Mean of `task_loss` over the batches with these ranks in place, in eval mode; inf as soon as
+    one is not finite.
 
     Raises ValueError where there is no batch.
     """
@@ -59,9 +63,13 @@ def loss_at(
 
 
 def check_given(wanted_by: str, **given) -> None:
-    """Raises ValueError naming the first argument that is None, or an iterator where several passes are due."""
+    """Raises ValueError naming the first argument that is None, or an iterator where several passes
+    are due.
+    """
     for name, value in given.items():
         if value is None:
             raise ValueError(f"{wanted_by} needs {name}: pass {name}=...")
         if isinstance(value, Iterator):
-            raise ValueError(f"{wanted_by} goes over {name} many times: pass a list or a DataLoader, not a generator")
+            raise ValueError(
+                f"{wanted_by} goes over {name} many times: pass a list or a DataLoader, not a generator"
+            )

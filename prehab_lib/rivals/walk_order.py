@@ -16,8 +16,9 @@ Step = tuple[str, int, float, float]  # (layer, component as it came in, ΔL, su
 class Rule:
     """score: (ΔL (k,), sigma (k,)) -> (k,), the lowest goes first.
 
-    balanced: two queues, one for ΔL ≥ 0 and one for ΔL < 0; the next drop is the one that pulls the sum towards zero.
-    reorder: look at all components, not only at tails: each layer's are sorted by score first, the lowest last.
+    balanced: two queues, one for ΔL ≥ 0 and one for ΔL < 0; the next drop is the one that pulls the
+    sum towards zero. reorder: look at all components, not only at tails: each layer's are sorted by
+    score first, the lowest last.
     """
 
     score: Callable[[Tensor, Tensor | None], Tensor]
@@ -39,7 +40,8 @@ def _signed(changes: Tensor, sigma: Tensor | None) -> Tensor:
     return changes
 
 
-# The ablation of Zero Sum SVD (arXiv 2602.02848); "magnitude" is also the rule of IO-SVD (arXiv 2605.15626).
+# The ablation of Zero Sum SVD (arXiv 2602.02848); "magnitude" is also the rule of IO-SVD (arXiv
+# 2605.15626).
 RULES: dict[str, Rule] = {
     "zero_sum": Rule(_size, balanced=True),
     "magnitude": Rule(_size),
@@ -51,7 +53,8 @@ RULES: dict[str, Rule] = {
 
 @dataclass(frozen=True)
 class Tail:
-    """A layer as the walk sees it: ΔL and score of its components as plain numbers, cut from the end.
+    """A layer as the walk sees it: ΔL and score of its components as plain numbers, cut from the
+    end.
 
     order: the components' numbers as they came in.
     """
@@ -64,7 +67,9 @@ class Tail:
 
 
 def tail_of(name: str, terms: Terms, changes: Mapping, sigma: Mapping | None, rule: Rule) -> Tail:
-    """The layer under a rule.  Raises ValueError naming it where changes are missing, too few, or not finite."""
+    """The layer under a rule.  Raises ValueError naming it where changes are missing, too few, or
+    not finite.
+    """
     if name not in changes:
         raise ValueError(f"changes lack layer {name!r}: take them from components.loss_changes")
     if sigma is not None and name not in sigma:
@@ -73,7 +78,9 @@ def tail_of(name: str, terms: Terms, changes: Mapping, sigma: Mapping | None, ru
     score = rule.score(change, None if sigma is None else sigma[name])
     for found in (change, score):
         if found.shape != (terms.full,):
-            raise ValueError(f"layer {name!r} has {terms.full} components, and scores of shape {tuple(found.shape)}")
+            raise ValueError(
+                f"layer {name!r} has {terms.full} components, and scores of shape {tuple(found.shape)}"
+            )
         if not torch.isfinite(found).all():
             raise ValueError(f"layer {name!r}: the score of a component is NaN or infinite")
     change, score, order = change.tolist(), score.tolist(), list(range(terms.full))
@@ -86,11 +93,12 @@ def tail_of(name: str, terms: Terms, changes: Mapping, sigma: Mapping | None, ru
 def walk(
     tails: list[Tail], budget: int, *, balanced: bool, trace: bool = False
 ) -> tuple[dict[str, int], float, list[Step] | None]:
-    """Drop last components until `budget` numbers are saved: (layer -> rank, Σ ΔL of the drops, the steps with trace).
+    """Drop last components until `budget` numbers are saved: (layer -> rank, Σ ΔL of the drops, the
+    steps with trace).
 
-    Of equal scores goes the one that has waited longest, at the start in the order of `tails`.  A layer has one entry
-    in the queues at a time, so K drops of M layers take K log M steps.  The budget must be within what the floors
-    allow.
+    Of equal scores goes the one that has waited longest, at the start in the order of `tails`.  A
+    layer has one entry in the queues at a time, so K drops of M layers take K log M steps.  The
+    budget must be within what the floors allow.
     """
     ranks = [tail.terms.full for tail in tails]
     queues: tuple[list, list] = [], []  # min-heaps of (score, waiting since, number of the layer)

@@ -1,8 +1,9 @@
-"""Zero Sum SVD: drop components over all layers at once, so that the first-order changes of the loss cancel.
+"""Zero Sum SVD: drop components over all layers at once, so that the first-order changes of the
+loss cancel.
 
-Of each layer only the last component that is left may go, so what stays is always a prefix and every rank a slice.  The
-walk starts at full rank and ends when the budget is met (`select`).  With one queue it is IO-SVD's greedy rule, with
-other scores the rest of the paper's ablation (`RULES`).
+Of each layer only the last component that is left may go, so what stays is always a prefix and
+every rank a slice.  The walk starts at full rank and ends when the budget is met (`select`).  With
+one queue it is IO-SVD's greedy rule, with other scores the rest of the paper's ablation (`RULES`).
 """
 
 import math
@@ -30,12 +31,14 @@ class Selection:
     """What the walk decided.
 
     ranks: layer -> rank, None where it stays dense.
-    planned: Σ ΔL over all drops of the walk, the balance it steered.  shipped: Σ ΔL over what is really dropped; layers
-    that ended above their break-even rank stay dense, and their drops are undone.
+    planned: Σ ΔL over all drops of the walk, the balance it steered.  shipped: Σ ΔL over what is
+    really dropped; layers that ended above their break-even rank stay dense, and their drops are
+    undone.
     removed, budget: numbers taken away, as counted and as asked; less than one drop apart.
     undone: the layers whose drops were undone.  replans: rounds of the repair that were run.
-    orders: layer -> its components in the order that `ranks` cuts, where the rule reorders them; else empty.
-    walk: with trace, (layer, component, ΔL, running sum) of every drop; a component is numbered as it came in.
+    orders: layer -> its components in the order that `ranks` cuts, where the rule reorders them;
+    else empty. walk: with trace, (layer, component, ΔL, running sum) of every drop; a component is
+    numbered as it came in.
     """
 
     ranks: dict[str, int | None]
@@ -61,34 +64,47 @@ def select(
     replan: bool = False,
     trace: bool = False,
 ) -> Selection:
-    """Drop one last component after the other, over all layers, until ⌊removed · Σ m n⌋ numbers are saved.
+    """Drop one last component after the other, over all layers, until ⌊removed · Σ m n⌋ numbers are
+    saved.
 
-    Two queues hold the layers' last components by |ΔL|, one for ΔL ≥ 0 and one for ΔL < 0.  While the sum of what was
-    dropped is ≤ 0 the first is preferred, else the second; so the sum stays within the largest |ΔL| as long as both
-    have entries.  Of equals goes what has waited longest, at the start in the order of names.
+    Two queues hold the layers' last components by |ΔL|, one for ΔL ≥ 0 and one for ΔL < 0.  While
+    the sum of what was dropped is ≤ 0 the first is preferred, else the second; so the sum stays
+    within the largest |ΔL| as long as both have entries.  Of equals goes what has waited longest,
+    at the start in the order of names.
 
-    changes: layer -> ΔL (k,), from `components.loss_changes`; layers in which no rank saves anything need none.
-    shapes: layer -> (m, n), of all layers that count.  rule: a key of `RULES`.  sigma: layer -> (k,), for rule "sigma"
-    alone.
-    floor: every layer keeps this share of its break-even rank (of min(m, n) under "remap"), and at least rank 1.
-    accounting: a key of `ACCOUNTINGS`.  replan: drops of layers that end above their break-even rank are undone, but
-    were part of the balance; walk again without such layers until there is none, at most REPLANS times.  trace: keep
-    every step.
+    changes: layer -> ΔL (k,), from `components.loss_changes`; layers in which no rank saves
+    anything need none. shapes: layer -> (m, n), of all layers that count.  rule: a key of `RULES`.
+    sigma: layer -> (k,), for rule "sigma" alone.
+    floor: every layer keeps this share of its break-even rank (of min(m, n) under "remap"), and at
+    least rank 1. accounting: a key of `ACCOUNTINGS`.  replan: drops of layers that end above their
+    break-even rank are undone, but were part of the balance; walk again without such layers until
+    there is none, at most REPLANS times.  trace: keep every step.
 
-    Source: Zero Sum SVD (arXiv 2602.02848); the repair is ours.  Cost: about 2 s on one core for 10⁶ components of 224
-    layers.
-    Raises ValueError for a bad option or `removed`, a budget that the floors do not allow (it says the nearest one that
-    they do), or naming a layer whose changes are missing, too few or not finite.
+    Source: Zero Sum SVD (arXiv 2602.02848); the repair is ours.  Cost: about 2 s on one core for
+    10⁶ components of 224 layers.
+    Raises ValueError for a bad option or `removed`, a budget that the floors do not allow (it says
+    the nearest one that they do), or naming a layer whose changes are missing, too few or not
+    finite.
     """
     share = check_removed(removed)
     check_options(rule=rule, floor=floor, accounting=accounting)
-    terms = {name: ACCOUNTINGS[accounting](shape, check_floor(floor)) for name, shape in shapes.items()}
+    terms = {
+        name: ACCOUNTINGS[accounting](shape, check_floor(floor)) for name, shape in shapes.items()
+    }
     budget = budget_for(terms, share, floor)
-    tails = [tail_of(name, terms[name], changes, sigma, RULES[rule]) for name in sorted(shapes) if terms[name].most]
+    tails = [
+        tail_of(name, terms[name], changes, sigma, RULES[rule])
+        for name in sorted(shapes)
+        if terms[name].most
+    ]
     candidates, replans = tails, 0
     while True:
-        reached, planned, steps = walk(candidates, budget, balanced=RULES[rule].balanced, trace=trace)
-        undone = [name for name, rank in reached.items() if terms[name].most < rank < terms[name].full]
+        reached, planned, steps = walk(
+            candidates, budget, balanced=RULES[rule].balanced, trace=trace
+        )
+        undone = [
+            name for name, rank in reached.items() if terms[name].most < rank < terms[name].full
+        ]
         if not (replan and undone and replans < REPLANS):
             break
         # What the others saved met the budget without these, so it can be met without them.
@@ -99,7 +115,10 @@ def select(
         ranks={name: ranks.get(name) for name in shapes},
         planned=planned,
         shipped=math.fsum(
-            change for tail in tails if tail.name in ranks for change in tail.changes[ranks[tail.name] :]
+            change
+            for tail in tails
+            if tail.name in ranks
+            for change in tail.changes[ranks[tail.name] :]
         ),
         removed=sum(terms[name].saved(rank) for name, rank in ranks.items()),
         budget=budget,
@@ -121,17 +140,21 @@ def plan(
     replan: bool = False,
     trace: bool = False,
 ) -> tuple[dict[str, Decomposition], Selection]:
-    """`select` on the loss changes of these decompositions, and decompositions whose first components are what it keeps.
+    """`select` on the loss changes of these decompositions, and decompositions whose first
+    components are what it keeps.
 
-    They are the given ones, but for a rule that reorders: then left · right is the same matrix, `truncate(rank)` keeps
-    what the rule keeps, and `sigma` no longer descends (`components.ordered`).  stats: with `grad`.  Options as for
-    `select`.
-    Raises ValueError as `components.loss_changes` and `select` do, the latter before anything is factorised.
+    They are the given ones, but for a rule that reorders: then left · right is the same matrix,
+    `truncate(rank)` keeps what the rule keeps, and `sigma` no longer descends
+    (`components.ordered`).  stats: with `grad`.  Options as for `select`.
+    Raises ValueError as `components.loss_changes` and `select` do, the latter before anything is
+    factorised.
     """
     share = check_removed(removed)
     check_options(rule=rule, floor=floor, accounting=accounting)
     shapes = {name: shape_of(decomposition) for name, decomposition in decompositions.items()}
-    terms = {name: ACCOUNTINGS[accounting](shape, check_floor(floor)) for name, shape in shapes.items()}
+    terms = {
+        name: ACCOUNTINGS[accounting](shape, check_floor(floor)) for name, shape in shapes.items()
+    }
     budget_for(terms, share, floor)
     useful = {name: found for name, found in decompositions.items() if terms[name].most}
     changes = loss_changes(useful, stats)
@@ -156,17 +179,19 @@ def zero_sum(
     accounting: str = "break_even",
     replan: bool = False,
 ) -> dict[str, int | None]:
-    """The ranks at which the first-order changes of the loss cancel: `select` on `components.loss_changes`.
+    """The ranks at which the first-order changes of the loss cancel: `select` on
+    `components.loss_changes`.
 
-    stats: with `grad`.  The budget is one over all layers, those that stay dense included; where it cannot be met that
-    is an error, while allocations that give each layer its own share fall back to rank 1.  A rule that reorders
-    components needs decompositions in that order: those of `plan`, given to `surgery.compress`.
+    stats: with `grad`.  The budget is one over all layers, those that stay dense included; where it
+    cannot be met that is an error, while allocations that give each layer its own share fall back
+    to rank 1.  A rule that reorders components needs decompositions in that order: those of `plan`,
+    given to `surgery.compress`.
 
-    accounting "remap" counts numbers as `quantised.quantise(layout="remap")` stores them; until then a report counts plain
-    factors, which may be more than W.
+    accounting "remap" counts numbers as `quantised.quantise(layout="remap")` stores them; until
+    then a report counts plain factors, which may be more than W.
 
-    Source: Zero Sum SVD (arXiv 2602.02848); its scripts take floor = 0 for 20 and 40 % removed, 0.3 for 60 %.
-    Raises ValueError as `plan` does.
+    Source: Zero Sum SVD (arXiv 2602.02848); its scripts take floor = 0 for 20 and 40 % removed, 0.3
+    for 60 %. Raises ValueError as `plan` does.
     """
     options = dict(rule=rule, floor=floor, accounting=accounting, replan=replan)
     _, selection = plan(decompositions, stats, removed, **options)
@@ -178,16 +203,23 @@ def zero_sum(
     return selection.ranks
 
 
-def greedy(decompositions: Mapping[str, Decomposition], removed: float, **given) -> dict[str, int | None]:
-    """As `zero_sum`, with one queue: the smallest |ΔL| of all last components goes next, whatever its sign.
+def greedy(
+    decompositions: Mapping[str, Decomposition], removed: float, **given
+) -> dict[str, int | None]:
+    """As `zero_sum`, with one queue: the smallest |ΔL| of all last components goes next, whatever
+    its sign.
 
     Source: IO-SVD (arXiv 2605.15626), there on its own ruler; an arm of Zero Sum SVD's ablation.
     """
     return zero_sum(decompositions, removed, rule="magnitude", **given)
 
 
-def check_options(rule: str = "zero_sum", floor: float = 0.0, accounting: str = "break_even", **_) -> None:
-    """Raises ValueError for an unknown rule or accounting, or a floor outside 0 … 1: before hours of work, not after."""
+def check_options(
+    rule: str = "zero_sum", floor: float = 0.0, accounting: str = "break_even", **_
+) -> None:
+    """Raises ValueError for an unknown rule or accounting, or a floor outside 0 … 1: before hours
+    of work, not after.
+    """
     for option, value, known in (("rule", rule, RULES), ("accounting", accounting, ACCOUNTINGS)):
         if value not in known:
             raise ValueError(f"{option} = {value!r} is not known: choose one of {', '.join(known)}")

@@ -1,4 +1,6 @@
-"""A Python kernel that dies with the process that started it: `python -m prehab_lib.runs.kernel -f CONNECTION_FILE`."""
+"""A Python kernel that dies with the process that started it: `python -m prehab_lib.runs.kernel -f
+CONNECTION_FILE`.
+"""
 
 import contextlib
 import os
@@ -12,9 +14,11 @@ PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 
 
 def die_with(parent: int) -> None:
-    """Have the system kill this process when `parent`, its parent process, dies. Linux only; elsewhere a no-op.
+    """Have the system kill this process when `parent`, its parent process, dies. Linux only;
+    elsewhere a no-op.
 
-    Elsewhere ipykernel polls its parent once a second, and the runner's processes read a pipe that their parent holds.
+    Elsewhere ipykernel polls its parent once a second, and the runner's processes read a pipe that
+    their parent holds.
     """
     if sys.platform != "linux":
         return
@@ -24,7 +28,9 @@ def die_with(parent: int) -> None:
 
 
 def adopt_orphans() -> None:
-    """Whatever a descendant of this process leaves behind becomes its child, so that it can be found. Linux only."""
+    """Whatever a descendant of this process leaves behind becomes its child, so that it can be
+    found. Linux only.
+    """
     if sys.platform == "linux":
         _prctl(PR_SET_CHILD_SUBREAPER, 1)
 
@@ -36,7 +42,9 @@ def _prctl(option: int, value: int) -> None:
 
 
 def end_descendants(seconds: float = 1.5) -> None:
-    """Kill all that this process started, directly or not: the kernel, and what a notebook left running."""
+    """Kill all that this process started, directly or not: the kernel, and what a notebook left
+    running.
+    """
     until = time.monotonic() + seconds
     while time.monotonic() < until:
         there = [one for one in psutil.Process().children(recursive=True) if _at_work(one)]

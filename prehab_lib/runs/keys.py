@@ -1,7 +1,8 @@
-"""The key of a run: a hash of everything that decides its numbers, so that equal keys may share one result.
+"""The key of a run: a hash of everything that decides its numbers, so that equal keys may share one
+result.
 
-Code cells (not outputs, not prose), resolved parameters, the library's modules the notebook imports, directly or through
-one another, results of the runs it needs, and the files it reads.
+Code cells (not outputs, not prose), resolved parameters, the library's modules the notebook
+imports, directly or through one another, results of the runs it needs, and the files it reads.
 """
 
 import ast
@@ -22,7 +23,11 @@ def code_cells(notebook: Path) -> list[str]:
     """The source of every code cell but the one tagged `install`, which decides no number."""
     cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
     code = [cell for cell in cells if cell["cell_type"] == "code"]
-    return ["".join(cell["source"]) for cell in code if "install" not in cell["metadata"].get("tags", [])]
+    return [
+        "".join(cell["source"])
+        for cell in code
+        if "install" not in cell["metadata"].get("tags", [])
+    ]
 
 
 def _module_file(name: str, library: Path) -> Path | None:
@@ -35,7 +40,9 @@ def _module_file(name: str, library: Path) -> Path | None:
 
 
 def _imports(source: str, package: str) -> set[str]:
-    """Dotted names inside the library that a source may import, `package` being where it stands itself."""
+    """Dotted names inside the library that a source may import, `package` being where it stands
+    itself.
+    """
     found = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
@@ -46,22 +53,34 @@ def _imports(source: str, package: str) -> set[str]:
             base = ".".join([*above, *filter(None, [node.module])])
             found |= {base} | {f"{base}.{alias.name}" for alias in node.names}
     inside = {name.partition(".")[2] for name in found if name.split(".")[0] == "prehab_lib"}
-    return {".".join(parts[:end]) for parts in (name.split(".") for name in inside) for end in range(len(parts) + 1)}
+    return {
+        ".".join(parts[:end])
+        for parts in (name.split(".") for name in inside)
+        for end in range(len(parts) + 1)
+    }
 
 
 @cache
 def _module_imports(file: Path, library: Path) -> frozenset[str]:
-    return frozenset(_imports(file.read_text(encoding="utf-8"), ".".join(file.relative_to(library).parts[:-1])))
+    return frozenset(
+        _imports(file.read_text(encoding="utf-8"), ".".join(file.relative_to(library).parts[:-1]))
+    )
 
 
 def library_files(sources: Iterable[str], library: Path = LIBRARY) -> list[Path]:
-    """Files of the library that these sources import, directly or not; all of them where a source cannot be parsed.
+    """Files of the library that these sources import, directly or not; all of them where a source
+    cannot be parsed.
 
-    A data file of the library counts where one of these modules names it, or where none of the library's does. Nothing is
-    imported to find out.
+    A data file of the library counts where one of these modules names it, or where none of the
+    library's does. Nothing is imported to find out.
     """
-    data = {file for file in library.rglob("*") if file.is_file() and file.suffix not in (".py", ".pyc")}
-    plain = ("\n".join(line for line in source.splitlines() if line.lstrip()[:1] not in "%!") for source in sources)
+    data = {
+        file for file in library.rglob("*") if file.is_file() and file.suffix not in (".py", ".pyc")
+    }
+    plain = (
+        "\n".join(line for line in source.splitlines() if line.lstrip()[:1] not in "%!")
+        for source in sources
+    )
     try:
         pending = set().union(*(_imports(source, "") for source in plain))
     except SyntaxError:
@@ -76,7 +95,11 @@ def library_files(sources: Iterable[str], library: Path = LIBRARY) -> list[Path]
 
 
 def _is_read(data: Path, modules: set[Path], library: Path) -> bool:
-    readers = {file for file in library.rglob("*.py") if f'"{data.name}"' in file.read_text(encoding="utf-8")}
+    readers = {
+        file
+        for file in library.rglob("*.py")
+        if f'"{data.name}"' in file.read_text(encoding="utf-8")
+    }
     return bool(readers & modules) or not readers
 
 
@@ -87,10 +110,13 @@ def _stamp(file: Path, name: str) -> str:
 
 def _inputs(params: dict) -> list[str]:
     """One line for every file a run reads from outside the library."""
-    root = params.get("data_root") or ("data_root" in params and os.environ.get("PREHAB_DATA")) or ""
+    root = (
+        params.get("data_root") or ("data_root" in params and os.environ.get("PREHAB_DATA")) or ""
+    )
     lines = []
     if root:
-        # root/set/config/file, and the hub's data/ below it. Elsewhere lie image folders with a million files.
+        # root/set/config/file, and the hub's data/ below it. Elsewhere lie image folders with a
+        # million files.
         places = ("*", "*/*", "*/*/*", "*/*/data/*")
         found = {file for place in places for file in Path(root).glob(f"{place}.parquet")}
         lines += [_stamp(file, str(file.relative_to(root))) for file in sorted(found)]
@@ -101,7 +127,9 @@ def _inputs(params: dict) -> list[str]:
         if path.is_file() and path.stat().st_size < SMALL:
             lines.append(f"{name} {hashlib.sha256(path.read_bytes()).hexdigest()}")
             continue
-        files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+        files = (
+            sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+        )
         lines += [_stamp(file, f"{name} {file.relative_to(path.parent)}") for file in files]
     return lines
 

@@ -1,7 +1,8 @@
-"""One run of a plan as a process: its key, its environment, its start and its outcome. Shared by every driver.
+"""One run of a plan as a process: its key, its environment, its start and its outcome. Shared by
+every driver.
 
-The pool (`run.py`), the driver of a single run (`single.py`) and through it Snakemake go this way, so that a run is the
-same whoever starts it.
+The pool (`run.py`), the driver of a single run (`single.py`) and through it Snakemake go this way,
+so that a run is the same whoever starts it.
 """
 
 import json
@@ -33,7 +34,9 @@ THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "VECLIB
 
 @dataclass
 class Outcome:
-    """What became of a run: "ran", "cached", "failed", "skipped", or "full" where the disk had no more room."""
+    """What became of a run: "ran", "cached", "failed", "skipped", or "full" where the disk had no
+    more room.
+    """
 
     status: str
     key: str = ""
@@ -48,7 +51,8 @@ def _result(store: Store, key: str) -> bytes:
 
 
 def key_of(store: Store, run: Run, needs: Mapping[str, str]) -> str:
-    """The key under which a run is stored. needs: name -> key of every run in `run.needs`, each of them stored.
+    """The key under which a run is stored. needs: name -> key of every run in `run.needs`, each of
+    them stored.
 
     A run that is `last` reads whatever runs/PROFILE holds now, which enters its key too.
     """
@@ -57,7 +61,9 @@ def key_of(store: Store, run: Run, needs: Mapping[str, str]) -> str:
 
 
 def stored(store: Store, planned: Sequence[Run]) -> dict[str, str]:
-    """Name -> key of the runs of a plan that are stored; nothing is started. Those that are `last` only where all others are."""
+    """Name -> key of the runs of a plan that are stored; nothing is started. Those that are `last`
+    only where all others are.
+    """
     found: dict[str, str] = {}
     rest = [run.name for run in planned if not run.last]
     for run in sorted(planned, key=lambda run: run.last):
@@ -88,13 +94,16 @@ def environment(store: Store, run: Run, threads: int, gpu: str | None) -> dict[s
     return told
 
 
-def start(store: Store, run: Run, key: str, threads: int, gpu: str | None, out, err) -> subprocess.Popen:
+def start(
+    store: Store, run: Run, key: str, threads: int, gpu: str | None, out, err
+) -> subprocess.Popen:
     """Start `unit.py` on a run. It and all it starts die soon after this process.
 
-    out, err: binary files, open for reading too; out gets a line of JSON for each cell that starts and the outcome as the
-    last one, err whatever the notebook and its libraries print. The process has a session of its own: Ctrl-C reaches its
-    driver alone. Its stdin stays open as long as it may live: `end` stops it. Once it has ended, `outcome` says what became
-    of the run; publish it then.
+    out, err: binary files, open for reading too; out gets a line of JSON for each cell that starts
+    and the outcome as the last one, err whatever the notebook and its libraries print. The process
+    has a session of its own: Ctrl-C reaches its driver alone. Its stdin stays open as long as it
+    may live: `end` stops it. Once it has ended, `outcome` says what became of the run; publish it
+    then.
     """
     task = {
         "pool": os.getpid(),
@@ -121,7 +130,9 @@ def start(store: Store, run: Run, key: str, threads: int, gpu: str | None, out, 
 
 
 def end(process: subprocess.Popen) -> None:
-    """Stop a run's process, its kernel and whatever the notebook started. Does nothing where it has ended."""
+    """Stop a run's process, its kernel and whatever the notebook started. Does nothing where it has
+    ended.
+    """
     process.stdin.close()
     try:
         process.wait(GRACE)
@@ -131,8 +142,12 @@ def end(process: subprocess.Popen) -> None:
 
 
 def cell(out) -> tuple[int, int] | None:
-    """The cell that a process at work has reached, from 1, and how many there are; None where it has not said."""
-    lines = _lines(out) if hasattr(os, "pread") else []  # to seek would move where the process writes
+    """The cell that a process at work has reached, from 1, and how many there are; None where it
+    has not said.
+    """
+    lines = (
+        _lines(out) if hasattr(os, "pread") else []
+    )  # to seek would move where the process writes
     told = json.loads(lines[-1]) if lines and lines[-1].endswith("}") else {}
     return (told["cell"], told["cells"]) if "cell" in told else None
 
@@ -145,7 +160,9 @@ def outcome(process: subprocess.Popen, key: str, out, err) -> Outcome:
         return Outcome(key=key, **{name: value or "" for name, value in last.items()})
     if process.returncode < 0:  # what it printed last is no reason
         return Outcome(
-            "failed", key, f"its process was killed (signal {-process.returncode}): out of memory, or by hand"
+            "failed",
+            key,
+            f"its process was killed (signal {-process.returncode}): out of memory, or by hand",
         )
     error = complaint[-1] if complaint else f"its process ended with code {process.returncode}"
     return Outcome("full" if "[Errno 28]" in error else "failed", key, error)

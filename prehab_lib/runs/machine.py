@@ -1,4 +1,5 @@
-"""What this machine has for runs: cores, memory, GPUs. Nothing here imports torch, which takes four seconds.
+"""What this machine has for runs: cores, memory, GPUs. Nothing here imports torch, which takes four
+seconds.
 
 In a container its own bounds count (cgroup 2), not what the machine around it has.
 """
@@ -47,7 +48,9 @@ def free_memory_mb() -> int | None:
 def _free_in_system() -> int | None:
     try:
         lines = MEMINFO.read_text().splitlines()
-        return next(int(line.split()[1]) // 1024 for line in lines if line.startswith("MemAvailable"))
+        return next(
+            int(line.split()[1]) // 1024 for line in lines if line.startswith("MemAvailable")
+        )
     except (OSError, StopIteration):
         pass
     try:
@@ -64,4 +67,8 @@ def gpus() -> list[str]:
     if not shutil.which("nvidia-smi"):
         return []
     listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True)
-    return [str(number) for number, line in enumerate(listed.stdout.splitlines()) if line.startswith("GPU ")]
+    return [
+        str(number)
+        for number, line in enumerate(listed.stdout.splitlines())
+        if line.startswith("GPU ")
+    ]

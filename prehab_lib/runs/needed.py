@@ -14,14 +14,19 @@ def _line(name: str, data_root: str | None) -> tuple[str, bool]:
     except FileNotFoundError as error:
         return f"{name}{note} is missing: {error}", False
     if found is None:
-        return f'{name}{note} is downloaded from the hub as "{source.hub}" when the run starts', False
+        return (
+            f'{name}{note} is downloaded from the hub as "{source.hub}" when the run starts',
+            False,
+        )
     return f"{name}{note} is in {found}", True
 
 
 def lines(profile: str, data_root: str | None = None) -> list[str]:
-    """What to print, a line for each notebook and data set, then the remedy where something is not at hand.
+    """What to print, a line for each notebook and data set, then the remedy where something is not
+    at hand.
 
-    data_root: the folder to look in instead of the one PREHAB_DATA names. Raises ValueError for an unknown profile.
+    data_root: the folder to look in instead of the one PREHAB_DATA names. Raises ValueError for an
+    unknown profile.
     """
     plan.check_profile(plan.home(), profile)
     looked = data_root or os.environ.get("PREHAB_DATA")

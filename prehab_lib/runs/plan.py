@@ -1,11 +1,13 @@
-"""What a profile asks for: which notebooks, with which parameters, and what each needs to have run before.
+"""What a profile asks for: which notebooks, with which parameters, and what each needs to have run
+before.
 
-A run is one notebook with one set of parameters. `smoke` is the notebooks' own defaults; every other profile replaces
-some of them by params/NN_name.PROFILE.yaml, whose `grid` makes several runs of one notebook (`grid.py`). Everything is
-checked here, before a run starts or a file is written.
+A run is one notebook with one set of parameters. `smoke` is the notebooks' own defaults; every
+other profile replaces some of them by params/NN_name.PROFILE.yaml, whose `grid` makes several runs
+of one notebook (`grid.py`). Everything is checked here, before a run starts or a file is written.
 
-A plan also fixes what a run gets, so that its numbers do not depend on what runs beside it or on who starts it: a number
-of threads, half of the cores or, with several GPUs, the cores each of them has; and at most one GPU.
+A plan also fixes what a run gets, so that its numbers do not depend on what runs beside it or on
+who starts it: a number of threads, half of the cores or, with several GPUs, the cores each of them
+has; and at most one GPU.
 """
 
 import json
@@ -24,8 +26,9 @@ PROFILES = ("smoke", "laptop", "lab", "paper")
 class Price:
     """What a run takes, as far as anybody knows; None where nobody does.
 
-    memory_mb: most that its kernel holds, in 2**20 bytes. gpu_memory_gb: the same on the GPU, in 2**30. source: where the
-    numbers are from ("measured", "measured with other steps", "table", "estimated"), or "unknown".
+    memory_mb: most that its kernel holds, in 2**20 bytes. gpu_memory_gb: the same on the GPU, in
+    2**30. source: where the numbers are from ("measured", "measured with other steps", "table",
+    "estimated"), or "unknown".
     """
 
     minutes: float | None = None
@@ -38,9 +41,10 @@ class Price:
 class Run:
     """One notebook with every parameter resolved.
 
-    name: the notebook's, in a grid with what sets this run apart (`04_bert_glue.cola`). needs: names of the runs whose
-    results it reads. last: it reads whatever results the profile has, so it waits for every other run, also for one that
-    fails. threads: that each of its libraries may use. gpu: GPUs it takes, 0 or 1. price: filled in by `priced.py`.
+    name: the notebook's, in a grid with what sets this run apart (`04_bert_glue.cola`). needs:
+    names of the runs whose results it reads. last: it reads whatever results the profile has, so it
+    waits for every other run, also for one that fails. threads: that each of its libraries may use.
+    gpu: GPUs it takes, 0 or 1. price: filled in by `priced.py`.
     """
 
     name: str
@@ -69,7 +73,9 @@ def home() -> Path:
     for folder in (here, *here.parents, Path(__file__).resolve().parents[2]):
         if any((folder / "notebooks").glob("[0-9][0-9]_*.ipynb")):
             return folder
-    raise FileNotFoundError(f"no notebooks/NN_name.ipynb in {here} or above it: run this in the repository's folder")
+    raise FileNotFoundError(
+        f"no notebooks/NN_name.ipynb in {here} or above it: run this in the repository's folder"
+    )
 
 
 def notebooks(root: Path) -> dict[str, Path]:
@@ -104,7 +110,9 @@ def _declared(notebook: Path) -> dict:
 
 
 def needs(notebook: Path) -> tuple[str, ...]:
-    """Notebooks whose results this one reads: `"prehab": {"needs": ["03_vit"]}` in the notebook's metadata."""
+    """Notebooks whose results this one reads: `"prehab": {"needs": ["03_vit"]}` in the notebook's
+    metadata.
+    """
     return tuple(_declared(notebook).get("needs", ()))
 
 
@@ -126,8 +134,12 @@ def _with_needs(known: dict[str, Path], chosen: list[str]) -> list[str]:
     return ordered
 
 
-def _expanded(root: Path, profile: str, notebook: Path, overrides: dict, axes: dict | None = None) -> list[Run]:
-    """The runs of one notebook, before anybody knows what they need. axes: a grid from the command line."""
+def _expanded(
+    root: Path, profile: str, notebook: Path, overrides: dict, axes: dict | None = None
+) -> list[Run]:
+    """The runs of one notebook, before anybody knows what they need. axes: a grid from the command
+    line.
+    """
     file = root / "params" / f"{notebook.stem}.{profile}.yaml"
     values, note = {}, ""
     if profile != "smoke" and file.is_file():
@@ -136,13 +148,21 @@ def _expanded(root: Path, profile: str, notebook: Path, overrides: dict, axes: d
         note = f"there is no params/{file.name}: {notebook.stem} runs with its own defaults"
     last = _declared(notebook).get("last", False)
     return [
-        Run(f"{notebook.stem}.{suffix}" if suffix else notebook.stem, notebook, profile, params, note=note, last=last)
+        Run(
+            f"{notebook.stem}.{suffix}" if suffix else notebook.stem,
+            notebook,
+            profile,
+            params,
+            note=note,
+            last=last,
+        )
         for suffix, params in grid.expand(notebook, values, overrides, f"params/{file.name}", axes)
     ]
 
 
 def expected(root: Path, profile: str, wanted: Collection[str]) -> dict[str, dict[str, dict]]:
-    """Notebook -> name of each of its runs -> parameters, as notebooks and params files stand; no data is looked for.
+    """Notebook -> name of each of its runs -> parameters, as notebooks and params files stand; no
+    data is looked for.
 
     wanted: names of notebooks; those that are not there are left out.
     """
@@ -154,7 +174,9 @@ def expected(root: Path, profile: str, wanted: Collection[str]) -> dict[str, dic
 
 
 def is_path(value) -> bool:
-    """Text that starts like a path is one; a name such as "timm/vit" is not, even if a folder is called so."""
+    """Text that starts like a path is one; a name such as "timm/vit" is not, even if a folder is
+    called so.
+    """
     return isinstance(value, str) and value.startswith(("./", "../", "~", "/"))
 
 
@@ -175,24 +197,36 @@ def wants_gpu(params: dict) -> bool:
 
 
 def _equipped(planned: list[Run], threads: int | None) -> list[Run]:
-    """The runs with their threads and GPUs. "auto" takes a GPU where this machine has one, "cuda" needs one."""
+    """The runs with their threads and GPUs. "auto" takes a GPU where this machine has one, "cuda"
+    needs one.
+    """
     there = len(machine.gpus()) if any(wants_gpu(run.params) for run in planned) else 0
     threads = threads or max(1, machine.cores() // max(2, there))
     return [
-        replace(run, threads=threads, gpu=int(wants_gpu(run.params) and (there > 0 or run.params["device"] != "auto")))
+        replace(
+            run,
+            threads=threads,
+            gpu=int(wants_gpu(run.params) and (there > 0 or run.params["device"] != "auto")),
+        )
         for run in planned
     ]
 
 
 def runs(
-    root: Path, profile: str, wanted: list[str], overrides: dict, axes: dict | None = None, threads: int | None = None
+    root: Path,
+    profile: str,
+    wanted: list[str],
+    overrides: dict,
+    axes: dict | None = None,
+    threads: int | None = None,
 ) -> list[Run]:
     """The runs of a profile, each after what it needs.
 
-    wanted: notebooks by number or name, all where empty; what they need is added. overrides: parameters from the
-    command line, which every wanted notebook must have; one that is in a grid stands for its values there. axes: a grid
-    from the command line, parameter -> values, laid over that of the params files. threads: of every run, instead of this
-    machine's rule. Raises ValueError for an unknown profile, notebook or parameter or a refused value or grid,
+    wanted: notebooks by number or name, all where empty; what they need is added. overrides:
+    parameters from the command line, which every wanted notebook must have; one that is in a grid
+    stands for its values there. axes: a grid from the command line, parameter -> values, laid over
+    that of the params files. threads: of every run, instead of this machine's rule. Raises
+    ValueError for an unknown profile, notebook or parameter or a refused value or grid,
     FileNotFoundError for a data_root that is no folder.
     """
     known = notebooks(root)
@@ -203,7 +237,9 @@ def runs(
         upstream = tuple(run.name for needed in needs(known[name]) for run in planned[needed])
         typed = (overrides, axes) if name in chosen else ({}, None)
         expanded = _expanded(root, profile, known[name], *typed)
-        planned[name] = [replace(run, params=_absolute(run.params), needs=upstream) for run in expanded]
+        planned[name] = [
+            replace(run, params=_absolute(run.params), needs=upstream) for run in expanded
+        ]
     flat = [run for runs in planned.values() for run in runs]
     for run in flat:
         if run.params.get("data_root") and not os.path.isdir(run.params["data_root"]):

@@ -1,4 +1,6 @@
-"""`python -m prehab_lib plan PROFILE`: the runs, what each needs and takes, and in all; and the words that `run` shares."""
+"""`python -m prehab_lib plan PROFILE`: the runs, what each needs and takes, and in all; and the
+words that `run` shares.
+"""
 
 import argparse
 from pathlib import Path
@@ -39,11 +41,22 @@ def count(text: str) -> int:
 def add_choice(command) -> None:
     """The arguments that say which runs: of `run` and of `plan`."""
     command.add_argument("profile", help=PROFILES)
-    command.add_argument("notebooks", nargs="*", metavar="NN", help="03 or 03_vit; all where none is named")
-    command.add_argument("-j", type=count, default=2, metavar="N", help="at most this many runs at a time (default 2)")
+    command.add_argument(
+        "notebooks", nargs="*", metavar="NN", help="03 or 03_vit; all where none is named"
+    )
+    command.add_argument(
+        "-j",
+        type=count,
+        default=2,
+        metavar="N",
+        help="at most this many runs at a time (default 2)",
+    )
     repeatable = dict(type=assignment, action="append", default=[])
     command.add_argument(
-        "-p", **repeatable, metavar="name=value", help="replace a parameter, or all its values in a grid (repeatable)"
+        "-p",
+        **repeatable,
+        metavar="name=value",
+        help="replace a parameter, or all its values in a grid (repeatable)",
     )
     told = "a run for each value, [0.01,0.1,1] or 0..4; several make every combination"
     command.add_argument("--grid", **repeatable, metavar="name=values", help=told)
@@ -57,9 +70,13 @@ def add_choice(command) -> None:
 
 def add_to(commands) -> None:
     """The subcommand `plan`."""
-    command = commands.add_parser("plan", help="what `run` would do: its runs, needs, minutes and memory")
+    command = commands.add_parser(
+        "plan", help="what `run` would do: its runs, needs, minutes and memory"
+    )
     add_choice(command)
-    command.add_argument("--json", type=Path, metavar="FILE", help="write the plan as data, for `one` and cluster/")
+    command.add_argument(
+        "--json", type=Path, metavar="FILE", help="write the plan as data, for `one` and cluster/"
+    )
     command.set_defaults(act=show)
 
 
@@ -94,7 +111,8 @@ def table(planned: list) -> list[str]:
     right = range(1, 6)  # the numbers
     return [
         "  ".join(
-            text.rjust(wide[column]) if column in right else text.ljust(wide[column]) for column, text in enumerate(row)
+            text.rjust(wide[column]) if column in right else text.ljust(wide[column])
+            for column, text in enumerate(row)
         ).rstrip()
         for row in rows
     ]

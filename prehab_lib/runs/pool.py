@@ -1,6 +1,8 @@
-"""The pool: runs of a plan on this machine, as many at a time as there is room for, each in a process of its own.
+"""The pool: runs of a plan on this machine, as many at a time as there is room for, each in a
+process of its own.
 
-A run that another driver works on is waited for and then found stored; where that driver dies, this one takes it over.
+A run that another driver works on is waited for and then found stored; where that driver dies, this
+one takes it over.
 """
 
 import os
@@ -17,7 +19,10 @@ from prehab_lib.runs.plan import Run
 from prehab_lib.runs.slots import Slots
 from prehab_lib.runs.store import Store, no_space
 
-LOOK, LOOK_AGAIN = 0.05, 1.0  # seconds between two looks at the processes, and at a run that another driver has
+LOOK, LOOK_AGAIN = (
+    0.05,
+    1.0,
+)  # seconds between two looks at the processes, and at a run that another driver has
 
 
 @dataclass
@@ -58,8 +63,8 @@ class Held:
 class Pool:
     """Runs of a plan over one store, `width` at a time where there is room.
 
-    say: called with a line, and done=True where it settles a run. watch: called now and then with the runs at work.
-    stored: name -> key of runs found stored just now.
+    say: called with a line, and done=True where it settles a run. watch: called now and then with
+    the runs at work. stored: name -> key of runs found stored just now.
     """
 
     def __init__(
@@ -75,7 +80,9 @@ class Pool:
         self.store, self.say, self.watch = store, say, watch
         self.waiting = list(runs)
         self.before_last = [run.name for run in runs if not run.last]
-        self.slots = slots or Slots(width, gpus=gpus() if any(run.gpu for run in runs) else [], lock=store.lock)
+        self.slots = slots or Slots(
+            width, gpus=gpus() if any(run.gpu for run in runs) else [], lock=store.lock
+        )
         self.active: list[Active] = []
         self.outcomes: dict[str, Outcome] = {}
         self.absent: set[str] = set()  # runs whose result was looked for and is not stored
@@ -83,12 +90,16 @@ class Pool:
         self.stored = dict(stored or {})
 
     def work(self) -> dict[str, Outcome]:
-        """Run everything. Raises OSError where the disk is full; processes at work are ended then, as on Ctrl-C."""
+        """Run everything. Raises OSError where the disk is full; processes at work are ended then,
+        as on Ctrl-C.
+        """
         try:
             while self.waiting or self.active:
                 for run in list(self.waiting):
                     self._consider(run)
-                for active in [active for active in self.active if active.process.poll() is not None]:
+                for active in [
+                    active for active in self.active if active.process.poll() is not None
+                ]:
                     self._collect(active)
                 self.watch(self.active)
                 time.sleep(LOOK if self.active or self.held else 0)
@@ -106,12 +117,18 @@ class Pool:
         if run.name in self.held and not self._let_go(run):
             return
         upstream = {name: self.outcomes.get(name) for name in run.needs}
-        missing = [name for name, outcome in upstream.items() if outcome and outcome.status in ("failed", "skipped")]
+        missing = [
+            name
+            for name, outcome in upstream.items()
+            if outcome and outcome.status in ("failed", "skipped")
+        ]
         if missing:
             self._settle(run, Outcome("skipped", error=f"it needs {missing[0]}"))
         elif all(upstream.values()) and (run.name not in self.absent or self.slots.fits(run)):
             needs = {name: outcome.key for name, outcome in upstream.items()}
-            found = None if run.last else self.stored.pop(run.name, None)  # publishing changes what the last one reads
+            found = (
+                None if run.last else self.stored.pop(run.name, None)
+            )  # publishing changes what the last one reads
             key = found or launch.key_of(self.store, run, needs)
             if self.store.done(key).exists():
                 self._settle(run, Outcome("cached", key))
@@ -122,10 +139,14 @@ class Pool:
                 self.waiting.remove(run)
                 self._start(run, key)
             else:
-                self.absent.add(run.name)  # asking again costs a key; it is made anew when there is room
+                self.absent.add(
+                    run.name
+                )  # asking again costs a key; it is made anew when there is room
 
     def _let_go(self, run: Run) -> bool:
-        """Whether a run that another driver had may be considered again; one that failed there is settled."""
+        """Whether a run that another driver had may be considered again; one that failed there is
+        settled.
+        """
         held = self.held[run.name]
         if time.monotonic() < held.look:
             return False
@@ -142,7 +163,9 @@ class Pool:
         log = self.store.log(run.profile, run.name)
         log.parent.mkdir(parents=True, exist_ok=True)
         log.unlink(missing_ok=True)
-        err = log.open("a+b")  # to append: where another driver writes it too, neither spoils the other's lines
+        err = log.open(
+            "a+b"
+        )  # to append: where another driver writes it too, neither spoils the other's lines
         out = tempfile.TemporaryFile()  # noqa: SIM115 (both are closed when the run is collected)
         gpu = self.slots.gpu_of(run)
         process = launch.start(self.store, run, key, run.threads, gpu, out, err)

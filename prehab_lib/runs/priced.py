@@ -1,7 +1,8 @@
-"""What the runs of a plan will take, told before they start: measured, or from a table of measurements, or unknown.
+"""What the runs of a plan will take, told before they start: measured, or from a table of
+measurements, or unknown.
 
-A price is of a run that was the same, or differed only in parameters that hardly change the cost (`SAME_COST`; it says
-so). No number is made up: where nothing is known, nothing is said.
+A price is of a run that was the same, or differed only in parameters that hardly change the cost
+(`SAME_COST`; it says so). No number is made up: where nothing is known, nothing is said.
 """
 
 import json
@@ -15,7 +16,18 @@ from prehab_lib.runs.slots import Slots
 from prehab_lib.scale import estimated
 
 TABLE = Path(__file__).with_name("prices.json")
-SAME_COST = {"alpha", "base_lr", "data_root", "lam", "lams", "lr", "seed", "seeds", "task", "workers"}
+SAME_COST = {
+    "alpha",
+    "base_lr",
+    "data_root",
+    "lam",
+    "lams",
+    "lr",
+    "seed",
+    "seeds",
+    "task",
+    "workers",
+}
 WORDS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 
 
@@ -49,7 +61,11 @@ def _price(run: Run, known: list[Known]) -> Price:
     if not near:
         return estimated.price(run)
     _, other, price = min(near, key=lambda each: each[0])  # the first of equals
-    return replace(price, source=f"{price.source} with other {', '.join(sorted(other))}") if other else price
+    return (
+        replace(price, source=f"{price.source} with other {', '.join(sorted(other))}")
+        if other
+        else price
+    )
 
 
 def _other(wanted: dict, had: dict) -> set[str] | None:
@@ -57,20 +73,40 @@ def _other(wanted: dict, had: dict) -> set[str] | None:
     if wanted.keys() != had.keys():
         return None
     other = {name for name in wanted if wanted[name] != had[name]}
-    alike = all(not isinstance(wanted[name], list) or len(wanted[name]) == len(had[name]) for name in other)
+    alike = all(
+        not isinstance(wanted[name], list) or len(wanted[name]) == len(had[name]) for name in other
+    )
     return other if other <= SAME_COST and alike else None
 
 
 def _measured(runs: Path, profile: str) -> list[tuple[str, Known]]:
-    """Notebook and facts of every finished run, of this profile first: the others may have the same parameters."""
+    """Notebook and facts of every finished run, of this profile first: the others may have the same
+    parameters.
+    """
     found = []
-    for file in sorted(runs.glob("*/*/run.json"), key=lambda file: (file.parts[-3] != profile, file)):
+    for file in sorted(
+        runs.glob("*/*/run.json"), key=lambda file: (file.parts[-3] != profile, file)
+    ):
         run, about = _json(file), _json(file.with_name("result.json")).get("about", {})
         on_gpu = str(about.get("device", "")).startswith("cuda")
-        device_gb = round(about["peak_memory_mb"] / 1024, 1) if on_gpu and "peak_memory_mb" in about else None
+        device_gb = (
+            round(about["peak_memory_mb"] / 1024, 1)
+            if on_gpu and "peak_memory_mb" in about
+            else None
+        )
         if "seconds" in run and "params" in run:
-            price = Price(round(run["seconds"] / 60, 1), run.get("peak_memory_mb") or None, device_gb, "measured")
-            found.append((run.get("notebook", ""), Known(run["params"], bool(on_gpu or run.get("gpu")), price)))
+            price = Price(
+                round(run["seconds"] / 60, 1),
+                run.get("peak_memory_mb") or None,
+                device_gb,
+                "measured",
+            )
+            found.append(
+                (
+                    run.get("notebook", ""),
+                    Known(run["params"], bool(on_gpu or run.get("gpu")), price),
+                )
+            )
     return found
 
 
@@ -83,7 +119,9 @@ def _json(file: Path) -> dict:
 
 
 def _from_table(root: Path, profile: str, names: Collection[str]) -> list[tuple[str, Known]]:
-    """What the table says of the profile's runs, and of the notebooks' defaults, as the params files stand."""
+    """What the table says of the profile's runs, and of the notebooks' defaults, as the params
+    files stand.
+    """
     tables = json.loads(TABLE.read_text(encoding="utf-8"))["profiles"]
     return [
         (name, Known(params, False, Price(**tables[listed][name], source="table")))
@@ -94,7 +132,9 @@ def _from_table(root: Path, profile: str, names: Collection[str]) -> list[tuple[
 
 
 def minutes(planned: list[Run], slots: Slots) -> float:
-    """Wall time of a plan, by going through it as the pool does. A run without a price counts as nothing."""
+    """Wall time of a plan, by going through it as the pool does. A run without a price counts as
+    nothing.
+    """
     waiting, ends, done, now = list(planned), {}, set(), 0.0
     before_last = {run.name for run in planned if not run.last}
     there = {run.name for run in planned}

@@ -1,7 +1,9 @@
-"""One run of a plan file: `python -m prehab_lib one PLAN.json NAME`, what an engine starts on whatever machine it chose.
+"""One run of a plan file: `python -m prehab_lib one PLAN.json NAME`, what an engine starts on
+whatever machine it chose.
 
-A plan file comes from `python -m prehab_lib plan PROFILE --json PLAN.json`. The store is the only cache: a run that is
-stored is published and not run again, whoever ran it. `cluster/Snakefile` asks `settle` what is left.
+A plan file comes from `python -m prehab_lib plan PROFILE --json PLAN.json`. The store is the only
+cache: a run that is stored is published and not run again, whoever ran it. `cluster/Snakefile` asks
+`settle` what is left.
 """
 
 import hashlib
@@ -18,13 +20,18 @@ from pathlib import Path
 from prehab_lib.runs import launch, machine, plan
 from prehab_lib.runs.store import Store, no_space
 
-SCHEDULED = ("SLURM_JOB_ID", "KUBERNETES_SERVICE_HOST")  # there a scheduler has given this process its GPUs
+SCHEDULED = (
+    "SLURM_JOB_ID",
+    "KUBERNETES_SERVICE_HOST",
+)  # there a scheduler has given this process its GPUs
 LOOK = 0.1  # seconds between two looks at the run and at the parent
 
 
 @dataclass(frozen=True)
 class State:
-    """What the store has of a run: "stored", "failed" (when it was last tried), "skipped" (what it needs failed), "missing"."""
+    """What the store has of a run: "stored", "failed" (when it was last tried), "skipped" (what it
+    needs failed), "missing".
+    """
 
     status: str
     key: str = ""
@@ -33,17 +40,26 @@ class State:
 
 def add_to(commands) -> None:
     """The subcommand's arguments."""
-    command = commands.add_parser("one", help="execute one run of a plan file; what it needs must be stored already")
-    command.add_argument("plan", type=Path, metavar="PLAN.json", help="written by plan PROFILE --json PLAN.json")
+    command = commands.add_parser(
+        "one", help="execute one run of a plan file; what it needs must be stored already"
+    )
+    command.add_argument(
+        "plan", type=Path, metavar="PLAN.json", help="written by plan PROFILE --json PLAN.json"
+    )
     command.add_argument("name", metavar="NAME", help="a run's name, as the plan has it")
-    command.add_argument("--parent", type=int, metavar="PID", help="end when this process, which started it, does")
-    command.set_defaults(act=lambda arguments: one(arguments.plan, arguments.name, arguments.parent))
+    command.add_argument(
+        "--parent", type=int, metavar="PID", help="end when this process, which started it, does"
+    )
+    command.set_defaults(
+        act=lambda arguments: one(arguments.plan, arguments.name, arguments.parent)
+    )
 
 
 def read(file: Path, home: Path) -> list[plan.Run]:
     """The runs of a plan file, each after what it needs.
 
-    Raises FileNotFoundError where there is no such file, ValueError for one that is no plan of this repository.
+    Raises FileNotFoundError where there is no such file, ValueError for one that is no plan of this
+    repository.
     """
     how = f"write it with python -m prehab_lib plan PROFILE --json {file}"
     if not file.is_file():
@@ -80,12 +96,15 @@ def _state(store: Store, run: plan.Run, needs: dict[str, str]) -> State:
 
 
 def stamp_folder(store: Store, file: Path) -> Path:
-    """Where the stamps of a plan file lie. Its path tells, not its content, which holds prices that change."""
+    """Where the stamps of a plan file lie. Its path tells, not its content, which holds prices that
+    change.
+    """
     return store.runs / ".batch" / hashlib.sha256(str(file.resolve()).encode()).hexdigest()[:12]
 
 
 def alone(folder: Path, file: Path):
-    """The lock of an engine on a plan file, held until it is released or this process ends, however it does.
+    """The lock of an engine on a plan file, held until it is released or this process ends, however
+    it does.
 
     Raises ValueError while another engine has it.
     """
@@ -96,19 +115,25 @@ def alone(folder: Path, file: Path):
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        raise ValueError(f"another engine is at work on {file}: wait for it, or write another plan") from None
+        raise ValueError(
+            f"another engine is at work on {file}: wait for it, or write another plan"
+        ) from None
     return lock
 
 
 def stamp(folder: Path, name: str) -> Path:
-    """The file that tells Snakemake that a run is done. No comma: its command line separates wildcards by commas."""
+    """The file that tells Snakemake that a run is done. No comma: its command line separates
+    wildcards by commas.
+    """
     return folder / f"{name.replace(',', '@')}.done"
 
 
 def settle(store: Store, runs: list[plan.Run], folder: Path) -> dict[str, State]:
-    """Make the stamps in a folder say what the store says, and publish what is stored; returns the states.
+    """Make the stamps in a folder say what the store says, and publish what is stored; returns the
+    states.
 
-    A stamp of a run that is no longer stored under its key of today goes: code, parameters or an upstream result changed.
+    A stamp of a run that is no longer stored under its key of today goes: code, parameters or an
+    upstream result changed.
     """
     store.sweep()
     found = states(store, runs)
@@ -117,7 +142,9 @@ def settle(store: Store, runs: list[plan.Run], folder: Path) -> dict[str, State]
     for run in good:
         store.publish(found[run.name].key, run.profile, run.name)
         stamp(folder, run.name).touch()
-        os.utime(stamp(folder, run.name), (1, 1))  # all equally old: none looks newer than what was made from it
+        os.utime(
+            stamp(folder, run.name), (1, 1)
+        )  # all equally old: none looks newer than what was made from it
     for stale in set(folder.glob("*.done")) - {stamp(folder, run.name) for run in good}:
         stale.unlink()
     return found
@@ -126,7 +153,9 @@ def settle(store: Store, runs: list[plan.Run], folder: Path) -> dict[str, State]
 def summary(store: Store, runs: list[plan.Run]) -> list[str]:
     """Closing lines: how many runs are stored, and each that is not, with the reason."""
     found = states(store, runs)
-    lines = [f"{sum(state.status == 'stored' for state in found.values())} of {len(runs)} runs are stored"]
+    lines = [
+        f"{sum(state.status == 'stored' for state in found.values())} of {len(runs)} runs are stored"
+    ]
     for run in runs:
         state = found[run.name]
         if state.status == "failed":
@@ -145,8 +174,8 @@ def _where(store: Store, key: str) -> str:
 def device(store: Store, run: plan.Run):
     """The name of a GPU for a run, None where it asks for none or there is none.
 
-    Under a scheduler it is the one given to this job. Elsewhere it is the first that no other single run has; a lock says
-    so, and goes with this process.
+    Under a scheduler it is the one given to this job. Elsewhere it is the first that no other
+    single run has; a lock says so, and goes with this process.
     """
     seen = machine.gpus() if run.gpu else []
     if not seen or any(name in os.environ for name in SCHEDULED):
@@ -166,10 +195,12 @@ def device(store: Store, run: plan.Run):
 
 
 def one(file: Path, name: str, parent: int | None = None, home: Path | None = None) -> int:
-    """Execute and publish a run of a plan. Returns 0, also where it was stored before, or 1 where it failed.
+    """Execute and publish a run of a plan. Returns 0, also where it was stored before, or 1 where
+    it failed.
 
-    parent: the process that started this one; when it is gone, this one ends and its kernel with it. Raises ValueError for a
-    name that the plan has not, or a run whose needs are not stored; OSError where the disk is full.
+    parent: the process that started this one; when it is gone, this one ends and its kernel with
+    it. Raises ValueError for a name that the plan has not, or a run whose needs are not stored;
+    OSError where the disk is full.
     """
     home = home or plan.home()
     runs, store = read(file, home), Store(home / "runs")
@@ -182,10 +213,16 @@ def one(file: Path, name: str, parent: int | None = None, home: Path | None = No
         if outcome.status == "full":
             raise no_space(store.runs)
         if outcome.status == "failed":
-            print(f"failed    {name} after {outcome.seconds:.0f} s: {outcome.error}{_where(store, key)}", flush=True)
+            print(
+                f"failed    {name} after {outcome.seconds:.0f} s: {outcome.error}{_where(store, key)}",
+                flush=True,
+            )
             return 1
         if outcome.status == "ran":
-            print(f"finished  {name} in {outcome.seconds:.0f} s, {outcome.peak_memory_mb} MB", flush=True)
+            print(
+                f"finished  {name} in {outcome.seconds:.0f} s, {outcome.peak_memory_mb} MB",
+                flush=True,
+            )
             store.publish(key, run.profile, name)
             return 0
     print(f"stored    {name}", flush=True)
@@ -194,7 +231,9 @@ def one(file: Path, name: str, parent: int | None = None, home: Path | None = No
 
 
 def _ready(store: Store, runs: list[plan.Run], name: str) -> str:
-    """The key of a run whose needs are all stored; they are published, for its notebook reads them there."""
+    """The key of a run whose needs are all stored; they are published, for its notebook reads them
+    there.
+    """
     wanted = _chain(runs, name)
     found = states(store, wanted)
     for run in wanted[:-1]:
@@ -223,12 +262,17 @@ def _execute(store: Store, run: plan.Run, key: str, parent: int | None) -> launc
     else:
         log.unlink(missing_ok=True)
     with device(store, run) as gpu, tempfile.TemporaryFile() as out, log.open("a+b") as err:
-        print(f"started   {run.name} on {socket.gethostname()} with {run.threads} threads", flush=True)
+        print(
+            f"started   {run.name} on {socket.gethostname()} with {run.threads} threads", flush=True
+        )
         process = launch.start(store, run, key, run.threads, gpu, out, err)
         try:
             while process.poll() is None:
                 if parent is not None and os.getppid() != parent:
-                    print(f"prehab_lib: what started {run.name} is gone, so it ends too", file=sys.stderr)
+                    print(
+                        f"prehab_lib: what started {run.name} is gone, so it ends too",
+                        file=sys.stderr,
+                    )
                     os._exit(1)  # its process and its kernel go with this one
                 time.sleep(LOOK)
         finally:

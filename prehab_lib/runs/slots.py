@@ -22,11 +22,12 @@ class Nobody:
 
 
 class Slots:
-    """Room for at most `width` runs. cores, memory_mb, gpus: None asks this machine, memory_mb what is free there now.
+    """Room for at most `width` runs. cores, memory_mb, gpus: None asks this machine, memory_mb what
+    is free there now.
 
-    A run that needs more than there is gets everything for itself. Memory is counted from the runs' prices, so that runs
-    which have not reached their peak yet keep room for it. A GPU has one run. lock: name -> a lock between processes, which
-    keeps the runs of two drivers off one GPU.
+    A run that needs more than there is gets everything for itself. Memory is counted from the runs'
+    prices, so that runs which have not reached their peak yet keep room for it. A GPU has one run.
+    lock: name -> a lock between processes, which keeps the runs of two drivers off one GPU.
     """
 
     def __init__(
@@ -43,16 +44,22 @@ class Slots:
         self.free = machine.gpus() if gpus is None else list(gpus)
         self.any_gpu = bool(self.free)
         self.lock = lock
-        self.taken: dict[str, tuple[Run, str | None, object]] = {}  # name -> run, its GPU, the GPU's lock
+        self.taken: dict[
+            str, tuple[Run, str | None, object]
+        ] = {}  # name -> run, its GPU, the GPU's lock
 
     @staticmethod
     def needed_mb(run: Run) -> int:
         """Memory to keep for a run."""
-        return round(UNPRICED_MB if run.price.memory_mb is None else run.price.memory_mb) + BESIDE_MB
+        return (
+            round(UNPRICED_MB if run.price.memory_mb is None else run.price.memory_mb) + BESIDE_MB
+        )
 
     def too_large(self, run: Run) -> bool:
         """Whether the run can only be alone here, and short of something even so."""
-        return run.threads > self.cores or (self.memory_mb is not None and self.needed_mb(run) > self.memory_mb)
+        return run.threads > self.cores or (
+            self.memory_mb is not None and self.needed_mb(run) > self.memory_mb
+        )
 
     def fits(self, run: Run) -> bool:
         """Whether the run may start now."""
@@ -66,7 +73,9 @@ class Slots:
         return self.memory_mb is None or sum(map(self.needed_mb, together)) <= self.memory_mb
 
     def take(self, run: Run) -> bool:
-        """Give the run its place, and a GPU where it asks for one and there is any; False where there is no room."""
+        """Give the run its place, and a GPU where it asks for one and there is any; False where
+        there is no room.
+        """
         if not self.fits(run):
             return False
         for gpu in self.free if run.gpu else []:
@@ -120,7 +129,11 @@ class Slots:
         at_once = min(self.width, len(planned))
         if at_once > 1 and at_once * threads > self.cores >= threads:
             fewer = max(1, self.cores // at_once)
-            remedy = f": --threads {fewer} plans for {min(at_once, self.cores)}" if fewer < threads else ""
+            remedy = (
+                f": --threads {fewer} plans for {min(at_once, self.cores)}"
+                if fewer < threads
+                else ""
+            )
             lines.append(
                 f"{self.cores} cores have room for {self.cores // threads} runs of {_counted(threads)} at a time{remedy}"
             )

@@ -1,7 +1,9 @@
-"""Where runs are kept: runs/.store holds each finished run under its key, runs/<profile> the copies people read and logs.
+"""Where runs are kept: runs/.store holds each finished run under its key, runs/<profile> the copies
+people read and logs.
 
-A run works in <key>.part. Finished, the folder is renamed to <key>, one atomic step; failed, to <key>.failed with the
-notebook and its traceback. So <key> exists exactly when its run is complete, whenever anything was killed.
+A run works in <key>.part. Finished, the folder is renamed to <key>, one atomic step; failed, to
+<key>.failed with the notebook and its traceback. So <key> exists exactly when its run is complete,
+whenever anything was killed.
 """
 
 import errno
@@ -13,12 +15,17 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
-WORK, HOLDER = "work", "holder.json"  # in a work folder: what goes before it is renamed, and in it who works there
+WORK, HOLDER = (
+    "work",
+    "holder.json",
+)  # in a work folder: what goes before it is renamed, and in it who works there
 
 
 def no_space(folder) -> OSError:
     """The error for a full disk, as one sentence."""
-    return OSError(errno.ENOSPC, f"no space left on {folder}: free some and run the same command again")
+    return OSError(
+        errno.ENOSPC, f"no space left on {folder}: free some and run the same command again"
+    )
 
 
 def _draft_of(target: Path) -> Path:
@@ -37,7 +44,9 @@ def _draft(target: Path) -> Iterator[Path]:
 
 @contextmanager
 def replacing(target: Path) -> Iterator[Path]:
-    """A file to write, which then takes the target's place: that is the old one or the new one, never half of it."""
+    """A file to write, which then takes the target's place: that is the old one or the new one,
+    never half of it.
+    """
     with _draft(target) as draft:
         yield draft
         os.replace(draft, target)
@@ -110,10 +119,16 @@ class Store:
         return f"process {facts['process']} on {facts['host']}"
 
     def failure(self, key: str, since: float) -> str | None:
-        """The error of a run that somebody worked on until it failed, after a time of `time.time()`; else None."""
+        """The error of a run that somebody worked on until it failed, after a time of
+        `time.time()`; else None.
+        """
         file = self.failed(key) / "run.json"
         try:
-            return json.loads(file.read_text(encoding="utf-8"))["error"] if file.stat().st_mtime >= since else None
+            return (
+                json.loads(file.read_text(encoding="utf-8"))["error"]
+                if file.stat().st_mtime >= since
+                else None
+            )
         except (OSError, json.JSONDecodeError):
             return None
 
@@ -150,7 +165,8 @@ class Store:
             return {}
 
     def outside(self, profile: str, planned: Mapping[str, Collection[str]]) -> list[str]:
-        """Names published of the planned notebooks that no run of theirs has: left of an earlier grid.
+        """Names published of the planned notebooks that no run of theirs has: left of an earlier
+        grid.
 
         planned: notebook -> names of its runs.
         """
@@ -163,7 +179,9 @@ class Store:
         return found
 
     def results(self, profile: str, reader: str) -> dict[str, bytes]:
-        """Name -> facts, scores and claims of each published run of a profile, as bytes; without those of the reader."""
+        """Name -> facts, scores and claims of each published run of a profile, as bytes; without
+        those of the reader.
+        """
         return {
             file.parent.name: b"".join(
                 (file.parent / name).read_bytes()
@@ -177,17 +195,22 @@ class Store:
     def targets(self, profile: str, name: str, run: dict) -> dict[str, Path]:
         """Where each file of a run is published. run: its run.json.
 
-        Figures stand beside those of the other notebooks, those of a grid's run in a folder of their own; the rest by run.
+        Figures stand beside those of the other notebooks, those of a grid's run in a folder of
+        their own; the rest by run.
         """
         home = self.runs / profile
         figures = home / "figures" if run.get("notebook", name) == name else home / "figures" / name
         return {
-            file: figures / file.removeprefix("figures/") if file.startswith("figures/") else home / name / file
+            file: figures / file.removeprefix("figures/")
+            if file.startswith("figures/")
+            else home / name / file
             for file in run.get("files", [])
         }
 
     def publish(self, key: str, profile: str, name: str) -> None:
-        """Copy a finished run to runs/<profile>, remove what its predecessor left. Does nothing where it stands."""
+        """Copy a finished run to runs/<profile>, remove what its predecessor left. Does nothing
+        where it stands.
+        """
         source = self.done(key)
         run = json.loads((source / "run.json").read_text(encoding="utf-8"))
         with self.lock("publish"):
@@ -195,6 +218,8 @@ class Store:
             before = self.published(profile, name)
             if before.get("key") == key and all(target.is_file() for target in targets.values()):
                 return
-            facts = {source / "run.json": self.runs / profile / name / "run.json"}  # last: it says the rest is there
+            facts = {
+                source / "run.json": self.runs / profile / name / "run.json"
+            }  # last: it says the rest is there
             stale = set(self.targets(profile, name, before).values()) - set(targets.values())
             copy_all({source / file: target for file, target in targets.items()} | facts, stale)

@@ -1,8 +1,9 @@
 """One run in a process of its own: `python -m prehab_lib.runs.unit`, started by `launch.py`.
 
-It reads its task as one JSON line from stdin and writes to stdout a JSON line for each cell that starts and its outcome as
-the last. What the notebook prints goes to stderr as it comes. The driver keeps stdin open: when it ends, the driver is
-dead, and so are soon the kernel, whatever the notebook started, and this process.
+It reads its task as one JSON line from stdin and writes to stdout a JSON line for each cell that
+starts and its outcome as the last. What the notebook prints goes to stderr as it comes. The driver
+keeps stdin open: when it ends, the driver is dead, and so are soon the kernel, whatever the
+notebook started, and this process.
 """
 
 import datetime
@@ -31,11 +32,17 @@ def _manager_class():
     from jupyter_client.manager import AsyncKernelManager
 
     class Manager(AsyncKernelManager):
-        """Starts our kernel with this interpreter, whatever a kernel specification of the user's says."""
+        """Starts our kernel with this interpreter, whatever a kernel specification of the user's
+        says.
+        """
 
         def format_kernel_cmd(self, extra_arguments=None):
             command = [sys.executable, "-m", "prehab_lib.runs.kernel", "-f", self.connection_file]
-            return [*command, "--log-level=ERROR", *(extra_arguments or [])]  # it warns of local TCP in every log
+            return [
+                *command,
+                "--log-level=ERROR",
+                *(extra_arguments or []),
+            ]  # it warns of local TCP in every log
 
     return Manager
 
@@ -62,9 +69,15 @@ def _engine(on_cell: Callable[[int, int], None]) -> str:
     return "prehab"
 
 
-def _execute(notebook: str, output: Path, params: dict, work: Path, on_cell: Callable[[int, int], None]) -> str | None:
-    """Run the notebook; None, or the error in one line. The notebook with what it printed lies in `output` then."""
-    sys.modules["rfc3987_syntax"] = None  # jsonschema would build a grammar for IRIs: half of papermill's import time
+def _execute(
+    notebook: str, output: Path, params: dict, work: Path, on_cell: Callable[[int, int], None]
+) -> str | None:
+    """Run the notebook; None, or the error in one line. The notebook with what it printed lies in
+    `output` then.
+    """
+    sys.modules["rfc3987_syntax"] = (
+        None  # jsonschema would build a grammar for IRIs: half of papermill's import time
+    )
     import nbformat
     import papermill
     from nbclient.exceptions import DeadKernelError
@@ -118,7 +131,9 @@ def _silent(cell: int, cells: int) -> None:
 
 
 def work_on(task: dict, on_cell: Callable[[int, int], None] = _silent) -> dict:
-    """Do the task unless its result is stored. Returns {"status": "ran" | "cached" | "failed" | "full", "error": ...}."""
+    """Do the task unless its result is stored. Returns {"status": "ran" | "cached" | "failed" |
+    "full", "error": ...}.
+    """
     store, key = Store(Path(task["runs"])), task["key"]
     with store.lock(key):
         if store.done(key).exists():
@@ -139,10 +154,14 @@ def _fresh(store: Store, key: str, task: dict, on_cell: Callable[[int, int], Non
     write_json(work / HOLDER, {"process": task["pool"], "host": socket.gethostname()})
     # Nobody's IPython start-up files, history or connection files take part in a run.
     os.environ.update(
-        PREHAB_RUN_DIR=str(part), IPYTHONDIR=str(work / "ipython"), JUPYTER_RUNTIME_DIR=str(work / "jupyter")
+        PREHAB_RUN_DIR=str(part),
+        IPYTHONDIR=str(work / "ipython"),
+        JUPYTER_RUNTIME_DIR=str(work / "jupyter"),
     )
     started, clock = datetime.datetime.now(datetime.UTC), time.monotonic()
-    error = _execute(task["notebook"], part / f"{task['name']}.ipynb", task["params"], work, on_cell)
+    error = _execute(
+        task["notebook"], part / f"{task['name']}.ipynb", task["params"], work, on_cell
+    )
     shutil.rmtree(work, ignore_errors=True)
     if error and ("[Errno 28]" in error or shutil.disk_usage(part).free < 2**20):
         shutil.rmtree(part, ignore_errors=True)
@@ -158,7 +177,9 @@ def _fresh(store: Store, key: str, task: dict, on_cell: Callable[[int, int], Non
         "peak_memory_mb": _peak_memory_mb(),
         "threads": task["threads"],
         "gpu": task["gpu"],
-        "files": sorted(file.relative_to(part).as_posix() for file in part.rglob("*") if file.is_file()),
+        "files": sorted(
+            file.relative_to(part).as_posix() for file in part.rglob("*") if file.is_file()
+        ),
     }
     write_json(part / "run.json", facts)
     store.finish(key, good=error is None)
@@ -170,7 +191,9 @@ def _fresh(store: Store, key: str, task: dict, on_cell: Callable[[int, int], Non
 
 def main() -> None:
     report = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # whatever libraries and the kernel print goes to stderr, what the driver reads alone to stdout
+    os.dup2(
+        2, 1
+    )  # whatever libraries and the kernel print goes to stderr, what the driver reads alone to stdout
     task = json.loads(sys.stdin.readline() or "null")
     if task is None:
         sys.exit(1)
@@ -179,7 +202,11 @@ def main() -> None:
 
     def on_cell(cell: int, cells: int) -> None:
         print(json.dumps({"cell": cell, "cells": cells}), file=report, flush=True)
-        print(f"{datetime.datetime.now():%H:%M:%S} cell {cell} of {cells}", file=sys.stderr, flush=True)
+        print(
+            f"{datetime.datetime.now():%H:%M:%S} cell {cell} of {cells}",
+            file=sys.stderr,
+            flush=True,
+        )
 
     outcome = work_on(task, on_cell)
     print(json.dumps(outcome), file=report, flush=True)

@@ -1,4 +1,6 @@
-"""Results of the runs a notebook needs: `"prehab": {"needs": ["04_bert_glue"]}` in its metadata, then read here."""
+"""Results of the runs a notebook needs: `"prehab": {"needs": ["04_bert_glue"]}` in its metadata,
+then read here.
+"""
 
 import json
 import os
@@ -6,10 +8,11 @@ from pathlib import Path
 
 
 def results(notebook: str) -> dict[str, dict]:
-    """Run -> result.json of every run of a notebook, in the plan's order: one, or those of its grid.
+    """Run -> result.json of every run of a notebook, in the plan's order: one, or those of its
+    grid.
 
-    Runs without scores are left out. Empty outside a run of `python -m prehab_lib run`, where nothing was run before.
-    Raises ValueError inside one whose notebook does not declare the need.
+    Runs without scores are left out. Empty outside a run of `python -m prehab_lib run`, where
+    nothing was run before. Raises ValueError inside one whose notebook does not declare the need.
     """
     if "PREHAB_NEEDS" not in os.environ:
         return {}
@@ -22,5 +25,7 @@ def results(notebook: str) -> dict[str, dict]:
             found[name] = json.loads((folder / "result.json").read_text(encoding="utf-8"))
     if notebook not in declared:
         needs = json.dumps({"prehab": {"needs": [notebook]}})
-        raise ValueError(f"{os.environ.get('PREHAB_NOTEBOOK')} reads {notebook}: declare it, {needs} in its metadata")
+        raise ValueError(
+            f"{os.environ.get('PREHAB_NOTEBOOK')} reads {notebook}: declare it, {needs} in its metadata"
+        )
     return found

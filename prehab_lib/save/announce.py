@@ -1,7 +1,8 @@
 """Tell transformers about our configurations as soon as both are imported, in either order.
 
-`import prehab_lib` must stay light, and transformers has no plug-in point.  So where transformers is not there yet, a
-finder waits for its table of configurations and registers ours right after that module has run, then goes away.
+`import prehab_lib` must stay light, and transformers has no plug-in point.  So where transformers
+is not there yet, a finder waits for its table of configurations and registers ours right after that
+module has run, then goes away.
 """
 
 import importlib.machinery
@@ -12,7 +13,9 @@ TABLE = "transformers.models.auto.configuration_auto"
 
 
 class _Waiting:
-    """Finds TABLE where Python would, with `_register` after its last line; leaves every other module to the others."""
+    """Finds TABLE where Python would, with `_register` after its last line; leaves every other
+    module to the others.
+    """
 
     def find_spec(self, name, path=None, target=None):
         if name != TABLE:
@@ -32,17 +35,24 @@ class _Waiting:
 
 
 def _register() -> None:
-    """A transformers that is too old or broken must stay importable: then a warning says what will not open."""
+    """A transformers that is too old or broken must stay importable: then a warning says what will
+    not open.
+    """
     try:
         from prehab_lib.save import pretrained
 
         pretrained.register()
     except Exception as problem:
-        warnings.warn(f"prehab_lib's compressed models cannot be opened by transformers: {problem}", stacklevel=2)
+        warnings.warn(
+            f"prehab_lib's compressed models cannot be opened by transformers: {problem}",
+            stacklevel=2,
+        )
 
 
 def to_transformers() -> None:
-    """Register now where transformers is imported, else when it will be.  Imports neither torch nor transformers."""
+    """Register now where transformers is imported, else when it will be.  Imports neither torch nor
+    transformers.
+    """
     if TABLE in sys.modules:
         _register()
     elif not any(isinstance(finder, _Waiting) for finder in sys.meta_path):

@@ -9,7 +9,8 @@ from prehab_lib.save.rewrite import SplitQKV
 
 
 def dense_weight(module: nn.Module) -> Tensor:
-    """W (m, n) of a dense or low-rank layer, or of a split query-key-value layer, in the layer's dtype.
+    """W (m, n) of a dense or low-rank layer, or of a split query-key-value layer, in the layer's
+    dtype.
 
     U V is summed in float32 or better and rounded once.
     """
@@ -24,16 +25,21 @@ def dense_weight(module: nn.Module) -> Tensor:
 
 @torch.no_grad()
 def fill_dense(skeleton: nn.Module, model: nn.Module) -> nn.Module:
-    """Give `skeleton`, fresh from the recipe of `model`, the weights of `model`: low-rank layers dense, rewrites undone.
+    """Give `skeleton`, fresh from the recipe of `model`, the weights of `model`: low-rank layers
+    dense, rewrites undone.
 
-    What stayed as it was is shared with `model`, not copied.  Where the skeleton ties two tensors they stay tied.
+    What stayed as it was is shared with `model`, not copied.  Where the skeleton ties two tensors
+    they stay tied.
     """
     theirs, ours = dict(model.named_modules()), dict(skeleton.named_modules())
     tied: dict[int, Tensor] = {}
     for name, module in ours.items():
         source = theirs[name]
         weight = type(module) is nn.Linear or is_conv1d(module)
-        for leaf, old in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
+        for leaf, old in [
+            *module.named_parameters(recurse=False),
+            *module.named_buffers(recurse=False),
+        ]:
             if id(old) not in tied:
                 if weight and leaf == "weight" and type(source) is not type(module):
                     W = dense_weight(source)

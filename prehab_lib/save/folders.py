@@ -20,7 +20,9 @@ KNOWN = (
 
 
 def check_target(folder: str | Path) -> None:
-    """Raises ValueError where `folder` holds anything but a saved model: not even one file of somebody else's."""
+    """Raises ValueError where `folder` holds anything but a saved model: not even one file of
+    somebody else's.
+    """
     folder = Path(folder)
     saved = (folder / DESCRIPTION).is_file()
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
@@ -53,9 +55,11 @@ def _listed(folder: Path) -> list[str]:
 
 @contextmanager
 def replacing(folder: Path) -> Iterator[Path]:
-    """An empty folder to write to, which takes the place of `folder` when the block ends without an error.
+    """An empty folder to write to, which takes the place of `folder` when the block ends without an
+    error.
 
-    Whatever stops it, Ctrl-C between the two moves as well, `folder` is as it was.  After a kill there `left_at` finds it.
+    Whatever stops it, Ctrl-C between the two moves as well, `folder` is as it was.  After a kill
+    there `left_at` finds it.
     """
     beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".part", dir=folder.parent))
     new, old = beside / "new", beside / "old"
@@ -73,7 +77,9 @@ def replacing(folder: Path) -> Iterator[Path]:
 
 
 def left_at(folder: Path) -> Path | None:
-    """Where a save that was killed between its two moves left the model of `folder`; None where that did not happen."""
+    """Where a save that was killed between its two moves left the model of `folder`; None where
+    that did not happen.
+    """
     folder = folder.resolve()
     found = sorted(folder.parent.glob(f".{glob.escape(folder.name)}.*.part/old/{DESCRIPTION}"))
     return found[-1].parent if found and not folder.exists() else None

@@ -1,4 +1,6 @@
-"""Models in: by hub name, by local folder, small ones built here; and the recipe that builds the same skeleton again."""
+"""Models in: by hub name, by local folder, small ones built here; and the recipe that builds the
+same skeleton again.
+"""
 
 import inspect
 import os
@@ -22,8 +24,12 @@ def small_vit(
     channels: int = 1,
     classes: int = 100,
 ) -> nn.Module:
-    """timm's VisionTransformer for small images, random weights from `seed`; the defaults suit the embedded digit pairs."""
-    kwargs = dict(img_size=list(image_size), patch_size=patch, in_chans=channels, num_classes=classes)
+    """timm's VisionTransformer for small images, random weights from `seed`; the defaults suit the
+    embedded digit pairs.
+    """
+    kwargs = dict(
+        img_size=list(image_size), patch_size=patch, in_chans=channels, num_classes=classes
+    )
     kwargs |= dict(embed_dim=width, depth=depth, num_heads=heads)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -31,9 +37,11 @@ def small_vit(
 
 
 def image_model(source: str, *, pretrained: bool = True, **kwargs) -> nn.Module:
-    """A timm model: a timm name with its tag ("vit_base_patch16_224.augreg2_in21k_ft_in1k"), or a local timm folder.
+    """A timm model: a timm name with its tag ("vit_base_patch16_224.augreg2_in21k_ft_in1k"), or a
+    local timm folder.
 
-    kwargs go to `timm.create_model` (num_classes, img_size, …).  pretrained=False gives random weights.
+    kwargs go to `timm.create_model` (num_classes, img_size, …).  pretrained=False gives random
+    weights.
     Raises ConnectionError, PermissionError, FileNotFoundError or ValueError with one sentence.
     """
     import timm
@@ -45,7 +53,9 @@ def image_model(source: str, *, pretrained: bool = True, **kwargs) -> nn.Module:
             raise FileNotFoundError(f"{source} is no timm model folder: it has no config.json")
         name = f"local-dir:{Path(source).resolve()}"
     elif "/" not in source and not timm.is_model(source.split(".")[0]):
-        raise ValueError(f"model = {source!r} is neither a folder nor a model timm knows: see timm.list_models()")
+        raise ValueError(
+            f"model = {source!r} is neither a folder nor a model timm knows: see timm.list_models()"
+        )
     with explained(f"the model {source!r}", remedy="give the folder of a local copy instead"):
         model = timm.create_model(name, pretrained=pretrained, **kwargs)
     if name == source and "/" not in source:
@@ -54,17 +64,20 @@ def image_model(source: str, *, pretrained: bool = True, **kwargs) -> nn.Module:
 
 
 def text_model(source: str, auto_class: str, **kwargs) -> nn.Module:
-    """A transformers model: `getattr(transformers, auto_class).from_pretrained(source)`, from the hub or a local folder.
+    """A transformers model: `getattr(transformers, auto_class).from_pretrained(source)`, from the
+    hub or a local folder.
 
-    Safetensors only, no remote code; GPT-2's transposed `Conv1D` layers become `nn.Linear` (`rewrite.to_linear`).
-    Raises as `image_model` does.
+    Safetensors only, no remote code; GPT-2's transposed `Conv1D` layers become `nn.Linear`
+    (`rewrite.to_linear`). Raises as `image_model` does.
     """
     import transformers
 
     _check_folder(source)
     with explained(f"the model {source!r}", remedy="give the folder of a local copy instead"):
         loader = getattr(transformers, auto_class)
-        model = loader.from_pretrained(source, use_safetensors=True, trust_remote_code=False, **kwargs)
+        model = loader.from_pretrained(
+            source, use_safetensors=True, trust_remote_code=False, **kwargs
+        )
     to_linear(model)
     return model
 
@@ -75,7 +88,8 @@ def _check_folder(source: str) -> None:
 
 
 def build(recipe: dict) -> nn.Module:
-    """The skeleton a recipe describes, with fresh weights.  Recipes name classes of timm and transformers only.
+    """The skeleton a recipe describes, with fresh weights.  Recipes name classes of timm and
+    transformers only.
 
     Raises ValueError for a recipe of another kind.
     """
@@ -89,7 +103,8 @@ def build(recipe: dict) -> nn.Module:
 
 
 def recipe_of(model: nn.Module) -> dict:
-    """What `build` needs for the same skeleton: the model's own `prehab_recipe`, or read off a timm or transformers model.
+    """What `build` needs for the same skeleton: the model's own `prehab_recipe`, or read off a timm
+    or transformers model.
 
     Raises ValueError for a model of another kind.
     """
@@ -107,7 +122,9 @@ def recipe_of(model: nn.Module) -> dict:
 def _build_timm(recipe: dict) -> nn.Module:
     import timm
 
-    if unknown := [key for key in recipe["kwargs"] if key.startswith(("pretrained", "checkpoint", "cache"))]:
+    if unknown := [
+        key for key in recipe["kwargs"] if key.startswith(("pretrained", "checkpoint", "cache"))
+    ]:
         raise ValueError(f"a recipe builds an empty model: {unknown[0]!r} has no place in it")
     if "name" in recipe:
         if not timm.is_model(recipe["name"]):
@@ -135,7 +152,10 @@ def _read_timm(model: nn.Module) -> dict | None:
     name = (getattr(model, "pretrained_cfg", None) or {}).get("architecture")
     shape = {"num_classes": model.num_classes}
     if hasattr(model, "patch_embed"):
-        shape |= {"in_chans": model.patch_embed.proj.in_channels, "img_size": list(model.patch_embed.img_size)}
+        shape |= {
+            "in_chans": model.patch_embed.proj.in_channels,
+            "img_size": list(model.patch_embed.img_size),
+        }
     if name:
         return {"library": "timm", "name": name, "kwargs": shape}
     if type(model).__name__ != "VisionTransformer":
@@ -146,17 +166,29 @@ def _read_timm(model: nn.Module) -> dict | None:
         "embed_dim": model.embed_dim,
         "depth": len(model.blocks),
     }
-    shape |= {"num_heads": block.attn.num_heads, "mlp_ratio": block.mlp.fc1.out_features / model.embed_dim}
-    shape |= {"qkv_bias": block.attn.qkv.bias is not None, "class_token": model.cls_token is not None}
+    shape |= {
+        "num_heads": block.attn.num_heads,
+        "mlp_ratio": block.mlp.fc1.out_features / model.embed_dim,
+    }
+    shape |= {
+        "qkv_bias": block.attn.qkv.bias is not None,
+        "class_token": model.cls_token is not None,
+    }
     plain = inspect.signature(type(model).__init__).parameters
-    shape |= {name: getattr(model, name) for name in ("global_pool", "no_embed_class") if name in plain}
+    shape |= {
+        name: getattr(model, name) for name in ("global_pool", "no_embed_class") if name in plain
+    }
     return {"library": "timm", "class": "VisionTransformer", "kwargs": shape}
 
 
 def _read_transformers(model: nn.Module) -> dict | None:
     if not type(model).__module__.startswith("transformers."):
         return None
-    config = {k: v for k, v in model.config.to_dict().items() if k not in ("transformers_version", "architectures")}
+    config = {
+        k: v
+        for k, v in model.config.to_dict().items()
+        if k not in ("transformers_version", "architectures")
+    }
     return {
         "library": "transformers",
         "class": type(model).__name__,

@@ -1,14 +1,18 @@
-"""Compressed models as transformers knows models: `AutoModel….from_pretrained(folder)`, without remote code.
+"""Compressed models as transformers knows models: `AutoModel….from_pretrained(folder)`, without
+remote code.
 
-A family gets a configuration of its own ("lowrank_llama"), which lists the rank of every low-rank layer, and subclasses of
-the family's models that swap those layers when they are built; everything else is transformers'.  `import prehab_lib`
-registers them (see `announce`); whoever has not imported it gets transformers' own error about an unknown model type.
+A family gets a configuration of its own ("lowrank_llama"), which lists the rank of every low-rank
+layer, and subclasses of the family's models that swap those layers when they are built; everything
+else is transformers'.  `import prehab_lib` registers them (see `announce`); whoever has not
+imported it gets transformers' own error about an unknown model type.
 
-A direct `LlamaForCausalLM.from_pretrained(folder)` knows nothing of low-rank layers.  transformers then warns of the foreign
-model type, draws the missing matrices at random and reports each as MISSING: open such folders by the Auto classes.
+A direct `LlamaForCausalLM.from_pretrained(folder)` knows nothing of low-rank layers.  transformers
+then warns of the foreign model type, draws the missing matrices at random and reports each as
+MISSING: open such folders by the Auto classes.
 
 `generate`, peft (adapters on "U" and "V") and lm-eval see a transformers model like any other:
-`import prehab_lib, lm_eval; lm_eval.simple_evaluate("hf", model_args="pretrained=FOLDER", tasks=["piqa"])`.
+`import prehab_lib, lm_eval; lm_eval.simple_evaluate("hf", model_args="pretrained=FOLDER",
+tasks=["piqa"])`.
 """
 
 from collections.abc import Mapping
@@ -28,7 +32,12 @@ from prehab_lib.save.rewrite import REWRITES
 # Family -> its configuration, and its model for each of AUTO.
 FAMILIES = {
     "llama": ("LlamaConfig", "LlamaForCausalLM", "LlamaForSequenceClassification", "LlamaModel"),
-    "mistral": ("MistralConfig", "MistralForCausalLM", "MistralForSequenceClassification", "MistralModel"),
+    "mistral": (
+        "MistralConfig",
+        "MistralForCausalLM",
+        "MistralForSequenceClassification",
+        "MistralModel",
+    ),
     "qwen2": ("Qwen2Config", "Qwen2ForCausalLM", "Qwen2ForSequenceClassification", "Qwen2Model"),
     "qwen3": ("Qwen3Config", "Qwen3ForCausalLM", "Qwen3ForSequenceClassification", "Qwen3Model"),
     "opt": ("OPTConfig", "OPTForCausalLM", "OPTForSequenceClassification", "OPTModel"),
@@ -43,9 +52,10 @@ NOTHING: Mapping = MappingProxyType({})
 class LowRankConfig:
     """What a low-rank configuration says beyond the family's own.
 
-    ranks: layer -> rank.  rewrites: keys of `REWRITES` done before.  buffers: names of buffers kept in the checkpoint
-    although transformers would compute them, because the model had them in another precision (`model.to(bfloat16)` rounds
-    the frequencies of rotary embeddings, `from_pretrained(dtype=...)` does not).  packed: layer or factor -> its `Packing`.
+    ranks: layer -> rank.  rewrites: keys of `REWRITES` done before.  buffers: names of buffers kept
+    in the checkpoint although transformers would compute them, because the model had them in
+    another precision (`model.to(bfloat16)` rounds the frequencies of rotary embeddings,
+    `from_pretrained(dtype=...)` does not).  packed: layer or factor -> its `Packing`.
     """
 
     ranks: Mapping[str, int] = NOTHING
@@ -65,30 +75,48 @@ class LowRankConfig:
 
 
 class LowRankModel:
-    """Mixed into a transformers model: its layers are swapped as the configuration says, before weights are loaded."""
+    """Mixed into a transformers model: its layers are swapped as the configuration says, before
+    weights are loaded.
+    """
 
     def __init__(self, config, *args, **kwargs):
         super().__init__(config, *args, **kwargs)
-        # Some heads build their backbone by Auto class: then it is one of ours and has done its part.
+        # Some heads build their backbone by Auto class: then it is one of ours and has done its
+        # part.
         inside = isinstance(self.base_model, LowRankModel) and self.base_model is not self
-        reshape(self, () if inside else config.rewrites, self._own(config.ranks), self._own(config.packed))
+        reshape(
+            self,
+            () if inside else config.rewrites,
+            self._own(config.ranks),
+            self._own(config.packed),
+        )
         for name in self._own(dict.fromkeys(config.buffers)):
             owner, _, leaf = name.rpartition(".")
             module = self.get_submodule(owner)
             module.register_buffer(leaf, getattr(module, leaf), persistent=True)
 
     def _own(self, named: dict) -> dict:
-        """`named` by the names of this model: a backbone without its head knows no prefix, and nothing of the head."""
+        """`named` by the names of this model: a backbone without its head knows no prefix, and
+        nothing of the head.
+        """
         if self.base_model is not self:
             return named
         prefix = f"{self.base_model_prefix}."
         headed = any(name.startswith(prefix) for name in named)
-        return {n.removeprefix(prefix): v for n, v in named.items() if n.startswith(prefix) or not headed}
+        return {
+            n.removeprefix(prefix): v
+            for n, v in named.items()
+            if n.startswith(prefix) or not headed
+        }
 
     @property
     def prehab_recipe(self) -> dict:
         """The dense skeleton, as `models.build` takes it."""
-        recipe = {"library": "transformers", "class": self._get_name(), "config": self.config.plain()}
+        recipe = {
+            "library": "transformers",
+            "class": self._get_name(),
+            "config": self.config.plain(),
+        }
         return recipe | {"attention": self.config._attn_implementation}
 
     def _get_name(self) -> str:
@@ -96,7 +124,9 @@ class LowRankModel:
         return type(self).__name__.removeprefix(PREFIX)
 
 
-def reshape(skeleton: nn.Module, rewrites, ranks: Mapping[str, int], packed: Mapping[str, dict] = NOTHING) -> None:
+def reshape(
+    skeleton: nn.Module, rewrites, ranks: Mapping[str, int], packed: Mapping[str, dict] = NOTHING
+) -> None:
     """Do to a skeleton fresh from its recipe what was done to the model that was saved."""
     for name in rewrites:
         REWRITES[name](skeleton)
@@ -113,7 +143,9 @@ def reshape(skeleton: nn.Module, rewrites, ranks: Mapping[str, int], packed: Map
             like, sizes = plain.weight, (plain.in_features, plain.out_features)
             asked = str(like.dtype).removeprefix("torch.")  # of from_pretrained
             how = replace(Packing(**packing), dtype=asked)
-            replace_module(skeleton, name, PackedLinear(*sizes, how, plain.bias is not None, like.device))
+            replace_module(
+                skeleton, name, PackedLinear(*sizes, how, plain.bias is not None, like.device)
+            )
 
 
 @cache
@@ -122,7 +154,11 @@ def config_class(family: str) -> type:
     import transformers
 
     base = getattr(transformers, FAMILIES[family][0])
-    about = {"model_type": f"{TYPE_PREFIX}{family}", "__module__": __name__, "__doc__": LowRankConfig.__doc__}
+    about = {
+        "model_type": f"{TYPE_PREFIX}{family}",
+        "__module__": __name__,
+        "__doc__": LowRankConfig.__doc__,
+    }
     return type(PREFIX + base.__name__, (LowRankConfig, base), about)
 
 
@@ -132,12 +168,18 @@ def model_class(family: str, name: str) -> type:
     import transformers
 
     base = getattr(transformers, name)
-    about = {"config_class": config_class(family), "__module__": __name__, "__doc__": LowRankModel.__doc__}
+    about = {
+        "config_class": config_class(family),
+        "__module__": __name__,
+        "__doc__": LowRankModel.__doc__,
+    }
     return type(PREFIX + name, (LowRankModel, base), about)
 
 
 def register() -> None:
-    """Make the families' low-rank model types known to transformers, whatever part of it is imported so far."""
+    """Make the families' low-rank model types known to transformers, whatever part of it is
+    imported so far.
+    """
     import transformers
 
     for family in FAMILIES:
@@ -147,14 +189,17 @@ def register() -> None:
 def _promise(family: str) -> type:
     """Stands for a configuration class until the first one is built.
 
-    `register` may run in the middle of transformers' own import, when the family's modules cannot be imported yet.
+    `register` may run in the middle of transformers' own import, when the family's modules cannot
+    be imported yet.
     """
     from transformers.configuration_utils import PreTrainedConfig
 
     def build(cls, *args, **kwargs):
         return config_class(family)(*args, **kwargs)
 
-    return type("Promise", (PreTrainedConfig,), {"model_type": TYPE_PREFIX + family, "__new__": build})
+    return type(
+        "Promise", (PreTrainedConfig,), {"model_type": TYPE_PREFIX + family, "__new__": build}
+    )
 
 
 @cache
@@ -163,12 +208,20 @@ def _register_classes(family: str) -> None:
 
     transformers.AutoConfig.register(TYPE_PREFIX + family, config_class(family), exist_ok=True)
     for auto, name in zip(AUTO, FAMILIES[family][1:], strict=True):
-        getattr(transformers, auto).register(config_class(family), model_class(family, name), exist_ok=True)
+        getattr(transformers, auto).register(
+            config_class(family), model_class(family, name), exist_ok=True
+        )
 
 
 def family_of(recipe: dict) -> str | None:
-    """The family of a recipe of `models.recipe_of`, None where transformers could not open its compressed form."""
-    family = recipe.get("config", {}).get("model_type") if recipe.get("library") == "transformers" else None
+    """The family of a recipe of `models.recipe_of`, None where transformers could not open its
+    compressed form.
+    """
+    family = (
+        recipe.get("config", {}).get("model_type")
+        if recipe.get("library") == "transformers"
+        else None
+    )
     return family if recipe.get("class") in FAMILIES.get(family, ())[1:] else None
 
 
@@ -177,16 +230,30 @@ def auto_class(recipe: dict) -> str:
     return AUTO[FAMILIES[family_of(recipe)][1:].index(recipe["class"])]
 
 
-def low_rank_config(recipe: dict, ranks: Mapping[str, int], rewrites=(), buffers=(), packed=NOTHING):
+def low_rank_config(
+    recipe: dict, ranks: Mapping[str, int], rewrites=(), buffers=(), packed=NOTHING
+):
     """The configuration of a recipe's model after surgery."""
     plain = {key: value for key, value in recipe["config"].items() if key != "model_type"}
-    more = {"ranks": dict(ranks), "rewrites": list(rewrites), "buffers": list(buffers), "packed": dict(packed)}
+    more = {
+        "ranks": dict(ranks),
+        "rewrites": list(rewrites),
+        "buffers": list(buffers),
+        "packed": dict(packed),
+    }
     config = config_class(family_of(recipe))(**plain, **more)
     config._attn_implementation = recipe["attention"]
     return config
 
 
-def configuration(model: nn.Module, recipe: dict, ranks: Mapping[str, int], rewrites=(), buffers=(), packed=NOTHING):
+def configuration(
+    model: nn.Module,
+    recipe: dict,
+    ranks: Mapping[str, int],
+    rewrites=(),
+    buffers=(),
+    packed=NOTHING,
+):
     """What config.json says of a model: the family's own configuration where nothing was changed."""
     import transformers
 
@@ -199,15 +266,21 @@ def configuration(model: nn.Module, recipe: dict, ranks: Mapping[str, int], rewr
     return config
 
 
-def empty(recipe: dict, ranks: Mapping[str, int], rewrites=(), buffers=(), packed=NOTHING) -> nn.Module:
-    """The low-rank model of a recipe without weights: every parameter and buffer is on the meta device."""
+def empty(
+    recipe: dict, ranks: Mapping[str, int], rewrites=(), buffers=(), packed=NOTHING
+) -> nn.Module:
+    """The low-rank model of a recipe without weights: every parameter and buffer is on the meta
+    device.
+    """
     config = low_rank_config(recipe, ranks, rewrites, buffers, packed)
     with torch.device("meta"):
         return model_class(family_of(recipe), recipe["class"])(config)
 
 
 def restore(model: nn.Module, folder: Path) -> None:
-    """What `from_pretrained` sets beside the weights: precision and origin in the configuration, generation settings."""
+    """What `from_pretrained` sets beside the weights: precision and origin in the configuration,
+    generation settings.
+    """
     if not hasattr(model, "config_class"):
         return
     from transformers import GenerationConfig

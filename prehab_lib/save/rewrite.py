@@ -1,4 +1,6 @@
-"""The same function in other modules: GPT-2's `Conv1D` as `nn.Linear`, one fused query-key-value matrix as three."""
+"""The same function in other modules: GPT-2's `Conv1D` as `nn.Linear`, one fused query-key-value
+matrix as three.
+"""
 
 import re
 from collections.abc import Callable
@@ -8,8 +10,9 @@ from torch import Tensor, nn
 
 from prehab_lib.layers import is_conv1d, of_family, refuse_tied_weights, replace_module
 
-# Class name of the model, or of a base class of it -> full match on the name of a fused (3h, n) matrix, rows in the order
-# query, key, value.  A family stands here only if its attention calls the module and never reads its weight.
+# Class name of the model, or of a base class of it -> full match on the name of a fused (3h, n)
+# matrix, rows in the order query, key, value.  A family stands here only if its attention calls the
+# module and never reads its weight.
 FUSED = {
     "VisionTransformer": r"blocks\.\d+\.attn\.qkv",
     "GPT2PreTrainedModel": r"(.*\.)?h\.\d+\.attn\.c_attn",
@@ -19,7 +22,8 @@ FUSED = {
 class SplitQKV(nn.Module):
     """Three layers in the place of one fused (3h, n): x (..., n) -> [q(x), k(x), v(x)] (..., 3h).
 
-    Each part is an ordinary `nn.Linear` (h, n) at first, so that any of them can be compressed alone.
+    Each part is an ordinary `nn.Linear` (h, n) at first, so that any of them can be compressed
+    alone.
     """
 
     def __init__(self, q: nn.Module, k: nn.Module, v: nn.Module):
@@ -49,23 +53,35 @@ class SplitQKV(nn.Module):
 
 
 def split_qkv(model: nn.Module) -> list[str]:
-    """Replace every fused query-key-value layer by a `SplitQKV`, in place; returns their names.  Outputs stay, to round-off.
+    """Replace every fused query-key-value layer by a `SplitQKV`, in place; returns their names.
+    Outputs stay, to round-off.
 
-    For timm's VisionTransformer ("blocks.0.attn.qkv") and GPT-2 ("transformer.h.0.attn.c_attn").  Afterwards
-    `default_layers` lists the parts: "blocks.0.attn.qkv.q", ".k", ".v".  Split before statistics are collected.
+    For timm's VisionTransformer ("blocks.0.attn.qkv") and GPT-2 ("transformer.h.0.attn.c_attn").
+    Afterwards `default_layers` lists the parts: "blocks.0.attn.qkv.q", ".k", ".v".  Split before
+    statistics are collected.
 
-    The choice matters: three (h, h) parts get three ranks and three errors, one (3h, h) matrix shares its right factor.
-    The paper does not say which it compresses.  Its released code can do both, and the example in its README splits: in a
-    ViT-B/16 that is 73 matrices with the head, against 49 fused.  Not splitting is the default here.
+    The choice matters: three (h, h) parts get three ranks and three errors, one (3h, h) matrix
+    shares its right factor. The paper does not say which it compresses.  Its released code can do
+    both, and the example in its README splits: in a ViT-B/16 that is 73 matrices with the head,
+    against 49 fused.  Not splitting is the default here.
 
-    Raises ValueError where there is nothing to split, or where a fused layer is no plain dense layer any more.
+    Raises ValueError where there is nothing to split, or where a fused layer is no plain dense
+    layer any more.
     """
     pattern = of_family(model, FUSED)
-    found = {name: module for name, module in model.named_modules() if pattern and re.fullmatch(pattern, name)}
+    found = {
+        name: module
+        for name, module in model.named_modules()
+        if pattern and re.fullmatch(pattern, name)
+    }
     fused = {name: module for name, module in found.items() if not isinstance(module, SplitQKV)}
     if not fused:
-        reason = "it is split already" if found else f"known are the fused layers of {', '.join(FUSED)}"
-        raise ValueError(f"{type(model).__name__} has no fused query-key-value layer to split: {reason}")
+        reason = (
+            "it is split already" if found else f"known are the fused layers of {', '.join(FUSED)}"
+        )
+        raise ValueError(
+            f"{type(model).__name__} has no fused query-key-value layer to split: {reason}"
+        )
     for name, module in fused.items():
         if not (type(module) is nn.Linear or is_conv1d(module)):
             raise ValueError(
@@ -78,10 +94,12 @@ def split_qkv(model: nn.Module) -> list[str]:
 
 
 def to_linear(model: nn.Module) -> list[str]:
-    """Replace every `Conv1D` of transformers (GPT-2) by the equal `nn.Linear`, in place; returns their names, [] for none.
+    """Replace every `Conv1D` of transformers (GPT-2) by the equal `nn.Linear`, in place; returns
+    their names, [] for none.
 
-    Outputs stay, to round-off.  The weight (n, m) becomes (m, n), so write such a model with `storage.save`: transformers'
-    own `save_pretrained` would write shapes that `from_pretrained` does not expect.
+    Outputs stay, to round-off.  The weight (n, m) becomes (m, n), so write such a model with
+    `storage.save`: transformers' own `save_pretrained` would write shapes that `from_pretrained`
+    does not expect.
 
     Raises ValueError where one shares its weight with another module.
     """
@@ -94,11 +112,16 @@ def to_linear(model: nn.Module) -> list[str]:
 
 
 # What `storage` writes down by name and does again on a skeleton; the order does not matter.
-REWRITES: dict[str, Callable[[nn.Module], list[str]]] = {"to_linear": to_linear, "split_qkv": split_qkv}
+REWRITES: dict[str, Callable[[nn.Module], list[str]]] = {
+    "to_linear": to_linear,
+    "split_qkv": split_qkv,
+}
 
 
 def rewrites_between(skeleton: nn.Module, model: nn.Module) -> list[str]:
-    """The keys of `REWRITES` that were done to `model` since it was a `skeleton` fresh from its recipe."""
+    """The keys of `REWRITES` that were done to `model` since it was a `skeleton` fresh from its
+    recipe.
+    """
     done = {
         "to_linear": _has_conv1d(skeleton) and not _has_conv1d(model),
         "split_qkv": any(isinstance(module, SplitQKV) for module in model.modules()),
@@ -113,14 +136,20 @@ def _has_conv1d(model: nn.Module) -> bool:
 def _split(module: nn.Module) -> SplitQKV:
     m = module.nf if is_conv1d(module) else module.out_features
     h = m // 3
-    return SplitQKV(*(_part(module, slice(start, start + h)) for start in (0, h, 2 * h))).train(module.training)
+    return SplitQKV(*(_part(module, slice(start, start + h)) for start in (0, h, 2 * h))).train(
+        module.training
+    )
 
 
 def _part(module: nn.Module, rows: slice) -> nn.Linear:
-    """Those outputs of an `nn.Linear` or `Conv1D` as an `nn.Linear` of its own: same device, dtype, mode and flags."""
+    """Those outputs of an `nn.Linear` or `Conv1D` as an `nn.Linear` of its own: same device, dtype,
+    mode and flags.
+    """
     W = module.weight.detach().T if is_conv1d(module) else module.weight.detach()  # (m, n)
     m, n = W[rows].shape
-    linear = nn.Linear(n, m, bias=module.bias is not None, device="meta")  # meta: draws no random numbers
+    linear = nn.Linear(
+        n, m, bias=module.bias is not None, device="meta"
+    )  # meta: draws no random numbers
     linear.weight = _parameter(W[rows], module.weight)
     if module.bias is not None:
         linear.bias = _parameter(module.bias.detach()[rows], module.bias)
@@ -128,5 +157,9 @@ def _part(module: nn.Module, rows: slice) -> nn.Linear:
 
 
 def _parameter(values: Tensor, like: nn.Parameter) -> nn.Parameter:
-    """`values` in memory of their own, row by row: a view of the old matrix would keep all of it alive."""
-    return nn.Parameter(values.clone(memory_format=torch.contiguous_format), requires_grad=like.requires_grad)
+    """`values` in memory of their own, row by row: a view of the old matrix would keep all of it
+    alive.
+    """
+    return nn.Parameter(
+        values.clone(memory_format=torch.contiguous_format), requires_grad=like.requires_grad
+    )

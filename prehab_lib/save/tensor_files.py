@@ -1,4 +1,6 @@
-"""Named tensors on disk: one safetensors file, or several with an index, laid out as transformers expects them."""
+"""Named tensors on disk: one safetensors file, or several with an index, laid out as transformers
+expects them.
+"""
 
 import json
 import re
@@ -8,21 +10,35 @@ from pathlib import Path
 
 from torch import Tensor
 
-WEIGHTS, INDEX, SHARD = "model.safetensors", "model.safetensors.index.json", "model-{:05d}-of-{:05d}.safetensors"
+WEIGHTS, INDEX, SHARD = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "model-{:05d}-of-{:05d}.safetensors",
+)
 UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
 
 
 def in_bytes(size: int | str) -> int:
-    """A size in bytes, or such as "5GB" (decimal, as the hub counts).  Raises ValueError for anything else."""
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(KB|MB|GB)\s*", size, re.IGNORECASE) if isinstance(size, str) else None
+    """A size in bytes, or such as "5GB" (decimal, as the hub counts).  Raises ValueError for
+    anything else.
+    """
+    found = (
+        re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(KB|MB|GB)\s*", size, re.IGNORECASE)
+        if isinstance(size, str)
+        else None
+    )
     value = int(float(found[1]) * UNITS[found[2].upper()]) if found else size
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f'max_shard_size = {size!r}: give a number of bytes, or a size such as "5GB"')
+        raise ValueError(
+            f'max_shard_size = {size!r}: give a number of bytes, or a size such as "5GB"'
+        )
     return value
 
 
 def write(tensors: Mapping[str, Tensor], folder: Path, max_shard_size: int) -> None:
-    """Write `tensors` to an existing folder, in files of at most `max_shard_size` bytes where no single tensor is larger."""
+    """Write `tensors` to an existing folder, in files of at most `max_shard_size` bytes where no
+    single tensor is larger.
+    """
     groups = _groups(tensors, max_shard_size)
     if len(groups) == 1:
         write_file(tensors, folder / WEIGHTS)
@@ -33,7 +49,9 @@ def write(tensors: Mapping[str, Tensor], folder: Path, max_shard_size: int) -> N
         write_file({name: tensors[name] for name in names}, folder / file)
         places |= dict.fromkeys(names, file)
     total = sum(map(_size, tensors.values()))
-    (folder / INDEX).write_text(json.dumps({"metadata": {"total_size": total}, "weight_map": places}, indent=1))
+    (folder / INDEX).write_text(
+        json.dumps({"metadata": {"total_size": total}, "weight_map": places}, indent=1)
+    )
 
 
 def write_file(tensors: Mapping[str, Tensor], path: Path) -> None:
@@ -44,7 +62,9 @@ def write_file(tensors: Mapping[str, Tensor], path: Path) -> None:
 
 
 def read(folder: Path) -> dict[str, Tensor]:
-    """The tensors `write` wrote.  Raises FileNotFoundError or ValueError naming the file that is missing or damaged."""
+    """The tensors `write` wrote.  Raises FileNotFoundError or ValueError naming the file that is
+    missing or damaged.
+    """
     index = folder / INDEX
     if not index.is_file():
         return read_file(folder / WEIGHTS)
@@ -53,20 +73,28 @@ def read(folder: Path) -> dict[str, Tensor]:
 
 
 def places(index: Path) -> dict[str, str]:
-    """Tensor name -> name of its file, beside the index.  Raises ValueError for an index that is damaged or points elsewhere."""
+    """Tensor name -> name of its file, beside the index.  Raises ValueError for an index that is
+    damaged or points elsewhere.
+    """
     try:
         found = dict(json.loads(index.read_text())["weight_map"])
         outside = [file for file in found.values() if Path(file).name != file]
     except (ValueError, KeyError, TypeError, AttributeError) as problem:
-        raise ValueError(f"{index} is damaged ({problem}): save the model again, or copy the file again") from problem
+        raise ValueError(
+            f"{index} is damaged ({problem}): save the model again, or copy the file again"
+        ) from problem
     if outside:
-        raise ValueError(f"{index} names {outside[0]!r}, which is no file of its folder: it was changed by hand")
+        raise ValueError(
+            f"{index} names {outside[0]!r}, which is no file of its folder: it was changed by hand"
+        )
     return found
 
 
 @contextmanager
 def opened(path: Path) -> Iterator:
-    """A safetensors file, whose tensors are read one by one.  Raises ValueError naming it where it is damaged."""
+    """A safetensors file, whose tensors are read one by one.  Raises ValueError naming it where it
+    is damaged.
+    """
     from safetensors import safe_open
 
     try:
@@ -80,11 +108,15 @@ def read_file(path: Path) -> dict[str, Tensor]:
     from safetensors.torch import load_file
 
     if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing: the folder is not complete, save the model again")
+        raise FileNotFoundError(
+            f"{path} is missing: the folder is not complete, save the model again"
+        )
     try:
         return load_file(path)
     except (safetensors_error(), ValueError, OSError) as problem:
-        raise ValueError(f"{path} is damaged ({problem}): save the model again, or copy the file again") from problem
+        raise ValueError(
+            f"{path} is damaged ({problem}): save the model again, or copy the file again"
+        ) from problem
 
 
 def safetensors_error() -> type[Exception]:

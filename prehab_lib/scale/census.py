@@ -1,7 +1,9 @@
-"""What a model would hold and compute, counted on tensors without memory: one and two blocks are enough for any depth.
+"""What a model would hold and compute, counted on tensors without memory: one and two blocks are
+enough for any depth.
 
-PyTorch's fake tensors run the family's own code, so whatever a block does is counted: the operations of its matrix products
-and attention, what it saves for the backward pass, which layers read the same tensor.
+PyTorch's fake tensors run the family's own code, so whatever a block does is counted: the
+operations of its matrix products and attention, what it saves for the backward pass, which layers
+read the same tensor.
 """
 
 import copy
@@ -18,7 +20,9 @@ from prehab_lib.statistics.activations import version_of
 
 @dataclass(frozen=True)
 class Layer:
-    """One compressed layer W (m, n) of a block; reads: layers with the same number read the same tensor."""
+    """One compressed layer W (m, n) of a block; reads: layers with the same number read the same
+    tensor.
+    """
 
     name: str
     m: int
@@ -28,9 +32,11 @@ class Layer:
 
 @dataclass(frozen=True)
 class Census:
-    """Numbers for one batch of `tokens`; `block` of one block, `outside` of everything else together.
+    """Numbers for one batch of `tokens`; `block` of one block, `outside` of everything else
+    together.
 
-    parameters; trained (those of them); forward, backward: operations; saved: bytes kept for the backward pass; logits: numbers.
+    parameters; trained (those of them); forward, backward: operations; saved: bytes kept for the
+    backward pass; logits: numbers.
     """
 
     blocks: int
@@ -50,8 +56,11 @@ class Census:
         return list({layer.reads: layer.n for layer in self.layers}.values())
 
 
-def census(config, batch: int, window: int, dtype: torch.dtype, train: str, auto_class: str) -> Census:
-    """Count for a transformers `config` and batches of (batch, window) token ids.  Nothing of the model's size is allocated.
+def census(
+    config, batch: int, window: int, dtype: torch.dtype, train: str, auto_class: str
+) -> Census:
+    """Count for a transformers `config` and batches of (batch, window) token ids.  Nothing of the
+    model's size is allocated.
 
     dtype: of the forward pass.  train: "layers" or "all", as in `prehab`.
     """
@@ -64,8 +73,12 @@ def census(config, batch: int, window: int, dtype: torch.dtype, train: str, auto
 _COUNTED: dict[tuple, Census] = {}  # trying out options asks for the same counts again and again
 
 
-def _extrapolate(config, batch: int, window: int, dtype: torch.dtype, train: str, auto_class: str) -> Census:
-    one, two = (_count(_with_blocks(config, k), batch, window, dtype, train, auto_class) for k in (1, 2))
+def _extrapolate(
+    config, batch: int, window: int, dtype: torch.dtype, train: str, auto_class: str
+) -> Census:
+    one, two = (
+        _count(_with_blocks(config, k), batch, window, dtype, train, auto_class) for k in (1, 2)
+    )
     block = {name: two[name] - one[name] for name in one["counts"]}
     return Census(
         blocks=config.num_hidden_layers,
@@ -78,7 +91,9 @@ def _extrapolate(config, batch: int, window: int, dtype: torch.dtype, train: str
     )
 
 
-def _count(config, batch: int, window: int, dtype: torch.dtype, train: str, auto_class: str) -> dict:
+def _count(
+    config, batch: int, window: int, dtype: torch.dtype, train: str, auto_class: str
+) -> dict:
     import transformers
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.utils.flop_counter import FlopCounterMode
@@ -119,14 +134,19 @@ class _Saved:
     """Tensors kept for the backward pass, each memory once, the parameters' own left out."""
 
     def __init__(self, model: nn.Module):
-        self.known = {_memory(p) for p in model.parameters()} | {_memory(b) for b in model.buffers()}
+        self.known = {_memory(p) for p in model.parameters()} | {
+            _memory(b) for b in model.buffers()
+        }
         self.kept: dict[int, torch.Tensor] = {}
 
     def pack(self, tensor: torch.Tensor) -> torch.Tensor:
-        # A causal mask (B, 1, T, T) exists on fake tensors only: real attention over unpadded batches needs none.
+        # A causal mask (B, 1, T, T) exists on fake tensors only: real attention over unpadded
+        # batches needs none.
         is_mask = tensor.ndim == 4 and tensor.shape[1] == 1 and tensor.shape[-1] == tensor.shape[-2]
         if not is_mask and _memory(tensor) not in self.known:
-            self.kept[_memory(tensor)] = tensor  # kept alive, so that its memory's number stays its own
+            self.kept[_memory(tensor)] = (
+                tensor  # kept alive, so that its memory's number stays its own
+            )
         return tensor
 
     def bytes(self) -> int:

@@ -1,8 +1,9 @@
-"""Decompositions that are made when somebody looks, so that a large model's never exist all at once.
+"""Decompositions that are made when somebody looks, so that a large model's never exist all at
+once.
 
-All of a 7B model's in float64 take about 180 GB, one layer's less than 1 GB.  A `LazyDecomposition` knows its shape at once;
-its singular values stay after the first look; its factors stay while there is room for them and are made again otherwise,
-with the same bits.
+All of a 7B model's in float64 take about 180 GB, one layer's less than 1 GB.  A `LazyDecomposition`
+knows its shape at once; its singular values stay after the first look; its factors stay while there
+is room for them and are made again otherwise, with the same bits.
 """
 
 from collections import OrderedDict
@@ -40,8 +41,8 @@ class Shelf:
 class LazyDecomposition:
     """Stands where a `Decomposition` stands: `shape` costs nothing, everything else makes it.
 
-    make: (most=None) -> Decomposition of its first `most` components, all for None, the same at every call.
-    shape: (m, n) of the weight.
+    make: (most=None) -> Decomposition of its first `most` components, all for None, the same at
+    every call. shape: (m, n) of the weight.
     """
 
     def __init__(self, make: Callable[..., Decomposition], shape: tuple[int, int], shelf: Shelf):
@@ -55,7 +56,9 @@ class LazyDecomposition:
         return found
 
     def last_look(self, rank: int) -> Decomposition:
-        """The first `rank` components at least, for somebody after whom nobody looks again soon: nothing is kept."""
+        """The first `rank` components at least, for somebody after whom nobody looks again soon:
+        nothing is kept.
+        """
         found = self.shelf.drop(self)
         return self.make(most=rank) if found is None else found
 
@@ -84,4 +87,6 @@ def last_look(found: "Decomposition | LazyDecomposition", rank: int) -> Decompos
 
 
 def _bytes(found: Decomposition) -> int:
-    return sum(part.numel() * part.element_size() for part in (found.left, found.right, found.sigma))
+    return sum(
+        part.numel() * part.element_size() for part in (found.left, found.right, found.sigma)
+    )

@@ -7,7 +7,8 @@ from collections.abc import Callable
 
 import torch
 
-# kind -> (what to time for a square matrix of a size, operations of it).  The counts are those of `preflight`.
+# kind -> (what to time for a square matrix of a size, operations of it).  The counts are those of
+# `preflight`.
 KINDS: dict[str, tuple[Callable, Callable[[int], float]]] = {
     "matmul": (lambda A: A @ A, lambda n: 2 * n**3),
     "cholesky": (
@@ -19,13 +20,17 @@ KINDS: dict[str, tuple[Callable, Callable[[int], float]]] = {
     "svd": (lambda A: torch.linalg.svd(A), lambda n: 26 * n**3),
     "copy": (lambda A: A + 1, lambda n: 2 * 4 * n**2),  # bytes read and written, in float32
 }
-SIZES = {"cpu": {"matmul": 1024, "cholesky": 1024, "eigh": 768, "qr": 768, "svd": 384, "copy": 4096}}
+SIZES = {
+    "cpu": {"matmul": 1024, "cholesky": 1024, "eigh": 768, "qr": 768, "svd": 384, "copy": 4096}
+}
 LARGER = {"matmul": 8192, "cholesky": 8192, "eigh": 4096, "qr": 4096, "svd": 1024, "copy": 16384}
 
 
 @functools.cache
 def rate(kind: str, dtype: torch.dtype, device: str = "cpu") -> float:
-    """Operations a second of one `kind` in `dtype` ("copy": bytes a second), the middle one of three runs."""
+    """Operations a second of one `kind` in `dtype` ("copy": bytes a second), the middle one of
+    three runs.
+    """
     if torch.device(device).type == "mps" and dtype == torch.float64:
         device = "cpu"  # no float64 there: sums and factorisations happen on the CPU
     run, operations = KINDS[kind]

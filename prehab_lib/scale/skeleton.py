@@ -1,4 +1,6 @@
-"""A checkpoint folder larger than the memory: an empty model, and its weights read block by block from safetensors."""
+"""A checkpoint folder larger than the memory: an empty model, and its weights read block by block
+from safetensors.
+"""
 
 import os
 from collections.abc import Iterator
@@ -22,7 +24,13 @@ class Streamed:
     def load(self, prefix: str) -> None:
         """Read the parameters below `prefix` that are not there yet; "": all of the model's."""
         below = f"{prefix}." if prefix else ""
-        self._fill([name for name, p in self.model.named_parameters() if name.startswith(below) and p.is_meta])
+        self._fill(
+            [
+                name
+                for name, p in self.model.named_parameters()
+                if name.startswith(below) and p.is_meta
+            ]
+        )
 
     def unload(self, prefix: str) -> None:
         """Forget the parameters below `prefix`; `load` reads them again as they are on the disk."""
@@ -36,12 +44,16 @@ class Streamed:
 
 
 def open_streamed(
-    folder: str | os.PathLike, auto_class: str = "AutoModelForCausalLM", dtype: torch.dtype | None = None
+    folder: str | os.PathLike,
+    auto_class: str = "AutoModelForCausalLM",
+    dtype: torch.dtype | None = None,
 ) -> Streamed:
-    """Open a transformers checkpoint without reading its blocks.  dtype: None is the checkpoint's own.
+    """Open a transformers checkpoint without reading its blocks.  dtype: None is the checkpoint's
+    own.
 
-    Needs `accelerate`, as peft does.  Raises FileNotFoundError where a file is missing, ValueError where one is damaged, names
-    or shapes do not match the model's or the family cannot be streamed (GPT-2, whose weights are stored transposed).
+    Needs `accelerate`, as peft does.  Raises FileNotFoundError where a file is missing, ValueError
+    where one is damaged, names or shapes do not match the model's or the family cannot be streamed
+    (GPT-2, whose weights are stored transposed).
     """
     import transformers
     from accelerate import init_empty_weights
@@ -61,7 +73,9 @@ def open_streamed(
     model.tie_weights()
     files = _files(folder)
     _check_names(folder, model, files)
-    blocks = tuple(f"{block}." for block in {block_of(name) for name in default_layers(model)} if block)
+    blocks = tuple(
+        f"{block}." for block in {block_of(name) for name in default_layers(model)} if block
+    )
     streamed = Streamed(model.eval(), files, dtype)
     streamed._fill([name for name, _ in model.named_parameters() if not name.startswith(blocks)])
     model.tie_weights()
@@ -104,5 +118,7 @@ def _put(model: nn.Module, name: str, tensor: Tensor) -> None:
     module = model.get_submodule(parent)
     old = getattr(module, leaf)
     if old.shape != tensor.shape:
-        raise ValueError(f"{name!r} has shape {tuple(tensor.shape)} on the disk, the model needs {tuple(old.shape)}")
+        raise ValueError(
+            f"{name!r} has shape {tuple(tensor.shape)} on the disk, the model needs {tuple(old.shape)}"
+        )
     setattr(module, leaf, nn.Parameter(tensor, requires_grad=old.requires_grad))

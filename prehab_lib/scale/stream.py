@@ -1,8 +1,9 @@
 """Statistics and surgery one block at a time, for models that fill the memory alone.
 
-`collect` gives what `stats.collect` gives; `compress` what `surgery.compress` gives with a uniform allocation.  Beyond the
-model, the device holds one block, its statistics (with `hold="input"` those of one input alone) and one layer's
-decomposition.  From a `skeleton.Streamed` folder not even the model: each block is read from safetensors when its turn comes.
+`collect` gives what `stats.collect` gives; `compress` what `surgery.compress` gives with a uniform
+allocation.  Beyond the model, the device holds one block, its statistics (with `hold="input"` those
+of one input alone) and one layer's decomposition.  From a `skeleton.Streamed` folder not even the
+model: each block is read from safetensors when its turn comes.
 """
 
 from collections.abc import Iterable, Iterator
@@ -40,12 +41,12 @@ def collect(
 ) -> dict[str, LayerStats]:
     """As `stats.collect`, block by block: layer name -> `LayerStats`, on the CPU.
 
-    source: a model, or a folder opened by `skeleton.open_streamed`.  needs: gram, mean_abs, max_abs, influence: what comes
-    from activations alone.  device: where each block computes; None is where it lies.  The forward pass of every block
-    runs once.
+    source: a model, or a folder opened by `skeleton.open_streamed`.  needs: gram, mean_abs,
+    max_abs, influence: what comes from activations alone.  device: where each block computes; None
+    is where it lies.  The forward pass of every block runs once.
 
-    Raises ValueError for other needs (naming one), layers outside the row of blocks, a host that does something between its
-    blocks, no batch, or what `stats.collect` refuses.
+    Raises ValueError for other needs (naming one), layers outside the row of blocks, a host that
+    does something between its blocks, no batch, or what `stats.collect` refuses.
     """
     needs = {needs} if isinstance(needs, str) else set(needs)
     if other := needs - NEEDS:
@@ -77,19 +78,25 @@ def compress(
     statistics_dtype: torch.dtype = torch.float64,
     device: torch.device | str | None = None,
 ) -> Report:
-    """Statistics and surgery in one walk, in place: collect a block, decompose and cut its layers, forget, go on.
+    """Statistics and surgery in one walk, in place: collect a block, decompose and cut its layers,
+    forget, go on.
 
-    method: one with the uniform allocation, statistics of activations alone and no recovery (svd, svd_llm; or asvd's
-    ruler as `Method("activation", needs=...)`).  batches: calibration data; not needed for plain svd.
-    upstream: "original" judges each layer by the inputs it has in the dense model, as `surgery.compress` does, with the same
-    result; "compressed" by the inputs that the layers cut before leave it (sequential compression, one more pass).
-    hold: "block" collects a block's statistics in one pass; "input" those of one input tensor at a time, the last read first,
-    and cuts its layers before the next, which nothing behind them feeds.  So one Gram lives at a time, to the same result: for
-    LLaMA-7B 0.9 GiB instead of 1.3.  It takes a pass for each (each up to where that input is read), and the hidden states wait twice.
-    dtype: of the factorisation; float32 halves memory and costs accuracy in the tail.  statistics_dtype: as `dtype` of `collect`.
+    method: one with the uniform allocation, statistics of activations alone and no recovery (svd,
+    svd_llm; or asvd's ruler as `Method("activation", needs=...)`).  batches: calibration data; not
+    needed for plain svd.
+    upstream: "original" judges each layer by the inputs it has in the dense model, as
+    `surgery.compress` does, with the same result; "compressed" by the inputs that the layers cut
+    before leave it (sequential compression, one more pass). hold: "block" collects a block's
+    statistics in one pass; "input" those of one input tensor at a time, the last read first, and
+    cuts its layers before the next, which nothing behind them feeds.  So one Gram lives at a time,
+    to the same result: for LLaMA-7B 0.9 GiB instead of 1.3.  It takes a pass for each (each up to
+    where that input is read), and the hidden states wait twice. dtype: of the factorisation;
+    float32 halves memory and costs accuracy in the tail.  statistics_dtype: as `dtype` of
+    `collect`.
 
-    From a folder, blocks behind the last of `layers` are read too, so that the model is whole afterwards.
-    Layers are lost as they are cut: where something fails midway, the model stays partly compressed.
+    From a folder, blocks behind the last of `layers` are read too, so that the model is whole
+    afterwards. Layers are lost as they are cut: where something fails midway, the model stays
+    partly compressed.
     Raises ValueError for what the walk cannot do (naming it) before anything is changed.
     """
     how = dict(upstream=upstream, hold=hold, dtype=dtype, statistics_dtype=statistics_dtype)
@@ -110,34 +117,51 @@ def compress_at(
 ) -> Iterator[Report]:
     """One walk for several ratios: `for report in compress_at(...)`, the model is at that ratio.
 
-    removed: from the least to the most.  The walk cuts the model at the first; each further ratio keeps the first components
-    of what is there, which is what `compress` would have kept, to the last bit, and takes no statistic and no factorisation.
-    So save or judge a ratio in the loop, but train a copy.
-    Raises ValueError as `compress` does, where the ratios do not rise, and where the factors were changed in between.
+    removed: from the least to the most.  The walk cuts the model at the first; each further ratio
+    keeps the first components of what is there, which is what `compress` would have kept, to the
+    last bit, and takes no statistic and no factorisation. So save or judge a ratio in the loop, but
+    train a copy.
+    Raises ValueError as `compress` does, where the ratios do not rise, and where the factors were
+    changed in between.
     """
     how = dict(upstream="original", hold=hold, dtype=dtype, statistics_dtype=statistics_dtype)
     return _at_each(source, method, [*removed], batches, layers, device, how)
 
 
-def _at_each(source, method, removed: list[float], batches, layers, device, how: dict) -> Iterator[Report]:
+def _at_each(
+    source, method, removed: list[float], batches, layers, device, how: dict
+) -> Iterator[Report]:
     chosen = _streamable(method)
     if not removed:
         raise ValueError("removed is empty: name at least one ratio")
     for fraction in removed:
         check_removed(fraction)
     if any(later <= earlier for earlier, later in pairwise(removed)):
-        raise ValueError(f"removed = {removed}: each ratio is cut from the one before, so let them rise")
+        raise ValueError(
+            f"removed = {removed}: each ratio is cut from the one before, so let them rise"
+        )
     for option, known in (("upstream", UPSTREAM), ("hold", HOLD)):
         if how[option] not in known:
-            raise ValueError(f"{option} = {how[option]!r} is not known: choose one of {', '.join(known)}")
+            raise ValueError(
+                f"{option} = {how[option]!r} is not known: choose one of {', '.join(known)}"
+            )
     if chosen.needs and batches is None:
-        raise ValueError(f"this method needs batches for the statistic {sorted(chosen.needs)[0]!r}: pass batches=...")
+        raise ValueError(
+            f"this method needs batches for the statistic {sorted(chosen.needs)[0]!r}: pass batches=..."
+        )
     walk = Walk(source, layers, device)
     return _reports(walk, batches, chosen, removed, **how)
 
 
 def _reports(
-    walk: Walk, batches, chosen: Method, removed: list[float], upstream: str, hold: str, dtype, statistics_dtype
+    walk: Walk,
+    batches,
+    chosen: Method,
+    removed: list[float],
+    upstream: str,
+    hold: str,
+    dtype,
+    statistics_dtype,
 ) -> Iterator[Report]:
     shapes = {name: tuple(module.weight.shape) for name, module in walk.layers.items()}
     before = {name: m * n for name, (m, n) in shapes.items()}
@@ -147,7 +171,11 @@ def _reports(
     for block in progress(walk, "surgery", total=len(walk.names)):
         for number, layers in enumerate(_held_at_once(block, chosen, hold)):
             advance = upstream == "original" and number == 0
-            stats = block.collect(set(chosen.needs), statistics_dtype, advance, layers) if chosen.needs else None
+            stats = (
+                block.collect(set(chosen.needs), statistics_dtype, advance, layers)
+                if chosen.needs
+                else None
+            )
             give_back()  # what the pass let go of: the decompositions want larger pieces
             cut |= _cut(walk, block, chosen, removed[0], layers, stats, dtype)
         if chosen.needs and upstream == "compressed":
@@ -162,7 +190,9 @@ def _reports(
         ranks = {name: rank and rank_for(shapes[name], fraction) for name, rank in ranks.items()}
         for name, rank in ranks.items():
             if rank:
-                replace_module(walk.model, name, first_components(walk.model.get_submodule(name), rank))
+                replace_module(
+                    walk.model, name, first_components(walk.model.get_submodule(name), rank)
+                )
         left = _versions(walk.model, ranks)
         yield recount(walk.model, fraction, ranks, before)
 
@@ -186,7 +216,9 @@ def _check_untouched(model: nn.Module, left: dict[str, list[int]]) -> None:
 
 
 def _held_at_once(block: Block, method: Method, hold: str) -> list[list[str] | None]:
-    """Names of layers whose statistics live together, None for the whole block: what feeds nothing else comes first."""
+    """Names of layers whose statistics live together, None for the whole block: what feeds nothing
+    else comes first.
+    """
     if hold == "block" or not method.needs or not block.layers:
         return [None]
     try:
@@ -206,7 +238,11 @@ def _cut(
 ) -> dict[str, int | None]:
     """Decompose and cut layers of one block; nothing of them is left afterwards but the factors."""
     names = list(block.layers if layers is None else layers)
-    lazy = decompose_lazily(walk.model, stats, method.weighting, names, keep=0, dtype=dtype) if names else {}
+    lazy = (
+        decompose_lazily(walk.model, stats, method.weighting, names, keep=0, dtype=dtype)
+        if names
+        else {}
+    )
     ranks = uniform(lazy, removed)
     for name, rank in ranks.items():
         found = lazy.pop(name).last_look(rank) if rank else None
@@ -221,14 +257,19 @@ def _cut(
 
 def _streamable(method: str | Method) -> Method:
     chosen = method_named(method)
-    for axis, value, known in (("allocation", chosen.allocation, "uniform"), ("recovery", chosen.recovery, None)):
+    for axis, value, known in (
+        ("allocation", chosen.allocation, "uniform"),
+        ("recovery", chosen.recovery, None),
+    ):
         if value != known:
             raise ValueError(
                 f"stream.compress forgets each layer when it is cut, and {axis} {value!r} looks at all of them: "
                 "use surgery.compress"
             )
     if other := chosen.needs - set(INPUT_STATISTICS):
-        raise ValueError(f"stream.compress cannot collect the statistic {sorted(other)[0]!r}: use surgery.compress")
+        raise ValueError(
+            f"stream.compress cannot collect the statistic {sorted(other)[0]!r}: use surgery.compress"
+        )
     return chosen
 
 

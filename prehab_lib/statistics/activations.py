@@ -1,7 +1,8 @@
-"""What the calibration data says about each layer's inputs, in one streaming pass without gradients.
+"""What the calibration data says about each layer's inputs, in one streaming pass without
+gradients.
 
-Nothing grows with the number of tokens: a layer keeps n² + 2n numbers in float64, and layers that read the same tensor
-(query, key and value of one block) keep one set together.
+Nothing grows with the number of tokens: a layer keeps n² + 2n numbers in float64, and layers that
+read the same tensor (query, key and value of one block) keep one set together.
 """
 
 from collections.abc import Callable, Iterable
@@ -67,17 +68,21 @@ def input_statistics(
     hooks: Iterable = (),
     dtype: torch.dtype = torch.float64,
 ) -> dict[str, tuple[dict, dict]]:
-    """layer -> (its statistics, a dict shared by all layers that read the same tensor), from one pass in eval mode.
+    """layer -> (its statistics, a dict shared by all layers that read the same tensor), from one
+    pass in eval mode.
 
-    hooks: context managers with `start_batch(batch)`, entered for the pass: other statistics that need no gradient.
-    dtype: of the products and of sums within a chunk.
-    Raises ValueError for no batch, no token, NaN or infinite activations (naming the layer), or a layer nobody calls.
+    hooks: context managers with `start_batch(batch)`, entered for the pass: other statistics that
+    need no gradient. dtype: of the products and of sums within a chunk.
+    Raises ValueError for no batch, no token, NaN or infinite activations (naming the layer), or a
+    layer nobody calls.
     """
     collector = _Collector(set(needs), dtype)
     device, seen = device_of(model), 0
     with ExitStack() as cleanup, mode(model, training=False), torch.no_grad():
         for name, module in modules.items():
-            cleanup.callback(module.register_forward_pre_hook(collector.hook(name), with_kwargs=True).remove)
+            cleanup.callback(
+                module.register_forward_pre_hook(collector.hook(name), with_kwargs=True).remove
+            )
         for hook in hooks:
             cleanup.enter_context(hook)
         for batch in progress(batches, "statistics"):
@@ -92,9 +97,11 @@ def input_statistics(
 
 
 def readers(model: nn.Module, modules: dict[str, nn.Linear], batch) -> list[list[str]] | None:
-    """Names of the layers by the tensor they read, in the order of their calls; None where this batch does not reach all.
+    """Names of the layers by the tensor they read, in the order of their calls; None where this
+    batch does not reach all.
 
-    What is called later feeds nothing that was called before.  So a layer called twice raises ValueError, naming it.
+    What is called later feeds nothing that was called before.  So a layer called twice raises
+    ValueError, naming it.
     """
     groups: list[list[str]] = []
     last: list[tuple[Tensor, int]] = []
@@ -130,18 +137,24 @@ class _Reader:
             total.update(X)
 
     def finish(self) -> dict:
-        return {name: total.finish(self.tokens) for name, total in self.sums.items()} | {"tokens": self.tokens}
+        return {name: total.finish(self.tokens) for name, total in self.sums.items()} | {
+            "tokens": self.tokens
+        }
 
 
 class _Collector:
-    """Hooks that hand every layer's input to its reader; layers called with one tensor in a row get one reader."""
+    """Hooks that hand every layer's input to its reader; layers called with one tensor in a row get
+    one reader.
+    """
 
     def __init__(self, needs: set[str], dtype: torch.dtype):
         self.needs, self.dtype = needs, dtype
         self.readers: dict[str, _Reader] = {}
         self.leader: dict[str, str] = {}
         self.mask: Tensor | None = None
-        self.last: tuple[Tensor, int, str] | None = None  # input, its version, the layer that read it first
+        self.last: tuple[Tensor, int, str] | None = (
+            None  # input, its version, the layer that read it first
+        )
 
     def hook(self, name: str) -> Callable:
         def read(module: nn.Module, args: tuple, kwargs: dict) -> None:
@@ -182,7 +195,9 @@ class _Collector:
 
 
 def version_of(x: Tensor) -> int:
-    """Counts the changes of a tensor in place; tensors of inference mode do not count, and stay at 0."""
+    """Counts the changes of a tensor in place; tensors of inference mode do not count, and stay at
+    0.
+    """
     return 0 if x.is_inference() else x._version
 
 

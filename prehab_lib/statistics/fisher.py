@@ -1,7 +1,8 @@
-"""Fisher information of a layer: its diagonal, summed by input or output, and its Kronecker factors.
+"""Fisher information of a layer: its diagonal, summed by input or output, and its Kronecker
+factors.
 
-All are second moments of per-sample weight gradients G_s (`gradients`), means over samples, with the labels of the data
-("empirical" Fisher) and the model in eval mode.
+All are second moments of per-sample weight gradients G_s (`gradients`), means over samples, with
+the labels of the data ("empirical" Fisher) and the model in eval mode.
 """
 
 from collections.abc import Iterable
@@ -22,7 +23,9 @@ TOLERANCE = 1e-3  # relative change of both factors at which the alternating ite
 
 
 def sample_means(gradients: GradientPass, wanted: Iterable[str]) -> dict[str, dict[str, Tensor]]:
-    """layer -> {name: mean over samples}, for names of `SAMPLE_STATISTICS` or "grad" (m, n), from one pass."""
+    """layer -> {name: mean over samples}, for names of `SAMPLE_STATISTICS` or "grad" (m, n), from
+    one pass.
+    """
     wanted = set(wanted)
     totals: dict[str, dict[str, Tensor]] = {name: {} for name in gradients.modules}
 
@@ -33,17 +36,26 @@ def sample_means(gradients: GradientPass, wanted: Iterable[str]) -> dict[str, di
         for name in wanted - {"grad"}:
             add(layer, name, SAMPLE_STATISTICS[name](X, D))
 
-    samples = gradients.run(receive, (lambda layer, G: add(layer, "grad", G)) if "grad" in wanted else None)
+    samples = gradients.run(
+        receive, (lambda layer, G: add(layer, "grad", G)) if "grad" in wanted else None
+    )
     _check_reached(totals)
-    return {layer: {name: total / samples for name, total in found.items()} for layer, found in totals.items()}
+    return {
+        layer: {name: total / samples for name, total in found.items()}
+        for layer, found in totals.items()
+    }
 
 
-def kronecker_factors(gradients: GradientPass, iterations: int = 10) -> dict[str, tuple[Tensor, Tensor]]:
-    """layer -> A (n, n) and B (m, m), both positive semi-definite, with A ⊗ B nearest to the Fisher matrix of vec(W).
+def kronecker_factors(
+    gradients: GradientPass, iterations: int = 10
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """layer -> A (n, n) and B (m, m), both positive semi-definite, with A ⊗ B nearest to the Fisher
+    matrix of vec(W).
 
-    Alternating (power) iteration on the rearranged Fisher from A = I:  B ← mean G_s A G_sᵀ / ‖A‖_F²  and then
-    A ← mean G_sᵀ B G_s / ‖B‖_F².  Each half is one pass over the batches, in which no gradient is stored; it stops once no
-    factor moves by more than a thousandth.  Memory: n² + m² numbers a layer.  A has mean eigenvalue 1, the scale is B's.
+    Alternating (power) iteration on the rearranged Fisher from A = I:  B ← mean G_s A G_sᵀ / ‖A‖_F²
+    and then A ← mean G_sᵀ B G_s / ‖B‖_F².  Each half is one pass over the batches, in which no
+    gradient is stored; it stops once no factor moves by more than a thousandth.  Memory: n² + m²
+    numbers a layer.  A has mean eigenvalue 1, the scale is B's.
 
     Source: GFWSVD (arXiv 2505.17974), whose authors run a Lanczos SVD on the same operator.
     """
@@ -54,7 +66,11 @@ def kronecker_factors(gradients: GradientPass, iterations: int = 10) -> dict[str
         before = (A, B)
         B = _half(gradients, A, lambda X, D, fixed: sandwich(X, D, fixed))
         A = _half(gradients, B, lambda X, D, fixed: sandwich(D, X, fixed))
-        if all(_still(old[name], new[name]) for old, new in zip(before, (A, B), strict=True) for name in shapes):
+        if all(
+            _still(old[name], new[name])
+            for old, new in zip(before, (A, B), strict=True)
+            for name in shapes
+        ):
             break
     scale = {name: float(A[name].diagonal().mean()) or 1.0 for name in shapes}
     return {name: (A[name] / scale[name], B[name] * scale[name]) for name in shapes}
@@ -84,6 +100,12 @@ def _still(old: Tensor, new: Tensor) -> bool:
 
 
 def _check_reached(found: dict) -> None:
-    silent = [name for name, value in found.items() if value is None or (isinstance(value, dict) and not value)]
+    silent = [
+        name
+        for name, value in found.items()
+        if value is None or (isinstance(value, dict) and not value)
+    ]
     if silent:
-        raise ValueError(f"no gradient reaches layer {silent[0]!r} (of {len(silent)}): does the loss depend on it?")
+        raise ValueError(
+            f"no gradient reaches layer {silent[0]!r} (of {len(silent)}): does the loss depend on it?"
+        )

@@ -1,8 +1,9 @@
 """What the loss says about each layer: Fisher information from true per-sample gradients, streamed.
 
-A sample's weight gradient is G_s = D_sᵀ X_s, with X_s (t, n) the inputs of its t tokens and D_s (t, m) the gradients of its
-loss with respect to the outputs.  Hooks catch both, a batch at a time, so no gradient is kept beyond its batch: a layer
-keeps the sums asked for (n, m, n², m² or m n numbers in float64), a batch its X and D and at most LIMIT numbers of G.
+A sample's weight gradient is G_s = D_sᵀ X_s, with X_s (t, n) the inputs of its t tokens and D_s (t,
+m) the gradients of its loss with respect to the outputs.  Hooks catch both, a batch at a time, so
+no gradient is kept beyond its batch: a layer keeps the sums asked for (n, m, n², m² or m n numbers
+in float64), a batch its X and D and at most LIMIT numbers of G.
 """
 
 from collections import Counter
@@ -18,26 +19,31 @@ from prehab_lib.roots import on_factor_device
 
 LIMIT = 2**25  # numbers of per-sample gradients held at once
 IGNORED = -100  # the label that cross-entropy leaves out
-HALF_SCALE = 2.0**10  # the loss is multiplied by this in float16, whose small gradients would vanish
+HALF_SCALE = (
+    2.0**10
+)  # the loss is multiplied by this in float16, whose small gradients would vanish
 
 Pass = Callable[[str, Tensor, Tensor], None]  # (layer, X (B, t, n), D (B, t, m)) of one batch
 
 
 def mean_over_samples(task_loss: Callable) -> Callable:
-    """Declares that a loss is the plain mean of its samples' losses, so that a batch's gradients can be had in one pass.
+    """Declares that a loss is the plain mean of its samples' losses, so that a batch's gradients
+    can be had in one pass.
 
-    A decorator for task_loss(model, batch).  A loss without it is right too, a sample at a time: a mean over tokens, class
-    weights or ignored labels weigh samples unequally, and nothing in the batch's loss alone tells.
+    A decorator for task_loss(model, batch).  A loss without it is right too, a sample at a time: a
+    mean over tokens, class weights or ignored labels weigh samples unequally, and nothing in the
+    batch's loss alone tells.
     """
     task_loss.mean_over_samples = True
     return task_loss
 
 
 def mean_over_tokens(task_loss: Callable) -> Callable:
-    """Declares that a loss is the mean over the scored tokens of a batch: one pass where all of its rows score equally many.
+    """Declares that a loss is the mean over the scored tokens of a batch: one pass where all of its
+    rows score equally many.
 
-    A decorator for task_loss(model, batch) of batches with input_ids.  Rows that are padded, or have tokens left out, go one
-    at a time.
+    A decorator for task_loss(model, batch) of batches with input_ids.  Rows that are padded, or
+    have tokens left out, go one at a time.
     """
     task_loss.mean_over_tokens = True
     return task_loss
@@ -45,12 +51,15 @@ def mean_over_tokens(task_loss: Callable) -> Callable:
 
 def column_squares(X: Tensor, D: Tensor) -> Tensor:
     """Σ_s Σ_i (G_s)_ij², (n,), for G_s = D_sᵀ X_s.  Swap X and D for the row sums, (m,)."""
-    # Not as (Xᵀ (D Dᵀ) X)_jj, which needs no G: where tokens cancel, as they do in attention's keys, nothing would be left.
+    # Not as (Xᵀ (D Dᵀ) X)_jj, which needs no G: where tokens cancel, as they do in attention's
+    # keys, nothing would be left.
     return sum((D_.mT @ X_).square().sum((0, 1)) for X_, D_ in _chunks(X, D))
 
 
 def sandwich(X: Tensor, D: Tensor, A: Tensor) -> Tensor:
-    """Σ_s G_s A G_sᵀ, (m, m), for G_s = D_sᵀ X_s and A (n, n).  Swap X and D for Σ_s G_sᵀ B G_s, (n, n)."""
+    """Σ_s G_s A G_sᵀ, (m, m), for G_s = D_sᵀ X_s and A (n, n).  Swap X and D for Σ_s G_sᵀ B G_s,
+    (n, n).
+    """
     (t, n), m = X.shape[1:], D.shape[2]
     if t * (m + n) < m * n:  # few tokens: cheaper without G, in float64 because terms cancel
         X, D = on_factor_device(X), on_factor_device(D)
@@ -68,12 +77,14 @@ def _chunks(X: Tensor, D: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
 
 
 class GradientPass:
-    """One pass over the batches with gradients, in eval mode; `run(receive)` hands X and D of every layer to `receive`.
+    """One pass over the batches with gradients, in eval mode; `run(receive)` hands X and D of every
+    layer to `receive`.
 
-    per_sample: D belongs to the loss of each sample alone, whatever the batch.  Samples go one at a time; a whole batch goes
-    at once where its loss is declared `mean_over_samples` and it has one label a sample, or `mean_over_tokens` and its rows
-    are whole, none ignored, and every layer reads it sample by sample.  per_sample=False: the gradient of the batch's mean
-    loss, as one sample.
+    per_sample: D belongs to the loss of each sample alone, whatever the batch.  Samples go one at a
+    time; a whole batch goes at once where its loss is declared `mean_over_samples` and it has one
+    label a sample, or `mean_over_tokens` and its rows are whole, none ignored, and every layer
+    reads it sample by sample.  per_sample=False: the gradient of the batch's mean loss, as one
+    sample.
     """
 
     def __init__(
@@ -92,7 +103,9 @@ class GradientPass:
         self.task_loss, self.per_sample = task_loss, per_sample
 
     def run(self, receive: Pass, receive_mean: Callable[[str, Tensor], None] | None = None) -> int:
-        """Number of samples.  receive_mean(layer, Σ_s G_s): the plain gradient (m, n), where it is wanted."""
+        """Number of samples.  receive_mean(layer, Σ_s G_s): the plain gradient (m, n), where it is
+        wanted.
+        """
         device, samples = device_of(self.model), 0
         with mode(self.model, training=False), torch.enable_grad(), _trainable(self.modules):
             for batch in progress(self.batches, "gradients"):
@@ -106,7 +119,9 @@ class GradientPass:
             self._backward(batch, 1, receive, receive_mean)
             return 1
         size = _size(batch)
-        at_once = getattr(self.task_loss, "mean_over_samples", False) and _one_label_each(batch, size)
+        at_once = getattr(self.task_loss, "mean_over_samples", False) and _one_label_each(
+            batch, size
+        )
         at_once |= getattr(self.task_loss, "mean_over_tokens", False) and _whole_rows(batch)
         if not (at_once and self._backward(batch, size, receive, receive_mean)):
             for i in range(size):
@@ -114,16 +129,22 @@ class GradientPass:
         return size
 
     def _backward(self, batch, count: int, receive: Pass, receive_mean) -> bool:
-        """Forward and backward pass of `count` samples; False, with nothing received, where a layer mixes their rows."""
+        """Forward and backward pass of `count` samples; False, with nothing received, where a layer
+        mixes their rows.
+        """
         taps = {name: _Tap(name, count, receive) for name in self.modules}
         with ExitStack() as hooks:
             for name, module in self.modules.items():
-                hooks.callback(module.register_forward_hook(taps[name].listen, with_kwargs=True).remove)
+                hooks.callback(
+                    module.register_forward_hook(taps[name].listen, with_kwargs=True).remove
+                )
             loss = loss_of(self.task_loss, self.model, batch)
         if not all(tap.by_sample for tap in taps.values()):
             return False
         if not torch.isfinite(loss):
-            raise ValueError(f"task_loss is {float(loss)}: look at the data, and leave out samples without any label")
+            raise ValueError(
+                f"task_loss is {float(loss)}: look at the data, and leave out samples without any label"
+            )
         if not loss.requires_grad:
             raise ValueError("task_loss does not depend on the weights: it has no gradient")
         half = any(module.weight.dtype == torch.float16 for module in self.modules.values())
@@ -138,8 +159,12 @@ class GradientPass:
 
 
 @contextmanager
-def _weight_gradients(modules: dict[str, nn.Linear], receive_mean, scale: float) -> Iterator[list[Tensor]]:
-    """Hands each weight's gradient on as it arrives and frees it: one at a time, and `.grad` is as before afterwards."""
+def _weight_gradients(
+    modules: dict[str, nn.Linear], receive_mean, scale: float
+) -> Iterator[list[Tensor]]:
+    """Hands each weight's gradient on as it arrives and frees it: one at a time, and `.grad` is as
+    before afterwards.
+    """
     before = {name: module.weight.grad for name, module in modules.items()}
     with ExitStack() as hooks:
         for name, module in modules.items():
@@ -159,7 +184,9 @@ def _weight_gradients(modules: dict[str, nn.Linear], receive_mean, scale: float)
 
 
 class _Tap:
-    """Pairs the inputs of one layer with the gradients of its outputs; a layer called twice adds up over its calls."""
+    """Pairs the inputs of one layer with the gradients of its outputs; a layer called twice adds up
+    over its calls.
+    """
 
     def __init__(self, name: str, samples: int, receive: Pass):
         self.name, self.samples, self.receive = name, samples, receive
@@ -204,7 +231,9 @@ class _trainable:
     """Weights that take part in autograd while inside; what was frozen is frozen again afterwards."""
 
     def __init__(self, modules: dict[str, nn.Linear]):
-        self.frozen = [module.weight for module in modules.values() if not module.weight.requires_grad]
+        self.frozen = [
+            module.weight for module in modules.values() if not module.weight.requires_grad
+        ]
 
     def __enter__(self):
         for weight in self.frozen:
@@ -231,7 +260,11 @@ def _size(batch) -> int:
 
 def _sample(batch, i: int, size: int):
     def cut(value):
-        return value[i : i + 1] if isinstance(value, Tensor) and value.ndim and len(value) == size else value
+        return (
+            value[i : i + 1]
+            if isinstance(value, Tensor) and value.ndim and len(value) == size
+            else value
+        )
 
     if isinstance(batch, Mapping):
         return {name: cut(value) for name, value in batch.items()}
@@ -243,9 +276,15 @@ def _whole_rows(batch) -> bool:
     if not isinstance(batch, Mapping):
         return False
     mask, labels = batch.get("attention_mask"), batch.get("labels")
-    return (mask is None or bool(mask.all())) and (labels is None or not bool((labels == IGNORED).any()))
+    return (mask is None or bool(mask.all())) and (
+        labels is None or not bool((labels == IGNORED).any())
+    )
 
 
 def _one_label_each(batch, size: int) -> bool:
     labels = _labels(batch)
-    return isinstance(labels, Tensor) and labels.shape == (size,) and not bool((labels == IGNORED).any())
+    return (
+        isinstance(labels, Tensor)
+        and labels.shape == (size,)
+        and not bool((labels == IGNORED).any())
+    )

@@ -13,10 +13,12 @@ ALONE = 1.0  # a layer in no repeated block: as if the block had turned its inpu
 
 
 class BlockInfluence:
-    """mean over tokens of 1 − cos(h, block(h)) for every block that holds one of the layers; padding is left out.
+    """mean over tokens of 1 − cos(h, block(h)) for every block that holds one of the layers;
+    padding is left out.
 
-    A block is the innermost numbered module around a layer ("blocks.3" of "blocks.3.attn.qkv").  Used as a context manager
-    around forward passes.  Source: ShortGPT's block influence, as Swift-SVD (arXiv 2604.01609) uses it for its ranks.
+    A block is the innermost numbered module around a layer ("blocks.3" of "blocks.3.attn.qkv").
+    Used as a context manager around forward passes.  Source: ShortGPT's block influence, as
+    Swift-SVD (arXiv 2604.01609) uses it for its ranks.
     """
 
     def __init__(self, model: nn.Module, layers):
@@ -30,7 +32,9 @@ class BlockInfluence:
         with ExitStack() as hooks:
             for block in sorted({block for block in self.blocks.values() if block is not None}):
                 module = self.model.get_submodule(block)
-                hooks.callback(module.register_forward_pre_hook(self._before(block), with_kwargs=True).remove)
+                hooks.callback(
+                    module.register_forward_pre_hook(self._before(block), with_kwargs=True).remove
+                )
                 hooks.callback(module.register_forward_hook(self._after(block)).remove)
             self._hooks = hooks.pop_all()
         return self
@@ -52,8 +56,15 @@ class BlockInfluence:
 
     def _after(self, block: str):
         def compare(module: nn.Module, args: tuple, out) -> None:
-            before, after = self.entered.pop(block), out[0] if isinstance(out, tuple | list) else out
-            if before is not None and isinstance(after, Tensor) and after.shape[-1] == before.shape[-1]:
+            before, after = (
+                self.entered.pop(block),
+                out[0] if isinstance(out, tuple | list) else out,
+            )
+            if (
+                before is not None
+                and isinstance(after, Tensor)
+                and after.shape[-1] == before.shape[-1]
+            ):
                 after = token_rows(after, self.mask)
                 if after.shape == before.shape:
                     self._add(block, before, after)
@@ -66,7 +77,9 @@ class BlockInfluence:
         self.tokens[block] = self.tokens.get(block, 0) + len(cosine)
 
     def result(self) -> dict[str, float]:
-        """layer -> influence of its block; `ALONE` for a layer in no block, or in one that changes the width."""
+        """layer -> influence of its block; `ALONE` for a layer in no block, or in one that changes
+        the width.
+        """
         found = {block: self.total[block] / self.tokens[block] for block in self.total}
         return {name: found.get(block, ALONE) for name, block in self.blocks.items()}
 

@@ -1,10 +1,12 @@
 """The output side of a layer: which directions of its output move what the model says.
 
-The Hessian of the KL divergence between the model's answer and a nearby one is, in the logits, H = diag(p) − p pᵀ.  Pulled
-back to a layer's output y it is Jᵀ H J, J the Jacobian of the logits, and its mean over tokens is C_o (m, m), here over the
-K likeliest answers of each position.  No Jacobian is formed: a position's H is the mean of z zᵀ over random signs ε, for
-z = Σ_k ε_k √p_k (e_k − p), so one backward pass of ⟨z, logits⟩ gives g = Jᵀ z at every token, and E g gᵀ sums J_sᵀ H_s J_s over
-all positions s that the token reaches: the signs of two positions are independent, and their cross terms cancel.
+The Hessian of the KL divergence between the model's answer and a nearby one is, in the logits, H =
+diag(p) − p pᵀ.  Pulled back to a layer's output y it is Jᵀ H J, J the Jacobian of the logits, and
+its mean over tokens is C_o (m, m), here over the K likeliest answers of each position.  No Jacobian
+is formed: a position's H is the mean of z zᵀ over random signs ε, for z = Σ_k ε_k √p_k (e_k − p),
+so one backward pass of ⟨z, logits⟩ gives g = Jᵀ z at every token, and E g gᵀ sums J_sᵀ H_s J_s over
+all positions s that the token reaches: the signs of two positions are independent, and their cross
+terms cancel.
 
 Source: IO-SVD (arXiv 2605.15626), whose code is not public; the probes are ours.
 """
@@ -23,7 +25,9 @@ from prehab_lib.roots import on_factor_device
 from prehab_lib.statistics.activations import INPUT_STATISTICS, token_rows
 
 # How the families (`layers`) call the matrices of queries and keys.
-QUERY_KEY = tuple(name for pair in ("{}_proj", "{}_lin", "qkv.{}", "c_attn.{}") for name in map(pair.format, "qk"))
+QUERY_KEY = tuple(
+    name for pair in ("{}_proj", "{}_lin", "qkv.{}", "c_attn.{}") for name in map(pair.format, "qk")
+)
 QUERY_KEY += ("query", "key")
 FUSED = ("qkv", "c_attn")
 
@@ -32,9 +36,10 @@ FUSED = ("qkv", "c_attn")
 class Probe:
     """How the logit Hessian is probed.
 
-    k: answers of largest probability that count at each position, all where there are fewer; IO-SVD reports 5 as best.
-    probes: backward passes a batch, each with signs of its own; the variance falls as 1 / probes.  seed: of the signs.
-    Raises ValueError for k < 2, where H is zero, or no probe.
+    k: answers of largest probability that count at each position, all where there are fewer; IO-SVD
+    reports 5 as best. probes: backward passes a batch, each with signs of its own; the variance
+    falls as 1 / probes.  seed: of the signs. Raises ValueError for k < 2, where H is zero, or no
+    probe.
     """
 
     k: int = 5
@@ -57,17 +62,19 @@ def logit_grams(
     probe: Probe = USUAL,
     dtype: torch.dtype = torch.float64,
 ) -> dict[str, Tensor]:
-    """layer -> C_o (m, m) in float64, the mean over its tokens (padding excluded) of an unbiased estimate of Jᵀ H J.
+    """layer -> C_o (m, m) in float64, the mean over its tokens (padding excluded) of an unbiased
+    estimate of Jᵀ H J.
 
-    One forward pass a batch and `probes` backward passes, in eval mode, through activations only: no weight gets a gradient.
-    Memory: m² numbers a layer, and a batch's activations.  The same seed and batches give the same bits; the caller's random
-    state stays.  dtype: of the products, as in `stats.collect`.
+    One forward pass a batch and `probes` backward passes, in eval mode, through activations only:
+    no weight gets a gradient. Memory: m² numbers a layer, and a batch's activations.  The same seed
+    and batches give the same bits; the caller's random state stays.  dtype: of the products, as in
+    `stats.collect`.
 
-    The logits are `.logits` of what the model returns, or what it returns: (B, classes), or (B, T, classes), of which padded
-    positions are left out.  The layer that makes them has J = I.
+    The logits are `.logits` of what the model returns, or what it returns: (B, classes), or (B, T,
+    classes), of which padded positions are left out.  The layer that makes them has J = I.
 
-    Raises ValueError for a model without logits or with a single one, a layer that the logits do not depend on (naming it),
-    no batch, or NaN.
+    Raises ValueError for a model without logits or with a single one, a layer that the logits do
+    not depend on (naming it), no batch, or NaN.
     """
     generator, device = torch.Generator().manual_seed(probe.seed), device_of(model)
     taps, seen = {name: _Tap(name, dtype) for name in modules}, 0
@@ -80,7 +87,9 @@ def logit_grams(
                     taps[name].mask = mask
                     hooks.callback(module.register_forward_hook(taps[name].listen).remove)
                 logits = _logits_of(forward(model, batch))
-            top = token_rows(logits.topk(min(probe.k, logits.shape[-1])).values, mask)  # (tokens, K)
+            top = token_rows(
+                logits.topk(min(probe.k, logits.shape[-1])).values, mask
+            )  # (tokens, K)
             for left in reversed(range(probe.probes if top.requires_grad else 0)):
                 z = _cotangent(top.detach(), generator)
                 torch.autograd.backward(top, z.to(top), retain_graph=left > 0)
@@ -96,31 +105,40 @@ def logit_grams(
 
 
 def input_only(stats: Mapping, suffixes: Iterable[str] = QUERY_KEY) -> dict:
-    """The statistics with C_o = I for some layers, by the last parts of their names: for them the ruler is SVD-LLM's.
+    """The statistics with C_o = I for some layers, by the last parts of their names: for them the
+    ruler is SVD-LLM's.
 
-    By default queries and keys: the softmax of attention stands between them and the logits, and a third party saw their
-    perplexity almost triple under the two-sided ruler.  `stats` stays as it is; Grams and their roots are shared with it.
+    By default queries and keys: the softmax of attention stands between them and the logits, and a
+    third party saw their perplexity almost triple under the two-sided ruler.  `stats` stays as it
+    is; Grams and their roots are shared with it.
 
-    Raises ValueError where no layer has such a name, as in a model with a fused query-key-value matrix: its rows are one
-    matrix with one rank, and a ruler cannot take a third of them out.  Split it first (`rewrite.split_qkv`).
+    Raises ValueError where no layer has such a name, as in a model with a fused query-key-value
+    matrix: its rows are one matrix with one rank, and a ruler cannot take a third of them out.
+    Split it first (`rewrite.split_qkv`).
     """
     endings = tuple(f".{suffix}" for suffix in suffixes)
     chosen = [name for name in stats if f".{name}".endswith(endings)]
     if not chosen:
         fused = next((name for name in stats if name.rpartition(".")[2] in FUSED), None)
         reason = (
-            f"{fused!r} is fused and not separable, call rewrite.split_qkv(model) first" if fused else "none is there"
+            f"{fused!r} is fused and not separable, call rewrite.split_qkv(model) first"
+            if fused
+            else "none is there"
         )
         raise ValueError(f"no layer's name ends in {', '.join(e[1:] for e in endings)}: {reason}")
     changed = {}
     for name in chosen:
         C = stats[name].need("logit_gram", "the output side of the ruler")
-        changed[name] = replace(stats[name], logit_gram=torch.eye(len(C), dtype=C.dtype, device=C.device))
+        changed[name] = replace(
+            stats[name], logit_gram=torch.eye(len(C), dtype=C.dtype, device=C.device)
+        )
     return {name: changed.get(name, found) for name, found in stats.items()}
 
 
 class _Tap:
-    """Sums g gᵀ over the output gradients of one layer; a layer called twice has twice the tokens, as in its Gram."""
+    """Sums g gᵀ over the output gradients of one layer; a layer called twice has twice the tokens,
+    as in its Gram.
+    """
 
     def __init__(self, name: str, dtype: torch.dtype):
         self.name, self.dtype = name, dtype
@@ -163,6 +181,12 @@ def _signs(shape: torch.Size, generator: torch.Generator) -> Tensor:
 def _logits_of(out: object) -> Tensor:
     logits = getattr(out, "logits", out)
     if not isinstance(logits, Tensor) or logits.ndim < 2 or logits.shape[-1] < 2:
-        found = f"logits of shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
-        raise ValueError(f"the logit Gram needs a model that says two logits or more a row: this one returns {found}")
+        found = (
+            f"logits of shape {tuple(logits.shape)}"
+            if isinstance(logits, Tensor)
+            else f"a {type(logits).__name__}"
+        )
+        raise ValueError(
+            f"the logit Gram needs a model that says two logits or more a row: this one returns {found}"
+        )
     return logits

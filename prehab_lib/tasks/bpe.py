@@ -12,10 +12,12 @@ _FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tekken.json")
 
 
 def train_bpe(texts: Iterable[str], size: int = 1000):
-    """A transformers fast tokenizer: byte-level BPE with at most `size` tokens learnt from `texts`, BOS in front of a text.
+    """A transformers fast tokenizer: byte-level BPE with at most `size` tokens learnt from `texts`,
+    BOS in front of a text.
 
-    The same texts give the same vocabulary in every process.  Any text can be spelled: the 256 bytes are tokens.  Padding is
-    EOS, masked.  Raises ValueError for a size that does not hold the bytes and the two special tokens.
+    The same texts give the same vocabulary in every process.  Any text can be spelled: the 256
+    bytes are tokens.  Padding is EOS, masked.  Raises ValueError for a size that does not hold the
+    bytes and the two special tokens.
     """
     import tokenizers
     import transformers
@@ -23,7 +25,9 @@ def train_bpe(texts: Iterable[str], size: int = 1000):
 
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     if size < len(letters) + 2:
-        raise ValueError(f"vocabulary = {size}: a byte-level tokenizer needs at least {len(letters) + 2} tokens")
+        raise ValueError(
+            f"vocabulary = {size}: a byte-level tokenizer needs at least {len(letters) + 2} tokens"
+        )
     learner = tokenizers.Tokenizer(tokenizers.models.BPE())
     learner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     learner.decoder = decoders.ByteLevel()
@@ -35,7 +39,11 @@ def train_bpe(texts: Iterable[str], size: int = 1000):
         single=f"{BOS} $A", pair=f"{BOS} $A $B", special_tokens=[(BOS, learner.token_to_id(BOS))]
     )
     return transformers.PreTrainedTokenizerFast(
-        tokenizer_object=learner, bos_token=BOS, eos_token=EOS, pad_token=EOS, clean_up_tokenization_spaces=False
+        tokenizer_object=learner,
+        bos_token=BOS,
+        eos_token=EOS,
+        pad_token=EOS,
+        clean_up_tokenization_spaces=False,
     )
 
 
@@ -50,8 +58,8 @@ def prose_bpe(size: int = 1000):
 def tokenizer_of(source: str):
     """The tokenizer of a causal language model, by hub name or folder, without remote code.
 
-    Raises ConnectionError, PermissionError (gated), FileNotFoundError (no such folder, or no tokenizer in it) or ValueError
-    (one that cannot be read), in one sentence.
+    Raises ConnectionError, PermissionError (gated), FileNotFoundError (no such folder, or no
+    tokenizer in it) or ValueError (one that cannot be read), in one sentence.
     """
     import transformers
 
@@ -59,10 +67,14 @@ def tokenizer_of(source: str):
         raise FileNotFoundError(f"model = {source!r} is no folder: check the path")
     remedy = "give the folder of a local copy that has its tokenizer files"
     missing = f"{source!r} has no tokenizer: copy the tokenizer files of its model there (tokenizer.json, tokenizer_config.json)"
-    if os.path.isdir(source) and not any(os.path.isfile(os.path.join(source, name)) for name in _FILES):
+    if os.path.isdir(source) and not any(
+        os.path.isfile(os.path.join(source, name)) for name in _FILES
+    ):
         raise FileNotFoundError(missing)
     with explained(f"the tokenizer of {source!r}", remedy):
         found = transformers.AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-    if len(found) <= len(found.all_special_tokens):  # what some families build where the files are missing
+    if len(found) <= len(
+        found.all_special_tokens
+    ):  # what some families build where the files are missing
         raise FileNotFoundError(missing)
     return found

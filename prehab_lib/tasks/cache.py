@@ -1,4 +1,6 @@
-"""Small base models are trained once for everybody: the user's cache, keyed by everything that went into them."""
+"""Small base models are trained once for everybody: the user's cache, keyed by everything that went
+into them.
+"""
 
 import hashlib
 import json
@@ -13,11 +15,16 @@ from prehab_lib.save import storage
 from prehab_lib.tasks.remember import cache_folder
 
 
-def trained(key: dict, make: Callable[[], nn.Module], train: Callable[[nn.Module], None]) -> tuple[nn.Module, bool]:
-    """`make()` after `train(model)`, or the stored result: (model in eval mode, whether it came from the cache).
+def trained(
+    key: dict, make: Callable[[], nn.Module], train: Callable[[nn.Module], None]
+) -> tuple[nn.Module, bool]:
+    """`make()` after `train(model)`, or the stored result: (model in eval mode, whether it came
+    from the cache).
 
-    key: everything that decides the weights, as JSON.  Added are the versions of torch and timm and the number of threads,
-    on which sums and so all digits depend.  Two processes that want the same model wait for one training.  A damaged entry is trained again; a disk that is full costs the caching only.
+    key: everything that decides the weights, as JSON.  Added are the versions of torch and timm and
+    the number of threads, on which sums and so all digits depend.  Two processes that want the same
+    model wait for one training.  A damaged entry is trained again; a disk that is full costs the
+    caching only.
     """
     here = {"torch": version("torch"), "timm": version("timm"), "threads": torch.get_num_threads()}
     text = json.dumps(key | here, sort_keys=True)

@@ -1,4 +1,6 @@
-"""Embedded out-of-domain text: the comments in the source files of the standard library, split as its documentation is."""
+"""Embedded out-of-domain text: the comments in the source files of the standard library, split as
+its documentation is.
+"""
 
 import re
 import tokenize
@@ -11,14 +13,18 @@ from prehab_lib.tasks.prose import PARTS, part_of
 
 LEAST_WORDS = 4  # shorter comments are labels
 
-_NO_TEXT = re.compile(r"[\W_]*|!.*|-\*-.*|(type|noqa|pragma|pylint|fmt|vim?|Local variables)\b.*", re.IGNORECASE)
+_NO_TEXT = re.compile(
+    r"[\W_]*|!.*|-\*-.*|(type|noqa|pragma|pylint|fmt|vim?|Local variables)\b.*", re.IGNORECASE
+)
 
 
 @cache
 def comments(part: str) -> tuple[str, ...]:
-    """Comments that fill whole lines, adjoining lines as one text, in the order of modules and lines.
+    """Comments that fill whole lines, adjoining lines as one text, in the order of modules and
+    lines.
 
-    part: "train", "validation" or "test", by `prose.part_of` the module.  Raises ValueError for an unknown part.
+    part: "train", "validation" or "test", by `prose.part_of` the module.  Raises ValueError for an
+    unknown part.
     """
     if part not in PARTS:
         raise ValueError(f"part = {part!r} is not known: choose one of {', '.join(PARTS)}")

@@ -1,4 +1,6 @@
-"""Text for a language model: the parts to train on and to choose by, and the columns of the table it is scored in."""
+"""Text for a language model: the parts to train on and to choose by, and the columns of the table
+it is scored in.
+"""
 
 import hashlib
 import re
@@ -16,7 +18,8 @@ _BLANK_LINES = re.compile(r"\n(?:[ \t]*\n)+")
 
 @dataclass(frozen=True)
 class Corpus:
-    """Texts in their order.  tests: column of the table -> its texts, the training text's own domain first.
+    """Texts in their order.  tests: column of the table -> its texts, the training text's own
+    domain first.
 
     source: what the texts are, as the protocol names them.
     """
@@ -38,10 +41,12 @@ class Corpus:
 
 @cache
 def prose_corpus() -> Corpus:
-    """Documentation and comments of the standard library, raw, a paragraph a text; the modules are split by `prose.part_of`.
+    """Documentation and comments of the standard library, raw, a paragraph a text; the modules are
+    split by `prose.part_of`.
 
-    Trained on: documentation of the training modules and the language reference.  Scored: documentation of held-out modules,
-    and their comments.  A paragraph that an earlier part has, however it is wrapped, is left out.
+    Trained on: documentation of the training modules and the language reference.  Scored:
+    documentation of held-out modules, and their comments.  A paragraph that an earlier part has,
+    however it is wrapped, is left out.
     """
     written = {part: [] for part in prose.PARTS}
     for module, _, text in prose.texts():
@@ -57,11 +62,15 @@ def prose_corpus() -> Corpus:
     )
 
 
-def wikitext(name: str, data_root: str | None = None, dataset: str | None = None, other: str | None = "c4") -> Corpus:
-    """WikiText-2: trained on, chosen by and scored on its own splits; held-out documents of C4 are the second column.
+def wikitext(
+    name: str, data_root: str | None = None, dataset: str | None = None, other: str | None = "c4"
+) -> Corpus:
+    """WikiText-2: trained on, chosen by and scored on its own splits; held-out documents of C4 are
+    the second column.
 
-    name: "wikitext-2-raw-v1", on which papers report, or "wikitext-2-v1", where rare words are "<unk>".  dataset: a folder
-    of your own with such Parquet files instead.  other: None leaves C4 out.  Raises as `data.load` does.
+    name: "wikitext-2-raw-v1", on which papers report, or "wikitext-2-v1", where rare words are
+    "<unk>".  dataset: a folder of your own with such Parquet files instead.  other: None leaves C4
+    out.  Raises as `data.load` does.
     """
     like, place = data.DATASETS[name], dataset or name
     parts = {part: _texts(place, part, data_root, like) for part in prose.PARTS}
@@ -88,5 +97,7 @@ def _texts(name: str, part: str, data_root: str | None, like: data.Source) -> tu
     loaded = data.load(name, part, data_root, like)
     texts = tuple(loaded["text"])
     if any(not isinstance(text, str) for text in texts):
-        raise ValueError(f"data set {name!r} has a row without text in its part {part!r}: every row must hold text")
+        raise ValueError(
+            f"data set {name!r} has a row without text in its part {part!r}: every row must hold text"
+        )
     return texts

@@ -1,8 +1,9 @@
 """The one door for real data: by hub name, or from a folder that holds such data sets.
 
-`data_root`, or the variable PREHAB_DATA, names the folder that *holds* the data sets; a data set may also be given as a
-path itself.  A folder has the hub's Parquet files (`train-*.parquet`, at the top or under `data/`; C4's scored documents are
-`heldout*.parquet`) or, for images, folders (`train/<class>/*.jpg`).
+`data_root`, or the variable PREHAB_DATA, names the folder that *holds* the data sets; a data set
+may also be given as a path itself.  A folder has the hub's Parquet files (`train-*.parquet`, at the
+top or under `data/`; C4's scored documents are `heldout*.parquet`) or, for images, folders
+(`train/<class>/*.jpg`).
 """
 
 import os
@@ -20,10 +21,11 @@ _THREE_PARTS = {"train": "train", "validation": "validation", "test": "test"}
 
 @dataclass(frozen=True)
 class Source:
-    """A data set as the hub names it and as a folder is named; columns and splits as the hub spells them.
+    """A data set as the hub names it and as a folder is named; columns and splits as the hub spells
+    them.
 
-    config: the part of a hub data set that holds several.  A data set with a column "image" is one of images.
-    files: of a hub data set too large to fetch whole, the file to take for a split.
+    config: the part of a hub data set that holds several.  A data set with a column "image" is one
+    of images. files: of a hub data set too large to fetch whole, the file to take for a split.
     """
 
     hub: str | None
@@ -32,20 +34,33 @@ class Source:
     columns: dict[str, str] = field(default_factory=_IMAGE.copy)  # our name -> its name
     config: str | None = None
     note: str = ""
-    files: dict[str, str] = field(default_factory=dict)  # its name of a split -> a file of the hub's repository
+    files: dict[str, str] = field(
+        default_factory=dict
+    )  # its name of a split -> a file of the hub's repository
 
 
-IMAGES = Source(None, "", {"train": "train", "test": "test"})  # what a folder of your own is taken for
+IMAGES = Source(
+    None, "", {"train": "train", "test": "test"}
+)  # what a folder of your own is taken for
 
 DATASETS = {
     "cifar10": Source(
-        "uoft-cs/cifar10", "cifar10", {"train": "train", "test": "test"}, columns=_IMAGE | {"image": "img"}
+        "uoft-cs/cifar10",
+        "cifar10",
+        {"train": "train", "test": "test"},
+        columns=_IMAGE | {"image": "img"},
     ),
     "imagenet-1k": Source(
-        "ILSVRC/imagenet-1k", "imagenet-1k", {"train": "train", "test": "validation"}, note="gated on the hub, 150 GB"
+        "ILSVRC/imagenet-1k",
+        "imagenet-1k",
+        {"train": "train", "test": "validation"},
+        note="gated on the hub, 150 GB",
     ),
     "imagenet-sample": Source(
-        None, "imagenet-sample", {"train": "validation", "test": "validation"}, note="200 images: a check, not a score"
+        None,
+        "imagenet-sample",
+        {"train": "validation", "test": "validation"},
+        note="200 images: a check, not a score",
     ),
 } | {
     f"glue/{name}": Source(
@@ -68,10 +83,15 @@ DATASETS |= {
         {"train": "train", "test": "heldout"},
         _TEXT,
         note="one shard of each split",
-        files={"train": "en/c4-train.00000-of-01024.json.gz", "heldout": "en/c4-validation.00000-of-00008.json.gz"},
+        files={
+            "train": "en/c4-train.00000-of-01024.json.gz",
+            "heldout": "en/c4-validation.00000-of-00008.json.gz",
+        },
     ),
     "alpaca": Source("tatsu-lab/alpaca", "alpaca", {"train": "train"}, _INSTRUCTION),
-    "alpaca-cleaned": Source("yahma/alpaca-cleaned", "alpaca-cleaned", {"train": "train"}, _INSTRUCTION),
+    "alpaca-cleaned": Source(
+        "yahma/alpaca-cleaned", "alpaca-cleaned", {"train": "train"}, _INSTRUCTION
+    ),
 }
 
 # What a notebook wants beyond the embedded data, by profile.
@@ -80,7 +100,10 @@ NEEDS = {
     "01_surrogates": {},
     "02_rulers": {},
     "03_vit": {"lab": ["cifar10"], "paper": ["imagenet-1k"]},
-    "04_bert_glue": {"lab": [f"glue/{name}" for name in GLUE], "paper": [f"glue/{name}" for name in GLUE]},
+    "04_bert_glue": {
+        "lab": [f"glue/{name}" for name in GLUE],
+        "paper": [f"glue/{name}" for name in GLUE],
+    },
     "05_llama": {
         "lab": ["wikitext-2-raw-v1", "c4", "alpaca"],
         "paper": ["wikitext-2-raw-v1", "c4", "alpaca-cleaned"],
@@ -93,21 +116,25 @@ NEEDS = {
 
 
 def root(data_root: str | os.PathLike | None = None) -> Path | None:
-    """The folder that holds data sets: the argument, else PREHAB_DATA, else None.  Raises FileNotFoundError if absent."""
+    """The folder that holds data sets: the argument, else PREHAB_DATA, else None.  Raises
+    FileNotFoundError if absent.
+    """
     given = data_root or os.environ.get("PREHAB_DATA") or None
     if given is None:
         return None
     folder = Path(given).expanduser()
     if not folder.is_dir():
-        raise FileNotFoundError(f"data_root = {str(given)!r} is no folder: give the folder that holds your data sets")
+        raise FileNotFoundError(
+            f"data_root = {str(given)!r} is no folder: give the folder that holds your data sets"
+        )
     return folder
 
 
 def where(name: str, data_root: str | os.PathLike | None = None) -> Path | None:
     """The local folder of a data set, or None where it would come from the hub.
 
-    name: a key of `DATASETS`, or a folder.  Raises ValueError for an unknown name, FileNotFoundError for a folder that
-    is missing or empty.
+    name: a key of `DATASETS`, or a folder.  Raises ValueError for an unknown name,
+    FileNotFoundError for a folder that is missing or empty.
     """
     if name in DATASETS:
         holder = root(data_root)
@@ -124,10 +151,12 @@ def where(name: str, data_root: str | os.PathLike | None = None) -> Path | None:
 def load(name: str, part: str, data_root: str | os.PathLike | None = None, like: Source = IMAGES):
     """A `datasets.Dataset` of one part of a data set, with the columns of `like` under our names.
 
-    part: a key of the source's `splits`.  like: what the caller expects, and how a folder of your own is read: images and
-    classes by default, a GLUE task's texts and labels with DATASETS["glue/cola"].
-    From `where(name)` if that is a folder, else from the hub.  Raises FileNotFoundError, ConnectionError (no network),
-    PermissionError (gated) or ValueError, each one sentence with the remedy.
+    part: a key of the source's `splits`.  like: what the caller expects, and how a folder of your
+    own is read: images and classes by default, a GLUE task's texts and labels with
+    DATASETS["glue/cola"].
+    From `where(name)` if that is a folder, else from the hub.  Raises FileNotFoundError,
+    ConnectionError (no network), PermissionError (gated) or ValueError, each one sentence with the
+    remedy.
     """
     import datasets
 
@@ -158,7 +187,9 @@ def _load_folder(folder: Path, split: str, images: bool):
     import datasets
 
     remedy = "check its files, or put a fresh copy there"
-    files = sorted(str(f) for place in (folder, folder / "data") for f in place.glob(f"{split}*.parquet"))
+    files = sorted(
+        str(f) for place in (folder, folder / "data") for f in place.glob(f"{split}*.parquet")
+    )
     if files:
         with explained(f"the data in {folder}", remedy):
             return datasets.load_dataset("parquet", data_files={split: files}, split=split)
@@ -166,7 +197,9 @@ def _load_folder(folder: Path, split: str, images: bool):
         with explained(f"the images in {folder / split}", remedy):
             return datasets.load_dataset("imagefolder", data_dir=str(folder / split), split="train")
     or_folders = f" or a folder {split}/<class>/" if images else ""
-    raise FileNotFoundError(f"{folder} has no part {split!r}: it needs {split}*.parquet files{or_folders}")
+    raise FileNotFoundError(
+        f"{folder} has no part {split!r}: it needs {split}*.parquet files{or_folders}"
+    )
 
 
 def _named_columns(loaded, source: Source, name: str):
@@ -175,7 +208,9 @@ def _named_columns(loaded, source: Source, name: str):
     for ours, theirs in source.columns.items():
         found = theirs if theirs in loaded.column_names else ours
         if found not in loaded.column_names:
-            raise ValueError(f"data set {name!r} has no column {theirs!r}: it has {', '.join(loaded.column_names)}")
+            raise ValueError(
+                f"data set {name!r} has no column {theirs!r}: it has {', '.join(loaded.column_names)}"
+            )
         if found != ours:
             loaded = loaded.rename_column(found, ours)
     loaded = loaded.select_columns(list(source.columns))

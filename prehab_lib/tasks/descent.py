@@ -21,12 +21,15 @@ def descend(
     what: str,
     betas: tuple[float, float] = (0.9, 0.999),
 ) -> Iterator[float]:
-    """The loss of each batch, before the step that it makes; every parameter is trained, in the mode the model is in.
+    """The loss of each batch, before the step that it makes; every parameter is trained, in the
+    mode the model is in.
 
-    rate: number of the step -> factor of lr.  clip: largest norm of the gradient.  what: names the work in messages.
-    Raises ValueError for a loss that is no longer finite.
+    rate: number of the step -> factor of lr.  clip: largest norm of the gradient.  what: names the
+    work in messages. Raises ValueError for a loss that is no longer finite.
     """
-    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=weight_decay, betas=betas, fused=True)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=lr, weight_decay=weight_decay, betas=betas, fused=True
+    )
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
     for step, batch in enumerate(progress(batches, what)):
         loss = task_loss(model, batch)

@@ -1,7 +1,8 @@
 """Embedded images: pairs of scikit-learn's handwritten digits, 100 classes, no download.
 
-A single digit is too easy to show what compression costs; a pair "37" is a class of its own, and 8 × 16 pixels are still
-small enough for two CPU cores.  Images are split into train, validation and test *before* they are paired.
+A single digit is too easy to show what compression costs; a pair "37" is a class of its own, and 8
+× 16 pixels are still small enough for two CPU cores.  Images are split into train, validation and
+test *before* they are paired.
 """
 
 from collections.abc import Iterator
@@ -17,7 +18,9 @@ SPLIT_SEED = 0  # the split belongs to the data set, not to the experiment
 
 @dataclass(frozen=True)
 class DigitPairs:
-    """`count` batches of (images (batch, 1, 8, 16) in [0, 1], labels (batch,) in 0…99); the same ones at every pass."""
+    """`count` batches of (images (batch, 1, 8, 16) in [0, 1], labels (batch,) in 0…99); the same
+    ones at every pass.
+    """
 
     part: str
     batch: int
@@ -37,7 +40,9 @@ class DigitPairs:
 
 @cache
 def _part(part: str) -> tuple[Tensor, Tensor]:
-    """images (k, 1, 8, 8) in [0, 1] and digits (k,) of one part.  Raises ValueError for an unknown part."""
+    """images (k, 1, 8, 8) in [0, 1] and digits (k,) of one part.  Raises ValueError for an unknown
+    part.
+    """
     from sklearn.datasets import load_digits
 
     if part not in PARTS:
@@ -45,4 +50,6 @@ def _part(part: str) -> tuple[Tensor, Tensor]:
     images, digits = load_digits(return_X_y=True)
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(SPLIT_SEED))
     mine = order[slice(*PARTS[part])]
-    return torch.tensor(images / 16, dtype=torch.float32).view(-1, 1, 8, 8)[mine], torch.tensor(digits)[mine]
+    return torch.tensor(images / 16, dtype=torch.float32).view(-1, 1, 8, 8)[mine], torch.tensor(
+        digits
+    )[mine]

@@ -1,4 +1,6 @@
-"""From a pretrained encoder, or a small one built here, to the base model of a task: fine-tuned once, then cached."""
+"""From a pretrained encoder, or a small one built here, to the base model of a task: fine-tuned
+once, then cached.
+"""
 
 import hashlib
 import inspect
@@ -37,10 +39,12 @@ def fine_tune(
 ) -> list[float]:
     """Train every parameter by AdamW on the task's own loss, in place; the loss of each step.
 
-    epochs: passes over the training rows, unless `steps` says how many batches.  The learning rate rises linearly over the
-    first `warmup` of the steps, then falls to 0 as a cosine.  clip: largest norm of the gradient.
+    epochs: passes over the training rows, unless `steps` says how many batches.  The learning rate
+    rises linearly over the first `warmup` of the steps, then falls to 0 as a cosine.  clip: largest
+    norm of the gradient.
     beta2: AdamW's memory of squared gradients, near 1 for long training.
-    The defaults are the paper's (3 epochs, cosine, `glue.GLUE[...].lr`) with the release's weight decay.
+    The defaults are the paper's (3 epochs, cosine, `glue.GLUE[...].lr`) with the release's weight
+    decay.
     Raises ValueError for a bad number, or a loss that is no longer finite.
     """
     check_positive(lr=lr, epochs=epochs, clip=clip)
@@ -59,7 +63,14 @@ def fine_tune(
             return (step + 1) / (rising + 1)
         return 0.5 + 0.5 * math.cos(math.pi * (step - rising) / max(steps - rising, 1))
 
-    settings = dict(lr=lr, rate=rate, weight_decay=weight_decay, betas=(0.9, beta2), clip=clip, what="fine-tuning")
+    settings = dict(
+        lr=lr,
+        rate=rate,
+        weight_decay=weight_decay,
+        betas=(0.9, beta2),
+        clip=clip,
+        what="fine-tuning",
+    )
     with mode(model, training=True), seeded(model, seed):
         return list(descend(model, task.train(seed, steps), sentence_loss, **settings))
 
@@ -73,12 +84,14 @@ def base_model(
     small: dict | None = None,
     **recipe,
 ) -> tuple[nn.Module, str]:
-    """The model of a task before prehab, in eval mode on `device`, and where it is from: "given", "cached" or "trained".
+    """The model of a task before prehab, in eval mode on `device`, and where it is from: "given",
+    "cached" or "trained".
 
-    checkpoint: "small" builds `small_text.small_bert(**small)`; else a hub name or folder.  If that holds a classifier of the
-    task's size it is used as it is; an encoder gets a new one and is fine-tuned.  recipe: arguments of `fine_tune`.
-    What is fine-tuned here is cached, keyed by data, tokenizer, checkpoint, recipe, seed, device and code.
-    Raises ConnectionError, PermissionError, FileNotFoundError or ValueError, as `models.text_model` and `classifier` do.
+    checkpoint: "small" builds `small_text.small_bert(**small)`; else a hub name or folder.  If that
+    holds a classifier of the task's size it is used as it is; an encoder gets a new one and is
+    fine-tuned.  recipe: arguments of `fine_tune`. What is fine-tuned here is cached, keyed by data,
+    tokenizer, checkpoint, recipe, seed, device and code. Raises ConnectionError, PermissionError,
+    FileNotFoundError or ValueError, as `models.text_model` and `classifier` do.
     """
     if checkpoint == SMALL:
         origin = dict(small or {})
@@ -98,25 +111,41 @@ def base_model(
         def make() -> nn.Module:
             return model.to(device)
 
-    key = dict(task=task.name, data=task.training.checksum, batch=task.batch, max_length=task.max_length, seed=seed)
+    key = dict(
+        task=task.name,
+        data=task.training.checksum,
+        batch=task.batch,
+        max_length=task.max_length,
+        seed=seed,
+    )
     key |= dict(
-        checkpoint=checkpoint, origin=origin, recipe=recipe, device=str(device), tokenizer=_vocabulary(task.tokenizer)
+        checkpoint=checkpoint,
+        origin=origin,
+        recipe=recipe,
+        device=str(device),
+        tokenizer=_vocabulary(task.tokenizer),
     )
     key |= dict(
         transformers=version("transformers"),
         code=[
-            inspect.getsource(part) for part in (fine_tune, classifier, descent, sentences, rows, small_text, rewrite)
+            inspect.getsource(part)
+            for part in (fine_tune, classifier, descent, sentences, rows, small_text, rewrite)
         ],
     )
-    trained, cached = cache.trained(key, make, lambda network: fine_tune(network, task, seed=seed, **recipe))
+    trained, cached = cache.trained(
+        key, make, lambda network: fine_tune(network, task, seed=seed, **recipe)
+    )
     return trained.to(device), "cached" if cached else "trained"
 
 
 def classifier(checkpoint: str, task: SentenceTask, seed: int = 0) -> tuple[nn.Module, bool]:
-    """A transformers sequence classifier for the task, and whether the checkpoint brings its head: it then is fine-tuned.
+    """A transformers sequence classifier for the task, and whether the checkpoint brings its head:
+    it then is fine-tuned.
 
-    checkpoint: hub name or folder, safetensors only, no remote code.  A new head is random, from `seed`.
-    Raises as `models.text_model` does, and ValueError for a head of another size, of other classes, or with them in another order.
+    checkpoint: hub name or folder, safetensors only, no remote code.  A new head is random, from
+    `seed`.
+    Raises as `models.text_model` does, and ValueError for a head of another size, of other classes,
+    or with them in another order.
     """
     import transformers
 
@@ -125,7 +154,9 @@ def classifier(checkpoint: str, task: SentenceTask, seed: int = 0) -> tuple[nn.M
     options = dict(
         use_safetensors=True, trust_remote_code=False, dtype=torch.float32
     )  # half precision cannot be trained
-    remedy = dict(what=f"the model {checkpoint!r}", remedy="give the folder of a local copy instead")
+    remedy = dict(
+        what=f"the model {checkpoint!r}", remedy="give the folder of a local copy instead"
+    )
     with explained(**remedy), _quiet():
         config = transformers.AutoConfig.from_pretrained(checkpoint, trust_remote_code=False)
     if any(name.endswith("ForSequenceClassification") for name in config.architectures or ()):
@@ -138,7 +169,9 @@ def classifier(checkpoint: str, task: SentenceTask, seed: int = 0) -> tuple[nn.M
     with explained(**remedy), _quiet(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         loader = transformers.AutoModelForSequenceClassification
-        model, report = loader.from_pretrained(checkpoint, config=config, output_loading_info=True, **options)
+        model, report = loader.from_pretrained(
+            checkpoint, config=config, output_loading_info=True, **options
+        )
     rewrite.to_linear(model)
     return model, not report["missing_keys"]
 
@@ -173,12 +206,18 @@ def _check_head(config, checkpoint: str, task: SentenceTask) -> None:
 
 
 class _quiet:
-    """transformers' notes on new heads and its progress bars go to stderr; here both are said in the result."""
+    """transformers' notes on new heads and its progress bars go to stderr; here both are said in
+    the result.
+    """
 
     def __enter__(self):
         from transformers.utils import logging
 
-        self.logging, self.level, self.bar = logging, logging.get_verbosity(), logging.is_progress_bar_enabled()
+        self.logging, self.level, self.bar = (
+            logging,
+            logging.get_verbosity(),
+            logging.is_progress_bar_enabled(),
+        )
         logging.set_verbosity_error()
         logging.disable_progress_bar()
 
@@ -189,7 +228,9 @@ class _quiet:
 
 
 def _stamp(checkpoint: str, model: nn.Module) -> list:
-    """What tells one checkpoint from another of the same name: the hub's commit, or name, size and time of each file."""
+    """What tells one checkpoint from another of the same name: the hub's commit, or name, size and
+    time of each file.
+    """
     if not os.path.isdir(checkpoint):
         return [getattr(model.config, "_commit_hash", None)]
     files = sorted(file for file in Path(checkpoint).iterdir() if file.is_file())
@@ -197,10 +238,14 @@ def _stamp(checkpoint: str, model: nn.Module) -> list:
 
 
 def _vocabulary(tokenizer) -> str:
-    """Digest of all a tokenizer does: its vocabulary, normalizer and special tokens, but not how it was called last."""
+    """Digest of all a tokenizer does: its vocabulary, normalizer and special tokens, but not how it
+    was called last.
+    """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     described = tokenizer.get_vocab() if backend is None else json.loads(backend.to_str())
     lasting = {
-        key: value for key, value in described.items() if backend is None or key not in ("truncation", "padding")
+        key: value
+        for key, value in described.items()
+        if backend is None or key not in ("truncation", "padding")
     }
     return hashlib.sha256(json.dumps(lasting, sort_keys=True).encode()).hexdigest()[:16]

@@ -1,4 +1,6 @@
-"""The eight GLUE tasks of Table III: where their rows are, what they ask, and how the paper scores and averages them."""
+"""The eight GLUE tasks of Table III: where their rows are, what they ask, and how the paper scores
+and averages them.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,8 +13,9 @@ HUB = "nyu-mll/glue"
 class GlueTask:
     """One task.
 
-    columns: the text columns, one or two.  labels: names of the classes 0, 1, …; empty for a regression.
-    metric: a key of `metrics.METRICS`.  scored: column of Table III -> the split it is scored on.
+    columns: the text columns, one or two.  labels: names of the classes 0, 1, …; empty for a
+    regression. metric: a key of `metrics.METRICS`.  scored: column of Table III -> the split it is
+    scored on.
     lr: peak learning rate of the paper's fine-tuning, 3 epochs with a cosine schedule.
     """
 
@@ -38,13 +41,17 @@ _SAME = ("not_equivalent", "equivalent")
 
 # The hub's name of the configuration -> the task.
 GLUE = {
-    "cola": GlueTask(("sentence",), "matthews", ("unacceptable", "acceptable"), {"CoLA": "validation"}, lr=5e-5),
+    "cola": GlueTask(
+        ("sentence",), "matthews", ("unacceptable", "acceptable"), {"CoLA": "validation"}, lr=5e-5
+    ),
     "sst2": GlueTask(("sentence",), "accuracy", ("negative", "positive"), {"SST-2": "validation"}),
     "mrpc": GlueTask(_PAIR, "f1", _SAME, {"MRPC": "validation"}),
     "rte": GlueTask(_PAIR, "accuracy", _ENTAILS, {"RTE": "validation"}),
     "stsb": GlueTask(_PAIR, "spearman", (), {"STS-B": "validation"}),
     "qnli": GlueTask(("question", "sentence"), "accuracy", _ENTAILS, {"QNLI": "validation"}),
-    "qqp": GlueTask(("question1", "question2"), "f1", ("not_duplicate", "duplicate"), {"QQP": "validation"}),
+    "qqp": GlueTask(
+        ("question1", "question2"), "f1", ("not_duplicate", "duplicate"), {"QQP": "validation"}
+    ),
     "mnli": GlueTask(
         ("premise", "hypothesis"),
         "accuracy",
@@ -53,24 +60,32 @@ GLUE = {
     ),
 }
 
-COLUMNS = tuple(column for task in GLUE.values() for column in task.scored)  # of Table III, in its order
+COLUMNS = tuple(
+    column for task in GLUE.values() for column in task.scored
+)  # of Table III, in its order
 
 
 def task_named(name: str) -> GlueTask:
     """The task of a hub configuration name.  Raises ValueError that lists the known names."""
     if name not in GLUE:
-        raise ValueError(f"task = {name!r} is no GLUE task of the paper: choose one of {', '.join(GLUE)}")
+        raise ValueError(
+            f"task = {name!r} is no GLUE task of the paper: choose one of {', '.join(GLUE)}"
+        )
     return GLUE[name]
 
 
 def average(scores: Mapping[str, float], merged: bool = True) -> float:
-    """Mean over tasks as Table III computes it: the two MNLI columns merged first, so eight tasks count alike.
+    """Mean over tasks as Table III computes it: the two MNLI columns merged first, so eight tasks
+    count alike.
 
-    scores: column of Table III -> score.  merged=False: the plain mean of the nine columns, which only the table's 0 % row is.
-    Raises ValueError naming the columns that are missing: a mean over other tasks is another number.
+    scores: column of Table III -> score.  merged=False: the plain mean of the nine columns, which
+    only the table's 0 % row is. Raises ValueError naming the columns that are missing: a mean over
+    other tasks is another number.
     """
     if missing := [column for column in COLUMNS if column not in scores]:
-        raise ValueError(f"the average is over all columns of Table III: {', '.join(missing)} not scored")
+        raise ValueError(
+            f"the average is over all columns of Table III: {', '.join(missing)} not scored"
+        )
     if not merged:
         return fmean(float(scores[column]) for column in COLUMNS)
     return fmean(fmean(float(scores[column]) for column in task.scored) for task in GLUE.values())

@@ -16,11 +16,13 @@ SMALL = 64  # images up to this side are cropped with padding; larger ones by a 
 
 @dataclass(frozen=True)
 class ImageTask:
-    """train, calibration, validation (seed, count) and test(): batches of (images (B, C, H, W), labels (B,)).
+    """train, calibration, validation (seed, count) and test(): batches of (images (B, C, H, W),
+    labels (B,)).
 
-    The same seed gives the same batches at every pass, so compared arms see the same data.  calibration draws training
-    images without augmentation; validation is for choices (never the test images): held-out digits, or other draws of a
-    data set's training images.  protocol: how the score is taken, one sentence, stored with every number.
+    The same seed gives the same batches at every pass, so compared arms see the same data.
+    calibration draws training images without augmentation; validation is for choices (never the
+    test images): held-out digits, or other draws of a data set's training images.  protocol: how
+    the score is taken, one sentence, stored with every number.
     """
 
     name: str
@@ -33,14 +35,18 @@ class ImageTask:
 
 
 def open_task(dataset: str, model: nn.Module, batch: int, **options) -> ImageTask:
-    """The task of a name: "digits" is embedded, anything else goes to `image_task`, with its options and errors."""
+    """The task of a name: "digits" is embedded, anything else goes to `image_task`, with its
+    options and errors.
+    """
     if dataset == "digits":
         return digit_task(batch, options.get("test_images"))
     return image_task(dataset, model, batch, **options)
 
 
 def digit_task(batch: int, test_images: int | None = None) -> ImageTask:
-    """Pairs of embedded digits, 100 classes; the test pairs are fixed and come from images never trained on."""
+    """Pairs of embedded digits, 100 classes; the test pairs are fixed and come from images never
+    trained on.
+    """
     test_images = 4000 if test_images is None else test_images
     check_whole(1, test_images=test_images)
     size = min(500, test_images)
@@ -68,7 +74,8 @@ def image_task(
 ) -> ImageTask:
     """A data set of `data.DATASETS`, or a folder, sized and normalised as this timm model wants it.
 
-    test_images: score on so many of the test images, the same ones always (None: all).  Raises as `data.load` does.
+    test_images: score on so many of the test images, the same ones always (None: all).  Raises as
+    `data.load` does.
     """
     train, test = data.load(name, "train", data_root), data.load(name, "test", data_root)
     if train.features["label"] != test.features["label"]:
@@ -77,7 +84,9 @@ def image_task(
         )
     if test_images is not None:
         check_whole(1, test_images=test_images)
-        order = torch.randperm(len(test), generator=torch.Generator().manual_seed(0))  # a folder is sorted by class
+        order = torch.randperm(
+            len(test), generator=torch.Generator().manual_seed(0)
+        )  # a folder is sorted by class
         test = test.select(order[:test_images].tolist())
     plain, augmented = transforms(model)
     loader = {"batch_size": batch, "num_workers": workers}
@@ -93,10 +102,25 @@ def image_task(
 
 
 class ImageBatches:
-    """Batches of a `datasets.Dataset`: `count` batches drawn with replacement from `seed`, or one pass in order."""
+    """Batches of a `datasets.Dataset`: `count` batches drawn with replacement from `seed`, or one
+    pass in order.
+    """
 
-    def __init__(self, images, transform: Callable, loader: dict, seed: int | None = None, count: int | None = None):
-        self.images, self.transform, self.loader, self.seed, self.count = images, transform, loader, seed, count
+    def __init__(
+        self,
+        images,
+        transform: Callable,
+        loader: dict,
+        seed: int | None = None,
+        count: int | None = None,
+    ):
+        self.images, self.transform, self.loader, self.seed, self.count = (
+            images,
+            transform,
+            loader,
+            seed,
+            count,
+        )
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         return iter(DataLoader(self, sampler=range(len(self.order())), **self.loader))
@@ -115,13 +139,17 @@ class ImageBatches:
         if not hasattr(self, "_order"):
             self._order = self.order()
         row = self.images[self._order[i]]
-        with torch.random.fork_rng(devices=[]):  # each image has its own random crop, whatever the number of workers
+        with torch.random.fork_rng(
+            devices=[]
+        ):  # each image has its own random crop, whatever the number of workers
             torch.manual_seed((self.seed or 0) * 1_000_003 + i)
             return self.transform(row["image"].convert("RGB")), row["label"]
 
 
 def transforms(model: nn.Module) -> tuple[Callable, Callable]:
-    """(plain, augmented): PIL image -> (3, H, W), by the model's own size, mean, deviation and crop as timm records them."""
+    """(plain, augmented): PIL image -> (3, H, W), by the model's own size, mean, deviation and crop
+    as timm records them.
+    """
     import timm.data
     from torchvision import transforms as T
 
@@ -135,7 +163,9 @@ def transforms(model: nn.Module) -> tuple[Callable, Callable]:
             [resize, T.RandomCrop(size, padding=max(size) // 8), flip, *normalise]
         )
     plain = timm.data.create_transform(**config, is_training=False)
-    return plain, T.Compose([T.RandomResizedCrop(size, interpolation=T.InterpolationMode.BICUBIC), flip, *normalise])
+    return plain, T.Compose(
+        [T.RandomResizedCrop(size, interpolation=T.InterpolationMode.BICUBIC), flip, *normalise]
+    )
 
 
 def image_size(model: nn.Module) -> tuple[int, int]:

@@ -14,9 +14,7 @@ from prehab_lib.tasks import data
 MAX_LENGTH = 256  # tokens of SVD-LLM's scripts
 HELD_OUT = 2000  # validation rows of SVD-LLM's scripts, or a tenth where there are fewer
 
-_HEAD = (
-    "Below is an instruction that describes a task{}. Write a response that appropriately completes the request.\n\n"
-)
+_HEAD = "Below is an instruction that describes a task{}. Write a response that appropriately completes the request.\n\n"
 _PLAIN = _HEAD.format("") + "### Instruction:\n{}\n\n### Response:\n"
 _WITH_INPUT = (
     _HEAD.format(", paired with an input that provides further context")
@@ -26,17 +24,20 @@ _WITH_INPUT = (
 
 @dataclass(frozen=True, eq=False)
 class Instruction:
-    """ids: prompt, answer and EOS, cut off at the longest length.  prompt: how many of them are the prompt's."""
+    """ids: prompt, answer and EOS, cut off at the longest length.  prompt: how many of them are the
+    prompt's.
+    """
 
     ids: tuple[int, ...]
     prompt: int
 
 
 class InstructionBatches:
-    """`count` batches out of one shuffled pass over the rows after another, the same ones at every pass.
+    """`count` batches out of one shuffled pass over the rows after another, the same ones at every
+    pass.
 
-    A batch is a dict: input_ids (B, T), attention_mask (B, T), labels (B, T) with -100 on prompts and padding, which is on
-    the right.  T is the longest of the batch.
+    A batch is a dict: input_ids (B, T), attention_mask (B, T), labels (B, T) with -100 on prompts
+    and padding, which is on the right.  T is the longest of the batch.
     """
 
     def __init__(self, rows: tuple[Instruction, ...], pad: int, batch: int, seed: int, count: int):
@@ -47,7 +48,9 @@ class InstructionBatches:
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         generator = torch.Generator().manual_seed(self.seed)
-        passes = (torch.randperm(len(self.rows), generator=generator).tolist() for _ in repeat(None))
+        passes = (
+            torch.randperm(len(self.rows), generator=generator).tolist() for _ in repeat(None)
+        )
         stream = chain.from_iterable(passes)
         for _ in range(self.count):
             yield encode([self.rows[i] for i in islice(stream, self.batch)], self.pad)
@@ -68,7 +71,8 @@ def encode(rows: list[Instruction], pad: int) -> dict[str, Tensor]:
 
 @dataclass(frozen=True, eq=False)
 class InstructionData:
-    """train and validation (seed, count): batches as `InstructionBatches` makes them.  left_out: rows without a scored token.
+    """train and validation (seed, count): batches as `InstructionBatches` makes them.  left_out:
+    rows without a scored token.
 
     epoch: batches in one pass over the training rows.  about: one sentence for the record.
     """
@@ -107,13 +111,16 @@ def open_instructions(
     max_length: int = MAX_LENGTH,
     rows: int | None = None,
 ) -> InstructionData:
-    """The instructions of a name: "prose" is embedded, "alpaca" and "alpaca-cleaned" are of `data.DATASETS`.
+    """The instructions of a name: "prose" is embedded, "alpaca" and "alpaca-cleaned" are of
+    `data.DATASETS`.
 
-    tokenizer: of the model that learns.  max_length: tokens of prompt and answer, the rest is cut off; rows whose prompt
-    fills it, and rows without an answer, are left out.  dataset: a folder with such Parquet files instead.  rows: take the
-    first so many of the shuffled training rows (None or 0: all).
-    Alpaca has one part: 2,000 rows, or a tenth, are held out by a fixed shuffle.  The embedded questions are split by module.
-    Raises as `data.load` does, and ValueError for an unknown name, a bad number, or where no row is left.
+    tokenizer: of the model that learns.  max_length: tokens of prompt and answer, the rest is cut
+    off; rows whose prompt fills it, and rows without an answer, are left out.  dataset: a folder
+    with such Parquet files instead.  rows: take the first so many of the shuffled training rows
+    (None or 0: all).
+    Alpaca has one part: 2,000 rows, or a tenth, are held out by a fixed shuffle.  The embedded
+    questions are split by module. Raises as `data.load` does, and ValueError for an unknown name, a
+    bad number, or where no row is left.
     """
     check_whole(1, batch=batch)
     check_whole(8, max_length=max_length)
@@ -126,12 +133,16 @@ def open_instructions(
     elif name in ("alpaca", "alpaca-cleaned"):
         parts, source = _alpaca(dataset or name, name, data_root), dataset or name
     else:
-        raise ValueError(f"instructions = {name!r} is not known: choose one of prose, alpaca, alpaca-cleaned")
+        raise ValueError(
+            f"instructions = {name!r} is not known: choose one of prose, alpaca, alpaca-cleaned"
+        )
     pad = next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0)
     training, held_out = (_tokenized(part, tokenizer, max_length) for part in parts)
     left_out = sum(map(len, parts)) - len(training) - len(held_out)
     if not training or not held_out:
-        raise ValueError(f"{source} has no row whose answer begins within max_length = {max_length} tokens: raise it")
+        raise ValueError(
+            f"{source} has no row whose answer begins within max_length = {max_length} tokens: raise it"
+        )
     training = training[:rows] if rows else training
     about = (
         f"{len(training)} {source}: prompts masked, at most {max_length} tokens, {left_out} rows without a scored token left "
@@ -163,8 +174,12 @@ def _tokenized(pairs: list[tuple[str, str]], tokenizer, max_length: int) -> tupl
     wholes = tokenizer([prompt + answer for prompt, answer in pairs], verbose=False)["input_ids"]
     found = []
     for prompt, whole in zip(prompts, wholes, strict=True):
-        # What both begin with: a token that spans the border belongs to the answer, an EOS after the prompt to neither.
-        shared = next((i for i, (one, other) in enumerate(zip(prompt, whole, strict=False)) if one != other), None)
+        # What both begin with: a token that spans the border belongs to the answer, an EOS after
+        # the prompt to neither.
+        shared = next(
+            (i for i, (one, other) in enumerate(zip(prompt, whole, strict=False)) if one != other),
+            None,
+        )
         shared = min(len(prompt), len(whole)) if shared is None else shared
         whole = whole if whole[-1:] == end else whole + end
         if shared < min(len(whole), max_length):

@@ -1,7 +1,9 @@
-"""GLUE's metrics, between -1 and 1 as the paper prints them: scikit-learn and SciPy do the arithmetic.
+"""GLUE's metrics, between -1 and 1 as the paper prints them: scikit-learn and SciPy do the
+arithmetic.
 
-A compressed model often says the same thing to every sentence.  Matthews and F1 are then 0 by convention; a rank
-correlation does not exist.  It counts as 0 here, and the note says so: no NaN ever reaches a table.
+A compressed model often says the same thing to every sentence.  Matthews and F1 are then 0 by
+convention; a rank correlation does not exist.  It counts as 0 here, and the note says so: no NaN
+ever reaches a table.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,7 +14,9 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Score:
-    """value: what the table prints.  note: what a reader must know about it; empty where there is nothing to say."""
+    """value: what the table prints.  note: what a reader must know about it; empty where there is
+    nothing to say.
+    """
 
     value: float
     note: str = ""
@@ -22,7 +26,9 @@ class Score:
 
 
 def matthews(predictions: np.ndarray, labels: np.ndarray) -> float:
-    """Matthews correlation of two classes or more; 0 where either side knows one class only.   Source: CoLA."""
+    """Matthews correlation of two classes or more; 0 where either side knows one class only.
+    Source: CoLA.
+    """
     from sklearn.metrics import matthews_corrcoef
 
     return float(matthews_corrcoef(labels, predictions))
@@ -34,7 +40,8 @@ def accuracy(predictions: np.ndarray, labels: np.ndarray) -> float:
 
 
 def f1(predictions: np.ndarray, labels: np.ndarray) -> float:
-    """F1 of class 1 of two; 0 where no row of class 1 is predicted or none is there.   Source: MRPC, QQP.
+    """F1 of class 1 of two; 0 where no row of class 1 is predicted or none is there.   Source:
+    MRPC, QQP.
 
     Raises ValueError for a class other than 0 and 1.
     """
@@ -46,7 +53,9 @@ def f1(predictions: np.ndarray, labels: np.ndarray) -> float:
 
 
 def spearman(predictions: np.ndarray, labels: np.ndarray) -> float | None:
-    """Rank correlation, ties at their mean rank; None where one side is constant and so has no ranks.   Source: STS-B."""
+    """Rank correlation, ties at their mean rank; None where one side is constant and so has no
+    ranks.   Source: STS-B.
+    """
     from scipy.stats import spearmanr
 
     if _constant(predictions) or _constant(labels):
@@ -64,10 +73,12 @@ METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float | None]] = {
 
 
 def score(metric: str, predictions: Sequence, labels: Sequence) -> Score:
-    """The metric of that name, higher is better, with a note where the predictions are constant or it is undefined.
+    """The metric of that name, higher is better, with a note where the predictions are constant or
+    it is undefined.
 
     predictions, labels: N classes (whole numbers), or N real values for "spearman".
-    Raises ValueError for an unknown metric, for sides of different length, no rows, or values that are not finite.
+    Raises ValueError for an unknown metric, for sides of different length, no rows, or values that
+    are not finite.
     """
     if metric not in METRICS:
         raise ValueError(f"metric = {metric!r} is not known: choose one of {', '.join(METRICS)}")
@@ -77,7 +88,9 @@ def score(metric: str, predictions: Sequence, labels: Sequence) -> Score:
             f"a score needs as many predictions as labels and at least one, not {predictions.shape} and {labels.shape}"
         )
     if not (np.isfinite(predictions).all() and np.isfinite(labels).all()):
-        raise ValueError("NaN or infinite predictions or labels cannot be scored: look at the model's outputs")
+        raise ValueError(
+            "NaN or infinite predictions or labels cannot be scored: look at the model's outputs"
+        )
     value, notes = METRICS[metric](predictions, labels), []
     if _constant(predictions):
         notes.append("the model says the same to every row")
@@ -87,5 +100,7 @@ def score(metric: str, predictions: Sequence, labels: Sequence) -> Score:
 
 
 def _constant(values: np.ndarray) -> bool:
-    """Equal up to float32's round-off, in which padding alone can make two outputs of a dead model differ."""
+    """Equal up to float32's round-off, in which padding alone can make two outputs of a dead model
+    differ.
+    """
     return bool(np.ptp(values) <= 1e-6 * max(1.0, np.abs(values).max()))

@@ -1,7 +1,8 @@
 """The parameters of a notebook: read from its own cell, checked before a run and again inside it.
 
-The cell tagged `parameters` is the only place for names, types and defaults. It is parsed, never executed; a pydantic
-model that refuses unknown names and wrong types is built from it. papermill itself only warns about an unknown name.
+The cell tagged `parameters` is the only place for names, types and defaults. It is parsed, never
+executed; a pydantic model that refuses unknown names and wrong types is built from it. papermill
+itself only warns about an unknown name.
 """
 
 import ast
@@ -34,25 +35,41 @@ def _type(node: ast.expr):
         return None
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr):
         return _type(node.left) | _type(node.right)
-    if isinstance(node, ast.Subscript) and isinstance(node.value, ast.Name) and node.value.id in ("list", "dict"):
+    if (
+        isinstance(node, ast.Subscript)
+        and isinstance(node.value, ast.Name)
+        and node.value.id in ("list", "dict")
+    ):
         inside = node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]
         return _TYPES[node.value.id][tuple(_type(item) for item in inside)]
-    raise ValueError(f"the type {ast.unparse(node)} is none of {', '.join(_TYPES)}, list[...], dict[...], ... | None")
+    raise ValueError(
+        f"the type {ast.unparse(node)} is none of {', '.join(_TYPES)}, list[...], dict[...], ... | None"
+    )
 
 
 def parse(source: str, where: str) -> dict[str, Parameter]:
-    """The parameters of one cell's source. Raises ValueError naming the line that is not `name: type = literal`."""
+    """The parameters of one cell's source. Raises ValueError naming the line that is not `name:
+    type = literal`.
+    """
     lines, found = source.splitlines(), {}
     try:
         body = ast.parse(source).body
     except SyntaxError as error:
-        raise ValueError(f"{where}: the parameters cell is not Python: {error.msg}, line {error.lineno}") from None
+        raise ValueError(
+            f"{where}: the parameters cell is not Python: {error.msg}, line {error.lineno}"
+        ) from None
     for node in body:
         line = lines[node.lineno - 1].strip()
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
             continue
-        if not isinstance(node, ast.AnnAssign) or not isinstance(node.target, ast.Name) or node.value is None:
-            raise ValueError(f"{where}: a line of the parameters cell must read `name: type = literal`, not `{line}`")
+        if (
+            not isinstance(node, ast.AnnAssign)
+            or not isinstance(node.target, ast.Name)
+            or node.value is None
+        ):
+            raise ValueError(
+                f"{where}: a line of the parameters cell must read `name: type = literal`, not `{line}`"
+            )
         try:
             annotation, default = _type(node.annotation), ast.literal_eval(node.value)
         except ValueError as error:
@@ -64,19 +81,25 @@ def parse(source: str, where: str) -> dict[str, Parameter]:
 
 
 def cell_of(notebook: Path) -> dict | None:
-    """The cell tagged `parameters` of a notebook file, None where there is none. Raises ValueError for more than one."""
+    """The cell tagged `parameters` of a notebook file, None where there is none. Raises ValueError
+    for more than one.
+    """
     try:
         cells = json.loads(Path(notebook).read_text(encoding="utf-8"))["cells"]
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
         raise ValueError(f"{notebook} is not a notebook (nbformat 4)") from None
     tagged = [cell for cell in cells if "parameters" in cell.get("metadata", {}).get("tags", [])]
     if len(tagged) > 1:
-        raise ValueError(f"{notebook}: {len(tagged)} cells are tagged `parameters`, tag exactly one")
+        raise ValueError(
+            f"{notebook}: {len(tagged)} cells are tagged `parameters`, tag exactly one"
+        )
     return tagged[0] if tagged else None
 
 
 def read(notebook: Path) -> dict[str, Parameter]:
-    """Names, types, defaults and comments of a notebook's parameters; empty where no cell is tagged."""
+    """Names, types, defaults and comments of a notebook's parameters; empty where no cell is
+    tagged.
+    """
     cell = cell_of(notebook)
     return parse("".join(cell["source"]), Path(notebook).name) if cell else {}
 
@@ -86,9 +109,13 @@ def model(notebook: Path, known: dict[str, Parameter] | None = None):
     from pydantic import ConfigDict, create_model
 
     known = read(notebook) if known is None else known
-    config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False, protected_namespaces=())
+    config = ConfigDict(
+        extra="forbid", strict=True, frozen=True, allow_inf_nan=False, protected_namespaces=()
+    )
     return create_model(
-        Path(notebook).stem, __config__=config, **{p.name: (p.annotation, p.default) for p in known.values()}
+        Path(notebook).stem,
+        __config__=config,
+        **{p.name: (p.annotation, p.default) for p in known.values()},
     )
 
 
@@ -99,7 +126,9 @@ def _validated(notebook: Path, known: dict[str, Parameter], values: dict):
     for name in values:
         if name not in known:
             close = difflib.get_close_matches(name, known, n=1)
-            remedy = f'did you mean "{close[0]}"?' if close else f"it has {', '.join(known) or 'none'}"
+            remedy = (
+                f'did you mean "{close[0]}"?' if close else f"it has {', '.join(known) or 'none'}"
+            )
             raise ValueError(f'{where} has no parameter "{name}": {remedy}')
     for name, value in values.items():
         try:
@@ -117,7 +146,8 @@ def _validated(notebook: Path, known: dict[str, Parameter], values: dict):
 def resolve(notebook: Path, overrides: dict) -> dict:
     """Every parameter of a notebook: its defaults, replaced by the overrides, checked.
 
-    Raises ValueError, one sentence, for an unknown name (with the closest known one), a wrong type or a refused value.
+    Raises ValueError, one sentence, for an unknown name (with the closest known one), a wrong type
+    or a refused value.
     """
     known = read(notebook)
     defaults = {name: parameter.default for name, parameter in known.items()}
@@ -125,7 +155,8 @@ def resolve(notebook: Path, overrides: dict) -> dict:
 
 
 def find(name: str) -> Path:
-    """The file of a notebook that has parameters, looked for where the runner says and around the current folder.
+    """The file of a notebook that has parameters, looked for where the runner says and around the
+    current folder.
 
     Raises FileNotFoundError naming the folders.
     """
@@ -138,14 +169,16 @@ def find(name: str) -> Path:
         if file.is_file() and cell_of(file):
             return file
     looked = ", ".join(str(folder) for folder in folders)
-    raise FileNotFoundError(f"{name}.ipynb, with its parameters cell, is in none of {looked}: set PREHAB_NOTEBOOK_DIR")
+    raise FileNotFoundError(
+        f"{name}.ipynb, with its parameters cell, is in none of {looked}: set PREHAB_NOTEBOOK_DIR"
+    )
 
 
 def check(name: str, namespace: dict):
     """First line after a parameters cell: `P = parameters.check("03_vit", globals())`.
 
-    Reads the current values from the namespace and returns them, checked, as attributes of one frozen object.
-    Raises ValueError, one sentence, naming the parameter that is missing or wrong.
+    Reads the current values from the namespace and returns them, checked, as attributes of one
+    frozen object. Raises ValueError, one sentence, naming the parameter that is missing or wrong.
     """
     notebook = find(name)
     known = read(notebook)
@@ -173,7 +206,9 @@ def _loader():
 
 
 def load_value(text: str):
-    """The value of `-p name=value`: YAML, so 0.4, 1e-4, [0.2, 0.4], true and text all mean what they say."""
+    """The value of `-p name=value`: YAML, so 0.4, 1e-4, [0.2, 0.4], true and text all mean what
+    they say.
+    """
     import yaml
 
     return yaml.load(text, Loader=_loader())

@@ -14,12 +14,14 @@ from prehab_lib.tasks.windows import Windows
 
 
 def token_losses(model: nn.Module, batch: Mapping) -> tuple[Tensor, int]:
-    """Sum of the cross-entropies in nats of predicting token t + 1 from tokens 0..t, and the number of tokens scored.
+    """Sum of the cross-entropies in nats of predicting token t + 1 from tokens 0..t, and the number
+    of tokens scored.
 
-    batch: input_ids (B, T) int64; attention_mask (B, T), 1 where a token is real; labels (B, T), -100 where a token is not
-    scored.  Without labels all real tokens are scored, but the first of each row, which nothing predicts.  Padding may stand
-    on either side: positions are counted from the first real token, where the model's forward takes position_ids.
-    The sum is taken in float32, of a float64 model in float64.  Raises ValueError for logits that are not finite.
+    batch: input_ids (B, T) int64; attention_mask (B, T), 1 where a token is real; labels (B, T),
+    -100 where a token is not scored.  Without labels all real tokens are scored, but the first of
+    each row, which nothing predicts.  Padding may stand on either side: positions are counted from
+    the first real token, where the model's forward takes position_ids. The sum is taken in float32,
+    of a float64 model in float64.  Raises ValueError for logits that are not finite.
     """
     ids, mask = batch["input_ids"], batch.get("attention_mask")
     targets = batch.get("labels", ids)[:, 1:]
@@ -36,35 +38,47 @@ def token_losses(model: nn.Module, batch: Mapping) -> tuple[Tensor, int]:
         options["use_cache"] = False  # keys and values of all layers would be kept for nobody
     out = model(input_ids=ids, **options)
     logits = getattr(out, "logits", out)[:, :-1]  # (B, T-1, vocabulary)
-    if not torch.isfinite(logits.sum(dtype=torch.float32 if logits.dtype != torch.float64 else None)):  # one pass
-        raise ValueError("the model's logits are NaN or infinite: the compressed weights do not fit its precision")
+    if not torch.isfinite(
+        logits.sum(dtype=torch.float32 if logits.dtype != torch.float64 else None)
+    ):  # one pass
+        raise ValueError(
+            "the model's logits are NaN or infinite: the compressed weights do not fit its precision"
+        )
     logits = logits if logits.dtype == torch.float64 else logits.float()
     scored = targets != IGNORED
-    total = nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="sum")
+    total = nn.functional.cross_entropy(
+        logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="sum"
+    )
     return total, int(scored.sum())
 
 
 @mean_over_tokens
 def language_loss(model: nn.Module, batch: Mapping) -> Tensor:
-    """Mean over the scored tokens of a batch of their cross-entropy in nats: the task loss of Table IV.
+    """Mean over the scored tokens of a batch of their cross-entropy in nats: the task loss of Table
+    IV.
 
-    Rows of a padded batch, or answers to instructions, differ in the number of scored tokens, and then the mean over tokens
-    is none over samples: gradients of such samples are taken one at a time.
+    Rows of a padded batch, or answers to instructions, differ in the number of scored tokens, and
+    then the mean over tokens is none over samples: gradients of such samples are taken one at a
+    time.
     Raises ValueError where no token is scored, or as `token_losses` does.
     """
     total, count = token_losses(model, move(batch, device_of(model)))
     if not count:
-        raise ValueError("no token of the batch is scored: every label is -100; are the answers cut off at max_length?")
+        raise ValueError(
+            "no token of the batch is scored: every label is -100; are the answers cut off at max_length?"
+        )
     return total / count
 
 
 @torch.no_grad()
 def perplexity(model: nn.Module, windows: Windows | Iterable[Mapping], batch: int = 8) -> float:
-    """exp of the mean cross-entropy over all scored tokens of all windows, in eval mode; the mean is summed in float64.
+    """exp of the mean cross-entropy over all scored tokens of all windows, in eval mode; the mean
+    is summed in float64.
 
-    windows: `Windows`, or batches as `token_losses` takes.  Each window is read alone, so its first token is not scored.
-    Raises ValueError where nothing is scored, for logits that are not finite (no batch is left out), a token id outside the
-    model's vocabulary, or windows longer than the model has positions.
+    windows: `Windows`, or batches as `token_losses` takes.  Each window is read alone, so its first
+    token is not scored. Raises ValueError where nothing is scored, for logits that are not finite
+    (no batch is left out), a token id outside the model's vocabulary, or windows longer than the
+    model has positions.
     """
     total, count = 0.0, 0
     batches = windows.batches(batch) if isinstance(windows, Windows) else windows
@@ -80,7 +94,9 @@ def perplexity(model: nn.Module, windows: Windows | Iterable[Mapping], batch: in
 
 
 def check_fits(model: nn.Module, ids: Tensor) -> None:
-    """Raises ValueError where the model has no embedding for a token of `ids` (B, T), or fewer than T positions."""
+    """Raises ValueError where the model has no embedding for a token of `ids` (B, T), or fewer than
+    T positions.
+    """
     known = _vocabulary(model)
     if known is not None and int(ids.max()) >= known:
         raise ValueError(

@@ -1,6 +1,8 @@
-"""Embedded prose: the documentation that every Python carries, as lower-case sentences, split by source module.
+"""Embedded prose: the documentation that every Python carries, as lower-case sentences, split by
+source module.
 
-Sources are read, never imported (`sources`).  The text differs between Python versions, so its checksum is recorded.
+Sources are read, never imported (`sources`).  The text differs between Python versions, so its
+checksum is recorded.
 """
 
 import ast
@@ -16,7 +18,9 @@ PARTS = ("train", "validation", "test")
 TOPICS = "topics"  # the module name under which the language reference of `pydoc_data.topics` goes
 WORDS = (5, 16)  # shortest and longest sentence
 
-_NOT_PROSE = re.compile(r"^\s*(>>>|\.\.\.|[-*+|=~^]|\.\. )", re.MULTILINE)  # examples, lists, tables, directives
+_NOT_PROSE = re.compile(
+    r"^\s*(>>>|\.\.\.|[-*+|=~^]|\.\. )", re.MULTILINE
+)  # examples, lists, tables, directives
 _SENTENCE_END = re.compile(r"(?<=[.!?:])\s+(?=[A-Z])")
 _PLAIN_WORD = re.compile(r"[\"'(]?[A-Za-z][a-z'-]*[\"').,;:!?]*")
 _WORD = re.compile(r"[a-z]+(?:'[a-z]+)?|[0-9]+")
@@ -24,7 +28,9 @@ _WORD = re.compile(r"[a-z]+(?:'[a-z]+)?|[0-9]+")
 
 @dataclass(frozen=True)
 class Documentation:
-    """The sentences of one docstring or topic.  module: top-level name, the unit of the split.  name: dotted, or a topic's."""
+    """The sentences of one docstring or topic.  module: top-level name, the unit of the split.
+    name: dotted, or a topic's.
+    """
 
     module: str
     name: str
@@ -33,7 +39,8 @@ class Documentation:
 
 @cache
 def texts() -> tuple[tuple[str, str, str], ...]:
-    """(module, name, text) of every docstring of the standard library, by module, then of every help topic.
+    """(module, name, text) of every docstring of the standard library, by module, then of every
+    help topic.
 
     Raises FileNotFoundError where this Python keeps its library without sources.
     """
@@ -44,20 +51,29 @@ def texts() -> tuple[tuple[str, str, str], ...]:
             f"this Python has no library sources at {sources.library()}: the embedded prose is read from them; use another "
             "Python, or data of your own"
         )
-    literal = next(node.value for node in ast.parse(topics.read_bytes()).body if isinstance(node, ast.Assign))
-    return (*found, *((TOPICS, name, text) for name, text in sorted(ast.literal_eval(literal).items())))
+    literal = next(
+        node.value for node in ast.parse(topics.read_bytes()).body if isinstance(node, ast.Assign)
+    )
+    return (
+        *found,
+        *((TOPICS, name, text) for name, text in sorted(ast.literal_eval(literal).items())),
+    )
 
 
 @cache
 def checksum() -> str:
     """Sixteen hexadecimal digits of the whole text."""
-    return hashlib.sha256("\0".join(field for entry in texts() for field in entry).encode()).hexdigest()[:16]
+    return hashlib.sha256(
+        "\0".join(field for entry in texts() for field in entry).encode()
+    ).hexdigest()[:16]
 
 
 def part_of(module: str) -> str:
-    """The part a module belongs to: seven tenths of the names train, a tenth for choices, two for scores.
+    """The part a module belongs to: seven tenths of the names train, a tenth for choices, two for
+    scores.
 
-    A Python twin goes with its module ("_pyio" with "io"); the topics, which overlap one another, all train.
+    A Python twin goes with its module ("_pyio" with "io"); the topics, which overlap one another,
+    all train.
     """
     place = zlib.crc32(re.sub(r"^_(py_?)?", "", module).encode()) % 10
     return "train" if module == TOPICS or place < 7 else "validation" if place == 7 else "test"
@@ -65,7 +81,8 @@ def part_of(module: str) -> str:
 
 @cache
 def documentation(part: str) -> tuple[Documentation, ...]:
-    """Every text of a part that has a sentence; a sentence that an earlier part has as well is left out there.
+    """Every text of a part that has a sentence; a sentence that an earlier part has as well is left
+    out there.
 
     Raises ValueError for an unknown part.
     """
@@ -83,19 +100,29 @@ def documentation(part: str) -> tuple[Documentation, ...]:
 @cache
 def sentences(part: str) -> tuple[str, ...]:
     """Every distinct sentence of a part, in order of appearance."""
-    return tuple(dict.fromkeys(sentence for entry in documentation(part) for sentence in entry.sentences))
+    return tuple(
+        dict.fromkeys(sentence for entry in documentation(part) for sentence in entry.sentences)
+    )
 
 
 @cache
 def _sentences(text: str) -> tuple[str, ...]:
-    """Distinct sentences of plain words, lower-cased and without punctuation: case and full stop would tell their order."""
+    """Distinct sentences of plain words, lower-cased and without punctuation: case and full stop
+    would tell their order.
+    """
     found = []
     for paragraph in re.split(r"\n\s*\n", text):
         if not _NOT_PROSE.search(paragraph):
             plain = re.sub("[`*]", "", " ".join(paragraph.split()))
-            found += [_normal(sentence) for sentence in _SENTENCE_END.split(plain) if _is_prose(sentence)]
+            found += [
+                _normal(sentence) for sentence in _SENTENCE_END.split(plain) if _is_prose(sentence)
+            ]
     counted = {sentence: sentence.split() for sentence in found}
-    return tuple(s for s, words in counted.items() if WORDS[0] <= len(words) <= WORDS[1] and len(set(words)) > 2)
+    return tuple(
+        s
+        for s, words in counted.items()
+        if WORDS[0] <= len(words) <= WORDS[1] and len(set(words)) > 2
+    )
 
 
 def _normal(sentence: str) -> str:
@@ -103,7 +130,9 @@ def _normal(sentence: str) -> str:
 
 
 def _is_prose(sentence: str) -> bool:
-    """A sentence that begins and ends like one, and has few words with digits, brackets or underscores."""
+    """A sentence that begins and ends like one, and has few words with digits, brackets or
+    underscores.
+    """
     words = sentence.split()
     plain = sum(_PLAIN_WORD.fullmatch(word) is not None for word in words)
     return sentence[:1].isupper() and sentence[-1] in ".!?" and plain >= 0.85 * len(words)

@@ -1,6 +1,7 @@
 """Four small sentence tasks made of the embedded prose, one for each metric of GLUE.
 
-Every row is made of sentences of one part (`prose.PARTS`) alone, so no sentence that is scored was trained on.
+Every row is made of sentences of one part (`prose.PARTS`) alone, so no sentence that is scored was
+trained on.
 """
 
 import random
@@ -21,10 +22,12 @@ Row = tuple[tuple[str, ...], int | float]  # texts, label
 
 @dataclass(frozen=True)
 class ProseTask:
-    """question: what the label answers.  metric: a key of `metrics.METRICS`.  labels: class names; empty for a regression.
+    """question: what the label answers.  metric: a key of `metrics.METRICS`.  labels: class names;
+    empty for a regression.
 
     rows: fn(documentation of one part, random) -> rows, called once for every copy.  lr, steps,
-    beta2: what the small model needs to learn it at 32 rows a step; found in a few trials on the validation part.
+    beta2: what the small model needs to learn it at 32 rows a step; found in a few trials on the
+    validation part.
     """
 
     question: str
@@ -44,7 +47,9 @@ def acceptability(part: tuple[Documentation, ...], draw: random.Random) -> Itera
 
 
 def belonging(part: tuple[Documentation, ...], draw: random.Random) -> Iterator[Row]:
-    """One or two neighbouring sentences of a documentation, and the rest of a sentence of it or of its module's others."""
+    """One or two neighbouring sentences of a documentation, and the rest of a sentence of it or of
+    its module's others.
+    """
     for entry, others in _with_others(part):
         for i in range(len(entry.sentences)):
             passage = entry.sentences[max(0, i - 1) : i + 1]
@@ -53,18 +58,25 @@ def belonging(part: tuple[Documentation, ...], draw: random.Random) -> Iterator[
 
 
 def paraphrase(part: tuple[Documentation, ...], draw: random.Random) -> Iterator[Row]:
-    """A sentence, and what is left of it with its halves swapped; or, two times in three, of a sentence much like it."""
+    """A sentence, and what is left of it with its halves swapped; or, two times in three, of a
+    sentence much like it.
+    """
     for entry, others in _with_others(part):
         for sentence in entry.sentences:
             words = set(sentence.split())
             yield (sentence, _swapped(_shortened(sentence, draw))), 1
             for _ in range(2):
-                alike = max(draw.choices(others, k=4), key=lambda other: len(words.intersection(other.split())))
+                alike = max(
+                    draw.choices(others, k=4),
+                    key=lambda other: len(words.intersection(other.split())),
+                )
                 yield (sentence, _swapped(_shortened(alike, draw))), 0
 
 
 def similarity(part: tuple[Documentation, ...], draw: random.Random) -> Iterator[Row]:
-    """A sentence, and the same with some words replaced by words of other sentences: the label is the share that stayed."""
+    """A sentence, and the same with some words replaced by words of other sentences: the label is
+    the share that stayed.
+    """
     pool = [word for entry in part for sentence in entry.sentences for word in sentence.split()]
     for sentence in dict.fromkeys(sentence for entry in part for sentence in entry.sentences):
         words, stay = sentence.split(), draw.random()
@@ -75,15 +87,33 @@ def similarity(part: tuple[Documentation, ...], draw: random.Random) -> Iterator
 
 PROSE = {
     "acceptability": ProseTask(
-        "are the words in their own order?", "matthews", ("shuffled", "as written"), acceptability, 1e-3, 400, 0.999
+        "are the words in their own order?",
+        "matthews",
+        ("shuffled", "as written"),
+        acceptability,
+        1e-3,
+        400,
+        0.999,
     ),
     "belonging": ProseTask(
-        "is it of this documentation?", "accuracy", ("of another", "of this one"), belonging, 2e-3, 280
+        "is it of this documentation?",
+        "accuracy",
+        ("of another", "of this one"),
+        belonging,
+        2e-3,
+        280,
     ),
     "paraphrase": ProseTask(
-        "is it this sentence, edited?", "f1", ("another sentence", "this one"), paraphrase, 2.5e-3, 220
+        "is it this sentence, edited?",
+        "f1",
+        ("another sentence", "this one"),
+        paraphrase,
+        2.5e-3,
+        220,
     ),
-    "similarity": ProseTask("what share of the words stayed?", "spearman", (), similarity, 2e-3, 280),
+    "similarity": ProseTask(
+        "what share of the words stayed?", "spearman", (), similarity, 2e-3, 280
+    ),
 }
 
 
@@ -95,11 +125,15 @@ def rows(name: str, part: str) -> Rows:
     documentation = prose.documentation(part)
     draw = random.Random(f"{name} {part} {SEED}")
     made = [row for _ in range(COPIES[part]) for row in PROSE[name].rows(documentation, draw)]
-    return Rows(tuple(zip(*(texts for texts, _ in made), strict=True)), tuple(label for _, label in made))
+    return Rows(
+        tuple(zip(*(texts for texts, _ in made), strict=True)), tuple(label for _, label in made)
+    )
 
 
 def _with_others(part: tuple[Documentation, ...]) -> Iterator[tuple[Documentation, list[str]]]:
-    """Each documentation with the sentences of its module that it does not have itself; modules without others drop out."""
+    """Each documentation with the sentences of its module that it does not have itself; modules
+    without others drop out.
+    """
     modules: dict[str, list[str]] = {}
     for entry in part:
         modules.setdefault(entry.module, []).extend(entry.sentences)

@@ -1,4 +1,6 @@
-"""Embedded instructions: what a documented function of the standard library does, by the first sentence of its docstring."""
+"""Embedded instructions: what a documented function of the standard library does, by the first
+sentence of its docstring.
+"""
 
 import re
 from collections.abc import Iterable, Iterator
@@ -14,16 +16,20 @@ _SENTENCE = re.compile(r"(.+?[.!?])(?:\s|$)", re.DOTALL)
 
 @cache
 def questions(part: str) -> list[tuple[str, str]]:
-    """(question, answer) of every documented function and method of a part's modules, in the order of the files.
+    """(question, answer) of every documented function and method of a part's modules, in the order
+    of the files.
 
-    Split by module as `prose` is; an answer that the training part has as well is left out elsewhere.
+    Split by module as `prose` is; an answer that the training part has as well is left out
+    elsewhere.
     Raises ValueError for an unknown part.
     """
     if part not in PARTS:
         raise ValueError(f"part = {part!r} is not known: choose one of {', '.join(PARTS)}")
     earlier = {answer for _, answer in questions("train")} if part != "train" else set()
     own = (entry for entry in sources.entries() if part_of(entry.module) == part)
-    return list({question: answer for question, answer in _asked(own) if answer not in earlier}.items())
+    return list(
+        {question: answer for question, answer in _asked(own) if answer not in earlier}.items()
+    )
 
 
 def _asked(entries: Iterable[sources.Entry]) -> Iterator[tuple[str, str]]:

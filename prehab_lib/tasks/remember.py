@@ -14,7 +14,8 @@ def cache_folder() -> Path:
 
 
 def remembered(name: str, key, make: Callable[[], list]) -> list:
-    """`make()`, or what it gave when it was last called with this key.  Both as JSON has them: a tuple returns as a list.
+    """`make()`, or what it gave when it was last called with this key.  Both as JSON has them: a
+    tuple returns as a list.
 
     A damaged entry is made again; a disk that is full or read-only costs the keeping only.
     """

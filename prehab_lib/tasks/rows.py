@@ -14,7 +14,9 @@ from torch.nn.utils.rnn import pad_sequence
 
 @dataclass(frozen=True)
 class Rows:
-    """texts: one tuple of strings a column (one column, or two for pairs).  labels: a class or a real value a row."""
+    """texts: one tuple of strings a column (one column, or two for pairs).  labels: a class or a
+    real value a row.
+    """
 
     texts: tuple[tuple[str, ...], ...]
     labels: tuple[int | float, ...]
@@ -25,7 +27,8 @@ class Rows:
     def take(self, indices: Iterable[int]) -> "Rows":
         indices = list(indices)
         return Rows(
-            tuple(tuple(column[i] for i in indices) for column in self.texts), tuple(self.labels[i] for i in indices)
+            tuple(tuple(column[i] for i in indices) for column in self.texts),
+            tuple(self.labels[i] for i in indices),
         )
 
     @cached_property
@@ -43,7 +46,8 @@ class Rows:
 
 
 def check_rows(rows: Rows, name: str, classes: int) -> None:
-    """Raises ValueError naming what no model can be trained or scored on: no rows, a row without text, a bad label.
+    """Raises ValueError naming what no model can be trained or scored on: no rows, a row without
+    text, a bad label.
 
     classes: number of classes, 0 for a regression.
     """
@@ -51,32 +55,51 @@ def check_rows(rows: Rows, name: str, classes: int) -> None:
         raise ValueError(f"{name} has no rows: check its files")
     for column in rows.texts:
         if any(not isinstance(text, str) for text in column):
-            raise ValueError(f"{name} has a row without text: every text column must hold text in every row")
+            raise ValueError(
+                f"{name} has a row without text: every text column must hold text in every row"
+            )
     if any(label == -1 for label in rows.labels) and (classes or set(rows.labels) == {-1}):
         raise ValueError(
             f"{name} has labels of -1, so its answers are hidden, as in GLUE's test sets: score another split"
         )
     if classes:
-        strange = {label for label in rows.labels if not isinstance(label, int) or not 0 <= label < classes}
+        strange = {
+            label for label in rows.labels if not isinstance(label, int) or not 0 <= label < classes
+        }
         wanted = f"classes 0 to {classes - 1}"
     else:
-        strange = {label for label in rows.labels if not isinstance(label, int | float) or not math.isfinite(label)}
+        strange = {
+            label
+            for label in rows.labels
+            if not isinstance(label, int | float) or not math.isfinite(label)
+        }
         wanted = "a finite number a row"
     if strange:
-        raise ValueError(f"{name} has the label {min(strange, key=repr)!r}: its task wants {wanted}")
+        raise ValueError(
+            f"{name} has the label {min(strange, key=repr)!r}: its task wants {wanted}"
+        )
 
 
 class RowBatches:
     """Batches of rows as keyword arguments to `forward`, the same ones at every pass.
 
-    A batch is a dict: input_ids and attention_mask (B, T), token_type_ids where the tokenizer gives them, labels (B,) (int64,
-    or float32 for a regression).  T is the longest of the batch, at most `max_length` tokens; the rest is cut off.
+    A batch is a dict: input_ids and attention_mask (B, T), token_type_ids where the tokenizer gives
+    them, labels (B,) (int64, or float32 for a regression).  T is the longest of the batch, at most
+    `max_length` tokens; the rest is cut off.
 
-    With a seed: `count` full batches out of one shuffled pass over the rows after another.  Without: every row once,
-    shortest first, so that little is padded.
+    With a seed: `count` full batches out of one shuffled pass over the rows after another.
+    Without: every row once, shortest first, so that little is padded.
     """
 
-    def __init__(self, rows: Rows, tokenizer, batch: int, max_length: int, seed: int | None = None, count: int = 0):
+    def __init__(
+        self,
+        rows: Rows,
+        tokenizer,
+        batch: int,
+        max_length: int,
+        seed: int | None = None,
+        count: int = 0,
+    ):
         self.rows, self.tokenizer, self.batch, self.max_length = rows, tokenizer, batch, max_length
         self.seed, self.count = seed, count
 
@@ -89,7 +112,9 @@ class RowBatches:
 
     def _shuffled(self) -> Iterator[Sequence[int]]:
         generator = torch.Generator().manual_seed(self.seed)
-        passes = (torch.randperm(len(self.rows), generator=generator).tolist() for _ in repeat(None))
+        passes = (
+            torch.randperm(len(self.rows), generator=generator).tolist() for _ in repeat(None)
+        )
         stream = chain.from_iterable(passes)
         yield from (list(islice(stream, self.batch)) for _ in range(self.count))
 
@@ -99,8 +124,12 @@ class RowBatches:
         yield from (order[start : start + self.batch] for start in range(0, len(order), self.batch))
 
 
-def encode(rows: Rows, tokenizer, max_length: int, indices: Iterable[int] | None = None) -> dict[str, Tensor]:
-    """Some rows (None: all) as one batch, as `RowBatches` describes it.  A row is tokenized once, however many the passes."""
+def encode(
+    rows: Rows, tokenizer, max_length: int, indices: Iterable[int] | None = None
+) -> dict[str, Tensor]:
+    """Some rows (None: all) as one batch, as `RowBatches` describes it.  A row is tokenized once,
+    however many the passes.
+    """
     indices = list(range(len(rows)) if indices is None else indices)
     known = rows.tokens.setdefault((tokenizer, max_length), {})
     if new := [i for i in indices if i not in known]:
@@ -112,7 +141,9 @@ def encode(rows: Rows, tokenizer, max_length: int, indices: Iterable[int] | None
         {"input_ids": tokenizer.pad_token_id, "token_type_ids": tokenizer.pad_token_type_id},
     )
     batch = {
-        key: pad_sequence([known[i][key] for i in indices], True, fill.get(key, 0), padding_side=side)
+        key: pad_sequence(
+            [known[i][key] for i in indices], True, fill.get(key, 0), padding_side=side
+        )
         for key in known[indices[0]]
     }
     labels = [rows.labels[i] for i in indices]

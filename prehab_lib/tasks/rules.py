@@ -1,7 +1,7 @@
 """What a parameter's value must be, beyond its type: one table keyed by the parameter's name.
 
-A rule is a function (name, value) -> None that raises ValueError with one clear sentence. A name that is in no table has
-no rule beyond the type its notebook gives it.
+A rule is a function (name, value) -> None that raises ValueError with one clear sentence. A name
+that is in no table has no rule beyond the type its notebook gives it.
 """
 
 import ast
@@ -43,7 +43,9 @@ def fraction_removed(name: str, value) -> None:
 def coefficient(name: str, value) -> None:
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if not number or not math.isfinite(value) or value < 0:
-        raise ValueError(f"{name} = {value!r}: the rank weight λ must be a finite number, 0 or more")
+        raise ValueError(
+            f"{name} = {value!r}: the rank weight λ must be a finite number, 0 or more"
+        )
 
 
 def whole(at_least: int | None = None) -> Rule:
@@ -67,10 +69,14 @@ def one_of(*known: str) -> Rule:
 
 def key_of(module: str, table: str) -> Rule:
     """The value is a key of a table of the library, for example METHODS in prehab_lib.methods."""
-    return _choice(lambda: table_keys(module, table), lambda: tuple(getattr(_module(module), table)))
+    return _choice(
+        lambda: table_keys(module, table), lambda: tuple(getattr(_module(module), table))
+    )
 
 
-def _choice(known: Callable[[], Collection[str]], certain: Callable[[], Collection[str]] | None = None) -> Rule:
+def _choice(
+    known: Callable[[], Collection[str]], certain: Callable[[], Collection[str]] | None = None
+) -> Rule:
     def check(name: str, value) -> None:
         if isinstance(value, str) and value in known():
             return
@@ -108,7 +114,9 @@ def positive(name: str, value) -> None:
 def weights_by_surrogate(name: str, value) -> None:
     """A dictionary surrogate -> its rank weight λ, which may be empty."""
     if not isinstance(value, dict):
-        raise ValueError(f"{name} = {value!r}: give a dictionary surrogate -> λ, as {{nuclear: 0.1}}")
+        raise ValueError(
+            f"{name} = {value!r}: give a dictionary surrogate -> λ, as {{nuclear: 0.1}}"
+        )
     for surrogate, lam in value.items():
         _surrogate(name, surrogate)
         coefficient(f"{name}[{surrogate!r}]", lam)
@@ -117,7 +125,9 @@ def weights_by_surrogate(name: str, value) -> None:
 def seeds(name: str, value) -> None:
     each(whole())(name, value)
     if twice := [seed for seed in value if value.count(seed) > 1]:
-        raise ValueError(f"{name} = {value!r}: seed {twice[0]} stands twice, and would pass for two runs that agree")
+        raise ValueError(
+            f"{name} = {value!r}: seed {twice[0]} stands twice, and would pass for two runs that agree"
+        )
 
 
 def _module(module: str):
@@ -125,22 +135,39 @@ def _module(module: str):
 
 
 def table_keys(module: str, table: str) -> tuple[str, ...]:
-    """Keys of a dictionary written out in a module, read from its source: importing it costs seconds of torch."""
+    """Keys of a dictionary written out in a module, read from its source: importing it costs
+    seconds of torch.
+    """
     tree = ast.parse(
-        Path(__file__).resolve().parents[1].joinpath(*module.split(".")).with_suffix(".py").read_text(encoding="utf-8")
+        Path(__file__)
+        .resolve()
+        .parents[1]
+        .joinpath(*module.split("."))
+        .with_suffix(".py")
+        .read_text(encoding="utf-8")
     )
     for node in tree.body:
         targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
         if any(isinstance(target, ast.Name) and target.id == table for target in targets):
             keys = node.value.keys if isinstance(node.value, ast.Dict) else []
-            return tuple(key.value for key in keys if isinstance(key, ast.Constant) and isinstance(key.value, str))
+            return tuple(
+                key.value
+                for key in keys
+                if isinstance(key, ast.Constant) and isinstance(key.value, str)
+            )
     return ()
 
 
 _method, _surrogate = key_of("methods", "METHODS"), key_of("surrogates", "SURROGATES")
-_sentence_task = _choice(lambda: (*table_keys("tasks.prose_tasks", "PROSE"), *table_keys("tasks.glue", "GLUE")))
+_sentence_task = _choice(
+    lambda: (*table_keys("tasks.prose_tasks", "PROSE"), *table_keys("tasks.glue", "GLUE"))
+)
 _SCHEDULE = dict(
-    alpha=positive, dropout=coefficient, warmup=whole(at_least=0), decay=flag, accumulate=whole(at_least=1)
+    alpha=positive,
+    dropout=coefficient,
+    warmup=whole(at_least=0),
+    decay=flag,
+    accumulate=whole(at_least=1),
 )
 _coordinates, _order = one_of("weight", "whitened"), one_of("UV", "VU", "joint")
 
@@ -174,7 +201,9 @@ RULES: dict[str, Rule] = {
 
 
 def apply(name: str, value) -> None:
-    """Check one parameter by its rule, if it has one. Raises ValueError naming the parameter and the remedy."""
+    """Check one parameter by its rule, if it has one. Raises ValueError naming the parameter and
+    the remedy.
+    """
     rule = next((rule for pattern, rule in RULES.items() if fnmatchcase(name, pattern)), None)
     if rule is not None:
         rule(name, value)

@@ -1,4 +1,6 @@
-"""A sentence task: training, calibration and scored batches of one data set, ready for one tokenizer, and its score."""
+"""A sentence task: training, calibration and scored batches of one data set, ready for one
+tokenizer, and its score.
+"""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -25,12 +27,15 @@ RANDOM_DRAWS = 20  # the random baseline is their mean
 
 @dataclass(frozen=True)
 class SentenceTask:
-    """train, calibration, validation (seed, count) and test(): batches as `rows.RowBatches` makes them.
+    """train, calibration, validation (seed, count) and test(): batches as `rows.RowBatches` makes
+    them.
 
-    The same seed gives the same batches at every pass, so compared arms see the same data.  validation is for choices, never
-    the scored rows: held-out modules of the embedded prose, or other draws of a data set's training rows.
-    scored: column of the table -> its rows.  labels: class names, empty for a regression.  protocol: how the score is taken,
-    one sentence, stored with every number.  recipe: arguments of `finetune.fine_tune`: the paper's, or the small model's.
+    The same seed gives the same batches at every pass, so compared arms see the same data.
+    validation is for choices, never the scored rows: held-out modules of the embedded prose, or
+    other draws of a data set's training rows. scored: column of the table -> its rows.  labels:
+    class names, empty for a regression.  protocol: how the score is taken, one sentence, stored
+    with every number.  recipe: arguments of `finetune.fine_tune`: the paper's, or the small
+    model's.
     """
 
     name: str
@@ -73,24 +78,35 @@ class SentenceTask:
 
         Raises ValueError for logits that are not finite.
         """
-        return {name: score(self.metric, *predict(model, self._once(rows))) for name, rows in self.scored.items()}
+        return {
+            name: score(self.metric, *predict(model, self._once(rows)))
+            for name, rows in self.scored.items()
+        }
 
     def score(self, model: nn.Module) -> float:
-        """The one number of the task: of its column, or the mean of MNLI's two, which the paper merges in its averages."""
+        """The one number of the task: of its column, or the mean of MNLI's two, which the paper
+        merges in its averages.
+        """
         return fmean(map(float, self.scores(model).values()))
 
     def baselines(self) -> dict[str, dict[str, Score]]:
-        """What needs no model: "constant" (the best of the answers that are always the same: for accuracy the majority class,
-        for F1 often the other one) and "random" (labels drawn like the training rows', the mean of 20 draws).
-        Each: column -> score."""
+        """What needs no model: "constant" (the best of the answers that are always the same: for
+        accuracy the majority class, for F1 often the other one) and "random" (labels drawn like the
+        training rows', the mean of 20 draws). Each: column -> score.
+        """
         known = np.asarray(self.training.labels)
         answers = range(len(self.labels)) if self.labels else [known.mean()]
         draw = np.random.default_rng(0)
         found = {"constant": {}, "random": {}}
         for name, rows in self.scored.items():
-            same = [score(self.metric, np.full(len(rows), answer), rows.labels) for answer in answers]
+            same = [
+                score(self.metric, np.full(len(rows), answer), rows.labels) for answer in answers
+            ]
             found["constant"][name] = max(same, key=float)
-            draws = (score(self.metric, draw.choice(known, len(rows)), rows.labels) for _ in range(RANDOM_DRAWS))
+            draws = (
+                score(self.metric, draw.choice(known, len(rows)), rows.labels)
+                for _ in range(RANDOM_DRAWS)
+            )
             found["random"][name] = Score(fmean(map(float, draws)))
         return found
 
@@ -102,24 +118,36 @@ class SentenceTask:
 
 
 def open_task(name: str, batch: int, tokenizer=None, **options) -> SentenceTask:
-    """The task of a name: an embedded one of `PROSE`, or a GLUE task, with the options and errors of its own opener.
+    """The task of a name: an embedded one of `PROSE`, or a GLUE task, with the options and errors
+    of its own opener.
 
     Raises ValueError for a name that is neither.
     """
     check_whole(1, batch=batch)
     if name in PROSE:
         return prose_task(
-            name, batch, tokenizer, **{k: v for k, v in options.items() if k not in ("data_root", "dataset")}
+            name,
+            batch,
+            tokenizer,
+            **{k: v for k, v in options.items() if k not in ("data_root", "dataset")},
         )
     if name not in GLUE:
-        raise ValueError(f"task = {name!r} is not known: choose one of {', '.join((*PROSE, *GLUE))}")
+        raise ValueError(
+            f"task = {name!r} is not known: choose one of {', '.join((*PROSE, *GLUE))}"
+        )
     return glue_task(name, batch, tokenizer, **options)
 
 
 def prose_task(
-    name: str, batch: int, tokenizer=None, *, max_length: int | None = None, test_rows: int | None = None
+    name: str,
+    batch: int,
+    tokenizer=None,
+    *,
+    max_length: int | None = None,
+    test_rows: int | None = None,
 ) -> SentenceTask:
-    """An embedded task.  tokenizer: None is the small one of `small_text.prose_tokenizer`.  max_length: None is 48 tokens.
+    """An embedded task.  tokenizer: None is the small one of `small_text.prose_tokenizer`.
+    max_length: None is 48 tokens.
 
     test_rows: score on so many of the rows, the same ones always (None or 0: all).
     """
@@ -133,7 +161,9 @@ def prose_task(
     where = f"held-out modules of the standard library (checksum {prose.checksum()})"
     recipe = dict(lr=task.lr, steps=task.steps, beta2=task.beta2, warmup=0.3)
     chosen_on, setting = parts["validation"], (tokenizer, batch, max_length)
-    return _task(name, task, parts["train"], chosen_on, scored, {name: whole}, where, setting, recipe)
+    return _task(
+        name, task, parts["train"], chosen_on, scored, {name: whole}, where, setting, recipe
+    )
 
 
 def glue_task(
@@ -148,10 +178,11 @@ def glue_task(
 ) -> SentenceTask:
     """A GLUE task of `glue.GLUE`, trained on its training split and scored on its validation split.
 
-    tokenizer: the checkpoint's (`small_text.tokenizer`).  dataset: a folder with the task's Parquet files; None: from
-    `data_root` or PREHAB_DATA, else the hub.  max_length: None is 128 tokens.  test_rows: score on so many of each split's rows,
-    the same ones always (None or 0: all).
-    Raises as `data.load` does, and ValueError for labels of -1 (a test set), or outside the task's classes.
+    tokenizer: the checkpoint's (`small_text.tokenizer`).  dataset: a folder with the task's Parquet
+    files; None: from `data_root` or PREHAB_DATA, else the hub.  max_length: None is 128 tokens.
+    test_rows: score on so many of each split's rows, the same ones always (None or 0: all).
+    Raises as `data.load` does, and ValueError for labels of -1 (a test set), or outside the task's
+    classes.
     """
     task = task_named(name)
     if tokenizer is None:
@@ -162,18 +193,31 @@ def glue_task(
     source = data.DATASETS[f"glue/{name}"]
     place = dataset or f"glue/{name}"
     splits = {
-        split: _rows(data.load(place, split, data_root, source), task.columns, len(task.labels), f"{place} {split!r}")
+        split: _rows(
+            data.load(place, split, data_root, source),
+            task.columns,
+            len(task.labels),
+            f"{place} {split!r}",
+        )
         for split in task.splits
     }
     scored = {column: _capped(splits[split], test_rows) for column, split in task.scored.items()}
     whole = {column: len(splits[split]) for column, split in task.scored.items()}
-    train, where, setting = splits["train"], f"GLUE's validation split ({place})", (tokenizer, batch, max_length)
-    return _task(name, task, train, train, scored, whole, where, setting, dict(lr=task.lr, epochs=3))
+    train, where, setting = (
+        splits["train"],
+        f"GLUE's validation split ({place})",
+        (tokenizer, batch, max_length),
+    )
+    return _task(
+        name, task, train, train, scored, whole, where, setting, dict(lr=task.lr, epochs=3)
+    )
 
 
 @mean_over_samples
 def sentence_loss(model: nn.Module, batch) -> Tensor:
-    """Mean cross-entropy in nats, or the mean squared error of a head with one output: the task loss of Table III."""
+    """Mean cross-entropy in nats, or the mean squared error of a head with one output: the task
+    loss of Table III.
+    """
     logits, labels = logits_and_labels(model, move(batch, device_of(model)))
     logits = logits if logits.dtype == torch.float64 else logits.float()
     if logits.shape[-1] == 1:
@@ -182,7 +226,9 @@ def sentence_loss(model: nn.Module, batch) -> Tensor:
 
 
 def predict(model: nn.Module, batches: Iterable) -> tuple[np.ndarray, np.ndarray]:
-    """Predicted classes (N,), or real values for a head with one output, and the labels (N,).  Raises as `each_answer` does."""
+    """Predicted classes (N,), or real values for a head with one output, and the labels (N,).
+    Raises as `each_answer` does.
+    """
     answers = [
         (logits.squeeze(-1) if logits.shape[-1] == 1 else logits.argmax(-1), labels)
         for logits, labels in each_answer(model, batches)
@@ -192,7 +238,9 @@ def predict(model: nn.Module, batches: Iterable) -> tuple[np.ndarray, np.ndarray
 
 
 def _task(name, task, training, chosen_on, scored, whole, where, setting, recipe) -> SentenceTask:
-    """task: its row in `GLUE` or `PROSE`.  whole: rows of each column before the cap.  where: what is scored, for the protocol."""
+    """task: its row in `GLUE` or `PROSE`.  whole: rows of each column before the cap.  where: what
+    is scored, for the protocol.
+    """
     tokenizer, batch, max_length = setting
     return SentenceTask(
         name=name,
@@ -231,11 +279,17 @@ def _length(given: int | None, usual: int, tokenizer) -> int:
         return min(usual, tokenizer.model_max_length)
     check_whole(8, max_length=given)
     if given > tokenizer.model_max_length:
-        raise ValueError(f"max_length = {given}: the tokenizer's model takes at most {tokenizer.model_max_length}")
+        raise ValueError(
+            f"max_length = {given}: the tokenizer's model takes at most {tokenizer.model_max_length}"
+        )
     return given
 
 
-def _protocol(metric: str, scored: dict, whole: dict, where: str, tokenizer, max_length: int) -> str:
-    counts = ", ".join(f"{column} {len(rows)} of {whole[column]} rows" for column, rows in scored.items())
+def _protocol(
+    metric: str, scored: dict, whole: dict, where: str, tokenizer, max_length: int
+) -> str:
+    counts = ", ".join(
+        f"{column} {len(rows)} of {whole[column]} rows" for column, rows in scored.items()
+    )
     cut = sum(count_longer(rows, tokenizer, max_length) for rows in scored.values())
     return f"{metric} on {where}: {counts}; at most {max_length} tokens a row, {cut} rows are longer and cut off there"

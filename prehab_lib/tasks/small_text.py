@@ -14,10 +14,12 @@ _WORD_START = "▁"
 
 
 def train_tokenizer(texts: Iterable[str], size: int = 2000, max_length: int = 64):
-    """A lower-casing BERT tokenizer with a WordPiece vocabulary of about `size` pieces learnt from `texts`.
+    """A lower-casing BERT tokenizer with a WordPiece vocabulary of about `size` pieces learnt from
+    `texts`.
 
-    The same texts give the same vocabulary in every process.  The pieces are learnt by the BPE trainer of `tokenizers` and
-    respelled: its WordPiece trainer does the same merges, but breaks ties by a hash that changes from run to run.
+    The same texts give the same vocabulary in every process.  The pieces are learnt by the BPE
+    trainer of `tokenizers` and respelled: its WordPiece trainer does the same merges, but breaks
+    ties by a hash that changes from run to run.
     """
     import tokenizers
     import transformers
@@ -26,13 +28,18 @@ def train_tokenizer(texts: Iterable[str], size: int = 2000, max_length: int = 64
     learner = tokenizers.Tokenizer(tokenizers.models.BPE())
     learner.normalizer = normalizers.BertNormalizer()
     learner.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.BertPreTokenizer(), pre_tokenizers.Metaspace(_WORD_START, prepend_scheme="always")]
+        [
+            pre_tokenizers.BertPreTokenizer(),
+            pre_tokenizers.Metaspace(_WORD_START, prepend_scheme="always"),
+        ]
     )
     trainer = tokenizers.trainers.BpeTrainer(vocab_size=size - len(SPECIAL), show_progress=False)
     learner.train_from_iterator(texts, trainer)
     pieces = sorted(learner.get_vocab().items(), key=lambda entry: entry[1])
     letters = [piece for piece, _ in pieces if len(piece) == 1 and piece != _WORD_START]
-    spelled = [p[1:] if p.startswith(_WORD_START) else f"##{p}" for p, _ in pieces if p != _WORD_START]
+    spelled = [
+        p[1:] if p.startswith(_WORD_START) else f"##{p}" for p, _ in pieces if p != _WORD_START
+    ]
     vocabulary = {piece: i for i, piece in enumerate(dict.fromkeys((*SPECIAL, *letters, *spelled)))}
     return transformers.BertTokenizer(vocab=vocabulary, model_max_length=max_length)
 
@@ -44,10 +51,14 @@ def prose_tokenizer():
 
 
 def tokenizer(source: str):
-    """The tokenizer of a transformers checkpoint, by hub name or folder.  Raises as `models.text_model` does."""
+    """The tokenizer of a transformers checkpoint, by hub name or folder.  Raises as
+    `models.text_model` does.
+    """
     import transformers
 
-    with explained(f"the tokenizer of {source!r}", remedy="give the folder of a local copy instead"):
+    with explained(
+        f"the tokenizer of {source!r}", remedy="give the folder of a local copy instead"
+    ):
         return transformers.AutoTokenizer.from_pretrained(source, trust_remote_code=False)
 
 
@@ -63,12 +74,14 @@ def small_bert(
     dropout: float = 0.0,
     spread: float = 1.4,
 ) -> nn.Module:
-    """transformers' `BertForSequenceClassification`, random weights from `seed`, with `outputs` classes (1: a regression).
+    """transformers' `BertForSequenceClassification`, random weights from `seed`, with `outputs`
+    classes (1: a regression).
 
-    width: even, a multiple of heads.  Places start as sinusoids, and in half of the heads the keys as copies of the queries, so
-    that a word looks for its like from the first step on; else the tasks on pairs stay at chance for hundreds of steps.
-    spread: size of the starting weights in 1/√width.  What is learnt then stands beside random directions of its own size, and
-    truncation costs something; at 1 or less the single-sentence task loses next to nothing at 60 % removed.
+    width: even, a multiple of heads.  Places start as sinusoids, and in half of the heads the keys
+    as copies of the queries, so that a word looks for its like from the first step on; else the
+    tasks on pairs stay at chance for hundreds of steps. spread: size of the starting weights in
+    1/√width.  What is learnt then stands beside random directions of its own size, and truncation
+    costs something; at 1 or less the single-sentence task loses next to nothing at 60 % removed.
     """
     import transformers
 
@@ -92,6 +105,8 @@ def small_bert(
             query, key = layer.attention.self.query.weight, layer.attention.self.key.weight
             key[:half] = query[:half].mul_(1.2)  # sharp enough to tell words apart
         place = model.bert.embeddings.position_embeddings.weight  # (positions, width)
-        angle = torch.arange(positions)[:, None] * 10000 ** (-torch.arange(0, width, 2) / width)  # (positions, width/2)
+        angle = torch.arange(positions)[:, None] * 10000 ** (
+            -torch.arange(0, width, 2) / width
+        )  # (positions, width/2)
         place.copy_(torch.stack([angle.sin(), angle.cos()], dim=2).flatten(1) * width**-0.5)
     return model

@@ -1,4 +1,6 @@
-"""The base model of an image task: a small vision transformer trained on the spot, once, or a timm model as it comes."""
+"""The base model of an image task: a small vision transformer trained on the spot, once, or a timm
+model as it comes.
+"""
 
 import hashlib
 import inspect
@@ -20,7 +22,15 @@ SMALL = "small"  # the name of the model that is trained here
 DECIDING = ("tasks.small_vit", "tasks.images", "tasks.digits", "evaluate", "save.models")
 
 
-def train(model: nn.Module, task: ImageTask, *, seed: int, steps: int, lr: float, weight_decay: float = 0.05) -> None:
+def train(
+    model: nn.Module,
+    task: ImageTask,
+    *,
+    seed: int,
+    steps: int,
+    lr: float,
+    weight_decay: float = 0.05,
+) -> None:
     """Train every parameter by AdamW with a one-cycle learning rate, whose peak is `lr`, in place.
 
     Raises ValueError for a bad number.
@@ -39,8 +49,11 @@ def train(model: nn.Module, task: ImageTask, *, seed: int, steps: int, lr: float
     model.zero_grad(set_to_none=True)
 
 
-def new_model(name: str, *, seed: int = 0, small: dict | None = None, pretrained: bool = True) -> nn.Module:
-    """The network before any training here: `models.small_vit(**small)` from `seed`, or `models.image_model(name)`.
+def new_model(
+    name: str, *, seed: int = 0, small: dict | None = None, pretrained: bool = True
+) -> nn.Module:
+    """The network before any training here: `models.small_vit(**small)` from `seed`, or
+    `models.image_model(name)`.
 
     Raises ValueError for an unknown key of `small`, and as `models.image_model` does.
     """
@@ -60,16 +73,20 @@ def base_model(
     pretrained: bool = True,
     **recipe,
 ) -> tuple[nn.Module, str]:
-    """The model of a task before prehab, in eval mode on `device`, and where it is from: "given", "cached" or "trained".
+    """The model of a task before prehab, in eval mode on `device`, and where it is from: "given",
+    "cached" or "trained".
 
-    name: "small" trains `models.small_vit(**small)` by `train(**recipe)`, once: it is cached, keyed by the first batch,
-    settings, seed, device and code.  Else a timm name or folder, used as it is.  Raises as `new_model` and `train` do.
+    name: "small" trains `models.small_vit(**small)` by `train(**recipe)`, once: it is cached, keyed
+    by the first batch, settings, seed, device and code.  Else a timm name or folder, used as it is.
+    Raises as `new_model` and `train` do.
     """
     if name != SMALL:
         return new_model(name, pretrained=pretrained).to(device).eval(), "given"
     pictures, labels = next(iter(task.train(seed, 1)))
     first = hashlib.sha256(pictures.numpy().tobytes() + labels.numpy().tobytes()).hexdigest()[:16]
-    key = dict(task=task.name, first=first, small=small, recipe=recipe, seed=seed, device=str(device))
+    key = dict(
+        task=task.name, first=first, small=small, recipe=recipe, seed=seed, device=str(device)
+    )
     key |= dict(code=[inspect.getsource(sys.modules[f"prehab_lib.{part}"]) for part in DECIDING])
     trained, cached = cache.trained(
         key,

@@ -8,12 +8,17 @@ from torch import Tensor
 
 
 def token_stream(texts: Iterable[str], tokenizer) -> Tensor:
-    """(N,) int64: the texts joined by blank lines and tokenized once, with the special tokens this tokenizer adds.
+    """(N,) int64: the texts joined by blank lines and tokenized once, with the special tokens this
+    tokenizer adds.
 
     LLaMA's adds BOS in front, GPT-2's adds nothing.  Raises ValueError where there is no text.
     """
     joined = "\n\n".join(texts)
-    ids = tokenizer(joined, verbose=False, return_attention_mask=False)["input_ids"] if joined.strip() else []
+    ids = (
+        tokenizer(joined, verbose=False, return_attention_mask=False)["input_ids"]
+        if joined.strip()
+        else []
+    )
     if not ids:
         raise ValueError("there is no text to tokenize: check the data set")
     return torch.tensor(ids)
@@ -21,7 +26,8 @@ def token_stream(texts: Iterable[str], tokenizer) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Windows:
-    """ids (N, T): non-overlapping windows in the order of the text, all of one length.  dropped: tokens left over at the end.
+    """ids (N, T): non-overlapping windows in the order of the text, all of one length.  dropped:
+    tokens left over at the end.
 
     whole: windows the text has; N is smaller where only some are scored.
     """
@@ -39,7 +45,8 @@ class Windows:
 
 
 def cut(stream: Tensor, window: int, most: int | None = None, what: str = "the text") -> Windows:
-    """A stream (N,) as windows of `window` tokens.  most: only so many, evenly spread over the text (None or 0: all).
+    """A stream (N,) as windows of `window` tokens.  most: only so many, evenly spread over the text
+    (None or 0: all).
 
     Raises ValueError where the stream is shorter than one window.
     """
@@ -52,13 +59,16 @@ def cut(stream: Tensor, window: int, most: int | None = None, what: str = "the t
 
 
 class Draws:
-    """`count` batches of windows at random places of a stream (N,), the same ones at every pass: {"input_ids": (B, T)}.
+    """`count` batches of windows at random places of a stream (N,), the same ones at every pass:
+    {"input_ids": (B, T)}.
 
-    bos: put this token in front of each window, which then has T - 1 tokens of the text; SVD-LLM's calibration does.
-    Raises ValueError where the stream is shorter than one window.
+    bos: put this token in front of each window, which then has T - 1 tokens of the text; SVD-LLM's
+    calibration does. Raises ValueError where the stream is shorter than one window.
     """
 
-    def __init__(self, stream: Tensor, window: int, batch: int, seed: int, count: int, bos: int | None = None):
+    def __init__(
+        self, stream: Tensor, window: int, batch: int, seed: int, count: int, bos: int | None = None
+    ):
         _check_length(len(stream) // window, len(stream), window, "the text to draw from")
         self.stream, self.window, self.batch = stream, window, batch
         self.seed, self.count, self.bos = seed, count, bos
@@ -70,7 +80,9 @@ class Draws:
         generator = torch.Generator().manual_seed(self.seed)
         places = torch.arange(self.window)
         for _ in range(self.count):
-            starts = torch.randint(len(self.stream) - self.window + 1, (self.batch, 1), generator=generator)
+            starts = torch.randint(
+                len(self.stream) - self.window + 1, (self.batch, 1), generator=generator
+            )
             ids = self.stream[starts + places]  # (B, T)
             if self.bos is not None:
                 ids = torch.cat([torch.full_like(starts, self.bos), ids[:, :-1]], dim=1)

@@ -4,6 +4,7 @@ import importlib
 import json
 import math
 import pkgutil
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -19,7 +20,9 @@ from prehab_lib.exercises.coding import Foreign, decode, encode
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = {
-    m.name: importlib.import_module(f"{exercises.__name__}.{m.name}") for m in pkgutil.iter_modules(exercises.__path__)
+    m.name: importlib.import_module(f"{exercises.__name__}.{m.name}")
+    for m in pkgutil.iter_modules(exercises.__path__)
+    if re.fullmatch(r"ex\d\d", m.name)
 }
 ALL = {id: exercise for module in FILES.values() for id, exercise in module.EXERCISES.items()}
 SLIPS = [(id, number) for id, exercise in ALL.items() for number in range(len(exercise.slips))]
