@@ -15,11 +15,12 @@ RUN := $(VENV)/bin/python
 READY := $(VENV)/.ready
 endif
 
-.PHONY: help setup own-environment reproduce test jupyter plan lab paper figures bench site course cluster clean
+.PHONY: help setup own-environment reproduce test lint jupyter plan lab paper figures bench site course cluster clean
 
 help:
 	@echo "make reproduce     run the laptop profile, write runs/laptop/report.md and its figures"
 	@echo "make test          lint, unit tests, and every notebook compared with its stored outputs"
+	@echo "make lint          ruff, and the arrows between the rooms of the library"
 	@echo "make jupyter       open the notebooks in JupyterLab"
 	@echo "make lab           run the lab profile (one GPU, real data); make paper the paper's own (hours)"
 	@echo "make plan          the runs of PROFILE with their minutes and memory, without running any"
@@ -85,9 +86,12 @@ lab paper: $(READY)
 lab-%: $(READY)
 	$(call profile,lab,$*)
 
-test: $(READY)
+lint: $(READY)
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
+	$(RUN) -c "from importlinter.cli import lint_imports; raise SystemExit(lint_imports(no_cache=True))"
+
+test: lint
 	$(RUN) -m pytest -q -n 2 --dist loadfile --nbval --nbval-current-env --nbval-sanitize-with tests/sanitize.cfg tests notebooks
 
 jupyter: $(READY)
