@@ -17,7 +17,7 @@ from prehab_lib.rivals.components import whole
 from prehab_lib.rivals.packing import refuse_packed
 from prehab_lib.rivals.trial import check_given
 from prehab_lib.roots import on_factor_device
-from prehab_lib.save.dense import dense_weight
+from prehab_lib.save.rewrite import dense_weight
 from prehab_lib.statistics.fisher import sample_means
 from prehab_lib.statistics.gradients import GradientPass
 from prehab_lib.stats import LayerStats

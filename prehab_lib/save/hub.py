@@ -5,20 +5,11 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-_OFFLINE = (
-    "OfflineModeIsEnabled",
-    "LocalEntryNotFoundError",
-    "ConnectError",
-    "ConnectTimeout",
-    "ConnectionError",
-)
-_GATED = ("GatedRepoError",)
-_ABSENT = (
-    "RepositoryNotFoundError",
-    "RevisionNotFoundError",
-    "EntryNotFoundError",
-    "DatasetNotFoundError",
-)
+_OFFLINE = {"OfflineModeIsEnabled", "LocalEntryNotFoundError"}
+_OFFLINE |= {"ConnectError", "ConnectTimeout", "ConnectionError"}
+_ABSENT = {"RepositoryNotFoundError", "RevisionNotFoundError"}
+_ABSENT |= {"EntryNotFoundError", "DatasetNotFoundError"}
+_NO_ROOM = {"OutOfMemoryError", "MemoryError"}
 
 
 @contextmanager
@@ -34,24 +25,21 @@ def explained(what: str, remedy: str) -> Iterator[None]:
         yield
     except Exception as problem:
         names, text = _names(problem), " ".join(str(problem).split())
-        if names & set(_GATED) or re.search(r"\bgated (repo|dataset)", text, re.IGNORECASE):
+        gated = re.search(r"\bgated (repo|dataset)", text, re.IGNORECASE)
+        unreached = re.search(r"offline mode|couldn't connect|cannot reach", text, re.IGNORECASE)
+        if gated or "GatedRepoError" in names:
             raise PermissionError(
                 f"{what} is gated: accept its terms on the hub and run `hf auth login`, or {remedy}"
             ) from problem
-        if names & set(_OFFLINE) or re.search(
-            r"offline mode|couldn't connect|cannot reach", text, re.IGNORECASE
-        ):
+        if unreached or names & _OFFLINE:
             raise ConnectionError(
                 f"{what} could not be fetched, there is no connection to the hub: {remedy}"
             ) from problem
-        if names & set(_ABSENT):
+        if names & _ABSENT:
             raise FileNotFoundError(
                 f"{what} was not found on the hub: check the name, or {remedy}"
             ) from problem
-        if (
-            names & {"OutOfMemoryError", "MemoryError"}
-            or getattr(problem, "errno", None) == errno.ENOSPC
-        ):
+        if names & _NO_ROOM or getattr(problem, "errno", None) == errno.ENOSPC:
             raise
         raise ValueError(f"{what} could not be read ({text[:200]}): {remedy}") from problem
 
@@ -60,11 +48,6 @@ def _names(problem: BaseException | None) -> set[str]:
     """Class names of an error and of everything that caused it, with their bases."""
     names: set[str] = set()
     while problem is not None:
-        names |= {cls.__name__ for cls in type(problem).__mro__} - {
-            "Exception",
-            "BaseException",
-            "object",
-            "OSError",
-        }
+        names |= {kind.__name__ for kind in type(problem).__mro__}
         problem = problem.__cause__ or problem.__context__
     return names

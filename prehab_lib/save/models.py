@@ -95,7 +95,8 @@ def build(recipe: dict) -> nn.Module:
     """
     if recipe.get("library") not in BUILDERS:
         raise ValueError(
-            f"recipe of library {recipe.get('library')!r} is not known: choose one of {', '.join(BUILDERS)}"
+            f"recipe of library {recipe.get('library')!r} is not known: choose one of "
+            f"{', '.join(BUILDERS)}"
         )
     model = BUILDERS[recipe["library"]](recipe)
     model.prehab_recipe = recipe
@@ -111,20 +112,22 @@ def recipe_of(model: nn.Module) -> dict:
     if getattr(model, "prehab_recipe", None) is not None:
         return model.prehab_recipe
     for read in RECIPE_READERS:
-        if (recipe := read(model)) is not None:
+        recipe = read(model)
+        if recipe is not None:
             return recipe
     raise ValueError(
-        f"{type(model).__name__} is neither a timm nor a transformers model: set model.prehab_recipe to a recipe "
-        "that prehab_lib.save.models.build understands before saving"
+        f"{type(model).__name__} is neither a timm nor a transformers model: set "
+        "model.prehab_recipe to a recipe that prehab_lib.save.models.build understands before "
+        "saving"
     )
 
 
 def _build_timm(recipe: dict) -> nn.Module:
     import timm
 
-    if unknown := [
-        key for key in recipe["kwargs"] if key.startswith(("pretrained", "checkpoint", "cache"))
-    ]:
+    loading = ("pretrained", "checkpoint", "cache")
+    unknown = [key for key in recipe["kwargs"] if key.startswith(loading)]
+    if unknown:
         raise ValueError(f"a recipe builds an empty model: {unknown[0]!r} has no place in it")
     if "name" in recipe:
         if not timm.is_model(recipe["name"]):
@@ -152,28 +155,18 @@ def _read_timm(model: nn.Module) -> dict | None:
     name = (getattr(model, "pretrained_cfg", None) or {}).get("architecture")
     shape = {"num_classes": model.num_classes}
     if hasattr(model, "patch_embed"):
-        shape |= {
-            "in_chans": model.patch_embed.proj.in_channels,
-            "img_size": list(model.patch_embed.img_size),
-        }
+        patches = model.patch_embed
+        shape |= {"in_chans": patches.proj.in_channels, "img_size": list(patches.img_size)}
     if name:
         return {"library": "timm", "name": name, "kwargs": shape}
     if type(model).__name__ != "VisionTransformer":
         return None
     block = model.blocks[0]
-    shape |= {
-        "patch_size": list(model.patch_embed.patch_size),
-        "embed_dim": model.embed_dim,
-        "depth": len(model.blocks),
-    }
-    shape |= {
-        "num_heads": block.attn.num_heads,
-        "mlp_ratio": block.mlp.fc1.out_features / model.embed_dim,
-    }
-    shape |= {
-        "qkv_bias": block.attn.qkv.bias is not None,
-        "class_token": model.cls_token is not None,
-    }
+    shape |= {"patch_size": list(model.patch_embed.patch_size), "embed_dim": model.embed_dim}
+    shape |= {"depth": len(model.blocks), "num_heads": block.attn.num_heads}
+    shape |= {"mlp_ratio": block.mlp.fc1.out_features / model.embed_dim}
+    shape |= {"qkv_bias": block.attn.qkv.bias is not None}
+    shape |= {"class_token": model.cls_token is not None}
     plain = inspect.signature(type(model).__init__).parameters
     shape |= {
         name: getattr(model, name) for name in ("global_pool", "no_embed_class") if name in plain
@@ -184,17 +177,11 @@ def _read_timm(model: nn.Module) -> dict | None:
 def _read_transformers(model: nn.Module) -> dict | None:
     if not type(model).__module__.startswith("transformers."):
         return None
-    config = {
-        k: v
-        for k, v in model.config.to_dict().items()
-        if k not in ("transformers_version", "architectures")
-    }
-    return {
-        "library": "transformers",
-        "class": type(model).__name__,
-        "config": config,
-        "attention": model.config._attn_implementation,
-    }
+    config = model.config.to_dict()
+    for name in ("transformers_version", "architectures"):
+        config.pop(name, None)
+    recipe = {"library": "transformers", "class": type(model).__name__, "config": config}
+    return recipe | {"attention": model.config._attn_implementation}
 
 
 BUILDERS = {"timm": _build_timm, "transformers": _build_transformers}

@@ -3,20 +3,16 @@ remote code.
 
 A family gets a configuration of its own ("lowrank_llama"), which lists the rank of every low-rank
 layer, and subclasses of the family's models that swap those layers when they are built; everything
-else is transformers'.  `import prehab_lib` registers them (see `announce`); whoever has not
-imported it gets transformers' own error about an unknown model type.
+else is transformers'.  `import prehab_lib.save` registers them; whoever has not imported it gets
+transformers' own error about an unknown model type.
 
 A direct `LlamaForCausalLM.from_pretrained(folder)` knows nothing of low-rank layers.  transformers
 then warns of the foreign model type, draws the missing matrices at random and reports each as
 MISSING: open such folders by the Auto classes.
-
-`generate`, peft (adapters on "U" and "V") and lm-eval see a transformers model like any other:
-`import prehab_lib, lm_eval; lm_eval.simple_evaluate("hf", model_args="pretrained=FOLDER",
-tasks=["piqa"])`.
 """
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType
@@ -29,34 +25,51 @@ from prehab_lib.layers import replace_module
 from prehab_lib.rivals.packing import PackedLinear, Packing
 from prehab_lib.save.rewrite import REWRITES
 
+_CAUSAL, _CLASSIFIER = "ForCausalLM", "ForSequenceClassification"
 # Family -> its configuration, and its model for each of AUTO.
 FAMILIES = {
-    "llama": ("LlamaConfig", "LlamaForCausalLM", "LlamaForSequenceClassification", "LlamaModel"),
-    "mistral": (
-        "MistralConfig",
-        "MistralForCausalLM",
-        "MistralForSequenceClassification",
-        "MistralModel",
-    ),
-    "qwen2": ("Qwen2Config", "Qwen2ForCausalLM", "Qwen2ForSequenceClassification", "Qwen2Model"),
-    "qwen3": ("Qwen3Config", "Qwen3ForCausalLM", "Qwen3ForSequenceClassification", "Qwen3Model"),
-    "opt": ("OPTConfig", "OPTForCausalLM", "OPTForSequenceClassification", "OPTModel"),
-    "gpt2": ("GPT2Config", "GPT2LMHeadModel", "GPT2ForSequenceClassification", "GPT2Model"),
-    "bert": ("BertConfig", "BertLMHeadModel", "BertForSequenceClassification", "BertModel"),
+    family.lower(): (
+        f"{family}Config",
+        f"{family}{_CAUSAL}",
+        f"{family}{_CLASSIFIER}",
+        f"{family}Model",
+    )
+    for family in ("Llama", "Mistral", "Qwen2", "Qwen3", "OPT")
 }
+FAMILIES["gpt2"] = ("GPT2Config", "GPT2LMHeadModel", f"GPT2{_CLASSIFIER}", "GPT2Model")
+FAMILIES["bert"] = ("BertConfig", "BertLMHeadModel", f"Bert{_CLASSIFIER}", "BertModel")
 AUTO = ("AutoModelForCausalLM", "AutoModelForSequenceClassification", "AutoModel")
 PREFIX, TYPE_PREFIX = "LowRank", "lowrank_"
 NOTHING: Mapping = MappingProxyType({})
 
 
-class LowRankConfig:
-    """What a low-rank configuration says beyond the family's own.
+@dataclass
+class Changes:
+    """What was done to a model since it was a skeleton fresh from its recipe.
 
-    ranks: layer -> rank.  rewrites: keys of `REWRITES` done before.  buffers: names of buffers kept
-    in the checkpoint although transformers would compute them, because the model had them in
-    another precision (`model.to(bfloat16)` rounds the frequencies of rotary embeddings,
-    `from_pretrained(dtype=...)` does not).  packed: layer or factor -> its `Packing`.
+    ranks: layer -> rank.  rewrites: keys of `REWRITES`.  packed: layer or factor -> its `Packing`
+    as JSON.  buffers: names of buffers kept in the checkpoint although transformers would compute
+    them, because the model had them in another precision (`model.to(bfloat16)` rounds the
+    frequencies of rotary embeddings, `from_pretrained(dtype=...)` does not).
     """
+
+    ranks: Mapping[str, int] = field(default_factory=dict)
+    rewrites: list[str] = field(default_factory=list)
+    packed: Mapping[str, dict] = field(default_factory=dict)
+    buffers: list[str] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, description: dict) -> "Changes":
+        """From what `storage.save` wrote down."""
+        names = ("ranks", "rewrites", "packed", "rounded")
+        return cls(*(description[name] for name in names))
+
+    def any(self) -> bool:
+        return bool(self.ranks or self.rewrites or self.packed or self.buffers)
+
+
+class LowRankConfig:
+    """The fields of `Changes`, beside the family's own."""
 
     ranks: Mapping[str, int] = NOTHING
     rewrites: tuple[str, ...] = ()
@@ -81,33 +94,24 @@ class LowRankModel:
 
     def __init__(self, config, *args, **kwargs):
         super().__init__(config, *args, **kwargs)
-        # Some heads build their backbone by Auto class: then it is one of ours and has done its
-        # part.
+        # Some heads build their backbone by Auto class: it is one of ours and has done its part.
         inside = isinstance(self.base_model, LowRankModel) and self.base_model is not self
-        reshape(
-            self,
-            () if inside else config.rewrites,
-            self._own(config.ranks),
-            self._own(config.packed),
-        )
+        rewrites = () if inside else config.rewrites
+        reshape(self, Changes(self._own(config.ranks), rewrites, self._own(config.packed)))
         for name in self._own(dict.fromkeys(config.buffers)):
             owner, _, leaf = name.rpartition(".")
             module = self.get_submodule(owner)
             module.register_buffer(leaf, getattr(module, leaf), persistent=True)
 
-    def _own(self, named: dict) -> dict:
-        """`named` by the names of this model: a backbone without its head knows no prefix, and
+    def _own(self, entries: Mapping) -> dict:
+        """The entries by the names of this model: a backbone without its head knows no prefix, and
         nothing of the head.
         """
         if self.base_model is not self:
-            return named
+            return dict(entries)
         prefix = f"{self.base_model_prefix}."
-        headed = any(name.startswith(prefix) for name in named)
-        return {
-            n.removeprefix(prefix): v
-            for n, v in named.items()
-            if n.startswith(prefix) or not headed
-        }
+        inner = {n.removeprefix(prefix): entries[n] for n in entries if n.startswith(prefix)}
+        return inner or dict(entries)
 
     @property
     def prehab_recipe(self) -> dict:
@@ -124,28 +128,24 @@ class LowRankModel:
         return type(self).__name__.removeprefix(PREFIX)
 
 
-def reshape(
-    skeleton: nn.Module, rewrites, ranks: Mapping[str, int], packed: Mapping[str, dict] = NOTHING
-) -> None:
+def reshape(skeleton: nn.Module, changes: Changes) -> None:
     """Do to a skeleton fresh from its recipe what was done to the model that was saved."""
-    for name in rewrites:
+    for name in changes.rewrites:
         REWRITES[name](skeleton)
-    for name, rank in ranks.items():
+    for name, rank in changes.ranks.items():
         dense = skeleton.get_submodule(name)
-        if isinstance(dense, LowRankLinear):
-            continue
-        sizes, device = (dense.in_features, dense.out_features, rank), dense.weight.device
-        low_rank = LowRankLinear(*sizes, bias=dense.bias is not None, device=device)
-        replace_module(skeleton, name, low_rank)
-    for name, packing in packed.items():
+        if not isinstance(dense, LowRankLinear):
+            sizes, device = (dense.in_features, dense.out_features, rank), dense.weight.device
+            low_rank = LowRankLinear(*sizes, bias=dense.bias is not None, device=device)
+            replace_module(skeleton, name, low_rank)
+    for name, packing in changes.packed.items():
         plain = skeleton.get_submodule(name)
         if not isinstance(plain, PackedLinear):
-            like, sizes = plain.weight, (plain.in_features, plain.out_features)
-            asked = str(like.dtype).removeprefix("torch.")  # of from_pretrained
+            asked = str(plain.weight.dtype).removeprefix("torch.")  # of from_pretrained
             how = replace(Packing(**packing), dtype=asked)
-            replace_module(
-                skeleton, name, PackedLinear(*sizes, how, plain.bias is not None, like.device)
-            )
+            sizes = (plain.in_features, plain.out_features)
+            new = PackedLinear(*sizes, how, plain.bias is not None, plain.weight.device)
+            replace_module(skeleton, name, new)
 
 
 @cache
@@ -154,11 +154,8 @@ def config_class(family: str) -> type:
     import transformers
 
     base = getattr(transformers, FAMILIES[family][0])
-    about = {
-        "model_type": f"{TYPE_PREFIX}{family}",
-        "__module__": __name__,
-        "__doc__": LowRankConfig.__doc__,
-    }
+    about = {"model_type": f"{TYPE_PREFIX}{family}", "__module__": __name__}
+    about["__doc__"] = LowRankConfig.__doc__
     return type(PREFIX + base.__name__, (LowRankConfig, base), about)
 
 
@@ -168,60 +165,49 @@ def model_class(family: str, name: str) -> type:
     import transformers
 
     base = getattr(transformers, name)
-    about = {
-        "config_class": config_class(family),
-        "__module__": __name__,
-        "__doc__": LowRankModel.__doc__,
-    }
+    about = {"config_class": config_class(family), "__module__": __name__}
+    about["__doc__"] = LowRankModel.__doc__
     return type(PREFIX + name, (LowRankModel, base), about)
 
 
 def register() -> None:
-    """Make the families' low-rank model types known to transformers, whatever part of it is
-    imported so far.
-    """
-    import transformers
+    """Make the families' low-rank model types known to transformers."""
+    from transformers import AutoConfig
 
     for family in FAMILIES:
-        transformers.AutoConfig.register(TYPE_PREFIX + family, _promise(family), exist_ok=True)
+        AutoConfig.register(TYPE_PREFIX + family, _promise(family), exist_ok=True)
 
 
 def _promise(family: str) -> type:
-    """Stands for a configuration class until the first one is built.
-
-    `register` may run in the middle of transformers' own import, when the family's modules cannot
-    be imported yet.
+    """Stands for a configuration class until the first one is built: importing those of all
+    families takes a second.
     """
     from transformers.configuration_utils import PreTrainedConfig
 
     def build(cls, *args, **kwargs):
         return config_class(family)(*args, **kwargs)
 
-    return type(
-        "Promise", (PreTrainedConfig,), {"model_type": TYPE_PREFIX + family, "__new__": build}
-    )
+    about = {"model_type": TYPE_PREFIX + family, "__new__": build}
+    return type("Promise", (PreTrainedConfig,), about)
 
 
 @cache
 def _register_classes(family: str) -> None:
     import transformers
 
-    transformers.AutoConfig.register(TYPE_PREFIX + family, config_class(family), exist_ok=True)
+    config = config_class(family)
+    transformers.AutoConfig.register(TYPE_PREFIX + family, config, exist_ok=True)
     for auto, name in zip(AUTO, FAMILIES[family][1:], strict=True):
-        getattr(transformers, auto).register(
-            config_class(family), model_class(family, name), exist_ok=True
-        )
+        getattr(transformers, auto).register(config, model_class(family, name), exist_ok=True)
 
 
 def family_of(recipe: dict) -> str | None:
     """The family of a recipe of `models.recipe_of`, None where transformers could not open its
     compressed form.
     """
-    family = (
-        recipe.get("config", {}).get("model_type")
-        if recipe.get("library") == "transformers"
-        else None
-    )
+    if recipe.get("library") != "transformers":
+        return None
+    family = recipe.get("config", {}).get("model_type")
     return family if recipe.get("class") in FAMILIES.get(family, ())[1:] else None
 
 
@@ -230,49 +216,36 @@ def auto_class(recipe: dict) -> str:
     return AUTO[FAMILIES[family_of(recipe)][1:].index(recipe["class"])]
 
 
-def low_rank_config(
-    recipe: dict, ranks: Mapping[str, int], rewrites=(), buffers=(), packed=NOTHING
-):
+def low_rank_config(recipe: dict, changes: Changes):
     """The configuration of a recipe's model after surgery."""
     plain = {key: value for key, value in recipe["config"].items() if key != "model_type"}
-    more = {
-        "ranks": dict(ranks),
-        "rewrites": list(rewrites),
-        "buffers": list(buffers),
-        "packed": dict(packed),
-    }
-    config = config_class(family_of(recipe))(**plain, **more)
+    config = config_class(family_of(recipe))(
+        **plain,
+        ranks=dict(changes.ranks),
+        rewrites=list(changes.rewrites),
+        buffers=list(changes.buffers),
+        packed=dict(changes.packed),
+    )
     config._attn_implementation = recipe["attention"]
     return config
 
 
-def configuration(
-    model: nn.Module,
-    recipe: dict,
-    ranks: Mapping[str, int],
-    rewrites=(),
-    buffers=(),
-    packed=NOTHING,
-):
-    """What config.json says of a model: the family's own configuration where nothing was changed."""
+def configuration(model: nn.Module, recipe: dict, changes: Changes):
+    """What config.json says of a model: the family's own where nothing was changed."""
     import transformers
 
     name = recipe["class"]
-    if ranks or rewrites or buffers or packed:
-        config, name = low_rank_config(recipe, ranks, rewrites, buffers, packed), PREFIX + name
+    if changes.any():
+        config, name = low_rank_config(recipe, changes), PREFIX + name
     else:
         config = transformers.AutoConfig.for_model(**recipe["config"])
     config.architectures, config.dtype = [name], model.dtype
     return config
 
 
-def empty(
-    recipe: dict, ranks: Mapping[str, int], rewrites=(), buffers=(), packed=NOTHING
-) -> nn.Module:
-    """The low-rank model of a recipe without weights: every parameter and buffer is on the meta
-    device.
-    """
-    config = low_rank_config(recipe, ranks, rewrites, buffers, packed)
+def empty(recipe: dict, changes: Changes) -> nn.Module:
+    """The low-rank model of a recipe without weights: everything is on the meta device."""
+    config = low_rank_config(recipe, changes)
     with torch.device("meta"):
         return model_class(family_of(recipe), recipe["class"])(config)
 
@@ -292,9 +265,10 @@ def restore(model: nn.Module, folder: Path) -> None:
 
 def __getattr__(name: str) -> type:
     """The generated classes by name, so that they can be imported and pickled like written ones."""
+    plain = name.removeprefix(PREFIX)
     for family, (config, *models) in FAMILIES.items():
         if name == PREFIX + config:
             return config_class(family)
-        if name.removeprefix(PREFIX) in models and name.startswith(PREFIX):
-            return model_class(family, name.removeprefix(PREFIX))
+        if name == PREFIX + plain and plain in models:
+            return model_class(family, plain)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,5 +1,5 @@
 """The same function in other modules: GPT-2's `Conv1D` as `nn.Linear`, one fused query-key-value
-matrix as three.
+matrix as three, low-rank layers dense again.
 """
 
 import re
@@ -8,6 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from prehab_lib.factors import LowRankLinear
 from prehab_lib.layers import is_conv1d, of_family, refuse_tied_weights, replace_module
 
 # Class name of the model, or of a base class of it -> full match on the name of a fused (3h, n)
@@ -84,8 +85,9 @@ def split_qkv(model: nn.Module) -> list[str]:
         )
     for name, module in fused.items():
         if not (type(module) is nn.Linear or is_conv1d(module)):
+            kind = type(module).__name__
             raise ValueError(
-                f"{name!r} is a {type(module).__name__}, not a plain nn.Linear: split before anything else"
+                f"{name!r} is a {kind}, not a plain nn.Linear: split before anything else"
             )
     refuse_tied_weights(model, fused)
     for name, module in fused.items():
@@ -116,6 +118,47 @@ REWRITES: dict[str, Callable[[nn.Module], list[str]]] = {
     "to_linear": to_linear,
     "split_qkv": split_qkv,
 }
+
+
+def dense_weight(module: nn.Module) -> Tensor:
+    """W (m, n) of a dense or low-rank layer, or of a split query-key-value layer, in the layer's
+    dtype.
+
+    U V is summed in float32 or better and rounded once.
+    """
+    if isinstance(module, SplitQKV):
+        return torch.cat([dense_weight(part) for part in (module.q, module.k, module.v)])
+    if not isinstance(module, LowRankLinear):
+        return module.weight.detach()
+    U, V = module.U.weight.detach(), module.V.weight.detach()
+    wide = torch.promote_types(U.dtype, torch.float32)
+    return (U.to(wide) @ V.to(wide)).to(U.dtype)
+
+
+@torch.no_grad()
+def fill_dense(skeleton: nn.Module, model: nn.Module) -> nn.Module:
+    """Give `skeleton`, fresh from the recipe of `model`, the weights of `model`: low-rank layers
+    dense, rewrites undone.
+
+    What stayed as it was is shared with `model`, not copied.  Where the skeleton ties two tensors
+    they stay tied.
+    """
+    sources = dict(model.named_modules())
+    filled: dict[int, Tensor] = {}  # id of the skeleton's tensor -> its value
+    for name, module in skeleton.named_modules():
+        source = sources[name]
+        is_matrix = type(module) is nn.Linear or is_conv1d(module)
+        parameters = list(module.named_parameters(recurse=False))
+        for leaf, old in [*parameters, *module.named_buffers(recurse=False)]:
+            if id(old) not in filled:
+                if is_matrix and leaf == "weight" and type(source) is not type(module):
+                    value = dense_weight(source)
+                    value = value.T.contiguous() if is_conv1d(module) else value
+                else:
+                    value = getattr(source, leaf).detach()
+                filled[id(old)] = nn.Parameter(value) if isinstance(old, nn.Parameter) else value
+            setattr(module, leaf, filled[id(old)])
+    return skeleton.train(model.training)
 
 
 def rewrites_between(skeleton: nn.Module, model: nn.Module) -> list[str]:

@@ -15,6 +15,7 @@ ABOUT = {
     "removed": 0.4,
     "achieved": 0.4321,
     "calibration": "256 windows of 2048 tokens of WikiText-2",
+    "commit": "0a1b2c",
     "license": "llama2",
     "perplexity": {"before": 5.6789, "after": 7.9},
     "seed": 3,
@@ -31,7 +32,7 @@ def model():
 
 
 def made(model, auto="AutoModelForCausalLM", merged=False, **about):
-    text = card.text(model, auto, merged, about)
+    text = str(card.text(model, auto, merged, about))
     head = re.fullmatch(r"---\n(.*?)\n---\n\n# .*", text, re.DOTALL)
     return text, yaml.safe_load(head[1])
 
@@ -46,8 +47,6 @@ def test_the_front_matter_is_what_the_hub_expects(model):
         "tags": ["low-rank", "svd", "compression"],
     }
     assert "# base-7b, compressed" in text
-    hub = pytest.importorskip("huggingface_hub")
-    assert hub.ModelCard(text).data.base_model == "org/base-7b"
 
 
 def test_it_says_what_was_done_with_what(model):
@@ -64,8 +63,8 @@ def test_it_says_what_was_done_with_what(model):
         r"| note | a \| b c |",
     ):
         assert row in text
-    assert re.search(r"\| versions \| python 3.*torch 2.*transformers 5", text)
-    assert re.search(r"\| commit of prehab_lib \| \w+", text)
+    assert re.search(r"\| versions \| prehab_lib \d.*torch 2.*transformers 5", text)
+    assert "| commit of prehab_lib | 0a1b2c |" in text and re.search(r"\| written \| 20\d\d-", text)
     assert "`llama2`, as told" in text and "its licence and terms apply" in text
 
 

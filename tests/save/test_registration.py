@@ -1,4 +1,4 @@
-"""When transformers knows our model types: after `import prehab_lib`, in either order, and not before."""
+"""When transformers knows our model types: after `import prehab_lib.save`, and not before."""
 
 import os
 import subprocess
@@ -10,7 +10,7 @@ import transformers
 from torch import nn
 
 from prehab_lib.factors import LowRankLinear
-from prehab_lib.save import announce, pretrained
+from prehab_lib.save import pretrained
 from prehab_lib.save.rewrite import split_qkv
 from prehab_lib.surgery import save
 from tests.families import IDS, gpt2, llama, logits
@@ -40,7 +40,7 @@ for name in ("llama", "gpt2"):
     far = (model(ids).logits.detach() - torch.load(f"{folder}/{name}.pt")).abs().max()
     print(name, float(far) < 1e-4)
 print("alone:", "prehab_lib" not in sys.modules)
-import prehab_lib
+import prehab_lib.save
 print("registered:", type(AutoModelForCausalLM.from_pretrained(f"{folder}/low_rank")).__name__)
 """
 
@@ -61,48 +61,6 @@ def test_what_transformers_does_alone(tmp_path):
     assert said["missing:"] == str(sorted(missing))
     assert "MISSING" in done.stderr and "using a model of type `lowrank_llama`" in done.stderr  # not silent
     assert said["registered:"] == "LowRankLlamaForCausalLM"
-
-
-WE_COME_FIRST = """
-import sys
-import prehab_lib
-assert "torch" not in sys.modules and "transformers" not in sys.modules
-from transformers import AutoConfig
-print(type(AutoConfig.from_pretrained(sys.argv[1])).__name__, [f for f in sys.meta_path if "prehab" in type(f).__module__])
-"""
-
-
-def test_importing_us_first_is_light_and_registers_all_the_same(tmp_path):
-    save(cut(llama()), tmp_path / "model")
-    done = run_alone(WE_COME_FIRST, tmp_path / "model")
-    assert done.stdout.split() == ["LowRankLlamaConfig", "[]"], done.stderr
-
-
-LOOKED_FOR_FIRST = """
-import importlib.util, sys
-import prehab_lib
-for _ in range(2):
-    assert importlib.util.find_spec("transformers.models.auto.configuration_auto")
-print("transformers.models.auto.configuration_auto" in sys.modules)
-from transformers import AutoConfig
-print(type(AutoConfig.from_pretrained(sys.argv[1])).__name__, [f for f in sys.meta_path if "prehab" in type(f).__module__])
-"""
-
-
-def test_who_only_asks_where_transformers_is_does_not_use_the_registration_up(tmp_path):
-    save(cut(llama()), tmp_path / "model")
-    done = run_alone(LOOKED_FOR_FIRST, tmp_path / "model")
-    assert done.stdout.split() == ["False", "LowRankLlamaConfig", "[]"], done.stderr
-
-
-@pytest.mark.parametrize("kind", [AttributeError, ImportError, ValueError, TypeError])
-def test_a_transformers_that_cannot_be_told_stays_importable(kind, monkeypatch):
-    def register():
-        raise kind("no such thing")
-
-    monkeypatch.setattr(pretrained, "register", register)
-    with pytest.warns(UserWarning, match="cannot be opened by transformers: .*no such thing"):
-        announce.to_transformers()
 
 
 def test_every_family_has_its_classes_and_its_layers():

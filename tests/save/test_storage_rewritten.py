@@ -79,7 +79,8 @@ def test_a_rewrite_left_out_of_the_description_is_noticed(tmp_path):
         folder = save(model, tmp_path / make.__name__)
         path = folder / storage.DESCRIPTION
         description = json.loads(path.read_text())
-        assert description.pop("rewrites")
+        assert description["rewrites"]
+        description["rewrites"] = []
         path.write_text(json.dumps(description))
         with pytest.raises(ValueError, match="lacks|has shape"):
             load(folder)

@@ -1,0 +1,111 @@
+"""The files of a saved model: the folder is complete or not there, and only what `save` wrote is
+ever replaced.
+"""
+
+import glob
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from huggingface_hub.constants import SAFETENSORS_INDEX_FILE as INDEX
+from huggingface_hub.constants import SAFETENSORS_SINGLE_FILE as WEIGHTS
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+DESCRIPTION = "prehab.json"
+
+
+def check_target(folder: str | Path) -> None:
+    """Raises ValueError where `folder` holds anything but a saved model: not even one file of
+    somebody else's.
+    """
+    folder = Path(folder)
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return
+    if not (folder / DESCRIPTION).is_file():
+        raise ValueError(f"{folder} holds other files than a saved model: name a new folder")
+    try:
+        ours = {DESCRIPTION, *json.loads((folder / DESCRIPTION).read_text())["files"]}
+    except (ValueError, KeyError, TypeError):  # damaged: then nothing is known to be ours
+        ours = {DESCRIPTION}
+    foreign = [name for name in files_in(folder) if name not in ours]
+    if foreign:
+        raise ValueError(
+            f"{folder} holds {foreign[0]!r}, which is no file of the saved model that would be "
+            "replaced: move it away, or name a new folder"
+        )
+
+
+def files_in(folder: Path) -> list[str]:
+    """Names of all files below a folder, with "/" between, sorted."""
+    paths = (path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
+    return sorted(path.relative_to(folder).as_posix() for path in paths)
+
+
+@contextmanager
+def replacing(folder: Path) -> Iterator[Path]:
+    """An empty folder to write to, which takes the place of `folder` when the block ends without an
+    error.
+
+    Whatever stops it, Ctrl-C between the two moves as well, `folder` is as it was.  After a kill
+    there `left_at` finds it.
+    """
+    beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".part", dir=folder.parent))
+    new, old = beside / "new", beside / "old"
+    try:
+        new.mkdir()  # mkdtemp's own is closed to others
+        yield new
+        check_target(folder)  # again: writing may have taken minutes
+        if folder.exists():
+            folder.rename(old)
+        new.rename(folder)
+    finally:
+        if old.exists() and not folder.exists():
+            old.rename(folder)
+        shutil.rmtree(beside, ignore_errors=True)  # not reached where that failed
+
+
+def left_at(folder: Path) -> Path | None:
+    """Where a save that was killed between its two moves left the model of `folder`, or None."""
+    folder = folder.resolve()
+    pattern = f".{glob.escape(folder.name)}.*.part/old/{DESCRIPTION}"
+    left = sorted(folder.parent.glob(pattern))
+    return left[-1].parent if left and not folder.exists() else None
+
+
+def read_weights(folder: Path) -> dict[str, Tensor]:
+    """The tensors of a folder, from one file or from shards.  Raises as `read_file` does."""
+    index = folder / INDEX
+    if not index.is_file():
+        return read_file(folder / WEIGHTS)
+    try:
+        shards = set(json.loads(index.read_text())["weight_map"].values())
+    except (ValueError, KeyError, TypeError, AttributeError) as problem:
+        raise ValueError(f"{index} is damaged ({problem}): copy the file again") from problem
+    outside = [shard for shard in shards if Path(shard).name != shard]
+    if outside:
+        raise ValueError(f"{index} names {outside[0]!r}, which is no file of its folder")
+    tensors = {}
+    for shard in sorted(shards):
+        tensors |= read_file(folder / shard)
+    return tensors
+
+
+def read_file(path: Path) -> dict[str, Tensor]:
+    """The tensors of one safetensors file.  Raises FileNotFoundError where it is missing and
+    ValueError where it is damaged, naming it.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path} is missing: the folder is not complete, save the model again"
+        )
+    try:
+        return load_file(path)
+    except (SafetensorError, ValueError, OSError) as problem:
+        raise ValueError(
+            f"{path} is damaged ({problem}): save the model again, or copy the file again"
+        ) from problem
