@@ -11,7 +11,9 @@ from dataclasses import dataclass
 
 UNTRIED = "not tried yet"
 NOTHING = "it returns nothing: is a return missing?"
-BLANK = {  # instructions of a body that is ..., pass, a constant, or raise NotImplementedError, in Python 3.11 to 3.14
+# Instructions of a body that is ..., pass, a constant, or raise NotImplementedError, in Python 3.11
+# to 3.14.
+BLANK = {
     *("RESUME", "NOP", "CACHE", "COPY_FREE_VARS", "POP_TOP", "PUSH_NULL", "PRECALL", "CALL"),
     *("LOAD_CONST", "LOAD_SMALL_INT", "LOAD_COMMON_CONSTANT", "LOAD_GLOBAL", "LOAD_NAME"),
     *("RETURN_CONST", "RETURN_VALUE", "RAISE_VARARGS"),
@@ -47,10 +49,9 @@ def collect(function: Callable, cases: list[tuple], name: str | None = None) -> 
         except Exception as error:
             if isinstance(error, NotImplementedError) and blank(function):
                 return Answered([], UNTRIED)
-            words = " ".join(f"{type(error).__name__}: {error}".split())
-            return Answered(
-                answers, f"{call(name or name_of(function), case)} stopped with {words[:120]}"
-            )
+            words = " ".join(f"{type(error).__name__}: {error}".split())[:120]
+            where = call(name or name_of(function), case)
+            return Answered(answers, f"{where} stopped with {words}")
     if all(answer is None or answer is ... for answer in answers):
         return Answered([], UNTRIED if blank(function) else NOTHING)
     return Answered(answers)
@@ -61,9 +62,8 @@ def blank(function: Callable) -> bool:
     code = getattr(inspect.unwrap(function), "__code__", None)
     if code is None:
         return True
-    return set(code.co_names) <= {"NotImplementedError"} and all(
-        instruction.opname in BLANK for instruction in dis.get_instructions(code)
-    )
+    used = {instruction.opname for instruction in dis.get_instructions(code)}
+    return set(code.co_names) <= {"NotImplementedError"} and used <= BLANK
 
 
 def name_of(function: Callable) -> str:

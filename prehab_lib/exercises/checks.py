@@ -23,9 +23,8 @@ def check(id: str, function: Callable) -> None:
     NotImplementedError).  Raises ValueError for an id that is not known.
     """
     key = find(id)
-    print(
-        f"exercise {id}: {key.judge(answers.collect(function, key.cases), answers.name_of(function))}"
-    )
+    given = answers.collect(function, key.cases)
+    print(f"exercise {id}: {key.judge(given, answers.name_of(function))}")
 
 
 def find(id: str) -> AnswerKey:
@@ -42,10 +41,8 @@ def find(id: str) -> AnswerKey:
 
 def known() -> list[str]:
     """All ids, in the order of the book."""
-    return sorted(
-        (id for file in _files().values() for id in _keys(file)),
-        key=lambda id: [*map(int, id.split("."))],
-    )
+    ids = [id for file in _files().values() for id in _keys(file)]
+    return sorted(ids, key=lambda id: [*map(int, id.split("."))])
 
 
 def _files() -> dict[str, Path]:

@@ -37,15 +37,14 @@ def encode(value, foreign: bool = False):
     if type(value) is tuple:
         return {"tuple": [encode(item, foreign) for item in value]}
     if type(value) is dict:
-        return {
-            "dict": [[encode(key, foreign), encode(item, foreign)] for key, item in value.items()]
-        }
+        return {"dict": [encode(list(pair), foreign) for pair in value.items()]}
     if hasattr(value, "detach") and hasattr(value, "dtype"):
         return {"tensor": encode(value.tolist()), "dtype": str(value.dtype).removeprefix("torch.")}
     if foreign:
         return {"foreign": f"{type(value).__name__} {value!r}"[:60]}
     raise TypeError(
-        f"a {type(value).__name__} cannot be written as JSON: use numbers, text, lists, tuples, dicts, tensors"
+        f"a {type(value).__name__} cannot be written as JSON: use numbers, text, lists, tuples, "
+        "dicts, tensors"
     )
 
 
