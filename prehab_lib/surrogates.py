@@ -2,10 +2,9 @@
 
 In prehab the matrix is M = W L (m, n): the weight times a root L of its input Gram, so that a
 singular value says how much of the layer's *output* one direction carries.  All of them are
-differentiable by autograd.  Cost: one thin singular value decomposition of M, about 6 q p² + 20 p³
-operations with p = min(m, n), q = max(m, n), and a product of its vectors, 2 q p², for the
-gradient; `stable_rank` needs the top singular value only and can have it from a few products by
-power iteration.
+differentiable by autograd: the gradient of Σ gᵢ σᵢ is U diag(g) Vᵀ, finite at ties and at rank
+deficiency.  Cost: one thin singular value decomposition of M, about 6 q p² + 20 p³ operations with
+p = min(m, n), q = max(m, n), and a product of its vectors, 2 q p², for the gradient.
 """
 
 import torch
@@ -13,10 +12,8 @@ from torch import Tensor
 
 
 def nuclear(M: Tensor) -> Tensor:
-    """‖M‖_* = Σ σᵢ.   M (m, n) -> scalar.  Source: Eq. (4).  Pulls every σᵢ down with the same
-    force 1.
-    """
-    return _singular_values(M).sum()
+    """‖M‖_* = Σ σᵢ.   M (m, n) -> scalar.  Source: Eq. (4).  Pulls every σᵢ down by the same 1."""
+    return torch.linalg.svdvals(M).sum()
 
 
 def nuclear_ratio(M: Tensor) -> Tensor:
@@ -26,7 +23,7 @@ def nuclear_ratio(M: Tensor) -> Tensor:
     `stable_rank`.
     A zero matrix has value 0 and gradient 0.
     """
-    sigma = _singular_values(M)
+    sigma = torch.linalg.svdvals(M)
     return _ratio(sigma.sum() ** 2, sigma.square().sum())
 
 
@@ -39,7 +36,7 @@ def stable_rank(M: Tensor, iterations: int | None = None) -> Tensor:
     is never underestimated.
     """
     if iterations is None:
-        top = _singular_values(M)[0]
+        top = torch.linalg.svdvals(M)[0]
     else:
         u, _, v = power_iteration(M.detach(), iterations)
         top = u @ M @ v
@@ -49,14 +46,13 @@ def stable_rank(M: Tensor, iterations: int | None = None) -> Tensor:
 def entropy_rank(M: Tensor) -> Tensor:
     """exp(−Σ pᵢ ln pᵢ) with pᵢ = σᵢ / Σσ, between 1 and rank M.   M (m, n) -> scalar.
 
-    Source: Roy and Vetterli's effective rank; Swift-SVD (arXiv 2604.01609) uses it for analysis, so
-    does this companion: it predicts the compressible rank better than `stable_rank`.
+    Source: Roy and Vetterli's effective rank; used for analysis, as in Swift-SVD (arXiv
+    2604.01609): it predicts the compressible rank better than `stable_rank`.
     """
-    sigma = _singular_values(M)
+    sigma = torch.linalg.svdvals(M)
     tiny = torch.finfo(M.dtype).tiny
-    share = (sigma / sigma.sum().clamp_min(tiny)).clamp_min(
-        tiny
-    )  # the slope of p ln p is infinite at 0
+    share = sigma / sigma.sum().clamp_min(tiny)
+    share = share.clamp_min(tiny)  # the slope of p ln p is infinite at 0
     return torch.special.entr(share).sum().exp()
 
 
@@ -94,13 +90,6 @@ def power_iteration(
         v = _unit(M.T @ (M @ v))
     u = M @ v
     return _unit(u), torch.linalg.vector_norm(u), v
-
-
-def _singular_values(M: Tensor) -> Tensor:
-    """(m, n) -> (p,), largest first.  The gradient of Σ g_i σᵢ is U diag(g) Vᵀ: finite at ties and
-    at rank deficiency.
-    """
-    return torch.linalg.svdvals(M)
 
 
 def _ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
