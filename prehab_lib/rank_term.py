@@ -99,14 +99,9 @@ class RankTerm:
             yield self._value(name)
 
     def pulls(self, lam: float) -> Iterator[Tensor]:
-        """R of each layer, after λ times its gradient was added to the weight's.
-
-        One W L and its decomposition live at a time.
-        """
+        """R of each layer, after λ times its gradient was added to the weight's."""
         for name in self.names:
-            value = self._value(name)
-            (lam * (self.share * value)).backward()
-            yield value.detach()
+            yield self._pull(name, lam)
 
     @torch.no_grad()
     def value(self) -> Tensor:
@@ -126,6 +121,12 @@ class RankTerm:
 
     def _value(self, name: str) -> Tensor:
         return self.of(self.whitened(name))
+
+    def _pull(self, name: str, lam: float) -> Tensor:
+        # A function of its own: on its return the graph of W L goes, before the next one is made.
+        value = self._value(name)
+        (lam * (self.share * value)).backward()
+        return value.detach()
 
     def _sum(self, values: list[Tensor]) -> Tensor:
         return self.share * _total(values)
