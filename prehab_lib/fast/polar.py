@@ -7,6 +7,7 @@ alone, which suit GPUs.  Both square M and so lose directions whose singular val
 σ₁; how many, ‖P Pᵀ − I‖ tells, and then float64 takes over.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -35,15 +36,13 @@ POLYNOMIALS = (
 
 
 class Polar(NamedTuple):
-    """P (..., m, n).  defect (...,): ‖P Pᵀ − I‖_F² / p of the smaller side p, about the share of
-    directions that are lost.
+    """P (..., m, n).  fell_back (...,): where float64 was needed.
 
-    fell_back (...,): where float64 was needed.  What is lost even then has singular values below
-    round-off: M is of lower rank, and P is one of many gradients.
+    Directions that are lost even then have singular values below round-off: M is of lower rank, and
+    P is one of many gradients.
     """
 
     P: Tensor
-    defect: Tensor
     fell_back: Tensor
 
 
@@ -59,21 +58,22 @@ def polar(M: Tensor, known: Tensor | None = None) -> Polar:
     2 p² q included, with p = min(m, n), q = max(m, n): by eigenvectors 9 p³ + 8 p² q, by products
     10 × (4 p² q + 2 p³) + 4 p² q.
     """
-    way = by_products if M.is_cuda else by_eigh
     M = M.detach()
     flat = M.reshape(-1, *M.shape[-2:])
-    P, defect = torch.empty_like(flat), flat.new_zeros(len(flat))
+    P = torch.empty_like(flat)
     exact = torch.zeros(len(flat), dtype=torch.bool) if known is None else known.flatten().clone()
     quick = (~exact).nonzero().flatten()
     if len(quick):
-        P[quick] = way(flat[quick])
-        defect[quick] = _defect(P[quick])
+        P[quick] = _quickest(M)(flat[quick])
         if M.dtype != torch.float64:
-            exact[quick] = (~(defect[quick] <= TOLERANCE)).cpu()  # NaN is redone too
+            exact[quick] = ~(_defect(P[quick]) <= TOLERANCE).cpu()  # NaN is redone too
     for i in exact.nonzero().flatten().tolist():
         P[i] = by_eigh(on_factor_device(flat[i]), M.dtype).to(M.device)
-        defect[i] = _defect(P[i])
-    return Polar(P.reshape(M.shape), defect.reshape(M.shape[:-2]), exact.reshape(M.shape[:-2]))
+    return Polar(P.reshape(M.shape), exact.reshape(M.shape[:-2]))
+
+
+def _quickest(M: Tensor) -> Callable[[Tensor], Tensor]:
+    return by_products if M.is_cuda else by_eigh
 
 
 def by_eigh(M: Tensor, dtype: torch.dtype | None = None) -> Tensor:
@@ -110,7 +110,7 @@ def by_products(M: Tensor) -> Tensor:
 
 
 def _defect(P: Tensor) -> Tensor:
-    """‖P Pᵀ − I‖_F² / p of the smaller side, (...,)."""
+    """‖P Pᵀ − I‖_F² / p of the smaller side p, (...,): about the share of directions lost."""
     small = P @ P.mT if P.shape[-2] <= P.shape[-1] else P.mT @ P
     identity = torch.eye(small.shape[-1], dtype=P.dtype, device=P.device)
     return (small - identity).square().sum((-2, -1)) / small.shape[-1]
