@@ -19,6 +19,8 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from prehab_lib.inputs import check_choice
+
 # "fused" (CUDA) needs no temporary copy of all parameters.
 OPTIMIZERS = {"adamw": torch.optim.AdamW, "adamw_fused": partial(torch.optim.AdamW, fused=True)}
 
@@ -45,13 +47,6 @@ class Memory:
         check_choice("optimizer", self.optimizer, OPTIMIZERS)
         check_choice("rank_dtype", self.rank_dtype, ("float64", "float32", None))
         check_choice("roots_on", self.roots_on, ("device", "cpu"))
-
-
-def check_choice(name: str, value, choices: Iterable) -> None:
-    """Raises ValueError that lists the choices where `value` is none of them."""
-    if value not in list(choices):
-        listed = ", ".join(str(choice) for choice in choices)
-        raise ValueError(f"{name} = {value!r} is not known: choose one of {listed}")
 
 
 def check_precision(model: nn.Module) -> None:
@@ -129,8 +124,8 @@ def recomputed_activations(model: nn.Module, on: bool) -> Iterator[None]:
     use_cache = getattr(config, "use_cache", None)
     try:
         _recompute(model)
-        if use_cache:
-            config.use_cache = False  # a cache would keep what is to be recomputed
+        if use_cache:  # which would keep what is to be recomputed
+            config.use_cache = False
         yield
     finally:
         for module, flags in before:

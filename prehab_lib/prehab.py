@@ -14,11 +14,10 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from prehab_lib.batches import device_of, endless, mode, move, seeded
-from prehab_lib.inputs import check_positive, check_whole
+from prehab_lib.inputs import check_choice, check_positive, check_whole
 from prehab_lib.precision import (
     OPTIMIZERS,
     Memory,
-    check_choice,
     check_precision,
     forward_precision,
     master_weights,
@@ -63,13 +62,8 @@ class Training:
 
     def __post_init__(self):
         check_choice("train", self.train, ("layers", "all"))
-        check_whole(1, log_every=1 if self.log_every is None else self.log_every)
-
-    def logs(self, step: int, steps: int) -> bool:
-        """Whether this step's row has surrogate and entropy rank: every so many, and the last."""
-        if self.log_every is None:
-            return False
-        return step % self.log_every == 0 or step == steps - 1
+        if self.log_every is not None:
+            check_whole(1, log_every=self.log_every)
 
 
 def constant(lam: float) -> Callable[[int], float]:
@@ -131,13 +125,14 @@ def prehab(
             with _weights_made_once(term):
                 with autocast():
                     loss = task_loss(model, batch)  # line 4
-                _check_finite(loss, step, lr, lam_now)
+                remedy = f"lower lr = {lr} or λ = {lam_now}"
+                check_finite(loss, f"prehab step {step}", remedy)
                 optimizer.zero_grad(set_to_none=True)
                 rank = term.backward(loss, lam_now)  # line 5, and the gradient of line 6
                 row = {"step": step, "task_loss": float(loss.detach()), "lam": lam_now}
                 row |= _logged(term, rank, training, step, steps) | term.notes
             if rank is not None:
-                _check_finite(loss.detach() + lam_now * rank, step, lr, lam_now)
+                check_finite(loss.detach() + lam_now * rank, f"prehab step {step}", remedy)
             optimizer.step()  # line 6
             history.rows.append(row)
     history.seconds = time.perf_counter() - started
@@ -146,14 +141,12 @@ def prehab(
 
 def _logged(term: RankTerm, rank: Tensor | None, training: Training, step: int, steps: int) -> dict:
     """Surrogate and entropy rank of one row; rank: R, where λ > 0 asked for it."""
-    logged = training.logs(step, steps)
-    if rank is None and logged:
-        rank = term.value()
-    wanted = rank is not None and (logged or training.log_every is None)
-    return {
-        "surrogate": float(rank) if wanted else None,
-        "entropy_rank": term.mean(entropy_rank) if logged else None,
-    }
+    if training.log_every is None:
+        return {"surrogate": None if rank is None else float(rank), "entropy_rank": None}
+    if step % training.log_every and step < steps - 1:
+        return {"surrogate": None, "entropy_rank": None}
+    value = term.value() if rank is None else rank
+    return {"surrogate": float(value), "entropy_rank": term.mean(entropy_rank)}
 
 
 class Whitened(nn.Module):
@@ -261,9 +254,7 @@ def _checked_lam(lam: float) -> float:
     return float(lam)
 
 
-def _check_finite(loss: Tensor, step: int, lr: float, lam: float) -> None:
+def check_finite(loss: Tensor, when: str, remedy: str) -> None:
+    """Raises ValueError for a loss that is NaN or infinite."""
     if not torch.isfinite(loss):
-        raise ValueError(
-            f"the loss is {float(loss.detach())} at prehab step {step}: lower lr = {lr} or "
-            f"λ = {lam}"
-        )
+        raise ValueError(f"the loss is {float(loss.detach())} at {when}: {remedy}")

@@ -42,7 +42,7 @@ class RankTerm:
         self.joint = coordinates == "whitened"  # weights are functions of what is trained
         self.floor = FLOOR if self.joint else 0.0
         self.dtype = getattr(torch, memory.rank_dtype or self.usual_dtype)
-        self.on = memory.roots_on
+        self.memory = memory
         self.share = 1.0 / len(self.layers) if reduction == "mean" else 1.0
         self.notes: dict = {}  # what this step adds to its row of the history
         self.metrics = self.made_metrics()  # now: a Gram that is none stops before training
@@ -69,7 +69,7 @@ class RankTerm:
                     raise ValueError(
                         "the input Gram of a layer is zero: look at the calibration data"
                     )
-                home = torch.device("cpu") if self.on == "cpu" else device
+                home = torch.device("cpu") if self.memory.roots_on == "cpu" else device
                 shared[key] = metric.to(home, self.dtype_on(device))
             metrics[name] = shared[key]
         return metrics
@@ -134,7 +134,7 @@ class RankTerm:
     def _root(self, name: str) -> Tensor:
         # Small roots are kept with the statistics for whoever comes next; large ones would double
         # them.
-        keep = self.floor or (self.dtype == torch.float64 and self.on == "device")
+        keep = self.floor or (self.dtype == torch.float64 and self.memory.roots_on == "device")
         if keep:
             return self.stats[name].gram_root(self.floor)
         return psd_root(self.stats[name].gram.to(self.layers[name].weight.device))

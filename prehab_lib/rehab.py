@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from prehab_lib.batches import device_of, endless, mode, move
 from prehab_lib.factors import LowRankLinear
-from prehab_lib.inputs import check_positive, check_whole
-from prehab_lib.precision import check_choice, check_precision, forward_precision, master_weights
-from prehab_lib.prehab import History
+from prehab_lib.inputs import check_choice, check_positive, check_whole
+from prehab_lib.precision import check_precision, forward_precision, master_weights
+from prehab_lib.prehab import History, check_finite
 from prehab_lib.progress import progress
 from prehab_lib.rivals.packing import refuse_packed
 
@@ -70,6 +70,19 @@ def rehab(
 
     autocast = forward_precision(model, None)
     stream = endless(batches)
+
+    def backward(when: str) -> float:
+        """The mean loss of a step's batches; its gradient is added to the adapters'."""
+        total = 0.0
+        for _ in range(accumulate):
+            batch = move(next(stream), device_of(model))
+            with autocast():
+                loss = task_loss(model, batch) / accumulate
+            check_finite(loss, when, f"lower lr = {lr}")
+            loss.backward()
+            total += float(loss.detach())
+        return total
+
     history, started = History(), time.perf_counter()
     with _factors_free(model, low_rank):
         for sides in ORDERS[order]:
@@ -80,16 +93,10 @@ def rehab(
                 schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
                 for step in progress(range(steps), f"rehab {phase}"):
                     optimizer.zero_grad(set_to_none=True)
-                    loss_now = 0.0
-                    for _ in range(accumulate):
-                        with autocast():
-                            loss = task_loss(model, move(next(stream), device_of(model)))
-                        loss = _finite(loss / accumulate, step, phase, lr)
-                        loss.backward()
-                        loss_now += float(loss.detach())
+                    loss = backward(f"rehab step {step} of phase {phase}")
                     optimizer.step()
                     schedule.step()
-                    row = {"step": len(history.rows), "phase": phase, "task_loss": loss_now}
+                    row = {"step": len(history.rows), "phase": phase, "task_loss": loss}
                     history.rows.append(row)
     history.seconds = time.perf_counter() - started
     return history
@@ -130,12 +137,3 @@ def _adapters(
         adapted.unload()
         raise
     adapted.merge_and_unload()
-
-
-def _finite(loss: Tensor, step: int, phase: str, lr: float) -> Tensor:
-    if not torch.isfinite(loss):
-        raise ValueError(
-            f"the loss is {float(loss.detach())} at rehab step {step} of phase {phase}: lower "
-            f"lr = {lr}"
-        )
-    return loss

@@ -10,6 +10,8 @@ p = min(m, n), q = max(m, n), and a product of its vectors, 2 q p², for the gra
 import torch
 from torch import Tensor
 
+from prehab_lib.inputs import check_choice
+
 
 def nuclear(M: Tensor) -> Tensor:
     """‖M‖_* = Σ σᵢ.   M (m, n) -> scalar.  Source: Eq. (4).  Pulls every σᵢ down by the same 1."""
@@ -66,24 +68,20 @@ SURROGATES = {
 
 def surrogate_named(name: str):
     """The function behind a name.  Raises ValueError that lists the known names."""
-    if name not in SURROGATES:
-        raise ValueError(
-            f"surrogate = {name!r} is not known: choose one of {', '.join(SURROGATES)}"
-        )
+    check_choice("surrogate", name, SURROGATES)
     return SURROGATES[name]
 
 
 def power_iteration(
-    M: Tensor, steps: int, start: Tensor | None = None, generator: torch.Generator | None = None
+    M: Tensor, steps: int, start: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Top singular triple by `steps` rounds of v ← Mᵀ(M v), normalised: u (m,), σ, v (n,).
 
-    `start` (n,) continues an earlier iteration (a warm start); without it the start is random from
-    `generator`, or from a fixed seed.  The error of σ falls by (σ₂/σ₁)⁴ a step, so a small gap
-    needs many steps.
+    start (n,) continues an earlier iteration (a warm start); None is random, of a fixed seed.  The
+    error of σ falls by (σ₂/σ₁)⁴ a step, so a small gap needs many steps.
     """
     if start is None:
-        generator = generator or torch.Generator(device=M.device).manual_seed(0)
+        generator = torch.Generator(device=M.device).manual_seed(0)
         start = torch.randn(M.shape[1], dtype=M.dtype, device=M.device, generator=generator)
     v = _unit(start)
     for _ in range(steps):

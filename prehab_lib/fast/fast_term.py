@@ -111,7 +111,7 @@ class FastTerm(RankTerm):
             else:
                 c, D = self._tangent(weights, surrogate)
                 if self.every > 1:
-                    self.held[i] = c, D.cpu() if self.on == "cpu" else D
+                    self.held[i] = c, D.cpu() if self.memory.roots_on == "cpu" else D
             yield from zip(weights, c, D, strict=True)
 
     @torch.no_grad()

@@ -1,5 +1,4 @@
-"""Heterogeneous prehab: a penalty on what truncation at the *planned* ranks will drop, layer by
-layer.
+"""Heterogeneous prehab: a penalty on what truncation at the *planned* ranks will drop.
 
 τ(k) = Σ_{i>k} σᵢ² / Σ σᵢ² of A = W L, the share of a layer's output that its planned rank k loses.
 Between refreshes the penalty is ‖A − Q Qᵀ A‖_F² / ‖A‖_F² with Q = U_k held fixed: it lies above τ,
@@ -15,9 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from prehab_lib.inputs import check_whole
-from prehab_lib.precision import Memory, refuse_sharded
+from prehab_lib.precision import refuse_sharded
 from prehab_lib.rank_term import RankTerm
-from prehab_lib.stats import LayerStats
 
 Ranks = Mapping[str, int | None]
 
@@ -55,27 +53,19 @@ class Tail:
 class TailTerm(RankTerm):
     """R = w Σ_ℓ τ_ℓ, summed or averaged over all layers."""
 
-    def __init__(
-        self,
-        tail: Tail,
-        model: nn.Module,
-        stats: dict[str, LayerStats],
-        coordinates: str,
-        reduction: str,
-        memory: Memory,
-    ):
-        super().__init__(tail_ratio, model, stats, coordinates, reduction, memory)
+    def __init__(self, tail: Tail, *settings):
+        super().__init__(tail_ratio, *settings)
         self.tail = tail
         if tail.plan is None:
             self._check_ranks("ranks", tail.ranks)
             return
-        refuse_sharded(model, "a plan", "fix the ranks with Tail(ranks=...)")
-        if coordinates == "whitened":
+        refuse_sharded(self.model, "a plan", "fix the ranks with Tail(ranks=...)")
+        if self.joint:
             raise ValueError(
                 "a plan looks at plain weights: use coordinates='weight', or fix Tail(ranks=...)"
             )
-        in_bfloat16 = any(weight.dtype == torch.bfloat16 for weight in model.parameters())
-        if in_bfloat16 and memory.compute != "float32":
+        in_bfloat16 = any(weight.dtype == torch.bfloat16 for weight in self.model.parameters())
+        if in_bfloat16 and self.memory.compute != "float32":
             raise ValueError(
                 "a plan runs the model in one precision: pass compute='float32', or fix "
                 "Tail(ranks=...)"
@@ -108,25 +98,17 @@ class TailTerm(RankTerm):
         return self.weight * self.of(A, self.Q[name].to(A))
 
     def _check_ranks(self, what: str, ranks: Ranks) -> None:
-        for name, layer in self.layers.items():
+        what = f"{what} of the tail penalty"
+        for name in [*self.layers, *ranks]:
             if name not in ranks:
+                raise ValueError(f"{what} lacks layer {name!r}: give every trained layer one")
+            if name not in self.layers:
+                raise ValueError(f"{what} names {name!r}, which is not among the layers of stats")
+            rank, most = ranks[name], min(self.layers[name].weight.shape)
+            if rank is not None and (type(rank) is not int or not 1 <= rank <= most):
                 raise ValueError(
-                    f"{what} of the tail penalty lacks layer {name!r}: give every layer that is "
-                    "trained one"
+                    f"{what} gives {name!r} rank {rank!r}: it allows 1 to {most}, or None"
                 )
-            rank, most = ranks[name], min(layer.weight.shape)
-            whole = isinstance(rank, int) and not isinstance(rank, bool)
-            if rank is not None and not (whole and 1 <= rank <= most):
-                raise ValueError(
-                    f"{what} of the tail penalty gives {name!r} rank {rank!r}: it allows 1 to "
-                    f"{most}, or None"
-                )
-        unknown = [name for name in ranks if name not in self.layers]
-        if unknown:
-            raise ValueError(
-                f"{what} of the tail penalty names {unknown[0]!r}, which is not among the layers "
-                "of stats"
-            )
 
 
 def tail_ratio(A: Tensor, Q: Tensor) -> Tensor:

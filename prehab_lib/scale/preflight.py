@@ -17,8 +17,8 @@ from torch import nn
 
 from prehab_lib.cli.compress_input import check_dense
 from prehab_lib.fast import Fast
-from prehab_lib.inputs import check_whole
-from prehab_lib.precision import OPTIMIZERS, check_choice
+from prehab_lib.inputs import check_choice, check_whole
+from prehab_lib.precision import OPTIMIZERS
 from prehab_lib.scale.census import census
 from prehab_lib.scale.phases import (
     Phase,
