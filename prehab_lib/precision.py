@@ -6,9 +6,8 @@ of 1e-5 is rounded away. So weights are trained as float32 masters, whatever dty
 in, and rounded once at the end. Bytes a trained parameter: 4 master + 4 gradient + 8 AdamW = 16,
 and 2 more for the bfloat16 copy a forward pass works with (7 billion: about 104 + 13 GiB).
 
-`torch.distributed.fsdp.fully_shard` leaves every parameter a `DTensor` outside the forward and
-backward passes.  Each process gathers one whole weight, computes the surrogate on it, and keeps
-the part of the gradient that belongs to its own shard.
+Outside forward and backward passes `fully_shard` leaves every parameter a `DTensor`.  Each process
+gathers one whole weight at a time and keeps its own shard's part of the gradient.
 """
 
 from collections.abc import Iterable, Iterator
@@ -51,17 +50,16 @@ class Memory:
 
 def check_precision(model: nn.Module) -> None:
     """Raises ValueError for a float16 model, or bfloat16 shards, which have no masters here."""
+    half = "is in float16, in which AdamW's steps overflow or vanish: train in bfloat16 or float32"
+    shard = (
+        "is sharded in bfloat16: shard the model in float32 and give fully_shard a "
+        "MixedPrecisionPolicy(param_dtype=torch.bfloat16)"
+    )
     for name, parameter in model.named_parameters():
         if parameter.dtype == torch.float16:
-            raise ValueError(
-                f"{name!r} is in float16, in which AdamW's steps overflow or vanish: train in "
-                "bfloat16 or float32"
-            )
+            raise ValueError(f"{name!r} {half}")
         if parameter.dtype == torch.bfloat16 and is_sharded(parameter):
-            raise ValueError(
-                f"{name!r} is sharded in bfloat16: shard the model in float32 and give fully_shard "
-                "a MixedPrecisionPolicy(param_dtype=torch.bfloat16)"
-            )
+            raise ValueError(f"{name!r} {shard}")
 
 
 @contextmanager
@@ -109,8 +107,8 @@ FLAGS = ("gradient_checkpointing", "_gradient_checkpointing_func", "grad_checkpo
 def recomputed_activations(model: nn.Module, on: bool) -> Iterator[None]:
     """Inside, each block keeps its input alone and is computed again for the gradient.
 
-    The same gradients for about a third more operations; every flag is back afterwards.  For models
-    of transformers and timm; raises ValueError for others.
+    The same gradients for about a third more operations.  Every flag is back afterwards.  Raises
+    ValueError for models other than those of transformers and timm.
     """
     if not on:
         yield

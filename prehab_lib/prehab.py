@@ -72,9 +72,7 @@ def constant(lam: float) -> Callable[[int], float]:
 
 
 def geometric(start: float, lam: float, warmup: int) -> Callable[[int], float]:
-    """λ from `start` to `lam` by a constant factor over `warmup` steps, then `lam`: the released
-    BERT script (1e-4 to 10).
-    """
+    """λ from `start` to `lam` by a constant factor over `warmup` steps: the release for BERT."""
     return lambda step: lam if step >= warmup else start * (lam / start) ** (step / warmup)
 
 
@@ -198,13 +196,10 @@ def _free(
 
 @contextmanager
 def _weights_made_once(term: RankTerm) -> Iterator[None]:
-    """W₀ + Δ L⁻¹ is made once a step: before the forward pass, or blocks that are recomputed would
-    make it in one pass and find it made in the other.
-    """
+    """W₀ + Δ L⁻¹ is made once a step, where there is one."""
     with parametrize.cached():
-        if term.joint:
-            for layer in term.layers.values():
-                _ = layer.weight
+        for layer in term.layers.values():
+            _ = layer.weight  # now: a block that is recomputed would find it made the second time
         yield
 
 
@@ -231,9 +226,7 @@ def _check(model: nn.Module, stats, steps: int, lr: float, coordinates: str, red
     check_whole(0, steps=steps)
     check_positive(lr=lr)
     if not stats:
-        raise ValueError(
-            "prehab needs the statistic 'gram' of its layers: pass stats=stats.collect(...)"
-        )
+        raise ValueError("prehab needs the statistic 'gram': pass stats=stats.collect(...)")
     check_precision(model)
     if coordinates == "whitened":
         refuse_sharded(model, "coordinates='whitened'", "use coordinates='weight'")
@@ -247,10 +240,7 @@ def _schedule(lam: float | Callable[[int], float]) -> Callable[[int], float]:
 
 def _checked_lam(lam: float) -> float:
     if isinstance(lam, bool) or not isinstance(lam, Real) or not math.isfinite(lam) or lam < 0:
-        raise ValueError(
-            f"lam = {lam!r}: the weight of the surrogate is a finite number, 0 (the control) or "
-            "larger"
-        )
+        raise ValueError(f"lam = {lam!r}: give a finite number, 0 (the control) or larger")
     return float(lam)
 
 

@@ -105,7 +105,6 @@ class RankTerm:
 
     @torch.no_grad()
     def value(self) -> Tensor:
-        """R."""
         return self._sum([self._value(name) for name in self.names])
 
     @torch.no_grad()
@@ -132,10 +131,8 @@ class RankTerm:
         return self.share * _total(values)
 
     def _root(self, name: str) -> Tensor:
-        # Small roots are kept with the statistics for whoever comes next; large ones would double
-        # them.
-        keep = self.floor or (self.dtype == torch.float64 and self.memory.roots_on == "device")
-        if keep:
+        # Kept with the statistics for whoever comes next, unless they are so large that it hurts.
+        if self.floor or (self.dtype == torch.float64 and self.memory.roots_on == "device"):
             return self.stats[name].gram_root(self.floor)
         return psd_root(self.stats[name].gram.to(self.layers[name].weight.device))
 

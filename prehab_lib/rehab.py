@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,33 @@ from prehab_lib.rivals.packing import refuse_packed
 ORDERS = {"UV": (("U",), ("V",)), "VU": (("V",), ("U",)), "joint": (("U", "V"),)}
 
 
+@dataclass(frozen=True)
+class Lora:
+    """Options of `rehab`.
+
+    alpha, dropout: of peft's adapters; alpha is 2 · rank by default.  warmup: steps in which the
+    learning rate of a phase rises linearly; decay: it falls linearly to 0 after them.  accumulate:
+    batches a step; the loss is the mean of theirs.
+    """
+
+    alpha: float | None = None
+    dropout: float = 0.0
+    weight_decay: float = 0.0
+    warmup: int = 0
+    decay: bool = False
+    accumulate: int = 1
+
+    def __post_init__(self):
+        check_whole(0, warmup=self.warmup)
+        check_whole(1, accumulate=self.accumulate)
+
+    def rate(self, step: int, steps: int) -> float:
+        """Share of the learning rate at one of a phase's steps, counted from 0."""
+        if step < self.warmup:
+            return (step + 1) / (self.warmup + 1)
+        return (steps - step) / max(steps - self.warmup, 1) if self.decay else 1.0
+
+
 def rehab(
     model: nn.Module,
     task_loss: Callable[[nn.Module, object], Tensor],
@@ -27,20 +55,14 @@ def rehab(
     steps: int,
     lr: float,
     order: str = "UV",
-    alpha: float | None = None,
-    dropout: float = 0.0,
-    warmup: int = 0,
-    decay: bool = False,
-    accumulate: int = 1,
+    lora: Lora = Lora(),
 ) -> History:
     """LoRA on one factor at a time with everything else frozen, `steps` steps of AdamW a phase, in
     place.   Source: Tables II and IV, rows †.
 
     order: "UV" (all U, merge, all V, merge; SVD-LLM's scripts), "VU", or "joint" (both at once, one
-    phase).  rank, alpha, dropout: of peft's adapters; alpha is 2 · rank by default.  warmup: steps
-    in which the learning rate of a phase rises linearly; decay: it falls linearly to 0 after them.
-    accumulate: batches a step; the loss is the mean of theirs.  A factor of rank r is (m, r) before
-    and after; layers that stayed dense are not touched.
+    phase).  rank: of the adapters.  A factor of rank r is (m, r) before and after; layers that
+    stayed dense are not touched.
     Of a bfloat16 model factors and adapters are float32 masters under autocast, rounded at the end.
 
     Raises ValueError for an unknown order, a number that makes no sense, a model without low-rank
@@ -48,36 +70,25 @@ def rehab(
     adapters are then dropped).
     """
     check_choice("order", order, ORDERS)
-    check_whole(1, rank=rank, accumulate=accumulate)
-    check_whole(0, steps=steps, warmup=warmup)
+    check_whole(1, rank=rank)
+    check_whole(0, steps=steps)
     check_positive(lr=lr)
-    low_rank = {
-        name: module for name, module in model.named_modules() if isinstance(module, LowRankLinear)
-    }
+    modules = model.named_modules()
+    low_rank = {name: module for name, module in modules if isinstance(module, LowRankLinear)}
     if not low_rank:
-        raise ValueError(
-            "rehab needs a compressed model: no low-rank layer was found, run surgery.compress "
-            "first"
-        )
+        raise ValueError("rehab needs a compressed model: run surgery.compress first")
     refuse_packed(low_rank, "rehab")
     check_precision(model)
-
-    def rate(step: int) -> float:
-        """Share of the learning rate at a step, counted from 0."""
-        if step < warmup:
-            return (step + 1) / (warmup + 1)
-        return (steps - step) / max(steps - warmup, 1) if decay else 1.0
-
     autocast = forward_precision(model, None)
     stream = endless(batches)
 
     def backward(when: str) -> float:
         """The mean loss of a step's batches; its gradient is added to the adapters'."""
         total = 0.0
-        for _ in range(accumulate):
+        for _ in range(lora.accumulate):
             batch = move(next(stream), device_of(model))
             with autocast():
-                loss = task_loss(model, batch) / accumulate
+                loss = task_loss(model, batch) / lora.accumulate
             check_finite(loss, when, f"lower lr = {lr}")
             loss.backward()
             total += float(loss.detach())
@@ -88,9 +99,11 @@ def rehab(
         for sides in ORDERS[order]:
             targets = [f"{name}.{side}" for name in low_rank for side in sides]
             phase = "".join(sides)
-            with _adapters(model, targets, rank, alpha or 2 * rank, dropout) as free:
-                optimizer = torch.optim.AdamW(free, lr=lr, weight_decay=0.0)
-                schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
+            with _adapters(model, targets, rank, lora) as free:
+                optimizer = torch.optim.AdamW(free, lr=lr, weight_decay=lora.weight_decay)
+                schedule = torch.optim.lr_scheduler.LambdaLR(
+                    optimizer, lambda step: lora.rate(step, steps)
+                )
                 for step in progress(range(steps), f"rehab {phase}"):
                     optimizer.zero_grad(set_to_none=True)
                     loss = backward(f"rehab step {step} of phase {phase}")
@@ -104,7 +117,7 @@ def rehab(
 
 @contextmanager
 def _factors_free(model: nn.Module, low_rank: Iterable[str]) -> Iterator[None]:
-    """Factors are float32 masters inside; afterwards rounded, and every flag as before."""
+    """Factors are float32 masters inside; afterwards rounded, and flags as before."""
     factors = [f"{name}.{side}.weight" for name in low_rank for side in "UV"]
     flags = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     try:
@@ -117,7 +130,7 @@ def _factors_free(model: nn.Module, low_rank: Iterable[str]) -> Iterator[None]:
 
 @contextmanager
 def _adapters(
-    model: nn.Module, targets: list[str], rank: int, alpha: float, dropout: float
+    model: nn.Module, targets: list[str], rank: int, lora: Lora
 ) -> Iterator[list[Tensor]]:
     """The parameters of new adapters on `targets`, alone free, in train mode.
 
@@ -127,7 +140,11 @@ def _adapters(
     from peft.tuners.lora import LoraModel
 
     config = LoraConfig(
-        r=rank, lora_alpha=alpha, lora_dropout=dropout, bias="none", target_modules=targets
+        r=rank,
+        lora_alpha=lora.alpha or 2 * rank,
+        lora_dropout=lora.dropout,
+        bias="none",
+        target_modules=targets,
     )
     adapted = LoraModel(model, config, "rehab")
     try:

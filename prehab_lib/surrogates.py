@@ -33,9 +33,8 @@ def stable_rank(M: Tensor, iterations: int | None = None) -> Tensor:
     """‖M‖_F² / ‖M‖₂², between 1 and rank M.   M (m, n) -> scalar.
 
     Source: Rudelson and Vershynin, the reference [6] of Eq. (5), and the released code.  A zero
-    matrix has value 0 and gradient 0.  With `iterations`, σ₁ comes from that many power iterations
-    (4 m n operations each) instead of a full decomposition: it is never overestimated, so the value
-    is never underestimated.
+    matrix has value 0 and gradient 0.  iterations: σ₁ from so many power iterations (4 m n
+    operations each), which never overestimate it, instead of a full decomposition.
     """
     if iterations is None:
         top = torch.linalg.svdvals(M)[0]

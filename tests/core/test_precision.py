@@ -44,25 +44,6 @@ def weights(model):
     return torch.cat([parameter.detach().double().flatten() for parameter in model.parameters()])
 
 
-def test_a_step_of_1e_5_leaves_most_bfloat16_weights_unchanged():
-    """Weights as wide as LLaMA's (σ = 0.02), AdamW's first steps of 1e-5 each: all in one direction."""
-    generator = torch.Generator().manual_seed(0)
-    start = (0.02 * torch.randn(200, 200, generator=generator)).bfloat16()
-    moved = {}
-    for dtype in (torch.bfloat16, torch.float32):
-        W = nn.Parameter(start.to(dtype, copy=True))
-        optimizer = torch.optim.AdamW([W], lr=1e-5, weight_decay=0.0)
-        for step in range(40):
-            W.grad = torch.ones_like(W)
-            optimizer.step()
-            if step == 0:
-                unchanged = float((start == W).float().mean())
-                assert unchanged == pytest.approx(0.84, abs=0.02) if dtype == torch.bfloat16 else unchanged == 0
-        moved[dtype] = float((W.detach().bfloat16().float() - start.float()).mean())
-    assert moved[torch.float32] == pytest.approx(-4e-4, rel=0.03)  # 40 steps of 1e-5, rounded once
-    assert abs(moved[torch.bfloat16]) < 0.5 * 4e-4
-
-
 def test_prehab_of_a_bfloat16_model_trains_masters_and_rounds_once(toy):
     half = copy.deepcopy(toy[0]).to(torch.bfloat16)
     exact = copy.deepcopy(half).float()

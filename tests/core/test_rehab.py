@@ -5,7 +5,7 @@ import torch
 
 from prehab_lib.evaluate import classification_loss
 from prehab_lib.factors import LowRankLinear
-from prehab_lib.rehab import rehab
+from prehab_lib.rehab import Lora, rehab
 from prehab_lib.surgery import compress
 from prehab_lib.tasks.perplexity import language_loss
 from tests.families import llama
@@ -51,18 +51,13 @@ def test_one_factor_at_a_time(order, moved, compressed):
     assert {name for name, _ in model.named_modules()} == {name for name, _ in before.named_modules()}
 
 
-def test_the_step_is_low_rank(compressed):
-    model, batches = compressed
-    before = model.query.U.weight.clone()
-    rehab(model, classification_loss, batches, rank=1, steps=10, lr=1e-2)
-    assert int(torch.linalg.matrix_rank(model.query.U.weight - before, tol=1e-5)) == 1
-
-
-def test_flags_and_mode_come_back(compressed):
+def test_the_step_is_low_rank_flags_and_mode_come_back(compressed):
     model, batches = compressed
     model.key.U.weight.requires_grad_(False)
     model.eval()
-    rehab(model, classification_loss, batches, **SETTINGS)
+    before = model.query.U.weight.clone()
+    rehab(model, classification_loss, batches, rank=1, steps=10, lr=1e-2)
+    assert int(torch.linalg.matrix_rank(model.query.U.weight - before, tol=1e-5)) == 1
     assert not model.key.U.weight.requires_grad and model.query.U.weight.requires_grad and not model.training
 
 
@@ -81,8 +76,6 @@ def test_bad_input_is_named_and_no_adapter_is_left(compressed):
         "rank = 0": {"rank": 0},
         "steps = -1": {"steps": -1},
         "lr = nan": {"lr": float("nan")},
-        "warmup = -1": {"warmup": -1},
-        "accumulate = 0": {"accumulate": 0},
         "the loss is (nan|inf) at rehab step": {"lr": 1e30},
     }
     for message, change in cases.items():
@@ -92,12 +85,19 @@ def test_bad_input_is_named_and_no_adapter_is_left(compressed):
         assert all(p.requires_grad for p in model.parameters()), message
 
 
+def test_bad_options_are_named():
+    for option, value in {"warmup": -1, "accumulate": 0}.items():
+        with pytest.raises(ValueError, match=f"{option} = {value}"):
+            Lora(**{option: value})
+
+
 def test_a_dense_model_is_refused():
     with pytest.raises(ValueError, match="rehab needs a compressed model"):
         rehab(Toy(), classification_loss, toy_batches(), **SETTINGS)
 
 
-def watch_rates(monkeypatch):
+def test_the_learning_rate_rises_and_falls_linearly_in_each_phase(compressed, monkeypatch):
+    model, batches = compressed
     rates, step = [], torch.optim.AdamW.step
 
     def watched(self, *args, **kwargs):
@@ -105,16 +105,12 @@ def watch_rates(monkeypatch):
         return step(self, *args, **kwargs)
 
     monkeypatch.setattr(torch.optim.AdamW, "step", watched)
-    return rates
-
-
-def test_the_learning_rate_rises_and_falls_linearly_in_each_phase(compressed, monkeypatch):
-    model, batches = compressed
-    rates = watch_rates(monkeypatch)
-    rehab(model, classification_loss, batches, rank=2, steps=6, lr=1e-3, warmup=2, decay=True)
+    rehab(model, classification_loss, batches, rank=2, steps=6, lr=1e-3, lora=Lora(warmup=2, decay=True))
     assert rates == pytest.approx(2 * [1e-3 / 3, 2e-3 / 3, 1e-3, 0.75e-3, 0.5e-3, 0.25e-3])
     rates.clear()
-    rehab(model, classification_loss, batches, rank=2, steps=3, lr=1e-3, order="joint", alpha=16, dropout=0.05)
+    rehab(
+        model, classification_loss, batches, rank=2, steps=3, lr=1e-3, order="joint", lora=Lora(alpha=16, dropout=0.05)
+    )
     assert rates == pytest.approx([1e-3] * 3)
 
 
@@ -131,7 +127,7 @@ def test_accumulated_batches_step_as_one_large_one():
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)  # the adapters start at random
             histories.append(
-                rehab(model, classification_loss, batches, rank=2, steps=4, lr=1e-3, accumulate=accumulate)
+                rehab(model, classification_loss, batches, rank=2, steps=4, lr=1e-3, lora=Lora(accumulate=accumulate))
             )
     assert len(histories[0].rows) == len(histories[1].rows) == 8
     assert histories[0].column("task_loss") == pytest.approx(histories[1].column("task_loss"))

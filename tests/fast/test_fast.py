@@ -98,17 +98,12 @@ def test_rounds_that_do_not_suffice_are_said(monkeypatch):
 
 
 @pytest.mark.parametrize("name", FAST)
-def test_zero_weights_have_value_and_gradient_zero(name):
-    W, L = layers(5, 7, count=2)
+def test_zero_weights_have_value_and_gradient_zero_and_ratios_pull_across_the_scale_alone(name):
+    W, L = layers(12, 9)
     W[0] = 0
     tangent = fast_form(name, L)(W)
     assert float(tangent.value[0]) == 0 and not tangent.gradient[0].any()
     assert torch.isfinite(tangent.gradient).all() and float(tangent.value[1]) > 0
-
-
-@pytest.mark.parametrize("name", ["stable_rank", "nuclear_ratio"])
-def test_ratios_pull_across_the_scale_alone(name):
-    W, L = layers(12, 9)
-    tangent = fast_form(name, L)(W)
-    for gradient, w in zip(tangent.gradient, W, strict=True):
-        assert abs(float((gradient * w).sum())) < 1e-3 * float(gradient.norm() * w.norm())
+    along = (tangent.gradient * W).sum((1, 2))
+    limit = 1e-3 * tangent.gradient.norm(dim=(1, 2)) * W.norm(dim=(1, 2))
+    assert name == "nuclear" or (along.abs() <= limit).all()
