@@ -32,6 +32,13 @@ def check_positive(**given) -> None:
             raise ValueError(f"{name} = {value!r}: give a positive number")
 
 
+def check_choice(name: str, value, choices: Iterable) -> None:
+    """Raises ValueError that lists the choices where `value`, an option called `name`, is none."""
+    if value not in list(choices):
+        listed = ", ".join(str(choice) for choice in choices)
+        raise ValueError(f"{name} = {value!r} is not known: choose one of {listed}")
+
+
 def check_options(name: str, options: Mapping, function: Callable) -> None:
     """Raises ValueError where `options`, a setting called `name`, has an entry that `function`
     takes no argument for.

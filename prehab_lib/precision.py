@@ -1,68 +1,90 @@
-"""In which numbers training computes: float32 master weights, products in bfloat16, activations
-recomputed or kept.
+"""In which numbers training computes, and where they lie: float32 master weights, products in
+bfloat16, activations kept or recomputed, weights whole or in shards.
 
 A bfloat16 number has 8 bits of precision: a weight of 0.02 moves only by steps of 1e-4, and a step
 of 1e-5 is rounded away. So weights are trained as float32 masters, whatever dtype the model came
-in, and rounded once at the end.
+in, and rounded once at the end. Bytes a trained parameter: 4 master + 4 gradient + 8 AdamW = 16,
+and 2 more for the bfloat16 copy a forward pass works with (7 billion: about 104 + 13 GiB).
 
-Bytes a trained parameter: 4 master + 4 gradient + 8 AdamW = 16, and 2 more for the bfloat16 copy a
-forward pass works with (7 billion: about 104 + 13 GiB); 10 + 2 with an optimiser of 8 bits.
+Outside forward and backward passes `fully_shard` leaves every parameter a `DTensor`.  Each process
+gathers one whole weight at a time and keeps its own shard's part of the gradient.
 """
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import partial
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from prehab_lib.scale.sharding import is_sharded
+from prehab_lib.inputs import check_choice
 
-COMPUTE = ("float32", "bfloat16")
+# "fused" (CUDA) needs no temporary copy of all parameters.
+OPTIMIZERS = {"adamw": torch.optim.AdamW, "adamw_fused": partial(torch.optim.AdamW, fused=True)}
 
 
-def check_compute(model: nn.Module, compute: str | None) -> None:
-    """Raises ValueError for an unknown `compute`, a float16 model, or shards that cannot be held in
-    float32 from here.
+@dataclass(frozen=True)
+class Memory:
+    """Options of `prehab` for large models; the defaults suit small ones.
+
+    compute: "bfloat16" multiplies in bfloat16 (autocast), "float32" does not; None follows the
+    model.  optimizer: a key of `OPTIMIZERS`.  gradient_checkpointing: recompute activations.
+    rank_dtype: "float64" or "float32", of W L; None is the surrogate's own choice (exact: float64,
+    `fast`: float32).  roots_on: "cpu" keeps roots or Grams there (n² numbers a distinct input) and
+    moves one at a time; "device" keeps them beside the weights.
     """
-    if compute is not None and compute not in COMPUTE:
-        raise ValueError(
-            f"compute = {compute!r} is not known: choose one of {', '.join(COMPUTE)}, or None"
-        )
+
+    compute: str | None = None
+    optimizer: str = "adamw"
+    gradient_checkpointing: bool = False
+    rank_dtype: str | None = None
+    roots_on: str = "device"
+
+    def __post_init__(self):
+        check_choice("compute", self.compute, ("float32", "bfloat16", None))
+        check_choice("optimizer", self.optimizer, OPTIMIZERS)
+        check_choice("rank_dtype", self.rank_dtype, ("float64", "float32", None))
+        check_choice("roots_on", self.roots_on, ("device", "cpu"))
+
+
+def check_precision(model: nn.Module) -> None:
+    """Raises ValueError for a float16 model, or bfloat16 shards, which have no masters here."""
+    half = "is in float16, in which AdamW's steps overflow or vanish: train in bfloat16 or float32"
+    shard = (
+        "is sharded in bfloat16: shard the model in float32 and give fully_shard a "
+        "MixedPrecisionPolicy(param_dtype=torch.bfloat16)"
+    )
     for name, parameter in model.named_parameters():
         if parameter.dtype == torch.float16:
-            raise ValueError(
-                f"{name!r} is in float16, in which AdamW's steps overflow or vanish: train in bfloat16 or float32"
-            )
+            raise ValueError(f"{name!r} {half}")
         if parameter.dtype == torch.bfloat16 and is_sharded(parameter):
-            raise ValueError(
-                f"{name!r} is sharded in bfloat16: shard the model in float32 and give fully_shard a "
-                "MixedPrecisionPolicy(param_dtype=torch.bfloat16)"
-            )
+            raise ValueError(f"{name!r} {shard}")
 
 
 @contextmanager
 def master_weights(model: nn.Module, trained: Iterable[str], compute: str | None) -> Iterator[None]:
-    """Inside, the bfloat16 parameters named in `trained` are float32 (all of them for
-    compute="float32").
+    """Inside, the bfloat16 parameters named in `trained` are float32; all for compute="float32".
 
     On the way out each is rounded to the dtype it came in; what was not trained comes back to the
     last bit.
     """
-    trained, before = (
-        set(trained),
-        {name: parameter.dtype for name, parameter in model.named_parameters()},
-    )
+    trained = set(trained)
+    dtypes = {name: parameter.dtype for name, parameter in model.named_parameters()}
     try:
         for name, parameter in model.named_parameters():
             if parameter.dtype == torch.bfloat16 and (name in trained or compute == "float32"):
-                parameter.grad = None
-                parameter.data = parameter.data.float()
+                _change_dtype(parameter, torch.float32)
         yield
     finally:
         for name, parameter in model.named_parameters():
-            if parameter.dtype != before[name]:
-                parameter.grad = None
-                parameter.data = parameter.data.to(before[name])
+            if parameter.dtype != dtypes[name]:
+                _change_dtype(parameter, dtypes[name])
+
+
+def _change_dtype(parameter: nn.Parameter, dtype: torch.dtype) -> None:
+    parameter.grad = None  # a gradient has the dtype of its parameter
+    parameter.data = parameter.data.to(dtype)
 
 
 def forward_precision(model: nn.Module, compute: str | None):
@@ -77,49 +99,46 @@ def forward_precision(model: nn.Module, compute: str | None):
     return nullcontext
 
 
+# What transformers and timm note on their modules when they are told to recompute activations.
+FLAGS = ("gradient_checkpointing", "_gradient_checkpointing_func", "grad_checkpointing")
+
+
 @contextmanager
 def recomputed_activations(model: nn.Module, on: bool) -> Iterator[None]:
-    """Inside, each block keeps its input alone and is computed again for the gradient; afterwards
-    every flag is back.
+    """Inside, each block keeps its input alone and is computed again for the gradient.
 
-    Same gradients for about a third more operations.  For models of transformers and timm; raises
-    ValueError for others.
+    The same gradients for about a third more operations.  Every flag is back afterwards.  Raises
+    ValueError for models other than those of transformers and timm.
     """
     if not on:
         yield
         return
-    flagged = [module for module in model.modules() if hasattr(module, "gradient_checkpointing")]
-    flags = [(module, module.gradient_checkpointing) for module in flagged]
-    functions = [
-        (module, module.__dict__.get("_gradient_checkpointing_func")) for module in flagged
-    ]
+    before = []
+    for module in model.modules():
+        before.append(
+            (module, {flag: vars(module)[flag] for flag in FLAGS if flag in vars(module)})
+        )
     config = getattr(model, "config", None)
     use_cache = getattr(config, "use_cache", None)
-    timm_flag = getattr(model, "grad_checkpointing", None)
     try:
-        _enable(model)
-        if use_cache:
-            config.use_cache = False  # a cache would keep what is to be recomputed
+        _recompute(model)
+        if use_cache:  # which would keep what is to be recomputed
+            config.use_cache = False
         yield
     finally:
-        for module, flag in flags:
-            module.gradient_checkpointing = flag
-        for module, function in functions:
-            if function is None:
-                module.__dict__.pop("_gradient_checkpointing_func", None)
-            else:
-                module._gradient_checkpointing_func = function
+        for module, flags in before:
+            for flag in FLAGS:
+                vars(module).pop(flag, None)
+            vars(module).update(flags)
         if use_cache:
             config.use_cache = use_cache
-        if timm_flag is not None:
-            model.set_grad_checkpointing(timm_flag)
 
 
-def _enable(model: nn.Module) -> None:
+def _recompute(model: nn.Module) -> None:
     # Not reentrant: the other kind loses the gradient where a block's input needs none, as behind a
     # frozen embedding.
     options = {"use_reentrant": False}
-    if hasattr(model, "activation_checkpointing_enable"):  # transformers since 5.2x
+    if hasattr(model, "activation_checkpointing_enable"):  # transformers since 5.2
         model.activation_checkpointing_enable(activation_checkpointing_kwargs=options)
     elif hasattr(model, "gradient_checkpointing_enable"):
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
@@ -127,5 +146,23 @@ def _enable(model: nn.Module) -> None:
         model.set_grad_checkpointing(True)
     else:
         raise ValueError(
-            f"{type(model).__name__} offers no gradient checkpointing: leave gradient_checkpointing out, or make its batches smaller"
+            f"{type(model).__name__} offers no gradient checkpointing: leave "
+            "gradient_checkpointing out, or make its batches smaller"
         )
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    """True for a `DTensor`."""
+    return hasattr(tensor, "full_tensor")
+
+
+def whole(weight: Tensor) -> Tensor:
+    """All of a weight (m, n) that may be sharded; its gradient goes back to the shards."""
+    return weight.full_tensor() if is_sharded(weight) else weight
+
+
+def refuse_sharded(model: nn.Module, what: str, remedy: str) -> None:
+    """Raises ValueError naming a sharded parameter where `what` needs whole ones."""
+    for name, parameter in model.named_parameters():
+        if is_sharded(parameter):
+            raise ValueError(f"{what} needs whole weights, and {name!r} is sharded: {remedy}")

@@ -1,25 +1,49 @@
-"""Rehab: repair the factors after surgery by alternating LoRA, merged back so that no rank grows."""
+"""Rehab: repair the factors after surgery by alternating LoRA, merged so that no rank grows."""
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from prehab_lib.batches import device_of, endless, mode, move
-from prehab_lib.best import Best
 from prehab_lib.factors import LowRankLinear
-from prehab_lib.inputs import check_positive, check_whole
-from prehab_lib.precision import check_compute, forward_precision, master_weights
-from prehab_lib.prehab import History
+from prehab_lib.inputs import check_choice, check_positive, check_whole
+from prehab_lib.precision import check_precision, forward_precision, master_weights
+from prehab_lib.prehab import History, check_finite
 from prehab_lib.progress import progress
 from prehab_lib.rivals.packing import refuse_packed
 
 ORDERS = {"UV": (("U",), ("V",)), "VU": (("V",), ("U",)), "joint": (("U", "V"),)}
-SCRIPT = dict(
-    rank=8, alpha=16, dropout=0.05, lr=1e-4, warmup=100, decay=True, accumulate=16
-)  # of batches of 4 rows
+
+
+@dataclass(frozen=True)
+class Lora:
+    """Options of `rehab`.
+
+    alpha, dropout: of peft's adapters; alpha is 2 · rank by default.  warmup: steps in which the
+    learning rate of a phase rises linearly; decay: it falls linearly to 0 after them.  accumulate:
+    batches a step; the loss is the mean of theirs.
+    """
+
+    alpha: float | None = None
+    dropout: float = 0.0
+    weight_decay: float = 0.0
+    warmup: int = 0
+    decay: bool = False
+    accumulate: int = 1
+
+    def __post_init__(self):
+        check_whole(0, warmup=self.warmup)
+        check_whole(1, accumulate=self.accumulate)
+
+    def rate(self, step: int, steps: int) -> float:
+        """Share of the learning rate at one of a phase's steps, counted from 0."""
+        if step < self.warmup:
+            return (step + 1) / (self.warmup + 1)
+        return (steps - step) / max(steps - self.warmup, 1) if self.decay else 1.0
 
 
 def rehab(
@@ -31,167 +55,102 @@ def rehab(
     steps: int,
     lr: float,
     order: str = "UV",
-    alpha: float | None = None,
-    dropout: float = 0.0,
-    weight_decay: float = 0.0,
-    warmup: int = 0,
-    decay: bool = False,
-    accumulate: int = 1,
-    validation: Iterable | None = None,
-    validate_every: int = 100,
+    lora: Lora = Lora(),
 ) -> History:
     """LoRA on one factor at a time with everything else frozen, `steps` steps of AdamW a phase, in
-    place.
+    place.   Source: Tables II and IV, rows †.
 
     order: "UV" (all U, merge, all V, merge; SVD-LLM's scripts), "VU", or "joint" (both at once, one
-    phase). rank: of the adapters.  alpha: LoRA's scale, 2 · rank by default.  A factor of rank r is
-    (m, r) before and after. warmup: steps in which the learning rate of a phase rises linearly.
-    decay: let it fall linearly to 0 after them. accumulate: batches a step; the loss is the mean of
-    theirs.
-    validation: batches that can be read again.  Before, every `validate_every` steps and after a
-    phase their mean loss is taken, in eval mode, and the adapters of the lowest are merged: a phase
-    that only hurts changes nothing.
-
-    Source: Tables II and IV, rows †; the adapters are peft's.  Layers that stayed dense are not
-    touched.
-    Of a bfloat16 model the factors are float32 masters meanwhile, and so are their adapters;
-    products are bfloat16 (autocast), and both phases together are rounded once (`precision`).
-    `SCRIPT` are the values of SVD-LLM's scripts for LLaMA-7B, with batches of 4 rows of at most 256
-    tokens.
+    phase).  rank: of the adapters.  A factor of rank r is (m, r) before and after; layers that
+    stayed dense are not touched.
+    Of a bfloat16 model factors and adapters are float32 masters under autocast, rounded at the end.
 
     Raises ValueError for an unknown order, a number that makes no sense, a model without low-rank
-    layers or with quantised ones, validation batches that can be read only once, a float16 model,
-    or a loss that is no longer finite (that phase's adapters are then dropped).
+    layers or with quantised ones, a float16 model, or a loss that is no longer finite (that phase's
+    adapters are then dropped).
     """
-    if order not in ORDERS:
-        raise ValueError(f"order = {order!r} is not known: choose one of {', '.join(ORDERS)}")
+    check_choice("order", order, ORDERS)
     check_whole(1, rank=rank)
     check_whole(0, steps=steps)
-    check_whole(0, warmup=warmup)
-    check_whole(1, accumulate=accumulate, validate_every=validate_every)
     check_positive(lr=lr)
-    if validation is not None and iter(validation) is validation:
-        raise ValueError(
-            "validation batches are read more than once: pass a list, or batches that can start over"
-        )
-    low_rank = [name for name, module in model.named_modules() if isinstance(module, LowRankLinear)]
+    modules = model.named_modules()
+    low_rank = {name: module for name, module in modules if isinstance(module, LowRankLinear)}
     if not low_rank:
-        raise ValueError(
-            "rehab needs a compressed model: no low-rank layer was found, run surgery.compress first"
-        )
-    refuse_packed({name: model.get_submodule(name) for name in low_rank}, "rehab")
-    check_compute(model, None)
-    precise = forward_precision(model, None)
-    factors = [f"{name}.{side}.weight" for name in low_rank for side in "UV"]
-    flags = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+        raise ValueError("rehab needs a compressed model: run surgery.compress first")
+    refuse_packed(low_rank, "rehab")
+    check_precision(model)
+    autocast = forward_precision(model, None)
     stream = endless(batches)
+
+    def backward(when: str) -> float:
+        """The mean loss of a step's batches; its gradient is added to the adapters'."""
+        total = 0.0
+        for _ in range(lora.accumulate):
+            batch = move(next(stream), device_of(model))
+            with autocast():
+                loss = task_loss(model, batch) / lora.accumulate
+            check_finite(loss, when, f"lower lr = {lr}")
+            loss.backward()
+            total += float(loss.detach())
+        return total
+
     history, started = History(), time.perf_counter()
-    settings = _Settings(
-        steps, lr, weight_decay, warmup, decay, accumulate, validation, validate_every
-    )
-    try:
-        with master_weights(model, factors, None):
-            for sides in ORDERS[order]:
-                targets = [f"{name}.{side}" for name in low_rank for side in sides]
-                adapted = _adapt(model, targets, rank, alpha or 2 * rank, dropout)
-                finished = False
-                try:
-                    with mode(model, training=True):
-                        _train(
-                            model,
-                            _within(precise, task_loss),
-                            stream,
-                            settings,
-                            "".join(sides),
-                            history,
-                        )
-                    finished = True
-                finally:
-                    (adapted.merge_and_unload if finished else adapted.unload)()
-    finally:
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_(flags[name])
+    with _factors_free(model, low_rank):
+        for sides in ORDERS[order]:
+            targets = [f"{name}.{side}" for name in low_rank for side in sides]
+            phase = "".join(sides)
+            with _adapters(model, targets, rank, lora) as free:
+                optimizer = torch.optim.AdamW(free, lr=lr, weight_decay=lora.weight_decay)
+                schedule = torch.optim.lr_scheduler.LambdaLR(
+                    optimizer, lambda step: lora.rate(step, steps)
+                )
+                for step in progress(range(steps), f"rehab {phase}"):
+                    optimizer.zero_grad(set_to_none=True)
+                    loss = backward(f"rehab step {step} of phase {phase}")
+                    optimizer.step()
+                    schedule.step()
+                    row = {"step": len(history.rows), "phase": phase, "task_loss": loss}
+                    history.rows.append(row)
     history.seconds = time.perf_counter() - started
     return history
 
 
-def _adapt(model: nn.Module, targets: list[str], rank: int, alpha: float, dropout: float):
-    """peft's wrapper around `model`, whose target layers now carry adapters; only the adapters are
-    free.
+@contextmanager
+def _factors_free(model: nn.Module, low_rank: Iterable[str]) -> Iterator[None]:
+    """Factors are float32 masters inside; afterwards rounded, and flags as before."""
+    factors = [f"{name}.{side}.weight" for name in low_rank for side in "UV"]
+    flags = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    try:
+        with master_weights(model, factors, None):
+            yield
+    finally:
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(flags[name])
+
+
+@contextmanager
+def _adapters(
+    model: nn.Module, targets: list[str], rank: int, lora: Lora
+) -> Iterator[list[Tensor]]:
+    """The parameters of new adapters on `targets`, alone free, in train mode.
+
+    Merged afterwards, or dropped where training fails.
     """
     from peft import LoraConfig
     from peft.tuners.lora import LoraModel
 
     config = LoraConfig(
-        r=rank, lora_alpha=alpha, lora_dropout=dropout, bias="none", target_modules=targets
+        r=rank,
+        lora_alpha=lora.alpha or 2 * rank,
+        lora_dropout=lora.dropout,
+        bias="none",
+        target_modules=targets,
     )
-    return LoraModel(model, config, "rehab")
-
-
-def _within(precise: Callable, task_loss: Callable) -> Callable:
-    def loss(model: nn.Module, batch) -> Tensor:
-        with precise():
-            return task_loss(model, batch)
-
-    return loss
-
-
-@dataclass(frozen=True)
-class _Settings:
-    steps: int
-    lr: float
-    weight_decay: float
-    warmup: int
-    decay: bool
-    accumulate: int
-    validation: Iterable | None
-    validate_every: int
-
-    def rate(self, step: int) -> float:
-        """Share of the learning rate at a step, counted from 0."""
-        if step < self.warmup:
-            return (step + 1) / (self.warmup + 1)
-        return (self.steps - step) / max(self.steps - self.warmup, 1) if self.decay else 1.0
-
-    def validates(self, step: int) -> bool:
-        return self.validation is not None and (
-            step % self.validate_every == 0 or step == self.steps
-        )
-
-
-def _train(model, task_loss, stream, settings: _Settings, phase: str, history: History) -> None:
-    free = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(free, lr=settings.lr, weight_decay=settings.weight_decay)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, settings.rate)
-    best = Best(free)
-    if settings.validates(0):
-        best.offer(_mean_loss(model, task_loss, settings.validation))
-    for step in progress(range(settings.steps), f"rehab {phase}"):
-        row = {"step": len(history.rows), "phase": phase, "task_loss": 0.0}
-        optimizer.zero_grad(set_to_none=True)
-        for _ in range(settings.accumulate):
-            loss = task_loss(model, move(next(stream), device_of(model))) / settings.accumulate
-            if not torch.isfinite(loss):
-                raise ValueError(
-                    f"the loss is {float(loss.detach())} at rehab step {step} of phase {phase}: lower lr = {settings.lr}"
-                )
-            loss.backward()
-            row["task_loss"] += float(loss.detach())
-        optimizer.step()
-        schedule.step()
-        if settings.validates(step + 1):
-            row["validation"] = _mean_loss(model, task_loss, settings.validation)
-            best.offer(row["validation"])
-        history.rows.append(row)
-    best.restore()
-
-
-@torch.no_grad()
-def _mean_loss(model: nn.Module, task_loss: Callable, batches: Iterable) -> float:
-    with mode(model, training=False):
-        losses = [float(task_loss(model, move(batch, device_of(model)))) for batch in batches]
-    if not losses:
-        raise ValueError(
-            "there are no validation batches: pass at least one, or leave validation out"
-        )
-    return sum(losses) / len(losses)
+    adapted = LoraModel(model, config, "rehab")
+    try:
+        with mode(model, training=True):
+            yield [parameter for parameter in model.parameters() if parameter.requires_grad]
+    except BaseException:
+        adapted.unload()
+        raise
+    adapted.merge_and_unload()

@@ -2,21 +2,20 @@
 
 In prehab the matrix is M = W L (m, n): the weight times a root L of its input Gram, so that a
 singular value says how much of the layer's *output* one direction carries.  All of them are
-differentiable by autograd.  Cost: one thin singular value decomposition of M, about 6 q p² + 20 p³
-operations with p = min(m, n), q = max(m, n), and a product of its vectors, 2 q p², for the
-gradient; `stable_rank` needs the top singular value only and can have it from a few products by
-power iteration.
+differentiable by autograd: the gradient of Σ gᵢ σᵢ is U diag(g) Vᵀ, finite at ties and at rank
+deficiency.  Cost: one thin singular value decomposition of M, about 6 q p² + 20 p³ operations with
+p = min(m, n), q = max(m, n), and a product of its vectors, 2 q p², for the gradient.
 """
 
 import torch
 from torch import Tensor
 
+from prehab_lib.inputs import check_choice
+
 
 def nuclear(M: Tensor) -> Tensor:
-    """‖M‖_* = Σ σᵢ.   M (m, n) -> scalar.  Source: Eq. (4).  Pulls every σᵢ down with the same
-    force 1.
-    """
-    return _singular_values(M).sum()
+    """‖M‖_* = Σ σᵢ.   M (m, n) -> scalar.  Source: Eq. (4).  Pulls every σᵢ down by the same 1."""
+    return torch.linalg.svdvals(M).sum()
 
 
 def nuclear_ratio(M: Tensor) -> Tensor:
@@ -26,7 +25,7 @@ def nuclear_ratio(M: Tensor) -> Tensor:
     `stable_rank`.
     A zero matrix has value 0 and gradient 0.
     """
-    sigma = _singular_values(M)
+    sigma = torch.linalg.svdvals(M)
     return _ratio(sigma.sum() ** 2, sigma.square().sum())
 
 
@@ -34,12 +33,11 @@ def stable_rank(M: Tensor, iterations: int | None = None) -> Tensor:
     """‖M‖_F² / ‖M‖₂², between 1 and rank M.   M (m, n) -> scalar.
 
     Source: Rudelson and Vershynin, the reference [6] of Eq. (5), and the released code.  A zero
-    matrix has value 0 and gradient 0.  With `iterations`, σ₁ comes from that many power iterations
-    (4 m n operations each) instead of a full decomposition: it is never overestimated, so the value
-    is never underestimated.
+    matrix has value 0 and gradient 0.  iterations: σ₁ from so many power iterations (4 m n
+    operations each), which never overestimate it, instead of a full decomposition.
     """
     if iterations is None:
-        top = _singular_values(M)[0]
+        top = torch.linalg.svdvals(M)[0]
     else:
         u, _, v = power_iteration(M.detach(), iterations)
         top = u @ M @ v
@@ -49,14 +47,13 @@ def stable_rank(M: Tensor, iterations: int | None = None) -> Tensor:
 def entropy_rank(M: Tensor) -> Tensor:
     """exp(−Σ pᵢ ln pᵢ) with pᵢ = σᵢ / Σσ, between 1 and rank M.   M (m, n) -> scalar.
 
-    Source: Roy and Vetterli's effective rank; Swift-SVD (arXiv 2604.01609) uses it for analysis, so
-    does this companion: it predicts the compressible rank better than `stable_rank`.
+    Source: Roy and Vetterli's effective rank; used for analysis, as in Swift-SVD (arXiv
+    2604.01609): it predicts the compressible rank better than `stable_rank`.
     """
-    sigma = _singular_values(M)
+    sigma = torch.linalg.svdvals(M)
     tiny = torch.finfo(M.dtype).tiny
-    share = (sigma / sigma.sum().clamp_min(tiny)).clamp_min(
-        tiny
-    )  # the slope of p ln p is infinite at 0
+    share = sigma / sigma.sum().clamp_min(tiny)
+    share = share.clamp_min(tiny)  # the slope of p ln p is infinite at 0
     return torch.special.entr(share).sum().exp()
 
 
@@ -70,37 +67,26 @@ SURROGATES = {
 
 def surrogate_named(name: str):
     """The function behind a name.  Raises ValueError that lists the known names."""
-    if name not in SURROGATES:
-        raise ValueError(
-            f"surrogate = {name!r} is not known: choose one of {', '.join(SURROGATES)}"
-        )
+    check_choice("surrogate", name, SURROGATES)
     return SURROGATES[name]
 
 
 def power_iteration(
-    M: Tensor, steps: int, start: Tensor | None = None, generator: torch.Generator | None = None
+    M: Tensor, steps: int, start: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Top singular triple by `steps` rounds of v ← Mᵀ(M v), normalised: u (m,), σ, v (n,).
 
-    `start` (n,) continues an earlier iteration (a warm start); without it the start is random from
-    `generator`, or from a fixed seed.  The error of σ falls by (σ₂/σ₁)⁴ a step, so a small gap
-    needs many steps.
+    start (n,) continues an earlier iteration (a warm start); None is random, of a fixed seed.  The
+    error of σ falls by (σ₂/σ₁)⁴ a step, so a small gap needs many steps.
     """
     if start is None:
-        generator = generator or torch.Generator(device=M.device).manual_seed(0)
+        generator = torch.Generator(device=M.device).manual_seed(0)
         start = torch.randn(M.shape[1], dtype=M.dtype, device=M.device, generator=generator)
     v = _unit(start)
     for _ in range(steps):
         v = _unit(M.T @ (M @ v))
     u = M @ v
     return _unit(u), torch.linalg.vector_norm(u), v
-
-
-def _singular_values(M: Tensor) -> Tensor:
-    """(m, n) -> (p,), largest first.  The gradient of Σ g_i σᵢ is U diag(g) Vᵀ: finite at ties and
-    at rank deficiency.
-    """
-    return torch.linalg.svdvals(M)
 
 
 def _ratio(numerator: Tensor, denominator: Tensor) -> Tensor:

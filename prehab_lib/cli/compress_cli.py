@@ -183,8 +183,10 @@ def _open(device: str, a):
 
 def _cut(model, calibration, a):
     """Statistics, prehab where it is asked for, surgery; the surgeon's report."""
+    from prehab_lib.fast import FAST, Fast
     from prehab_lib.methods import method_named
-    from prehab_lib.prehab import prehab
+    from prehab_lib.precision import Memory
+    from prehab_lib.prehab import Training, prehab
     from prehab_lib.stats import collect
     from prehab_lib.surgery import compress
     from prehab_lib.tasks.perplexity import language_loss
@@ -194,10 +196,15 @@ def _cut(model, calibration, a):
         with _step("prehab") as said:
             stats = collect(model, calibration)
             options = dict(
-                surrogate=a.surrogate, lam=a.lam, reduction=a.reduction, steps=a.steps, lr=a.lr
+                surrogate=Fast(a.surrogate) if a.surrogate in FAST else a.surrogate,
+                lam=a.lam,
+                reduction=a.reduction,
+                steps=a.steps,
+                lr=a.lr,
             )
-            options |= _arithmetic(a) | (LESS_MEMORY if a.less_memory else {})
-            history = prehab(model, language_loss, calibration, stats, log_every=None, **options)
+            options |= dict(training=Training(log_every=None))
+            options |= dict(memory=Memory(**LESS_MEMORY) if a.less_memory else Memory())
+            history = prehab(model, language_loss, calibration, stats, **options)
             losses = history.column("task_loss")
             said.append(f"{_prehab(a)}: loss {losses[0]:.4g} to {losses[-1]:.4g}")
     with _step("statistics") as said:

@@ -8,8 +8,7 @@ alone, which suit GPUs.  Both square M and so lose directions whose singular val
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,52 +16,64 @@ from torch import Tensor
 from prehab_lib.roots import on_factor_device
 
 TOLERANCE = 1e-3  # of the defect: the cosine to the true factor is then above 0.999
-LOW = 1e-5  # σ / norm down to which the polynomials reach: below it float32 products leave noise
-SLACK = 1e-3  # of the intervals' upper ends: a value that round-off pushes out of them would grow without bound
+
+# Polar Express (arXiv 2505.16932): a, b, c of a x + b x³ + c x⁵, each the best polynomial of its
+# degree on the interval that those before it left of [1e-5, 1]; the last leaves 1 ± 1e-6.  (Below
+# 1e-5 float32 products leave noise.)  Each interval is taken 1e-3 longer at its upper end: a value
+# that round-off pushes out of it would grow without bound.
+POLYNOMIALS = (
+    (8.505355465588796, -25.204318233446983, 18.672511482352256),
+    (4.252141439248473, -3.15023495157414, 0.5834997588157632),
+    (4.249681954260529, -3.1485379277081686, 0.5833068252410898),
+    (4.239261290317716, -3.1413449732754657, 0.5824890735015308),
+    (4.195643369704271, -3.1111878909631216, 0.5790607819900021),
+    (4.022057263294249, -2.990344672437035, 0.5653274863109935),
+    (3.4535564799399294, -2.5835776714481256, 0.5192034764809329),
+    (2.4338701254145, -1.783431156728449, 0.4299885441106069),
+    (1.9076845403926284, -1.2848026928144494, 0.3776142073542154),
+    (1.8740764778204833, -1.2481389663523852, 0.3740625032913584),
+)
 
 
-@dataclass(frozen=True)
-class Polar:
-    """P (..., m, n).  defect (...,): ‖P Pᵀ − I‖_F² / p of the smaller side p, about the share of
-    directions that are lost.
+class Polar(NamedTuple):
+    """P (..., m, n).  fell_back (...,): where float64 was needed.
 
-    fell_back (...,): where float64 was needed.  What is lost even then has singular values below
-    round-off: M is of lower rank, and P is one of many gradients.
+    Directions that are lost even then have singular values below round-off: M is of lower rank, and
+    P is one of many gradients.
     """
 
     P: Tensor
-    defect: Tensor
     fell_back: Tensor
 
 
-def polar(M: Tensor, by: str | None = None, known: Tensor | None = None) -> Polar:
+def polar(M: Tensor, known: Tensor | None = None) -> Polar:
     """The polar factors of M (..., m, n), batched, in M's dtype and without a graph.
 
-    by: a key of `WAYS`; None is "products" on a GPU and "eigh" elsewhere.  known (...,): matrices
-    that go to float64 at once, as the last call found them to need it.
+    By products on a GPU, by eigenvectors elsewhere.  known (...,): matrices that go to float64 at
+    once, as the last call found them to need it.
 
     Error against the float64 factor: with a defect below `TOLERANCE` the cosine is above 0.999 and
     ⟨P, M⟩ is within 1e-3 of ‖M‖_*; where the defect is larger the matrix is redone in float64,
-    whose eigendecomposition keeps these bounds up to σ₁ / σ_p = 1e6.  Operations, the defect's 2 p²
-    q included, with p = min(m, n), q = max(m, n): "eigh" 9 p³ + 8 p² q, "products" 10 × (4 p² q + 2
-    p³) + 4 p² q.
-    Raises ValueError for an unknown way.
+    whose eigendecomposition keeps these bounds up to σ₁ / σ_p = 1e6.  Operations, the defect's
+    2 p² q included, with p = min(m, n), q = max(m, n): by eigenvectors 9 p³ + 8 p² q, by products
+    10 × (4 p² q + 2 p³) + 4 p² q.
     """
-    way = WAYS[by or ("products" if M.is_cuda else "eigh")] if by in (None, *WAYS) else _unknown(by)
     M = M.detach()
     flat = M.reshape(-1, *M.shape[-2:])
-    bad = torch.zeros(len(flat), dtype=torch.bool) if known is None else known.reshape(-1).clone()
-    P, defect = torch.empty_like(flat), flat.new_zeros(len(flat))
-    good = (~bad).nonzero().flatten()
-    if len(good):
-        found = way(flat if len(good) == len(flat) else flat[good])
-        P[good], defect[good] = found, _defect(found)
+    P = torch.empty_like(flat)
+    exact = torch.zeros(len(flat), dtype=torch.bool) if known is None else known.flatten().clone()
+    quick = (~exact).nonzero().flatten()
+    if len(quick):
+        P[quick] = _quickest(M)(flat[quick])
         if M.dtype != torch.float64:
-            bad[good] = (~(defect[good] <= TOLERANCE)).cpu()  # NaN counts as bad
-    for i in bad.nonzero().flatten().tolist():
+            exact[quick] = ~(_defect(P[quick]) <= TOLERANCE).cpu()  # NaN is redone too
+    for i in exact.nonzero().flatten().tolist():
         P[i] = by_eigh(on_factor_device(flat[i]), M.dtype).to(M.device)
-        defect[i] = _defect(P[i])
-    return Polar(P.reshape(M.shape), defect.reshape(M.shape[:-2]), bad.reshape(M.shape[:-2]))
+    return Polar(P.reshape(M.shape), exact.reshape(M.shape[:-2]))
+
+
+def _quickest(M: Tensor) -> Callable[[Tensor], Tensor]:
+    return by_products if M.is_cuda else by_eigh
 
 
 def by_eigh(M: Tensor, dtype: torch.dtype | None = None) -> Tensor:
@@ -75,84 +86,31 @@ def by_eigh(M: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     if M.shape[-2] > M.shape[-1]:
         return by_eigh(M.mT, dtype).mT
     eigenvalues, Q = torch.linalg.eigh(M @ M.mT)  # (..., m), (..., m, m)
-    top = eigenvalues[..., -1:].clamp_min(torch.finfo(M.dtype).tiny)
-    resolved = eigenvalues > top * (4 * torch.finfo(M.dtype).eps)
-    scale = torch.where(resolved, eigenvalues.clamp_min(torch.finfo(M.dtype).tiny).rsqrt(), 0)
+    tiny = torch.finfo(M.dtype).tiny
+    round_off = 4 * torch.finfo(M.dtype).eps * eigenvalues[..., -1:].clamp_min(tiny)
+    scale = torch.where(eigenvalues > round_off, eigenvalues.clamp_min(tiny).rsqrt(), 0)
     dtype = dtype or M.dtype
     return Q.to(dtype) @ (scale[..., None] * (Q.mT @ M)).to(dtype)
 
 
 def by_products(M: Tensor) -> Tensor:
-    """Polynomials X ← a X + b X Xᵀ X + c (X Xᵀ)² X that take singular values in [LOW, 1] to 1:
-    matrix products alone.
+    """`POLYNOMIALS` in turn, X ← a X + b X Xᵀ X + c (X Xᵀ)² X: matrix products alone take the
+    singular values to 1.
 
-    Source: Polar Express (arXiv 2505.16932): each polynomial is the best of degree 5 on the
-    interval that the ones before it left.  M is first divided by ‖M Mᵀ‖_F^(1/2), which is at least
-    σ₁.
+    M is first divided by ‖M Mᵀ‖_F^(1/2), which is at least σ₁.
     """
     if M.shape[-2] > M.shape[-1]:
         return by_products(M.mT).mT
     norm = torch.linalg.matrix_norm(M @ M.mT, keepdim=True).sqrt()
     X = M / norm.clamp_min(torch.finfo(M.dtype).tiny)
-    for a, b, c in polynomials():
+    for a, b, c in POLYNOMIALS:
         A = X @ X.mT  # (..., p, p)
         X = a * X + (b * A + c * (A @ A)) @ X
     return X
 
 
-WAYS: dict[str, Callable[[Tensor], Tensor]] = {"eigh": by_eigh, "products": by_products}
-
-
-@cache
-def polynomials(low: float = LOW, within: float = 1e-6) -> tuple[tuple[float, float, float], ...]:
-    """Coefficients (a, b, c), one polynomial after the other, until [low, 1] is mapped into 1 ±
-    `within`.
-    """
-    found, high = [], 1.0
-    while high - low > 2 * within:
-        high *= 1 + SLACK
-        *coefficients, error = quintic(low / high)
-        a, b, c = (
-            value / high**power for value, power in zip(coefficients, (1, 3, 5), strict=True)
-        )
-        found.append((a, b, c))
-        low, high = 1 - error, 1 + error
-    return tuple(found)
-
-
-def quintic(low: float) -> tuple[float, float, float, float]:
-    """a, b, c and E of the odd polynomial a x + b x³ + c x⁵ nearest to 1 on [low, 1], E its largest
-    error there.
-
-    By Remez exchange: the best one errs by −E, E, −E, E at low, at its two turning points and at 1.
-    """
-    if low > 0.999:  # the turning points merge; the limit is Newton–Schulz's polynomial of degree 5
-        distance = (1 - low) / (1 + low)  # from 1, once the interval is centred there
-        a, b, c = (
-            value * (2 / (1 + low)) ** power
-            for value, power in zip((1.875, -1.25, 0.375), (1, 3, 5), strict=True)
-        )
-        return a, b, c, 2.5 * distance**3 * 1.01
-    first, second = low + (1 - low) * 0.25, low + (1 - low) * 0.75
-    error = 1.0
-    while True:
-        points = torch.tensor([low, first, second, 1.0], dtype=torch.float64)
-        signs = torch.tensor([1.0, -1.0, 1.0, -1.0], dtype=torch.float64)
-        system = torch.stack([points, points**3, points**5, signs], dim=1)
-        a, b, c, new = torch.linalg.solve(system, torch.ones(4, dtype=torch.float64)).tolist()
-        if abs(new - error) <= 1e-12:
-            return a, b, c, abs(new)
-        error = new
-        root = (9 * b * b - 20 * a * c) ** 0.5  # turning points: a + 3 b x² + 5 c x⁴ = 0
-        first, second = sorted(((-3 * b + s * root) / (10 * c)) ** 0.5 for s in (-1, 1))
-
-
 def _defect(P: Tensor) -> Tensor:
-    """‖P Pᵀ − I‖_F² / p of the smaller side, (...,)."""
+    """‖P Pᵀ − I‖_F² / p of the smaller side p, (...,): about the share of directions lost."""
     small = P @ P.mT if P.shape[-2] <= P.shape[-1] else P.mT @ P
     identity = torch.eye(small.shape[-1], dtype=P.dtype, device=P.device)
     return (small - identity).square().sum((-2, -1)) / small.shape[-1]
-
-
-def _unknown(by: str):
-    raise ValueError(f"by = {by!r} is not known: choose one of {', '.join(WAYS)}")

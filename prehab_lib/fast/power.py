@@ -37,9 +37,8 @@ def top(A: Tensor, B: Tensor, U: Tensor, steps: int = 1) -> Top:
     """
     tiny = torch.finfo(A.dtype).tiny
     for _ in range(steps):
-        Z = (
-            (U.mT @ B) @ A.mT
-        ).mT  # K U (..., m, k), K being symmetric: a few rows go faster than a few columns
+        # K U (..., m, k), K being symmetric: a few rows go faster than a few columns.
+        Z = ((U.mT @ B) @ A.mT).mT
         H = U.mT @ Z  # (..., k, k)
         values, Q = torch.linalg.eigh((H + H.mT) / 2)
         values, Q = values.flip(-1), Q.flip(-1)
@@ -51,11 +50,9 @@ def top(A: Tensor, B: Tensor, U: Tensor, steps: int = 1) -> Top:
     return Top(theta, U, residual / theta.clamp_min(tiny))
 
 
-def start(A: Tensor, columns: int = COLUMNS) -> Tensor:
-    """Random orthonormal columns (..., m, k) for A (..., m, n), k = `columns` or m where that is
-    less, of a fixed seed.
-    """
-    k = min(columns, A.shape[-2])
+def start(A: Tensor) -> Tensor:
+    """Random orthonormal columns (..., m, k) for A (..., m, n), of a fixed seed; k is 4, or m."""
+    k = min(COLUMNS, A.shape[-2])
     generator = torch.Generator().manual_seed(0)
     U = torch.randn(A.shape[-2], k, dtype=torch.float64, generator=generator)
     U = torch.linalg.qr(U).Q.to(A)

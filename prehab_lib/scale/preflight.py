@@ -16,9 +16,10 @@ import torch
 from torch import nn
 
 from prehab_lib.cli.compress_input import check_dense
-from prehab_lib.inputs import check_whole
+from prehab_lib.fast import Fast
+from prehab_lib.inputs import check_choice, check_whole
+from prehab_lib.precision import OPTIMIZERS
 from prehab_lib.scale.census import census
-from prehab_lib.scale.optimizers import optimizer_named
 from prehab_lib.scale.phases import (
     Phase,
     in_one_memory,
@@ -28,7 +29,9 @@ from prehab_lib.scale.phases import (
     waiting_weights,
 )
 from prehab_lib.scale.rates import available_gib, rate
-from prehab_lib.terms import ARITHMETIC, term_of
+from prehab_lib.surrogates import surrogate_named
+
+STATE_BYTES = 8  # AdamW's, a trained parameter
 
 
 @dataclass(frozen=True)
@@ -123,7 +126,6 @@ def estimate(
     surrogate: str = "nuclear",
     arithmetic: str = "exact",
     refresh: int = 1,
-    power_iterations: int | None = None,
     rank_dtype: str | None = None,
     roots_on: str = "device",
     streamed: bool = False,
@@ -153,17 +155,19 @@ def estimate(
     unknown optimizer.
     """
     config = _config_of(source)
-    chosen = optimizer_named(optimizer)
+    check_choice("optimizer", optimizer, OPTIMIZERS)
+    check_choice("arithmetic", arithmetic, ("exact", "fast"))
     check_whole(1, batch=batch, window=window, samples=samples, processes=processes)
     check_whole(0, steps=steps)
-    term_of(surrogate, arithmetic, refresh, power_iterations)
+    fast = arithmetic == "fast"
+    Fast(surrogate, refresh) if fast else surrogate_named(surrogate)
     if train not in ("layers", "all"):
         raise ValueError(f"train = {train!r} is not known: choose one of layers, all")
     in_bfloat16 = compute == "bfloat16" or (compute is None and dtype == torch.bfloat16)
     forward_dtype = torch.bfloat16 if in_bfloat16 else torch.float32
     count = census(config, batch, window, forward_dtype, train, auto_class)
     speed = rates or (lambda kind, dtype: rate(kind, dtype, device))
-    rank = getattr(torch, rank_dtype or ARITHMETIC[arithmetic])
+    rank = getattr(torch, rank_dtype or ("float32" if fast else "float64"))
     waiting = waiting_weights(count, samples * window, dtype, grams=bool(steps)) if streamed else {}
     phases = [
         statistics_phase(count, samples / batch, dtype, statistics_dtype, streamed, speed, waiting)
@@ -177,12 +181,8 @@ def estimate(
         options |= dict(
             on_device=roots_on == "device", processes=processes, foreach=_foreach(optimizer, device)
         )
-        options |= dict(
-            surrogate=surrogate if arithmetic == "fast" else None,
-            refresh=refresh,
-            rounds=power_iterations,
-        )
-        phases.append(prehab_phase(count, steps, dtype, chosen.state_bytes, rank, speed, **options))
+        options |= dict(surrogate=surrogate if fast else None, refresh=refresh, rounds=None)
+        phases.append(prehab_phase(count, steps, dtype, STATE_BYTES, rank, speed, **options))
     phases.append(
         surgery_phase(
             count, removed, dtype, factor_dtype, streamed, full_rank_grams, speed, waiting
@@ -197,7 +197,6 @@ def estimate(
         and not (one_memory and steps),  # prehab holds the model and all Grams anyway
         "gradient_checkpointing=True": steps and not gradient_checkpointing,
         smaller_roots: steps and (rank != torch.float32 or not (one_memory or roots_on == "cpu")),
-        "optimizer='paged_adamw_8bit'": steps and chosen.state_bytes > 4,
     }
     return Estimate(
         parameters=count.total("parameters"),

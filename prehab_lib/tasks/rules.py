@@ -184,6 +184,7 @@ RULES: dict[str, Rule] = {
     "order": _order,
     "orders": each(_order),
     "reduction": one_of("mean", "sum"),
+    "arithmetic": one_of("fast", "exact"),
     "schedule": one_of("constant", "geometric"),
     "task": _sentence_task,
     "lora": settings(_SCHEDULE, rank=whole(at_least=1), steps=whole(at_least=0), lr=positive),

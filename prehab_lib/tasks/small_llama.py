@@ -12,12 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from prehab_lib.batches import mode
-from prehab_lib.best import Best
 from prehab_lib.cli.compress_input import dense_config
 from prehab_lib.inputs import check_positive, check_whole
 from prehab_lib.save import models
 from prehab_lib.tasks import cache
-from prehab_lib.tasks.descent import descend
+from prehab_lib.tasks.descent import Best, descend
 from prehab_lib.tasks.language import LanguageTask
 from prehab_lib.tasks.perplexity import language_loss, perplexity
 
@@ -28,7 +27,6 @@ DECIDING = (
     "tasks.small_llama",
     "tasks.descent",
     "tasks.language",
-    "best",
     "tasks.perplexity",
     "tasks.windows",
 )

@@ -1,8 +1,6 @@
 """Training in half precision: what bfloat16 loses, that float32 masters do not, and what saves memory at the same result."""
 
 import copy
-import sys
-import types
 import weakref
 
 import pytest
@@ -11,13 +9,12 @@ from torch import nn
 
 from prehab_lib import surrogates
 from prehab_lib.evaluate import classification_loss
-from prehab_lib.precision import master_weights, recomputed_activations
-from prehab_lib.prehab import prehab
+from prehab_lib.precision import Memory, master_weights, recomputed_activations
+from prehab_lib.prehab import Training, prehab
 from prehab_lib.save.rewrite import to_linear
-from prehab_lib.scale.optimizers import OPTIMIZERS
 from prehab_lib.stats import collect
 from tests.families import gpt2, llama, tiny, vit
-from tests.helpers import Toy, killed_after, toy_batches
+from tests.helpers import Toy, toy_batches
 
 SETTINGS = dict(surrogate="nuclear", lam=0.1, steps=4, lr=1e-3)
 
@@ -47,25 +44,6 @@ def weights(model):
     return torch.cat([parameter.detach().double().flatten() for parameter in model.parameters()])
 
 
-def test_a_step_of_1e_5_leaves_most_bfloat16_weights_unchanged():
-    """Weights as wide as LLaMA's (σ = 0.02), AdamW's first steps of 1e-5 each: all in one direction."""
-    generator = torch.Generator().manual_seed(0)
-    start = (0.02 * torch.randn(200, 200, generator=generator)).bfloat16()
-    moved = {}
-    for dtype in (torch.bfloat16, torch.float32):
-        W = nn.Parameter(start.to(dtype, copy=True))
-        optimizer = torch.optim.AdamW([W], lr=1e-5, weight_decay=0.0)
-        for step in range(40):
-            W.grad = torch.ones_like(W)
-            optimizer.step()
-            if step == 0:
-                unchanged = float((start == W).float().mean())
-                assert unchanged == pytest.approx(0.84, abs=0.02) if dtype == torch.bfloat16 else unchanged == 0
-        moved[dtype] = float((W.detach().bfloat16().float() - start.float()).mean())
-    assert moved[torch.float32] == pytest.approx(-4e-4, rel=0.03)  # 40 steps of 1e-5, rounded once
-    assert abs(moved[torch.bfloat16]) < 0.5 * 4e-4
-
-
 def test_prehab_of_a_bfloat16_model_trains_masters_and_rounds_once(toy):
     half = copy.deepcopy(toy[0]).to(torch.bfloat16)
     exact = copy.deepcopy(half).float()
@@ -90,7 +68,7 @@ def test_what_is_not_trained_comes_back_to_the_last_bit(toy):
     for compute in (None, "float32", "bfloat16"):
         model = copy.deepcopy(toy[0]).to(torch.bfloat16)
         loss = lambda m, b: classification_loss(m, (b[0].to(m.query.bias.dtype), b[1]))  # noqa: E731
-        prehab(model, loss, toy[1], toy[2], compute=compute, **SETTINGS)
+        prehab(model, loss, toy[1], toy[2], memory=Memory(compute=compute), **SETTINGS)
         for name, parameter in model.named_parameters():
             same = torch.equal(parameter, toy[0].get_parameter(name).bfloat16())
             assert same == name.endswith("bias") and parameter.dtype == torch.bfloat16, (compute, name)
@@ -110,8 +88,8 @@ def test_bfloat16_compute_of_a_float32_model_is_near_float32(coordinates, text):
     model, batches, stats = text
     ours, exact = copy.deepcopy(model), copy.deepcopy(model)
     more = SETTINGS | dict(coordinates=coordinates, lr=1e-5)
-    prehab(ours, token_loss, batches, stats, compute="bfloat16", **more)
-    prehab(exact, token_loss, batches, stats, compute="float32", **more)
+    prehab(ours, token_loss, batches, stats, memory=Memory(compute="bfloat16"), **more)
+    prehab(exact, token_loss, batches, stats, memory=Memory(compute="float32"), **more)
     assert {p.dtype for p in ours.parameters()} == {torch.float32}
     step, wanted = (weights(m) - weights(model) for m in (ours, exact))
     assert not torch.equal(step, wanted)
@@ -120,13 +98,15 @@ def test_bfloat16_compute_of_a_float32_model_is_near_float32(coordinates, text):
 
 def test_compute_float32_says_what_no_option_says_for_a_float32_model(toy):
     ours, plain = copy.deepcopy(toy[0]), copy.deepcopy(toy[0])
-    one = prehab(ours, classification_loss, toy[1], toy[2], compute="float32", **SETTINGS)
+    one = prehab(ours, classification_loss, toy[1], toy[2], memory=Memory(compute="float32"), **SETTINGS)
     other = prehab(plain, classification_loss, toy[1], toy[2], **SETTINGS)
     assert torch.equal(weights(ours), weights(plain)) and one.rows == other.rows
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2", "vit"])
-def test_recomputed_activations_give_the_same_weights_and_flags_come_back(family):
+@pytest.mark.parametrize(
+    ("family", "coordinates"), [("llama", "weight"), ("llama", "whitened"), ("gpt2", "weight"), ("vit", "weight")]
+)
+def test_recomputed_activations_give_the_same_weights_and_flags_come_back(family, coordinates):
     model = {"llama": llama, "gpt2": gpt2, "vit": vit}[family]()
     to_linear(model)
     for module in model.modules():
@@ -136,20 +116,28 @@ def test_recomputed_activations_give_the_same_weights_and_flags_come_back(family
     images = [(torch.rand(4, 3, 16, 16, generator=generator), torch.arange(4)) for _ in range(4)]
     batches, loss = (images, classification_loss) if family == "vit" else (tokens(), token_loss)
     stats = collect(model, batches, dtype=torch.float32)
-    found, calls = {}, {}
+    trained, calls = {}, {}
     for on in (False, True):
-        found[on], calls[on] = copy.deepcopy(model), 0
-        block = found[on].get_submodule(
+        trained[on], calls[on] = copy.deepcopy(model), 0
+        block = trained[on].get_submodule(
             {"llama": "model.layers.0", "gpt2": "transformer.h.0", "vit": "blocks.0"}[family]
         )
         inner = next(module for module in block.modules() if isinstance(module, nn.Linear))
         inner.register_forward_hook(lambda *_, on=on: calls.__setitem__(on, calls[on] + 1))
-        before = flags_of(found[on])
+        before = flags_of(trained[on])
         torch.manual_seed(0)
-        prehab(found[on], loss, batches, stats, gradient_checkpointing=on, **SETTINGS | dict(steps=2))
-        assert flags_of(found[on]) == before
+        prehab(
+            trained[on],
+            loss,
+            batches,
+            stats,
+            coordinates=coordinates,
+            memory=Memory(gradient_checkpointing=on),
+            **SETTINGS | dict(steps=2),
+        )
+        assert flags_of(trained[on]) == before
     assert calls[True] == 2 * calls[False]  # each block ran again
-    torch.testing.assert_close(weights(found[True]), weights(found[False]), rtol=0, atol=1e-7)
+    torch.testing.assert_close(weights(trained[True]), weights(trained[False]), rtol=0, atol=1e-7)
 
 
 def flags_of(model):
@@ -169,37 +157,11 @@ def test_checkpointing_that_was_on_stays_on():
     assert model.is_gradient_checkpointing and model.model.layers[0]._gradient_checkpointing_func is before
 
 
-def test_a_resumed_run_with_masters_ends_at_the_same_bits(text, tmp_path):
-    model, batches, stats = text
-    start = copy.deepcopy(model).to(torch.bfloat16)
-    more = SETTINGS | dict(
-        steps=5, checkpoint_every=2, gradient_checkpointing=True, rank_dtype="float32", roots_on="cpu"
-    )
-    whole, again = copy.deepcopy(start), copy.deepcopy(start)
-    prehab(whole, token_loss, batches, stats, **more)
-
-    with pytest.raises(KeyboardInterrupt):
-        prehab(
-            copy.deepcopy(start),
-            killed_after(3, token_loss),
-            batches,
-            stats,
-            checkpoint=tmp_path / "c.safetensors",
-            **more,
-        )
-    history = prehab(again, token_loss, batches, stats, checkpoint=tmp_path / "c.safetensors", **more)
-    assert history.column("step") == list(range(5))
-    assert torch.equal(weights(again), weights(whole)) and not torch.equal(weights(again), weights(start))
-    with pytest.raises(ValueError, match="belongs to other settings"):
-        other = more | dict(rank_dtype="float64")
-        prehab(copy.deepcopy(start), token_loss, batches, stats, checkpoint=tmp_path / "c.safetensors", **other)
-
-
 def test_float32_roots_on_the_cpu_give_nearly_the_same_surrogate(toy):
     rows = {}
-    for name, change in {"exact": {}, "cheap": dict(rank_dtype="float32", roots_on="cpu")}.items():
+    for name, memory in {"exact": Memory(), "cheap": Memory(rank_dtype="float32", roots_on="cpu")}.items():
         model = copy.deepcopy(toy[0])
-        rows[name] = prehab(model, classification_loss, toy[1], toy[2], **SETTINGS | change).rows
+        rows[name] = prehab(model, classification_loss, toy[1], toy[2], memory=memory, **SETTINGS).rows
     for cheap, exact in zip(rows["cheap"], rows["exact"], strict=True):
         assert cheap["surrogate"] == pytest.approx(exact["surrogate"], rel=1e-5)
 
@@ -225,57 +187,35 @@ def test_one_layer_of_the_surrogate_lives_at_a_time(toy):
     try:
         for coordinates in ("weight", "whitened"):
             alive.clear(), most.clear()
-            more = SETTINGS | dict(surrogate="watched", steps=1, log_every=None, coordinates=coordinates)
+            more = SETTINGS | dict(
+                surrogate="watched", steps=1, training=Training(log_every=None), coordinates=coordinates
+            )
             prehab(copy.deepcopy(toy[0]), classification_loss, toy[1], toy[2], **more)
             assert max(most) == (1 if coordinates == "weight" else 3)
     finally:
         del surrogates.SURROGATES["watched"]
 
 
-@pytest.mark.parametrize(("name", "package"), [("adamw_8bit", "torchao"), ("paged_adamw_8bit", "bitsandbytes")])
-def test_an_optimizer_of_another_library_is_used_or_asked_for(name, package, toy, monkeypatch):
-    monkeypatch.setitem(sys.modules, f"{package}.optim", None)
-    with pytest.raises(ImportError, match=f"needs the package '{package}': pip install {package}"):
-        prehab(copy.deepcopy(toy[0]), classification_loss, toy[1], toy[2], optimizer=name, **SETTINGS)
-    made = []
-
-    class Fake(torch.optim.SGD):
-        def __init__(self, parameters, **options):
-            made.append(options)
-            super().__init__(parameters, **options)
-
-    kind = {"torchao": "AdamW8bit", "bitsandbytes": "PagedAdamW8bit"}[package]
-    monkeypatch.setitem(sys.modules, package, types.ModuleType(package))
-    monkeypatch.setitem(sys.modules, f"{package}.optim", types.SimpleNamespace(**{kind: Fake}))
-    model = copy.deepcopy(toy[0])
-    prehab(model, classification_loss, toy[1], toy[2], optimizer=name, **SETTINGS)
-    assert made == [{"lr": 1e-3, "weight_decay": 0.0}] and not torch.equal(model.query.weight, toy[0].query.weight)
-    with pytest.raises(ValueError, match=f"checkpoint=... cannot hold the state of optimizer '{name}'"):
-        prehab(model, classification_loss, toy[1], toy[2], optimizer=name, checkpoint="c", **SETTINGS)
-
-
 def test_the_fused_optimizer_takes_the_same_steps(toy):
     found = {}
     for name in ("adamw", "adamw_fused"):
         found[name] = copy.deepcopy(toy[0])
-        prehab(found[name], classification_loss, toy[1], toy[2], optimizer=name, **SETTINGS)
+        prehab(found[name], classification_loss, toy[1], toy[2], memory=Memory(optimizer=name), **SETTINGS)
     torch.testing.assert_close(weights(found["adamw"]), weights(found["adamw_fused"]), rtol=0, atol=1e-6)
-    assert all(choice.state_bytes > 2 for choice in OPTIMIZERS.values())
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"compute": "float16"}, "compute = 'float16' is not known: choose one of float32, bfloat16"),
-        ({"optimizer": "sgd"}, "optimizer = 'sgd' is not known: choose one of adamw, "),
-        ({"rank_dtype": "bfloat16"}, "rank_dtype = 'bfloat16' is not known: choose one of float64, float32"),
-        ({"roots_on": "disk"}, "roots_on = 'disk' is not known: choose one of device, cpu"),
-        ({"gradient_checkpointing": True}, "Toy offers no gradient checkpointing"),
-    ],
-)
-def test_bad_options_are_named(change, message, toy):
-    with pytest.raises(ValueError, match=message):
-        prehab(toy[0], classification_loss, toy[1], toy[2], **SETTINGS | change)
+def test_bad_options_are_named(toy):
+    cases = {
+        "compute = 'float16' is not known: choose one of float32, bfloat16, None": {"compute": "float16"},
+        "optimizer = 'sgd' is not known: choose one of adamw, ": {"optimizer": "sgd"},
+        "rank_dtype = 'bfloat16' is not known: choose one of float64, float32": {"rank_dtype": "bfloat16"},
+        "roots_on = 'disk' is not known: choose one of device, cpu": {"roots_on": "disk"},
+    }
+    for message, change in cases.items():
+        with pytest.raises(ValueError, match=message):
+            Memory(**change)
+    with pytest.raises(ValueError, match="Toy offers no gradient checkpointing"):
+        prehab(toy[0], classification_loss, toy[1], toy[2], memory=Memory(gradient_checkpointing=True), **SETTINGS)
 
 
 def test_half_precision_of_every_family_of_language_models_trains():
@@ -284,5 +224,7 @@ def test_half_precision_of_every_family_of_language_models_trains():
         model = tiny(family, torch.bfloat16)
         stats = collect(model, tokens(2), dtype=torch.float32)
         for train in ("layers", "all"):
-            history = prehab(model, token_loss, tokens(2), stats, train=train, **SETTINGS | dict(steps=1))
+            history = prehab(
+                model, token_loss, tokens(2), stats, training=Training(train=train), **SETTINGS | dict(steps=1)
+            )
             assert history.rows[0]["task_loss"] > 0 and {p.dtype for p in model.parameters()} == {torch.bfloat16}

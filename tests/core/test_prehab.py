@@ -6,13 +6,16 @@ import pytest
 import torch
 from torch import nn
 
+from prehab_lib import rank_term
 from prehab_lib.evaluate import classification_loss
-from prehab_lib.prehab import constant, geometric, prehab
+from prehab_lib.precision import Memory
+from prehab_lib.prehab import Training, constant, geometric, prehab
 from prehab_lib.stats import LayerStats, collect
 from prehab_lib.surrogates import SURROGATES
-from tests.helpers import Toy, killed_after, toy_batches
+from tests.helpers import Toy, toy_batches
 
 SETTINGS = dict(surrogate="nuclear", lam=0.1, steps=6, lr=1e-2)
+COORDINATES = ("weight", "whitened")
 
 
 @pytest.fixture
@@ -26,62 +29,84 @@ def run(toy, model=None, **change):
     return model, prehab(model, classification_loss, toy[1], toy[2], **(SETTINGS | change))
 
 
-def rank_term(model, stats, surrogate="nuclear"):
-    values = [
-        SURROGATES[surrogate](layer.weight.double() @ stats[name].gram_root()) for name, layer in model.named_children()
-    ]
-    return float(torch.stack(values).mean().detach())
+def same(one, other):
+    return all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+
+
+def surrogates_of(model, stats, surrogate="nuclear"):
+    """R of each layer, with its graph."""
+    layers = model.named_children()
+    return [SURROGATES[surrogate](layer.weight.double() @ stats[name].gram_root()) for name, layer in layers]
 
 
 @pytest.mark.parametrize("surrogate", ["nuclear", "nuclear_ratio", "stable_rank"])
-@pytest.mark.parametrize("coordinates", ["weight", "whitened"])
+@pytest.mark.parametrize("coordinates", COORDINATES)
 def test_the_surrogate_falls(surrogate, coordinates, toy):
-    before = rank_term(toy[0], toy[2], surrogate)
-    model, history = run(toy, surrogate=surrogate, lam=5.0, steps=25, coordinates=coordinates)
-    assert rank_term(model, toy[2], surrogate) < before
+    before = float(sum(surrogates_of(toy[0], toy[2], surrogate)).detach())
+    model, history = run(toy, surrogate=surrogate, lam=2.0, steps=25, coordinates=coordinates)
+    assert float(sum(surrogates_of(model, toy[2], surrogate)).detach()) < before
     assert history.rows[0]["surrogate"] == pytest.approx(before, rel=1e-3)
     assert history.rows[-1]["surrogate"] < history.rows[0]["surrogate"]
 
 
-def test_zero_lambda_is_plain_fine_tuning_of_the_same_parameters(toy):
-    model, history = run(toy, lam=0.0)
+def plain_steps(toy, count, penalty=lambda model: 0.0):
+    """A copy after so many steps of AdamW on the three weights, written out by hand."""
     plain = copy.deepcopy(toy[0])
     optimizer = torch.optim.AdamW([layer.weight for layer in plain.children()], lr=1e-2, weight_decay=0.0)
-    for batch in toy[1][:6]:
+    for batch in toy[1][:count]:
         optimizer.zero_grad()
-        classification_loss(plain, batch).backward()
+        (classification_loss(plain, batch) + penalty(plain)).backward()
         optimizer.step()
-    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), plain.parameters(), strict=True))
+    return plain
+
+
+def test_zero_lambda_is_plain_fine_tuning_of_the_same_parameters(toy):
+    model, history = run(toy, lam=0.0)
+    assert same(model, plain_steps(toy, 6))
     assert history.column("lam") == [0.0] * 6 and history.rows[-1]["surrogate"] > 0
 
 
 def test_the_objective_is_equation_2(toy):
-    """One plain step of the optimiser on loss + λ · mean of the surrogate, written out by hand."""
+    """One plain step of the optimiser on loss + λ · sum of the surrogate, written out by hand."""
     model, _ = run(toy, steps=1, lam=0.3)
-    byhand = copy.deepcopy(toy[0])
-    optimizer = torch.optim.AdamW([layer.weight for layer in byhand.children()], lr=1e-2, weight_decay=0.0)
-    rank = sum(
-        SURROGATES["nuclear"](layer.weight.double() @ toy[2][name].gram_root())
-        for name, layer in byhand.named_children()
-    )
-    (classification_loss(byhand, toy[1][0]) + 0.3 * rank / 3).backward()
-    optimizer.step()
-    for ours, theirs in zip(model.parameters(), byhand.parameters(), strict=True):
+    by_hand = plain_steps(toy, 1, lambda plain: 0.3 * sum(surrogates_of(plain, toy[2])))
+    for ours, theirs in zip(model.parameters(), by_hand.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-7)
 
 
-def test_sum_over_layers_is_the_mean_with_lambda_times_their_number(toy):
-    one, _ = run(toy, reduction="sum", lam=0.1)
-    other, _ = run(toy, reduction="mean", lam=0.3)
-    for a, b in zip(one.parameters(), other.parameters(), strict=True):
+@pytest.mark.parametrize("coordinates", COORDINATES)
+def test_sum_over_layers_is_the_mean_with_lambda_times_their_number(coordinates, toy):
+    summed, history = run(toy, lam=0.1, coordinates=coordinates)
+    averaged, other = run(toy, reduction="mean", lam=0.3, coordinates=coordinates)
+    for a, b in zip(summed.parameters(), averaged.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+    assert history.rows[0]["surrogate"] == pytest.approx(3 * other.rows[0]["surrogate"])
+    assert history.rows[0]["entropy_rank"] == pytest.approx(other.rows[0]["entropy_rank"])
+
+
+@pytest.mark.parametrize("coordinates", COORDINATES)
+def test_gradients_of_the_term_are_those_of_its_value(coordinates, toy):
+    """Both ways of `backward`, one graph and layer after layer, against central differences of `value`."""
+    model = toy[0].double()
+    term = rank_term.term_of("nuclear", model, toy[2], coordinates, "sum", Memory())
+    term.backward(0.0 * model.query.weight.sum(), 0.7)
+    generator = torch.Generator().manual_seed(0)
+    for layer in model.children():
+        direction = torch.randn(layer.weight.shape, dtype=torch.float64, generator=generator)
+        at = []
+        for step in (1e-6, -1e-6):
+            layer.weight.data += step * direction
+            at.append(float(term.value()))
+            layer.weight.data -= step * direction
+        slope = float((layer.weight.grad * direction).sum())
+        assert slope == pytest.approx(0.7 * (at[0] - at[1]) / 2e-6, rel=1e-6)
 
 
 @pytest.mark.parametrize("train", ["layers", "all"])
-@pytest.mark.parametrize("coordinates", ["weight", "whitened"])
+@pytest.mark.parametrize("coordinates", COORDINATES)
 def test_what_is_trained_and_what_is_left_alone(train, coordinates, toy):
     toy[0].query.bias.requires_grad_(False)
-    model, _ = run(toy, train=train, coordinates=coordinates)
+    model, _ = run(toy, training=Training(train=train), coordinates=coordinates)
     for name, parameter in model.named_parameters():
         moved = not torch.equal(parameter, toy[0].get_parameter(name))
         assert moved == (train == "all" or name.endswith("weight")), name
@@ -89,11 +114,10 @@ def test_what_is_trained_and_what_is_left_alone(train, coordinates, toy):
     assert type(model.query) is nn.Linear and set(model.state_dict()) == set(toy[0].state_dict())
 
 
-@pytest.mark.parametrize("coordinates", ["weight", "whitened"])
+@pytest.mark.parametrize("coordinates", COORDINATES)
 def test_zero_steps_change_no_bit(coordinates, toy):
     model, history = run(toy, steps=0, coordinates=coordinates)
-    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), toy[0].parameters(), strict=True))
-    assert history.rows == []
+    assert same(model, toy[0]) and history.rows == []
 
 
 def test_whitened_coordinates_survive_a_singular_gram_and_differ(toy):
@@ -108,10 +132,10 @@ def test_whitened_coordinates_survive_a_singular_gram_and_differ(toy):
 
 def test_a_gradient_step_in_whitened_coordinates_is_preconditioned_by_the_gram(toy):
     """First AdamW step is sign(gradient of Δ) · lr, so W moves by lr · sign(∇W L⁻ᵀ ...) L⁻¹: checked for λ = 0."""
-    model, _ = run(toy, steps=1, lam=0.0, lr=1e-6, coordinates="whitened", floor=1e-12)
+    model, _ = run(toy, steps=1, lam=0.0, lr=1e-6, coordinates="whitened")
     plain = copy.deepcopy(toy[0])
     classification_loss(plain, toy[1][0]).backward()
-    L = toy[2]["query"].gram_root(floor=1e-12).float()
+    L = toy[2]["query"].gram_root(floor=rank_term.FLOOR).float()
     L_inverse = torch.linalg.inv(L)
     step = -1e-6 * torch.sign(plain.query.weight.grad @ L_inverse.T) @ L_inverse
     moved = model.query.weight - toy[0].query.weight
@@ -119,137 +143,59 @@ def test_a_gradient_step_in_whitened_coordinates_is_preconditioned_by_the_gram(t
 
 
 def test_history_has_a_row_a_step_and_logs_when_asked(toy):
-    _, history = run(toy, steps=7, log_every=3)
+    _, history = run(toy, steps=7, training=Training(log_every=3))
     assert history.column("step") == list(range(7))
-    assert [row["entropy_rank"] is not None for row in history.rows] == [True, False, False, True, False, False, True]
+    logged = [True, False, False, True, False, False, True]
+    for column in ("surrogate", "entropy_rank"):
+        assert [value is not None for value in history.column(column)] == logged, column
     assert all(math.isfinite(loss) for loss in history.column("task_loss")) and history.seconds > 0
+    _, history = run(toy, lam=lambda step: 0.1 * (step > 2), training=Training(log_every=None))
+    assert [value is not None for value in history.column("surrogate")] == [False] * 3 + [True] * 3
+    assert history.column("entropy_rank") == [None] * 6
 
 
-def test_schedules():
+def test_schedules(toy):
     warmup = geometric(1e-4, 10.0, 10)
     assert [warmup(0), warmup(10), warmup(99)] == [pytest.approx(1e-4), 10.0, 10.0]
     assert warmup(4) / warmup(3) == pytest.approx(1e5**0.1)
     assert constant(0.1)(5) == 0.1
-
-
-def test_a_schedule_is_followed(toy):
     _, history = run(toy, lam=geometric(0.01, 0.16, 4))
     assert history.column("lam") == pytest.approx([0.01, 0.02, 0.04, 0.08, 0.16, 0.16])
 
 
-@pytest.mark.parametrize("coordinates", ["weight", "whitened"])
-def test_an_interrupted_run_resumes_to_the_same_bits(coordinates, toy, tmp_path):
-    model = DropToy()
-    stats = collect(model, toy[1], layers=["query", "key", "out"])
-    whole, cut = copy.deepcopy(model), copy.deepcopy(model)
-    more = SETTINGS | dict(steps=9, coordinates=coordinates, checkpoint_every=2)
-    torch.manual_seed(3)
-    prehab(whole, classification_loss, toy[1], stats, **more)
-
-    torch.manual_seed(3)
-    with pytest.raises(KeyboardInterrupt):
-        prehab(cut, killed_after(5, classification_loss), toy[1], stats, checkpoint=tmp_path / "c.safetensors", **more)
-    fresh = copy.deepcopy(model)
-    torch.manual_seed(77)
-    history = prehab(fresh, classification_loss, toy[1], stats, checkpoint=tmp_path / "c.safetensors", **more)
-    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), fresh.parameters(), strict=True))
-    assert history.column("step") == list(range(9))
-
-
-class DropToy(Toy):
-    def forward(self, x, attention_mask=None):
-        h = torch.relu(self.query(x)) + torch.tanh(self.key(x))
-        return self.out(nn.functional.dropout(h, 0.3, self.training))
+def test_bad_input_is_named_and_flags_are_restored(toy):
+    cases = [
+        (dict(lam=-0.1), "lam = -0.1"),
+        (dict(lam=float("nan")), "lam = nan"),
+        (dict(lam="0.1"), "lam = '0.1'"),
+        (dict(lam=lambda step: -1.0), "lam = -1"),
+        (dict(surrogate="rank"), "surrogate = 'rank' is not known"),
+        (dict(coordinates="polar"), "coordinates = 'polar' is not known: choose one of weight, whitened"),
+        (dict(reduction="max"), "reduction = 'max' is not known"),
+        (dict(steps=-1), "steps = -1"),
+        (dict(lr=0.0), "lr = 0.0"),
+        (dict(lr=1e30), "the loss is (nan|inf) at prehab step .*lower lr"),
+    ]
+    for change, message in cases:
+        model = copy.deepcopy(toy[0])
+        with pytest.raises(ValueError, match=message), warnings.catch_warnings():
+            run(toy, model, **change)
+        assert all(p.requires_grad for p in model.parameters()) and type(model.query) is nn.Linear, change
+    for options, message in ((dict(train="some"), "train = 'some' is not known"), (dict(log_every=0), "log_every = 0")):
+        with pytest.raises(ValueError, match=message):
+            Training(**options)
 
 
-def test_a_finished_checkpoint_is_not_trained_again(toy, tmp_path):
-    path = tmp_path / "c.safetensors"
-    first, _ = run(toy, checkpoint=path)
-
-    def never(model, batch):
-        raise AssertionError("trained again")
-
-    again = copy.deepcopy(toy[0])
-    prehab(again, never, toy[1], toy[2], checkpoint=path, **SETTINGS)
-    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), again.parameters(), strict=True))
-
-
-@pytest.mark.parametrize("change", [{"lam": 0.2}, {"lr": 1e-3}, {"coordinates": "whitened"}, {"steps": 9}])
-def test_a_checkpoint_of_other_settings_is_refused(change, toy, tmp_path):
-    run(toy, checkpoint=tmp_path / "c.safetensors")
-    with pytest.raises(ValueError, match="belongs to other settings"):
-        run(toy, checkpoint=tmp_path / "c.safetensors", **change)
-
-
-def test_a_damaged_checkpoint_is_named(toy, tmp_path):
-    (tmp_path / "c.safetensors").write_bytes(b"torn")
-    with pytest.raises(ValueError, match="checkpoint .* is damaged"):
-        run(toy, checkpoint=tmp_path / "c.safetensors")
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"lam": -0.1}, "lam = -0.1"),
-        ({"lam": float("nan")}, "lam = nan"),
-        ({"lam": "0.1"}, "lam = '0.1'"),
-        ({"surrogate": "rank"}, "surrogate = 'rank' is not known"),
-        ({"coordinates": "polar"}, "coordinates = 'polar' is not known: choose one of weight, whitened"),
-        ({"train": "some"}, "train = 'some' is not known"),
-        ({"reduction": "max"}, "reduction = 'max' is not known"),
-        ({"steps": -1}, "steps = -1"),
-        ({"lr": 0.0}, "lr = 0.0"),
-        ({"log_every": 0}, "log_every = 0"),
-        ({"lr": 1e30}, "the loss is (nan|inf) at prehab step .*lower lr"),
-    ],
-)
-def test_bad_input_is_named_and_flags_are_restored(change, message, toy):
-    model = copy.deepcopy(toy[0])
-    with pytest.raises(ValueError, match=message), warnings.catch_warnings():
-        run(toy, model, **change)
-    assert all(p.requires_grad for p in model.parameters()) and type(model.query) is nn.Linear
-
-
-def test_batches_that_run_out_are_named(toy):
+def test_what_cannot_be_trained_is_refused(toy):
     with pytest.raises(ValueError, match="batches ran out"):
         prehab(toy[0], classification_loss, iter(toy[1][:2]), toy[2], **SETTINGS)
-
-
-def test_a_zero_gram_is_refused(toy):
     zero = {name: LayerStats(gram=torch.zeros_like(s.gram)) for name, s in toy[2].items()}
     with pytest.raises(ValueError, match="input Gram of a layer is zero"):
         run((toy[0], toy[1], zero))
-
-
-@pytest.mark.parametrize("other", ["weights", "statistics", "a frozen parameter"])
-@pytest.mark.parametrize("coordinates", ["weight", "whitened"])
-def test_a_checkpoint_of_another_start_is_refused(other, coordinates, toy, tmp_path):
-    run(toy, checkpoint=tmp_path / "c.safetensors", coordinates=coordinates)
-    model, stats = copy.deepcopy(toy[0]), toy[2]
-    with torch.no_grad():
-        if other == "weights":
-            model.query.weight.neg_()
-        elif other == "statistics":
-            stats = {name: LayerStats(gram=2 * s.gram) for name, s in stats.items()}
-        else:
-            model.query.bias.add_(1)
-    with pytest.raises(ValueError, match="belongs to other settings or weights"):
-        run((toy[0], toy[1], stats), model, checkpoint=tmp_path / "c.safetensors", coordinates=coordinates)
-
-
-def test_a_checkpoint_that_cannot_be_written_is_one_sentence(toy, tmp_path):
-    (tmp_path / "file").write_text("in the way")
-    with pytest.raises(OSError, match="checkpoint .* could not be written: .*is there space left"):
-        run(toy, checkpoint=tmp_path / "file" / "c.safetensors")
-
-
-def test_half_precision_and_missing_statistics_are_refused(toy):
     with pytest.raises(ValueError, match="in float16.*train in bfloat16 or float32"):
-        run(toy, toy[0].half())
+        run(toy, copy.deepcopy(toy[0]).half())
     with pytest.raises(ValueError, match="needs the statistic 'gram'"):
         run((Toy(), toy[1], None))
-    with pytest.raises(ValueError, match="lam = -1"):
-        run((Toy(), toy[1], toy[2]), lam=lambda step: -1.0)
 
 
 def test_modules_keep_their_own_mode(toy):
@@ -260,17 +206,14 @@ def test_modules_keep_their_own_mode(toy):
 
 
 def test_arms_in_sequence_drop_alike_and_the_random_state_stays():
-    def arm(seed):
+    losses = []
+    for seed in (0, 0, 1):
         torch.manual_seed(7)
         model = nn.Sequential(nn.Linear(12, 16), nn.Dropout(0.5), nn.Linear(16, 4))
-        torch.manual_seed(len(arms))  # what ran before
+        torch.manual_seed(len(losses))  # what ran before
         state = torch.get_rng_state()
-        stats = collect(model, toy_batches(4, 30))
-        settings = dict(surrogate="nuclear", lam=0.0, steps=3, lr=1e-2, seed=seed)
-        arms.append(prehab(model, classification_loss, toy_batches(4, 30), stats, **settings).column("task_loss"))
+        toy = model, toy_batches(4, 30), collect(model, toy_batches(4, 30))
+        _, history = run(toy, model, lam=0.0, steps=3, training=Training(seed=seed))
+        losses.append(history.column("task_loss"))
         assert torch.equal(state, torch.get_rng_state())
-
-    arms = []
-    for seed in (0, 0, 1):
-        arm(seed)
-    assert arms[0] == arms[1] != arms[2]
+    assert losses[0] == losses[1] != losses[2]

@@ -3,14 +3,16 @@ import copy
 import pytest
 import torch
 
-from prehab_lib import fast, rank_term
+from prehab_lib import rank_term
 from prehab_lib.evaluate import classification_loss
-from prehab_lib.fast import FAST, fast_term
-from prehab_lib.prehab import prehab
+from prehab_lib.fast import FAST, Fast, fast_term, tangents
+from prehab_lib.precision import Memory
+from prehab_lib.prehab import Training, Whitened, prehab
 from prehab_lib.stats import LayerStats, collect
-from tests.helpers import Toy, cosine, killed_after, toy_batches
+from tests.helpers import Toy, cosine, toy_batches
 
-SETTINGS = dict(surrogate="nuclear", lam=0.5, steps=6, lr=1e-3, arithmetic="fast")
+SETTINGS = dict(surrogate=Fast("nuclear"), lam=0.2, steps=6, lr=1e-3)
+SILENT = Training(log_every=None)
 
 
 @pytest.fixture
@@ -29,21 +31,23 @@ def moved(model, toy):
 
 
 @pytest.mark.parametrize("surrogate", FAST)
-@pytest.mark.parametrize("change", [{}, {"coordinates": "whitened"}, {"roots_on": "cpu"}, {"reduction": "sum"}])
+@pytest.mark.parametrize(
+    "change", [{}, {"coordinates": "whitened"}, {"memory": Memory(roots_on="cpu")}, {"reduction": "mean", "lam": 0.5}]
+)
 def test_fast_trains_as_exact_does(surrogate, change, toy):
-    ours, fast_rows = run(toy, surrogate=surrogate, **change)
-    theirs, exact_rows = run(toy, surrogate=surrogate, arithmetic="exact", **change)
+    ours, fast_rows = run(toy, surrogate=Fast(surrogate), **change)
+    theirs, exact_rows = run(toy, surrogate=surrogate, **change)
     assert cosine(moved(ours, toy), moved(theirs, toy)) > 0.9999
     assert fast_rows.column("surrogate") == pytest.approx(exact_rows.column("surrogate"), rel=1e-3)
     assert fast_rows.column("entropy_rank") == pytest.approx(exact_rows.column("entropy_rank"), rel=1e-3)
-    control, _ = run(toy, lam=0.0, **change)
+    control, _ = run(toy, **change | dict(lam=0.0))
     assert cosine(moved(ours, toy), moved(control, toy)) < 0.999, "the surrogate has to be part of what is learnt"
 
 
 @pytest.mark.parametrize("surrogate", FAST)
 def test_the_control_is_the_same_to_the_last_bit(surrogate, toy):
-    ours, _ = run(toy, surrogate=surrogate, lam=0.0)
-    theirs, _ = run(toy, surrogate=surrogate, lam=0.0, arithmetic="exact")
+    ours, _ = run(toy, surrogate=Fast(surrogate), lam=0.0)
+    theirs, _ = run(toy, surrogate=surrogate, lam=0.0)
     assert torch.equal(moved(ours, toy), moved(theirs, toy))
 
 
@@ -54,7 +58,7 @@ def test_no_singular_value_decomposition_and_for_stable_rank_no_root(surrogate, 
     if surrogate == "stable_rank":
         monkeypatch.setattr(rank_term, "psd_root", lambda *_: pytest.fail("a root"))
         monkeypatch.setattr(LayerStats, "gram_root", lambda *_: pytest.fail("a root"))
-    _, history = run(toy, surrogate=surrogate, log_every=None)
+    _, history = run(toy, surrogate=Fast(surrogate), training=SILENT)
     assert history.column("entropy_rank") == [None] * 6 and history.column("fell_back") == [0] * 6
 
 
@@ -75,25 +79,25 @@ def test_layers_of_one_shape_go_together_and_no_result_depends_on_it(toy, monkey
 def test_between_refreshes_the_tangent_stands(coordinates, toy, monkeypatch):
     """Six steps at refresh 3: two decompositions; what is reported is the tangent, close to and not above the norm."""
     calls = []
-    monkeypatch.setattr(fast, "polar", lambda *a, was=fast.polar: calls.append(0) or was(*a))
-    more = dict(coordinates=coordinates, refresh=3, log_every=None)
-    ours, history = run(toy, **more)
+    monkeypatch.setattr(tangents, "polar", lambda *a, was=tangents.polar: calls.append(0) or was(*a))
+    more = dict(coordinates=coordinates, training=SILENT)
+    ours, history = run(toy, surrogate=Fast("nuclear", refresh=3), **more)
     assert len(calls) == 2 * 2  # two shapes
-    exact, rows = run(toy, arithmetic="exact", coordinates=coordinates, log_every=None)
+    exact, rows = run(toy, surrogate="nuclear", **more)
     assert cosine(moved(ours, toy), moved(exact, toy)) > 0.999
     assert history.column("surrogate") == pytest.approx(rows.column("surrogate"), rel=1e-2)
     assert history.column("surrogate")[:2] != history.column("surrogate")[2:4]
 
 
 def test_a_held_gradient_is_added_as_it_was(toy):
-    """By hand: the second step's gradient is the task's there plus λ/3 of the first step's nuclear gradient."""
+    """By hand: the second step's gradient is the task's there plus λ times the first step's nuclear gradient."""
     seen = []
 
     def spying(model, batch):
         seen.append([layer.weight.detach().clone() for layer in model.children()])
         return classification_loss(model, batch)
 
-    run(toy, spying, steps=3, refresh=2, lam=3.0, lr=0.1)
+    run(toy, spying, surrogate=Fast("nuclear", refresh=2), steps=3, lam=1.0, lr=0.1)
     byhand = copy.deepcopy(toy[0])
     optimizer = torch.optim.AdamW([layer.weight for layer in byhand.children()], lr=0.1, weight_decay=0.0)
     for step in range(2):
@@ -112,30 +116,16 @@ def test_a_held_gradient_is_added_as_it_was(toy):
         torch.testing.assert_close(ours, layer.weight.detach(), rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("surrogate", FAST)
-@pytest.mark.parametrize("refresh", [1, 2])
-def test_a_run_that_is_killed_goes_on_with_the_same_bits(surrogate, refresh, toy, tmp_path):
-    more = dict(surrogate=surrogate, refresh=refresh, checkpoint_every=2, log_every=None)
-    whole, history = run(toy, **more)
-    file = tmp_path / "c.safetensors"
-    with pytest.raises(KeyboardInterrupt):
-        run(toy, killed_after(5, classification_loss), checkpoint=file, **more)
-    again, resumed = run(toy, checkpoint=file, **more)
-    assert torch.equal(moved(whole, toy), moved(again, toy)) and resumed.rows == history.rows
-    with pytest.raises(ValueError, match="belongs to other settings"):
-        run(toy, checkpoint=file, **more | dict(refresh=refresh * 2, checkpoint_every=refresh * 2))
-
-
 def test_a_lambda_that_starts_late_finds_its_tangent(toy):
     """λ is 0 at the step that would have renewed it."""
-    _, history = run(toy, lam=lambda step: 0.0 if step < 2 else 0.5, refresh=4, log_every=None)
+    _, history = run(
+        toy, lam=lambda step: 0.0 if step < 2 else 0.5, surrogate=Fast("nuclear", refresh=4), training=SILENT
+    )
     assert history.column("surrogate")[:2] == [None, None] and all(v > 0 for v in history.column("surrogate")[2:])
 
 
 def test_whitened_weights_are_made_once_a_step(toy, monkeypatch):
     """However often a step's loss runs the model: the round trip is one product a layer and step."""
-    from prehab_lib.coordinates import Whitened
-
     made = []
     forward = Whitened.forward
     monkeypatch.setattr(Whitened, "forward", lambda self, delta: made.append(0) or forward(self, delta))
@@ -145,30 +135,19 @@ def test_whitened_weights_are_made_once_a_step(toy, monkeypatch):
 
     run(toy, twice, coordinates="whitened", steps=0)
     outside = len(made)
-    run(toy, twice, coordinates="whitened", steps=4, log_every=None)
+    run(toy, twice, coordinates="whitened", steps=4, training=SILENT)
     assert len(made) - outside == outside + 4 * 3
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"arithmetic": "quick"}, "arithmetic = 'quick' is not known: choose one of exact, fast"),
-        ({"surrogate": "entropy_rank"}, "surrogate 'entropy_rank' has no fast arithmetic, only stable_rank"),
-        ({"surrogate": "stable_rank", "power_iterations": 0}, "power_iterations = 0"),
-        ({"power_iterations": 3}, "power_iterations are for the fast 'stable_rank' alone"),
-        ({"refresh": 0}, "refresh = 0"),
-        ({"arithmetic": "exact", "refresh": 2}, "refresh = 2 is for arithmetic='fast': leave it out"),
-        ({"arithmetic": "exact", "power_iterations": 2}, "power_iterations = 2 is for arithmetic='fast'"),
-        ({"refresh": 3, "checkpoint": "c"}, "checkpoint_every = 100 is no multiple of refresh = 3"),
-    ],
-)
-def test_bad_options_are_named(change, message, toy):
-    with pytest.raises(ValueError, match=message):
-        run(toy, **change)
+def test_bad_options_are_named():
+    with pytest.raises(ValueError, match="surrogate 'entropy_rank' has no fast form, only stable_rank, nuclear"):
+        Fast("entropy_rank")
+    with pytest.raises(ValueError, match="refresh = 0"):
+        Fast("nuclear", refresh=0)
 
 
 def test_a_gram_that_is_none_is_refused_though_no_root_is_made(toy):
     for spoil, message in ((float("nan"), "NaN or infinite"), (0.0, "the input Gram of a layer is zero")):
         stats = {name: LayerStats(gram=torch.full_like(s.gram, spoil)) for name, s in toy[2].items()}
         with pytest.raises(ValueError, match=message):
-            run((toy[0], toy[1], stats), surrogate="stable_rank")
+            run((toy[0], toy[1], stats), surrogate=Fast("stable_rank"))

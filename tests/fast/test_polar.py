@@ -2,8 +2,15 @@ import pytest
 import torch
 
 from prehab_lib.fast import polar as polar_module
-from prehab_lib.fast.polar import LOW, WAYS, polar, polynomials, quintic
+from prehab_lib.fast.polar import POLYNOMIALS, by_eigh, by_products, polar
 from tests.helpers import cosine, log_spaced
+
+
+@pytest.fixture(params=[by_eigh, by_products])
+def way(request, monkeypatch):
+    """Each way on this device, though the device prefers one."""
+    monkeypatch.setattr(polar_module, "_quickest", lambda M: request.param)
+    return request.param
 
 
 def exact(M):
@@ -11,94 +18,75 @@ def exact(M):
     return U @ Vt, float(sigma.sum())
 
 
-@pytest.mark.parametrize("by", WAYS)
-@pytest.mark.parametrize("shape", [(24, 40), (40, 24), (64, 64)])
 @pytest.mark.parametrize("condition", [1e0, 1e2, 1e4, 1e6])
-def test_value_and_gradient_of_the_nuclear_norm(by, shape, condition):
-    M = log_spaced(*shape, condition).float()
-    P, norm = exact(M)
-    found = polar(M, by)
-    assert cosine(found.P, P) > 0.999
-    assert float((found.P * M).sum()) == pytest.approx(norm, rel=1e-3)
-    assert float(found.defect) < polar_module.TOLERANCE
+def test_value_and_gradient_of_the_nuclear_norm(way, condition):
+    for shape in ((24, 40), (40, 24), (64, 64)):
+        M = log_spaced(*shape, condition).float()
+        P, norm = exact(M)
+        ours = polar(M).P
+        assert cosine(ours, P) > 0.999, shape
+        assert float((ours * M).sum()) == pytest.approx(norm, rel=1e-3), shape
+        assert float(polar_module._defect(ours)) < polar_module.TOLERANCE, shape
 
 
-@pytest.mark.parametrize("by", WAYS)
-def test_falling_back_is_needed_and_said(by):
+def test_falling_back_is_needed_and_said(way):
     """Without it the factor of an ill-conditioned matrix is wrong; with it, it is right, and the call says so."""
     M = torch.stack([log_spaced(48, 48, 3.0), log_spaced(48, 48, 1e6)]).float()
-    found = polar(M, by)
-    assert found.fell_back.tolist() == [False, True] and found.P.dtype == torch.float32
-    raw = WAYS[by](M)
+    factor = polar(M)
+    assert factor.fell_back.tolist() == [False, True] and factor.P.dtype == torch.float32
+    raw = way(M)
     assert cosine(raw[0], exact(M[0])[0]) > 0.9999 and cosine(raw[1], exact(M[1])[0]) < 0.995
 
 
 def test_one_known_to_need_float64_goes_there_at_once(monkeypatch):
     M = torch.stack([log_spaced(12, 20, 1e6), log_spaced(12, 20, 2.0)]).float()
-    tried = []
-    monkeypatch.setitem(WAYS, "eigh", lambda given: tried.append(len(given)) or polar_module.by_eigh(given))
-    found = polar(M, "eigh", known=torch.tensor([True, False]))
-    assert tried == [1] and found.fell_back.tolist() == [True, False]
-    torch.testing.assert_close(found.P, polar(M, "eigh").P)
+    expected, tried = polar(M).P, []
+    monkeypatch.setattr(polar_module, "_quickest", lambda M: lambda some: tried.append(len(some)) or by_eigh(some))
+    factor = polar(M, known=torch.tensor([True, False]))
+    assert tried == [1] and factor.fell_back.tolist() == [True, False]
+    torch.testing.assert_close(factor.P, expected)
 
 
-@pytest.mark.parametrize("by", WAYS)
-def test_batches_are_their_matrices(by):
+def test_batches_are_their_matrices_and_scale_changes_nothing(way):
     M = torch.randn(2, 3, 6, 9, generator=torch.Generator().manual_seed(0))
-    found = polar(M, by)
+    factor = polar(M)
+    assert factor.fell_back.shape == (2, 3)
     for i in range(2):
         for j in range(3):
-            torch.testing.assert_close(found.P[i, j], polar(M[i, j], by).P, rtol=1e-4, atol=1e-5)
-    assert found.defect.shape == found.fell_back.shape == (2, 3)
+            torch.testing.assert_close(factor.P[i, j], polar(M[i, j]).P, rtol=1e-4, atol=1e-5)
+    M = log_spaced(20, 30, 50.0).float()
+    for scale in (1e-6, 1e6):
+        torch.testing.assert_close(polar(scale * M).P, polar(M).P, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("by", WAYS)
 @pytest.mark.parametrize("rank", [0, 1, 3])
-def test_a_matrix_of_low_rank_has_a_factor_of_that_rank(by, rank):
+def test_a_matrix_of_low_rank_has_a_factor_of_that_rank(way, rank):
     generator = torch.Generator().manual_seed(1)
     M = torch.randn(8, rank, generator=generator) @ torch.randn(rank, 6, generator=generator)
-    found = polar(M, by)
-    norm = torch.linalg.matrix_norm(M, "nuc")
-    assert torch.isfinite(found.P).all() and bool(found.fell_back)
-    assert float((found.P * M).sum()) == pytest.approx(float(norm), abs=1e-4 * (1 + float(norm)))
-    assert float(torch.linalg.matrix_norm(found.P, 2)) < 1 + 1e-4
-
-
-def test_scale_changes_nothing():
-    M = log_spaced(20, 30, 50.0).float()
-    for by in WAYS:
-        for scale in (1e-6, 1e6):
-            torch.testing.assert_close(polar(scale * M, by).P, polar(M, by).P, rtol=1e-3, atol=1e-4)
+    factor, norm = polar(M), float(torch.linalg.matrix_norm(M, "nuc"))
+    assert torch.isfinite(factor.P).all() and bool(factor.fell_back)
+    assert float((factor.P * M).sum()) == pytest.approx(norm, abs=1e-4 * (1 + norm))
+    assert float(torch.linalg.matrix_norm(factor.P, 2)) < 1 + 1e-4
 
 
 def test_polynomials_take_the_whole_interval_to_one_even_where_round_off_pushes():
-    x = torch.logspace(torch.log10(torch.tensor(LOW)).item(), 0, 2001, dtype=torch.float64)
+    x = torch.logspace(-5, 0, 2001, dtype=torch.float64)
     x[-1] *= 1 + 5e-7
-    for a, b, c in polynomials():
+    for a, b, c in POLYNOMIALS:
         x = (a * x + b * x**3 + c * x**5) * (1 + 2e-7)
     assert float((x - 1).abs().max()) < 2e-6
-    assert len(polynomials()) <= 10
 
 
-def test_a_quintic_is_the_best_of_its_degree():
-    """It errs by ±E at four places, so no odd quintic errs less (Chebyshev); a least-squares one errs more."""
-    for low in (1e-3, 0.1, 0.7):
-        a, b, c, error = quintic(low)
-        x = torch.linspace(low, 1, 100_001, dtype=torch.float64)
-        off = 1 - (a * x + b * x**3 + c * x**5)
-        assert float(off.abs().max()) == pytest.approx(error, rel=1e-6)
-        fit = torch.linalg.lstsq(torch.stack([x, x**3, x**5], 1), torch.ones(len(x), 1, dtype=torch.float64)).solution
-        assert float((1 - torch.stack([x, x**3, x**5], 1) @ fit).abs().max()) > error
-
-
-def test_near_one_a_quintic_is_newton_and_schulz():
-    low = 0.9995
-    a, b, c, bound = quintic(low)
-    x = torch.linspace(low, 1, 1001, dtype=torch.float64)
-    off = float((1 - (a * x + b * x**3 + c * x**5)).abs().max())
-    assert off <= bound < 1e-9
-
-
-def test_an_unknown_way_names_the_known_ones():
-    with pytest.raises(ValueError, match="by = 'qr' is not known: choose one of eigh, products"):
-        polar(torch.eye(2), "qr")
+def test_each_polynomial_is_the_best_of_its_degree_on_what_the_last_one_left():
+    """It errs by E, -E, E, -E at four places, so no odd quintic errs less (Chebyshev)."""
+    low, high = 1e-5, 1.0
+    for place, (a, b, c) in enumerate(POLYNOMIALS):
+        x = torch.linspace(low, high * 1.001, 200_001, dtype=torch.float64)
+        error = 1 - (a * x + b * x**3 + c * x**5)
+        E = float(error.abs().max())
+        at_most = (error.abs() > E * (1 - 1e-3)).nonzero().flatten()
+        signs = torch.sign(error[at_most])
+        # So near to 1 the last two are Newton and Schulz's, whose turning points have merged.
+        assert int((signs[1:] != signs[:-1]).sum()) == 3 or E < 1e-8, place
+        low, high = 1 - E, 1 + E
+    assert E < 1e-6

@@ -6,13 +6,13 @@ import torch
 from prehab_lib.budget import rank_for
 from prehab_lib.evaluate import classification_loss
 from prehab_lib.layers import linear_layers
-from prehab_lib.prehab import prehab
+from prehab_lib.prehab import Training, prehab
 from prehab_lib.rivals.decomposable import Decomposable, truncated
 from prehab_lib.stats import collect
 from prehab_lib.surgery import compress
 from tests.helpers import Toy, toy_batches
 
-SETTINGS = dict(surrogate="nuclear", lam=0.0, steps=6, lr=1e-2, log_every=None)
+SETTINGS = dict(surrogate="nuclear", lam=0.0, steps=6, lr=1e-2, training=Training(log_every=None))
 
 
 @pytest.fixture

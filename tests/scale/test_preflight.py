@@ -8,7 +8,8 @@ import torch
 import transformers
 
 from prehab_lib.layers import default_layers, linear_layers
-from prehab_lib.prehab import prehab
+from prehab_lib.fast import Fast
+from prehab_lib.prehab import Training, prehab
 from prehab_lib.save.rewrite import to_linear
 from prehab_lib.scale import preflight, rates
 from prehab_lib.scale.census import census
@@ -112,7 +113,6 @@ def test_operations_are_counted_as_by_hand():
 def test_what_saves_memory_and_what_it_costs(seven):
     base = seven[32]
     options = {
-        "optimizer": dict(optimizer="paged_adamw_8bit"),
         "activations": dict(gradient_checkpointing=True),
         "roots": dict(rank_dtype="float32", roots_on="cpu"),
         "Grams": dict(streamed=True),
@@ -169,12 +169,12 @@ def test_it_refuses_what_cannot_fit_and_says_what_to_try(seven, monkeypatch):
         seven[32].check(80.0)
     seven[32].check(1000.0)
     with pytest.raises(
-        ValueError, match="on cpu, where 80.0 GiB are free: try gradient_checkpointing=True or rank_dtype='float32' or"
+        ValueError, match="on cpu, where 80.0 GiB are free: try gradient_checkpointing=True or rank_dtype='float32'"
     ):
         estimate(llama(32, **SEVEN_B), rates=flat, steps=1).check(80.0)
     monkeypatch.setattr(preflight, "available_gib", lambda device: None)
     seven[32].check()  # a system that does not say is not in the way
-    frugal = dict(optimizer="paged_adamw_8bit", gradient_checkpointing=True, rank_dtype="float32", roots_on="cpu")
+    frugal = dict(gradient_checkpointing=True, rank_dtype="float32", roots_on="cpu")
     with pytest.raises(ValueError, match="use a smaller model or a larger device"):
         estimate(llama(32, **SEVEN_B), rates=flat, steps=1, streamed=True, **frugal, device="cuda").check(8.0)
 
@@ -201,7 +201,7 @@ def test_memory_is_near_what_is_measured():
     found = estimate(config, **plan, rates=flat)
     model = transformers.LlamaForCausalLM(config)
     held = sum(p.nbytes for p in model.parameters()) / 2**30
-    options = dict(surrogate="stable_rank", lam=0.1, steps=2, lr=1e-5, arithmetic="fast", log_every=None)
+    options = dict(surrogate=Fast("stable_rank"), lam=0.1, steps=2, lr=1e-5, training=Training(log_every=None))
     phases = {
         "statistics": lambda: stats.update(collect(model, batches)),
         "prehab": lambda: prehab(model, language_loss, batches, stats, **options),
