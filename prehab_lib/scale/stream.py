@@ -6,14 +6,13 @@ decomposition.  From a `skeleton.Streamed` folder not even the model: each block
 safetensors when its turn comes.
 """
 
-from collections.abc import Iterable, Iterator
-from itertools import pairwise
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
 
 from prehab_lib.allocation import uniform
-from prehab_lib.budget import check_removed, rank_for
+from prehab_lib.budget import check_removed
 from prehab_lib.inputs import warn_if_few_tokens
 from prehab_lib.layers import replace_module
 from prehab_lib.methods import Method, method_named
@@ -21,9 +20,8 @@ from prehab_lib.progress import progress
 from prehab_lib.scale.memory import give_back
 from prehab_lib.scale.skeleton import Streamed
 from prehab_lib.scale.walk import NEEDS, Block, Walk
-from prehab_lib.statistics.activations import version_of
 from prehab_lib.stats import LayerStats
-from prehab_lib.surgery import Report, first_components, low_rank, recount
+from prehab_lib.surgery import Report, low_rank, recount
 from prehab_lib.weightings import decompose_lazily
 
 
@@ -83,74 +81,23 @@ def compress(
     fails midway, the model stays partly compressed.
     Raises ValueError for what the walk cannot do (naming it) before anything is changed.
     """
-    return next(_at_each(source, method, [removed], batches, layers, dtype, device))
-
-
-def compress_at(
-    source: nn.Module | Streamed,
-    method: str | Method,
-    removed: Iterable[float],
-    batches: Iterable | None = None,
-    *,
-    layers: Iterable[str] | None = None,
-    dtype: torch.dtype = torch.float64,
-    device: torch.device | str | None = None,
-) -> Iterator[Report]:
-    """One walk for several ratios: `for report in compress_at(...)`, the model is at that ratio.
-
-    removed: from the least to the most.  The walk cuts the model at the first; each further ratio
-    keeps the first components of what is there, which is what `compress` would have kept, to the
-    last bit.  So save or judge a ratio in the loop, but train a copy.
-    Raises ValueError as `compress` does, where the ratios do not rise, and where the factors were
-    changed in between.
-    """
-    return _at_each(source, method, [*removed], batches, layers, dtype, device)
-
-
-def _at_each(
-    source, method, removed: list[float], batches, layers, dtype, device
-) -> Iterator[Report]:
-    """Checks everything now, and works when the first report is asked for."""
     chosen = _streamable(method)
-    if not removed:
-        raise ValueError("removed is empty: name at least one ratio")
-    for fraction in removed:
-        check_removed(fraction)
-    if any(later <= earlier for earlier, later in pairwise(removed)):
-        raise ValueError(
-            f"removed = {removed}: each ratio is cut from the one before, so let them rise"
-        )
+    check_removed(removed)
     if chosen.needs and batches is None:
         need = sorted(chosen.needs)[0]
         raise ValueError(f"this method needs batches for the statistic {need!r}: pass batches=...")
-    return _reports(Walk(source, layers, device), batches, chosen, removed, dtype)
-
-
-def _reports(
-    walk: Walk, batches, chosen: Method, removed: list[float], dtype: torch.dtype
-) -> Iterator[Report]:
-    shapes = {name: tuple(module.weight.shape) for name, module in walk.layers.items()}
-    before = {name: m * n for name, (m, n) in shapes.items()}
+    walk = Walk(source, layers, device)
+    before = {name: module.weight.numel() for name, module in walk.layers.items()}
     if chosen.needs:
         walk.enter(batches)
-    cut: dict[str, int | None] = {}
+    ranks: dict[str, int | None] = {}
     for block in progress(walk, "surgery", total=len(walk.names)):
-        stats = block.collect(set(chosen.needs), torch.float64) if chosen.needs else None
+        stats = block.collect(set(chosen.needs)) if chosen.needs else None
         give_back()  # what the pass let go of: the decompositions want larger pieces
-        cut |= _cut(walk, block, chosen, removed[0], stats, dtype)
+        ranks |= _cut(walk, block, chosen, removed, stats, dtype)
     if walk.streamed:
         walk.streamed.load()
-    ranks = {name: cut[name] for name in shapes}
-    written: dict[str, list[int]] = {}
-    for fraction in removed:
-        if written:
-            _check_untouched(written, _versions(walk.model, ranks))
-            for name in written:
-                ranks[name] = rank_for(shapes[name], fraction)
-                fewer = first_components(walk.model.get_submodule(name), ranks[name])
-                replace_module(walk.model, name, fewer)
-        written = _versions(walk.model, ranks)
-        yield recount(walk.model, fraction, ranks, before)
+    return recount(walk.model, removed, {name: ranks[name] for name in before}, before)
 
 
 def _cut(
@@ -176,21 +123,6 @@ def _cut(
         del decomposition
         walk.layers[name] = None  # nobody holds the dense weight any more
     return ranks
-
-
-def _versions(model: nn.Module, ranks: dict[str, int | None]) -> dict[str, list[int]]:
-    """How often the factors of each low-rank layer were written."""
-    cut = [name for name, rank in ranks.items() if rank]
-    return {name: [version_of(p) for p in model.get_submodule(name).parameters()] for name in cut}
-
-
-def _check_untouched(left: dict[str, list[int]], now: dict[str, list[int]]) -> None:
-    for name in left:
-        if now[name] != left[name]:
-            raise ValueError(
-                f"layer {name!r} was changed since the last ratio, and the next is cut from it: "
-                "train a copy, or use surgery.compress_at"
-            )
 
 
 def _streamable(method: str | Method) -> Method:

@@ -156,7 +156,9 @@ class Block:
         self.module = walk.model.get_submodule(name)
         self.layers = [layer for layer in walk.layers if block_of(layer) == name]
 
-    def collect(self, needs: set[str], dtype: torch.dtype) -> dict[str, stats.LayerStats]:
+    def collect(
+        self, needs: set[str], dtype: torch.dtype = torch.float64
+    ) -> dict[str, stats.LayerStats]:
         """Statistics of the block's layers, as `stats.collect` has them; the hidden states pass the
         block.
         """
