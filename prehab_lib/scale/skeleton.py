@@ -45,11 +45,10 @@ class Streamed:
         for name in names:
             with _opened(self.files[name]) as file:
                 tensor = file.get_tensor(name)
-            needed = self.model.get_parameter(name).shape
-            if tensor.shape != needed:
+            if tensor.shape != self.model.get_parameter(name).shape:
                 raise ValueError(
-                    f"{name!r} has shape {tuple(tensor.shape)} on the disk, and {tuple(needed)} by "
-                    "config.json: take both from the same checkpoint"
+                    f"{name!r} has another shape on the disk than by config.json: take both from "
+                    "the same checkpoint"
                 )
             set_module_tensor_to_device(self.model, name, "cpu", tensor, self.dtype)
 

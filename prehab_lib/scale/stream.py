@@ -114,13 +114,12 @@ def _cut(
     lazy = decompose_lazily(walk.model, stats, method.weighting, block.layers, keep=0, dtype=dtype)
     ranks = uniform(lazy, removed)
     for name, rank in ranks.items():
-        decomposition = lazy.pop(name).last_look(rank) if rank else None
+        if rank:
+            cut = lazy.pop(name).last_look(rank)
+            replace_module(walk.model, name, low_rank(name, walk.layers[name], cut, rank))
+            del cut
         if stats is not None:
             del stats[name]  # the Gram goes behind the last layer that reads it
-        if rank:
-            factors = low_rank(name, walk.layers[name], decomposition, rank)
-            replace_module(walk.model, name, factors)
-        del decomposition
         walk.layers[name] = None  # nobody holds the dense weight any more
     return ranks
 

@@ -21,12 +21,6 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*fewer than 10 tokens")
 TEXT = [sentence(i) for i in range(200)]
 
 
-@pytest.fixture(autouse=True)
-def known_speed(monkeypatch):
-    """What the estimate would measure for seconds."""
-    monkeypatch.setattr("prehab_lib.scale.preflight.rate", lambda kind, dtype, device: 1e10)
-
-
 @pytest.fixture(scope="module")
 def tokenizer():
     return tiny_tokenizer()
@@ -199,7 +193,7 @@ def refusals():
 @pytest.mark.parametrize("make", refusals())
 def test_bad_input_is_one_sentence_before_any_work(make, base, text, tmp_path, capsys, monkeypatch):
     changed, says = make(tmp_path)
-    for work in ("models.text_model", "preflight.estimate"):
+    for work in ("save.models.text_model", "scale.preflight.estimate"):
         monkeypatch.setattr(f"prehab_lib.{work}", lambda *_, **__: pytest.fail("work was begun"))
     call = {"model": base, "data": text, "out": tmp_path / "out", "more": []} | changed
     capsys.readouterr()

@@ -6,12 +6,12 @@ Times are not measured here: see the docstring of `preflight`.
 import pytest
 import torch
 import transformers
+from prehab_lib.scale.census import census
 
 from prehab_lib.layers import default_layers, linear_layers
 from prehab_lib.prehab import prehab
 from prehab_lib.save.rewrite import to_linear
 from prehab_lib.scale import preflight, rates
-from prehab_lib.scale.census import census
 from prehab_lib.scale.preflight import estimate
 from prehab_lib.stats import collect
 from prehab_lib.surgery import compress, load, save
