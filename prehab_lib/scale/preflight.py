@@ -251,7 +251,7 @@ def _needed(s: _Sizes, plan: Plan, on_cpu: bool) -> dict[str, tuple[dict, dict]]
         needed["prehab"] = (parts, beside)
 
     surgery = {"weights": weights, "Grams": grams * share, "factors": b * factors * share}
-    surgery["one layer"] = 8 * (3 * s.largest + max(s.inputs) ** 2)  # and the root of its Gram
+    surgery["one layer"] = 8 * 5 * s.largest  # factors, root and work space, in float64
     needed["surgery"] = (surgery, waiting)
 
     if plan.lora:

@@ -184,7 +184,8 @@ class Block:
         x = waiting.to(device, copy=True)  # a block may add to its input in place
         out = self.module(x, *args, **kwargs)
         out = out[0] if isinstance(out, tuple | list) else out
-        self.walk.hidden[number] = out.to(waiting.device)
+        last = self.name == self.walk.names[-1]  # nobody asks for what comes out of it
+        self.walk.hidden[number] = waiting if last else out.to(waiting.device)
 
 
 class _Alone(nn.Module):
