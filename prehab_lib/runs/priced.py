@@ -13,7 +13,6 @@ from pathlib import Path
 from prehab_lib.runs import plan
 from prehab_lib.runs.plan import Price, Run
 from prehab_lib.runs.slots import Slots
-from prehab_lib.scale import estimated
 
 TABLE = Path(__file__).with_name("prices.json")
 SAME_COST = {
@@ -52,14 +51,14 @@ def priced(planned: list[Run], root: Path) -> list[Run]:
 
 
 def _price(run: Run, known: list[Known]) -> Price:
-    """Of the nearest witness, the measured before the table's; else what can be estimated."""
+    """Of the nearest witness, the measured before the table's."""
     near = []
     for witness in known:
         other = _other(run.params, witness.params)
         if other is not None and witness.gpu == bool(run.gpu):
             near.append((len(other), other, witness.price))
     if not near:
-        return estimated.price(run)
+        return Price()
     _, other, price = min(near, key=lambda each: each[0])  # the first of equals
     return (
         replace(price, source=f"{price.source} with other {', '.join(sorted(other))}")

@@ -1,37 +1,70 @@
-"""Before anything is loaded: how much memory and how many minutes each phase will take, from the
-model's configuration alone.
+"""Before anything is loaded: how much memory each phase of a compression needs at its peak, from
+the model's configuration alone.
 
-Operations are counted (`census`), rates are measured on the device (`rates`), memory is added up
-term by term.  Expect memory within 20 % and time within a factor of 2.  Estimate / measured on one
-CPU core, one block, 2 × 512 tokens, float32: statistics of LLaMA-7B's 4.1 / 3.6 GiB and 57 / 65 s;
-at half its width, a prehab step (fast stable rank) 1.6 / 1.8 GiB and 9 / 10 s, surgery in float32
-0.9 / 1.0 GiB and 35 / 40 s.
+One formula a phase, in bytes.  Surgery is counted with lazy decompositions (`scale.lazy`), one
+layer's at a time.  Expect the measured peak within a factor of 1.5.  Not counted: attention that
+holds a number for every pair of tokens, and what libraries keep for themselves.
 """
 
 import os
-from collections.abc import Callable
-from dataclasses import dataclass, field
+import re
+from dataclasses import dataclass
 
+import psutil
 import torch
 from torch import nn
 
-from prehab_lib.cli.compress_input import check_dense
-from prehab_lib.fast import Fast
-from prehab_lib.inputs import check_choice, check_whole
-from prehab_lib.precision import OPTIMIZERS
-from prehab_lib.scale.census import census
-from prehab_lib.scale.phases import (
-    Phase,
-    in_one_memory,
-    prehab_phase,
-    statistics_phase,
-    surgery_phase,
-    waiting_weights,
-)
-from prehab_lib.scale.rates import available_gib, rate
-from prehab_lib.surrogates import surrogate_named
+from prehab_lib.inputs import check_whole
+from prehab_lib.layers import linear_layers
+from prehab_lib.save.rewrite import to_linear
+from prehab_lib.scale.skeleton import config_of, refuse_compressed
+from prehab_lib.statistics.influence import block_of
 
-STATE_BYTES = 8  # AdamW's, a trained parameter
+GIB = 2**30
+# Layers of one parent that read the same tensor, by the names that the families give them.
+SHARING = (r"(q|k|v|query|key|value)(_proj|_lin)?", r"(gate|up)_proj")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will do.  batch × window: tokens of a forward pass; samples: calibration windows.
+
+    steps: of prehab, 0 leaves it out; lora: rank of rehab, 0 leaves it out.  dtype: of the weights
+    as loaded.  streamed: `stream.collect` and `stream.compress` with the model in CPU memory; all
+    Grams wait there for prehab.  The others are options of `prehab`.
+    """
+
+    batch: int = 1
+    window: int = 2048
+    samples: int = 256
+    removed: float = 0.4
+    steps: int = 0
+    lora: int = 0
+    dtype: torch.dtype = torch.bfloat16
+    streamed: bool = False
+    train: str = "layers"
+    compute: str | None = None
+    optimizer: str = "adamw"
+    gradient_checkpointing: bool = False
+    refresh: int = 1
+    rank_dtype: str = "float64"
+    roots_on: str = "device"
+
+    def __post_init__(self):
+        check_whole(1, batch=self.batch, window=self.window, samples=self.samples)
+        check_whole(0, steps=self.steps, lora=self.lora)
+
+
+@dataclass(frozen=True)
+class Phase:
+    """gib: what takes memory on the device -> GiB at the peak; host: what waits on the CPU."""
+
+    gib: dict[str, float]
+    host: dict[str, float]
+
+    @property
+    def total(self) -> float:
+        return sum(self.gib.values())
 
 
 @dataclass(frozen=True)
@@ -41,198 +74,197 @@ class Estimate:
     parameters: int
     compressed: int
     device: str
-    phases: list[Phase]
-    savings: list[str] = field(default_factory=list)
+    phases: dict[str, Phase]
 
     @property
     def peak(self) -> float:
         """GiB of the phase that needs most."""
-        return max(phase.total for phase in self.phases)
+        return max(phase.total for phase in self.phases.values())
 
     @property
     def host(self) -> float:
-        """GiB of CPU memory beside the device, of the phase that needs most; 0 where the CPU is the
-        device.
+        """The most GiB of CPU memory beside the device; 0 where the CPU is the device."""
+        return max(sum(phase.host.values()) for phase in self.phases.values())
+
+    def check(self, remedy: str | None = None) -> None:
+        """Raises ValueError where a phase needs more GiB than are free now, on the device or on the
+        CPU beside it.  remedy: what the sentence advises.
         """
-        return max(sum(phase.host.values()) for phase in self.phases)
-
-    @property
-    def minutes(self) -> float:
-        return sum(phase.minutes for phase in self.phases)
-
-    def phase(self, name: str) -> Phase:
-        return next(phase for phase in self.phases if phase.name == name)
-
-    def check(
-        self, available: float | None = None, host: float | None = None, remedy: str | None = None
-    ) -> None:
-        """Raises ValueError where a phase needs more GiB than `available`, or the CPU beside it
-        more than `host`.
-
-        None asks the device, or the CPU, what is free now.  remedy: what the sentence advises
-        instead of `prehab`'s options.
-        """
-        available = available_gib(self.device) if available is None else available
-        worst = max(self.phases, key=lambda phase: phase.total)
-        if available is not None and worst.total > available:
-            usual = (
-                f"try {' or '.join(self.savings)}"
-                if self.savings
-                else "use a smaller model or a larger device"
-            )
+        remedy = remedy or (
+            "try Plan's streamed=True, gradient_checkpointing=True, rank_dtype='float32' or "
+            "roots_on='cpu', a smaller model or a larger device"
+        )
+        free, worst = available_gib(self.device), max(self.phases, key=self._total)
+        if self.peak > free:
             raise ValueError(
-                f"{worst.name} needs about {worst.total:.1f} GiB on {self.device}, where {available:.1f} GiB are free: "
-                f"{remedy or usual}"
+                f"{worst} needs about {self.peak:.1f} GiB on {self.device}, where {free:.1f} GiB "
+                f"are free: {remedy}"
             )
-        free = available_gib("cpu") if host is None else host
-        if free is not None and self.host > free:
+        free = available_gib("cpu")
+        if self.host > free:
             raise ValueError(
-                f"about {self.host:.1f} GiB of CPU memory are needed beside {self.device}, where {free:.1f} GiB are free: use "
-                "fewer calibration samples or a smaller model"
+                f"about {self.host:.1f} GiB of CPU memory are needed beside {self.device}, where "
+                f"{free:.1f} GiB are free: use fewer calibration samples or a smaller model"
             )
+
+    def _total(self, name: str) -> float:
+        return self.phases[name].total
 
     def __str__(self) -> str:
         lines = [
-            f"{self.parameters / 1e9:.2f} billion parameters, {self.compressed / 1e9:.2f} in layers to compress"
+            f"{self.parameters / 1e9:.2f} billion parameters, "
+            f"{self.compressed / 1e9:.2f} in layers to compress"
         ]
-        for phase in self.phases:
-            parts = ", ".join(
-                f"{name} {gib:.2f}" for name, gib in phase.gib.items() if gib >= 0.005
-            )
-            lines.append(
-                f"{phase.name:10} {phase.total:8.2f} GiB {phase.minutes:8.1f} min   {parts}"
-            )
-        lines.append(
-            f"{'in all':10} {self.peak:8.2f} GiB {self.minutes:8.1f} min   on {self.device}, estimated"
-        )
+        for name, phase in self.phases.items():
+            parts = [f"{part} {gib:.2f}" for part, gib in phase.gib.items() if gib >= 0.005]
+            lines.append(f"{name:10} {phase.total:8.2f} GiB   {', '.join(parts)}")
+        lines.append(f"{'at most':10} {self.peak:8.2f} GiB   on {self.device}, estimated")
         if self.host:
-            lines.append(f"{'':10} {self.host:8.2f} GiB of CPU memory beside it")
+            lines.append(f"{'':10} {self.host:8.2f} GiB   of CPU memory beside it")
         return "\n".join(lines)
 
 
-def estimate(
-    source,
-    *,
-    batch: int = 1,
-    window: int = 2048,
-    samples: int = 256,
-    steps: int = 0,
-    removed: float = 0.4,
-    dtype: torch.dtype = torch.bfloat16,
-    train: str = "layers",
-    compute: str | None = None,
-    optimizer: str = "adamw",
-    gradient_checkpointing: bool = False,
-    surrogate: str = "nuclear",
-    arithmetic: str = "exact",
-    refresh: int = 1,
-    rank_dtype: str | None = None,
-    roots_on: str = "device",
-    streamed: bool = False,
-    statistics_dtype: torch.dtype = torch.float64,
-    factor_dtype: torch.dtype = torch.float64,
-    full_rank_grams: bool = True,
-    processes: int = 1,
-    device: str = "cpu",
-    rates: Callable[[str, torch.dtype], float] | None = None,
-    auto_class: str = "AutoModelForCausalLM",
-) -> Estimate:
-    """What statistics, prehab (`steps` of them, 0 leaves it out) and surgery by the Gram ruler will
-    take.
+def estimate(source, plan: Plan | None = None, device: str = "cpu") -> Estimate:
+    """The memory of each phase: statistics, prehab, surgery by the Gram ruler, rehab, scoring.
 
-    source: a transformers configuration, a model that has one, a hub name or a folder.  batch ×
-    window: tokens of a forward pass; samples: calibration sequences.  dtype: of the weights as
-    loaded.  The options of prehab are `prehab`'s. streamed: `stream.collect` and `stream.compress`
-    with the model in CPU memory, instead of `stats` and `surgery`.  All Grams wait there for
-    prehab; without prehab `stream.compress` does everything, and keeps one block's (fewer with
-    hold="input").
-    full_rank_grams: roots by Cholesky (n³ / 3); False: by eigenvectors (9 n³), as with fewer tokens
-    than channels. processes: that share weights, gradients and optimizer of prehab by
-    `fully_shard`; steps, memory and minutes are those of one, with `batch` sequences each.  rates:
-    (kind, dtype) -> operations a second; None measures `device` for a few seconds.
-
-    Raises ValueError for a source without a transformers configuration, a compressed one, or an
-    unknown optimizer.
+    source: a transformers configuration, a model that has one, a hub name or a folder, of a causal
+    language model.
+    Raises ValueError for a source without a transformers configuration, or a compressed one.
     """
-    config = _config_of(source)
-    check_choice("optimizer", optimizer, OPTIMIZERS)
-    check_choice("arithmetic", arithmetic, ("exact", "fast"))
-    check_whole(1, batch=batch, window=window, samples=samples, processes=processes)
-    check_whole(0, steps=steps)
-    fast = arithmetic == "fast"
-    Fast(surrogate, refresh) if fast else surrogate_named(surrogate)
-    if train not in ("layers", "all"):
-        raise ValueError(f"train = {train!r} is not known: choose one of layers, all")
-    in_bfloat16 = compute == "bfloat16" or (compute is None and dtype == torch.bfloat16)
-    forward_dtype = torch.bfloat16 if in_bfloat16 else torch.float32
-    count = census(config, batch, window, forward_dtype, train, auto_class)
-    speed = rates or (lambda kind, dtype: rate(kind, dtype, device))
-    rank = getattr(torch, rank_dtype or ("float32" if fast else "float64"))
-    waiting = waiting_weights(count, samples * window, dtype, grams=bool(steps)) if streamed else {}
-    phases = [
-        statistics_phase(count, samples / batch, dtype, statistics_dtype, streamed, speed, waiting)
-    ]
-    if steps:
-        options = dict(
-            in_bfloat16=in_bfloat16,
-            gradient_checkpointing=gradient_checkpointing,
-            streamed=streamed,
-        )
-        options |= dict(
-            on_device=roots_on == "device", processes=processes, foreach=_foreach(optimizer, device)
-        )
-        options |= dict(surrogate=surrogate if fast else None, refresh=refresh, rounds=None)
-        phases.append(prehab_phase(count, steps, dtype, STATE_BYTES, rank, speed, **options))
-    phases.append(
-        surgery_phase(
-            count, removed, dtype, factor_dtype, streamed, full_rank_grams, speed, waiting
-        )
-    )
-    one_memory = torch.device(device).type == "cpu"
-    if one_memory:
-        phases = [in_one_memory(phase) for phase in phases]
-    smaller_roots = "rank_dtype='float32'" + ("" if one_memory else " with roots_on='cpu'")
-    savings = {
-        "streamed=True": not streamed
-        and not (one_memory and steps),  # prehab holds the model and all Grams anyway
-        "gradient_checkpointing=True": steps and not gradient_checkpointing,
-        smaller_roots: steps and (rank != torch.float32 or not (one_memory or roots_on == "cpu")),
-    }
-    return Estimate(
-        parameters=count.total("parameters"),
-        compressed=count.blocks * sum(layer.m * layer.n for layer in count.layers),
-        device=device,
-        phases=phases,
-        savings=[option for option, wanted in savings.items() if wanted],
-    )
+    plan, on_cpu = plan or Plan(), torch.device(device).type == "cpu"
+    sizes = _sizes(source, plan.dtype)
+    phases = {}
+    for name, (parts, waiting) in _needed(sizes, plan, on_cpu).items():
+        if on_cpu:  # what waits lies in the same memory
+            parts, waiting = parts | waiting, {}
+        gib = {part: size / GIB for part, size in parts.items()}
+        phases[name] = Phase(gib, {part: size / GIB for part, size in waiting.items()})
+    return Estimate(sizes.parameters, sizes.compressed, device, phases)
 
 
-def _foreach(optimizer: str, device: str) -> bool:
-    """AdamW on a GPU works on all parameters at once, with a temporary of their size, unless it is
-    fused.
+def available_gib(device: str = "cpu") -> float:
+    """GiB that are free on the device now."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.mem_get_info(device)[0] / GIB
+    return psutil.virtual_memory().available / GIB
+
+
+@dataclass(frozen=True)
+class _Sizes:
+    """Numbers (not bytes) of a model: parameters of everything and of one block, of the layers to
+    compress and the largest of them; inputs: widths n of the distinct tensors that layers read;
+    outputs: the sum of what they give.
     """
-    return optimizer == "adamw" and torch.device(device).type == "cuda"
+
+    parameters: int
+    block: int
+    blocks: int
+    compressed: int
+    largest: int
+    inputs: list[int]
+    outputs: int
+    width: int
+    vocabulary: int
 
 
-def _config_of(source):
+def _sizes(source, dtype: torch.dtype) -> _Sizes:
+    import transformers
+
     if isinstance(source, str | os.PathLike):
-        import transformers
-
-        from prehab_lib.save.hub import explained
-
-        with explained(
-            f"the configuration of {str(source)!r}",
-            remedy="give the folder of a local copy instead",
-        ):
-            config = transformers.AutoConfig.from_pretrained(source, trust_remote_code=False)
+        config = config_of(source)
     else:
         config = getattr(source, "config", None) if isinstance(source, nn.Module) else source
-    check_dense(
-        config, str(source) if isinstance(source, str | os.PathLike) else type(source).__name__
-    )
+        refuse_compressed(config, type(source).__name__)
     if not hasattr(config, "num_hidden_layers"):
         raise ValueError(
-            f"{type(source).__name__} has no transformers configuration with num_hidden_layers: the estimate is for models "
-            "of repeated blocks that transformers can build"
+            f"{type(source).__name__} has no transformers configuration with num_hidden_layers: "
+            "the estimate is for models of repeated blocks that transformers can build"
         )
-    return config
+    with torch.device("meta"):  # shapes only, nothing is allocated
+        model = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype)
+        to_linear(model)
+    layers, inputs = linear_layers(model), {}
+    for name, layer in layers.items():
+        parent, _, leaf = name.rpartition(".")
+        reader = next((kind for kind in SHARING if re.fullmatch(kind, leaf)), leaf)
+        inputs[parent, reader] = layer.in_features
+    weights = [layer.weight.numel() for layer in layers.values()]
+    block = model.get_submodule(block_of(next(iter(layers))))
+    return _Sizes(
+        parameters=sum(p.numel() for p in model.parameters()),
+        block=sum(p.numel() for p in block.parameters()),
+        blocks=config.num_hidden_layers,
+        compressed=sum(weights),
+        largest=max(weights),
+        inputs=list(inputs.values()),
+        outputs=sum(layer.out_features for layer in layers.values()),
+        width=config.hidden_size,
+        vocabulary=config.vocab_size,
+    )
+
+
+def _needed(s: _Sizes, plan: Plan, on_cpu: bool) -> dict[str, tuple[dict, dict]]:
+    """phase -> bytes on the device at its peak, bytes that wait on the CPU meanwhile."""
+    b, tokens = torch.finfo(plan.dtype).bits // 8, plan.batch * plan.window
+    share = 1 / s.blocks if plan.streamed else 1  # of what is on the device at a time
+    weights = b * (s.block if plan.streamed else s.parameters)
+    grams, logits = 8 * sum(n**2 for n in s.inputs), tokens * s.vocabulary
+    factors = (1 - plan.removed) * s.compressed
+    waiting = {}
+    if plan.streamed:
+        states = plan.samples * plan.window * s.width
+        waiting = {"weights": b * s.parameters, "hidden states": b * states}
+        waiting["Grams"] = grams if plan.steps else 0
+
+    # Training multiplies in `product` bytes, and saves for the backward pass what layers read and
+    # give, 12 bytes a channel and block for norms and rotations, the logits and their gradient.
+    halved = plan.compute == "bfloat16" or (plan.compute is None and b == 2)
+    product = 2 if halved else 4
+    saved = product * (sum(s.inputs) + s.outputs) + 12 * s.width * s.blocks
+    activations = tokens * saved + 8 * logits
+    recomputed = tokens * (product * s.width * s.blocks + saved / s.blocks) + 8 * logits
+
+    statistics = {"weights": weights, "Grams": grams * share}
+    statistics["passing"] = (3 * b + 8) * tokens * max(s.inputs)  # the widest, once in float64
+    statistics["logits"] = 0 if plan.streamed else b * logits
+    needed = {"statistics": (statistics, waiting)}
+
+    if plan.steps:
+        trained = s.compressed if plan.train == "layers" else s.parameters
+        rank = torch.finfo(getattr(torch, plan.rank_dtype)).bits // 8
+        # AdamW on a GPU has a temporary of all parameters' size, unless it is fused.
+        temporary = plan.optimizer == "adamw" and not on_cpu
+        parts = {
+            "masters": 4 * trained,
+            "frozen weights": b * (s.parameters - trained),
+            "bfloat16 copies": 2 * trained if halved else 0,
+            "gradients": 4 * trained,
+            "optimizer": (12 if temporary else 8) * trained,
+            "Grams": 0 if plan.streamed else grams,
+            "activations": recomputed if plan.gradient_checkpointing else activations,
+            "one layer": 7 * rank * s.largest,
+        }
+        beside = {"Grams": grams} if plan.streamed else {}
+        roots = parts if plan.roots_on == "device" else beside
+        roots["roots"] = rank * grams / 8
+        roots["tangents"] = 4 * s.compressed if plan.refresh > 1 else 0
+        needed["prehab"] = (parts, beside)
+
+    surgery = {"weights": weights, "Grams": grams * share, "factors": b * factors * share}
+    surgery["one layer"] = 8 * 5 * s.largest  # factors, root and work space, in float64
+    needed["surgery"] = (surgery, waiting)
+
+    if plan.lora:
+        parts = {
+            "masters": 4 * factors,
+            "frozen weights": b * (s.parameters - s.compressed),
+            "bfloat16 copies": 2 * factors if halved else 0,
+            "adapters": 16 * plan.lora * 2 * s.outputs,
+            "activations": activations,
+        }
+        needed["rehab"] = (parts, {})
+
+    scoring = {"weights": b * s.parameters, "passing": 3 * b * tokens * max(s.inputs)}
+    scoring["logits"] = (b + 8) * logits  # twice in float32
+    needed["scoring"] = (scoring, {})
+    return needed

@@ -1,46 +1,60 @@
-"""A checkpoint folder larger than the memory: an empty model, and its weights read block by block
-from safetensors.
+"""A checkpoint before its weights are read: its configuration, and an empty model whose blocks are
+read from safetensors one by one.
 """
 
+import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from prehab_lib.layers import default_layers, is_conv1d
 from prehab_lib.save.hub import explained
-from prehab_lib.save.tensor_files import INDEX, WEIGHTS, opened, places
+from prehab_lib.save.pretrained import LowRankConfig
+from prehab_lib.save.storage import DESCRIPTION
 from prehab_lib.statistics.influence import block_of
+
+COMPRESSED = "{!r} is compressed already: give the dense model it was made of"
 
 
 class Streamed:
-    """model: everything but the blocks is loaded, the blocks are on the meta device until `load`."""
+    """model: everything but the blocks is loaded, the blocks are on the meta device until `load`.
+
+    files: parameter -> the safetensors file that holds it.
+    """
 
     def __init__(self, model: nn.Module, files: dict[str, Path], dtype: torch.dtype):
         self.model, self.files, self.dtype = model, files, dtype
 
-    def load(self, prefix: str) -> None:
+    def load(self, prefix: str = "") -> None:
         """Read the parameters below `prefix` that are not there yet; "": all of the model's."""
-        below = f"{prefix}." if prefix else ""
-        self._fill(
-            [
-                name
-                for name, p in self.model.named_parameters()
-                if name.startswith(below) and p.is_meta
-            ]
-        )
+        self.read([name for name, p in self._below(prefix) if p.is_meta])
 
     def unload(self, prefix: str) -> None:
         """Forget the parameters below `prefix`; `load` reads them again as they are on the disk."""
-        for name, parameter in list(self.model.named_parameters()):
-            if name.startswith(f"{prefix}."):
-                _put(self.model, name, torch.empty_like(parameter, device="meta"))
+        from accelerate.utils import set_module_tensor_to_device
 
-    def _fill(self, names: list[str]) -> None:
-        for name, tensor in _read({name: self.files[name] for name in names}):
-            _put(self.model, name, tensor.to(self.dtype) if tensor.is_floating_point() else tensor)
+        for name, _ in self._below(prefix):
+            set_module_tensor_to_device(self.model, name, "meta")
+
+    def read(self, names: list[str]) -> None:
+        """Raises ValueError for a damaged file, or a tensor of another shape than the model's."""
+        from accelerate.utils import set_module_tensor_to_device
+
+        for name in names:
+            with _opened(self.files[name]) as file:
+                tensor = file.get_tensor(name)
+            if tensor.shape != self.model.get_parameter(name).shape:
+                raise ValueError(
+                    f"{name!r} has another shape on the disk than by config.json: take both from "
+                    "the same checkpoint"
+                )
+            set_module_tensor_to_device(self.model, name, "cpu", tensor, self.dtype)
+
+    def _below(self, prefix: str) -> list[tuple[str, nn.Parameter]]:
+        start = f"{prefix}." if prefix else ""
+        return [named for named in self.model.named_parameters() if named[0].startswith(start)]
 
 
 def open_streamed(
@@ -51,74 +65,105 @@ def open_streamed(
     """Open a transformers checkpoint without reading its blocks.  dtype: None is the checkpoint's
     own.
 
-    Needs `accelerate`, as peft does.  Raises FileNotFoundError where a file is missing, ValueError
-    where one is damaged, names or shapes do not match the model's or the family cannot be streamed
-    (GPT-2, whose weights are stored transposed).
+    Raises FileNotFoundError where a file is missing, ValueError where one is damaged, names do not
+    match the model's or the family cannot be streamed (GPT-2, whose weights are transposed).
     """
     import transformers
     from accelerate import init_empty_weights
 
     folder = Path(folder)
-    if not (folder / "config.json").is_file():
-        raise FileNotFoundError(f"{folder} is no model folder: it has no config.json")
-    with explained(f"the configuration in {folder}", remedy="copy the folder again"):
-        config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    config = config_of(folder)
     dtype = dtype or getattr(config, "dtype", None) or torch.float32
     with init_empty_weights(include_buffers=False):  # buffers are small and computed, not stored
-        model = getattr(transformers, auto_class).from_config(config, dtype=dtype)
+        model = getattr(transformers, auto_class).from_config(config, dtype=dtype).eval()
+    kind = type(model).__name__
     if any(is_conv1d(module) for module in model.modules()):
         raise ValueError(
-            f"{folder}: weights of {type(model).__name__} are stored transposed, load it with models.text_model"
+            f"{folder}: weights of {kind} are stored transposed, load it with models.text_model"
         )
     model.tie_weights()
     files = _files(folder)
-    _check_names(folder, model, files)
-    blocks = tuple(
-        f"{block}." for block in {block_of(name) for name in default_layers(model)} if block
-    )
-    streamed = Streamed(model.eval(), files, dtype)
-    streamed._fill([name for name, _ in model.named_parameters() if not name.startswith(blocks)])
+    names = [name for name, _ in model.named_parameters()]
+    missing = [name for name in names if name not in files]
+    if missing:
+        raise ValueError(
+            f"{folder} has no tensor {missing[0]!r} ({len(missing)} in all are missing): its names "
+            f"are not those of {kind}, load it with models.text_model and save it again"
+        )
+    blocks = {block_of(layer) for layer in default_layers(model)} - {None}
+    inside = tuple(f"{block}." for block in blocks)
+    streamed = Streamed(model, files, dtype)
+    streamed.read([name for name in names if not name.startswith(inside)])
     model.tie_weights()
     return streamed
 
 
-def _check_names(folder: Path, model: nn.Module, files: dict[str, Path]) -> None:
-    missing = [name for name, _ in model.named_parameters() if name not in files]
-    if missing:
-        raise ValueError(
-            f"{folder} has no tensor {missing[0]!r} ({len(missing)} in all are missing): its names are not those of "
-            f"{type(model).__name__}, load it with models.text_model and save it again"
-        )
+def config_of(source: str | os.PathLike):
+    """The transformers configuration of a dense model: of a folder, or a hub name.
+
+    Raises ValueError for a compressed model, FileNotFoundError for a folder that is none, else as
+    `hub.explained` does.
+    """
+    from transformers import AutoConfig
+
+    folder = Path(source)
+    if str(source).startswith((".", "/", "~")) and not folder.is_dir():
+        raise FileNotFoundError(f"model = {str(source)!r} is no folder: check the path")
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        if (folder / DESCRIPTION).is_file():
+            raise ValueError(COMPRESSED.format(str(source)))
+        raise FileNotFoundError(f"{source} is no model folder: it has no config.json")
+    what, remedy = f"the model {str(source)!r}", "give the folder of a local copy instead"
+    if folder.is_dir():
+        what, remedy = f"the configuration in {folder}", "copy the folder again"
+    with explained(what, remedy):
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+    refuse_compressed(config, str(source))
+    return config
+
+
+def causal_config(source: str | os.PathLike):
+    """As `config_of`; raises ValueError too where the model is no causal language model."""
+    config = config_of(source)
+    kinds = config.architectures or []
+    if kinds and not any("CausalLM" in kind or "LMHead" in kind for kind in kinds):
+        raise ValueError(f"{str(source)!r} is a {kinds[0]}: a causal language model is needed")
+    return config
+
+
+def refuse_compressed(config, source: str) -> None:
+    """Raises ValueError for the configuration of a compressed model (one saved merged is dense)."""
+    if isinstance(config, LowRankConfig) and config.ranks:
+        raise ValueError(COMPRESSED.format(source))
 
 
 def _files(folder: Path) -> dict[str, Path]:
     """Tensor name -> the file that holds it."""
-    single = folder / WEIGHTS
-    if (folder / INDEX).is_file():
-        files = {name: folder / file for name, file in places(folder / INDEX).items()}
+    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if index.is_file():
+        try:
+            files = dict(json.loads(index.read_text())["weight_map"])
+            outside = [file for file in files.values() if Path(file).name != file]
+        except (ValueError, KeyError, TypeError) as problem:
+            raise ValueError(f"{index} is damaged ({problem}): copy the file again") from problem
+        if outside:
+            raise ValueError(f"{index} names {outside[0]!r}, which is no file of its folder")
+        files = {name: folder / file for name, file in files.items()}
     elif single.is_file():
-        with opened(single) as file:
+        with _opened(single) as file:
             files = dict.fromkeys(file.keys(), single)
     else:
         raise FileNotFoundError(f"{folder} holds no safetensors: convert the checkpoint first")
-    if lost := sorted({str(path) for path in files.values() if not path.is_file()}):
-        raise FileNotFoundError(f"{lost[0]} is missing: the folder is not complete")
+    for path in sorted(set(files.values())):
+        if not path.is_file():
+            raise FileNotFoundError(f"{path} is missing: the folder is not complete")
     return files
 
 
-def _read(files: dict[str, Path]) -> Iterator[tuple[str, Tensor]]:
-    for path in sorted(set(files.values())):
-        with opened(path) as file:
-            for name in [name for name, where in files.items() if where == path]:
-                yield name, file.get_tensor(name)
+def _opened(path: Path):
+    from safetensors import SafetensorError, safe_open
 
-
-def _put(model: nn.Module, name: str, tensor: Tensor) -> None:
-    parent, _, leaf = name.rpartition(".")
-    module = model.get_submodule(parent)
-    old = getattr(module, leaf)
-    if old.shape != tensor.shape:
-        raise ValueError(
-            f"{name!r} has shape {tuple(tensor.shape)} on the disk, the model needs {tuple(old.shape)}"
-        )
-    setattr(module, leaf, nn.Parameter(tensor, requires_grad=old.requires_grad))
+    try:
+        return safe_open(path, framework="pt")
+    except SafetensorError as problem:
+        raise ValueError(f"{path} is damaged ({problem}): copy the file again") from problem

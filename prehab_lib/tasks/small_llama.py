@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from prehab_lib.batches import mode
-from prehab_lib.cli.compress_input import dense_config
 from prehab_lib.inputs import check_positive, check_whole
 from prehab_lib.save import models
+from prehab_lib.scale.skeleton import causal_config
 from prehab_lib.tasks import cache
 from prehab_lib.tasks.descent import Best, descend
 from prehab_lib.tasks.language import LanguageTask
@@ -167,7 +167,7 @@ def base_model(
 
 
 def _given(checkpoint: str, dtype) -> nn.Module:
-    dense_config(checkpoint)
+    causal_config(checkpoint)
     return models.text_model(
         checkpoint, "AutoModelForCausalLM", **({} if dtype is None else {"dtype": dtype})
     )

@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import pyarrow
 import pytest
@@ -19,12 +20,6 @@ from tests.text_files import causal_model, sentence, tiny_tokenizer
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fewer than 10 tokens")
 TEXT = [sentence(i) for i in range(200)]
-
-
-@pytest.fixture(autouse=True)
-def known_speed(monkeypatch):
-    """What the estimate would measure for seconds."""
-    monkeypatch.setattr("prehab_lib.scale.preflight.rate", lambda kind, dtype, device: 1e10)
 
 
 @pytest.fixture(scope="module")
@@ -117,96 +112,85 @@ def gated(*_, **__):
     raise GatedRepoError("403")
 
 
-def low_rank(folder):
-    model = transformers.AutoModelForCausalLM.from_pretrained(folder)
+def compressed(tmp, base, name="small"):
+    model = transformers.AutoModelForCausalLM.from_pretrained(base)
     compress(model, "svd", 0.4)
-    return model
+    return save(model, tmp / name)
 
 
-def refusals():
-    """name -> (arguments that replace those of a good call, what is said of them); built in `tmp_path`."""
-
-    def compressed(tmp_path):
-        return {"model": save(low_rank(tmp_path / "base"), tmp_path / "small")}, "small' is compressed already"
-
-    def compressed_before_config_json(tmp_path):
-        folder = save(low_rank(tmp_path / "base"), tmp_path / "small")
-        (folder / "config.json").unlink()
-        return {"model": folder}, "small' is compressed already"
-
-    def no_tokenizer(tmp_path):
-        return {"model": causal_model(tmp_path / "bare")}, "has no tokenizer"
-
-    def vocabulary(tmp_path):
-        model = causal_model(tmp_path / "less", vocabulary=200, tokenizer=tiny_tokenizer())
-        return {"model": model}, "outside the model's vocabulary of 200: the tokenizer belongs to another model"
-
-    def stored_in_float16(tmp_path):
-        model = causal_model(tmp_path / "half", tokenizer=tiny_tokenizer(), dtype="float16")
-        return {"model": model, "more": ["--steps", "1"]}, "prehab cannot train in float16"
-
-    def encoder(tmp_path):
-        config = transformers.BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
-        transformers.BertForMaskedLM(config).save_pretrained(tmp_path / "bert")
-        return {"model": tmp_path / "bert"}, "is a BertForMaskedLM: a causal language model is needed"
-
-    def short(tmp_path):
-        (tmp_path / "short.txt").write_text("the red house")
-        return {"data": tmp_path / "short.txt"}, "has 5 tokens, fewer than two windows of 16"
-
-    def binary(tmp_path):
-        (tmp_path / "text.bin").write_bytes(b"\xff\xfe\x00")
-        return {"data": tmp_path / "text.bin"}, "is no UTF-8 text"
-
-    def empty(tmp_path):
-        (tmp_path / "empty.txt").write_text(" \n")
-        return {"data": tmp_path / "empty.txt"}, "holds no text"
-
-    def columns(tmp_path):
-        parquet.write_table(pyarrow.table({"body": ["a"], "id": [1]}), tmp_path / "other.parquet")
-        return {"data": tmp_path / "other.parquet"}, "no column 'text': it has body, id"
-
-    def torn(tmp_path):
-        (tmp_path / "torn.parquet").write_bytes(b"PAR1")
-        return {"data": tmp_path / "torn.parquet"}, "no Parquet file that can be read"
-
-    def home(tmp_path):
-        (tmp_path / "home").mkdir()
-        (tmp_path / "home" / "thesis.tex").write_text("years")
-        return {"out": tmp_path / "home", "model": "not looked at"}, "holds other files than a saved model"
-
-    def below_a_file(tmp_path):
-        return {"out": tmp_path / "text.txt" / "out"}, "no folder one may write to"
-
-    found = [compressed, compressed_before_config_json, no_tokenizer, vocabulary, encoder, short, binary, empty]
-    found += [stored_in_float16, columns, torn, home, below_a_file]
-    typed = {
-        "no such model": ({"model": "./nowhere"}, "model = './nowhere' is no folder"),
-        "no such data": ({"data": "nowhere.txt"}, "nowhere.txt is no file"),
-        "removed": ({"more": ["--removed", "1.5"]}, "removed"),
-        "method": ({"more": ["--method", "magic"]}, "method = 'magic' is not known"),
-        "surrogate": ({"more": ["--steps", "1", "--surrogate", "magic"]}, "'magic' is not known"),
-        "lam": ({"more": ["--steps", "1", "--lam", "-1"]}, "lam = -1.0"),
-        "device": ({"more": ["--device", "abacus"]}, "--device abacus: this torch has no such device"),
-        "window": ({"more": ["--window", "65"]}, "window = 65 is longer than the 64 positions"),
-        "samples": ({"more": ["--samples", "0"]}, "samples = 0"),
-        "float16": ({"more": ["--steps", "1", "--dtype", "float16"]}, "prehab cannot train in float16"),
-    }
-    cases = {make.__name__: make for make in found} | {k: lambda _, v=v: v for k, v in typed.items()}
-    return [pytest.param(make, id=name) for name, make in cases.items()]
+def compressed_before_config_json(tmp, base):
+    folder = compressed(tmp, base, "before")
+    (folder / "config.json").unlink()
+    return folder
 
 
-@pytest.mark.parametrize("make", refusals())
-def test_bad_input_is_one_sentence_before_any_work(make, base, text, tmp_path, capsys, monkeypatch):
-    changed, says = make(tmp_path)
-    for work in ("models.text_model", "preflight.estimate"):
+def encoder(tmp, base):
+    config = transformers.BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
+    transformers.BertForMaskedLM(config).save_pretrained(tmp / "bert")
+    return tmp / "bert"
+
+
+def written(file, content):
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(content)
+    return file
+
+
+def without_text(tmp):
+    parquet.write_table(pyarrow.table({"body": ["a"], "id": [1]}), tmp / "other.parquet")
+    return tmp / "other.parquet"
+
+
+# What is said -> what replaces the model, the data or the folder of a good call, and more words.
+BAD_MODELS = {
+    "model = './nowhere' is no folder": lambda tmp, base: "./nowhere",
+    "small' is compressed already": compressed,
+    "before' is compressed already": compressed_before_config_json,
+    "has no tokenizer": lambda tmp, base: causal_model(tmp / "bare"),
+    "outside the model's vocabulary of 200: the tokenizer belongs to another model": lambda tmp, base: causal_model(
+        tmp / "less", vocabulary=200, tokenizer=tiny_tokenizer()
+    ),
+    "is a BertForMaskedLM: a causal language model is needed": encoder,
+}
+BAD_DATA = {
+    "nowhere.txt is no file": lambda tmp: "nowhere.txt",
+    "has 5 tokens, fewer than two windows of 16": lambda tmp: written(tmp / "short.txt", b"the red house"),
+    "is no UTF-8 text": lambda tmp: written(tmp / "text.bin", b"\xff\xfe\x00"),
+    "holds no text": lambda tmp: written(tmp / "empty.txt", b" \n"),
+    "no column 'text': it has body, id": without_text,
+    "no Parquet file that can be read": lambda tmp: written(tmp / "torn.parquet", b"PAR1"),
+}
+BAD_FOLDERS = {
+    "holds other files than a saved model": lambda tmp: written(tmp / "home" / "thesis.tex", b"years").parent,
+    "no folder one may write to": lambda tmp: written(tmp / "file", b"") / "out",
+}
+BAD_WORDS = {
+    "removed": ["--removed", "1.5"],
+    "method = 'magic' is not known": ["--method", "magic"],
+    "'magic' is not known": ["--steps", "1", "--surrogate", "magic"],
+    "lam = -1.0": ["--steps", "1", "--lam", "-1"],
+    "--device abacus: this torch has no such device": ["--device", "abacus"],
+    "window = 65 is longer than the 64 positions": ["--window", "65"],
+    "samples = 0": ["--samples", "0"],
+    "prehab cannot train in float16": ["--steps", "1", "--dtype", "float16"],
+}
+
+
+def test_bad_input_is_one_sentence_before_any_work(base, text, tmp_path, capsys, monkeypatch):
+    calls = [(says, [make(tmp_path, base), text, tmp_path / "out"]) for says, make in BAD_MODELS.items()]
+    calls += [(says, [base, make(tmp_path), tmp_path / "out"]) for says, make in BAD_DATA.items()]
+    calls += [(says, ["not looked at", text, make(tmp_path)]) for says, make in BAD_FOLDERS.items()]
+    calls += [(says, [base, text, tmp_path / "out", *more]) for says, more in BAD_WORDS.items()]
+    half = causal_model(tmp_path / "half", tokenizer=tiny_tokenizer(), dtype="float16")
+    calls.append(("prehab cannot train in float16", [half, text, tmp_path / "out", "--steps", "1"]))
+    for work in ("save.models.text_model", "scale.preflight.estimate"):
         monkeypatch.setattr(f"prehab_lib.{work}", lambda *_, **__: pytest.fail("work was begun"))
-    call = {"model": base, "data": text, "out": tmp_path / "out", "more": []} | changed
     capsys.readouterr()
-    assert main(words(call["model"], call["data"], call["out"], *call["more"])) == 2
-    said = capsys.readouterr().err.strip().splitlines()
-    assert len(said) == 1 and says in said[0], said
-    assert not (tmp_path / "out").exists()
+    for says, call in calls:
+        assert main(words(*call)) == 2, says
+        said = capsys.readouterr().err.strip().splitlines()
+        assert len(said) == 1 and says in said[0], (says, said)
+        assert not (tmp_path / "out").exists(), says
 
 
 def test_a_gated_model_says_so(text, tmp_path, capsys, monkeypatch):
@@ -227,11 +211,11 @@ def test_stopped_while_writing_leaves_the_earlier_model(base, text, tmp_path, ca
     assert main(words(base, text, out)) == 0
     before = {file.name: file.read_bytes() for file in out.iterdir()}
 
-    def stop(tensors, path):
-        path.write_bytes(b"half of")
+    def stop(tensors, path, **_):
+        Path(path).write_bytes(b"half of")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("prehab_lib.save.tensor_files.write_file", stop)
+    monkeypatch.setattr("safetensors.torch.save_file", stop)
     assert main(words(base, text, out, "--removed", 0.6)) == 130
     assert "stopped; " in capsys.readouterr().err
     assert main(words(base, text, tmp_path / "new")) == 130

@@ -151,29 +151,3 @@ def test_a_run_says_its_total_before_it_starts(home, capsys, monkeypatch):
     assert __main__.main(["run", "lab", "--grid", "lam=[1, 2, 3]", "-j", "1"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines.index("plan      3 runs, about 4 minutes one at a time") < lines.index("work")
-
-
-def test_a_language_model_in_a_folder_has_its_memory_estimated(home, write_notebook):
-    from transformers import LlamaConfig
-
-    from prehab_lib.scale import preflight
-
-    parameters = 'checkpoint: str = "small"  # model\nbatch: int = 2  # batch\nwindow: int = 32  # tokens\n'
-    parameters += "calibration: int = 4  # batches\nremoved: list = [0.4]  # cut\nsteps: int = 3  # steps\n"
-    parameters += 'surrogate: str = "nuclear"  # surrogate\nlarge: dict = {}  # more\n'
-    write_notebook(home / "notebooks" / "05_llama.ipynb", "1", parameters=parameters)
-    config = LlamaConfig(
-        hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, vocab_size=99
-    )
-    config.save_pretrained(home / "model")
-
-    def estimate(**overrides) -> Price:
-        (run,) = priced.priced(plan.runs(home, "lab", ["05"], overrides), home)
-        return run.price
-
-    assert estimate() == Price()
-    told = estimate(checkpoint="./model")
-    asked = dict(batch=2, window=32, samples=8, steps=3, surrogate="nuclear", arithmetic="fast", refresh=8)
-    expected = preflight.estimate(home / "model", **asked, removed=0.4, rates=lambda kind, dtype: 1.0)
-    assert told == Price(None, round(expected.peak * 1024), None, "estimated") and told.memory_mb > 0
-    assert estimate(checkpoint="./model", large={"optimizer": "none of them"}) == Price()  # the notebook says it

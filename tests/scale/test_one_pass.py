@@ -13,11 +13,9 @@ from prehab_lib.budget import rank_for
 from prehab_lib.evaluate import classification_loss
 from prehab_lib.factors import LowRankLinear
 from prehab_lib.methods import METHODS
-from prehab_lib.scale import stream
 from prehab_lib.stats import KNOWN, LayerStats, collect
 from prehab_lib.surgery import compress, compress_at
 from prehab_lib.weightings import Weighting, decompose, decompose_all, decompose_lazily, error
-from tests.families import llama
 from tests.helpers import Toy, layer, toy_batches
 
 RATIOS = [0.2, 0.4, 0.6]
@@ -187,33 +185,6 @@ def test_each_ratio_is_what_compress_gives(method, toy):
                 module.U.weight.data.zero_()
 
 
-def test_streaming_several_ratios_is_one_walk(calls):
-    batches = [
-        {"input_ids": torch.randint(3, 40, (4, 12), generator=torch.Generator().manual_seed(0))} for _ in range(40)
-    ]
-    model = llama()
-    expected = {}
-    for removed in RATIOS:
-        expected[removed] = copy.deepcopy(model)
-        stream.compress(expected[removed], "svd_llm", removed, batches)
-    once = calls["eigh"] / len(RATIOS)
-    calls.clear()
-    for removed, report in zip(RATIOS, stream.compress_at(model, "svd_llm", RATIOS, batches), strict=True):
-        assert report.removed == removed and report.achieved >= removed
-        assert all(torch.equal(a, b) for a, b in zip(model.parameters(), expected[removed].parameters(), strict=True))
-    assert calls["eigh"] == once >= 14
-
-
-def test_streamed_ratios_rise_and_are_not_trained_in_between():
-    with pytest.raises(ValueError, match="let them rise"):
-        stream.compress_at(llama(), "svd", [0.4, 0.2])
-    model = llama()
-    with pytest.raises(ValueError, match="was changed since the last ratio"):
-        for _ in stream.compress_at(model, "svd", RATIOS):
-            with torch.no_grad():
-                model.model.layers[0].mlp.up_proj.U.weight.mul_(2)
-
-
 @every_shape
 @pytest.mark.parametrize("singular", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
@@ -268,8 +239,7 @@ def test_a_ratio_that_fails_leaves_the_dense_model(toy, monkeypatch):
 
 
 def test_bad_ratios_are_named_before_any_work():
-    for call in (compress_at, stream.compress_at):
-        with pytest.raises(ValueError, match="removed = 1.5"):
-            call(Block(), "svd", [0.4, 1.5])
-        with pytest.raises(ValueError, match="removed is empty"):
-            call(Block(), "svd", [])
+    with pytest.raises(ValueError, match="removed = 1.5"):
+        compress_at(Block(), "svd", [0.4, 1.5])
+    with pytest.raises(ValueError, match="removed is empty"):
+        compress_at(Block(), "svd", [])

@@ -98,50 +98,9 @@ def test_surgery_is_that_of_the_whole_model(family, method):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6, msg=name)
 
 
-def test_sequential_surgery_judges_by_compressed_inputs():
-    """By hand: collect the second block's statistics on the model whose first block is cut."""
-    model, batches = llama(), tokens(8)
-    names = list(collect(model, batches))
-    byhand = copy.deepcopy(model)
-    for block in ("model.layers.0.", "model.layers.1."):
-        layers = [name for name in names if name.startswith(block)]
-        compress(byhand, "svd_llm", 0.5, collect(byhand, batches, layers), layers=layers)
-    ours, plain = copy.deepcopy(model), copy.deepcopy(model)
-    stream.compress(ours, "svd_llm", 0.5, batches, upstream="compressed")
-    stream.compress(plain, "svd_llm", 0.5, batches)
-    ids = batches[0]["input_ids"]
-    with torch.no_grad():
-        torch.testing.assert_close(ours(ids).logits, byhand(ids).logits, rtol=1e-4, atol=1e-4)
-        assert not torch.allclose(ours(ids).logits, plain(ids).logits, rtol=1e-2, atol=1e-2)
-
-
-@pytest.mark.parametrize("upstream", stream.UPSTREAM)
-@pytest.mark.parametrize("family", DECODERS)
-def test_one_input_at_a_time_gives_the_same_model(family, upstream):
-    batches = tokens(8)
-    models, reports = [model_of(family) for _ in range(2)], []
-    models[1].load_state_dict(models[0].state_dict())
-    for model, hold in zip(models, stream.HOLD, strict=True):
-        reports.append(stream.compress(model, "svd_llm", 0.4, batches, upstream=upstream, hold=hold))
-    assert reports[0] == reports[1] and reports[0].achieved >= 0.4
-    for (name, ours), theirs in zip(models[1].named_parameters(), models[0].parameters(), strict=True):
-        assert torch.equal(ours, theirs), name
-
-
-def test_one_input_at_a_time_at_several_ratios_from_a_folder(folder):
-    path, model = folder
-    streamed = open_streamed(path)
-    expected = stream.compress_at(model, "svd_llm", [0.2, 0.5], tokens(8))
-    ours = stream.compress_at(streamed, "svd_llm", [0.2, 0.5], tokens(8), hold="input")
-    for theirs, report in zip(expected, ours, strict=True):
-        assert report == theirs
-        assert all(torch.equal(a, b) for a, b in zip(streamed.model.parameters(), model.parameters(), strict=True))
-
-
-@pytest.mark.parametrize(("hold", "at_once"), [("block", 4), ("input", 1)])
-def test_one_block_or_one_input_of_statistics_and_one_decomposition_at_a_time(hold, at_once, monkeypatch):
+def test_one_block_of_statistics_and_one_decomposition_at_a_time(monkeypatch):
     grams, cuts, most = [], [], {"grams": 0, "cuts": 0}
-    factorise, finish = weightings.factorise, walk.input_statistics
+    factorise, collect_block = weightings.factorise, walk.stats.collect
 
     def counted_cut(*args):
         found = factorise(*args)
@@ -149,106 +108,23 @@ def test_one_block_or_one_input_of_statistics_and_one_decomposition_at_a_time(ho
         most["cuts"] = max(most["cuts"], sum(ref() is not None for ref in cuts))
         return found
 
-    def counted_gram(*args):
-        read = finish(*args)
-        grams.extend(weakref.ref(found["gram"]) for found in {id(f["gram"]): f for f, _ in read.values()}.values())
+    def counted_grams(*args, **options):
+        stats = collect_block(*args, **options)
+        grams.extend(map(weakref.ref, {id(layer.gram): layer.gram for layer in stats.values()}.values()))
         most["grams"] = max(most["grams"], sum(ref() is not None for ref in grams))
-        return read
+        return stats
 
     monkeypatch.setattr(weightings, "factorise", counted_cut)
-    monkeypatch.setattr(walk, "input_statistics", counted_gram)
+    monkeypatch.setattr(walk.stats, "collect", counted_grams)
     model = llama(num_hidden_layers=3)
     dense = [weakref.ref(module.weight) for module in model.modules() if type(module) is nn.Linear]
     gc.disable()  # without the collector: nothing may wait in a cycle
     try:
-        stream.compress(model, "svd_llm", 0.4, tokens(), hold=hold)
-        assert most == {"grams": at_once, "cuts": 1} and len(grams) == 12 and len(cuts) == 21
+        stream.compress(model, "svd_llm", 0.4, tokens())
+        assert most == {"grams": 4, "cuts": 1} and len(grams) == 12 and len(cuts) == 21
         assert sum(ref() is not None for ref in dense) == 1  # the language-model head
     finally:
         gc.enable()
-
-
-class Numbered(nn.Module):
-    """Two blocks in a row, made by the test; counts which layers of a block compute."""
-
-    def __init__(self, block):
-        super().__init__()
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            self.blocks = nn.ModuleList([block(), block()])
-        self.computed = []
-        for name, module in self.named_modules():
-            if isinstance(module, nn.Linear):
-                module.register_forward_hook(lambda *_, name=name: self.computed.append(name))
-
-    def forward(self, x):
-        for block in self.blocks:
-            x = block(x)
-        return x
-
-
-class Row(nn.Module):
-    """Defined in another order than called."""
-
-    def __init__(self):
-        super().__init__()
-        self.down, self.up, self.gate = nn.Linear(24, 12), nn.Linear(12, 24), nn.Linear(12, 24)
-
-    def forward(self, x):
-        return x + self.down(self.gate(x).tanh() * self.up(x))
-
-
-class Again(Row):
-    """The first layer reads what the last one gave."""
-
-    def forward(self, x):
-        return super().forward(super().forward(x))
-
-
-class Sometimes(Row):
-    """One path for positive inputs, another for negative ones."""
-
-    def forward(self, x):
-        return x + self.down((self.gate if x.sum() > 0 else self.up)(x).tanh())
-
-
-def inputs(count=6):
-    return [{"x": x} for x in torch.randn(count, 40, 12, generator=torch.Generator().manual_seed(1))]
-
-
-def test_passes_end_where_the_input_was_read():
-    model = Numbered(Row)
-    layers = [f"blocks.{i}.{name}" for i in (0, 1) for name in ("down", "up", "gate")]
-    stream.compress(model, "svd_llm", 0.4, inputs(), layers=layers, hold="input")
-    once = ["gate", "up"]
-    probe = [*once, "down"]  # one batch says who reads what
-    first = [*probe, *6 * [*once, "down"], *6 * ["gate"]]  # the next block's inputs; then down is cut
-    last = [*probe, *6 * once, *6 * ["gate"]]
-    assert model.computed == [*(f"blocks.0.{name}" for name in first), *(f"blocks.1.{name}" for name in last)]
-
-
-def test_a_layer_called_twice_needs_the_whole_block():
-    layers = ["blocks.0.up", "blocks.0.gate", "blocks.0.down"]
-    model, whole = Numbered(Again), Numbered(Again)
-    with pytest.raises(
-        ValueError, match="'blocks.0.gate' is called more than once in a forward pass: use hold='block'"
-    ):
-        stream.compress(model, "svd_llm", 0.4, inputs(), layers=layers, hold="input")
-    expected = compress(whole, "svd_llm", 0.4, collect(whole, inputs(), layers), layers=layers)
-    assert stream.compress(model, "svd_llm", 0.4, inputs(), layers=layers) == expected
-    for ours, theirs in zip(model.parameters(), whole.parameters(), strict=True):
-        torch.testing.assert_close(ours, theirs)
-
-
-def test_layers_that_no_batch_reaches_together_need_the_whole_block():
-    model = Numbered(Sometimes)
-    layers = ["blocks.0.up", "blocks.0.gate", "blocks.0.down"]
-    with pytest.raises(
-        ValueError, match="no calibration batch reaches all layers of block 'blocks.0': use hold='block'"
-    ):
-        stream.compress(model, "svd_llm", 0.4, inputs(), layers=layers, hold="input")
-    assert type(model.blocks[0].down) is nn.Linear
-    assert stream.compress(model, "svd_llm", 0.4, inputs(), layers=layers).achieved > 0
 
 
 @pytest.fixture
@@ -265,7 +141,7 @@ def test_a_folder_is_read_block_by_block(folder, monkeypatch):
     streamed, loaded = open_streamed(path), []
     load = streamed.load
 
-    def counting(prefix):
+    def counting(prefix=""):
         load(prefix)
         loaded.append(
             {
@@ -382,8 +258,6 @@ class Sum(nn.Module):
         (lambda m: stream.compress(m, "fwsvd", 0.4, tokens()), "cannot collect the statistic 'fisher_in'"),
         (lambda m: stream.compress(m, "svd_llm", 0.4), "needs batches for the statistic 'gram'"),
         (lambda m: stream.compress(m, "svd_llm", 1.4, tokens()), "removed = 1.4"),
-        (lambda m: stream.compress(m, "svd_llm", 0.4, tokens(), upstream="both"), "upstream = 'both' is not known"),
-        (lambda m: stream.compress(m, "svd_llm", 0.4, tokens(), hold="all"), "hold = 'all' is not known"),
     ],
 )
 def test_bad_input_is_named_and_changes_nothing(call, message):

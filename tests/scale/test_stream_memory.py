@@ -14,8 +14,7 @@ CHUNK = 16  # columns or rows of a product at a time: as few, beside these sizes
 
 
 @pytest.mark.parametrize("removed", [0.2, 0.6])
-@pytest.mark.parametrize("hold", stream.HOLD)
-def test_peak_is_block_gram_and_decomposition(hold, removed, monkeypatch):
+def test_peak_is_block_gram_and_decomposition(removed, monkeypatch):
     for module, name in ((ruler, "COLUMNS"), (decomposition, "COLUMNS"), (factors, "ROWS"), (activations, "ROWS")):
         assert getattr(module, name) > CHUNK
         monkeypatch.setattr(module, name, CHUNK)
@@ -32,12 +31,12 @@ def test_peak_is_block_gram_and_decomposition(hold, removed, monkeypatch):
     def run():
         model = transformers.LlamaForCausalLM(config)
         held = sum(p.nbytes for p in model.parameters())
-        assert stream.compress(model, "svd_llm", removed, batches, hold=hold).achieved >= removed
+        assert stream.compress(model, "svd_llm", removed, batches).achieved >= removed
         return held
 
     run()  # what libraries keep from their first use
     model, peak, _ = peak_gib(run)
     states, gram, most = 4 * TOKENS * HIDDEN, 8 * MLP**2, 8 * HIDDEN * (HIDDEN + MLP)
     others = 5 * 8 * HIDDEN**2  # Grams that query, gate and output read; a root, and a weight in float64 beside it
-    held = model + states + gram + (others if hold == "block" else 0)
+    held = model + states + gram + others
     assert held < peak * 2**30 <= held + most
