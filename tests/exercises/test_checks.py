@@ -12,8 +12,7 @@ from pathlib import Path
 import pytest
 
 from prehab_lib import exercises
-from prehab_lib.course import exercises_of
-from prehab_lib.exercises import answers, checks
+from prehab_lib.exercises import answers, asked_in, checks
 from prehab_lib.exercises.answer_key import PASSED, AnswerKey, read, write
 from prehab_lib.exercises.checks import Exercise
 from prehab_lib.exercises.coding import Foreign, decode, encode
@@ -76,15 +75,15 @@ def test_withheld_cases_are_new_solved_and_tell_a_learnt_answer(id):
 @pytest.mark.parametrize("name", FILES)
 def test_a_notebook_calls_each_check_once_and_its_solutions_too(name):
     [lesson] = (ROOT / "notebooks").glob(f"{name.removeprefix('ex')}_*.ipynb")
-    assert list(exercises_of(lesson)) == list(FILES[name].EXERCISES)
-    assert exercises_of(ROOT / "notebooks" / "solutions" / lesson.name) == exercises_of(lesson)
+    assert list(asked_in(lesson)) == list(FILES[name].EXERCISES)
+    assert asked_in(ROOT / "notebooks" / "solutions" / lesson.name) == asked_in(lesson)
     cells = json.loads((ROOT / "notebooks" / "solutions" / lesson.name).read_text(encoding="utf-8"))["cells"]
     said = "".join("".join(out.get("text", "")) for cell in cells for out in cell.get("outputs", []))
     assert all(f"exercise {id}: passed\n" in said for id in FILES[name].EXERCISES)
 
 
 def test_every_notebook_with_exercises_has_a_file_of_them():
-    lessons = [file for file in sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb")) if exercises_of(file)]
+    lessons = [file for file in sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb")) if asked_in(file)]
     assert [f"ex{file.name[:2]}" for file in lessons] == sorted(FILES)
 
 
