@@ -232,9 +232,11 @@ def _note(id: str, why: str, lectures: list[Lecture]) -> str:
 def table(lectures: list[Lecture], links: str) -> str:
     """Lectures as a Markdown table. links: folder of the notebooks."""
     lines = ["| lecture | title | notebooks | exercises in class (minutes) | at home |", "|---|---|---|---|---|"]
-    for one in lectures:
-        books = "; ".join(f"[{name}]({links}{name}.ipynb), {part}" for name, part in one.notebooks.items())
-        lines.append(f"| {one.number} | {one.title} | {books} | {_listed(one.exercises)} | {_listed(one.homework)} |")
+    for lecture in lectures:
+        books = "; ".join(f"[{name}]({links}{name}.ipynb), {part}" for name, part in lecture.notebooks.items())
+        lines.append(
+            f"| {lecture.number} | {lecture.title} | {books} | {_listed(lecture.exercises)} | {_listed(lecture.homework)} |"
+        )
     return "\n".join(lines)
 
 

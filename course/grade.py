@@ -30,8 +30,13 @@ from prehab_lib.exercises.coding import decode, encode  # noqa: E402
 LEFT_OUT = shutil.ignore_patterns("__pycache__", "ex[0-9][0-9].*")
 KEPT = ("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "SYSTEMROOT")  # of the grader's environment
 OWN = {"MPLBACKEND": "agg", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-SKIPPED = (".ipynb_checkpoints", "__MACOSX")
 TIME = "time limit"
+WITHOUT_ANSWERS = {  # trouble -> (verdict, hint)
+    UNTRIED: ("not tried", ""),
+    "missing": ("missing", "no function of that name"),
+    NOTHING: ("wrong", NOTHING),
+    TIME: (TIME, "the notebook's answers took too long, this one last"),
+}
 
 
 @dataclass(frozen=True)
@@ -60,17 +65,21 @@ def find(folder: Path, notebooks: list[str]) -> dict[tuple[str, str], Path]:
     A folder below FOLDER is a student with all notebooks in it. A file that lies in FOLDER itself is the student's whose
     name is left when the notebook's is taken out of the file's. Raises FileNotFoundError where nothing is there.
     """
-    files = [file for file in folder.rglob("*.ipynb") if file.is_file() and not file.is_symlink()]
-    files = [file for file in files if not set(SKIPPED) & set(file.parts)]
+    files = []
+    for file in folder.rglob("*.ipynb"):
+        hidden = any(part.startswith((".", "__MACOSX")) for part in file.relative_to(folder).parts)
+        if file.is_file() and not file.is_symlink() and not hidden:
+            files.append(file)
     if not files:
         raise FileNotFoundError(f"{folder} holds no .ipynb file: unpack the submissions there, a folder a student")
-    found = {}
+    submissions = {}
     for file in sorted(files, key=lambda file: file.stat().st_mtime_ns):
         notebook = next((name for name in notebooks if name in file.stem or _says(file, name)), "")
-        inside = file.relative_to(folder).parts[:-1]
-        rest = file.stem.replace(notebook, "").strip(" _-.")
-        found[inside[0] if inside else rest or file.name, notebook] = file
-    return found
+        student, *below = file.relative_to(folder).parts
+        if not below:
+            student = file.stem.replace(notebook, "").strip(" _-.") or file.name
+        submissions[student, notebook] = file
+    return submissions
 
 
 def _says(file: Path, name: str) -> bool:
@@ -83,15 +92,16 @@ def ask(file: Path, exercises: dict[str, str], limits: Limits) -> dict[str, Answ
 
     Where an exercise takes the process down, the ones behind it get a new one.
     """
-    found: dict[str, Answered] = {}
-    while left := {id: name for id, name in exercises.items() if id not in found}:
+    answered: dict[str, Answered] = {}
+    while len(answered) < len(exercises):
+        remaining = {id: name for id, name in exercises.items() if id not in answered}
         with tempfile.TemporaryDirectory(prefix="submission-", ignore_cleanup_errors=True) as folder:
-            reports, ended = _one_process(Path(folder), file, left, limits)
-        for id, line in zip(left, reports, strict=False):
-            found[id] = _read(line, id)
-        for id in list(left)[len(reports) : len(reports) + 1]:
-            found[id] = Answered([], ended)
-    return found
+            reports, ended = _one_process(Path(folder), file, remaining, limits)
+        for id, line in zip(remaining, reports, strict=False):
+            answered[id] = _read(line, id)
+        if len(reports) < len(remaining):
+            answered[list(remaining)[len(reports)]] = Answered([], ended)
+    return answered
 
 
 def _one_process(folder: Path, file: Path, exercises: dict[str, str], limits: Limits) -> tuple[list[bytes], str]:
@@ -122,6 +132,8 @@ def _one_process(folder: Path, file: Path, exercises: dict[str, str], limits: Li
             ended = "it ended by itself" if code >= 0 else f"it was ended by {signal.Signals(-code).name}"
         except subprocess.TimeoutExpired:
             ended = TIME
+        except BrokenPipeError:
+            ended = "it ended by itself"
         finally:
             process.kill()
             with contextlib.suppress(AttributeError, ProcessLookupError):  # Windows has no groups; or all have ended
@@ -146,23 +158,19 @@ def _read(line: bytes, id: str) -> Answered:
 def judge(id: str, answered: Answered, name: str) -> tuple[str, str]:
     """(verdict, hint). Nothing but right answers passes, whatever else came back."""
     trouble = answered.trouble
-    if trouble in (UNTRIED, "missing"):
-        return ("not tried", "") if trouble == UNTRIED else ("missing", "no function of that name")
-    if trouble in (NOTHING, TIME):
-        return (
-            ("wrong", NOTHING) if trouble == NOTHING else (TIME, "the notebook's answers took too long, this one last")
-        )
+    if trouble in WITHOUT_ANSWERS:
+        return WITHOUT_ANSWERS[trouble]
     key, known = AnswerKey.of(solved(id), withheld=True), AnswerKey.of(solved(id))
-    said = key.judge(answered, name)
-    if said == PASSED and trouble is None:
+    verdict = key.judge(answered, name)
+    if verdict == PASSED and trouble is None:
         return PASSED, ""
-    if said in {hint for _, hint in key.slips}:
-        return "wrong", said
+    if verdict in {hint for _, hint in key.slips}:
+        return "wrong", verdict
     if trouble:
         return "stopped", trouble
     shown = known.judge(Answered(answered.answers[: len(known.cases)]), name)
     if shown == PASSED:
-        return "wrong", f"right on the cases it was shown, not on others: {said.removeprefix('not yet: ')}"
+        return "wrong", f"right on the cases it was shown, not on others: {verdict.removeprefix('not yet: ')}"
     return "wrong", shown
 
 
@@ -183,8 +191,8 @@ def grade(folder: Path, notebooks: dict[str, Path], chosen: list[str], limits: L
             json.loads(counted[key].read_text(encoding="utf-8"))["cells"]
         except (ValueError, KeyError, TypeError, RecursionError):
             return [Row(student, name, id, "unreadable", f"{counted[key].name} is no notebook") for id in exercises]
-        found = ask(counted[key], exercises, limits)
-        rows = [Row(student, name, id, *judge(id, found[id], function)) for id, function in exercises.items()]
+        answered = ask(counted[key], exercises, limits)
+        rows = [Row(student, name, id, *judge(id, answered[id], function)) for id, function in exercises.items()]
         print(f"{student}  {name}  {sum(row.verdict == PASSED for row in rows)} of {len(rows)}", flush=True)
         return rows
 
@@ -192,11 +200,9 @@ def grade(folder: Path, notebooks: dict[str, Path], chosen: list[str], limits: L
         rows = [row for some in pool.map(graded, counted) for row in some]
     given = {name for _, name in counted if name}
     for student in {student for student, _ in submissions}:
-        for name in given - {name for one, name in submissions if one == student}:
+        for name in given - {name for author, name in submissions if author == student}:
             rows += [Row(student, name, id, "missing", "not handed in") for id in asked_in(notebooks[name])]
-    return sorted(
-        rows, key=lambda row: (row.student, row.notebook, [int(part) for part in row.exercise.split(".") if part])
-    )
+    return sorted(rows, key=lambda row: (row.student, row.notebook, len(row.exercise), row.exercise))
 
 
 def write(rows: list[Row], out: Path) -> None:
@@ -209,22 +215,15 @@ def write(rows: list[Row], out: Path) -> None:
 
 
 def main(words: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description="Which exercises pass, student by student, as CSV; no security sandbox."
-    )
-    parser.add_argument("folder", type=Path, help="a folder a student, or notebooks with the student's name in theirs")
-    parser.add_argument("--out", type=Path, default=Path("report.csv"), help="the report (report.csv)")
-    parser.add_argument(
-        "--notebooks", nargs="+", default=[], metavar="NN", help="01 or 01_surrogates; all if none is named"
-    )
-    parser.add_argument(
-        "--seconds", type=float, default=60.0, help="for the answers of a notebook, its imports included (60)"
-    )
-    parser.add_argument("--memory", type=float, default=4.0, metavar="GB", help="of a submission's process (4; Linux)")
-    parser.add_argument(
-        "--whole", action="store_true", help="run all cells, not only imports, definitions and constants"
-    )
-    parser.add_argument("-j", type=int, default=2, metavar="N", help="submissions at a time (2)")
+    parser = argparse.ArgumentParser(description="Which exercises pass, student by student, as CSV; no sandbox.")
+    add = parser.add_argument
+    add("folder", type=Path, help="a folder a student, or notebooks with the student's name in theirs")
+    add("--out", type=Path, default=Path("report.csv"), help="the report (report.csv)")
+    add("--notebooks", nargs="+", default=[], metavar="NN", help="01 or 01_surrogates; all if none is named")
+    add("--seconds", type=float, default=60.0, help="for the answers of a notebook, its imports included (60)")
+    add("--memory", type=float, default=4.0, metavar="GB", help="of a submission's process (4; Linux)")
+    add("--whole", action="store_true", help="run all cells, not only imports, definitions and constants")
+    add("-j", type=int, default=2, metavar="N", help="submissions at a time (2)")
     given = parser.parse_args(words)
     files = {file.stem: file for file in sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb")) if asked_in(file)}
     chosen = [name for name in files if not given.notebooks or {name, name[:2]} & set(given.notebooks)]
@@ -242,9 +241,8 @@ def main(words: list[str] | None = None) -> int:
         print(f"grade: {error}", file=sys.stderr)
         return 2
     students = len({row.student for row in rows})
-    print(
-        f"students: {students}, exercises passed: {sum(row.verdict == PASSED for row in rows)} of {len(rows)}; written: {given.out}"
-    )
+    passed = sum(row.verdict == PASSED for row in rows)
+    print(f"students: {students}, exercises passed: {passed} of {len(rows)}; written: {given.out}")
     return 0
 
 

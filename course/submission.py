@@ -105,8 +105,8 @@ def _answer(exercise: dict, names: dict, faults: list[str]) -> dict:
         if name not in names:
             return {"answers": [], "trouble": f"there is no {name}: {faults[-1]}" if faults else "missing"}
         cases = [tuple(coding.decode(case)) for case in exercise["cases"]]
-        found = answers.collect(names[name], cases, name)
-        report = {"answers": coding.encode(found.answers, foreign=True), "trouble": found.trouble}
+        answered = answers.collect(names[name], cases, name)
+        report = {"answers": coding.encode(answered.answers, foreign=True), "trouble": answered.trouble}
         too_long = len(json.dumps(report)) > LONGEST
     except BaseException as error:
         return {"answers": [], "trouble": f"stopped with {_words(error)}"}

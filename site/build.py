@@ -21,7 +21,6 @@ import nbformat
 ROOT = Path(__file__).resolve().parents[1]
 NEEDED = ("sphinx", "myst_nb", "pydata_sphinx_theme", "sphinx_copybutton", "sphinx-mathjax-offline")
 ALT = re.compile(r'\balt \+?= ("(?:[^"\\]|\\.)*")')
-SAVES = re.compile(r"plots\.save\(\s*fig, *\s*\"(\w+)\"")
 PLAYS = "widgets.play("
 MOVES = "*In JupyterLab (`make jupyter`) this figure has sliders.*"
 LINK = re.compile(r"\[([^\]]*)\]\(([^)#\s]+)(#[^)\s]*)?\)")
@@ -33,11 +32,12 @@ def build(profile: str, out: Path, root: Path = ROOT) -> None:
     Raises ValueError for an unknown profile, for a notebook that is none, and where Sphinx refuses; FileNotFoundError where the
     packages of the extra `site` are missing.
     """
-    known = [path.name for folder in ("runs", "figures") for path in (root / folder).glob("*/")]
-    known += [file.suffixes[-2][1:] for file in (root / "params").glob("*.*.yaml")]
-    if profile not in {*known, "smoke"}:
-        raise ValueError(f'unknown profile "{profile}": choose among {", ".join(sorted({*known, "smoke"}))}')
-    if absent := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
+    profiles = {"smoke"} | {path.name for folder in ("runs", "figures") for path in (root / folder).glob("[a-z]*/")}
+    profiles |= {file.suffixes[-2][1:] for file in (root / "params").glob("*.*.yaml")}
+    if profile not in profiles:
+        raise ValueError(f'unknown profile "{profile}": choose among {", ".join(sorted(profiles))}')
+    absent = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+    if absent:
         raise FileNotFoundError(f"the book needs {', '.join(absent)}: pip install -e '.[site]', or make site")
     sources, draft = out / "source", out / "html.new"
     for folder in (sources, draft):
@@ -102,8 +102,10 @@ def chapter(file: Path, runs: Path, profile: str) -> dict[str, nbformat.Notebook
             label = folder.name.partition(".")[2] or folder.name
             pages[place].cells[0].source = re.sub("# .+", rf"\g<0>: {label}", pages[place].cells[0].source, count=1)
             pages[place].metadata["nosearch"] = True  # the chapter is found by search, its further runs from there
-    made = f"the notebook's own defaults, as it is stored; there is no run of the {profile} profile here"
-    return pages or {file.name: prepared(stored, note, {"profile": made, "minutes": "about 1, on one CPU core"})}
+    if not pages:
+        defaults = f"the notebook's own defaults, as it is stored; there is no run of the {profile} profile here"
+        pages[file.name] = prepared(stored, note, {"profile": defaults, "minutes": "about 1, on one CPU core"})
+    return pages
 
 
 def header(profile: str, run: dict, about: dict, label: str) -> dict[str, str]:
@@ -144,16 +146,16 @@ def prepared(notebook, note: str, facts: dict[str, str] | None = None, folded=No
             before = cell.source
         if cell.cell_type != "code":
             continue
-        shown = {}
+        display = {}
         # A notebook shows a cell's value and then draws its figures: here the table stands under the figure.
         cell.outputs.sort(key=lambda output: output.output_type == "execute_result")
         if any("image/png" in output.get("data", {}) for output in cell.outputs):
-            shown["image"] = {"alt": alternative(cell.source, before)}
+            display["image"] = {"alt": alternative(cell.source, before)}
         if folded(cell.source):
             cell.metadata.tags = [*cell.metadata.get("tags", []), "hide-input"]
-            shown |= {"code_prompt_show": f"Show {prompt}", "code_prompt_hide": f"Hide {prompt}"}
-        if shown:
-            cell.metadata["mystnb"] = shown
+            display |= {"code_prompt_show": f"Show {prompt}", "code_prompt_hide": f"Hide {prompt}"}
+        if display:
+            cell.metadata["mystnb"] = display
         if PLAYS in cell.source:
             cells.append(nbformat.v4.new_markdown_cell(MOVES, id=f"{cell.id[:50]}-moves"))
     notebook.cells = cells
@@ -162,7 +164,8 @@ def prepared(notebook, note: str, facts: dict[str, str] | None = None, folded=No
 
 def alternative(source: str, before: str) -> str:
     """What a figure shows: as it is given where it is saved, else the cell's first comment, else the paragraph before."""
-    if given := ALT.findall(source):
+    given = ALT.findall(source)
+    if given:
         return "".join(map(ast.literal_eval, given))
     if source.startswith("#"):
         return source.partition("\n")[0].lstrip("# ")
@@ -174,8 +177,8 @@ def alternative(source: str, before: str) -> str:
 def _figures(folder: Path, profile: str, sources: Path) -> None:
     """The page of figures, each as large as it was saved, with who made it and its numbers."""
     lines = [f"# Figures of the {profile} profile", "Each as it was saved by its run, with the numbers that are drawn."]
-    found = [(_json(file.with_suffix(".json")), file) for file in sorted(folder.rglob("*.png"))]
-    for record, file in sorted(found, key=lambda pair: (_maker(pair[0]), pair[1])):
+    saved = [(_json(file.with_suffix(".json")), file) for file in folder.rglob("*.png")]
+    for record, file in sorted(saved, key=lambda pair: (_maker(pair[0]), pair[1])):
         name, maker = file.relative_to(folder).with_suffix("").as_posix(), _maker(record)
         target = sources / "figures" / profile / f"{name}.png"
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -183,22 +186,24 @@ def _figures(folder: Path, profile: str, sources: Path) -> None:
         caption = record.get("caption") or file.stem
         if "/" in name:  # a run of a grid
             caption += f" ({name.partition('/')[0].removeprefix(f'{maker}.')})"
-        known = (sources / "notebooks" / f"{maker}.ipynb").is_file()
-        made = [f"[{maker}](/notebooks/{maker}.ipynb)" if known else maker]
+        has_page = (sources / "notebooks" / f"{maker}.ipynb").is_file()
+        origin = [f"[{maker}](/notebooks/{maker}.ipynb)" if has_page else maker]
         seeds = record.get("seeds", record.get("seed"))
-        made += [f"seeds {seeds}".replace("[", "").replace("]", "")] if seeds is not None else []
-        if commit := record.get("about", {}).get("commit"):
-            made.append(f"commit {commit[:10]}")
+        if seeds is not None:
+            origin.append(f"seeds {str(seeds).strip('[]')}")
+        commit = record.get("about", {}).get("commit")
+        if commit:
+            origin.append(f"commit {commit[:10]}")
         if file.with_suffix(".csv").is_file():
             shutil.copy(file.with_suffix(".csv"), target.with_suffix(".csv"))
-            made.append(f"{{download}}`numbers (CSV) </figures/{profile}/{name}.csv>`")
+            origin.append(f"{{download}}`numbers (CSV) </figures/{profile}/{name}.csv>`")
         title = re.sub(r"([$*_<`[])", r"\\\1", caption)
         width = int.from_bytes(file.read_bytes()[16:20], "big") // 2
         lines += [
             f"## {title}",
             f"```{{image}} /figures/{profile}/{name}.png\n:alt: {record.get('alt') or caption}\n:width: {width}px\n"
             ":loading: lazy\n```",
-            " · ".join(part for part in made if part),
+            " · ".join(part for part in origin if part),
         ]
     _write(sources / "figures.md", "\n\n".join(lines) + "\n")
 
@@ -206,9 +211,9 @@ def _figures(folder: Path, profile: str, sources: Path) -> None:
 def _relink(page: Path, sources: Path) -> None:
     """Leave of links only those that lead to a page of the book or to another host: of the others the words stay."""
 
-    def link(found: re.Match) -> str:
-        target = sources / found[2].lstrip("/") if found[2].startswith("/") else page.parent / found[2]
-        return found[0] if "://" in found[2] or target.is_file() else found[1]
+    def link(match: re.Match) -> str:
+        target = sources / match[2].lstrip("/") if match[2].startswith("/") else page.parent / match[2]
+        return match[0] if "://" in match[2] or target.is_file() else match[1]
 
     pieces = re.split(r"(^```.*?^```$)", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
     _write(page, "".join(piece if piece.startswith("```") else LINK.sub(link, piece) for piece in pieces))
