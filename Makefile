@@ -109,10 +109,10 @@ bench: $(READY)
 	$(RUN) -m prehab_lib figures $(PROFILE)
 
 site: $(READY)
-	$(RUN) -m prehab_lib site $(PROFILE)
+	$(RUN) site/build.py $(PROFILE)
 
 course: $(READY)
-	$(RUN) -m prehab_lib course
+	$(RUN) course/build.py
 
 clean:
 	rm -rf runs site/_build course/_build .snakemake .pytest_cache .ruff_cache

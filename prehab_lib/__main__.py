@@ -5,7 +5,6 @@ compress`.
 import argparse
 import sys
 
-from prehab_lib import course_cli, site
 from prehab_lib.cli import compress_cli
 from prehab_lib.runs import plan_cli, single
 from prehab_lib.runs.store import FULL, no_space
@@ -89,9 +88,7 @@ def parser() -> argparse.ArgumentParser:
     )
     data.set_defaults(act=_data)
     compress_cli.add_to(commands)
-    course_cli.add_to(commands)
     single.add_to(commands)
-    site.add_to(commands)
     return top
 
 

@@ -1,4 +1,4 @@
-"""Sphinx's settings for the book. `python -m prehab_lib site` gathers the pages and calls Sphinx with them."""
+"""Sphinx's settings for the book: build.py gathers the pages and calls Sphinx with them."""
 
 import importlib.util
 import shutil
@@ -6,7 +6,7 @@ from pathlib import Path
 
 project = "Low-Rank Prehab, reproduced"
 author = copyright = ""
-extensions = ["myst_nb", "sphinx.ext.mathjax", "sphinx_design", "sphinx_copybutton"]
+extensions = ["myst_nb", "sphinx.ext.mathjax", "sphinx_copybutton"]
 exclude_patterns = ["_build"]
 language = "en"
 

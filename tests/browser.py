@@ -1,13 +1,8 @@
 """A headless Chromium for tests, driven by playwright, that can reach this machine and nothing else.
 
 Chromium is the system's own (`apt-get install chromium`), found on PATH or named by PREHAB_CHROMIUM; playwright downloads
-none. A test file asks for it by importing the fixture: `from tests.browser import chromium, visit  # noqa: F401`, then
-
-    def test_it(visit):
-        seen = visit("http://127.0.0.1:8888/lab", width=390, dark=True)
-        assert seen.page.title() and not seen.errors and not seen.outside
-
-Without Chromium or playwright the tests are skipped, and say why.
+none. A test file asks for it by importing the fixtures: `from tests.browser import chromium, visit  # noqa: F401`. Without
+Chromium or playwright the tests are skipped, and say why.
 """
 
 import os
@@ -22,15 +17,11 @@ FLAGS = (
     "--no-sandbox",  # as root, in a container, Chromium starts only without it
     "--disable-gpu",
     "--disable-dev-shm-usage",
-    "--disable-quic",
-    "--no-first-run",
     "--disable-background-networking",
     "--disable-component-update",
-    "--disable-sync",
     "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1, EXCLUDE localhost",  # every other name is unknown
 )
 HERE = ("127.0.0.1", "localhost", "::1")
-GIVEN_UP = "net::ERR_ABORTED"
 WITHOUT_HOST = ("file", "data", "blob", "about")
 
 
@@ -47,16 +38,8 @@ def missing() -> str:
     except ImportError:
         return "browser tests skipped: playwright is not installed (pip install -e '.[dev]')"
     if executable() is None:
-        named = os.environ.get("PREHAB_CHROMIUM")
-        where = f"PREHAB_CHROMIUM={named} is no program" if named else "no Chromium on PATH"
-        return f"browser tests skipped: {where} (apt-get install chromium, or set PREHAB_CHROMIUM)"
+        return "browser tests skipped: no Chromium (apt-get install chromium, or set PREHAB_CHROMIUM)"
     return ""
-
-
-def leaves_the_machine(address: str) -> bool:
-    """Whether a request for this address would go to another machine."""
-    parts = urlsplit(address)
-    return parts.scheme not in WITHOUT_HOST and parts.hostname not in HERE
 
 
 @dataclass
@@ -70,7 +53,8 @@ class Seen:
     @property
     def outside(self) -> list[str]:
         """Requests that would have left the machine."""
-        return [address for address in self.requests if leaves_the_machine(address)]
+        parts = {address: urlsplit(address) for address in self.requests}
+        return [one for one, part in parts.items() if part.scheme not in WITHOUT_HOST and part.hostname not in HERE]
 
     def overflow(self) -> int:
         """Pixels by which the page is wider than its window: above 0 it scrolls sideways."""
@@ -87,7 +71,7 @@ def watch(page) -> Seen:
     seen = Seen(page)
 
     def failed(request):
-        if request.failure != GIVEN_UP:
+        if request.failure != "net::ERR_ABORTED":
             seen.errors.append(f"not loaded: {request.url} ({request.failure})")
 
     page.on("console", lambda line: seen.errors.append(line.text) if line.type == "error" else None)
@@ -113,15 +97,14 @@ def chromium():
 
 @pytest.fixture
 def visit(chromium):
-    """visit(address, width=1280, height=900, dark=False, timeout=60) -> Seen, once the page has loaded.
+    """visit(address, width=1280, height=900, timeout=60) -> Seen, once the page has loaded, in a window of its own.
 
-    Each visit is a window of its own, without the cookies and storage of the others. timeout: seconds, of every step.
+    timeout: seconds, of every step.
     """
     contexts = []
 
-    def open_page(address: str, width: int = 1280, height: int = 900, dark: bool = False, timeout: float = 60) -> Seen:
-        scheme = "dark" if dark else "light"
-        context = chromium.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)
+    def open_page(address: str, width: int = 1280, height: int = 900, timeout: float = 60) -> Seen:
+        context = chromium.new_context(viewport={"width": width, "height": height})
         context.set_default_timeout(1000 * timeout)
         contexts.append(context)
         seen = watch(context.new_page())

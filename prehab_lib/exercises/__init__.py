@@ -2,8 +2,14 @@
 {"1.1": Exercise(...)}.
 """
 
+import importlib
+import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
+
+CALL = re.compile(r"""^check\(["'](\d+\.\d+)["'], (\w+)\)""", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -20,3 +26,16 @@ class Exercise:
     solution: Callable
     slips: list[tuple[Callable, str]]
     withheld: list[tuple] = field(default_factory=list)
+
+
+def solved(id: str) -> Exercise:
+    """The exercise with its solution; ModuleNotFoundError in a student's copy, which has none."""
+    number = id.partition(".")[0]
+    return importlib.import_module(f"{__name__}.ex{number:0>2}").EXERCISES[id]
+
+
+def asked_in(notebook: Path) -> dict[str, str]:
+    """Exercise -> name of the function that is asked for, by the notebook's `check` calls."""
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    return {id: name for source in code for id, name in CALL.findall(source)}

@@ -3,7 +3,7 @@ slips with their hints.
 
 Everything a check needs and no line of a solution, so students can be given it as a file:
 exercises/ex07.json takes the place of exercises/ex07.py in their copy of the library
-(`course_build`).
+(course/build.py).
 """
 
 import json

@@ -142,7 +142,7 @@ def legend(fig, ncols: int = 3):
     return fig.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=ncols)
 
 
-def save(fig, name: str, table, caption: str = "", **about) -> None:
+def save(fig, name: str, table, caption: str = "", alt: str = "", **about) -> None:
     """Writes name.png, name.csv and name.json into the run's folder of figures; nothing outside a
     run.
 
@@ -161,7 +161,8 @@ def save(fig, name: str, table, caption: str = "", **about) -> None:
         return
     folder = folder / "figures"
     folder.mkdir(parents=True, exist_ok=True)
-    record = {"figure": name, "caption": caption, **about, "about": records.birth_certificate()}
+    record = {"figure": name, "caption": caption, "alt": alt, **about}
+    record["about"] = records.birth_certificate()
     counted = table.index.name is None and list(table.index) == list(range(len(table)))
     fig.savefig(folder / f"{name}.png", dpi=SAVED_DPI)
     table.to_csv(folder / f"{name}.csv", index=not counted, float_format="%.6g")

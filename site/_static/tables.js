@@ -1,10 +1,10 @@
 // Every table of the book can be sorted: a button in the head of each column, up, down, and back to the order of the page.
-// Numbers are compared as numbers; what is empty or no number comes last. A cell may carry its value in data-sort.
+// Numbers are compared as numbers; what is empty or no number comes last.
 
 const NUMBER = /^[\s<>≤≥≈~±$]*([-+]?(?:\d+(?:\.\d*)?|\.\d+)(?:e[-+]?\d+)?)/i;
 const NOTHING = /^(nan|none|n\/a|[-–—…]*)$/i;
 
-const textOf = (cell) => (cell ? (cell.dataset.sort ?? cell.textContent).trim() : "");
+const textOf = (cell) => (cell ? cell.textContent.trim() : "");
 
 function numberIn(text) {
   const found = NUMBER.exec(text.replaceAll("−", "-").replace(/(\d),(?=\d{3}\b)/g, "$1"));
@@ -55,9 +55,12 @@ function order(rows, column, down) {
   return [...rows.keys()].sort((a, b) => empty[a] - empty[b] || (down ? compare(b, a) : compare(a, b)) || a - b);
 }
 
+// A line between groups of rows has words in its first cell alone; it is left out of a sorted table.
+const isGroup = (row) => row.cells.length > 2 && textOf(row.cells[0]) && ![...row.cells].slice(1).some(textOf);
+
 function prepare(table) {
   const bodies = [...table.tBodies];
-  const rows = bodies.flatMap((body) => [...body.rows]).filter((row) => !row.classList.contains("group"));
+  const rows = bodies.flatMap((body) => [...body.rows]).filter((row) => !isGroup(row));
   if (!table.tHead || rows.length < 2) return;
   const original = bodies.map((body) => [...body.rows]);
   const spanned = rows.some((row) => [...row.cells].some((cell) => cell.rowSpan > 1));

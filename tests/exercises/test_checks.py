@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from prehab_lib import exercises
-from prehab_lib.exercises import answers, checks
+from prehab_lib.exercises import answers, asked_in, checks
 from prehab_lib.exercises.answer_key import PASSED, AnswerKey, read, write
 from prehab_lib.exercises.checks import Exercise
 from prehab_lib.exercises.coding import Foreign, decode, encode
@@ -24,13 +24,6 @@ FILES = {
     if re.fullmatch(r"ex\d\d", m.name)
 }
 ALL = {id: exercise for module in FILES.values() for id, exercise in module.EXERCISES.items()}
-
-
-def exercises_of(notebook):
-    """Ids of the exercises that a notebook's cells check, in their order."""
-    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
-    source = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
-    return re.findall(r'^check\("([\d.]+)", \w+\)', source, re.MULTILINE)
 
 
 def said(capsys, id, function):
@@ -82,15 +75,15 @@ def check_withheld_cases(id):
 @pytest.mark.parametrize("name", FILES)
 def test_a_notebook_calls_each_check_once_and_its_solutions_too(name):
     [lesson] = (ROOT / "notebooks").glob(f"{name.removeprefix('ex')}_*.ipynb")
-    assert list(exercises_of(lesson)) == list(FILES[name].EXERCISES)
-    assert exercises_of(ROOT / "notebooks" / "solutions" / lesson.name) == exercises_of(lesson)
+    assert list(asked_in(lesson)) == list(FILES[name].EXERCISES)
+    assert asked_in(ROOT / "notebooks" / "solutions" / lesson.name) == asked_in(lesson)
     cells = json.loads((ROOT / "notebooks" / "solutions" / lesson.name).read_text(encoding="utf-8"))["cells"]
     said = "".join("".join(out.get("text", "")) for cell in cells for out in cell.get("outputs", []))
     assert all(f"exercise {id}: passed\n" in said for id in FILES[name].EXERCISES)
 
 
 def test_every_notebook_with_exercises_has_a_file_of_them():
-    lessons = [file for file in sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb")) if exercises_of(file)]
+    lessons = [file for file in sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb")) if asked_in(file)]
     assert [f"ex{file.name[:2]}" for file in lessons] == sorted(FILES)
 
 

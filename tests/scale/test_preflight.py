@@ -6,7 +6,7 @@ import transformers
 
 from prehab_lib.fast import Fast
 from prehab_lib.layers import linear_layers
-from prehab_lib.prehab import Training, prehab
+from prehab_lib.prehab import Memory, Training, prehab
 from prehab_lib.rehab import rehab
 from prehab_lib.save.rewrite import to_linear
 from prehab_lib.scale import preflight
@@ -140,7 +140,7 @@ def test_memory_is_near_what_is_measured(name):
     model = transformers.AutoModelForCausalLM.from_config(config, dtype=plan.dtype)
     held, stats = sum(p.nbytes for p in model.parameters()) / GIB, {}
     train = dict(surrogate=Fast("stable_rank"), lam=0.1, steps=2, lr=1e-5, training=Training(log_every=None))
-    train["gradient_checkpointing"] = plan.gradient_checkpointing
+    train["memory"] = Memory(gradient_checkpointing=plan.gradient_checkpointing)
     runs = {
         "statistics": lambda: stats.update(collect(model, batches)),
         "prehab": lambda: prehab(model, language_loss, batches, stats, **train),

@@ -1,85 +1,141 @@
-"""The browser of the other tests: found, skipped with a reason, deaf to other machines, and a witness of what goes wrong."""
+"""The book in a browser, opened from the disk: every page quiet and described, search and tables work, links hold.
+
+The book of the stored notebooks is built once, and each page is opened once, in a window of 390 pixels.
+"""
+
+import re
 
 import pytest
 
-from tests import browser
+from tests import books, browser
+from tests.beside import ROOT
 from tests.browser import chromium, visit  # noqa: F401
 
-PAGE = "<!doctype html><title>t</title><body style='margin:0'><div style='width:{width}px'>a</div>{more}</body>"
+pytestmark = pytest.mark.skipif(bool(browser.missing()), reason=browser.missing() or "never")
+
+FACTS = """() => {
+  const article = document.querySelector("article") ?? document.body;
+  const images = [...article.querySelectorAll("img")];
+  return {
+    equations: article.querySelectorAll(".math").length,
+    typeset: article.querySelectorAll(".math mjx-container svg").length,
+    wrong: [...article.querySelectorAll("[data-mjx-error], mjx-merror")].map((one) => one.textContent),
+    alternatives: images.map((one) => one.getAttribute("alt")),
+    broken: images.filter((one) => one.complete && !one.naturalWidth).map((one) => one.src),
+  };
+}"""
+TYPESET = "() => !window.MathJax?.startup?.promise || MathJax.startup.promise.then(() => true)"
 
 
-@pytest.fixture
-def page_at(tmp_path):
-    def write(more: str = "", width: int = 100) -> str:
-        file = tmp_path / "page.html"
-        file.write_text(PAGE.format(width=width, more=more), encoding="utf-8")
-        return file.as_uri()
-
-    return write
-
-
-def test_without_chromium_the_reason_names_the_remedy(monkeypatch, tmp_path):
-    pytest.importorskip("playwright")
-    monkeypatch.delenv("PREHAB_CHROMIUM", raising=False)
-    monkeypatch.setenv("PATH", str(tmp_path))
-    assert browser.executable() is None
-    assert "apt-get install chromium" in browser.missing()
+@pytest.fixture(scope="module")
+def book(tmp_path_factory):
+    """The book of the laptop profile: one notebook run, the others as they are stored."""
+    root = books.repository(tmp_path_factory.mktemp("book"))
+    books.publish(root, "03_vit")
+    books.site.build("laptop", root / "out", root)
+    return root / "out" / "html"
 
 
-def test_a_named_chromium_wins_over_the_path_and_a_wrong_name_is_told(monkeypatch, tmp_path):
-    pytest.importorskip("playwright")
-    for name in ("mine", "chromium"):
-        (tmp_path / name).write_text("#!/bin/sh\n")
-        (tmp_path / name).chmod(0o755)
-    monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setenv("PREHAB_CHROMIUM", str(tmp_path / "mine"))
-    assert browser.executable() == str(tmp_path / "mine")
-    monkeypatch.setenv("PREHAB_CHROMIUM", str(tmp_path / "absent"))
-    assert "absent is no program" in browser.missing()
+@pytest.fixture(scope="module")
+def pages(book, chromium):  # noqa: F811
+    """Page -> what was found when it was opened on a phone; of the solutions, which are alike, the first."""
+    context = chromium.new_context(viewport={"width": 390, "height": 844})
+    seen, found = browser.watch(context.new_page()), {}  # one page for all: MathJax is compiled once
+    solutions = sorted(book.glob("notebooks/solutions/*.html"))
+    for file in [*book.glob("*.html"), *book.glob("docs/*.html"), *book.glob("notebooks/*.html"), solutions[0]]:
+        seen.errors, seen.requests = [], []
+        seen.page.goto(file.as_uri())
+        seen.page.evaluate(TYPESET)
+        facts = seen.page.evaluate(FACTS) | {"overflow": seen.overflow()}
+        seen.page.goto("about:blank")  # what comes late is put down to the page that asked for it
+        found[file.relative_to(book).as_posix()] = facts | {"errors": seen.errors, "outside": seen.outside}
+    context.close()
+    return found
 
 
-@pytest.mark.parametrize(
-    "address, leaves",
-    [
-        ("file:///a.html", False),
-        ("data:text/plain,a", False),
-        ("http://127.0.0.1:8888/lab", False),
-        ("ws://localhost:8888/api", False),
-        ("https://example.org/a.js", True),
-        ("ws://example.org/a", True),
-    ],
-)
-def test_what_leaves_the_machine(address, leaves):
-    assert browser.leaves_the_machine(address) is leaves
+def test_every_page_is_there_and_opens_without_errors_without_another_machine_and_fits_a_phone(book, pages):
+    names = [file.stem for file in (ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb")]
+    expected = {f"notebooks/{name}.html" for name in names} | {f"notebooks/solutions/{name}.html" for name in names}
+    expected |= {"index.html", "figures.html", "verdicts.html", "search.html"}
+    assert {page for page in expected if not (book / page).is_file()} == set()
+    assert len(pages) >= len(names) + 5
+    for fact in ("errors", "outside", "overflow", "broken", "wrong"):
+        assert {page: facts[fact] for page, facts in pages.items() if facts[fact]} == {}, fact
 
 
-def test_a_quiet_page_has_nothing_to_report(visit, page_at):  # noqa: F811
-    seen = visit(page_at())
-    assert seen.page.title() == "t"
-    assert (seen.errors, seen.outside, seen.overflow()) == ([], [], 0)
+def test_every_equation_is_typeset_and_every_figure_says_what_it_shows(pages):
+    assert sum(facts["equations"] for facts in pages.values()) > 200
+    assert {page: facts for page, facts in pages.items() if facts["typeset"] < facts["equations"]} == {}
+    alternatives = [(page, alt) for page, facts in pages.items() for alt in facts["alternatives"]]
+    poor = re.compile(r"^(?!.{15})|^(fig(ure)?|image|picture|table)\.? *\d*\.?$|_build/|\.png", re.IGNORECASE)
+    assert len(alternatives) > 60 and [(page, alt) for page, alt in alternatives if not alt or poor.search(alt)] == []
 
 
-def test_a_page_that_asks_another_machine_is_caught_and_gets_no_answer(visit, page_at):  # noqa: F811
-    seen = visit(page_at("<script src='https://example.org/a.js'></script>"))
-    assert seen.outside == ["https://example.org/a.js"]
-    assert any("ERR_NAME_NOT_RESOLVED" in error for error in seen.errors)
+def test_the_search_finds_zero_sum(visit, book):  # noqa: F811
+    seen = visit((book / "search.html").as_uri() + "?q=zero-sum")
+    hits = seen.page.locator("#search-results ul.search li a")
+    hits.first.wait_for()
+    assert any("07 ·" in title for title in hits.all_inner_texts())
+    hits.first.click()
+    seen.page.wait_for_load_state()
+    assert "zero" in seen.page.locator("article").inner_text().lower()
+    assert (seen.errors, seen.outside) == ([], [])
 
 
-def test_errors_of_scripts_and_missing_files_are_recorded(visit, page_at):  # noqa: F811
-    seen = visit(page_at("<script>console.error('said'); throw new Error('thrown')</script><img src='gone.png'>"))
-    assert [any(word in error for error in seen.errors) for word in ("said", "thrown", "gone.png")] == [True] * 3
+TABLE = """<table><thead><tr><th></th><th>x</th><th>y</th></tr><tr><th>kind</th><th></th><th></th></tr></thead><tbody>
+<tr><td><b>a group</b></td><td></td><td></td></tr>
+<tr><th rowspan="2">b</th><td>1,000</td><td>1</td></tr><tr><td>−2</td><td>2</td></tr>
+<tr><th>a</th><td>nan</td><td>3</td></tr><tr><th>c</th><td>9.5 %</td><td>4</td></tr></tbody></table>"""
 
 
-def test_what_had_not_come_when_the_page_was_left_is_no_error(chromium, page_at):  # noqa: F811
-    seen = browser.watch(chromium.new_page())
-    seen.page.route("**/slow.png", lambda route: None)  # never answered
-    with seen.page.expect_event("requestfailed") as left:
-        seen.page.goto(page_at("<img src='slow.png'>"), wait_until="domcontentloaded")
-        seen.page.goto("about:blank")
-    assert left.value.url.endswith("slow.png")
-    assert seen.errors == []
-    seen.page.close()
+def test_a_table_is_sorted_by_keys_as_numbers_and_back(visit, book, tmp_path):  # noqa: F811
+    script = (book / "_static" / "tables.js").as_uri()
+    for table, sorted_rows in (
+        (
+            TABLE.replace(' rowspan="2"', "").replace("<tr><td>−2", "<tr><th>b</th><td>−2"),
+            ["b−22", "c9.5%4", "b1,0001", "anan3"],
+        ),
+        (
+            TABLE.replace("<tr><td><b>a group</b></td><td></td><td></td></tr>", ""),
+            ["b−22", "c9.5%4", "b1,0001", "anan3"],
+        ),
+    ):
+        file = tmp_path / "table.html"
+        file.write_text(
+            f"<meta charset=utf-8><script src='{script}'></script><article>{table}</article>", encoding="utf-8"
+        )
+        seen = visit(file.as_uri())
+
+        def rows(page=seen.page) -> list[str]:
+            return ["".join(row.split()) for row in page.locator("tbody tr").all_inner_texts()]
+
+        before = rows()
+        button = seen.page.get_by_role("button", name="x")
+        button.focus()
+        seen.page.keyboard.press("Enter")
+        assert rows() == sorted_rows
+        seen.page.keyboard.press("Enter")
+        assert rows()[0] == "b1,0001" and rows()[-1] == "anan3"  # what is no number comes last
+        seen.page.keyboard.press("Enter")
+        assert rows() == before
 
 
-def test_a_page_wider_than_the_phone_overflows(visit, page_at):  # noqa: F811
-    assert visit(page_at(width=500), width=390).overflow() == 110
+def test_links_between_chapters_figures_and_pages_hold(book):
+    targets = re.compile(r'<a [^>]*href="([^"#:]*)(?:#([^"]*))?"')
+    dead = []
+    for file in book.rglob("*.html"):
+        for path, anchor in targets.findall(file.read_text(encoding="utf-8")):
+            to = (file.parent / path).resolve() if path else file
+            if not to.is_file() or (anchor and f'id="{anchor}"' not in to.read_text(encoding="utf-8")):
+                dead.append((file.name, path, anchor))
+    assert dead == []
+
+
+def test_the_witness_sees_errors_missing_files_and_requests_to_other_machines(visit, tmp_path):  # noqa: F811
+    file = tmp_path / "page.html"
+    body = "<script>console.error('said'); throw new Error('thrown')</script><img src='gone.png'><div style='width:500px'>a</div>"
+    file.write_text(f"<!doctype html>{body}<script src='https://example.org/a.js'></script>")
+    seen = visit(file.as_uri(), width=390)
+    for word in ("said", "thrown", "gone.png", "ERR_NAME_NOT_RESOLVED"):
+        assert any(word in error for error in seen.errors), word
+    assert seen.outside == ["https://example.org/a.js"] and seen.overflow() > 100

@@ -1,0 +1,296 @@
+"""`python course/build.py` (make course): course/_build/student to hand out, course/_build/teacher with the solutions.
+
+The student's folder is this repository's notebooks with blank exercises and its library with answers in the place of
+solutions. The teacher's notebooks have each solution folded in behind its exercise. What an earlier build wrote is kept as
+course/_build/before. The lectures of course/README.md are written anew from course.yaml.
+"""
+
+import json
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # this checkout's library, installed or not
+
+from prehab_lib.exercises import CALL, answer_key, asked_in, solved  # noqa: E402
+from prehab_lib.exercises.answer_key import AnswerKey  # noqa: E402
+
+HANDED_OUT = ("LICENSE", "Makefile", "pyproject.toml", "requirements.lock", "environment.yml", "params", "docs")
+POINTS_AT_SOLUTIONS = re.compile(r" ?(?:Executed s|S)olutions(?: are in|:) [^\n|]*")
+STUB = re.compile(
+    r"^def \w+\([^\n]*\):(?:\s+(?:\"\"\"(?:(?!\"\"\").)*\"\"\"|\"[^\n]*\"|'[^\n]*'))?\s+\.\.\.$",
+    re.MULTILINE | re.DOTALL,
+)
+START, END = "<!-- lectures, from course.yaml: make course -->", "<!-- end of lectures -->"
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Step(_Strict):
+    """Part of a lecture's plan: so many minutes of something."""
+
+    minutes: int
+    what: str
+
+
+class Question(_Strict):
+    """For the whole class, with the answer one hopes for."""
+
+    ask: str
+    answer: str
+
+
+class Lecture(_Strict):
+    """notebooks: name -> its sections that are shown. exercises and homework: id -> minutes they take."""
+
+    number: int
+    title: str
+    goals: list[str]
+    prerequisites: list[str]
+    notebooks: dict[str, str]
+    plan: list[Step]
+    questions: list[Question]
+    exercises: dict[str, int]
+    homework: dict[str, int] = {}
+
+    @model_validator(mode="after")
+    def _fits(self):
+        if (total := sum(step.minutes for step in self.plan)) != 90:
+            raise ValueError(f"lecture {self.number}: its plan has {total} minutes, not 90")
+        return self
+
+
+class Course(_Strict):
+    """All lectures, in order."""
+
+    lectures: list[Lecture]
+
+
+def load(root: Path = ROOT) -> list[Lecture]:
+    """The lectures of course/course.yaml, checked against the notebooks. Raises ValueError, one sentence, naming what is wrong."""
+    try:
+        content = yaml.safe_load((root / "course" / "course.yaml").read_text(encoding="utf-8"))
+        lectures = Course.model_validate(content).lectures
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, ["course.yaml", *first["loc"]]))
+        raise ValueError(f"{where}: {first['msg'].removeprefix('Value error, ')}") from None
+    except yaml.YAMLError as error:
+        raise ValueError(f"course.yaml is no YAML: {' '.join(str(error).split())[:120]}") from None
+    taken: set[str] = set()
+    for lecture in lectures:
+        asked: set[str] = set()
+        for name in lecture.notebooks:
+            file = root / "notebooks" / f"{name}.ipynb"
+            if name in taken:
+                raise ValueError(f"course.yaml: {name} is in two lectures: its students would get it twice")
+            if not file.is_file():
+                raise ValueError(f"course.yaml: lecture {lecture.number} names {name}, which notebooks/ does not hold")
+            taken.add(name)
+            asked |= set(asked_in(file))
+        if wrong := asked ^ {*lecture.exercises, *lecture.homework}:
+            raise ValueError(
+                f"course.yaml: lecture {lecture.number} and its notebooks differ in exercise {min(wrong)}: "
+                "give each of them its minutes, under exercises or homework"
+            )
+    return lectures
+
+
+def build(out: Path, root: Path = ROOT) -> None:
+    """Write OUT/student and OUT/teacher; those that were there go to OUT/before. Nothing changes where this fails.
+
+    Raises ValueError where the course or a notebook is not ready to be handed out.
+    """
+    lectures = load(root)
+    draft, before = out / "draft", out / "before"
+    shutil.rmtree(draft, ignore_errors=True)
+    _library(root / "prehab_lib", draft / "student" / "prehab_lib")
+    for source in (root / name for name in HANDED_OUT):
+        if source.is_dir():
+            shutil.copytree(source, draft / "student" / source.name)
+        elif source.is_file():
+            shutil.copy(source, draft / "student")
+    page = (root / "course" / "students.md").read_text(encoding="utf-8")
+    _write(draft / "student" / "README.md", page.replace("<!-- lectures -->", table(lectures, "notebooks/")))
+    for file in sorted((root / "notebooks").glob("[0-9][0-9]_*.ipynb")):
+        _write(draft / "student" / "notebooks" / file.name, _json(students(file)))
+        _write(draft / "teacher" / file.name, _json(teachers(file, lectures)))
+    for lecture in lectures:
+        _write(draft / "teacher" / f"lecture{lecture.number}.md", plan(lecture))
+    shutil.rmtree(before, ignore_errors=True)
+    before.mkdir()
+    for name in ("student", "teacher"):
+        if (out / name).exists():
+            (out / name).rename(before / name)
+        (draft / name).rename(out / name)
+    draft.rmdir()
+
+
+def _library(library: Path, target: Path) -> None:
+    """A copy of the library, with answers in the place of solutions."""
+    shutil.copytree(library, target, ignore=shutil.ignore_patterns("__pycache__", "ex[0-9][0-9].py"))
+    for file in sorted((library.parent / "notebooks").glob("[0-9][0-9]_*.ipynb")):
+        keys = {id: AnswerKey.of(solved(id)) for id in asked_in(file)}
+        if keys:
+            answer_key.write(keys, target / "exercises" / f"ex{file.name[:2]}.json")
+
+
+def students(file: Path) -> dict:
+    """The notebook with no word on where solutions are. Raises ValueError where an exercise is not blank."""
+    notebook = _without_pointers(file)
+    for cell in notebook["cells"]:
+        source = "".join(cell["source"])
+        if cell["cell_type"] == "markdown":
+            if "olutions" in source:
+                raise ValueError(f"{file.stem}: a text cell tells students of solutions: {source[:80]!r}")
+        elif (call := CALL.search(source)) and not STUB.search(source):
+            raise ValueError(
+                f"{file.stem}: exercise {call[1]} is not blank: its function must be a docstring and ... alone"
+            )
+    return notebook
+
+
+def teachers(file: Path, lectures: list[Lecture]) -> dict:
+    """The notebook with each solution folded in behind its exercise: why, the usual slips, minutes, the cells."""
+    notebook = _without_pointers(file)
+    if not asked_in(file):
+        return notebook
+    reasons, code, imports = _by_exercise(file.parent / "solutions" / file.name)
+    cells = []
+    for cell in notebook["cells"]:
+        cells.append(cell)
+        call = CALL.search("".join(cell["source"])) if cell["cell_type"] == "code" else None
+        if call is None:
+            continue
+        mark = f"solution-{call[1].replace('.', '-')}"
+        cells.append(
+            {"cell_type": "markdown", "id": mark, "metadata": {}, "source": _note(call[1], reasons[call[1]], lectures)}
+        )
+        for number, solution in enumerate([*imports, *code[call[1]]], 1):
+            cells.append(_hidden(solution, f"{mark}-{number}"))
+        imports = []  # once, before the first solution
+    notebook["cells"] = cells
+    return notebook
+
+
+def _without_pointers(file: Path) -> dict:
+    notebook = json.loads(file.read_text(encoding="utf-8"))
+    for cell in notebook["cells"]:
+        if cell["cell_type"] == "markdown":
+            cell["source"] = POINTS_AT_SOLUTIONS.sub("", "".join(cell["source"]))
+    return notebook
+
+
+def _by_exercise(file: Path) -> tuple[dict[str, str], dict[str, list[dict]], list[dict]]:
+    """Of a notebook of solutions: exercise -> the text before it, exercise -> its cells; and the cells of imports."""
+    reasons: dict[str, str] = {}
+    code: dict[str, list[dict]] = {}
+    imports: list[dict] = []
+    below = imports
+    for cell in json.loads(file.read_text(encoding="utf-8"))["cells"]:
+        source = "".join(cell["source"])
+        start = re.match(r"\*\*(\d+\.\d+)\*\* ", source)
+        if cell["cell_type"] == "markdown" and start:
+            reasons[start[1]] = source[start.end() :].strip()
+            below = code[start[1]] = []
+        elif below is not imports or cell["cell_type"] == "code":
+            below.append(cell)
+    return reasons, code, imports
+
+
+def _hidden(cell: dict, id: str) -> dict:
+    """A cell folded in JupyterLab. Its count is left out: it ran in another notebook."""
+    if cell["cell_type"] != "code":
+        return cell | {"id": id, "metadata": {}}
+    outputs = [out | {"execution_count": None} if "execution_count" in out else out for out in cell["outputs"]]
+    metadata = {"jupyter": {"source_hidden": True}}
+    return cell | {"id": id, "metadata": metadata, "execution_count": None, "outputs": outputs}
+
+
+def _note(id: str, why: str, lectures: list[Lecture]) -> str:
+    """The teacher's notes on an exercise, closed until they are clicked."""
+    minutes = "not in a lecture"
+    for lecture in lectures:
+        if id in lecture.exercises:
+            minutes = f"{lecture.exercises[id]} minutes in class"
+        elif id in lecture.homework:
+            minutes = f"{lecture.homework[id]} minutes at home"
+    slips = "\n".join(f"- {hint}" for _, hint in solved(id).slips)
+    return (
+        f"<details>\n<summary><b>Solution of {id}</b>: {minutes}; the cells below hold it</summary>\n\n"
+        f"{why}\n\n**Slips that the check names:**\n\n{slips}\n\n</details>"
+    )
+
+
+def table(lectures: list[Lecture], links: str) -> str:
+    """Lectures as a Markdown table. links: folder of the notebooks."""
+    lines = ["| lecture | title | notebooks | exercises in class (minutes) | at home |", "|---|---|---|---|---|"]
+    for lecture in lectures:
+        books = "; ".join(f"[{name}]({links}{name}.ipynb), {part}" for name, part in lecture.notebooks.items())
+        lines.append(
+            f"| {lecture.number} | {lecture.title} | {books} | {_listed(lecture.exercises)} | {_listed(lecture.homework)} |"
+        )
+    return "\n".join(lines)
+
+
+def _listed(minutes: dict[str, int]) -> str:
+    return ", ".join(f"{id} ({number})" for id, number in minutes.items()) or "none"
+
+
+def plan(lecture: Lecture, level: int = 1) -> str:
+    """One lecture as a Markdown page: what it needs, minute by minute, what to ask."""
+    lines = [f"{'#' * level} Lecture {lecture.number}: {lecture.title}", "", "**Afterwards students can**", ""]
+    lines += [f"- {goal}" for goal in lecture.goals]
+    lines += ["", f"**They come with** {'; '.join(lecture.prerequisites)}.", "", "| minute | what |", "|---|---|"]
+    minute = 0
+    for step in lecture.plan:
+        lines.append(f"| {minute}–{minute + step.minutes} | {step.what} |")
+        minute += step.minutes
+    lines += ["", "**Ask the class**", ""]
+    lines += [f"- *{question.ask}* {question.answer}" for question in lecture.questions]
+    if lecture.homework:
+        lines += ["", f"**At home** (minutes): {_listed(lecture.homework)}."]
+    return "\n".join(lines) + "\n"
+
+
+def guide(text: str, lectures: list[Lecture]) -> str:
+    """course/README.md with its part on the lectures written anew. Raises ValueError where the marks are missing."""
+    if text.count(START) != 1 or text.count(END) != 1:
+        raise ValueError(f"course/README.md needs the lines {START} and {END}, once each, around its lectures")
+    pages = "\n".join(plan(lecture, level=3) for lecture in lectures)
+    before, after = text.split(START)[0], text.split(END)[1]
+    return f"{before}{START}\n\n{table(lectures, '../notebooks/')}\n\n{pages}\n{END}{after}"
+
+
+def _json(notebook: dict) -> str:
+    return json.dumps(notebook, ensure_ascii=False, indent=1) + "\n"
+
+
+def _write(file: Path, text: str) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(text, encoding="utf-8")
+
+
+def main(root: Path = ROOT) -> int:
+    try:
+        build(root / "course" / "_build", root)
+        readme = root / "course" / "README.md"
+        readme.write_text(guide(readme.read_text(encoding="utf-8"), load(root)), encoding="utf-8")
+    except (ValueError, FileNotFoundError) as error:
+        print(f"course: {error}", file=sys.stderr)
+        return 2
+    print(
+        "written: course/_build/student (hand this folder out) and course/_build/teacher; the guide is course/README.md"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,122 @@
+"""A submission in a process of its own: it hands back what its functions answer, and nothing else.
+
+Started by grade.py in a folder with the notebook and a copy of the library that knows no answers. The task is a JSON line
+on stdin, the reports are a JSON line an exercise in the file that it names. Right and wrong are decided by grade.py, so
+nothing that a submission prints or replaces in this process can pass an exercise.
+"""
+
+import ast
+import io
+import json
+import os
+import re
+import sys
+import threading
+import types
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+MAGIC = re.compile(r"\s*([%!?]|[\w.]+\?+\s*$)")
+LONGEST = 2**20  # characters of one report
+LIGHT = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef, ast.Assign, ast.AnnAssign, ast.AugAssign)
+
+
+def main() -> None:
+    task = json.loads(sys.stdin.readline())
+    threading.Thread(target=_die_with, args=[sys.stdin], daemon=True).start()
+    sys.stdin = io.StringIO()  # nobody answers an input()
+    _limit(task["memory_gb"])
+    # The library beside this file comes first, and a checkout with solutions is on nobody's path.
+    sys.path[:] = [str(HERE), *(place for place in sys.path if not Path(place, "pyproject.toml").is_file())]
+    with open(task["reports"], "w", encoding="utf-8") as reports:
+        names, faults = _run(Path(task["notebook"]), task["whole"])
+        for exercise in task["exercises"]:
+            report = {"id": exercise["id"], **_answer(exercise, names, faults)}
+            print(json.dumps(report), file=reports, flush=True)
+    os._exit(0)  # a thread that a submission left behind is not waited for
+
+
+def _die_with(grader) -> None:
+    grader.read()  # grade.py holds the other end of this pipe, so this returns when grade.py has ended
+    os._exit(1)
+
+
+def _limit(memory_gb: float) -> None:
+    """Memory, and the size of files, as far as the system has such limits."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return
+    for kind, size in ((resource.RLIMIT_DATA, int(memory_gb * 2**30)), (resource.RLIMIT_FSIZE, 2**26)):
+        hard = resource.getrlimit(kind)[1]
+        size = size if hard == resource.RLIM_INFINITY else min(size, hard)
+        resource.setrlimit(kind, (size, size))
+
+
+def _run(notebook: Path, whole: bool) -> tuple[dict, list[str]]:
+    """The names that the notebook's cells give, and what stopped a statement or a cell on the way.
+
+    Where not the whole notebook is wanted, only imports, definitions and assignments that call nothing are run: so the
+    minutes that a notebook trains are not spent.
+    """
+    module = types.ModuleType("__main__")
+    module.display = lambda *things, **options: None
+    sys.modules["__main__"] = module
+    faults = []
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    for source in ("".join(cell["source"]) for cell in cells if cell.get("cell_type") == "code"):
+        try:
+            statements = _parsed(source).body
+        except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+            faults.append(f"{_words(error)} in the cell that begins {source[:40]!r}")
+            continue
+        for statement in statements:
+            if whole or _is_light(statement):
+                try:
+                    exec(compile(ast.Module([statement], []), "<cell>", "exec"), module.__dict__)
+                except BaseException as error:  # also what leaves a process
+                    faults.append(_words(error))
+    return module.__dict__, faults
+
+
+def _parsed(source: str) -> ast.Module:
+    """The code of a cell without %magic, !shell and help? lines; a %%magic takes the whole cell."""
+    if source.lstrip().startswith("%%"):
+        return ast.Module([], [])
+    try:
+        return ast.parse(source)
+    except SyntaxError:
+        lines = source.split("\n")  # replaced one by one, so that line numbers stay
+        return ast.parse("\n".join(re.sub(r"\S.*", "pass", line) if MAGIC.match(line) else line for line in lines))
+
+
+def _is_light(statement: ast.stmt) -> bool:
+    if isinstance(statement, (ast.FunctionDef, ast.ClassDef)):
+        return True
+    return isinstance(statement, LIGHT) and not any(isinstance(node, ast.Call) for node in ast.walk(statement))
+
+
+def _answer(exercise: dict, names: dict, faults: list[str]) -> dict:
+    """{"answers": encoded, "trouble": None or why some are missing}."""
+    from prehab_lib.exercises import answers, coding
+
+    name = exercise["name"]
+    try:
+        if name not in names:
+            return {"answers": [], "trouble": f"there is no {name}: {faults[-1]}" if faults else "missing"}
+        cases = [tuple(coding.decode(case)) for case in exercise["cases"]]
+        answered = answers.collect(names[name], cases, name)
+        report = {"answers": coding.encode(answered.answers, foreign=True), "trouble": answered.trouble}
+        too_long = len(json.dumps(report)) > LONGEST
+    except BaseException as error:
+        return {"answers": [], "trouble": f"stopped with {_words(error)}"}
+    return {"answers": [], "trouble": "its answers are too long to be handed over"} if too_long else report
+
+
+def _words(error: BaseException) -> str:
+    """One line, not too long."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:120]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,273 @@
+"""Submissions of every kind, graded once: good, wrong, learnt by heart, hostile to the grader, and no notebook at all."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from prehab_lib.exercises import answers, solved
+from prehab_lib.exercises.answers import Answered
+from tests.beside import ROOT, load
+
+grade = load("course/grade.py")
+AUDIT = {"10_audit": ROOT / "notebooks" / "10_audit.ipynb"}
+NAME = 'P = parameters.check("10_audit", globals())'
+RIGHT = "def printed_change(value, base):\n    return round(100 * (value / base - 1), 1)"
+SHOWN = solved("10.1").cases
+KNOWN = dict(zip(SHOWN, (56.8, -11.5, -36.7, -1.3), strict=True))
+CALLED = "printed_change({:.5g}, {:.5g})".format(*SHOWN[0])
+WITHHELD = "printed_change({:.5g}, {:.5g})".format(*solved("10.1").withheld[0])
+# student -> (cells that answer 10.1, verdict, how the hint begins)
+STUDENTS = {
+    "Ann": ([RIGHT], "passed", ""),
+    "Bo by heart": (
+        [f"def printed_change(value, base): return {KNOWN}.get((value, base), 0)"],
+        "wrong",
+        f"right on the cases it was shown, not on others: {WITHHELD} gives 0, wanted 6.5",
+    ),
+    "Di loops": (["def printed_change(value, base):\n    while True: pass"], "time limit", "the notebook's answers"),
+    "Ed eats memory": (
+        ["def printed_change(value, base): return len(bytearray(2**33))"],
+        "stopped",
+        f"{CALLED} stopped with MemoryError",
+    ),
+    "Flo leaves": (["import sys\ndef printed_change(v, b): sys.exit()"], "stopped", "stopped with SystemExit"),
+    "Gil vanishes": (["import os\ndef printed_change(v, b): os._exit(0)"], "stopped", "it ended by itself"),
+    "Hal patches": (
+        [
+            "import prehab_lib.exercises.checks as c, prehab_lib.exercises.answers as a",
+            "class Patch:\n    c.check = print\n    a.same = a.blank = lambda *_: True",
+            "class Equal(float):\n    __eq__ = lambda *_: True\n    __hash__ = None",
+            "def printed_change(v, b):\n    print('exercise 10.1: passed')\n    return Equal(7)",
+        ],
+        "wrong",
+        f"not yet: {CALLED} gives 7, wanted 56.8",
+    ),
+    "Ida forges": (
+        [
+            "import json, os\nclass Forge:\n    for fd in range(3, 20):\n        try:\n"
+            "            line = json.dumps(dict(id='10.1', answers=[], trouble='passed'))\n"
+            "            os.write(fd, (line + chr(10)).encode())\n        except OSError: pass",
+            "def printed_change(v, b): return 0",
+        ],
+        "stopped",
+        "passed",
+    ),
+    "Zoë 学": (
+        ["%pip install nothing\n!ls\nimport math\n" + RIGHT, "raise RuntimeError('elsewhere')", "def broken(:"],
+        "passed",
+        "",
+    ),
+    "Lee errs": (
+        ["def printed_change(value, base): return value.sum()"],
+        "stopped",
+        f"{CALLED} stopped with AttributeError: 'float' object has no attribute 'sum'",
+    ),
+    "Moe forgets": (
+        ["def printed_change(value, base):\n    round(100 * (value / base - 1), 1)"],
+        "wrong",
+        "it returns nothing: is a return missing?",
+    ),
+    "Max broke it": (["def printed_change(v, b)\n    return 1"], "stopped", "there is no printed_change: SyntaxError"),
+    "Nia uses helpers": (
+        [
+            "from math import *\nPER = 100",
+            "def change(v, b): return PER * (v / b - 1)",
+            "PER *= 1",
+            "def printed_change(value, base): return round(change(value, base), int(sqrt(1)))",
+        ],
+        "passed",
+        "",
+    ),
+    "Sue trains": (
+        ["scale = train()\ndef printed_change(v, b): return scale * v"],
+        "stopped",
+        f"{CALLED} stopped with Na",
+    ),
+}
+
+
+def notebook(file: Path, *cells: str) -> Path:
+    content = [
+        {"cell_type": "code", "id": f"c{n}", "metadata": {}, "outputs": [], "source": c} for n, c in enumerate(cells)
+    ]
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(
+        json.dumps({"cells": content, "metadata": {}, "nbformat": 4, "nbformat_minor": 5}), encoding="utf-8"
+    )
+    return file
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory):
+    """(student, exercise) -> (verdict, hint) of one grading of all of them."""
+    folder = tmp_path_factory.mktemp("handed in")
+    for student, (cells, *_) in STUDENTS.items():
+        notebook(
+            folder / student / "my audit.ipynb", NAME, *cells, "def average_of(scores): return sum(scores.values()) / 8"
+        )
+    notebook(folder / "Cy untouched" / "10_audit.ipynb", "def printed_change(value, base):\n    ...")
+    (folder / "Pat wrote text").mkdir()
+    (folder / "Pat wrote text" / "10_audit.ipynb").write_text("my answers", encoding="utf-8")
+    rows = grade.grade(folder, AUDIT, ["10_audit"], grade.Limits(seconds=4, memory_gb=1))
+    return {(row.student, row.exercise): (row.verdict, row.hint) for row in rows}
+
+
+def test_each_submission_gets_its_verdict(rows):
+    for student, (_, verdict, hint) in STUDENTS.items():
+        found = rows[student, "10.1"]
+        assert found[0] == verdict and found[1].startswith(hint) and bool(found[1]) == bool(hint), (student, found)
+    assert rows["Cy untouched", "10.1"] == ("not tried", "")
+    assert rows["Cy untouched", "10.2"] == ("missing", "no function of that name")
+    assert rows["Pat wrote text", "10.1"] == ("unreadable", "10_audit.ipynb is no notebook")
+
+
+def test_what_hangs_or_crashes_leaves_the_other_exercises_and_students_alone(rows):
+    others = {student: rows[student, "10.2"] for student in ("Di loops", "Gil vanishes", "Flo leaves", "Ann")}
+    assert len({found for found in others.values()}) == 1 and others["Ann"][0] == "wrong"
+    assert len({student for student, _ in rows}) == len(STUDENTS) + 2
+
+
+def test_each_planted_slip_gets_its_hint_and_a_right_answer_passes():
+    for id in ("0.1", "0.2", "10.1", "10.3"):
+        exercise = solved(id)
+        cases = exercise.cases + exercise.withheld
+        assert grade.judge(id, answers.collect(exercise.solution, cases, "f"), "f") == ("passed", "")
+        for number, (slip, hint) in enumerate(exercise.slips):
+            found = grade.judge(id, answers.collect(slip, cases, "f"), "f")
+            assert found == ("wrong", hint), f"slip {number} of {id}"
+
+
+def test_no_word_of_a_submission_passes_an_exercise():
+    for trouble in ("passed", "not yet: x"):
+        assert grade.judge("10.1", Answered([], trouble), "f") == ("stopped", trouble)
+        assert grade.judge("10.1", Answered(list(KNOWN.values()), trouble), "f")[0] == "stopped"
+
+
+def answer(folder: Path, source: str, **limits):
+    """What `printed_change` of a one-cell notebook answers to the first case of 10.1."""
+    file = notebook(folder / "answers.ipynb", source)
+    found = grade.ask(file, {"10.1": "printed_change"}, grade.Limits(**({"seconds": 20} | limits)))["10.1"]
+    return found.answers[0] if found.answers else found.trouble
+
+
+SEES = """
+import importlib.util, os, sys
+def printed_change(v, b):
+    names = ["exercises.ex00", "exercises.ex10", "budget"]
+    found = [importlib.util.find_spec(f"prehab_lib.{name}") is not None for name in names]
+    return [sys.path, os.getcwd(), found, sorted(os.environ), [n for _, _, f in os.walk(".") for n in f if n[:2] == "ex"]]
+"""
+
+
+def test_no_solutions_no_repository_and_none_of_the_graders_variables(tmp_path, monkeypatch):
+    monkeypatch.setenv("SECRET_OF_THE_TEACHER", "1")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    path, here, found, variables, files = answer(tmp_path, SEES)
+    assert str(ROOT) not in path and not any(Path(place, "prehab_lib/exercises/ex00.py").exists() for place in path)
+    assert not here.startswith(str(ROOT)) and not Path(here).exists()
+    assert found == [False, False, True] and files == []
+    assert "SECRET_OF_THE_TEACHER" not in variables and "PYTHONPATH" not in variables
+
+
+def test_it_is_told_cases_and_no_answers(tmp_path):
+    source = (
+        "import gc\ndef printed_change(v, b):\n    return [sorted(o) for o in gc.get_objects() "
+        "if isinstance(o, dict) and any(isinstance(o.get(key), list) for key in ('cases', 'wanted', 'slips'))]"
+    )
+    assert answer(tmp_path, source) == [["cases", "id", "name"]]
+
+
+def test_odd_answers_are_no_answers(tmp_path):
+    for returned, wanted in {
+        "'x' * 2**21": "too long",
+        "(lambda a: (a.append(a), a)[1])([])": "RecursionError",
+        "10**6000": "ValueError",
+    }.items():
+        assert wanted in answer(tmp_path, f"def printed_change(v, b): return {returned}"), returned
+    assert repr(answer(tmp_path, "def printed_change(v, b): return {1}")) == "set {1}"
+
+
+def test_whole_notebooks_run_and_a_failing_statement_stops_only_itself(tmp_path):
+    source = "STATE = [1]\ninput('?')\nraise SystemExit\nSTATE.append(5)\ndef printed_change(v, b): return STATE[-1]"
+    assert answer(tmp_path, source) == 1 and answer(tmp_path, source, whole=True) == 5
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no groups of processes")
+def test_nothing_stays_behind_a_submission_nor_a_grader_that_is_killed(tmp_path):
+    mark = tmp_path / "alive"
+    loop = f"import time\nwhile True: open({str(mark)!r}, 'w').write(str(time.time())); time.sleep(0.02)"
+
+    def still_writes() -> bool:
+        time.sleep(0.2)
+        before = mark.read_text()
+        time.sleep(0.2)
+        return mark.read_text() != before
+
+    child = f"import os, subprocess, sys, time\ndef printed_change(v, b):\n    subprocess.Popen([sys.executable, '-c', {loop!r}])"
+    assert (
+        answer(tmp_path, child + f"\n    while not os.path.exists({str(mark)!r}): time.sleep(0.01)\n    return 1") == 1
+    )
+    assert not still_writes()
+    mark.unlink()
+    notebook(tmp_path / "in" / "ann" / "10_audit.ipynb", f"def printed_change(v, b):\n    exec({loop!r})")
+    words = [sys.executable, "course/grade.py", str(tmp_path / "in"), "--out", str(tmp_path / "r.csv")]
+    grader = subprocess.Popen(words, cwd=ROOT, env=os.environ | {"TMPDIR": str(tmp_path)})
+    while not mark.exists():
+        assert grader.poll() is None
+        time.sleep(0.05)
+    grader.kill()
+    grader.wait()
+    assert not still_writes()
+
+
+def test_students_are_told_apart_files_recognised_and_the_last_one_counts(tmp_path):
+    notebooks = ["00_start_here", "01_surrogates"]
+    old, new = (
+        notebook(tmp_path / "ann" / place, "x = 1") for place in ("00_start_here.ipynb", "deep/00_start_here (1).ipynb")
+    )
+    notebook(tmp_path / "ann" / "anything.ipynb", 'P = parameters.check("01_surrogates", globals())')
+    notebook(tmp_path / "ann" / ".ipynb_checkpoints" / "00_start_here-checkpoint.ipynb", "old = 1")
+    notebook(tmp_path / "smith_01_surrogates.ipynb", "x = 1")
+    notebook(tmp_path / "bo" / "notes.ipynb", "x = 1")
+    (tmp_path / "link.ipynb").symlink_to(old)
+    for first, last in ((old, new), (new, old)):
+        os.utime(first, (1, 1))
+        os.utime(last, (2, 2))
+        found = grade.find(tmp_path, notebooks)
+        assert found["ann", "00_start_here"] == last
+    assert set(found) == {("ann", name) for name in notebooks} | {("smith", "01_surrogates"), ("bo", "")}
+
+
+def test_the_command_writes_the_report_and_says_what_is_wrong(tmp_path, capsys):
+    """Other notebooks are left alone; who handed in only such is missing; nothing in the report is a formula."""
+    notebook(tmp_path / "in" / "=ann" / "10_audit.ipynb", RIGHT)
+    notebook(tmp_path / "in" / "=ann" / "00_start_here.ipynb", "x = 1")
+    notebook(tmp_path / "in" / "bo" / "03_vit.ipynb", "x = 1")
+    report = tmp_path / "r.csv"
+    words = [str(tmp_path / "in"), "--out", str(report), "-j", "1", "--notebooks"]
+    assert grade.main([*words, "10"]) == 0
+    said = capsys.readouterr().out
+    assert (
+        "=ann  10_audit  1 of 4" in said and "00_start" not in said and "students: 2, exercises passed: 1 of 8" in said
+    )
+    with report.open(encoding="utf-8-sig", newline="") as file:
+        lines = {(line["student"], line["exercise"]): line for line in csv.DictReader(file)}
+    assert lines["'=ann", "10.1"] | {"hint": ""} == {
+        **{"student": "'=ann", "notebook": "10_audit", "exercise": "10.1", "verdict": "passed", "hint": ""}
+    }
+    assert (lines["bo", "10.1"]["verdict"], lines["bo", "10.1"]["hint"]) == ("missing", "not handed in")
+    for wrong, sentence in {
+        (str(tmp_path / "none"),): "holds no .ipynb file: unpack",
+        (*words, "77"): "'77' is no notebook with exercises: choose among 00_start_here",
+        (str(tmp_path / "in"), "--out", str(tmp_path / "no" / "r.csv")): "there is no such folder",
+        (str(tmp_path / "in"), "-j", "0"): "need numbers above 0",
+    }.items():
+        assert grade.main(list(wrong)) == 2
+        message = capsys.readouterr().err
+        assert sentence in message and message.count("\n") == 1
