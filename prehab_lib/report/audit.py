@@ -33,7 +33,7 @@ _FILE = Path(__file__).with_name("claims.yaml")
 
 @dataclass(frozen=True)
 class Evidence:
-    """What decides a claim: a sentence that a notebook prints, a comparison of its records, or both."""
+    """What decides a claim: a sentence a notebook prints, a comparison of its records, or both."""
 
     notebook: str
     sentence: str = ""

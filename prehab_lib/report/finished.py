@@ -91,7 +91,7 @@ def _json(file: Path) -> list:
 
 
 def read(folder: Path) -> dict[str, list[Finished]]:
-    """Notebook -> its finished runs, of a folder runs/PROFILE. Raises ValueError for a torn file."""
+    """Notebook -> its finished runs, of runs/PROFILE. Raises ValueError for a torn file."""
     by_notebook: dict[str, list[Finished]] = {}
     for file in sorted(folder.glob("*/run.json")):
         place = file.parent

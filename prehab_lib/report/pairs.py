@@ -121,9 +121,9 @@ def _where(place: tuple) -> str:
 
 
 def compare(records: list[dict], pair: Pair) -> dict[tuple, bool]:
-    """(data set, removed, seed) -> whether `better` beats `worse` there, a tie does not; sorted. Empty
-    where one of the sides has no record.
+    """(data set, removed, seed) -> whether `better` beats `worse` there, which a tie does not.
 
+    Sorted; empty where one of the sides has no record.
     Raises ValueError for a score without its partner, or two scores in one place.
     """
     better, worse = _side(records, pair, pair.better), _side(records, pair, pair.worse)

@@ -11,7 +11,8 @@ import pandas
 from prehab_lib.report import audit, finished, tables, verdicts
 from prehab_lib.report.finished import Finished
 from prehab_lib.runs import plan
-from prehab_lib.runs.store import copy, replacing
+from prehab_lib.runs.certificate import replacing
+from prehab_lib.runs.store import copy
 
 # Of a birth certificate: what has columns of its own, and all parameters once more.
 LEFT_OUT = ("notebook", "versions", "settings")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from prehab_lib.report import audit, finished
 from prehab_lib.runs import plan
-from prehab_lib.runs.store import replacing
+from prehab_lib.runs.certificate import replacing
 
 if TYPE_CHECKING:
     import pandas
