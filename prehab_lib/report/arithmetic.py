@@ -168,14 +168,6 @@ def twins(records: list[dict]) -> list[tuple]:
     return pairs
 
 
-def copied(records: list[dict]) -> list[dict]:
-    """The numbers of Table IV that equal those of SVD-LLM's own Table 1, at a removed share above
-    0.
-    """
-    cut = (record for record in records if record["ratio_removed"] > 0)
-    return [record for record in cut if any("copied" in check for check in record["checks"])]
-
-
 def verify(records: list[dict] | None = None) -> None:
     """Raises ValueError where the printed tables are not what was transcribed, naming a sum that no
     longer agrees.

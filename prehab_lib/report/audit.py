@@ -8,17 +8,16 @@ nothing is judged: ValueError says which run it is.
 
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
+import pandas
 import yaml
 
 from prehab_lib.report import arithmetic, finished, pairs, paper
 from prehab_lib.report.finished import Finished
-from prehab_lib.report.pairs import Pair
 from prehab_lib.runs import plan
 
 GROUPS = {
@@ -31,89 +30,24 @@ NO_CONTROL = "no control"
 _FILE = Path(__file__).with_name("claims.yaml")
 
 
-@dataclass(frozen=True)
-class Evidence:
-    """What decides a claim: a sentence a notebook prints, a comparison of its records, or both."""
-
-    notebook: str
-    sentence: str = ""
-    records: Pair | None = None
-
-
-@dataclass(frozen=True)
-class Claim:
-    """One entry of claims.yaml."""
-
-    id: str
-    group: str
-    where: str
-    says: str
-    paper: str = ""
-    evidence: tuple[Evidence, ...] = ()
-    arithmetic: str = ""
-    not_tested: str = ""
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """A claim judged: held of cases, (0, 0) where nothing decides it.
-
-    missing: notebooks that have not run. differs: how its runs were made otherwise than most.
-    """
-
-    claim: Claim
-    paper: str
-    ours: str = ""
-    held: int = 0
-    cases: int = 0
-    of: str = ""
-    missing: tuple[str, ...] = ()
-    differs: str = ""
-
-    @property
-    def status(self) -> str:
-        """A key of `verdicts.STATUSES`; rarely is at half or fewer."""
-        if self.claim.not_tested:
-            return "not tested here"
-        if not self.cases:
-            return "not run"
-        if self.held in (0, self.cases):
-            return "holds" if self.held else "does not hold"
-        return "mostly" if 2 * self.held > self.cases else "rarely"
-
-    @property
-    def text(self) -> str:
-        """The verdict in words."""
-        if self.claim.not_tested:
-            return f"{self.status}: {self.claim.not_tested}"
-        if not self.cases:
-            return self.status
-        begin = f"holds at {self.held}" if self.held else "does not hold: 0"
-        return f"{begin} of {self.cases} {self.of}".rstrip()
-
-
 class _Count(NamedTuple):
+    """In how many cases it holds, of how many, and what these are; (0, 0) where nothing decides."""
+
     held: int
     cases: int
     of: str
 
 
-def _claim(id: str, group: str, fields: dict) -> Claim:
-    entries = fields.get("evidence", [])
-    evidence = []
-    for entry in [entries] if isinstance(entries, dict) else entries:
-        records = Pair.of(entry["records"]) if "records" in entry else None
-        evidence.append(Evidence(**(entry | {"records": records})))
-    return Claim(id, group, **(fields | {"evidence": tuple(evidence)}))
-
-
 @cache
-def claims() -> tuple[Claim, ...]:
-    """The claims, in the order of the page."""
-    claims = []
+def claims() -> tuple[dict, ...]:
+    """The entries of claims.yaml with id and group, in its order; evidence is always a list."""
+    entries = []
     for group, some in yaml.safe_load(_FILE.read_text(encoding="utf-8")).items():
-        claims += [_claim(id, group, fields) for id, fields in some.items()]
-    return tuple(claims)
+        for id, entry in some.items():
+            evidence = entry.get("evidence", [])
+            evidence = [evidence] if isinstance(evidence, dict) else evidence
+            entries.append({"id": id, "group": group} | entry | {"evidence": evidence})
+    return tuple(entries)
 
 
 def beside() -> Path | None:
@@ -141,39 +75,14 @@ def results(folder: Path | str | None) -> list[Finished]:
     return [run for run in runs if run.name in planned.get(run.notebook, [run.name])]
 
 
-def _lines(evidence: Evidence, run: Finished, datasets: Iterable[str] = ()) -> list[dict]:
+def _lines(sentence: str, run: Finished, datasets: Iterable[str] = ()) -> list[dict]:
     """What the run printed under this sentence; {dataset} stands for each of the data sets."""
-    sentences = [evidence.sentence]
-    if "{dataset}" in evidence.sentence:
-        sentences = [evidence.sentence.replace("{dataset}", dataset) for dataset in datasets]
-    lines = [(line, sentence) for sentence in sentences for line in run.claims]
-    return [line for line, sentence in lines if fnmatchcase(line["sentence"], sentence)]
-
-
-def _judge(evidence: Evidence, run: Finished) -> _Count | None:
-    """The count of one run; None where it says nothing of this.
-
-    Raises ValueError where its records and what it printed differ.
-    """
-    places: dict[tuple, bool] = {}
-    if evidence.records:
-        try:
-            places = pairs.compare(run.records, evidence.records)
-        except ValueError as error:
-            raise ValueError(f"{run.name}: {error}") from None
-    datasets = sorted({dataset for dataset, *_ in places})
-    lines = _lines(evidence, run, datasets) if evidence.sentence else []
-    printed = [case for line in lines for case in line["each"]]
-    counted = list(places.values())
-    if evidence.records and lines and printed != counted:
-        raise ValueError(
-            f'{run.name}: "{evidence.sentence}" was printed as {sum(printed)} of {len(printed)}, '
-            f"but its records give {sum(counted)} of {len(counted)}, or other cases: result.json "
-            "or claims.jsonl was changed; run it again"
-        )
-    if places:
-        return _counted(places)
-    return _Count(sum(printed), len(printed), lines[0]["of"]) if lines else None
+    several = "{dataset}" in sentence
+    sentences = (
+        [sentence.replace("{dataset}", name) for name in datasets] if several else [sentence]
+    )
+    lines = [(line, wanted) for wanted in sentences for line in run.claims]
+    return [line for line, wanted in lines if fnmatchcase(line["sentence"], wanted)]
 
 
 def _counted(places: dict[tuple, bool]) -> _Count:
@@ -186,31 +95,55 @@ def _total(counts: list[_Count]) -> _Count:
     return _Count(sum(count.held for count in counts), sum(count.cases for count in counts), of)
 
 
-def _paper_says(claim: Claim) -> str:
+def _judge(evidence: dict, run: Finished) -> _Count | None:
+    """The count of one run; None where it says nothing of this.
+
+    Raises ValueError where its records and what it printed differ.
+    """
+    sentence, places = evidence.get("sentence"), {}
+    if "records" in evidence:
+        try:
+            places = pairs.compare(run.records, evidence["records"])
+        except ValueError as error:
+            raise ValueError(f"{run.name}: {error}") from None
+    datasets = sorted({dataset for dataset, *_ in places})
+    lines = _lines(sentence, run, datasets) if sentence else []
+    printed = [case for line in lines for case in line["each"]]
+    counted = list(places.values())
+    if "records" in evidence and lines and printed != counted:
+        raise ValueError(
+            f'{run.name}: "{sentence}" was printed as {sum(printed)} of {len(printed)}, but its '
+            f"records give {sum(counted)} of {len(counted)}, or other cases: result.json or "
+            "claims.jsonl was changed; run it again"
+        )
+    if places:
+        return _counted(places)
+    return _Count(sum(printed), len(printed), lines[0]["of"]) if lines else None
+
+
+def _paper_says(claim: dict) -> str:
     """The paper's side: its words, or its own count of the same pairs."""
-    if claim.paper:
-        return claim.paper
-    if claim.group == "control":
-        return NO_CONTROL
-    comparisons = [evidence.records for evidence in claim.evidence if evidence.records]
+    if "paper" in claim or claim["group"] == "control":
+        return claim.get("paper", NO_CONTROL)
+    comparisons = [entry["records"] for entry in claim["evidence"] if "records" in entry]
     if not comparisons:
         return "printed"
-    total = _total([_counted(pairs.compare(pairs.printed(), pair)) for pair in comparisons])
+    total = _total([_counted(pairs.compare(pairs.printed(), fields)) for fields in comparisons])
     return f"at {total.held} of {total.cases} {total.of}"
 
 
-def _ours(claim: Claim, runs: list[Finished]) -> str:
+def _ours(claim: dict, runs: list[Finished]) -> str:
     """Model, data and seeds behind records that decided; behind sentences, what those say."""
     data: dict[tuple, dict] = {}
     said: dict[str, None] = {}
     for run in runs:
-        evidence = [entry for entry in claim.evidence if entry.notebook == run.notebook]
-        if any(entry.records for entry in evidence):
+        evidence = [entry for entry in claim["evidence"] if entry["notebook"] == run.notebook]
+        if any("records" in entry for entry in evidence):
             seeds = len({record["seed"] for record in run.records})
             key = (run.about.get("model", "model not recorded"), seeds)
             data.setdefault(key, {})[run.about.get("data", "data not recorded")] = None
         else:
-            lines = [line for entry in evidence for line in _lines(entry, run)]
+            lines = [line for entry in evidence for line in _lines(entry["sentence"], run)]
             said |= {line["ours"]: None for line in lines}
     scored = []
     for (model, seeds), sets in data.items():
@@ -219,34 +152,53 @@ def _ours(claim: Claim, runs: list[Finished]) -> str:
     return "; ".join([*scored, *said])
 
 
-def _verdict(claim: Claim, runs: list[Finished], most: dict[str, str]) -> Verdict:
-    says = _paper_says(claim)
-    if claim.arithmetic:
-        checks = arithmetic.CHECKS[claim.arithmetic](paper.records())
-        agree = sum(check.agrees for check in checks)
-        return Verdict(claim, says, "recomputed", agree, len(checks), "numbers")
+def _status(held: int, cases: int) -> str:
+    """A key of `verdicts.STATUSES`; rarely is at half or fewer."""
+    if held in (0, cases):
+        return "holds" if held else "does not hold"
+    return "mostly" if 2 * held > cases else "rarely"
+
+
+def _verdict(claim: dict, runs: list[Finished], most: dict[str, str]) -> dict:
     counts, behind, missing = [], {}, {}
-    for evidence in claim.evidence:
-        judged = [(run, _judge(evidence, run)) for run in runs if run.notebook == evidence.notebook]
+    for evidence in claim["evidence"]:
+        judged = [
+            (run, _judge(evidence, run)) for run in runs if run.notebook == evidence["notebook"]
+        ]
         judged = [(run, count) for run, count in judged if count]
         several = "runs × " if len(judged) > 1 else ""
         counts += [count._replace(of=several + count.of) for _, count in judged]
         behind |= {run.name: run for run, _ in judged}
-        missing |= {} if judged else {evidence.notebook: None}
-    total = _total(counts) if counts else (0, 0, "")
+        missing |= {} if judged else {evidence["notebook"]: None}
     made_by = list(behind.values())
-    ours, differs = _ours(claim, made_by), finished.differing(made_by, most)
-    return Verdict(claim, says, ours, *total, tuple(missing), differs)
+    ours = _ours(claim, made_by)
+    if "arithmetic" in claim:
+        checks = arithmetic.CHECKS[claim["arithmetic"]](paper.records())
+        agree = sum(check.agrees for check in checks)
+        counts, ours = [_Count(agree, len(checks), "numbers")], "recomputed"
+    held, cases, of = _total(counts) if counts else (0, 0, "")
+    if cases:
+        status = _status(held, cases)
+        begin = f"holds at {held}" if held else "does not hold: 0"
+        verdict = f"{begin} of {cases} {of}".rstrip()
+    else:
+        status = "not tested here" if "not_tested" in claim else "not run"
+        verdict = ": ".join([status, *filter(None, [claim.get("not_tested")])])
+    row = {name: claim[name] for name in ("id", "group", "where", "says")}
+    row |= {"paper": _paper_says(claim), "ours": ours, "verdict": verdict, "status": status}
+    row |= {"held": held, "cases": cases, "missing": ", ".join(missing)}
+    return row | {"differs": finished.differing(made_by, most)}
 
 
-def judge(runs: list[Finished]) -> list[Verdict]:
+def judge(runs: list[Finished]) -> pandas.DataFrame:
     """Every claim with its verdict, from runs of one profile, in the order of claims.yaml.
 
-    Raises ValueError where the paper's tables were changed, or a run's scores cannot be judged,
-    naming the run.
+    Columns: id, group, where, says, paper, ours, verdict, status, held, cases, missing (notebooks
+    that have not run), differs (how its runs were made otherwise than most). Raises ValueError
+    where the paper's tables were changed, or a run's scores cannot be judged, naming the run.
     """
     arithmetic.verify()
     for run in runs:
         pairs.check(run.name, run.records)
     most = finished.usual(runs)
-    return [_verdict(claim, runs, most) for claim in claims()]
+    return pandas.DataFrame([_verdict(claim, runs, most) for claim in claims()])

@@ -4,7 +4,6 @@ must be to be paired at all.
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from itertools import pairwise
 
@@ -22,43 +21,6 @@ BOUNDS = {
     "spearman": (-1.0, 1.0, True),
     "perplexity": (1.0, math.inf, False),
 }
-_OPTIONS = ("highest", "uncut", "grows")
-
-
-@dataclass(frozen=True)
-class Pair:
-    """A comparison: does `better` beat `worse`?
-
-    both, better, worse: record fields with the values they must have (text may hold *). lam: max or
-    min takes the largest or smallest λ above 0. lora is false where nothing says otherwise.
-    highest: at the highest removed fraction alone. uncut: at nothing removed. grows: ask instead
-    whether the lead grows from each fraction to the next.
-    """
-
-    better: dict
-    worse: dict
-    both: dict = field(default_factory=dict)
-    highest: bool = False
-    uncut: bool = False
-    grows: bool = False
-
-    @classmethod
-    def of(cls, fields: dict) -> "Pair":
-        """From one flat dictionary: `one > other` in a field's text tells the sides apart, the rest
-        is of both.
-
-        Raises ValueError where no field does.
-        """
-        better, worse, both = {}, {}, {}
-        for name, value in fields.items():
-            if isinstance(value, str) and " > " in value:
-                better[name], worse[name] = map(yaml.safe_load, value.split(" > ", 1))
-            elif name not in _OPTIONS:
-                both[name] = value
-        if not better:
-            raise ValueError(f"{fields}: no field says `one > other`")
-        options = {name: fields[name] for name in _OPTIONS if name in fields}
-        return cls(better, worse, both, **options)
 
 
 def printed() -> list[dict]:
@@ -73,6 +35,19 @@ def printed() -> list[dict]:
     return records
 
 
+def _sides(fields: dict) -> tuple[dict, dict, dict]:
+    """What the better and the worse side must have, and what both must: `one > other` splits."""
+    better, worse, both = {}, {}, {}
+    for name, value in fields.items():
+        if isinstance(value, str) and " > " in value:
+            better[name], worse[name] = map(yaml.safe_load, value.split(" > "))
+        else:
+            both[name] = value
+    if not better:
+        raise ValueError(f"{fields}: no field says `one > other`")
+    return better, worse, both
+
+
 def _fits(record: dict, name: str, wanted) -> bool:
     value = record.get(name)
     if name == "lora":
@@ -82,22 +57,21 @@ def _fits(record: dict, name: str, wanted) -> bool:
     return value == wanted
 
 
-def _side(records: list[dict], pair: Pair, side: dict) -> dict[tuple, dict]:
-    """(data set, removed, seed) -> the record of one side. Raises ValueError where two records
-    claim the same place.
-    """
-    wanted = {"lora": False} | pair.both | side
+def _placed(records: list[dict], both: dict, side: dict) -> dict[tuple, dict]:
+    """Place -> the record of one side. Raises ValueError where two records claim the same place."""
+    wanted = {"lora": False} | both | side
+    uncut, highest = wanted.pop("uncut", False), wanted.pop("highest", False)
     extreme = wanted.pop("lam", None)
-    chosen = [record for record in records if (record["removed"] == 0) == pair.uncut]
+    chosen = [record for record in records if (record["removed"] == 0) == uncut]
     for name, value in wanted.items():
         chosen = [record for record in chosen if _fits(record, name, value)]
-    if extreme is not None:
-        lams = [record["lam"] for record in chosen if record.get("lam")]
+    if extreme:
+        lams = {record["lam"] for record in chosen if record.get("lam")}
         lam = {"max": max, "min": min}[extreme](lams, default=None)
         chosen = [record for record in chosen if record.get("lam") == lam]
-    if pair.highest:
-        highest = max((record["removed"] for record in chosen), default=None)
-        chosen = [record for record in chosen if record["removed"] == highest]
+    if highest:
+        most = max((record["removed"] for record in chosen), default=None)
+        chosen = [record for record in chosen if record["removed"] == most]
     placed: dict[tuple, dict] = {}
     for record in chosen:
         place = _place(record)
@@ -117,27 +91,34 @@ def _named(side: dict) -> str:
 
 def _where(place: tuple) -> str:
     dataset, removed, seed = place
-    return f"{f'{dataset}, ' if dataset else ''}{removed:.0%} removed, seed {seed}"
+    return f"{dataset}{', ' if dataset else ''}{removed:.0%} removed, seed {seed}"
 
 
-def compare(records: list[dict], pair: Pair) -> dict[tuple, bool]:
-    """(data set, removed, seed) -> whether `better` beats `worse` there, which a tie does not.
+def compare(records: list[dict], fields: dict) -> dict[tuple, bool]:
+    """(data set, removed, seed) -> whether one side beats the other there, which a tie does not.
 
-    Sorted; empty where one of the sides has no record.
-    Raises ValueError for a score without its partner, or two scores in one place.
+    fields: what a record must have (text may hold *); `one > other` in a text names the two sides.
+    lam: max or min takes the largest or smallest λ above 0. lora is false where nothing says
+    otherwise. highest: at the highest removed fraction alone. uncut: at nothing removed. grows: ask
+    instead whether the lead grows from each fraction to the next.
+    Sorted; empty where one of the sides has no record. Raises ValueError for a score without its
+    partner, two scores in one place, or fields that name no sides.
     """
-    better, worse = _side(records, pair, pair.better), _side(records, pair, pair.worse)
+    fields = dict(fields)
+    grows = fields.pop("grows", False)
+    better_side, worse_side, both = _sides(fields)
+    better, worse = (_placed(records, both, side) for side in (better_side, worse_side))
     if not better or not worse:
         return {}
     alone = sorted(better.keys() ^ worse.keys())
     if alone:
-        sides = f"{_named(pair.better)} and {_named(pair.worse)}"
+        sides = f"{_named(better_side)} and {_named(worse_side)}"
         raise ValueError(f"{sides} do not both stand at {_where(alone[0])}")
     leads = {}
     for place in sorted(better):
         direction = 1 if better[place]["higher_is_better"] else -1
         leads[place] = direction * (better[place]["value"] - worse[place]["value"])
-    return _growth(leads) if pair.grows else {place: lead > 0 for place, lead in leads.items()}
+    return _growth(leads) if grows else {place: lead > 0 for place, lead in leads.items()}
 
 
 def _growth(leads: dict[tuple, float]) -> dict[tuple, bool]:
@@ -148,15 +129,13 @@ def _growth(leads: dict[tuple, float]) -> dict[tuple, bool]:
     grown = {}
     for (dataset, seed), several in sorted(fractions.items()):
         for lower, higher in pairwise(several):
-            before, lead = leads[dataset, lower, seed], leads[dataset, higher, seed]
-            grown[dataset, higher, seed] = lead > before
+            lead = leads[dataset, higher, seed]
+            grown[dataset, higher, seed] = lead > leads[dataset, lower, seed]
     return grown
 
 
 def cases(places: Iterable[tuple]) -> str:
-    """What is counted, in words: columns where there are several, ratios, and seeds where there are
-    several.
-    """
+    """What is counted, in words: ratios, and columns and seeds where there are several."""
     datasets, _, seeds = (set(several) for several in zip(*places, strict=True))
     return " × ".join(["columns"] * (len(datasets) > 1) + ["ratios"] + ["seeds"] * (len(seeds) > 1))
 
@@ -171,26 +150,22 @@ def check(name: str, records: list[dict]) -> None:
         metric, value, up = record["metric"], record["value"], record["higher_is_better"]
         low, high, should = BOUNDS.get(metric, (-math.inf, math.inf, up))
         if not low <= value <= high or up != should:
-            better = "higher" if up else "lower"
-            raise ValueError(
-                f"{name}: {metric} = {value:g}, {better} being better, is no score of "
-                f"{record['method']}: its result.json was changed; run it again"
-            )
-    no_control = "no control row (λ = 0, all else equal)"
+            score = f"{metric} = {value:g}, {'higher' if up else 'lower'} being better"
+            remedy = "its result.json was changed; run it again"
+            raise ValueError(f"{name}: {score}, is no score of {record['method']}: {remedy}")
     cut = [record for record in records if record["removed"] > 0]
     controls = {_partner(record) for record in cut if record["control"]}
     tables = {record["paper_table"] for record in cut if record.get("paper_table")}
     for table in sorted(tables - {table for table, *_ in controls}):
-        raise ValueError(f"{name}: its scores beside Table {table} have {no_control}")
+        lacks = "no control row (λ = 0, all else equal)"
+        raise ValueError(f"{name}: its scores beside Table {table} have {lacks}")
     for record in cut:
         prepared = "prehab" in (record["method"], record.get("arm")) and not record["control"]
         if prepared and _partner(record) not in controls:
             table = record.get("paper_table")
             title = f"Table {table}" if table else f"its table of {record['metric']}"
-            raise ValueError(
-                f"{name}: {title}: prehab has no control (λ = 0, all else equal) at "
-                + _where(_place(record))
-            )
+            lacks = f"no control (λ = 0, all else equal) at {_where(_place(record))}"
+            raise ValueError(f"{name}: {title}: prehab has {lacks}")
 
 
 def _partner(record: dict) -> tuple:

@@ -4,6 +4,7 @@ PROFILE`.
 
 import json
 import os
+from collections.abc import Collection
 from pathlib import Path
 
 import pandas
@@ -18,26 +19,12 @@ from prehab_lib.runs.store import copy
 LEFT_OUT = ("notebook", "versions", "settings")
 
 
-def _made_by(run: Finished) -> str:
-    """Who made the numbers of a run, in what time and memory, and how its scores were taken."""
-    about, made = run.about, run.run
-    seeds = sorted({record["seed"] for record in run.records})
-    versions = about.get("versions", {})
-    facts = {
-        "profile": made.get("profile"),
-        "seeds": ", ".join(map(str, seeds)),
-        "device": about.get("device"),
-        "processor": about.get("device_name"),
-        "threads": about.get("threads"),
-        "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
-        "commit": about.get("commit"),
-        "seconds": made.get("seconds"),
-        "MB": made.get("peak_memory_mb"),
-        "MB on the device": None if about.get("device") == "cpu" else about.get("peak_memory_mb"),
-        "started": made.get("started"),
-        "scores": run.result.get("protocol"),
-    }
-    return f"- {run.label}: " + " | ".join(f"{name} {fact}" for name, fact in facts.items() if fact)
+def _facts(run: Finished) -> dict:
+    """A run's birth certificate on one level, with the seconds and memory that it took."""
+    facts = {name: value for name, value in run.about.items() if name not in LEFT_OUT}
+    facts |= run.about.get("versions", {})
+    names = {"seconds": "seconds", "gpu": "gpu", "peak_memory_mb": "memory_mb"}
+    return facts | {name: run.run[key] for key, name in names.items() if key in run.run}
 
 
 def _claims(runs: list[Finished]) -> list[str]:
@@ -53,31 +40,16 @@ def _claims(runs: list[Finished]) -> list[str]:
     return ["Claims (compare sign and order, not size):", "", *lines, ""] if lines else []
 
 
-def _differences(runs: list[Finished], planned: dict[str, dict], file: str) -> list[str]:
-    """Sentences on how the finished runs differ from what the params file makes.
-
-    planned: run -> parameters.
-    """
-    params = {run.name: run.run.get("params", {}) for run in runs}
-    outside = [name for name in params if name not in planned]
-    missing = [name for name in planned if name not in params]
+def _differences(names: list[str], planned: Collection[str], file: str) -> list[str]:
+    """Sentences on finished runs that the params file does not make, and on those that it does."""
+    outside = [name for name in names if name not in planned]
+    missing = [name for name in planned if name not in names]
     lines = []
     if outside:
         makes = f"for {file} as it stands makes no such run"
         lines += [f"Left out, {makes}: {', '.join(outside)}.", ""]
     if missing:
         lines += [f"Not there yet: {', '.join(missing)}.", ""]
-    if len(planned) > 1:  # runs of a grid share a table, so they must be alike
-        for name in planned.keys() & params.keys():
-            now = planned[name]
-            other = [
-                f"{key} = {value!r}"
-                for key, value in params[name].items()
-                if now.get(key, value) != value
-            ]
-            if other:
-                says = f"which is not what {file} says now"
-                lines += [f"{name} was run with {', '.join(other)}, {says}.", ""]
     return lines
 
 
@@ -97,7 +69,14 @@ def _section(runs: list[Finished], printed: list[tables.Table]) -> list[str]:
         if not table.refusal:
             lines += [f"Numbers: tables/{table.name}.csv", ""]
             printed.append(table)
-    return [*lines, *_claims(runs), "Made by:", "", *map(_made_by, runs), ""]
+    lines += [*_claims(runs), "Made by:", ""]
+    for run in runs:
+        seeds = sorted({record["seed"] for record in run.records})
+        facts = {"profile": run.run.get("profile"), "seeds": seeds} | _facts(run)
+        facts["scores"] = run.result.get("protocol")
+        told = ", ".join(f"{name} {fact}" for name, fact in facts.items() if fact)
+        lines.append(f"- {run.label}: {told}")
+    return lines
 
 
 def _verdicts(folder: Path) -> list[str]:
@@ -121,11 +100,7 @@ def long_table(by_notebook: dict[str, list[Finished]]) -> pandas.DataFrame:
         params = pandas.DataFrame([_cells("param_", run.run.get("params", {})) for run in runs])
         varying = [name for name in params if params[name].nunique(dropna=False) > 1]
         for run, (_, values) in zip(runs, params[varying].iterrows(), strict=True):
-            about = {name: value for name, value in run.about.items() if name not in LEFT_OUT}
-            about |= run.about.get("versions", {})
-            names = {"seconds": "seconds", "gpu": "gpu", "peak_memory_mb": "memory_mb"}
-            about |= {name: run.run[key] for key, name in names.items() if key in run.run}
-            beside = values.dropna().to_dict() | _cells("about_", about)
+            beside = values.dropna().to_dict() | _cells("about_", _facts(run))
             beside["protocol"] = run.result.get("protocol", "")
             named = {"run": run.name, "notebook": run.notebook}
             rows += [named | record | beside for record in run.records]
@@ -190,8 +165,8 @@ def write(profile: str, home: Path | None = None) -> str:
         lines += ["", f"## {notebook}", ""]
         if notebook in planned:
             wanted = planned[notebook]
-            lines += _differences(runs, wanted, f"params/{notebook}.{profile}.yaml")
             by_name = {run.name: run for run in runs}
+            lines += _differences(list(by_name), wanted, f"params/{notebook}.{profile}.yaml")
             runs = [by_name[name] for name in wanted if name in by_name]
         else:
             lines += ["There is no such notebook any more: this is what it left.", ""]

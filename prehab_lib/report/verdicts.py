@@ -1,19 +1,14 @@
-"""The verdicts as a page for the report and notebook 10, as a table to keep, and as
-figures/PROFILE/verdicts.md.
-"""
+"""The verdicts as a page for the report and notebook 10, and as figures/PROFILE/verdicts.md."""
 
 import os
 from collections import Counter
-from operator import attrgetter
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import pandas
 
 from prehab_lib.report import audit, finished
 from prehab_lib.runs import plan
 from prehab_lib.runs.certificate import replacing
-
-if TYPE_CHECKING:
-    import pandas
 
 STATUSES = {
     "holds": "holds in every case",
@@ -24,18 +19,6 @@ STATUSES = {
     "not tested here": "not tested here",
 }
 DECIDED = list(STATUSES)[:4]
-# Column -> where a verdict has it.
-COLUMNS = {name: f"claim.{name}" for name in ("id", "group", "where", "says")}
-COLUMNS |= {"paper": "paper", "ours": "ours", "verdict": "text", "status": "status"}
-COLUMNS |= {name: name for name in ("held", "cases", "missing", "differs")}
-
-
-def frame(verdicts: list[audit.Verdict]) -> "pandas.DataFrame":
-    """A row a claim, in the order of the page."""
-    import pandas
-
-    table = pandas.DataFrame(map(attrgetter(*COLUMNS.values()), verdicts), columns=list(COLUMNS))
-    return table.assign(missing=table.missing.map(", ".join))
 
 
 def counted(statuses) -> str:
@@ -49,7 +32,7 @@ def _line(*cells: str) -> str:
     return "| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |"
 
 
-def _table(head: tuple[str, ...], table: "pandas.DataFrame", columns: list[str]) -> list[str]:
+def _table(head: tuple[str, ...], table: pandas.DataFrame, columns: list[str]) -> list[str]:
     """One Markdown table of these columns, its groups told apart by a line in bold."""
     lines = [_line(*head), "|---" * len(head) + "|"]
     for group, title in audit.GROUPS.items():
@@ -60,36 +43,34 @@ def _table(head: tuple[str, ...], table: "pandas.DataFrame", columns: list[str])
     return lines
 
 
-def page(verdicts: list[audit.Verdict], runs: list[finished.Finished]) -> list[str]:
+def page(table: pandas.DataFrame, runs: list[finished.Finished]) -> list[str]:
     """Lines of Markdown: every claim with where it stands, both sides, the verdict, and with what
     it was made.
+
+    table: what `audit.judge` gives of these runs.
     """
-    table = frame(verdicts)
-    most = ", ".join(f"{name} {version}" for name, version in finished.usual(runs).items())
     lines = [counted(table.status), ""]
+    most = ", ".join(f"{name} {version}" for name, version in finished.usual(runs).items())
     if most:
         note = "the last column says where a row's were not"
         lines += [f"Most runs were made with {most}; {note}.", ""]
     incomplete = (table.missing != "") & (table.cases > 0)
     without = ("; without " + table.missing).where(incomplete, "")
-    table["verdict"] = "**" + table.verdict + "**" + without
+    table = table.assign(verdict="**" + table.verdict + "**" + without)
     head = ("where", "claim", "the paper", "here", "verdict", "made otherwise")
     return lines + _table(head, table, ["where", "says", "paper", "ours", "verdict", "differs"])
 
 
-def stored(profile: str, home: Path) -> "pandas.DataFrame":
+def stored(profile: str, home: Path) -> pandas.DataFrame:
     """The committed verdicts of a profile. Raises FileNotFoundError where there are none."""
-    import pandas
-
     name = f"figures/{profile}/verdicts.csv"
     if not (home / name).is_file():
-        raise FileNotFoundError(
-            f"there is no {name}: run {profile} 10, then `python -m prehab_lib figures {profile}`"
-        )
+        remedy = f"run {profile} 10, then `python -m prehab_lib figures {profile}`"
+        raise FileNotFoundError(f"there is no {name}: {remedy}")
     return pandas.read_csv(home / name, keep_default_na=False)
 
 
-def text(table: "pandas.DataFrame", profile: str) -> str:
+def text(table: pandas.DataFrame, profile: str) -> str:
     """The claims that are decided, as a page of Markdown, and how many are not."""
     decided = table[table.status.isin(DECIDED)]
     head = ("where", "sentence", "the paper", f"{profile} profile")
