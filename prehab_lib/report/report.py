@@ -128,7 +128,7 @@ def _write_long_table(folder: Path, table: pandas.DataFrame) -> None:
         return
     with replacing(targets[0]) as draft:
         table.to_csv(draft, index=False)
-    for name in table.select_dtypes(object):
+    for name in table:
         # Parquet has one type a column: where runs gave texts and numbers, all become text.
         if table[name].dropna().map(type).nunique() > 1:
             table[name] = table[name].map(str, na_action="ignore")

@@ -43,7 +43,7 @@ def _labels(frame: pandas.DataFrame) -> pandas.Series:
     if "arm" in frame:
         names = names.where(frame.arm.isin([None]) | (frame.arm == names), names + ", " + frame.arm)
     labels = names
-    for column in frame.columns.intersection(VARIANT, sort=False):
+    for column in (column for column in VARIANT if column in frame):
         values = frame[column].astype(object)
         several = values.groupby([names, frame.control]).transform("nunique", dropna=False) > 1
         words = [_word(column, value) for value in values]
