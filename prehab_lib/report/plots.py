@@ -141,9 +141,12 @@ def band(ax, data, x: str, y: str, **look) -> None:
     """
     import seaborn
 
-    edge = {"markeredgecolor": look.get("color"), "markeredgewidth": 1}  # seaborn's are white
-    shade = {"alpha": 0.14, "linewidth": 0}
-    seaborn.lineplot(data, x=x, y=y, ax=ax, errorbar=("pi", 100), err_kws=shade, **(edge | look))
+    labels = {"xlabel": ax.get_xlabel(), "ylabel": ax.get_ylabel()}
+    # Seaborn draws markers with a white edge, in which a cross would disappear.
+    look = {"markeredgecolor": look.get("color"), "markeredgewidth": 1} | look
+    spread = {"errorbar": ("pi", 100), "err_kws": {"alpha": 0.14, "linewidth": 0}}
+    seaborn.lineplot(data, x=x, y=y, ax=ax, legend=False, **spread, **look)
+    ax.set(**labels)  # not the names of the columns
 
 
 def legend(fig, ncols: int = 3):

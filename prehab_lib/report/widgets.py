@@ -70,8 +70,8 @@ def play(draw: Callable, /, *, zoom: float = 1.0, **controls: Sequence):
 
     def show(**values) -> None:
         figure, table = draw(**values)
-        figure.set_dpi(zoom * INLINE_DPI)
-        display(figure, table)
+        with pyplot.rc_context({"savefig.dpi": zoom * INLINE_DPI}):
+            display(figure, table)
         pyplot.close(figure)
 
     moved = {name: _control(name, values, known[name].default) for name, values in controls.items()}
