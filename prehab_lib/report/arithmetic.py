@@ -7,7 +7,9 @@ what was printed, and the audit stops there.
 
 import hashlib
 import json
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import wraps
 from itertools import combinations
 
 from prehab_lib.report import paper
@@ -26,9 +28,7 @@ BYTES, GIB = 2, 2**30  # 16 bits a number
 
 @dataclass(frozen=True)
 class Check:
-    """One printed number beside the same number from others. place: table, removed, and what tells
-    it apart.
-    """
+    """A printed number beside the same from others. place: table, removed, what tells it apart."""
 
     place: tuple
     printed: float
@@ -36,9 +36,17 @@ class Check:
     agrees: bool
 
 
-def _check(place: tuple, printed: float, computed: float, unit: float) -> Check:
-    """A check that agrees where the two numbers are no further apart than `unit`."""
-    return Check(place, printed, computed, abs(computed - printed) <= unit + ROUNDING)
+def _checks(compute: Callable[[list[dict]], Iterator[tuple]]):
+    """Checks from (place, printed, computed, how far apart the two may be)."""
+
+    @wraps(compute)
+    def checks(records: list[dict]) -> list[Check]:
+        return [
+            Check(place, printed, computed, abs(computed - printed) <= unit + ROUNDING)
+            for place, printed, computed, unit in compute(records)
+        ]
+
+    return checks
 
 
 def _value(records: list[dict], table: str, row: str, removed: float, **where) -> float:
@@ -57,93 +65,73 @@ def _rows_of_glue(records: list[dict]) -> dict[tuple, dict[str, float]]:
     return rows
 
 
-def printed_changes(records: list[dict]) -> list[Check]:
-    """The change printed beside a value, against SVD-LLM of the same row group: points, absolute,
-    or per cent.
-    """
-    checks = []
+@_checks
+def printed_changes(records):
+    """The change printed beside a value, against SVD-LLM of the same row group."""
     for record in records:
-        if record["printed_change"] is None:
-            continue
-        table, removed, value = record["table"], record["ratio_removed"], record["value"]
-        alike = {name: record[name] for name in ("lora", "dataset")}
-        base = _value(records, table, "SVD-LLM", removed, **alike)
-        per_cent = record["change_kind"].startswith("percent")
-        computed = 100 * (value / base - 1) if per_cent else value - base
-        digits = 1 if per_cent else {"III": 3}.get(table, 2)
-        mark = f"λ = {record['lam']:g}" + (" †" if record["lora"] else "")
-        place = (table, removed, record["dataset"], mark)
-        checks.append(_check(place, record["printed_change"], computed, 0.5 / 10**digits))
-    return checks
+        if record["printed_change"] is not None:
+            table, removed, value = record["table"], record["ratio_removed"], record["value"]
+            alike = {name: record[name] for name in ("lora", "dataset")}
+            base = _value(records, table, "SVD-LLM", removed, **alike)
+            per_cent = record["change_kind"].startswith("percent")
+            computed = 100 * (value / base - 1) if per_cent else value - base
+            digits = 1 if per_cent else {"III": 3}.get(table, 2)
+            mark = f"λ = {record['lam']:g}" + (" †" if record["lora"] else "")
+            place = (table, removed, record["dataset"], mark)
+            yield place, record["printed_change"], computed, 0.5 / 10**digits
 
 
-def averages(records: list[dict]) -> list[Check]:
+@_checks
+def averages(records):
     """Table III's last column against the mean of eight tasks, MNLI's two columns merged first."""
-    checks = []
     for (row, removed), scores in _rows_of_glue(records).items():
         printed = scores.pop("Average")
         # Entries and average are rounded to three digits each: half a unit, twice.
-        checks.append(_check(("III", removed, row), printed, glue.average(scores), 0.001))
-    return checks
+        yield ("III", removed, row), printed, glue.average(scores), 0.001
 
 
-def repeats(records: list[dict]) -> list[Check]:
+@_checks
+def repeats(records):
     """Table V repeats Table II where λ = 0.1, and its row of SVD-LLM: equal to the last digit."""
-    checks = []
     for record in records:
         if record["table"] == "V" and record["lam"] in (None, 0.1):
-            row, removed, value = record["method"], record["ratio_removed"], record["value"]
-            before = _value(records, "II", row, removed)
-            checks.append(Check(("V", removed, row), value, before, value == before))
-    return checks
+            row, removed = record["method"], record["ratio_removed"]
+            yield ("V", removed, row), record["value"], _value(records, "II", row, removed), 0
 
 
-def memory_labels(records: list[dict]) -> list[Check]:
-    """Table IV's gigabytes against LLaMA-7B's weights at 16 bits, in units of 2³⁰ bytes, to one per
-    cent.
-    """
-    labels = {
-        record["ratio_removed"]: float(record["memory_label"].removesuffix(" GB"))
-        for record in records
-        if record.get("memory_label")
-    }
-    checks = []
-    for removed, printed in sorted(labels.items()):
+@_checks
+def memory_labels(records):
+    """Table IV's gigabytes against LLaMA-7B's weights at 16 bits, in 2³⁰ bytes, to one per cent."""
+    labels = {(record["ratio_removed"], record.get("memory_label")) for record in records}
+    for removed, label in sorted(pair for pair in labels if pair[1]):
+        printed = float(label.removesuffix(" GB"))
         computed = BYTES * (LLAMA_REST + (1 - removed) * LLAMA_BLOCKS) / GIB
-        checks.append(_check(("IV", removed, "memory"), printed, computed, 0.01 * printed))
-    return checks
+        yield ("IV", removed, "memory"), printed, computed, 0.01 * printed
 
 
-def lora_gain(records: list[dict]) -> list[Check]:
+@_checks
+def lora_gain(records):
     """The text's gain of 8.61 points after LoRA at 60 % removed, against Table II."""
-    prehab = _value(records, "II", "Prehab-SVD", 0.6, lora=True)
-    computed = prehab - _value(records, "II", "SVD-LLM", 0.6, lora=True)
-    return [_check(("II", 0.6, "text, †"), 8.61, computed, 0.005)]
+    rows = ("Prehab-SVD", "SVD-LLM")
+    prehab, base = (_value(records, "II", row, 0.6, lora=True) for row in rows)
+    yield ("II", 0.6, "text, †"), 8.61, prehab - base, 0.005
 
 
-def strongest_lambda(records: list[dict]) -> list[Check]:
-    """The text's λ = 10 that gains most at the highest compression, against the best row of Table V
-    there.
-    """
+@_checks
+def strongest_lambda(records):
+    """The text's λ = 10 that gains most at the highest compression, against Table V there."""
     at_60 = {lam: _value(records, "V", "Prehab-SVD", 0.6, lam=lam) for lam in (0.1, 5.0, 10.0)}
-    best = max(at_60, key=at_60.get)
-    return [Check(("V", 0.6, "text, best λ"), 10.0, best, best == 10.0)]
+    yield ("V", 0.6, "text, best λ"), 10.0, max(at_60, key=at_60.get), 0
 
 
-def runtime(records: list[dict]) -> list[Check]:
+@_checks
+def runtime(records):
     """The text's 7.5 minutes for the ViT, against 500 steps of 0.9 seconds."""
-    return [_check(("text", "ViT", "minutes"), 7.5, 500 * 0.9 / 60, 0.05)]
+    yield ("text", "ViT", "minutes"), 7.5, 500 * 0.9 / 60, 0.05
 
 
-CHECKS = {
-    "printed_changes": printed_changes,
-    "averages": averages,
-    "repeats": repeats,
-    "memory_labels": memory_labels,
-    "lora_gain": lora_gain,
-    "strongest_lambda": strongest_lambda,
-    "runtime": runtime,
-}
+_SUMS = (printed_changes, averages, repeats, memory_labels, lora_gain, strongest_lambda, runtime)
+CHECKS = {check.__name__: check for check in _SUMS}
 
 # What the paper got wrong, as the errata say.
 KNOWN = {
@@ -156,9 +144,7 @@ KNOWN = {
 
 
 def twins(records: list[dict]) -> list[tuple]:
-    """(row, removed, task, task, value): two tasks of one row of Table III with the same score
-    above 0, to three digits.
-    """
+    """(row, removed, task, task, value): equal scores above 0 of one row of Table III."""
     pairs = []
     for (row, removed), scores in _rows_of_glue(records).items():
         del scores["Average"]
@@ -169,9 +155,7 @@ def twins(records: list[dict]) -> list[tuple]:
 
 
 def verify(records: list[dict] | None = None) -> None:
-    """Raises ValueError where the printed tables are not what was transcribed, naming a sum that no
-    longer agrees.
-    """
+    """Raises ValueError where the printed tables are not as transcribed, naming a broken sum."""
     records = paper.records() if records is None else records
     if hashlib.sha256(json.dumps(records, sort_keys=True).encode()).hexdigest() == CHECKSUM:
         return

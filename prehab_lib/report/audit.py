@@ -26,7 +26,6 @@ GROUPS = {
     "control": "What its tables leave out: the control, λ = 0",
     "rivals": "Other papers, and its future work",
 }
-NO_CONTROL = "no control"
 _FILE = Path(__file__).with_name("claims.yaml")
 
 
@@ -124,7 +123,7 @@ def _judge(evidence: dict, run: Finished) -> _Count | None:
 def _paper_says(claim: dict) -> str:
     """The paper's side: its words, or its own count of the same pairs."""
     if "paper" in claim or claim["group"] == "control":
-        return claim.get("paper", NO_CONTROL)
+        return claim.get("paper", "no control")
     comparisons = [entry["records"] for entry in claim["evidence"] if "records" in entry]
     if not comparisons:
         return "printed"

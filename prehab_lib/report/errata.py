@@ -2,33 +2,22 @@
 
 import html
 import re
-from dataclasses import dataclass
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
 import yaml
 
 _FILE = Path(__file__).with_name("errata.yaml")
-_HEADINGS = ("item", "as printed", "as cited", "as released", "what we do")
-
-
-@dataclass(frozen=True)
-class Erratum:
-    """One disagreement.  `topic` groups the rows; "–" stands where a source is silent."""
-
-    topic: str
-    item: str
-    printed: str
-    cited: str
-    released: str
-    ours: str
+_COLUMNS = {"item": "item", "printed": "as printed", "cited": "as cited"}
+_COLUMNS |= {"released": "as released", "ours": "what we do"}
 
 
 @cache
-def rows() -> tuple[Erratum, ...]:
-    """All rows, in the order of the file."""
+def rows() -> tuple[dict[str, str], ...]:
+    """All rows in the order of the file: topic, item, printed, cited, released, ours."""
     topics = yaml.safe_load(_FILE.read_text(encoding="utf-8"))
-    return tuple(Erratum(topic, **row) for topic, several in topics.items() for row in several)
+    return tuple({"topic": topic} | row for topic, several in topics.items() for row in several)
 
 
 def to_html(topic: str | None = None) -> str:
@@ -36,17 +25,17 @@ def to_html(topic: str | None = None) -> str:
 
     Raises ValueError for a topic that no row has.
     """
-    topics = dict.fromkeys(row.topic for row in rows())
+    topics = dict.fromkeys(row["topic"] for row in rows())
     if topic is not None and topic not in topics:
         raise ValueError(f"topic = {topic!r}: the errata are sorted by {', '.join(topics)}")
-    lines = [_line("th", _HEADINGS)]
+    lines = [_line("th", _COLUMNS.values())]
     for row in rows():
-        if topic in (None, row.topic):
-            lines.append(_line("td", (row.item, row.printed, row.cited, row.released, row.ours)))
+        if topic in (None, row["topic"]):
+            lines.append(_line("td", map(row.get, _COLUMNS)))
     return "\n".join(["<table>", *lines, "</table>"])
 
 
-def _line(tag: str, texts: tuple[str, ...]) -> str:
+def _line(tag: str, texts: Iterable[str]) -> str:
     style = "text-align: left; vertical-align: top; white-space: normal"
     cells = "".join(f'<{tag} style="{style}">{_marked_up(text)}</{tag}>' for text in texts)
     return f"<tr>{cells}</tr>"

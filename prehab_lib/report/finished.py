@@ -1,9 +1,10 @@
 """Finished runs as they lie in runs/PROFILE: what the report, the audit and the book read."""
 
 import json
-from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
+
+import pandas
 
 
 @dataclass(frozen=True)
@@ -52,11 +53,8 @@ class Finished:
 
 def usual(runs: list[Finished]) -> dict[str, str]:
     """Library and commit -> what most runs of the profile were made with."""
-    counters: dict[str, Counter] = {}
-    for run in runs:
-        for name, version in run.made_with.items():
-            counters.setdefault(name, Counter())[version] += 1
-    return {name: max(sorted(counter), key=counter.get) for name, counter in counters.items()}
+    made = pandas.DataFrame([run.made_with for run in runs])
+    return {} if made.empty else made.mode().iloc[0].to_dict()
 
 
 def differing(runs: list[Finished], most: dict[str, str]) -> str:

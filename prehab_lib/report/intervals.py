@@ -10,9 +10,7 @@ from prehab_lib.inputs import check_whole
 
 
 class Interval(NamedTuple):
-    """mean, low and high in the unit of the differences; low and high bound the middle `level` of
-    the bootstrap means.
-    """
+    """In the unit of the differences; low and high bound the middle of the bootstrap means."""
 
     mean: float
     low: float

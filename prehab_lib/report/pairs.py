@@ -24,9 +24,7 @@ BOUNDS = {
 
 
 def printed() -> list[dict]:
-    """The paper's numbers as records of ours: arm and method are our keys, one seed; without the
-    averages.
-    """
+    """The paper's numbers, without averages, as records of ours: our keys as arm, one seed."""
     records = []
     for record in map(paper.named, paper.records()):
         if not record["dataset"].endswith("Average"):
@@ -123,14 +121,10 @@ def compare(records: list[dict], fields: dict) -> dict[tuple, bool]:
 
 def _growth(leads: dict[tuple, float]) -> dict[tuple, bool]:
     """At each fraction but the lowest, whether the lead is larger than at the one before."""
-    fractions: dict[tuple, list[float]] = {}
-    for dataset, removed, seed in leads:
-        fractions.setdefault((dataset, seed), []).append(removed)
     grown = {}
-    for (dataset, seed), several in sorted(fractions.items()):
-        for lower, higher in pairwise(several):
-            lead = leads[dataset, higher, seed]
-            grown[dataset, higher, seed] = lead > leads[dataset, lower, seed]
+    for before, place in pairwise(sorted(leads, key=lambda place: (place[0], place[2], place[1]))):
+        if (before[0], before[2]) == (place[0], place[2]):
+            grown[place] = leads[place] > leads[before]
     return grown
 
 

@@ -13,10 +13,8 @@ import json
 import math
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    import pandas
+import pandas
 
 # Our method key -> the row name in the paper.  `lora=True` picks the dagger rows of the same name.
 ROWS = {
@@ -31,6 +29,7 @@ ROWS = {
 KEYS = {row: key for key, row in ROWS.items()}
 _OPTIONAL = ("dataset", "lam", "metric")
 _FIRST = ["method", "row", "removed", "lora", "lam", "dataset", "metric", "value"]
+_FIRST += ["printed_change"]
 _FILE = Path(__file__).with_name("paper_tables.json")
 
 
@@ -40,17 +39,14 @@ def _load() -> tuple[dict, ...]:
 
 
 def records(name: str | None = None) -> list[dict]:
-    """The records as stored (fields are explained in the file's head): of one table, or of all when
-    `name` is None.
+    """The records as stored, of one table or of all; the file's head explains the fields.
 
     Raises ValueError for a table the paper does not have as numbers.
     """
     known = sorted({record["table"] for record in _load()})
     if name is not None and name not in known:
-        raise ValueError(
-            f"table = {name!r} is not a table of numbers in the paper: choose one of "
-            + ", ".join(known)
-        )
+        choice = f"choose one of {', '.join(known)}"
+        raise ValueError(f"table = {name!r} is not a table of numbers in the paper: {choice}")
     return [dict(record) for record in _load() if name in (None, record["table"])]
 
 
@@ -61,19 +57,13 @@ def named(record: dict) -> dict:
     return rest | {"method": KEYS[row], "row": row, "removed": record["ratio_removed"]}
 
 
-def table(name: str) -> "pandas.DataFrame":
-    """One printed table, a row a number.
+def table(name: str) -> pandas.DataFrame:
+    """One printed table, a row a number, with the fields of `named` as columns.
 
-    Columns: `method` (our key), `row` (the paper's name), `removed` (fraction of parameters taken
-    away), `lora` (dagger row), `lam`, `dataset`, `metric`, `value` and the other fields of the
-    file.  Top-1 in percent, perplexity plain, GLUE scores between 0 and 1.  Raises ValueError for
-    an unknown table.
+    Top-1 in percent, perplexity plain, GLUE scores between 0 and 1.
     """
-    import pandas
-
     frame = pandas.DataFrame([named(record) for record in records(name)])
-    first = [*_FIRST, "printed_change"]
-    return frame[first + [column for column in frame if column not in first]]
+    return frame[[*_FIRST, *frame.columns.difference(_FIRST, sort=False)]]
 
 
 def value(
@@ -93,9 +83,8 @@ def value(
     what the table has, and where more than one number does.
     """
     if method not in ROWS:
-        raise ValueError(
-            f"method = {method!r} has no row in the paper: choose one of {', '.join(ROWS)}"
-        )
+        choice = f"choose one of {', '.join(ROWS)}"
+        raise ValueError(f"method = {method!r} has no row in the paper: {choice}")
     wanted = {"method": method, "removed": removed, "lora": lora}
     wanted |= {"dataset": dataset, "lam": lam, "metric": metric}
     matching = [named(record) for record in records(table)]
@@ -105,15 +94,13 @@ def value(
         choices = _choices(matching, field)
         matching = [record for record in matching if _same(record[field], want)]
         if not matching:
-            raise ValueError(
-                f"Table {table} has no number for {field} = {want!r} here: it has {choices}"
-            )
+            lacks = f"Table {table} has no number for {field} = {want!r} here"
+            raise ValueError(f"{lacks}: it has {choices}")
     if len(matching) > 1:
         field = next(name for name in _OPTIONAL if ", " in _choices(matching, name))
-        raise ValueError(
-            f"Table {table} has {len(matching)} numbers for {method!r} at removed = {removed}: "
-            f"say which {field} ({_choices(matching, field)})"
-        )
+        several = f"{len(matching)} numbers for {method!r} at removed = {removed}"
+        choice = f"say which {field} ({_choices(matching, field)})"
+        raise ValueError(f"Table {table} has {several}: {choice}")
     return matching[0]["value"]
 
 

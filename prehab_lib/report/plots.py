@@ -98,16 +98,14 @@ def figure(kind: str = "column", nrows: int = 1, ncols: int = 1, **subplots):
 def style(method: str) -> dict:
     """Keyword arguments for `ax.plot`: color, linestyle, marker, label.
 
-    "<method>+rehab" is the same line with hollow markers.  Raises ValueError that lists the known
-    names.
+    "<method>+rehab" has hollow markers.  Raises ValueError that lists the known names.
     """
     key, _, suffix = method.lower().replace(" ", "_").replace("-", "_").partition("+")
     key = ALIASES.get(key, key)
     if key not in STYLES or suffix not in ("", "rehab"):
         known = ", ".join([*STYLES, *ALIASES])
-        raise ValueError(
-            f"method {method!r} has no style: known are {known}, each also with '+rehab'"
-        )
+        choice = f"known are {known}, each also with '+rehab'"
+        raise ValueError(f"method {method!r} has no style: {choice}")
     drawn = dict(zip(("color", "linestyle", "marker", "label"), STYLES[key], strict=True))
     if suffix:
         drawn |= {"markerfacecolor": "white", "label": f"{drawn['label']} + rehab"}
@@ -115,19 +113,17 @@ def style(method: str) -> dict:
 
 
 def color(method: str) -> str:
-    """The method's colour as #RRGGBB.  Raises ValueError that lists the known names."""
+    """The method's colour as #RRGGBB; ValueError as `style`."""
     return style(method)["color"]
 
 
 def label(method: str) -> str:
-    """The method's name in legends and tables.  Raises ValueError that lists the known names."""
+    """The method's name in legends and tables; ValueError as `style`."""
     return style(method)["label"]
 
 
 def shades(count: int) -> list[str]:
-    """Colours for an ordered quantity that is no method (the fraction removed), from dark to light,
-    as #RRGGBB.
-    """
+    """Colours, from dark to light, for an ordered quantity such as the fraction removed."""
     from matplotlib import colormaps
     from matplotlib.colors import to_hex
 
@@ -135,9 +131,9 @@ def shades(count: int) -> list[str]:
 
 
 def band(ax, data, x: str, y: str, **look) -> None:
-    """The mean of `y` at each `x` as a line, and the range from least to largest as a band.
+    """The mean of `y` at each `x` of a DataFrame as a line, and the whole range as a band.
 
-    data: pandas.DataFrame with a row a score.  look: of the line, as `style` gives it.
+    look: of the line, as `style` gives it.
     """
     import seaborn
 
@@ -159,8 +155,7 @@ def legend(fig, ncols: int = 3):
 
 
 def save(fig, name: str, table, caption: str = "", alt: str = "", **about) -> None:
-    """Writes name.png, name.csv and name.json into the run's folder of figures; nothing outside a
-    run.
+    """Writes name.png, name.csv and name.json into the run's figures; nothing outside a run.
 
     `table` (pandas.DataFrame) holds the numbers that are drawn.  alt: what the figure shows, for
     who cannot see it; it also goes into the picture.  The JSON record is the run's birth
@@ -168,9 +163,7 @@ def save(fig, name: str, table, caption: str = "", alt: str = "", **about) -> No
     Raises ValueError for a name that is no plain file name.
     """
     if not re.fullmatch(r"[a-z0-9_]+", name):
-        raise ValueError(
-            f"figure name {name!r}: use lower-case letters, digits and underscores only"
-        )
+        raise ValueError(f"figure name {name!r}: use lower-case letters, digits, underscores only")
     folder = certificate.run_dir()
     if folder is None:
         return
@@ -187,9 +180,7 @@ def save(fig, name: str, table, caption: str = "", alt: str = "", **about) -> No
 
 
 def _compact_png(fig) -> bytes:
-    """The figure as a PNG of 128 colours: a third of the size, so that a notebook with its pictures
-    stays small.
-    """
+    """The figure as a PNG of 128 colours: a third of the size, which keeps notebooks small."""
     from PIL import Image
 
     whole, small = io.BytesIO(), io.BytesIO()

@@ -28,9 +28,7 @@ _TYPES = {str: "text", bool: "boolean", int: "number", float: "number"}
 
 
 def _plain(name: str, value):
-    """A Python scalar: NumPy scalars and one-element tensors are unwrapped, NaN and infinities
-    refused.
-    """
+    """A Python scalar: scalars of NumPy and torch unwrapped, NaN and infinities refused."""
     if type(value) not in _TYPES and hasattr(value, "item"):
         value = value.item()
     if isinstance(value, float) and not math.isfinite(value):

@@ -132,13 +132,11 @@ def _table(notebook: str, about: dict, records: list[dict]) -> Table:
     if frame.paper.notna().any():
         title += f", beside Table {first['paper_table']} of the paper"
     cells = frame.groupby(["row", "removed"], sort=False, as_index=False).agg(
-        method=("method", "first"),
         control=("control", "first"),
         mean=("value", "mean"),
         std=("value", "std"),
         n=("seed", "nunique"),
         achieved=("achieved", "mean"),
-        seconds=("seconds", "sum"),
         paper=("paper", "first"),
     )
     name = "_".join([notebook, *split.values()]).replace(" ", "-").replace("/", "-")

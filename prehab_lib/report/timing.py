@@ -34,12 +34,11 @@ def side_by_side(
     warmup: int = 1,
     device: str | torch.device = "cpu",
 ) -> pandas.DataFrame:
-    """Seconds of each call, the alternatives taking turns: after `warmup` rounds that are not
-    counted, `repeats` rounds.
+    """Seconds of each call, the alternatives taking turns: `repeats` rounds, after `warmup` rounds
+    that are not counted.
 
-    One row a name, in the order given: median, q1 and q3 (quartiles), and `seconds`, the list of
-    all rounds. Raises ValueError for no alternative, or a number of rounds that is not whole and
-    positive.
+    One row a name: median, q1 and q3 (quartiles), and `seconds`, the list of all rounds. Raises
+    ValueError for no alternative, or a number of rounds that is not whole and positive.
     """
     check_whole(1, repeats=repeats)
     check_whole(0, warmup=warmup)
@@ -59,8 +58,7 @@ def side_by_side(
 
 
 def ratios(times: pandas.DataFrame, over: str) -> pandas.DataFrame:
-    """Each alternative of `side_by_side` over one of them, round by round: median, q1 and q3 of the
-    quotients.
+    """Each alternative of `side_by_side` over one of them, round by round, as `summary`.
 
     Raises ValueError for a name that was not timed.
     """
@@ -81,11 +79,10 @@ def summary(values: Sequence[float]) -> dict[str, float]:
 def bandwidth(
     device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32, bytes_each: int = LARGE
 ) -> float:
-    """Bytes a second between memory and the device: the triad c = a + 2 b over arrays beyond the
-    caches, best of five.
+    """Bytes a second between memory and the device: the triad c = a + 2 b beyond the caches.
 
     Three arrays move, as the STREAM benchmark counts; that a CPU may read c before it writes it is
-    not counted.  The best, because a limit is asked for.
+    not counted.  The best of five, because a limit is asked for.
     """
     count = bytes_each // dtype.itemsize
     a, b, c = (torch.ones(count, dtype=dtype, device=device) for _ in range(3))

@@ -37,16 +37,15 @@ def interactive() -> bool:
 
 
 def play(draw: Callable, /, *, zoom: float = 1.0, **controls: Sequence):
-    """Show a drawing under sliders, or once where nobody can move them.  The last line of a cell.
+    """Show a drawing under sliders, or once where nobody can move them; the last line of a cell.
 
     draw(**values) -> (figure, pandas.DataFrame).  Its defaults are the static figure.  It is called
     long after the cell, when later cells may have given its letters other meanings: bind what it
     reads by further defaults (`M=M`).
     controls: name -> the values it takes; words become a menu, all else a slider.  zoom: size of
     the moving picture beside the static one.
-    Gives the table where the figure is static, for the notebook to show under it; None under
-    sliders. Raises ValueError naming a control that `draw` has not, or whose default is none of its
-    values.
+    Gives the table of the static figure; None under sliders. Raises ValueError naming a control
+    that `draw` has not, or whose default is none of its values.
     """
     known = inspect.signature(draw).parameters
     for name, values in controls.items():
