@@ -28,8 +28,6 @@ ROWS = {
 }
 KEYS = {row: key for key, row in ROWS.items()}
 _OPTIONAL = ("dataset", "lam", "metric")
-_FIRST = ["method", "row", "removed", "lora", "lam", "dataset", "metric", "value"]
-_FIRST += ["printed_change"]
 _FILE = Path(__file__).with_name("paper_tables.json")
 
 
@@ -62,8 +60,7 @@ def table(name: str) -> pandas.DataFrame:
 
     Top-1 in percent, perplexity plain, GLUE scores between 0 and 1.
     """
-    frame = pandas.DataFrame([named(record) for record in records(name)])
-    return frame[[*_FIRST, *frame.columns.difference(_FIRST, sort=False)]]
+    return pandas.DataFrame([named(record) for record in records(name)])
 
 
 def value(

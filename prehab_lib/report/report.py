@@ -74,8 +74,8 @@ def _section(runs: list[Finished], printed: list[tables.Table]) -> list[str]:
         seeds = sorted({record["seed"] for record in run.records})
         facts = {"profile": run.run.get("profile"), "seeds": seeds} | _facts(run)
         facts["scores"] = run.result.get("protocol")
-        told = ", ".join(f"{name} {fact}" for name, fact in facts.items() if fact)
-        lines.append(f"- {run.label}: {told}")
+        text = ", ".join(f"{name} {fact}" for name, fact in facts.items() if fact)
+        lines.append(f"- {run.label}: {text}")
     return lines
 
 
@@ -97,10 +97,12 @@ def long_table(by_notebook: dict[str, list[Finished]]) -> pandas.DataFrame:
     """
     rows = []
     for runs in by_notebook.values():
-        params = pandas.DataFrame([_cells("param_", run.run.get("params", {})) for run in runs])
-        varying = [name for name in params if params[name].nunique(dropna=False) > 1]
-        for run, (_, values) in zip(runs, params[varying].iterrows(), strict=True):
-            beside = values.dropna().to_dict() | _cells("about_", _facts(run))
+        params = [_cells("param_", run.run.get("params", {})) for run in runs]
+        different = pandas.DataFrame(params).nunique(dropna=False)
+        varying = different.index[different > 1]
+        for run, values in zip(runs, params, strict=True):
+            beside = {name: values[name] for name in varying if name in values}
+            beside |= _cells("about_", _facts(run))
             beside["protocol"] = run.result.get("protocol", "")
             named = {"run": run.name, "notebook": run.notebook}
             rows += [named | record | beside for record in run.records]
@@ -111,12 +113,11 @@ def long_table(by_notebook: dict[str, list[Finished]]) -> pandas.DataFrame:
 
 def _cells(prefix: str, values: dict) -> dict:
     """What cells of a table can hold: lists and dictionaries as JSON."""
-    return {
-        f"{prefix}{name}": json.dumps(value, sort_keys=True)
-        if isinstance(value, (list, dict))
-        else value
-        for name, value in values.items()
-    }
+    cells = {}
+    for name, value in values.items():
+        nested = isinstance(value, (list, dict))
+        cells[prefix + name] = json.dumps(value, sort_keys=True) if nested else value
+    return cells
 
 
 def _write_long_table(folder: Path, table: pandas.DataFrame) -> None:

@@ -12,9 +12,8 @@ import pandas
 from prehab_lib.report import paper
 from prehab_lib.tasks import glue
 
-# Values that differ in these fields of a record make tables of their own, in the others rows.
+# Values that differ in these fields of a record make tables of their own.
 SPLIT = ("metric", "paper_table", "dataset", "model", "split")
-VARIANT = ("lora", "surrogate", "lam", "coordinates", "order", "train", "steps", "variant")
 
 
 @dataclass
@@ -31,23 +30,14 @@ class Table:
     notes: list[str]
 
 
-def _word(column: str, value) -> str:
-    if pandas.isna(value) or value is False:
-        return ""
-    return f", {column}" if value is True else f", {column} {value}"
-
-
 def _labels(frame: pandas.DataFrame) -> pandas.Series:
-    """Row names: method and arm, with the settings that differ among rows of this name."""
-    names = frame.method
+    """Row names: the method, its arm where that says more, and marks of rehab and control."""
+    labels = frame.method
     if "arm" in frame:
-        names = names.where(frame.arm.isin([None]) | (frame.arm == names), names + ", " + frame.arm)
-    labels = names
-    for column in (column for column in VARIANT if column in frame):
-        values = frame[column].astype(object)
-        several = values.groupby([names, frame.control]).transform("nunique", dropna=False) > 1
-        words = [_word(column, value) for value in values]
-        labels = labels.where(~several, labels + words)
+        more = frame.arm.notna() & (frame.arm != frame.method)
+        labels = labels.where(~more, labels + ", " + frame.arm.astype(str))
+    if "lora" in frame:
+        labels = labels + frame.lora.map({True: ", lora"}).fillna("")
     return labels + frame.control.map({True: " (control, λ = 0)", False: ""})
 
 
@@ -92,8 +82,7 @@ def _refusal(frame: pandas.DataFrame, title: str) -> str:
     if len(twice):
         row, removed, seed = twice[["row", "removed", "seed"]].iloc[0]
         where = f"two values for {row} at {removed:.0%} removed, seed {seed}"
-        columns = ", ".join((*SPLIT, *VARIANT, "arm"))
-        return f"Not printed: {title} has {where}. Record what sets them apart in one of {columns}."
+        return f"Not printed: {title} has {where}. Record what sets them apart as their arm."
     return ""
 
 
