@@ -76,10 +76,9 @@ def results(folder: Path | str | None) -> list[Finished]:
 
 def _lines(sentence: str, run: Finished, datasets: Iterable[str] = ()) -> list[dict]:
     """What the run printed under this sentence; {dataset} stands for each of the data sets."""
-    several = "{dataset}" in sentence
-    sentences = (
-        [sentence.replace("{dataset}", name) for name in datasets] if several else [sentence]
-    )
+    sentences = [sentence]
+    if "{dataset}" in sentence:
+        sentences = [sentence.replace("{dataset}", name) for name in datasets]
     lines = [(line, wanted) for wanted in sentences for line in run.claims]
     return [line for line, wanted in lines if fnmatchcase(line["sentence"], wanted)]
 
@@ -151,41 +150,42 @@ def _ours(claim: dict, runs: list[Finished]) -> str:
     return "; ".join([*scored, *said])
 
 
-def _status(held: int, cases: int) -> str:
-    """A key of `verdicts.STATUSES`; rarely is at half or fewer."""
-    if held in (0, cases):
-        return "holds" if held else "does not hold"
-    return "mostly" if 2 * held > cases else "rarely"
+def _in_words(claim: dict, count: _Count) -> tuple[str, str]:
+    """The verdict, and its status, a key of `verdicts.STATUSES`; rarely is at half or fewer."""
+    if "not_tested" in claim:
+        return f"not tested here: {claim['not_tested']}", "not tested here"
+    if not count.cases:
+        return "not run", "not run"
+    of = f"of {count.cases} {count.of}".rstrip()
+    if not count.held:
+        return f"does not hold: 0 {of}", "does not hold"
+    share = count.held / count.cases
+    status = "holds" if share == 1 else "mostly" if share > 0.5 else "rarely"
+    return f"holds at {count.held} {of}", status
 
 
 def _verdict(claim: dict, runs: list[Finished], most: dict[str, str]) -> dict:
-    counts, behind, missing = [], {}, {}
+    counts, behind, missing = [], {}, []
     for evidence in claim["evidence"]:
-        judged = [
-            (run, _judge(evidence, run)) for run in runs if run.notebook == evidence["notebook"]
-        ]
+        of_notebook = [run for run in runs if run.notebook == evidence["notebook"]]
+        judged = [(run, _judge(evidence, run)) for run in of_notebook]
         judged = [(run, count) for run, count in judged if count]
         several = "runs × " if len(judged) > 1 else ""
         counts += [count._replace(of=several + count.of) for _, count in judged]
         behind |= {run.name: run for run, _ in judged}
-        missing |= {} if judged else {evidence["notebook"]: None}
+        if not judged and evidence["notebook"] not in missing:
+            missing.append(evidence["notebook"])
     made_by = list(behind.values())
     ours = _ours(claim, made_by)
     if "arithmetic" in claim:
         checks = arithmetic.CHECKS[claim["arithmetic"]](paper.records())
         agree = sum(check.agrees for check in checks)
         counts, ours = [_Count(agree, len(checks), "numbers")], "recomputed"
-    held, cases, of = _total(counts) if counts else (0, 0, "")
-    if cases:
-        status = _status(held, cases)
-        begin = f"holds at {held}" if held else "does not hold: 0"
-        verdict = f"{begin} of {cases} {of}".rstrip()
-    else:
-        status = "not tested here" if "not_tested" in claim else "not run"
-        verdict = ": ".join([status, *filter(None, [claim.get("not_tested")])])
+    total = _total(counts)
+    verdict, status = _in_words(claim, total)
     row = {name: claim[name] for name in ("id", "group", "where", "says")}
     row |= {"paper": _paper_says(claim), "ours": ours, "verdict": verdict, "status": status}
-    row |= {"held": held, "cases": cases, "missing": ", ".join(missing)}
+    row |= {"held": total.held, "cases": total.cases, "missing": ", ".join(missing)}
     return row | {"differs": finished.differing(made_by, most)}
 
 

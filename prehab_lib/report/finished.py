@@ -53,8 +53,8 @@ class Finished:
 
 def usual(runs: list[Finished]) -> dict[str, str]:
     """Library and commit -> what most runs of the profile were made with."""
-    made = pandas.DataFrame([run.made_with for run in runs])
-    return {} if made.empty else made.mode().iloc[0].to_dict()
+    versions = pandas.DataFrame([run.made_with for run in runs])
+    return {} if versions.empty else versions.mode().iloc[0].to_dict()
 
 
 def differing(runs: list[Finished], most: dict[str, str]) -> str:

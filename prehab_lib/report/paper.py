@@ -41,9 +41,9 @@ def records(name: str | None = None) -> list[dict]:
 
     Raises ValueError for a table the paper does not have as numbers.
     """
-    known = sorted({record["table"] for record in _load()})
-    if name is not None and name not in known:
-        choice = f"choose one of {', '.join(known)}"
+    names = sorted({record["table"] for record in _load()})
+    if name is not None and name not in names:
+        choice = f"choose one of {', '.join(names)}"
         raise ValueError(f"table = {name!r} is not a table of numbers in the paper: {choice}")
     return [dict(record) for record in _load() if name in (None, record["table"])]
 

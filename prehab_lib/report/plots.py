@@ -103,8 +103,8 @@ def style(method: str) -> dict:
     key, _, suffix = method.lower().replace(" ", "_").replace("-", "_").partition("+")
     key = ALIASES.get(key, key)
     if key not in STYLES or suffix not in ("", "rehab"):
-        known = ", ".join([*STYLES, *ALIASES])
-        choice = f"known are {known}, each also with '+rehab'"
+        names = ", ".join([*STYLES, *ALIASES])
+        choice = f"known are {names}, each also with '+rehab'"
         raise ValueError(f"method {method!r} has no style: {choice}")
     drawn = dict(zip(("color", "linestyle", "marker", "label"), STYLES[key], strict=True))
     if suffix:

@@ -63,8 +63,8 @@ def ratios(times: pandas.DataFrame, over: str) -> pandas.DataFrame:
     Raises ValueError for a name that was not timed.
     """
     if over not in times.index:
-        known = ", ".join(map(str, times.index))
-        raise ValueError(f"over = {over!r} was not timed: choose one of {known}")
+        names = ", ".join(map(str, times.index))
+        raise ValueError(f"over = {over!r} was not timed: choose one of {names}")
     below = np.array(times.seconds[over])
     rows = {name: summary(np.array(values) / below) for name, values in times.seconds.items()}
     return pandas.DataFrame.from_dict(rows, orient="index")
@@ -107,8 +107,8 @@ def fitted_exponent(sizes: Sequence[float], seconds: Sequence[float]) -> Fit:
     two), or numbers that are not positive.
     """
     if len(sizes) != len(seconds) or len(set(sizes)) < 3:
-        given = f"a time for each, not {list(sizes)}"
-        raise ValueError(f"fitted_exponent: give three different sizes or more, and {given}")
+        rest = f"a time for each, not {list(sizes)}"
+        raise ValueError(f"fitted_exponent: give three different sizes or more, and {rest}")
     values = np.array([*sizes, *seconds], dtype=float)
     if not ((values > 0) & np.isfinite(values)).all():
         raise ValueError("fitted_exponent: sizes and times must be finite and above 0")

@@ -23,9 +23,9 @@ DECIDED = list(STATUSES)[:4]
 
 def counted(statuses) -> str:
     """How many claims have which verdict, in one line."""
-    seen = Counter(statuses)
-    parts = [f"{words} {seen[status]}" for status, words in STATUSES.items() if seen[status]]
-    return f"{sum(seen.values())} claims: {', '.join(parts)}."
+    counter = Counter(statuses)
+    parts = [f"{words} {counter[status]}" for status, words in STATUSES.items() if counter[status]]
+    return f"{sum(counter.values())} claims: {', '.join(parts)}."
 
 
 def _line(*cells: str) -> str:

@@ -47,14 +47,12 @@ def play(draw: Callable, /, *, zoom: float = 1.0, **controls: Sequence):
     Gives the table of the static figure; None under sliders. Raises ValueError naming a control
     that `draw` has not, or whose default is none of its values.
     """
-    known = inspect.signature(draw).parameters
+    arguments = inspect.signature(draw).parameters
     for name, values in controls.items():
-        if name not in known:
-            arguments = ", ".join(known) or "none"
-            raise ValueError(
-                f"{draw.__name__} has no argument {name!r} to move: it has {arguments}"
-            )
-        if known[name].default not in list(values):
+        if name not in arguments:
+            names = ", ".join(arguments) or "none"
+            raise ValueError(f"{draw.__name__} has no argument {name!r} to move: it has {names}")
+        if arguments[name].default not in list(values):
             allowed = f"must be one of the values {list(values)}"
             raise ValueError(f"{name}: the default of {draw.__name__} {allowed}")
     import matplotlib.pyplot as pyplot
@@ -73,7 +71,9 @@ def play(draw: Callable, /, *, zoom: float = 1.0, **controls: Sequence):
             display(figure, table)
         pyplot.close(figure)
 
-    moved = {name: _control(name, values, known[name].default) for name, values in controls.items()}
+    moved = {
+        name: _control(name, values, arguments[name].default) for name, values in controls.items()
+    }
     shown = ipywidgets.interactive_output(show, moved)
     display(ipywidgets.VBox([*moved.values(), shown]))
     return None

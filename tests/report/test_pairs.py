@@ -43,23 +43,19 @@ def test_places_are_sorted_by_data_set_then_fraction_then_seed():
     assert pairs.cases([("a", 0.2, 0), ("a", 0.4, 0)]) == "ratios"
 
 
-def test_recovered_models_are_apart_from_the_others():
-    records = [*TWO[:2], record("prehab", 80.0, lora=True), record("svd_llm", 81.0, lora=True)]
-    assert judged(records, arm="prehab > svd_llm") == [True]
-    assert judged(records, arm="prehab > svd_llm", lora=True) == [False]
-    assert judged(records, arm="svd_llm", lora="true > false") == [True]
-
-
-def test_the_largest_and_the_smallest_weight():
-    records = [record(f"λ={lam}", 70.0 - lam, lam=lam, method="prehab") for lam in (0.1, 5.0, 10.0)]
-    records += [record("control", 90.0, lam=0.0, method="prehab")]
-    assert judged(records, method="prehab", lam="min > max") == [True]
-    assert judged(records, method="prehab", lam="max > min") == [False]
-
-
-def test_text_may_hold_a_star():
-    records = [record("nuclear λ=0.1", 70.0, method="prehab"), record("control", 60.0)]
-    assert judged(records, arm="nuclear λ=* > control") == [True]
+def test_what_a_side_may_be():
+    lora = [*TWO[:2], record("prehab", 80.0, lora=True), record("svd_llm", 81.0, lora=True)]
+    lams = [record(f"λ={lam}", 70.0 - lam, lam=lam, method="prehab") for lam in (0.1, 5.0, 10.0)]
+    lams += [record("control", 60.0, lam=0.0, method="prehab")]
+    for records, fields, held in (
+        (lora, dict(arm="prehab > svd_llm"), True),  # recovered models are apart from the others
+        (lora, dict(arm="prehab > svd_llm", lora=True), False),
+        (lora, dict(arm="svd_llm", lora="true > false"), True),
+        (lams, dict(method="prehab", lam="min > max"), True),
+        (lams, dict(method="prehab", lam="max > min"), False),
+        (lams[1:2] + lams[3:], dict(arm="λ=* > control"), True),
+    ):
+        assert judged(records, **fields) == [held], fields
 
 
 def test_the_highest_fraction_alone_and_nothing_removed():
