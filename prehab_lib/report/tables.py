@@ -76,7 +76,8 @@ def _refusal(frame: pandas.DataFrame, title: str) -> str:
     controlled = frame.groupby("removed").control.any()
     bare = [f"{removed:.0%}" for removed in controlled[~controlled].index if removed > 0]
     if bare or not frame.control.any():
-        lacks = f"no control row (λ = 0, all else equal) at {', '.join(bare)} removed"
+        at = f" at {', '.join(bare)} removed" if bare else ""
+        lacks = f"no control row (λ = 0, all else equal){at}"
         return f"Not printed: {title} has {lacks}. Record one with control=True."
     twice = frame[frame.duplicated(["row", "removed", "seed"])]
     if len(twice):
