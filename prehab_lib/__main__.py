@@ -38,10 +38,7 @@ def _figures(arguments) -> int:
 def _verdicts(arguments) -> int:
     from prehab_lib.report import verdicts
 
-    changed = verdicts.write_readme(arguments.profile)
-    print(
-        f"README.md {'now says' if changed else 'says already'} what {verdicts.file_of(arguments.profile)} does"
-    )
+    print(f"written: {verdicts.write(arguments.profile)}")
     return 0
 
 
@@ -75,7 +72,7 @@ def parser() -> argparse.ArgumentParser:
     figures.add_argument("profile")
     figures.set_defaults(act=_figures)
     verdicts = commands.add_parser(
-        "verdicts", help="rewrite the README's table of verdicts from figures/PROFILE"
+        "verdicts", help="write figures/PROFILE/verdicts.md from verdicts.csv beside it"
     )
     verdicts.add_argument("profile", nargs="?", default="laptop")
     verdicts.set_defaults(act=_verdicts)

@@ -6,19 +6,7 @@ import json
 import os
 from collections.abc import Iterable
 
-from prehab_lib.report import records
-
-
-def _verdicts(sentence: str, holds) -> list[bool]:
-    values = list(holds) if isinstance(holds, Iterable) and not isinstance(holds, str) else [holds]
-    values = [value.item() if hasattr(value, "item") else value for value in values]
-    if not values:
-        raise ValueError(f'claim "{sentence}": there is nothing to judge, holds is empty')
-    if wrong := [value for value in values if not isinstance(value, bool)]:
-        raise ValueError(
-            f'claim "{sentence}": holds must be True or False for each case, not {wrong[0]!r}'
-        )
-    return values
+from prehab_lib.runs import certificate
 
 
 def claim(sentence: str, holds, *, paper: str, ours: str, of: str = "") -> None:
@@ -28,24 +16,21 @@ def claim(sentence: str, holds, *, paper: str, ours: str, of: str = "") -> None:
     ("ratios", "seeds"). paper, ours: both sides in a few words, with seeds and model on our side.
     Raises ValueError where holds is empty or not boolean.
     """
-    verdicts = _verdicts(sentence, holds)
-    held, cases = sum(verdicts), f"{len(verdicts)} {of}".strip()
-    verdict = f"holds at {held} of {cases}" if held else f"does not hold: 0 of {cases}"
+    cases = list(holds) if isinstance(holds, Iterable) and not isinstance(holds, str) else [holds]
+    cases = [case.item() if hasattr(case, "item") else case for case in cases]
+    if not cases or not all(isinstance(case, bool) for case in cases):
+        raise ValueError(
+            f'claim "{sentence}": holds must be True or False for each case, not {cases}'
+        )
+    held, counted = sum(cases), f"{len(cases)} {of}".strip()
+    verdict = f"holds at {held} of {counted}" if held else f"does not hold: 0 of {counted}"
     print(f"{sentence}: {verdict} | paper {paper} | ours: {ours}; compare sign and order, not size")
-    folder = records.run_dir()
+    folder = certificate.run_dir()
     if folder is None:
         return
-    line = {
-        "sentence": sentence,
-        "holds": held,
-        "cases": len(verdicts),
-        "of": of,
-        "each": verdicts,
-        "paper": paper,
-        "ours": ours,
-        "notebook": os.environ.get("PREHAB_NOTEBOOK"),
-        "profile": records.profile(),
-    }
+    line = {"sentence": sentence, "holds": held, "cases": len(cases), "of": of, "each": cases}
+    line |= {"paper": paper, "ours": ours}
+    line |= {"notebook": os.environ.get("PREHAB_NOTEBOOK"), "profile": certificate.profile()}
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "claims.jsonl", "a", encoding="utf-8") as file:
         file.write(json.dumps(line, ensure_ascii=False) + "\n")

@@ -1,24 +1,20 @@
-"""Finished runs as they lie in runs/PROFILE: what the report, the audit and the figures' keeper
-read.
-"""
+"""Finished runs as they lie in runs/PROFILE: what the report, the audit and the book read."""
 
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from prehab_lib.runs.store import Store
+import pandas
 
 
 @dataclass(frozen=True)
 class Finished:
-    """A finished run as it lies in runs/PROFILE/NAME. label: what its name has beyond the
-    notebook's, or all of it.
+    """A finished run as it lies in runs/PROFILE/NAME.
 
     figure: the record of one of its figures, which tells who made a run that has no scores.
     """
 
     name: str
-    label: str
     run: dict
     result: dict
     claims: list[dict]
@@ -27,6 +23,11 @@ class Finished:
     @property
     def notebook(self) -> str:
         return self.run.get("notebook", self.name)
+
+    @property
+    def label(self) -> str:
+        """What its name has beyond the notebook's, or all of it."""
+        return self.name.removeprefix(self.notebook).removeprefix(".") or self.name
 
     @property
     def about(self) -> dict:
@@ -38,56 +39,64 @@ class Finished:
 
     @property
     def profiles(self) -> set[str]:
-        """What the run, its scores and its claims say of their profile: one name, unless files were
-        mixed.
-        """
-        told = [self.run, self.about, *self.claims]
-        return {one["profile"] for one in told if one.get("profile")}
+        """What its files say of their profile: one name, unless they were mixed."""
+        sources = [self.run, self.about, *self.claims]
+        return {source["profile"] for source in sources if source.get("profile")}
+
+    @property
+    def made_with(self) -> dict[str, str]:
+        """Versions and commit; empty where it left no certificate."""
+        commit, plus, mark = (self.about.get("commit") or "").partition("+")
+        versions = self.about.get("versions", {})
+        return versions | {"commit": commit[:8] + plus + mark} if commit else versions
 
 
-def _json(file: Path) -> dict:
+def usual(runs: list[Finished]) -> dict[str, str]:
+    """Library and commit -> what most runs of the profile were made with."""
+    versions = pandas.DataFrame([run.made_with for run in runs])
+    return {} if versions.empty else versions.mode().iloc[0].to_dict()
+
+
+def differing(runs: list[Finished], most: dict[str, str]) -> str:
+    """How versions or commit of some runs differ from `most`, in words; "" where none does."""
+    by_text: dict[str, list[str]] = {}
+    for run in runs:
+        other = [item for item in run.made_with.items() if item[1] != most[item[0]]]
+        text = ", ".join(map(" ".join, other)) if run.made_with else "no certificate"
+        by_text.setdefault(text, []).append(run.name)
+    return "; ".join(f"{', '.join(names)}: {text}" for text, names in by_text.items() if text)
+
+
+def figures(folder: Path, name: str, run: dict) -> list[Path]:
+    """Published figures of a run, of its profile's folder; those of a grid's run lie apart."""
+    place = folder / "figures" / ("" if name == run.get("notebook", name) else name)
+    files = [file for file in run.get("files", []) if file.startswith("figures/")]
+    return [place / file.removeprefix("figures/") for file in files]
+
+
+def _json(file: Path) -> list:
+    """The objects of a file, one or one a line; none where it is not there."""
+    if not file.is_file():
+        return []
+    text = file.read_text(encoding="utf-8")
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
+        return [
+            json.loads(part) for part in (text.splitlines() if file.suffix == ".jsonl" else [text])
+        ]
     except json.JSONDecodeError:
-        raise ValueError(
-            f"{file} is not JSON: remove its folder and run the profile again"
-        ) from None
-
-
-def _claims(folder: Path) -> list[dict]:
-    file = folder / "claims.jsonl"
-    return (
-        [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-        if file.is_file()
-        else []
-    )
-
-
-def _figure(folder: Path, name: str, run: dict) -> dict:
-    targets = Store(folder.parent).targets(folder.name, name, run)
-    records = [
-        target
-        for file, target in targets.items()
-        if file.startswith("figures/") and file.endswith(".json")
-    ]
-    return _json(records[0]) if records else {}
+        remedy = "remove its folder and run the profile again"
+        raise ValueError(f"{file} is not JSON: {remedy}") from None
 
 
 def read(folder: Path) -> dict[str, list[Finished]]:
-    """Notebook -> its finished runs, of a folder runs/PROFILE. Raises ValueError for a file that is
-    torn.
-    """
-    found: dict[str, list[Finished]] = {}
+    """Notebook -> its finished runs, of runs/PROFILE. Raises ValueError for a torn file."""
+    by_notebook: dict[str, list[Finished]] = {}
     for file in sorted(folder.glob("*/run.json")):
-        name, run = file.parent.name, _json(file)
-        notebook = run.get("notebook", name)
-        label = name.removeprefix(notebook).removeprefix(".") or name
-        result, claims = _json(file.parent / "result.json"), _claims(file.parent)
-        found.setdefault(notebook, []).append(
-            Finished(
-                name, label, run, result, claims, _figure(folder, name, run) if not result else {}
-            )
-        )
-    return found
+        place = file.parent
+        (run,) = _json(file)
+        (result,) = _json(place / "result.json") or [{}]
+        drawn = [file for file in figures(folder, place.name, run) if file.suffix == ".json"]
+        figure = next((record for file in drawn for record in _json(file)), {})
+        finished = Finished(place.name, run, result, _json(place / "claims.jsonl"), figure)
+        by_notebook.setdefault(finished.notebook, []).append(finished)
+    return by_notebook

@@ -10,9 +10,7 @@ from prehab_lib.inputs import check_whole
 
 
 class Interval(NamedTuple):
-    """mean, low and high in the unit of the differences; low and high bound the middle `level` of
-    the bootstrap means.
-    """
+    """In the unit of the differences; low and high bound the middle of the bootstrap means."""
 
     mean: float
     low: float
@@ -25,8 +23,7 @@ class Interval(NamedTuple):
 
 
 def paired_interval(differences, draws: int = 2000, level: float = 0.95, seed: int = 0) -> Interval:
-    """Percentile interval of the mean of paired differences.   differences (seeds,) or (seeds,
-    items).
+    """Percentile interval of the mean of paired differences, (seeds,) or (seeds, items).
 
     A row is one seed: both arms started from the same base and saw the same data in the same order.
     A column is one scored item, an image or a window, the same for all seeds.  Seeds are drawn with
@@ -40,25 +37,20 @@ def paired_interval(differences, draws: int = 2000, level: float = 0.95, seed: i
     """
     values = np.asarray(differences, dtype=np.float64)
     if values.ndim not in (1, 2) or len(values) < 2 or not values.size:
-        raise ValueError(
-            f"differences of shape {values.shape}: give (seeds,) or (seeds, items), at least two seeds"
-        )
+        shape = f"differences of shape {values.shape}"
+        raise ValueError(f"{shape}: give (seeds,) or (seeds, items), at least two seeds")
     if not np.isfinite(values).all():
         raise ValueError("differences must be finite numbers")
     if not 0 < level < 1:
         raise ValueError(f"level = {level}: it lies between 0 and 1")
     check_whole(1, draws=draws)
     generator = np.random.default_rng(seed)
-    table = values if values.ndim == 2 else values[:, None]
-    seeds, items = table.shape
-    by_seed = (
-        generator.multinomial(seeds, np.full(seeds, 1 / seeds), draws) / seeds
-    )  # (draws, seeds)
-    by_item = (
-        generator.multinomial(items, np.full(items, 1 / items), draws) / items
-        if items > 1
-        else np.ones((draws, 1))
-    )
+    table = values.reshape(len(values), -1)
+    # How often each is drawn, as weights: one product, where scipy.stats.bootstrap would gather an
+    # array of (draws, seeds, items).
+    by_seed, by_item = (
+        generator.multinomial(n, np.full(n, 1 / n), draws) / n for n in table.shape
+    )  # (draws, seeds), (draws, items)
     means = ((by_seed @ table) * by_item).sum(1)
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return Interval(float(table.mean()), float(low), float(high))

@@ -4,9 +4,10 @@ must be to be paired at all.
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from itertools import pairwise
+
+import yaml
 
 from prehab_lib.report import paper
 
@@ -20,101 +21,66 @@ BOUNDS = {
     "spearman": (-1.0, 1.0, True),
     "perplexity": (1.0, math.inf, False),
 }
-_KEYS = {row: key for key, row in paper.ROWS.items()}
-
-
-@dataclass(frozen=True)
-class Pair:
-    """A comparison: does `one` beat `other`?
-
-    both, one, other: record fields with the values they must have (text may hold *). lam: max or
-    min takes the largest or smallest λ above 0. lora is false where nothing says otherwise.
-    highest: at the highest removed fraction alone. uncut: at nothing removed. grows: ask instead
-    whether the lead of `one` grows from each fraction to the next.
-    """
-
-    one: dict
-    other: dict
-    both: dict = field(default_factory=dict)
-    highest: bool = False
-    uncut: bool = False
-    grows: bool = False
-
-    @classmethod
-    def of(cls, fields: dict) -> "Pair":
-        """From one flat dictionary: `one > other` in a field's text tells the sides apart, the rest
-        is of both.
-
-        Raises ValueError where no field does.
-        """
-        from prehab_lib.tasks.parameters import load_value
-
-        options = {
-            name: value for name, value in fields.items() if name in ("highest", "uncut", "grows")
-        }
-        sides: dict[str, dict] = {"one": {}, "other": {}, "both": {}}
-        for name, value in fields.items():
-            one, apart, other = value.partition(" > ") if isinstance(value, str) else ("", "", "")
-            if apart:
-                sides["one"][name], sides["other"][name] = load_value(one), load_value(other)
-            elif name not in options:
-                sides["both"][name] = value
-        if not sides["one"]:
-            raise ValueError(f"{fields}: no field says `one > other`")
-        return cls(**sides, **options)
 
 
 def printed() -> list[dict]:
-    """The paper's numbers as records of ours: arm and method are our keys, one seed; without the
-    averages.
-    """
-    return [
-        one
-        | {
-            "paper_table": one["table"],
-            "paper_dataset": one["dataset"],
-            "removed": one["ratio_removed"],
-            "seed": 0,
-        }
-        | {"method": _KEYS[one["method"]], "arm": _KEYS[one["method"]], "control": False}
-        for one in paper.records()
-        if not one["dataset"].endswith("Average")
-    ]
+    """The paper's numbers, without averages, as records of ours: our keys as arm, one seed."""
+    records = []
+    for record in map(paper.named, paper.records()):
+        if not record["dataset"].endswith("Average"):
+            place = {"paper_table": record["table"], "paper_dataset": record["dataset"], "seed": 0}
+            records.append(record | place | {"arm": record["method"], "control": False})
+    return records
 
 
-def _fits(value, wanted) -> bool:
+def _sides(fields: dict) -> tuple[dict, dict, dict]:
+    """What the better and the worse side must have, and what both must: `one > other` splits."""
+    better, worse, both = {}, {}, {}
+    for name, value in fields.items():
+        if isinstance(value, str) and " > " in value:
+            better[name], worse[name] = map(yaml.safe_load, value.split(" > "))
+        else:
+            both[name] = value
+    if not better:
+        raise ValueError(f"{fields}: no field says `one > other`")
+    return better, worse, both
+
+
+def _fits(record: dict, name: str, wanted) -> bool:
+    value = record.get(name)
+    if name == "lora":
+        value = bool(value)
     if isinstance(value, str) and isinstance(wanted, str):
         return fnmatchcase(value, wanted)
     return value == wanted
 
 
-def _side(records: list[dict], pair: Pair, side: dict) -> dict[tuple, dict]:
-    """(data set, removed, seed) -> the record of one side. Raises ValueError where two records
-    claim the same place.
-    """
-    wanted = {"lora": False} | pair.both | side
-    lam = wanted.pop("lam", None)
-    found = [one for one in records if (one["removed"] == 0) == pair.uncut]
+def _placed(records: list[dict], both: dict, side: dict) -> dict[tuple, dict]:
+    """Place -> the record of one side. Raises ValueError where two records claim the same place."""
+    wanted = {"lora": False} | both | side
+    uncut, highest = wanted.pop("uncut", False), wanted.pop("highest", False)
+    extreme = wanted.pop("lam", None)
+    chosen = [record for record in records if (record["removed"] == 0) == uncut]
     for name, value in wanted.items():
-        found = [
-            one
-            for one in found
-            if _fits(one.get(name) or False if name == "lora" else one.get(name), value)
-        ]
-    if lam is not None:
-        values = [one["lam"] for one in found if one.get("lam")]
-        chosen = {"max": max, "min": min}[lam](values, default=None)
-        found = [one for one in found if one.get("lam") == chosen]
-    if pair.highest and found:
-        highest = max(one["removed"] for one in found)
-        found = [one for one in found if one["removed"] == highest]
+        chosen = [record for record in chosen if _fits(record, name, value)]
+    if extreme:
+        lams = {record["lam"] for record in chosen if record.get("lam")}
+        lam = {"max": max, "min": min}[extreme](lams, default=None)
+        chosen = [record for record in chosen if record.get("lam") == lam]
+    if highest:
+        most = max((record["removed"] for record in chosen), default=None)
+        chosen = [record for record in chosen if record["removed"] == most]
     placed: dict[tuple, dict] = {}
-    for one in found:
-        place = (str(one.get("dataset") or ""), one["removed"], one["seed"])
+    for record in chosen:
+        place = _place(record)
         if place in placed:
             raise ValueError(f"two scores for {_named(side)} at {_where(place)}")
-        placed[place] = one
+        placed[place] = record
     return placed
+
+
+def _place(record: dict) -> tuple:
+    return str(record.get("dataset") or ""), record["removed"], record["seed"]
 
 
 def _named(side: dict) -> str:
@@ -123,43 +89,47 @@ def _named(side: dict) -> str:
 
 def _where(place: tuple) -> str:
     dataset, removed, seed = place
-    return f"{f'{dataset}, ' if dataset else ''}{removed:.0%} removed, seed {seed}"
+    return f"{dataset}{', ' if dataset else ''}{removed:.0%} removed, seed {seed}"
 
 
-def compare(records: list[dict], pair: Pair) -> dict[tuple, bool]:
-    """(data set, removed, seed) -> whether `one` beats `other` there, a tie does not; sorted. Empty
-    where neither side has a record.
+def compare(records: list[dict], fields: dict) -> dict[tuple, bool]:
+    """(data set, removed, seed) -> whether one side beats the other there, which a tie does not.
 
-    Raises ValueError for a score without its partner, or two scores in one place.
+    fields: what a record must have (text may hold *); `one > other` in a text names the two sides.
+    lam: max or min takes the largest or smallest λ above 0. lora is false where nothing says
+    otherwise. highest: at the highest removed fraction alone. uncut: at nothing removed. grows: ask
+    instead whether the lead grows from each fraction to the next.
+    Sorted; empty where one of the sides has no record. Raises ValueError for a score without its
+    partner, two scores in one place, or fields that name no sides.
     """
-    one, other = _side(records, pair, pair.one), _side(records, pair, pair.other)
-    if not one or not other:
+    fields = dict(fields)
+    grows = fields.pop("grows", False)
+    better_side, worse_side, both = _sides(fields)
+    better, worse = (_placed(records, both, side) for side in (better_side, worse_side))
+    if not better or not worse:
         return {}
-    if alone := sorted(one.keys() ^ other.keys()):
-        raise ValueError(
-            f"{_named(pair.one)} and {_named(pair.other)} do not both stand at {_where(alone[0])}"
-        )
-    leads = {
-        place: (one[place]["value"] - other[place]["value"])
-        * (1 if one[place]["higher_is_better"] else -1)
-        for place in sorted(one)
-    }
-    if not pair.grows:
-        return {place: lead > 0 for place, lead in leads.items()}
-    series: dict[tuple, list[float]] = {}
-    for dataset, removed, seed in leads:
-        series.setdefault((dataset, seed), []).append(removed)
-    return {
-        (dataset, higher, seed): leads[dataset, higher, seed] > leads[dataset, lower, seed]
-        for (dataset, seed), fractions in sorted(series.items())
-        for lower, higher in pairwise(fractions)
-    }
+    alone = sorted(better.keys() ^ worse.keys())
+    if alone:
+        sides = f"{_named(better_side)} and {_named(worse_side)}"
+        raise ValueError(f"{sides} do not both stand at {_where(alone[0])}")
+    leads = {}
+    for place in sorted(better):
+        direction = 1 if better[place]["higher_is_better"] else -1
+        leads[place] = direction * (better[place]["value"] - worse[place]["value"])
+    return _growth(leads) if grows else {place: lead > 0 for place, lead in leads.items()}
+
+
+def _growth(leads: dict[tuple, float]) -> dict[tuple, bool]:
+    """At each fraction but the lowest, whether the lead is larger than at the one before."""
+    grown = {}
+    for before, place in pairwise(sorted(leads, key=lambda place: (place[0], place[2], place[1]))):
+        if (before[0], before[2]) == (place[0], place[2]):
+            grown[place] = leads[place] > leads[before]
+    return grown
 
 
 def cases(places: Iterable[tuple]) -> str:
-    """What is counted, in words: columns where there are several, ratios, and seeds where there are
-    several.
-    """
+    """What is counted, in words: ratios, and columns and seeds where there are several."""
     datasets, _, seeds = (set(several) for several in zip(*places, strict=True))
     return " × ".join(["columns"] * (len(datasets) > 1) + ["ratios"] + ["seeds"] * (len(seeds) > 1))
 
@@ -170,37 +140,30 @@ def check(name: str, records: list[dict]) -> None:
 
     Raises ValueError naming run, table and place otherwise.
     """
-    for one in records:
-        low, high, up = BOUNDS.get(one["metric"], (-math.inf, math.inf, one["higher_is_better"]))
-        if not low <= one["value"] <= high or one["higher_is_better"] != up:
-            better = "higher" if one["higher_is_better"] else "lower"
-            raise ValueError(
-                f"{name}: {one['metric']} = {one['value']:g}, {better} being better, is no score of {one['method']}: "
-                "its result.json was changed; run it again"
-            )
-    cut = [one for one in records if one["removed"] > 0]
-    tables = {one["paper_table"] for one in cut if one.get("paper_table")}
-    controls = {_partner(one) for one in cut if one["control"]}
+    for record in records:
+        metric, value, up = record["metric"], record["value"], record["higher_is_better"]
+        low, high, should = BOUNDS.get(metric, (-math.inf, math.inf, up))
+        if not low <= value <= high or up != should:
+            score = f"{metric} = {value:g}, {'higher' if up else 'lower'} being better"
+            remedy = "its result.json was changed; run it again"
+            raise ValueError(f"{name}: {score}, is no score of {record['method']}: {remedy}")
+    cut = [record for record in records if record["removed"] > 0]
+    controls = {_partner(record) for record in cut if record["control"]}
+    tables = {record["paper_table"] for record in cut if record.get("paper_table")}
     for table in sorted(tables - {table for table, *_ in controls}):
-        raise ValueError(
-            f"{name}: its scores beside Table {table} have no control row (λ = 0, all else equal)"
-        )
-    for one in cut:
-        prepared = "prehab" in (one["method"], one.get("arm")) and not one["control"]
-        if prepared and _partner(one) not in controls:
-            table = (
-                f"Table {one['paper_table']}"
-                if one.get("paper_table")
-                else f"its table of {one['metric']}"
-            )
-            place = (str(one.get("dataset") or ""), one["removed"], one["seed"])
-            raise ValueError(
-                f"{name}: {table}: prehab has no control (λ = 0, all else equal) at {_where(place)}"
-            )
+        lacks = "no control row (λ = 0, all else equal)"
+        raise ValueError(f"{name}: its scores beside Table {table} have {lacks}")
+    for record in cut:
+        prepared = "prehab" in (record["method"], record.get("arm")) and not record["control"]
+        if prepared and _partner(record) not in controls:
+            table = record.get("paper_table")
+            title = f"Table {table}" if table else f"its table of {record['metric']}"
+            lacks = f"no control (λ = 0, all else equal) at {_where(_place(record))}"
+            raise ValueError(f"{name}: {title}: prehab has {lacks}")
 
 
-def _partner(one: dict) -> tuple:
+def _partner(record: dict) -> tuple:
     """What a prepared model and its control share."""
-    method = "" if one["method"] in ("prehab", "control") else one["method"]
-    fields = (one.get(name) for name in ("paper_table", "part", "dataset", "removed", "seed"))
-    return (*fields, bool(one.get("lora")), method)
+    method = "" if record["method"] in ("prehab", "control") else record["method"]
+    names = ("paper_table", "part", "dataset", "removed", "seed")
+    return (*map(record.get, names), bool(record.get("lora")), method)

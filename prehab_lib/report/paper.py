@@ -1,4 +1,4 @@
-"""What the paper printed: its tables as data, and its errata.
+"""What the paper printed: its tables as data.
 
 Source: Low-Rank Prehab, arXiv 2512.01980v1, Tables II to V, in `paper_tables.json` beside this
 file: 246 records, one a printed number.  A removed share above 0 is marked `ratio_label:
@@ -12,16 +12,9 @@ size.
 import json
 import math
 from functools import cache
-from numbers import Real
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from prehab_lib.report.errata import ERRATA, Erratum
-
-if TYPE_CHECKING:
-    import pandas
-
-__all__ = ["ERRATA", "ROWS", "Erratum", "records", "table", "value"]
+import pandas
 
 # Our method key -> the row name in the paper.  `lora=True` picks the dagger rows of the same name.
 ROWS = {
@@ -33,7 +26,7 @@ ROWS = {
     "svd_llm": "SVD-LLM",
     "prehab": "Prehab-SVD",
 }
-_KEYS = {row: key for key, row in ROWS.items()}
+KEYS = {row: key for key, row in ROWS.items()}
 _OPTIONAL = ("dataset", "lam", "metric")
 _FILE = Path(__file__).with_name("paper_tables.json")
 
@@ -44,46 +37,30 @@ def _load() -> tuple[dict, ...]:
 
 
 def records(name: str | None = None) -> list[dict]:
-    """The records as stored (fields are explained in the file's head): of one table, or of all when
-    `name` is None.
+    """The records as stored, of one table or of all; the file's head explains the fields.
 
     Raises ValueError for a table the paper does not have as numbers.
     """
-    everything = _load()
-    known = sorted({record["table"] for record in everything})
-    if name is not None and name not in known:
-        raise ValueError(
-            f"table = {name!r} is not a table of numbers in the paper: choose one of {', '.join(known)}"
-        )
-    return [dict(record) for record in everything if name in (None, record["table"])]
+    names = sorted({record["table"] for record in _load()})
+    if name is not None and name not in names:
+        choice = f"choose one of {', '.join(names)}"
+        raise ValueError(f"table = {name!r} is not a table of numbers in the paper: {choice}")
+    return [dict(record) for record in _load() if name in (None, record["table"])]
 
 
-def table(name: str) -> "pandas.DataFrame":
-    """One printed table, a row a number.
+def named(record: dict) -> dict:
+    """A record in our words: `method` our key, `row` the paper's name, `removed` the fraction."""
+    row = record["method"]
+    rest = {name: value for name, value in record.items() if name != "ratio_removed"}
+    return rest | {"method": KEYS[row], "row": row, "removed": record["ratio_removed"]}
 
-    Columns: `method` (our key), `row` (the paper's name), `removed` (fraction of parameters taken
-    away), `lora` (dagger row), `lam`, `dataset`, `metric`, `value` and the other fields of the
-    file.  Top-1 in percent, perplexity plain, GLUE scores between 0 and 1.  Raises ValueError for
-    an unknown table.
+
+def table(name: str) -> pandas.DataFrame:
+    """One printed table, a row a number, with the fields of `named` as columns.
+
+    Top-1 in percent, perplexity plain, GLUE scores between 0 and 1.
     """
-    import pandas
-
-    frame = pandas.DataFrame(records(name)).rename(
-        columns={"method": "row", "ratio_removed": "removed"}
-    )
-    frame.insert(0, "method", frame["row"].map(_KEYS))
-    first = [
-        "method",
-        "row",
-        "removed",
-        "lora",
-        "lam",
-        "dataset",
-        "metric",
-        "value",
-        "printed_change",
-    ]
-    return frame[first + [column for column in frame.columns if column not in first]]
+    return pandas.DataFrame([named(record) for record in records(name)])
 
 
 def value(
@@ -103,37 +80,31 @@ def value(
     what the table has, and where more than one number does.
     """
     if method not in ROWS:
-        raise ValueError(
-            f"method = {method!r} has no row in the paper: choose one of {', '.join(ROWS)}"
-        )
-    found = records(table)
-    wanted = {"method": ROWS[method], "ratio_removed": removed, "lora": lora}
+        choice = f"choose one of {', '.join(ROWS)}"
+        raise ValueError(f"method = {method!r} has no row in the paper: {choice}")
+    wanted = {"method": method, "removed": removed, "lora": lora}
     wanted |= {"dataset": dataset, "lam": lam, "metric": metric}
+    matching = [named(record) for record in records(table)]
     for field, want in wanted.items():
         if want is None and field in _OPTIONAL:
             continue
-        known = _seen(found, field)
-        found = [record for record in found if _same(record[field], want)]
-        if not found:
-            argument, want = (
-                ("method", method) if field == "method" else (field.removeprefix("ratio_"), want)
-            )
-            raise ValueError(
-                f"Table {table} has no number for {argument} = {want!r} here: it has {known}"
-            )
-    if len(found) > 1:
-        choice = next(field for field in _OPTIONAL if len({record[field] for record in found}) > 1)
-        raise ValueError(
-            f"Table {table} has {len(found)} numbers for {method!r} at removed = {removed}: "
-            f"say which {choice} ({_seen(found, choice)})"
-        )
-    return found[0]["value"]
+        choices = _choices(matching, field)
+        matching = [record for record in matching if _same(record[field], want)]
+        if not matching:
+            lacks = f"Table {table} has no number for {field} = {want!r} here"
+            raise ValueError(f"{lacks}: it has {choices}")
+    if len(matching) > 1:
+        field = next(name for name in _OPTIONAL if ", " in _choices(matching, name))
+        several = f"{len(matching)} numbers for {method!r} at removed = {removed}"
+        choice = f"say which {field} ({_choices(matching, field)})"
+        raise ValueError(f"Table {table} has {several}: {choice}")
+    return matching[0]["value"]
 
 
 def _same(printed, want) -> bool:
     if isinstance(printed, str):
         return want in (printed, _short(printed))
-    if isinstance(printed, float) and isinstance(want, Real):
+    if isinstance(printed, float) and isinstance(want, (int, float)):
         return math.isclose(printed, want, abs_tol=1e-9)  # 1 - 0.8 asks for the row of 0.2
     return printed == want
 
@@ -143,6 +114,5 @@ def _short(text: str) -> str:
     return text.split(" / ")[-1]
 
 
-def _seen(found: list[dict], field: str) -> str:
-    entries = dict.fromkeys(record[field] for record in found)
-    return ", ".join(_KEYS[entry] if field == "method" else _short(str(entry)) for entry in entries)
+def _choices(matching: list[dict], field: str) -> str:
+    return ", ".join(dict.fromkeys(_short(str(record[field])) for record in matching))

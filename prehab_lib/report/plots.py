@@ -13,15 +13,11 @@ import logging
 import re
 import sys
 
+from prehab_lib.runs import certificate
+
 BLACK, GREY = "#000000", "#7F7F7F"
-ORANGE, SKY, GREEN, BLUE, VERMILLION, PURPLE = (
-    "#E69F00",
-    "#56B4E9",
-    "#009E73",
-    "#0072B2",
-    "#D55E00",
-    "#CC79A7",
-)
+ORANGE, SKY, GREEN = "#E69F00", "#56B4E9", "#009E73"
+BLUE, VERMILLION, PURPLE = "#0072B2", "#D55E00", "#CC79A7"
 DARK, LIGHT = "#7A1F00", "#F2A77B"  # shades of vermillion: prehab with other surrogates
 DASHED, DOTTED, DASHDOT, LONG = (0, (5, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)), (0, (9, 3))
 
@@ -84,27 +80,32 @@ def figure(kind: str = "column", nrows: int = 1, ncols: int = 1, **subplots):
     """
     if kind not in SIZES:
         raise ValueError(f"figure kind {kind!r} is not known: choose one of {', '.join(SIZES)}")
-    pyplot = _pyplot()
+    # On a fresh machine matplotlib announces its font cache on stderr, which a notebook would keep.
+    logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
+    import matplotlib.pyplot as pyplot
+
+    pyplot.rcParams.update(LOOK)
     width, height = SIZES[kind]
-    drawn = pyplot.subplots(
-        nrows, ncols, figsize=(width, height * nrows), layout="constrained", **subplots
-    )
-    _show_compactly()
+    subplots |= {"figsize": (width, height * nrows), "layout": "constrained"}
+    drawn = pyplot.subplots(nrows, ncols, **subplots)
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    if shell is not None:
+        formatter = shell.display_formatter.formatters["image/png"]
+        formatter.for_type(type(drawn[0]), _compact_png)
     return drawn
 
 
 def style(method: str) -> dict:
     """Keyword arguments for `ax.plot`: color, linestyle, marker, label.
 
-    "<method>+rehab" is the same line with hollow markers.  Raises ValueError that lists the known
-    names.
+    "<method>+rehab" has hollow markers.  Raises ValueError that lists the known names.
     """
     key, _, suffix = method.lower().replace(" ", "_").replace("-", "_").partition("+")
     key = ALIASES.get(key, key)
     if key not in STYLES or suffix not in ("", "rehab"):
-        raise ValueError(
-            f"method {method!r} has no style: known are {', '.join([*STYLES, *ALIASES])}, each also with '+rehab'"
-        )
+        names = ", ".join([*STYLES, *ALIASES])
+        choice = f"known are {names}, each also with '+rehab'"
+        raise ValueError(f"method {method!r} has no style: {choice}")
     drawn = dict(zip(("color", "linestyle", "marker", "label"), STYLES[key], strict=True))
     if suffix:
         drawn |= {"markerfacecolor": "white", "label": f"{drawn['label']} + rehab"}
@@ -112,25 +113,36 @@ def style(method: str) -> dict:
 
 
 def color(method: str) -> str:
-    """The method's colour as #RRGGBB.  Raises ValueError that lists the known names."""
+    """The method's colour as #RRGGBB; ValueError as `style`."""
     return style(method)["color"]
 
 
 def label(method: str) -> str:
-    """The method's name as it stands in legends and tables.  Raises ValueError that lists the known
-    names.
-    """
+    """The method's name in legends and tables; ValueError as `style`."""
     return style(method)["label"]
 
 
 def shades(count: int) -> list[str]:
-    """Colours for an ordered quantity that is no method (the fraction removed), from dark to light,
-    as #RRGGBB.
-    """
+    """Colours, from dark to light, for an ordered quantity such as the fraction removed."""
     from matplotlib import colormaps
     from matplotlib.colors import to_hex
 
     return [to_hex(colormaps["viridis"](0.9 * i / max(1, count - 1))) for i in range(count)]
+
+
+def band(ax, data, x: str, y: str, **look) -> None:
+    """The mean of `y` at each `x` of a DataFrame as a line, and the whole range as a band.
+
+    look: of the line, as `style` gives it.
+    """
+    import seaborn
+
+    labels = {"xlabel": ax.get_xlabel(), "ylabel": ax.get_ylabel()}
+    # Seaborn draws markers with a white edge, in which a cross would disappear.
+    look = {"markeredgecolor": look.get("color"), "markeredgewidth": 1} | look
+    spread = {"errorbar": ("pi", 100), "err_kws": {"alpha": 0.14, "linewidth": 0}}
+    seaborn.lineplot(data, x=x, y=y, ax=ax, legend=False, **spread, **look)
+    ax.set(**labels)  # not the names of the columns
 
 
 def legend(fig, ncols: int = 3):
@@ -143,62 +155,36 @@ def legend(fig, ncols: int = 3):
 
 
 def save(fig, name: str, table, caption: str = "", alt: str = "", **about) -> None:
-    """Writes name.png, name.csv and name.json into the run's folder of figures; nothing outside a
-    run.
+    """Writes name.png, name.csv and name.json into the run's figures; nothing outside a run.
 
-    `table` (pandas.DataFrame) holds the numbers that are drawn.  The JSON record is the run's birth
-    certificate with `caption` and `about` (parameters, seeds: anything that JSON can hold).  Raises
-    ValueError for a name that is no plain file name.
+    `table` (pandas.DataFrame) holds the numbers that are drawn.  alt: what the figure shows, for
+    who cannot see it; it also goes into the picture.  The JSON record is the run's birth
+    certificate with `caption`, `alt` and `about` (parameters, seeds: anything that JSON can hold).
+    Raises ValueError for a name that is no plain file name.
     """
     if not re.fullmatch(r"[a-z0-9_]+", name):
-        raise ValueError(
-            f"figure name {name!r}: use lower-case letters, digits and underscores only"
-        )
-    from prehab_lib.report import records
-
-    folder = records.run_dir()
+        raise ValueError(f"figure name {name!r}: use lower-case letters, digits, underscores only")
+    folder = certificate.run_dir()
     if folder is None:
         return
     folder = folder / "figures"
     folder.mkdir(parents=True, exist_ok=True)
     record = {"figure": name, "caption": caption, "alt": alt, **about}
-    record["about"] = records.birth_certificate()
+    record["about"] = certificate.birth_certificate()
+    metadata = {"Title": caption, "Description": alt} if alt else {}
+    fig.savefig(folder / f"{name}.png", dpi=SAVED_DPI, metadata=metadata)
     counted = table.index.name is None and list(table.index) == list(range(len(table)))
-    fig.savefig(folder / f"{name}.png", dpi=SAVED_DPI)
     table.to_csv(folder / f"{name}.csv", index=not counted, float_format="%.6g")
-    (folder / f"{name}.json").write_text(
-        json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
-    )
+    text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
+    (folder / f"{name}.json").write_text(text, encoding="utf-8")
 
 
 def _compact_png(fig) -> bytes:
-    """The figure as a PNG of 128 colours: a third of the size, so that a notebook with its pictures
-    stays small.
-    """
+    """The figure as a PNG of 128 colours: a third of the size, which keeps notebooks small."""
     from PIL import Image
 
     whole, small = io.BytesIO(), io.BytesIO()
     fig.savefig(whole, format="png")
-    Image.open(whole).convert("RGB").quantize(128, dither=Image.Dither.NONE).save(
-        small, "PNG", optimize=True
-    )
+    picture = Image.open(whole).convert("RGB").quantize(128, dither=Image.Dither.NONE)
+    picture.save(small, "PNG", optimize=True)
     return small.getvalue()
-
-
-def _show_compactly() -> None:
-    """In a notebook, let figures be shown by `_compact_png`."""
-    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
-    if shell is not None:
-        from matplotlib.figure import Figure
-
-        shell.display_formatter.formatters["image/png"].for_type(Figure, _compact_png)
-
-
-def _pyplot():
-    # On a fresh machine matplotlib announces its font cache on stderr, which a notebook would keep
-    # as an output.
-    logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
-    import matplotlib.pyplot as pyplot
-
-    pyplot.rcParams.update(LOOK)
-    return pyplot

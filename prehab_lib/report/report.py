@@ -4,179 +4,142 @@ PROFILE`.
 
 import json
 import os
+from collections.abc import Collection
 from pathlib import Path
 
-from prehab_lib.report import audit, results, tables, verdicts
-from prehab_lib.report.finished import Finished, read
+import pandas
+
+from prehab_lib.report import audit, finished, tables, verdicts
+from prehab_lib.report.finished import Finished
 from prehab_lib.runs import plan
-from prehab_lib.runs.store import Store, copy, replacing
+from prehab_lib.runs.certificate import replacing
+from prehab_lib.runs.store import copy
+
+# Of a birth certificate: what has columns of its own, and all parameters once more.
+LEFT_OUT = ("notebook", "versions", "settings")
 
 
-def _maker(finished: Finished) -> str:
-    """Which profile, seeds, device, versions and commit made the numbers of a run."""
-    about, seeds = finished.about, sorted({record["seed"] for record in finished.records})
-    facts = [
-        f"profile {finished.run.get('profile', '?')}",
-        f"seeds {', '.join(map(str, seeds))}" if seeds else "",
-        f"{about['device']} ({about['device_name']}), {about['threads']} threads"
-        if "device" in about
-        else "",
-        ", ".join(f"{name} {version}" for name, version in about.get("versions", {}).items()),
-        f"commit {about['commit']}" if about.get("commit") else "",
-    ]
-    return " | ".join(filter(None, facts))
+def _facts(run: Finished) -> dict:
+    """A run's birth certificate on one level, with the seconds and memory that it took."""
+    facts = {name: value for name, value in run.about.items() if name not in LEFT_OUT}
+    facts |= run.about.get("versions", {})
+    names = {"seconds": "seconds", "gpu": "gpu", "peak_memory_mb": "memory_mb"}
+    return facts | {name: run.run[key] for key, name in names.items() if key in run.run}
 
 
-def _cost(finished: Finished) -> str:
-    """In what time and memory, and when."""
-    run, about = finished.run, finished.about
-    memory = f"{run.get('peak_memory_mb', '?')} MB"
-    if str(about.get("device", "")).startswith("cuda"):
-        memory += f", {about.get('peak_memory_mb', '?')} MB on the device"
-    started = f" | started {run['started']}" if "started" in run else ""
-    return f"{run.get('seconds', '?')} s, {memory}{started}"
-
-
-def _certificates(runs: list[Finished]) -> list[str]:
-    if len(runs) == 1:
-        return [f"Made by: {_maker(runs[0])} | {_cost(runs[0])}", ""]
-    return [
-        *_several(runs, "Made by", _maker),
-        *(f"- {run.label}: {_cost(run)}" for run in runs),
-        "",
-    ]
-
-
-def _claim_lines(runs: list[Finished]) -> list[str]:
-    """A line for each claim; one that several runs make is counted over all of them, and each run's
-    part named.
-    """
-    made: dict[tuple, list[tuple[str, dict]]] = {}
-    for run in runs:
-        for number, claim in enumerate(run.claims):
-            same = (claim["sentence"], claim["paper"], claim["of"])
-            before = sum(
-                same == (claim["sentence"], claim["paper"], claim["of"])
-                for claim in run.claims[:number]
-            )
-            made.setdefault((*same, before), []).append((run.label, claim))
-    return [_claim_line(each, alone=len(runs) == 1) for each in made.values()]
-
-
-def _claim_line(each: list[tuple[str, dict]], alone: bool) -> str:
-    claims = [claim for _, claim in each]
-    holds, cases = sum(claim["holds"] for claim in claims), sum(claim["cases"] for claim in claims)
-    counted = f"{cases} {claims[0]['of']}".strip()
-    verdict = f"holds at {holds} of {counted}" if holds else f"does not hold: 0 of {counted}"
-    parts = "; ".join(f"{label} {claim['holds']} of {claim['cases']}" for label, claim in each)
-    apart = (
-        f" over {len(each)} runs: {parts}"
-        if len(each) > 1
-        else ""
-        if alone
-        else f" in {each[0][0]}"
-    )
-    ours = "; ".join(dict.fromkeys(claim["ours"] for claim in claims))
-    return f"- {claims[0]['sentence']}: **{verdict}**{apart} (paper {claims[0]['paper']}; ours: {ours})"
-
-
-def _once(runs: list[Finished]) -> list[dict]:
-    """The records of all runs. One that several runs share, equal in all but its seconds, is one
-    measurement.
-    """
-    kept: list[dict] = []
-    seen: set[str] = set()
-    for run in runs:
-        texts = [json.dumps(record | {"seconds": 0}, sort_keys=True) for record in run.records]
-        kept += [
-            record for record, text in zip(run.records, texts, strict=True) if text not in seen
-        ]
-        seen.update(texts)
-    return kept
-
-
-def _merged(runs: list[Finished]) -> dict:
-    """What the tables say about the runs behind them."""
-    values = {
-        name: dict.fromkeys(run.about[name] for run in runs if name in run.about)
-        for name in ("model", "data")
-    }
-    return {name: ", ".join(map(str, several)) for name, several in values.items() if several}
-
-
-def _several(runs: list[Finished], what: str, text) -> list[str]:
-    """Lines `what: text`, one where all runs say the same, else one for each."""
-    told: dict[str, list[str]] = {}
-    for run in runs:
-        told.setdefault(text(run), []).append(run.label)
-    if len(told) == 1:
-        return [f"{what}: {next(iter(told))}", ""]
-    return [*(f"- {what} ({', '.join(labels)}): {line}" for line, labels in told.items()), ""]
-
-
-def _choose(
-    notebook: str, profile: str, runs: list[Finished], planned: dict[str, dict]
-) -> tuple[list[Finished], list[str]]:
-    """The finished runs that the plan has, in its order, and lines on what differs from it.
-    planned: run -> parameters.
-    """
-    by_name, lines, file = {run.name: run for run in runs}, [], f"params/{notebook}.{profile}.yaml"
-    chosen = [by_name[name] for name in planned if name in by_name]
-    if outside := [name for name in by_name if name not in planned]:
-        lines += [f"Left out, for {file} as it stands makes no such run: {', '.join(outside)}.", ""]
-    if missing := [name for name in planned if name not in by_name]:
-        lines += [f"Not there yet: {', '.join(missing)}.", ""]
-    for run in (
-        chosen if len(planned) > 1 else []
-    ):  # in one table with its siblings, which it must be like
-        had = run.run.get("params", {})
-        other = [
-            f"{name} = {had[name]!r}"
-            for name, value in planned[run.name].items()
-            if had.get(name, value) != value
-        ]
-        if other:
-            lines += [
-                f"{run.name} was run with {', '.join(other)}, which is not what {file} says now.",
-                "",
-            ]
-    return chosen, lines
-
-
-def _section(notebook: str, runs: list[Finished]) -> tuple[list[str], list[tables.Table]]:
-    """Lines on the runs of one notebook, and the tables printed there."""
-    made = tables.tables(notebook, _merged(runs), _once(runs))
+def _claims(runs: list[Finished]) -> list[str]:
+    """A line for each claim that a run printed."""
     lines = []
-    for table in made:
-        numbers = [] if table.refusal else [f"Numbers: tables/{table.name}.csv", ""]
-        lines += [f"### {table.title}", "", *tables.markdown(table), "", *numbers]
-    if scored := [run for run in runs if run.result]:
-        lines += _several(scored, "Protocol", lambda run: run.result["protocol"])
-    if claims := _claim_lines(runs):
-        lines += ["Claims (compare sign and order, not size):", "", *claims, ""]
-    return lines + _certificates(runs), [table for table in made if not table.refusal]
+    for run in runs:
+        apart = f" in {run.label}" if len(runs) > 1 else ""
+        for claim in run.claims:
+            verdict = f"holds at {claim['holds']}" if claim["holds"] else "does not hold: 0"
+            counted = f"{verdict} of {claim['cases']} {claim['of']}".strip()
+            sides = f"(paper {claim['paper']}; ours: {claim['ours']})"
+            lines.append(f"- {claim['sentence']}: **{counted}**{apart} {sides}")
+    return ["Claims (compare sign and order, not size):", "", *lines, ""] if lines else []
 
 
-def _write_tables(folder: Path, printed: list[tables.Table]) -> None:
-    """A CSV for each table; those of earlier reports go."""
-    names = {f"{table.name}.csv" for table in printed}
-    for file in folder.glob("*.csv"):
-        if file.name not in names:
-            file.unlink()
-    for table in printed:
-        with replacing(folder / f"{table.name}.csv") as draft:
-            table.cells.to_csv(draft, index=False)
+def _differences(names: list[str], planned: Collection[str], file: str) -> list[str]:
+    """Sentences on finished runs that the params file does not make, and on those that it does."""
+    outside = [name for name in names if name not in planned]
+    missing = [name for name in planned if name not in names]
+    lines = []
+    if outside:
+        makes = f"for {file} as it stands makes no such run"
+        lines += [f"Left out, {makes}: {', '.join(outside)}.", ""]
+    if missing:
+        lines += [f"Not there yet: {', '.join(missing)}.", ""]
+    return lines
+
+
+def _section(runs: list[Finished], printed: list[tables.Table]) -> list[str]:
+    """Lines on the runs of one notebook, with its tables."""
+    about = {}
+    for name in ("model", "data"):
+        values = dict.fromkeys(str(run.about[name]) for run in runs if name in run.about)
+        if values:
+            about[name] = ", ".join(values)
+    # One measurement that several runs record differs in its seconds alone.
+    records = [record for run in runs for record in run.records]
+    alike = {json.dumps(record | {"seconds": 0}, sort_keys=True): record for record in records}
+    lines = []
+    for table in tables.tables(runs[0].notebook, about, list(alike.values())):
+        lines += [f"### {table.title}", "", *tables.markdown(table), ""]
+        if not table.refusal:
+            lines += [f"Numbers: tables/{table.name}.csv", ""]
+            printed.append(table)
+    lines += [*_claims(runs), "Made by:", ""]
+    for run in runs:
+        seeds = sorted({record["seed"] for record in run.records})
+        facts = {"profile": run.run.get("profile"), "seeds": seeds} | _facts(run)
+        facts["scores"] = run.result.get("protocol")
+        text = ", ".join(f"{name} {fact}" for name, fact in facts.items() if fact)
+        lines.append(f"- {run.label}: {text}")
+    return lines
 
 
 def _verdicts(folder: Path) -> list[str]:
-    """The page of notebook 10, made from what lies in the folder now; or the sentence that says why
-    it cannot be.
-    """
+    """The page of notebook 10, from what lies in the folder now; or why it cannot be made."""
     try:
         runs = audit.results(folder)
         return verdicts.page(audit.judge(runs), runs)
     except ValueError as error:
         return [f"Not judged: {error}."]
+
+
+def long_table(by_notebook: dict[str, list[Finished]]) -> pandas.DataFrame:
+    """Every record of every run, a row a score; also of runs that the report leaves out.
+
+    Columns: run and notebook; the record's own; `param_*`, the parameters that are not the same in
+    all runs of a notebook; `about_*`, the birth certificate with the run's seconds and memory;
+    protocol.
+    """
+    rows = []
+    for runs in by_notebook.values():
+        params = [_cells("param_", run.run.get("params", {})) for run in runs]
+        different = pandas.DataFrame(params).nunique(dropna=False)
+        varying = different.index[different > 1]
+        for run, values in zip(runs, params, strict=True):
+            beside = {name: values[name] for name in varying if name in values}
+            beside |= _cells("about_", _facts(run))
+            beside["protocol"] = run.result.get("protocol", "")
+            named = {"run": run.name, "notebook": run.notebook}
+            rows += [named | record | beside for record in run.records]
+    table = pandas.DataFrame(rows)
+    ends = ("param_", "about_", "protocol")
+    return table[sorted(table, key=lambda name: [name.startswith(end) for end in ends[::-1]])]
+
+
+def _cells(prefix: str, values: dict) -> dict:
+    """What cells of a table can hold: lists and dictionaries as JSON."""
+    cells = {}
+    for name, value in values.items():
+        nested = isinstance(value, (list, dict))
+        cells[prefix + name] = json.dumps(value, sort_keys=True) if nested else value
+    return cells
+
+
+def _write_long_table(folder: Path, table: pandas.DataFrame) -> None:
+    """results.csv and results.parquet; older ones go where no run has scores."""
+    targets = folder / "results.csv", folder / "results.parquet"
+    if table.empty:
+        for target in targets:
+            target.unlink(missing_ok=True)
+        return
+    with replacing(targets[0]) as draft:
+        table.to_csv(draft, index=False)
+    for name in table:
+        # Parquet has one type a column: where runs gave texts and numbers, all become text.
+        if table[name].dropna().map(type).nunique() > 1:
+            table[name] = table[name].map(str, na_action="ignore")
+    with replacing(targets[1]) as draft:
+        table.to_parquet(draft, index=False)
+
+
+def _start(what: str, profile: str) -> FileNotFoundError:
+    remedy = f"start with `python -m prehab_lib run {profile}`"
+    return FileNotFoundError(f"no {what} of {profile}: {remedy}")
 
 
 def write(profile: str, home: Path | None = None) -> str:
@@ -187,69 +150,59 @@ def write(profile: str, home: Path | None = None) -> str:
     """
     home = home or plan.home()
     folder = home / "runs" / profile
-    finished = read(folder)
-    if not finished:
-        raise FileNotFoundError(
-            f"no finished run of {profile}: start with `python -m prehab_lib run {profile}`"
-        )
-    planned = plan.expected(home, profile, finished)
+    by_notebook = finished.read(folder)
+    if not by_notebook:
+        raise _start("finished run", profile)
+    planned = plan.expected(home, profile, by_notebook)
+    scores = long_table(by_notebook)
+    _write_long_table(folder, scores)
     lines = [f"# Profile {profile}: results beside the paper's", ""]
     lines += ["## Every claim with its verdict", "", *_verdicts(folder), ""]
-    lines += [
-        "Below, rows in italics are the paper's numbers, made with its own models and data.",
-        "",
-    ]
-    if results.write(folder, finished):
-        lines += [
-            f"All records of all runs, one a row: {results.NAME}.csv, {results.NAME}.parquet",
-            "",
-        ]
-    printed = []
-    for notebook, runs in sorted(finished.items()):
-        lines += [f"## {notebook}", ""]
+    lines += ["Below, rows in italics are the paper's numbers, made with its own models and data."]
+    if len(scores):
+        lines.append("All records of all runs, one a row: results.csv, results.parquet")
+    printed: list[tables.Table] = []
+    for notebook, runs in sorted(by_notebook.items()):
+        lines += ["", f"## {notebook}", ""]
         if notebook in planned:
-            runs, differences = _choose(notebook, profile, runs, planned[notebook])
-            lines += differences
+            wanted = planned[notebook]
+            by_name = {run.name: run for run in runs}
+            lines += _differences(list(by_name), wanted, f"params/{notebook}.{profile}.yaml")
+            runs = [by_name[name] for name in wanted if name in by_name]
         else:
             lines += ["There is no such notebook any more: this is what it left.", ""]
-        if runs:
-            told, made = _section(notebook, runs)
-            lines += told
-            printed += made
-    _write_tables(folder / "tables", printed)
+        lines += _section(runs, printed) if runs else []
+    for file in (folder / "tables").glob("*.csv"):
+        file.unlink()
+    for table in printed:
+        with replacing(folder / "tables" / f"{table.name}.csv") as draft:
+            table.cells.to_csv(draft, index=False)
     with replacing(folder / "report.md") as draft:
-        draft.write_text("\n".join(lines), encoding="utf-8")
+        draft.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return os.path.relpath(folder / "report.md")
 
 
 def copy_figures(profile: str, home: Path | None = None) -> tuple[int, str]:
     """Copy runs/PROFILE/figures to figures/PROFILE, but not those of runs that the plan has no
-    more.
+    more, and write the page of verdicts beside them.
 
     Returns the number of files and the folder, relative. Raises FileNotFoundError where the profile
     has made no figure.
     """
     home = home or plan.home()
-    source, target, store = (
-        home / "runs" / profile / "figures",
-        home / "figures" / profile,
-        Store(home / "runs"),
-    )
-    left_out = {
-        file
-        for name in store.outside(
-            profile, plan.expected(home, profile, read(home / "runs" / profile))
-        )
-        for file in store.targets(profile, name, store.published(profile, name)).values()
-    }
-    files = sorted(
-        file for file in source.rglob("*") if file.is_file() and not file.name.startswith(".")
-    )
-    files = [file for file in files if file not in left_out]
+    folder, target = home / "runs" / profile, home / "figures" / profile
+    by_notebook = finished.read(folder)
+    planned = plan.expected(home, profile, by_notebook)
+    left_out = set()
+    for run in (run for runs in by_notebook.values() for run in runs):
+        if run.name not in planned.get(run.notebook, [run.name]):
+            left_out.update(finished.figures(folder, run.name, run.run))
+    source = folder / "figures"
+    files = [file for file in source.rglob("[!.]*") if file.is_file() and file not in left_out]
     if not files:
-        raise FileNotFoundError(
-            f"no figures of {profile}: start with `python -m prehab_lib run {profile}`"
-        )
+        raise _start("figures", profile)
     for file in files:
         copy(file, target / file.relative_to(source))
+    if (target / "verdicts.csv").is_file():
+        verdicts.write(profile, home)
     return len(files), os.path.relpath(target)

@@ -6,17 +6,15 @@ that are measured one after the other differ by that too; those that take turns 
 ...) meet the same machine, so their ratio, taken round by round, is steadier than either time.
 """
 
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
+import numpy as np
+import pandas
 import torch
 
 from prehab_lib.inputs import check_whole
-
-if TYPE_CHECKING:
-    import pandas
 
 LARGE = 2**28  # bytes an array: several times the caches of any machine this runs on
 
@@ -35,72 +33,61 @@ def side_by_side(
     repeats: int,
     warmup: int = 1,
     device: str | torch.device = "cpu",
-) -> "pandas.DataFrame":
-    """Seconds of each call, the alternatives taking turns: after `warmup` rounds that are not
-    counted, `repeats` rounds.
+) -> pandas.DataFrame:
+    """Seconds of each call, the alternatives taking turns: `repeats` rounds, after `warmup` rounds
+    that are not counted.
 
-    One row a name, in the order given: median, q1 and q3 (quartiles), and `seconds`, the list of
-    all rounds. Raises ValueError for no alternative, or a number of rounds that is not whole and
-    positive.
+    One row a name: median, q1 and q3 (quartiles), and `seconds`, the list of all rounds. Raises
+    ValueError for no alternative, or a number of rounds that is not whole and positive.
     """
-    import pandas
-
     check_whole(1, repeats=repeats)
     check_whole(0, warmup=warmup)
     if not alternatives:
         raise ValueError("side_by_side: there is nothing to time, give {name: callable}")
     seconds: dict[str, list[float]] = {name: [] for name in alternatives}
-    for turn in range(warmup + repeats):
+    for _ in range(warmup + repeats):
         for name, run in alternatives.items():
-            took = _seconds(run, device)
-            if turn >= warmup:
-                seconds[name].append(took)
-    rows = {name: summary(values) | {"seconds": values} for name, values in seconds.items()}
+            wait_for(device)
+            started = time.perf_counter()
+            run()
+            wait_for(device)
+            seconds[name].append(time.perf_counter() - started)
+    counted = {name: values[warmup:] for name, values in seconds.items()}
+    rows = {name: summary(values) | {"seconds": values} for name, values in counted.items()}
     return pandas.DataFrame.from_dict(rows, orient="index")
 
 
-def ratios(times: "pandas.DataFrame", over: str) -> "pandas.DataFrame":
-    """Each alternative of `side_by_side` over one of them, round by round: median, q1 and q3 of the
-    quotients.
+def ratios(times: pandas.DataFrame, over: str) -> pandas.DataFrame:
+    """Each alternative of `side_by_side` over one of them, round by round, as `summary`.
 
     Raises ValueError for a name that was not timed.
     """
-    import pandas
-
     if over not in times.index:
-        raise ValueError(
-            f"over = {over!r} was not timed: choose one of {', '.join(map(str, times.index))}"
-        )
-    below = times.seconds[over]
-    rows = {
-        name: summary([a / b for a, b in zip(values, below, strict=True)])
-        for name, values in times.seconds.items()
-    }
+        names = ", ".join(map(str, times.index))
+        raise ValueError(f"over = {over!r} was not timed: choose one of {names}")
+    below = np.array(times.seconds[over])
+    rows = {name: summary(np.array(values) / below) for name, values in times.seconds.items()}
     return pandas.DataFrame.from_dict(rows, orient="index")
 
 
 def summary(values: Sequence[float]) -> dict[str, float]:
     """median, q1 and q3 of a few numbers; quartiles are interpolated."""
-    low, middle, high = torch.tensor(values, dtype=torch.float64).quantile(
-        torch.tensor([0.25, 0.5, 0.75]).double()
-    )
-    return {"median": float(middle), "q1": float(low), "q3": float(high)}
+    low, middle, high = np.quantile(values, [0.25, 0.5, 0.75]).tolist()
+    return {"median": middle, "q1": low, "q3": high}
 
 
 def bandwidth(
     device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32, bytes_each: int = LARGE
 ) -> float:
-    """Bytes a second between memory and the device: the triad c = a + 2 b over arrays beyond the
-    caches, best of five.
+    """Bytes a second between memory and the device: the triad c = a + 2 b beyond the caches.
 
     Three arrays move, as the STREAM benchmark counts; that a CPU may read c before it writes it is
-    not counted.  The best, because a limit is asked for.
+    not counted.  The best of five, because a limit is asked for.
     """
     count = bytes_each // dtype.itemsize
     a, b, c = (torch.ones(count, dtype=dtype, device=device) for _ in range(3))
-    times = side_by_side(
-        {"triad": lambda: torch.add(a, b, alpha=2, out=c)}, repeats=5, device=device
-    )
+    triad = {"triad": lambda: torch.add(a, b, alpha=2, out=c)}
+    times = side_by_side(triad, repeats=5, device=device)
     return 3 * count * dtype.itemsize / min(times.seconds["triad"])
 
 
@@ -120,25 +107,11 @@ def fitted_exponent(sizes: Sequence[float], seconds: Sequence[float]) -> Fit:
     two), or numbers that are not positive.
     """
     if len(sizes) != len(seconds) or len(set(sizes)) < 3:
-        raise ValueError(
-            f"fitted_exponent: give three different sizes or more, and a time for each, not {list(sizes)}"
-        )
-    if not all(value > 0 and math.isfinite(value) for value in (*sizes, *seconds)):
+        rest = f"a time for each, not {list(sizes)}"
+        raise ValueError(f"fitted_exponent: give three different sizes or more, and {rest}")
+    values = np.array([*sizes, *seconds], dtype=float)
+    if not ((values > 0) & np.isfinite(values)).all():
         raise ValueError("fitted_exponent: sizes and times must be finite and above 0")
-    x, y = (
-        torch.tensor(values, dtype=torch.float64).log() for values in (list(sizes), list(seconds))
-    )
-    centred = x - x.mean()
-    slope = (centred @ y) / (centred @ centred)
-    level = y.mean() - slope * x.mean()
-    rest = y - level - slope * x
-    variance = (rest @ rest) / (len(x) - 2) / (centred @ centred)
-    return Fit(float(slope), float(variance.sqrt()), float(level.exp()))
-
-
-def _seconds(run: Callable[[], object], device: str | torch.device) -> float:
-    wait_for(device)
-    started = time.perf_counter()
-    run()
-    wait_for(device)
-    return time.perf_counter() - started
+    x, y = np.log(values).reshape(2, -1)
+    (slope, level), covariance = np.polyfit(x, y, 1, cov=True)
+    return Fit(float(slope), float(covariance[0, 0] ** 0.5), float(np.exp(level)))

@@ -3,7 +3,6 @@
 import pytest
 
 from prehab_lib.report import pairs
-from prehab_lib.report.pairs import Pair
 
 
 def record(arm, value, removed=0.4, seed=0, metric="top1_percent", **other):
@@ -13,14 +12,14 @@ def record(arm, value, removed=0.4, seed=0, metric="top1_percent", **other):
 
 
 def judged(records, **fields) -> list[bool]:
-    return list(pairs.compare(records, Pair.of(fields)).values())
+    return list(pairs.compare(records, fields).values())
 
 
 TWO = [record("prehab", 72.0), record("svd_llm", 70.0), record("prehab", 60.0, 0.6), record("svd_llm", 60.0, 0.6)]
 
 
 def test_a_win_and_a_tie():
-    assert pairs.compare(TWO, Pair.of({"arm": "prehab > svd_llm"})) == {("", 0.4, 0): True, ("", 0.6, 0): False}
+    assert pairs.compare(TWO, {"arm": "prehab > svd_llm"}) == {("", 0.4, 0): True, ("", 0.6, 0): False}
     assert judged(TWO, arm="svd_llm > prehab") == [False, False]
 
 
@@ -37,30 +36,26 @@ def test_places_are_sorted_by_data_set_then_fraction_then_seed():
         for seed in (1, 0)
         for arm, value in (("prehab", 50 + seed), ("svd_llm", 50.5))
     ]
-    found = pairs.compare(records, Pair.of({"arm": "prehab > svd_llm"}))
+    found = pairs.compare(records, {"arm": "prehab > svd_llm"})
     assert list(found) == sorted(found) and len(found) == 8
     assert all(held == (seed == 1) for (_, _, seed), held in found.items())
     assert pairs.cases(found) == "columns × ratios × seeds"
     assert pairs.cases([("a", 0.2, 0), ("a", 0.4, 0)]) == "ratios"
 
 
-def test_recovered_models_are_apart_from_the_others():
-    records = [*TWO[:2], record("prehab", 80.0, lora=True), record("svd_llm", 81.0, lora=True)]
-    assert judged(records, arm="prehab > svd_llm") == [True]
-    assert judged(records, arm="prehab > svd_llm", lora=True) == [False]
-    assert judged(records, arm="svd_llm", lora="true > false") == [True]
-
-
-def test_the_largest_and_the_smallest_weight():
-    records = [record(f"λ={lam}", 70.0 - lam, lam=lam, method="prehab") for lam in (0.1, 5.0, 10.0)]
-    records += [record("control", 90.0, lam=0.0, method="prehab")]
-    assert judged(records, method="prehab", lam="min > max") == [True]
-    assert judged(records, method="prehab", lam="max > min") == [False]
-
-
-def test_text_may_hold_a_star():
-    records = [record("nuclear λ=0.1", 70.0, method="prehab"), record("control", 60.0)]
-    assert judged(records, arm="nuclear λ=* > control") == [True]
+def test_what_a_side_may_be():
+    lora = [*TWO[:2], record("prehab", 80.0, lora=True), record("svd_llm", 81.0, lora=True)]
+    lams = [record(f"λ={lam}", 70.0 - lam, lam=lam, method="prehab") for lam in (0.1, 5.0, 10.0)]
+    lams += [record("control", 60.0, lam=0.0, method="prehab")]
+    for records, fields, held in (
+        (lora, dict(arm="prehab > svd_llm"), True),  # recovered models are apart from the others
+        (lora, dict(arm="prehab > svd_llm", lora=True), False),
+        (lora, dict(arm="svd_llm", lora="true > false"), True),
+        (lams, dict(method="prehab", lam="min > max"), True),
+        (lams, dict(method="prehab", lam="max > min"), False),
+        (lams[1:2] + lams[3:], dict(arm="λ=* > control"), True),
+    ):
+        assert judged(records, **fields) == [held], fields
 
 
 def test_the_highest_fraction_alone_and_nothing_removed():
@@ -74,7 +69,7 @@ def test_a_lead_that_grows():
     lead = {0.2: 1.0, 0.4: 3.0, 0.5: 3.0, 0.6: 9.0}
     records = [record("svd_llm", 50.0, removed) for removed in lead]
     records += [record("prehab", 50.0 + gain, removed) for removed, gain in lead.items()]
-    found = pairs.compare(records, Pair.of({"arm": "prehab > svd_llm", "grows": True}))
+    found = pairs.compare(records, {"arm": "prehab > svd_llm", "grows": True})
     assert found == {("", 0.4, 0): True, ("", 0.5, 0): False, ("", 0.6, 0): True}
 
 
@@ -84,60 +79,54 @@ def test_what_has_no_partner_or_two_values_is_refused():
     with pytest.raises(ValueError, match="two scores for arm prehab at 40% removed, seed 0"):
         judged([*TWO, record("prehab", 1.0)], arm="prehab > svd_llm")
     with pytest.raises(ValueError, match="no field says"):
-        Pair.of({"arm": "prehab"})
+        judged(TWO, arm="prehab")
 
 
 def test_the_papers_own_count():
-    def count(**fields):
-        found = pairs.compare(pairs.printed(), Pair.of(fields))
-        return sum(found.values()), len(found)
-
-    assert count(paper_table="II", arm="prehab > svd_llm") == (4, 4)
-    assert count(paper_table="III", arm="prehab > svd_llm") == (27, 27)
-    assert count(paper_table="IV", arm="prehab > svd_llm", paper_dataset="C4") == (1, 3)
-    assert count(paper_table="IV", arm="prehab > svd_llm", lora=True) == (6, 6)
-    assert count(paper_table="IV", arm="prehab", lora="true > false") == (5, 6)  # 7.03 becomes 7.24
-    assert count(paper_table="V", method="prehab", lam="max > min", highest=True) == (0, 1)
+    for fields, held, cases in (
+        (dict(paper_table="II", arm="prehab > svd_llm"), 4, 4),
+        (dict(paper_table="III", arm="prehab > svd_llm"), 27, 27),
+        (dict(paper_table="IV", arm="prehab > svd_llm", paper_dataset="C4"), 1, 3),
+        (dict(paper_table="IV", arm="prehab > svd_llm", lora=True), 6, 6),
+        (dict(paper_table="IV", arm="prehab", lora="true > false"), 5, 6),  # 7.03 becomes 7.24
+        (dict(paper_table="V", method="prehab", lam="max > min", highest=True), 0, 1),
+    ):
+        found = judged(pairs.printed(), **fields)
+        assert (sum(found), len(found)) == (held, cases), fields
 
 
 WITH_CONTROL = [record("svd_llm", 70.0), record("prehab", 72.0), record("control", 71.0)]
 
 
-@pytest.mark.parametrize(
-    "changed",
-    [
+def test_a_score_that_cannot_be_is_refused():
+    pairs.check("03_vit", WITH_CONTROL)
+    for changed in (
         {"value": -72.0},
         {"value": 172.0},
         {"higher_is_better": False},
         {"metric": "perplexity", "value": 0.5, "higher_is_better": False},
         {"metric": "matthews", "value": 1.5},
         {"metric": "accuracy", "value": 72.0},
-    ],
-)
-def test_a_score_that_cannot_be_is_refused(changed):
-    pairs.check("03_vit", WITH_CONTROL)
-    with pytest.raises(ValueError, match="03_vit: .* is no score of prehab: its result.json was changed"):
-        pairs.check("03_vit", [WITH_CONTROL[0], WITH_CONTROL[1] | changed, WITH_CONTROL[2]])
+    ):
+        with pytest.raises(ValueError, match="03_vit: .* is no score of prehab: its result.json was changed"):
+            pairs.check("03_vit", [WITH_CONTROL[0], WITH_CONTROL[1] | changed, WITH_CONTROL[2]])
 
 
 def test_a_table_without_control_is_refused():
     with pytest.raises(ValueError, match="03_vit: its scores beside Table II have no control row"):
         pairs.check("03_vit", WITH_CONTROL[:2])
     pairs.check("02_rulers", [record("svd", 10.0, paper_table=None)])  # no table of the paper's, nothing prepared
-
-
-@pytest.mark.parametrize("place", [{"removed": 0.6}, {"seed": 1}, {"lora": True}, {"dataset": "cola"}])
-def test_one_missing_control_is_refused(place):
-    two = [*WITH_CONTROL, *(one | place for one in WITH_CONTROL)]
-    pairs.check("04_bert", two)
-    with pytest.raises(ValueError, match="04_bert: Table II: prehab has no control"):
-        pairs.check("04_bert", two[:-1])
+    for place in ({"removed": 0.6}, {"seed": 1}, {"lora": True}, {"dataset": "cola"}):
+        both = [*WITH_CONTROL, *(one | place for one in WITH_CONTROL)]
+        pairs.check("04_bert", both)
+        with pytest.raises(ValueError, match="04_bert: Table II: prehab has no control"):
+            pairs.check("04_bert", both[:-1])
 
 
 def test_a_control_of_another_ruler_does_not_count():
     fields = dict(paper_table=None, part="prehab", metric="perplexity")
-    one = record("prehab", 9.0, method="gram × uniform", **fields)
+    prepared = record("prehab", 9.0, method="gram × uniform", **fields)
     control = record("control", 9.5, method="gram × zero_sum", **fields)
     with pytest.raises(ValueError, match="07_ranks: its table of perplexity: prehab has no control"):
-        pairs.check("07_ranks", [one, control])
-    pairs.check("07_ranks", [one, control | {"method": "gram × uniform"}])
+        pairs.check("07_ranks", [prepared, control])
+    pairs.check("07_ranks", [prepared, control | {"method": "gram × uniform"}])

@@ -13,40 +13,29 @@ from PIL import Image
 
 from prehab_lib.report import plots
 
-COMPRESSORS = [
-    "dense",
-    "svd",
-    "fwsvd",
-    "gfwsvd",
-    "asvd",
-    "svd_llm",
-    "svd_llm_v2",
-    "swift_svd",
-    "zs_svd",
-    "io_svd",
-    "dobi_svd",
-]
+COMPRESSORS = ["dense", "svd", "fwsvd", "gfwsvd", "asvd", "svd_llm", "svd_llm_v2"]
+COMPRESSORS += ["swift_svd", "zs_svd", "io_svd", "dobi_svd"]
 CONDITIONED = ["control", "prehab", "prehab_nuclear", "prehab_nuclear_ratio", "prehab_stable_rank"]
 SURROGATES = ["nuclear", "nuclear_ratio", "stable_rank", "entropy_rank"]
 
 
 @pytest.fixture
 def drawn():
+    import matplotlib.pyplot as pyplot
+
     fig, ax = plots.figure("column")
     table = pandas.DataFrame({"removed": [0.2, 0.4], "score": [80.5, 60.25]})
     ax.plot("removed", "score", data=table, **plots.style("prehab") | {"label": "prehab"})
     yield fig, table
-    import matplotlib.pyplot as pyplot
-
     pyplot.close(fig)
 
 
-@pytest.mark.parametrize("group", [COMPRESSORS + CONDITIONED, SURROGATES])
-def test_any_two_lines_of_one_figure_differ_in_dash_or_colour_and_in_marker_or_dash(group):
-    for one, other in combinations(map(plots.style, group), 2):
-        assert (one["color"], one["linestyle"]) != (other["color"], other["linestyle"])
-        assert (one["marker"], one["linestyle"]) != (other["marker"], other["linestyle"])
-        assert one["label"] != other["label"]
+def test_any_two_lines_of_one_figure_differ_in_dash_or_colour_and_in_marker_or_dash():
+    for group in (COMPRESSORS + CONDITIONED, SURROGATES):
+        for one, other in combinations(map(plots.style, group), 2):
+            assert (one["color"], one["linestyle"]) != (other["color"], other["linestyle"])
+            assert (one["marker"], one["linestyle"]) != (other["marker"], other["linestyle"])
+            assert one["label"] != other["label"]
 
 
 def test_style_is_accepted_by_matplotlib_for_every_name():
@@ -62,15 +51,28 @@ def test_style_is_accepted_by_matplotlib_for_every_name():
     assert plots.style("svd_llm+rehab")["markerfacecolor"] == "white"
 
 
-@pytest.mark.parametrize("name", ["svdllm", "prehab+lora", ""])
-def test_an_unknown_name_is_refused_with_the_known_ones(name):
-    with pytest.raises(ValueError, match="svd_llm_v2"):
-        plots.style(name)
-
-
-def test_an_unknown_kind_is_refused():
+def test_unknown_names_are_refused_with_the_known_ones():
+    for name in ("svdllm", "prehab+lora", ""):
+        with pytest.raises(ValueError, match="svd_llm_v2"):
+            plots.style(name)
     with pytest.raises(ValueError, match="column, wide"):
         plots.figure("huge")
+
+
+def test_a_band_is_the_mean_within_all_seeds_in_the_look_of_its_method():
+    _, ax = plots.figure()
+    scores = pandas.DataFrame({"removed": [0.2, 0.4] * 3, "score": [1.0, 5.0, 2.0, 7.0, 6.0, 9.0]})
+    plots.band(ax, scores, "removed", "score", **plots.style("svd"))
+    (line,) = ax.get_lines()
+    assert line.get_xydata().tolist() == [[0.2, 3.0], [0.4, 7.0]]
+    look = plots.style("svd")
+    assert [line.get_color(), line.get_marker(), line.get_label()] == [
+        look[key] for key in ("color", "marker", "label")
+    ]
+    assert line.get_markeredgecolor() == look["color"]  # a cross is nothing but its edge
+    (shade,) = ax.collections
+    edges = {tuple(corner) for corner in shade.get_paths()[0].vertices.round(6)}
+    assert {(0.2, 1.0), (0.2, 6.0), (0.4, 5.0), (0.4, 9.0)} <= edges
 
 
 def test_legend_names_each_label_once_outside_the_axes(drawn):
@@ -93,30 +95,25 @@ def test_inside_a_run_image_numbers_and_record_are_written(drawn, tmp_path, monk
     monkeypatch.setenv("PREHAB_RUN_DIR", str(tmp_path))
     monkeypatch.setenv("PREHAB_PROFILE", "laptop")
     fig, table = drawn
-    plots.save(fig, "fig2_gain", table=table, caption="gain over SVD-LLM", seeds=[0, 1])
+    alt = "Two scores, λ = 0.1: 80 at 20 %, 60 at 40 %"
+    plots.save(fig, "fig2_gain", table=table, caption="gain over SVD-LLM", alt=alt, seeds=[0, 1])
     plots.save(fig, "indexed", table=table.set_index("removed"))
     folder = tmp_path / "figures"
-    assert (folder / "fig2_gain.png").read_bytes().startswith(b"\x89PNG")
+    assert Image.open(folder / "fig2_gain.png").text["Description"] == alt
     pandas.testing.assert_frame_equal(pandas.read_csv(folder / "fig2_gain.csv"), table)
     assert list(pandas.read_csv(folder / "indexed.csv").columns) == ["removed", "score"]
     record = json.loads((folder / "fig2_gain.json").read_text(encoding="utf-8"))
-    assert record["caption"] == "gain over SVD-LLM" and record["seeds"] == [0, 1]
+    assert (record["caption"], record["alt"], record["seeds"]) == ("gain over SVD-LLM", alt, [0, 1])
     assert record["about"]["profile"] == "laptop"
-
-
-@pytest.mark.parametrize("name", ["../escape", "Figure 1", ""])
-def test_a_name_that_is_no_plain_file_name_is_refused(drawn, name):
-    with pytest.raises(ValueError, match="figure name"):
-        plots.save(drawn[0], name, table=drawn[1])
+    for name in ("../escape", "Figure 1", ""):
+        with pytest.raises(ValueError, match="figure name"):
+            plots.save(fig, name, table=table)
 
 
 def test_importing_costs_no_heavy_package():
-    code = (
-        "import sys, prehab_lib.report.plots; print([m for m in ('matplotlib', 'pandas', 'torch') if m in sys.modules])"
-    )
-    assert (
-        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
-    )
+    code = "import sys, prehab_lib.report.plots; print({'matplotlib', 'pandas', 'torch'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
 
 
 def test_shades_are_distinct_and_ordered():

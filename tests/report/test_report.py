@@ -1,194 +1,136 @@
-"""Reports: mean and spread over seeds beside the paper's numbers, refused without a control row."""
+"""A profile on one page: tables, claims and verdicts of its runs, and all records in one table."""
 
 import json
+import subprocess
+import sys
 
 import pandas
 import pytest
 
 from prehab_lib import __main__
-from prehab_lib.report import report, tables
-
-ABOUT = {
-    "profile": "laptop",
-    "device": "cpu",
-    "device_name": "a processor",
-    "threads": 2,
-    "versions": {"python": "3.11.7", "torch": "2.15.0"},
-    "commit": "0123abc+dirty",
-    "model": "tiny ViT",
-    "data": "digit pairs",
-}
-
-
-def record(method, value, seed=0, removed=0.4, control=False, **extra):
-    row = dict(method=method, removed=removed, achieved=removed + 0.012, metric="top1_percent", value=value)
-    return row | dict(higher_is_better=True, seed=seed, control=control, seconds=2.0) | extra
-
-
-GOOD = [
-    record("original", 95.0, removed=0.0, paper_table="II"),
-    record("svd_llm", 70.0, paper_table="II"),
-    record("svd_llm", 74.0, seed=1, paper_table="II"),
-    record("svd_llm", 73.0, control=True, paper_table="II"),
-    record("svd_llm", 73.5, seed=1, control=True, paper_table="II"),
-    record("prehab", 76.5, paper_table="II"),
-    record("prehab", 77.5, seed=1, paper_table="II"),
-    record("prehab", 80.0, paper_table="II", lora=True),
-]
+from prehab_lib.report import finished, report
+from tests.profiles import ABOUT, enter, line, vit_claims, vit_records, write_run
 
 
 @pytest.fixture
 def laptop(tmp_path, monkeypatch):
+    """runs/laptop with the ViT's run, two of a grid and one without scores."""
+    enter(tmp_path, monkeypatch)
+    for task, seconds, removed in (("cola", 3.0, [0.2]), ("sst2", 4.0, [0.4])):
+        row = dict(method="svd", removed=0.2, achieved=0.2, value=1.0, seed=0, control=False, dataset=task)
+        row |= dict(metric="accuracy", higher_is_better=True, seconds=1.0)
+        about = ABOUT | {"settings": "{...}", "notebook": "04_bert"}
+        folder = write_run(tmp_path, f"04_bert.{task}", [row, row | {"seed": 1}], about=about)
+        change(folder, params={"task": task, "removed": removed, "lam": 0.1}, seconds=seconds, peak_memory_mb=700)
+    write_run(tmp_path, "01_none")
+    return tmp_path / "runs" / "laptop"
+
+
+def change(folder, **facts):
+    file = folder / "run.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | facts))
+
+
+def written(laptop) -> str:
+    report.write(laptop.name)
+    return (laptop / "report.md").read_text()
+
+
+def test_tables_claims_and_makers_of_every_notebook(laptop, capsys):
+    assert __main__.main(["report", "laptop"]) == 0
+    assert capsys.readouterr().out == "written: runs/laptop/report.md\n"
+    text = (laptop / "report.md").read_text()
+    assert text.index("## Every claim with its verdict") < text.index("## 01_none") < text.index("## 03_vit")
+    assert "| control (control, λ = 0) " in text and "| *the paper: prehab* " in text
+    assert "- Table II: prehab beats SVD-LLM: **holds at 3 of 4 ratios × seeds** (paper ; ours: tiny)" in text
+    assert "- 03_vit: profile laptop, seeds [0, 1], commit 0123456789abcdef, model small ViT" in text
+    assert "torch 2.15.0" in text and "seconds 3.0, memory_mb 700, scores on held-out pairs" in text
+    assert "Not printed: 04_bert: accuracy, cola" in text and "no control row" in text
+    cells = pandas.read_csv(laptop / "tables" / "03_vit_top1_percent_II.csv")
+    assert cells["mean"][(cells.row == "svd_llm") & (cells.removed == 0.4)].tolist() == [70.5]
+    write_run(laptop.parents[1], "03_vit", [one for one in vit_records() if not one["control"]], vit_claims())
+    assert "Not judged: 03_vit: its scores beside Table II have no control row" in written(laptop)
+    assert not list((laptop / "tables").iterdir())
+
+
+def test_runs_of_a_grid_are_one_section(tmp_path, monkeypatch, write_notebook):
+    monkeypatch.chdir(tmp_path)
+    parameters = 'task: str = "cola"  # task\nlam: float = 0.1  # rank weight\n'
+    write_notebook(tmp_path / "notebooks" / "04_bert.ipynb", "1", parameters=parameters)
+    (tmp_path / "params").mkdir()
+    (tmp_path / "params" / "04_bert.lab.yaml").write_text("# why\ngrid: {task: [cola, sst2, mrpc]}\n")
+    records = [one | {"paper_table": None} for one in vit_records()]
+    for task, each in (("cola", [True, False]), ("sst2", [False, False]), ("rte", [True])):
+        about = ABOUT | {"profile": "lab", "data": task}
+        claim = line("prehab beats its control", each, profile="lab")
+        # Both score the same models: equal records are one measurement, whatever time they took.
+        slower = [one | {"seconds": 9.0 if task == "cola" else 1.0} for one in records]
+        write_run(tmp_path, f"04_bert.{task}", slower, [claim], about, "lab", "lab")
+    text = written(tmp_path / "runs" / "lab")
+    assert text.count("\n## 04_bert\n") == text.count("\n### ") == 1
+    assert "70.5 ± 0.71 (2)" in text
+    assert "Left out, for params/04_bert.lab.yaml as it stands makes no such run: 04_bert.rte." in text
+    assert "Not there yet: 04_bert.mrpc." in text
+    assert "- prehab beats its control: **holds at 1 of 2 ratios × seeds** in cola (paper ; ours: tiny)" in text
+    assert "**does not hold: 0 of 2 ratios × seeds** in sst2" in text and "data rte" not in text
+    records[0]["value"] += 1
+    write_run(tmp_path, "04_bert.mrpc", records, (), ABOUT | {"profile": "lab"}, "lab", "lab")
+    assert "two values for svd at 40% removed, seed 0" in written(tmp_path / "runs" / "lab")
+
+
+def test_every_record_of_every_run_is_a_row(laptop):
+    table = report.long_table(finished.read(laptop))
+    assert len(table) == len(vit_records()) + 4
+    bert = table[table.notebook == "04_bert"]
+    assert list(bert.run) == ["04_bert.cola"] * 2 + ["04_bert.sst2"] * 2 and list(bert.seed) == [0, 1, 0, 1]
+    assert list(bert.param_task) == ["cola", "cola", "sst2", "sst2"]
+    assert list(bert.param_removed) == ["[0.2]", "[0.2]", "[0.4]", "[0.4]"]
+    assert "param_lam" not in table  # the same in all runs
+    assert list(bert.about_seconds) == [3, 3, 4, 4] and set(bert.about_memory_mb) == {700}
+    assert set(table.about_commit) == {ABOUT["commit"]} and set(table.about_torch) == {ABOUT["versions"]["torch"]}
+    assert not {"about_settings", "about_versions", "about_notebook"} & set(table)
+    assert list(table)[:4] == ["run", "notebook", "method", "arm"] and list(table)[-1] == "protocol"
+    assert list(table.value[:8]) == [record["value"] for record in vit_records()[:8]]
+
+
+def test_all_records_are_stored_twice_and_the_report_names_them(laptop):
+    change(laptop / "04_bert.cola", params={"limit": 3})
+    change(laptop / "04_bert.sst2", params={"limit": "all"})  # text here, a number there
+    assert "one a row: results.csv, results.parquet" in written(laptop)
+    tables = pandas.read_csv(laptop / "results.csv"), pandas.read_parquet(laptop / "results.parquet")
+    assert [len(table) for table in tables] == [len(vit_records()) + 4] * 2
+    assert list(tables[0]) == list(tables[1])
+    assert tables[1].param_limit.dropna().tolist() == ["3", "3", "all", "all"]
+    assert not [file for file in laptop.iterdir() if file.name.startswith(".")]
+    for file in laptop.glob("*/result.json"):
+        file.unlink()
+    assert "results.csv" not in written(laptop) and not list(laptop.glob("results.*"))
+
+
+def test_nothing_to_report_is_one_sentence(tmp_path, monkeypatch, capsys):
     (tmp_path / "notebooks").mkdir()
     (tmp_path / "notebooks" / "03_vit.ipynb").write_text('{"cells": []}')
     monkeypatch.chdir(tmp_path)
-
-    def write(records, name="03_vit", claims=()):
-        folder = tmp_path / "runs" / "laptop" / name
-        folder.mkdir(parents=True, exist_ok=True)
-        run = {"profile": "laptop", "seconds": 61.2, "peak_memory_mb": 900, "started": "2026-01-01T00:00:00+00:00"}
-        (folder / "run.json").write_text(json.dumps(run))
-        if records is not None:
-            result = {"about": ABOUT, "protocol": "top-1 on held-out pairs", "records": records}
-            (folder / "result.json").write_text(json.dumps(result))
-        (folder / "claims.jsonl").write_text("".join(json.dumps(claim) + "\n" for claim in claims))
-        return tmp_path / "runs" / "laptop"
-
-    return write
-
-
-def row(text: str, start: str) -> list[str]:
-    line = next(line for line in text.splitlines() if line.startswith(f"| {start} |"))
-    return [cell.strip() for cell in line.strip("|").split("|")][1:]
-
-
-def test_ours_stand_beside_the_papers(laptop, capsys):
-    claim = {
-        "sentence": "prehab beats SVD-LLM",
-        "holds": 2,
-        "cases": 3,
-        "of": "ratios",
-        "paper": "+2 %",
-        "ours": "tiny",
-    }
-    folder = laptop(GOOD, claims=[claim, claim | {"holds": 0}])
-    assert __main__.main(["report", "laptop"]) == 0
-    assert capsys.readouterr().out == "written: runs/laptop/report.md\n"
-    text = (folder / "report.md").read_text()
-    assert row(text, "parameters removed") == ["0%", "40%"]
-    assert row(text, "original") == ["95 (1)", ""]
-    assert row(text, "*the paper: original*") == ["*81.1*", ""]
-    assert row(text, "svd_llm") == ["", "72 ± 2.8 (2)"]
-    assert row(text, "svd_llm (control, λ = 0)") == ["", "73.25 ± 0.35 (2)"]
-    assert row(text, "prehab") == ["", "77 ± 0.71 (2)"]
-    assert row(text, "*the paper: prehab*") == ["", "*71.92*"]
-    assert row(text, "prehab (lora)") == ["", "80 (1)"]
-    assert "*the paper: svd_llm (control" not in text  # the paper has no such row
-    assert "Ours: tiny ViT on digit pairs. The paper: ViT-B/16 on ImageNet-1K val" in text
-    assert "40% asked, 41.2%" in text
-    assert "seeds 0, 1 | cpu (a processor), 2 threads | python 3.11.7, torch 2.15.0 | commit 0123abc+dirty" in text
-    assert "61.2 s, 900 MB" in text
-    assert "- prehab beats SVD-LLM: **holds at 2 of 3 ratios** (paper +2 %; ours: tiny)" in text
-    assert "**does not hold: 0 of 3 ratios**" in text
-    assert "Protocol: top-1 on held-out pairs" in text
-    cells = pandas.read_csv(folder / "tables" / "03_vit_top1_percent_II.csv")
-    chosen = cells[(cells.row == "svd_llm") & (cells.removed == 0.4)].iloc[0]
-    assert (chosen["mean"], chosen.n, round(chosen["std"], 3)) == (72.0, 2, 2.828)
-
-
-def test_a_table_without_control_is_refused(laptop):
-    folder = laptop(GOOD)
-    report.write("laptop")
-    assert list((folder / "tables").iterdir())
-    laptop([kept for kept in GOOD if not kept["control"]])
-    report.write("laptop")
-    text = (folder / "report.md").read_text()
-    assert "Not printed: 03_vit: top1_percent" in text and "no control row" in text
-    assert "77 ±" not in text
-    assert list((folder / "tables").iterdir()) == []
-
-
-def test_a_column_without_control_is_named():
-    records = [*GOOD, record("prehab", 50.0, removed=0.8, paper_table="II")]
-    (table,) = tables.tables("03_vit", ABOUT, records)
-    assert "no control row (λ = 0, all else equal) at 80% removed" in table.refusal
-    assert tables.markdown(table) == [table.refusal]
-
-
-def test_two_values_for_one_cell_are_not_averaged():
-    records = [*GOOD, record("prehab", 10.0, paper_table="II", note="other")]
-    (table,) = tables.tables("03_vit", ABOUT, records)
-    assert "two values for prehab at 40% removed, seed 0" in table.refusal
-    apart = [kept | {"variant": "a"} for kept in GOOD] + [record("prehab", 10.0, paper_table="II", variant="b")]
-    (table,) = tables.tables("03_vit", ABOUT, apart)
-    assert table.refusal == ""
-    assert {"prehab (lora, variant a)", "prehab (variant a)", "prehab (variant b)"} <= set(table.cells.row)
-
-
-def test_metrics_and_data_sets_make_tables_of_their_own():
-    both = [record("svd", 1.0, control=True, dataset=name) for name in ("CoLA", "SST-2")]
-    both += [both[0] | {"metric": "perplexity", "higher_is_better": False}]
-    found = tables.tables("04_bert", ABOUT, both)
-    assert [table.title for table in found] == [
-        "04_bert: top1_percent, CoLA (higher is better)",
-        "04_bert: top1_percent, SST-2 (higher is better)",
-        "04_bert: perplexity, CoLA (lower is better)",
-    ]
-    assert len({table.name for table in found}) == 3
-
-
-@pytest.mark.parametrize(
-    "extra, value",
-    [
-        (dict(paper_table="II"), 71.92),
-        (dict(paper_table="II", removed=0.8), None),
-        (dict(paper_table="II", control=True), None),
-        (dict(), None),
-        (dict(paper_table="II", method="mine", paper_method="prehab"), 71.92),
-        (dict(paper_table="II", method="mine"), None),
-        (dict(paper_table="III", paper_dataset="nothing"), None),
-    ],
-)
-def test_the_papers_number_is_found_or_left_out(extra, value):
-    assert tables.paper_value(record(**dict(method="prehab", value=1.0) | extra)) == value
-
-
-def test_notebooks_without_scores_are_listed(laptop):
-    folder = laptop(None, name="00_start_here")
-    report.write("laptop")
-    text = (folder / "report.md").read_text()
-    assert "## 00_start_here" in text and "Made by: profile laptop | 61.2 s, 900 MB" in text
-
-
-def test_nothing_to_report_is_one_sentence(laptop, tmp_path, capsys):
     for word in ("report", "figures"):
         assert __main__.main([word, "laptop"]) == 2
         said = capsys.readouterr().err
         assert "python -m prehab_lib run laptop" in said and said.count("\n") == 1
 
 
-def test_figures_are_copied(laptop, tmp_path, capsys):
-    figures = laptop(GOOD) / "figures"
-    figures.mkdir()
-    (figures / "fig2.png").write_bytes(b"png")
-    (figures / "fig2.csv").write_text("a\n")
-    (figures / ".fig2.csv.123").write_text("torn")
+def test_figures_are_copied_with_the_page_of_verdicts(laptop, tmp_path, capsys):
+    (laptop / "figures").mkdir()
+    (laptop / "figures" / "fig2.png").write_bytes(b"png")
+    (laptop / "figures" / ".fig2.csv.123").write_text("torn")
+    columns = ["id", "group", "where", "says", "paper", "verdict", "status"]
+    verdicts = pandas.DataFrame([["a", "paper", "Fig. 2", "it grows", "yes", "holds", "holds"]], columns=columns)
+    verdicts.to_csv(laptop / "figures" / "verdicts.csv", index=False)
     assert __main__.main(["figures", "laptop"]) == 0
-    assert sorted(file.name for file in (tmp_path / "figures" / "laptop").iterdir()) == ["fig2.csv", "fig2.png"]
+    copied = sorted(file.name for file in (tmp_path / "figures" / "laptop").iterdir())
+    assert copied == ["fig2.png", "verdicts.csv", "verdicts.md"]
+    assert "| Fig. 2 | it grows | yes | holds |" in (tmp_path / "figures" / "laptop" / "verdicts.md").read_text()
 
 
-def test_the_data_command_names_what_is_missing(laptop, tmp_path, capsys, monkeypatch):
-    monkeypatch.delenv("PREHAB_DATA", raising=False)
-    assert __main__.main(["data", "lab"]) == 0
-    assert '03_vit: cifar10 is downloaded from the hub as "uoft-cs/cifar10"' in capsys.readouterr().out
-    monkeypatch.setenv("PREHAB_DATA", str(tmp_path))
-    assert __main__.main(["data", "lab"]) == 0
-    said = capsys.readouterr().out
-    assert "03_vit: cifar10 is missing" in said and "the folder that holds cifar10" in said
-    (tmp_path / "cifar10").mkdir()
-    (tmp_path / "cifar10" / "test.parquet").write_bytes(b"")
-    assert __main__.main(["data", "lab", "--data-root", str(tmp_path)]) == 0
-    assert f"cifar10 is in {tmp_path / 'cifar10'}" in capsys.readouterr().out
-    assert __main__.main(["data", "laptop"]) == 0
-    assert "03_vit: nothing, its data is embedded" in capsys.readouterr().out
-    assert __main__.main(["data", "labb"]) == 2
+def test_reports_import_no_torch(laptop):
+    code = "import sys; from prehab_lib.report import report; report.write('laptop'); print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"

@@ -38,9 +38,6 @@ def test_alternatives_take_turns_after_a_warm_up(clock):
     assert list(times.index) == ["a", "b"]
     assert times.seconds["a"] == [1, 2, 3] and times.seconds["b"] == [10, 10, 10]
     assert tuple(times.loc["a", ["median", "q1", "q3"]]) == (2, 1.5, 2.5)
-
-
-def test_without_a_warm_up_every_round_counts(clock):
     times = timing.side_by_side({"a": clock.work("a", 9, 1)}, repeats=2, warmup=0)
     assert times.seconds["a"] == [9, 1]
 
@@ -55,30 +52,19 @@ def test_a_ratio_is_taken_round_by_round(clock):
         timing.ratios(timing.side_by_side(rounds, repeats=1), over="fast")
 
 
-def test_a_gpu_is_waited_for_before_and_after(clock, monkeypatch):
-    monkeypatch.setattr(timing, "wait_for", lambda device: clock.calls.append(str(device)))
-    timing.side_by_side({"a": clock.work("a", 1)}, repeats=1, warmup=0, device="cuda")
-    assert clock.calls == ["cuda", "a", "cuda"]
+def test_a_device_is_waited_for_before_and_after(clock, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "synchronize", clock.calls.append)
+    monkeypatch.setattr(torch.mps, "synchronize", lambda: clock.calls.append("mps"))
+    for device, calls in (("cpu", ["a"]), ("cuda:1", ["cuda:1", "a", "cuda:1"]), ("mps", ["mps", "a", "mps"])):
+        clock.calls.clear()
+        timing.side_by_side({"a": clock.work("a", 1)}, repeats=1, warmup=0, device=device)
+        assert clock.calls == calls
 
 
-def test_waiting_asks_the_right_device(monkeypatch):
-    asked = []
-    monkeypatch.setattr(torch.cuda, "synchronize", asked.append)
-    monkeypatch.setattr(torch.mps, "synchronize", lambda: asked.append("mps"))
-    timing.wait_for("cpu")
-    assert asked == []
-    timing.wait_for("cuda:1")
-    timing.wait_for("mps")
-    assert asked == ["cuda:1", "mps"]
-
-
-@pytest.mark.parametrize("wrong", [dict(repeats=0), dict(repeats=1.5), dict(repeats=1, warmup=-1)])
-def test_rounds_must_be_whole(wrong):
-    with pytest.raises(ValueError, match="repeats|warmup"):
-        timing.side_by_side({"a": lambda: None}, **wrong)
-
-
-def test_nothing_to_time_is_named():
+def test_there_must_be_something_to_time_in_whole_rounds():
+    for wrong in (dict(repeats=0), dict(repeats=1.5), dict(repeats=1, warmup=-1)):
+        with pytest.raises(ValueError, match="repeats|warmup"):
+            timing.side_by_side({"a": lambda: None}, **wrong)
     with pytest.raises(ValueError, match="nothing to time"):
         timing.side_by_side({}, repeats=1)
 
@@ -89,12 +75,12 @@ def test_bandwidth_counts_three_arrays_and_takes_the_best_round(monkeypatch):
     assert timing.bandwidth("cpu", torch.float64, bytes_each=1024) == 3 * 1024 / 2
 
 
-@pytest.mark.parametrize("power", [-1.0, 0.0, 1.0, 2.5, 3.0])
-def test_a_power_law_is_found(power):
+def test_a_power_law_is_found():
     sizes = [3, 10, 20, 50]
-    fit = timing.fitted_exponent(sizes, [0.7 * size**power for size in sizes])
-    assert fit.exponent == pytest.approx(power, abs=1e-12) and fit.error < 1e-6
-    assert fit.factor == pytest.approx(0.7)
+    for power in (-1.0, 0.0, 1.0, 2.5, 3.0):
+        fit = timing.fitted_exponent(sizes, [0.7 * size**power for size in sizes])
+        assert fit.exponent == pytest.approx(power, abs=1e-12) and fit.error < 1e-6
+        assert fit.factor == pytest.approx(0.7)
 
 
 def test_the_standard_error_is_the_textbook_s():
@@ -106,15 +92,7 @@ def test_the_standard_error_is_the_textbook_s():
     assert fit.exponent == pytest.approx(2) and fit.error == pytest.approx(math.sqrt(3) * d)
 
 
-@pytest.mark.parametrize(
-    ("sizes", "seconds", "word"),
-    [
-        ([1, 2], [1, 2], "three"),
-        ([1, 2, 2], [1, 2, 3], "three"),
-        ([1, 2, 3], [1, 2], "three"),
-        ([1, 2, 3], [1, 0, 2], "above 0"),
-    ],
-)
-def test_a_fit_needs_three_sizes_and_positive_times(sizes, seconds, word):
-    with pytest.raises(ValueError, match=word):
-        timing.fitted_exponent(sizes, seconds)
+def test_a_fit_needs_three_sizes_and_positive_times():
+    for sizes, seconds in (([1, 2], [1, 2]), ([1, 2, 2], [1, 2, 3]), ([1, 2, 3], [1, 2]), ([1, 2, 3], [1, 0, 2])):
+        with pytest.raises(ValueError, match="three|above 0"):
+            timing.fitted_exponent(sizes, seconds)
