@@ -32,6 +32,13 @@ def check_positive(**given) -> None:
             raise ValueError(f"{name} = {value!r}: give a positive number")
 
 
+def check_known(known: Iterable[str], **given) -> None:
+    """Raises ValueError naming the first argument whose value is none of the known ones."""
+    for name, value in given.items():
+        if value not in known:
+            raise ValueError(f"{name} = {value!r} is not known: choose one of {', '.join(known)}")
+
+
 def check_options(name: str, options: Mapping, function: Callable) -> None:
     """Raises ValueError where `options`, a setting called `name`, has an entry that `function`
     takes no argument for.

@@ -98,12 +98,14 @@ def run(arguments) -> int:
 
 
 def _compress(a) -> None:
-    config, device = compress_input.dense_config(a.model), compress_input.device_named(a.device)
+    from prehab_lib.save.models import dense_config
+
+    config, device = dense_config(a.model), compress_input.device_named(a.device)
     compress_input.check_settings(config, a)
     from prehab_lib.save.storage import save
-    from prehab_lib.tasks.bpe import tokenizer_of
     from prehab_lib.tasks.perplexity import perplexity
-    from prehab_lib.tasks.windows import Draws, cut, token_stream
+    from prehab_lib.tasks.tokens import tokenizer_of
+    from prehab_lib.tasks.windows import cut, drawn_windows, token_stream
 
     texts, tokenizer = compress_input.read_texts(a.data), tokenizer_of(a.model)
     stream = token_stream(texts, tokenizer)
@@ -115,7 +117,8 @@ def _compress(a) -> None:
     compress_input.check_vocabulary(config, int(stream.max()))
     spared = max(a.window, int(HELD_OUT * len(stream)))
     held_out = cut(stream[-spared:], a.window, a.scored, a.data)
-    calibration = Draws(stream[:-spared], a.window, a.batch, a.seed, math.ceil(a.samples / a.batch))
+    count = math.ceil(a.samples / a.batch)
+    calibration = drawn_windows(stream[:-spared], a.window, a.batch, a.seed, count)
     _estimate(config, device, a)
     model = _open(device, a)
     _say("text", f"{a.data}: {len(stream)} tokens, {len(held_out)} windows of {a.window} held out")

@@ -33,43 +33,6 @@ def check(a) -> None:
         raise ValueError(f"--out {a.out} cannot be made: {above} is no folder one may write to")
 
 
-def dense_config(source: str):
-    """The configuration of a dense causal language model, without its weights.
-
-    Raises ValueError for a compressed checkpoint and for another kind of model, else as
-    `models.text_model` does.
-    """
-    from transformers import AutoConfig
-
-    from prehab_lib.save.hub import explained
-    from prehab_lib.save.storage import DESCRIPTION
-
-    folder = Path(source)
-    if folder.is_dir() and not (folder / "config.json").is_file():
-        if (folder / DESCRIPTION).is_file():
-            raise ValueError(_again(source))
-        raise FileNotFoundError(f"{source} is no model folder: it has no config.json")
-    if source.startswith((".", "/", "~")) and not folder.is_dir():
-        raise FileNotFoundError(f"model = {source!r} is no folder: check the path")
-    with explained(f"the model {source!r}", "give the folder of a local copy instead"):
-        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
-    check_dense(config, source)
-    kinds = config.architectures or []
-    if kinds and not any("CausalLM" in kind or "LMHead" in kind for kind in kinds):
-        raise ValueError(f"{source!r} is a {kinds[0]}: a causal language model is needed")
-    return config
-
-
-def check_dense(config, source: str) -> None:
-    """Raises ValueError where a configuration is that of a compressed model, whatever was saved
-    with `merged` is dense.
-    """
-    from prehab_lib.save.pretrained import LowRankConfig
-
-    if isinstance(config, LowRankConfig) and config.ranks:
-        raise ValueError(_again(source))
-
-
 def check_settings(config, a) -> None:
     """What the arguments ask of the model and its configuration does not allow."""
     import torch
@@ -99,10 +62,6 @@ def dtype_of(config, name: str):
     import torch
 
     return getattr(torch, name) if name != "auto" else config.dtype or torch.float32
-
-
-def _again(source: str) -> str:
-    return f"{source!r} is compressed already: give the dense model it was made of"
 
 
 def device_named(name: str) -> str:

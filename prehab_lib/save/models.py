@@ -82,6 +82,44 @@ def text_model(source: str, auto_class: str, **kwargs) -> nn.Module:
     return model
 
 
+def dense_config(source: str):
+    """The configuration of a dense causal language model, without its weights.
+
+    Raises ValueError for a compressed checkpoint and for another kind of model, else as
+    `text_model` does.
+    """
+    from transformers import AutoConfig
+
+    from prehab_lib.save.storage import DESCRIPTION
+
+    folder = Path(source)
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        if (folder / DESCRIPTION).is_file():
+            raise ValueError(_AGAIN.format(source))
+        raise FileNotFoundError(f"{source} is no model folder: it has no config.json")
+    _check_folder(source)
+    with explained(f"the model {source!r}", "give the folder of a local copy instead"):
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+    check_dense(config, source)
+    kinds = config.architectures or []
+    if kinds and not any("CausalLM" in kind or "LMHead" in kind for kind in kinds):
+        raise ValueError(f"{source!r} is a {kinds[0]}: a causal language model is needed")
+    return config
+
+
+_AGAIN = "{!r} is compressed already: give the dense model it was made of"
+
+
+def check_dense(config, source: str) -> None:
+    """Raises ValueError where a configuration is that of a compressed model; whatever was saved
+    with `merged` is dense.
+    """
+    from prehab_lib.save.pretrained import LowRankConfig
+
+    if isinstance(config, LowRankConfig) and config.ranks:
+        raise ValueError(_AGAIN.format(source))
+
+
 def _check_folder(source: str) -> None:
     if source.startswith((".", "/", "~")) and not os.path.isdir(source):
         raise FileNotFoundError(f"model = {source!r} is no folder: check the path")

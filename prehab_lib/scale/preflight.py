@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
-from prehab_lib.cli.compress_input import check_dense
 from prehab_lib.inputs import check_whole
+from prehab_lib.save.models import check_dense
 from prehab_lib.scale.census import census
 from prehab_lib.scale.optimizers import optimizer_named
 from prehab_lib.scale.phases import (
