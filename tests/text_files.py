@@ -8,7 +8,7 @@ import transformers
 
 from prehab_lib.tasks.tokens import train_bpe
 
-WORDS = "the a red green old new house river bird tree sees likes near under holds and then".split()
+WORDS = "the a red green old new house river bird tree sees likes near under holds and then".split()  # noqa: SIM905
 SIZES = dict(hidden_size=16, num_hidden_layers=1, num_attention_heads=2)
 VOCABULARY = 300
 

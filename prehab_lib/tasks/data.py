@@ -48,10 +48,6 @@ def _wikitext(name: str) -> Source:
     return Source("Salesforce/wikitext", name, splits, _same("text"), config=name)
 
 
-def _imagenet(hub: str | None, name: str, train: str, note: str) -> Source:
-    return Source(hub, name, {"train": train, "test": "validation"}, note=note)
-
-
 def _alpaca(hub: str, name: str) -> Source:
     return Source(hub, name, _same("train"), _same("instruction", "input", "output"))
 
@@ -62,8 +58,12 @@ DATASETS = {
     "cifar10": Source(
         "uoft-cs/cifar10", "cifar10", _same("train", "test"), {"image": "img", "label": "label"}
     ),
-    "imagenet-1k": _imagenet("ILSVRC/imagenet-1k", "imagenet-1k", "train", "gated, 150 GB"),
-    "imagenet-sample": _imagenet(None, "imagenet-sample", "validation", "200 images: a check"),
+    "imagenet-1k": Source(
+        "ILSVRC/imagenet-1k",
+        "imagenet-1k",
+        {"train": "train", "test": "validation"},
+        note="gated on the hub, 150 GB",
+    ),
     **{f"glue/{name}": _glue(name) for name in GLUE},
     "wikitext-2-raw-v1": _wikitext("wikitext-2-raw-v1"),
     "wikitext-2-v1": _wikitext("wikitext-2-v1"),
@@ -143,8 +143,6 @@ def load(name: str, part: str, data_root: str | os.PathLike | None = None, like:
     remedy = f"set data_root (or PREHAB_DATA) to a folder that holds {source.folder}"
     if folder is not None:
         loaded = _load_folder(folder, split, images="image" in source.columns)
-    elif source.hub is None:
-        raise FileNotFoundError(f"the data set {name!r} is on no hub: {remedy}")
     else:
         options = {}
         if source.files:  # one file of many: not the number of rows the hub expects

@@ -2,6 +2,7 @@
 once, then cached.
 """
 
+import json
 import math
 import os
 import sys
@@ -143,8 +144,9 @@ def base_model(
         seed=seed,
         recipe=recipe,
         max_length=task.max_length,
+        batch=task.batch,
         data=task.training.checksum,
-        first_batch=next(iter(task.train(seed, 1))),
+        tokenizer=_described(task.tokenizer),
     )
 
 
@@ -181,6 +183,16 @@ def classifier(checkpoint: str, task: SentenceTask, seed: int = 0) -> tuple[nn.M
         )
     rewrite.to_linear(model)
     return model, not report["missing_keys"]
+
+
+def _described(tokenizer) -> str:
+    """All that a tokenizer does, but how it was called last."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return json.dumps(tokenizer.get_vocab(), sort_keys=True)
+    backend.no_truncation()
+    backend.no_padding()
+    return backend.to_str()
 
 
 def _check_head(config, checkpoint: str, task: SentenceTask) -> None:

@@ -34,13 +34,12 @@ class Instruction:
 
 @dataclass(frozen=True, eq=False)
 class InstructionData:
-    """train and validation (seed, count): batches as `encode` makes them.  about: one sentence."""
+    """train and validation (seed, count): batches as `encode` makes them."""
 
     batch: int
     training: tuple[Instruction, ...]
     held_out: tuple[Instruction, ...]
     pad: int
-    about: str
 
     def train(self, seed: int, count: int) -> Drawn:
         return self._draw(self.training, 4000 + seed, count)
@@ -78,55 +77,35 @@ def prompt_of(instruction: str, input: str = "") -> str:
 
 
 def open_instructions(
-    name: str,
-    tokenizer,
-    batch: int,
-    *,
-    data_root: str | None = None,
-    dataset: str | None = None,
-    max_length: int = MAX_LENGTH,
-    rows: int | None = None,
+    name: str, tokenizer, batch: int, *, data_root: str | None = None, max_length: int = MAX_LENGTH
 ) -> InstructionData:
     """The instructions of a name: "prose" is embedded, "alpaca" and "alpaca-cleaned" are of
     `data.DATASETS`.
 
     tokenizer: of the model that learns.  max_length: tokens of prompt and answer, the rest is cut
-    off; rows whose prompt fills it, and rows without an answer, are left out.  dataset: a folder
-    with such Parquet files instead.  rows: take the first so many of the shuffled training rows
-    (None or 0: all).  Alpaca has one part: 2,000 rows, or a tenth, are held out by a fixed shuffle.
-    Raises as `data.load` does, and ValueError for an unknown name, a bad number, or where no row is
-    left.
+    off; rows whose prompt fills it, and rows without an answer, are left out.  Alpaca has one part:
+    2,000 rows, or a tenth, are held out by a fixed shuffle.  Raises as `data.load` does, and
+    ValueError for an unknown name, a bad number, or where no row is left.
     """
     check_known(("prose", "alpaca", "alpaca-cleaned"), instructions=name)
     check_whole(1, batch=batch)
     check_whole(8, max_length=max_length)
-    check_whole(0, rows=rows or 0)
     if name == "prose":
         parts = [prose.questions("train"), prose.questions("validation")]
-        source = "questions about documented functions of the standard library"
     else:
-        source = dataset or name
-        parts = _alpaca(source, name, data_root)
-    pads = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
+        parts = _alpaca(name, data_root)
     training, held_out = (_tokenized(part, tokenizer, max_length) for part in parts)
-    left_out = sum(map(len, parts)) - len(training) - len(held_out)
     if not training or not held_out:
-        raise ValueError(
-            f"{source} has no row whose answer begins within max_length = {max_length} tokens: "
-            "raise it"
-        )
-    training = training[:rows] if rows else training
-    about = (
-        f"{len(training)} {source}: prompts masked, at most {max_length} tokens, {left_out} rows "
-        f"without a scored token left out, {len(held_out)} rows held out for validation"
-    )
+        few = f"no row whose answer begins within max_length = {max_length} tokens"
+        raise ValueError(f"instructions {name!r} have {few}: raise it")
+    pads = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
     pad = next(token for token in pads if token is not None)
-    return InstructionData(batch, training, held_out, pad, about)
+    return InstructionData(batch, training, held_out, pad)
 
 
-def _alpaca(place: str, name: str, data_root: str | None) -> list[list[tuple[str, str]]]:
+def _alpaca(name: str, data_root: str | None) -> list[list[tuple[str, str]]]:
     """[training, validation] pairs of prompt and answer, shuffled."""
-    loaded = data.load(place, "train", data_root, data.DATASETS[name])
+    loaded = data.load(name, "train", data_root, data.DATASETS[name])
     columns = [list(loaded[column]) for column in ("instruction", "input", "output")]
     pairs = []
     for instruction, given, answer in zip(*columns, strict=True):

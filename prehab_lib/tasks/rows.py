@@ -77,16 +77,13 @@ def every_row(rows: Rows, tokenizer, batch: int, max_length: int) -> Iterator[di
         yield encode(rows, tokenizer, max_length, order[start : start + batch])
 
 
-def encode(
-    rows: Rows, tokenizer, max_length: int, indices: Iterable[int] | None = None
-) -> dict[str, Tensor]:
-    """Some rows (None: all) as one batch, keyword arguments to `forward`: input_ids and
+def encode(rows: Rows, tokenizer, max_length: int, indices: list[int]) -> dict[str, Tensor]:
+    """Some rows as one batch, keyword arguments to `forward`: input_ids and
     attention_mask (B, T), token_type_ids where the tokenizer gives them, labels (B,) (int64, or
     float32 for a regression).
 
     T is the longest of the batch, at most `max_length` tokens; the rest is cut off.
     """
-    indices = list(range(len(rows)) if indices is None else indices)
     columns = [[column[i] for i in indices] for column in rows.texts]
     options = dict(truncation=True, max_length=max_length, padding=True, return_tensors="pt")
     batch = dict(tokenizer(*columns, **options))

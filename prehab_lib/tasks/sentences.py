@@ -128,7 +128,6 @@ def open_task(
     batch: int,
     tokenizer=None,
     *,
-    dataset: str | None = None,
     data_root: str | None = None,
     max_length: int | None = None,
     test_rows: int | None = None,
@@ -137,10 +136,10 @@ def open_task(
     split and scored on its validation split.
 
     tokenizer: the checkpoint's (`tokens.tokenizer_of`); None, for embedded ones, is a small one.
-    dataset: a folder with a GLUE task's Parquet files; None: from `data_root` or PREHAB_DATA, else
-    the hub.  max_length: None is 48 tokens, of GLUE 128.  test_rows: score on so many rows of each
-    split, the same ones always (None or 0: all).  Raises as `data.load` does, and ValueError for an
-    unknown name, a bad number, labels of -1 (a test set), or outside the task's classes.
+    data_root: the folder that holds GLUE, else PREHAB_DATA, else the hub.  max_length: None is 48
+    tokens, of GLUE 128.  test_rows: score on so many rows of each split, the same ones always (None
+    or 0: all).  Raises as `data.load` does, and ValueError for an unknown name, a bad number,
+    labels of -1 (a test set), or outside the task's classes.
     """
     check_whole(1, batch=batch)
     check_whole(0, test_rows=test_rows or 0)
@@ -153,13 +152,13 @@ def open_task(
         where = f"held-out modules of the standard library (checksum {prose.checksum()})"
         recipe = dict(lr=task.lr, steps=task.steps, beta2=task.beta2, warmup=0.3)
     else:
-        task, place = GLUE[name], dataset or f"glue/{name}"
+        task = GLUE[name]
         if tokenizer is None:
             raise ValueError(f"task {name!r} needs a tokenizer: pass tokens.tokenizer_of(...)")
-        parts = {split: _glue_rows(name, place, split, data_root) for split in task.splits}
+        parts = {split: _glue_rows(name, split, data_root) for split in task.splits}
         training = chosen_on = parts["train"]
         splits = {column: parts[split] for column, split in task.scored.items()}
-        where = f"GLUE's validation split ({place})"
+        where = f"GLUE's validation split (glue/{name})"
         recipe = dict(lr=task.lr, epochs=3)
     return SentenceTask(
         name=name,
@@ -200,8 +199,9 @@ def predict(model: nn.Module, batches: Iterable) -> tuple[np.ndarray, np.ndarray
     return tuple(torch.cat(parts).double().cpu().numpy() for parts in (predictions, labels))
 
 
-def _glue_rows(name: str, place: str, split: str, data_root: str | None) -> Rows:
-    loaded = data.load(place, split, data_root, data.DATASETS[f"glue/{name}"])
+def _glue_rows(name: str, split: str, data_root: str | None) -> Rows:
+    place = f"glue/{name}"
+    loaded = data.load(place, split, data_root, data.DATASETS[place])
     task, labels = GLUE[name], tuple(loaded["label"])
     if not task.labels and all(isinstance(label, int) for label in labels):
         labels = tuple(map(float, labels))

@@ -81,7 +81,8 @@ def pretrain(
     check_positive(lr=lr)
 
     def rate(step: int) -> float:
-        return min(1.0, (step + 1) / (warmup + 1)) * (0.5 + 0.5 * math.cos(math.pi * step / steps))
+        cosine = 0.5 + 0.5 * math.cos(math.pi * step / max(steps, 1))
+        return min(1.0, (step + 1) / (warmup + 1)) * cosine
 
     settings = dict(lr=lr, weight_decay=0.05, betas=(0.9, 0.95), fused=True)
     optimizer = torch.optim.AdamW(model.parameters(), **settings)
@@ -100,7 +101,7 @@ def pretrain(
             if best.since >= PATIENCE:
                 break
     best.restore()
-    model.zero_grad()
+    model.zero_grad()  # also where training stopped early
     return rows
 
 

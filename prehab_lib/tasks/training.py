@@ -43,21 +43,19 @@ def descend(
     what: names the work in messages.  clip: largest norm of the gradient.  Raises ValueError for a
     loss that is no longer finite.
     """
-    try:
-        for step, batch in enumerate(progress(batches, what)):
-            loss = task_loss(model, batch)
-            value = float(loss.detach())
-            if not math.isfinite(value):
-                lr = optimizer.defaults["lr"]
-                raise ValueError(f"the loss is {value} at {what} step {step}: lower lr = {lr}")
-            optimizer.zero_grad()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
-            optimizer.step()
-            schedule.step()
-            yield value
-    finally:
-        model.zero_grad()
+    for step, batch in enumerate(progress(batches, what)):
+        loss = task_loss(model, batch)
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            lr = optimizer.defaults["lr"]
+            raise ValueError(f"the loss is {value} at {what} step {step}: lower lr = {lr}")
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
+        optimizer.step()
+        schedule.step()
+        yield value
+    model.zero_grad()
 
 
 def base_model(

@@ -10,7 +10,9 @@ pytestmark = pytest.mark.usefixtures("own_folders")
 def images(count: int, side: int = 16, classes: int = 3) -> datasets.Dataset:
     features = datasets.Features({"img": datasets.Image(), "label": datasets.ClassLabel(num_classes=classes)})
     pictures = [Image.new("RGB", (side, side), (9 * i, 0, 0)) for i in range(count)]
-    return datasets.Dataset.from_dict({"img": pictures, "label": [i % classes for i in range(count)]}, features=features)
+    return datasets.Dataset.from_dict(
+        {"img": pictures, "label": [i % classes for i in range(count)]}, features=features
+    )
 
 
 def image_folder(root, *places):

@@ -22,9 +22,7 @@ def test_pairs_are_two_digits_side_by_side():
     assert pictures.shape == (16, 1, 8, 16) and float(pictures.min()) >= 0 and float(pictures.max()) == 1
     singles, digits = _digits("train")
     for picture, label in zip(pictures, labels, strict=True):
-        left, right = (
-            int((singles == half[None]).all((1, 2, 3)).nonzero()[0]) for half in picture.split(8, dim=2)
-        )
+        left, right = (int((singles == half[None]).all((1, 2, 3)).nonzero()[0]) for half in picture.split(8, dim=2))
         assert int(label) == 10 * int(digits[left]) + int(digits[right])
 
 
@@ -93,7 +91,13 @@ def test_the_small_model_is_trained_once_for_one_setting():
     assert (how, how_again) == ("trained", "cached") and not again.training
     pictures, _ = next(iter(task.test()))
     assert torch.equal(first(pictures), again(pictures))
-    changes = ({"seed": 1}, {"steps": 3}, {"lr": 1e-3}, {"small": SMALL | {"width": 16}}, {"small": SMALL | {"heads": 1}})
+    changes = (
+        {"seed": 1},
+        {"steps": 3},
+        {"lr": 1e-3},
+        {"small": SMALL | {"width": 16}},
+        {"small": SMALL | {"heads": 1}},
+    )
     for change in changes:
         assert small_vit.base_model(task, "small", **({"seed": 0} | RECIPE | change))[1] == "trained", change
     assert small_vit.base_model(digit_task(5, 10), "small", seed=0, **RECIPE)[1] == "trained"  # other batches
