@@ -20,3 +20,8 @@ class Exercise:
     solution: Callable
     slips: list[tuple[Callable, str]]
     withheld: list[tuple] = field(default_factory=list)
+
+
+def slips(*answers_and_hints: Callable | str) -> list[tuple[Callable, str]]:
+    """Slips in the order they are read in: a wrong answer, then its hint, then the next."""
+    return list(zip(answers_and_hints[::2], answers_and_hints[1::2], strict=True))

@@ -30,7 +30,7 @@ class AnswerKey:
 
     @classmethod
     def of(cls, exercise: Exercise, withheld: bool = False) -> "AnswerKey":
-        """Answers computed from the solution and the slips; on the withheld cases too where asked."""
+        """Answers of the solution and of the slips; on the withheld cases too where asked."""
         cases = exercise.cases + (exercise.withheld if withheld else [])
         slips = [(answers.collect(slip, cases).answers, hint) for slip, hint in exercise.slips]
         return cls(cases, answers.collect(exercise.solution, cases).answers, slips)

@@ -11,7 +11,9 @@ from dataclasses import dataclass
 
 UNTRIED = "not tried yet"
 NOTHING = "it returns nothing: is a return missing?"
-BLANK = {  # instructions of a body that is ..., pass, a constant, or raise NotImplementedError, in Python 3.11 to 3.14
+# Instructions of a body that is ..., pass, a constant, or raise NotImplementedError, in Python 3.11
+# to 3.14.
+BLANK = {
     *("RESUME", "NOP", "CACHE", "COPY_FREE_VARS", "POP_TOP", "PUSH_NULL", "PRECALL", "CALL"),
     *("LOAD_CONST", "LOAD_SMALL_INT", "LOAD_COMMON_CONSTANT", "LOAD_GLOBAL", "LOAD_NAME"),
     *("RETURN_CONST", "RETURN_VALUE", "RAISE_VARARGS"),

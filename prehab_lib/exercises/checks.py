@@ -23,9 +23,8 @@ def check(id: str, function: Callable) -> None:
     NotImplementedError).  Raises ValueError for an id that is not known.
     """
     key = find(id)
-    print(
-        f"exercise {id}: {key.judge(answers.collect(function, key.cases), answers.name_of(function))}"
-    )
+    given = answers.collect(function, key.cases)
+    print(f"exercise {id}: {key.judge(given, answers.name_of(function))}")
 
 
 def find(id: str) -> AnswerKey:

@@ -44,9 +44,8 @@ def encode(value, foreign: bool = False):
         return {"tensor": encode(value.tolist()), "dtype": str(value.dtype).removeprefix("torch.")}
     if foreign:
         return {"foreign": f"{type(value).__name__} {value!r}"[:60]}
-    raise TypeError(
-        f"a {type(value).__name__} cannot be written as JSON: use numbers, text, lists, tuples, dicts, tensors"
-    )
+    kinds = "numbers, text, lists, tuples, dicts, tensors"
+    raise TypeError(f"a {type(value).__name__} cannot be written as JSON: use {kinds}")
 
 
 def decode(value):

@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from prehab_lib.exercises import Exercise
+from prehab_lib.exercises import Exercise, slips
 
 
 def _below(tp, tn, fp, fn):
@@ -56,24 +56,16 @@ EXERCISES = {
         cases=[(6, 3, 1, 2), (5, 5, 0, 0), (1, 1, 4, 4), (7, 0, 3, 0)],
         withheld=[(9, 2, 3, 4), (0, 8, 0, 2)],
         solution=_matthews,
-        slips=[
-            (
-                lambda tp, tn, fp, fn: (tp + tn) / (tp + tn + fp + fn),
-                "that is accuracy: it rewards the commoner class",
-            ),
-            (
-                lambda tp, tn, fp, fn: 2 * tp / (2 * tp + fp + fn),
-                "that is F1: it does not look at the true negatives",
-            ),
-            (
-                lambda tp, tn, fp, fn: (tp * tn - fp * fn) / _below(tp, tn, fp, fn) ** 2,
-                "take the square root of the product below: a perfect classifier must give 1",
-            ),
-            (
-                lambda tp, tn, fp, fn: (tp * tn + fp * fn) / _below(tp, tn, fp, fn),
-                "the errors are subtracted: guessing must give 0 on average",
-            ),
-        ],
+        slips=slips(
+            lambda tp, tn, fp, fn: (tp + tn) / (tp + tn + fp + fn),
+            "that is accuracy: it rewards the commoner class",
+            lambda tp, tn, fp, fn: 2 * tp / (2 * tp + fp + fn),
+            "that is F1: it does not look at the true negatives",
+            lambda tp, tn, fp, fn: (tp * tn - fp * fn) / _below(tp, tn, fp, fn) ** 2,
+            "take the square root of the product below: a perfect classifier must give 1",
+            lambda tp, tn, fp, fn: (tp * tn + fp * fn) / _below(tp, tn, fp, fn),
+            "the errors are subtracted: guessing must give 0 on average",
+        ),
     ),
     "4.2": Exercise(
         cases=[
@@ -83,11 +75,14 @@ EXERCISES = {
         ],
         withheld=[(2 * _x - 1, _mask.flip(1))],
         solution=_masked_gram,
-        slips=[
-            (_with_pads, "pads are counted in: take the rows where the mask is 1"),
-            (_over_places, "the sum is right: divide by the number of real tokens, not of places"),
-            (_centred, "the Gram is not centred: no mean is taken off"),
-        ],
+        slips=slips(
+            _with_pads,
+            "pads are counted in: take the rows where the mask is 1",
+            _over_places,
+            "the sum is right: divide by the number of real tokens, not of places",
+            _centred,
+            "the Gram is not centred: no mean is taken off",
+        ),
     ),
     "4.3": Exercise(
         cases=[
@@ -96,19 +91,13 @@ EXERCISES = {
         ],
         withheld=[(_nine(0.3, 0.8, 0.6, 0.4, 0.2, 0.7, 0.5, 0.6, 0.2),)],
         solution=_average,
-        slips=[
-            (
-                lambda scores: sum(scores.values()) / len(scores),
-                "the mean of nine columns counts MNLI twice: merge its two first",
-            ),
-            (
-                lambda scores: sum(v for k, v in scores.items() if k != "MNLI-mm") / 8,
-                "both halves of MNLI count: take their mean, do not drop one",
-            ),
-            (
-                lambda scores: (sum(v for k, v in scores.items() if "MNLI" not in k)) / 7,
-                "MNLI is missing: it counts as one task of eight",
-            ),
-        ],
+        slips=slips(
+            lambda scores: sum(scores.values()) / len(scores),
+            "the mean of nine columns counts MNLI twice: merge its two first",
+            lambda scores: sum(v for k, v in scores.items() if k != "MNLI-mm") / 8,
+            "both halves of MNLI count: take their mean, do not drop one",
+            lambda scores: (sum(v for k, v in scores.items() if "MNLI" not in k)) / 7,
+            "MNLI is missing: it counts as one task of eight",
+        ),
     ),
 }

@@ -4,7 +4,7 @@ correction.
 
 import math
 
-from prehab_lib.exercises import Exercise
+from prehab_lib.exercises import Exercise, slips
 
 # 7.1: first-order loss change of dropping each component
 
@@ -126,34 +126,24 @@ EXERCISES = {
             )
         ],
         solution=_loss_changes,
-        slips=[
-            (
-                lambda left, right, grad: [-change for change in _loss_changes(left, right, grad)],
-                "the sign: the component is taken away, so the weight moves by minus left_a right_a",
-            ),
+        slips=slips(
+            lambda left, right, grad: [-change for change in _loss_changes(left, right, grad)],
+            "the sign: the component is taken away, so the weight moves by minus left_a right_a",
             (
                 lambda left, right, grad: [
                     abs(change) for change in _loss_changes(left, right, grad)
-                ],
-                "keep the sign: whether the loss rises or falls is what zero-sum balances",
+                ]
             ),
-            (
-                _transposed,
-                "grad has the shape of W: its row i goes with row i of left, its column j with column j of right",
-            ),
-            (
-                _squared_sizes,
-                "that is the squared size of the component: the loss is not in it, and may not feel a large one",
-            ),
-            (
-                _with_all_after_it,
-                "that drops component a with all that follow it: here each one goes alone",
-            ),
-            (
-                lambda left, right, grad: sum(_loss_changes(left, right, grad)),
-                "that is the change of dropping the whole layer: give one number for each component",
-            ),
-        ],
+            "keep the sign: whether the loss rises or falls is what zero-sum balances",
+            _transposed,
+            "grad has the shape of W: row i goes with row i of left, column j with that of right",
+            _squared_sizes,
+            "that is the squared size of the component: the loss is not in it",
+            _with_all_after_it,
+            "that drops component a with all that follow it: here each one goes alone",
+            lambda left, right, grad: sum(_loss_changes(left, right, grad)),
+            "that is the change of dropping the whole layer: give one number for each component",
+        ),
     ),
     "7.2": Exercise(
         cases=[
@@ -170,52 +160,36 @@ EXERCISES = {
         ],
         withheld=[({"a": 0.2, "b": -0.3, "c": 0.05}, 0.1), ({"b": 0.3, "a": 0.3}, 0.0)],
         solution=_next_drop,
-        slips=[
-            (
-                _largest,
-                "the smallest goes first: large changes are where the first order is least to be trusted",
-            ),
-            (
-                lambda tails, balance: _smallest(tails, _of_sign(tails, balance > 0) or tails),
-                "the other way round: a sum at or below zero asks for a change that raises the loss",
-            ),
-            (
-                lambda tails, balance: _smallest(tails, tails),
-                "that is the greedy rule, smallest size whatever the sign: it never looks at the balance",
-            ),
-            (
-                lambda tails, balance: _lowest(tails, tails),
-                "most negative first takes the largest changes first, and the first order holds for small ones",
-            ),
-            (
-                lambda tails, balance: _lowest(tails, _of_sign(tails, balance <= 0) or tails),
-                "the right sign, but smallest is meant by size: of -0.4 and -0.1 take -0.1",
-            ),
-            (
-                lambda tails, balance: _smallest(tails, _of_sign(tails, balance < 0) or tails),
-                "at balance 0, where the walk begins, the changes of at least 0 go first",
-            ),
+        slips=slips(
+            _largest,
+            "the smallest goes first: the first order is least to be trusted for large changes",
+            lambda tails, balance: _smallest(tails, _of_sign(tails, balance > 0) or tails),
+            "the other way round: a sum at or below zero asks for a change that raises the loss",
+            lambda tails, balance: _smallest(tails, tails),
+            "that is the greedy rule, smallest whatever the sign: it never looks at the balance",
+            lambda tails, balance: _lowest(tails, tails),
+            "most negative first takes large changes, and the first order holds for small ones",
+            lambda tails, balance: _lowest(tails, _of_sign(tails, balance <= 0) or tails),
+            "the right sign, but smallest is meant by size: of -0.4 and -0.1 take -0.1",
+            lambda tails, balance: _smallest(tails, _of_sign(tails, balance < 0) or tails),
+            "at balance 0, where the walk begins, the changes of at least 0 go first",
             (
                 lambda tails, balance: min(
                     tails, key=lambda name: (abs(balance + tails[name]), name)
-                ),
-                "that brings the sum as near to zero as it can: the rule takes the smallest of the sign it asks for",
+                )
             ),
-            (
-                _nothing_where_the_sign_has_none,
-                "where no layer has the sign it asks for, take from the other",
-            ),
-            (
-                _strictly_positive,
-                "a change of exactly 0 counts with those above: it is the cheapest of all",
-            ),
+            "that brings the sum near zero: the rule takes the smallest of the sign it asks for",
+            _nothing_where_the_sign_has_none,
+            "where no layer has the sign it asks for, take from the other",
+            _strictly_positive,
+            "a change of exactly 0 counts with those above: it is the cheapest of all",
             (
                 lambda tails, balance: min(
                     _of_sign(tails, balance <= 0) or tails, key=lambda name: abs(tails[name])
-                ),
-                "of equals the first in the order of names goes, not the first in the dictionary",
+                )
             ),
-        ],
+            "of equals the first in the order of names goes, not the first in the dictionary",
+        ),
     ),
     "7.3": Exercise(
         cases=[
@@ -227,36 +201,22 @@ EXERCISES = {
         ],
         withheld=[((100, 300), 74), ((100, 300), 75), ((768, 768), 200)],
         solution=_saved,
-        slips=[
-            (
-                _balance_of_numbers,
-                "a layer whose factors would be larger stays dense: it saves 0, never less",
-            ),
-            (
-                lambda shape, rank: max(0, shape[0] * shape[1] - rank * shape[1]),
-                "that counts V (r × n) alone: U (m × r) is stored too",
-            ),
-            (
-                lambda shape, rank: max(0, shape[0] * shape[1] - rank * shape[0]),
-                "that counts U (m × r) alone: V (r × n) is stored too",
-            ),
-            (
-                lambda shape, rank: max(0, shape[0] * shape[1] - rank * max(shape)),
-                "max(m, n) a rank is how remap counts, with 8 bits for some: at equal precision a rank costs m + n",
-            ),
-            (
-                lambda shape, rank: rank * sum(shape),
-                "that is what the factors hold: take it away from m n",
-            ),
-            (
-                lambda shape, rank: (min(shape) - rank) * sum(shape),
-                "not every drop gives m + n back: above the break-even rank they give nothing",
-            ),
-            (
-                _dense_at_break_even,
-                "at the break-even rank itself the factors are the smaller ones already: dense begins one above",
-            ),
-        ],
+        slips=slips(
+            _balance_of_numbers,
+            "a layer whose factors would be larger stays dense: it saves 0, never less",
+            lambda shape, rank: max(0, shape[0] * shape[1] - rank * shape[1]),
+            "that counts V (r × n) alone: U (m × r) is stored too",
+            lambda shape, rank: max(0, shape[0] * shape[1] - rank * shape[0]),
+            "that counts U (m × r) alone: V (r × n) is stored too",
+            lambda shape, rank: max(0, shape[0] * shape[1] - rank * max(shape)),
+            "max(m, n) a rank is how remap counts: at equal precision a rank costs m + n",
+            lambda shape, rank: rank * sum(shape),
+            "that is what the factors hold: take it away from m n",
+            lambda shape, rank: (min(shape) - rank) * sum(shape),
+            "not every drop gives m + n back: above the break-even rank they give nothing",
+            _dense_at_break_even,
+            "at the break-even rank the factors are the smaller ones: dense begins one above",
+        ),
     ),
     "7.4": Exercise(
         cases=[
@@ -267,35 +227,21 @@ EXERCISES = {
         ],
         withheld=[([1, 1], [3, -1]), ([0.5, 0, 2], [4, 1, 1])],
         solution=_restored,
-        slips=[
-            (
-                lambda grad, lost: _along(grad, _dot(grad, lost), math.sqrt(_dot(grad, grad))),
-                "divide by the square of grad's length: one length is in ⟨grad, lost⟩, the other in grad itself",
-            ),
-            (
-                lambda grad, lost: _along(grad, _dot(grad, lost), 1),
-                "how long grad is must not matter: divide by ⟨grad, grad⟩",
-            ),
-            (
-                lambda grad, lost: _along(lost, _dot(grad, lost), _dot(lost, lost)),
-                "that projects grad on lost: the step lies along grad, the shortest way to change the loss",
-            ),
-            (
-                lambda grad, lost: [-x for x in _restored(grad, lost)],
-                "the sign: the step must change the loss as giving back would, not undo it once more",
-            ),
-            (
-                _rest,
-                "that is the part of lost that the loss does not feel: the step is the other part",
-            ),
-            (
-                lambda grad, lost: list(lost),
-                "that gives everything back: the loss change is right, but this is not the smallest step",
-            ),
-            (
-                lambda grad, lost: _restored(grad, lost) if any(grad) else list(lost),
-                "where grad is zero the loss asks for nothing: the step is zero, not lost",
-            ),
-        ],
+        slips=slips(
+            lambda grad, lost: _along(grad, _dot(grad, lost), math.sqrt(_dot(grad, grad))),
+            "divide by the square of grad's length: it is in ⟨grad, lost⟩ and in grad itself",
+            lambda grad, lost: _along(grad, _dot(grad, lost), 1),
+            "how long grad is must not matter: divide by ⟨grad, grad⟩",
+            lambda grad, lost: _along(lost, _dot(grad, lost), _dot(lost, lost)),
+            "that projects grad on lost: the step lies along grad, the shortest way",
+            lambda grad, lost: [-x for x in _restored(grad, lost)],
+            "the sign: the step must change the loss as giving back would, not undo it once more",
+            _rest,
+            "that is the part of lost that the loss does not feel: the step is the other part",
+            lambda grad, lost: list(lost),
+            "that gives everything back: right for the loss, but not the smallest step",
+            lambda grad, lost: _restored(grad, lost) if any(grad) else list(lost),
+            "where grad is zero the loss asks for nothing: the step is zero, not lost",
+        ),
     ),
 }

@@ -5,7 +5,7 @@ label.
 import math
 from statistics import fmean
 
-from prehab_lib.exercises import Exercise
+from prehab_lib.exercises import Exercise, slips
 
 # 10.1: the change printed beside a value
 
@@ -87,26 +87,20 @@ EXERCISES = {
         cases=[(118.24, 75.42), (7.03, 7.94), (298.59, 471.83), (9.15, 9.27)],
         withheld=[(21.3, 20.0), (88.8, 99.9)],
         solution=_change,
-        slips=[
-            (
-                lambda value, base: round(100 * (1 - base / value), 1),
-                "in per cent of the base, not of the value",
-            ),
-            (
-                lambda value, base: -_change(value, base),
-                "the sign: what has fallen changes by less than 0",
-            ),
-            (lambda value, base: round(value / base - 1, 3), "in per cent: 0.568 is 56.8 %"),
-            (
-                lambda value, base: round(100 * value / base, 1),
-                "that is the value in per cent of the base: take 100 away",
-            ),
-            (
-                lambda value, base: round(value - base, 1),
-                "that is the difference: per cent are asked for",
-            ),
-            (_cut_off, "round, do not cut off: that is how 56.775 becomes 56.7"),
-        ],
+        slips=slips(
+            lambda value, base: round(100 * (1 - base / value), 1),
+            "in per cent of the base, not of the value",
+            lambda value, base: -_change(value, base),
+            "the sign: what has fallen changes by less than 0",
+            lambda value, base: round(value / base - 1, 3),
+            "in per cent: 0.568 is 56.8 %",
+            lambda value, base: round(100 * value / base, 1),
+            "that is the value in per cent of the base: take 100 away",
+            lambda value, base: round(value - base, 1),
+            "that is the difference: per cent are asked for",
+            _cut_off,
+            "round, do not cut off: that is how 56.775 becomes 56.7",
+        ),
     ),
     "10.2": Exercise(
         cases=[(_ROW,), (_OTHER,)],
@@ -114,16 +108,13 @@ EXERCISES = {
             (dict(zip(_ROW, (0.3, 0.8, 0.7, 0.6, 0.5, 0.75, 0.65, 0.4, 0.55), strict=True)),)
         ],
         solution=_average,
-        slips=[
-            (
-                lambda scores: fmean(scores.values()),
-                "MNLI counts twice there: merge its two columns first",
-            ),
-            (
-                lambda scores: fmean([*(scores[task] for task in _TASKS), scores["MNLI-m"]]),
-                "MNLI-mm is left out: the mean of both columns is MNLI's score",
-            ),
-            (lambda scores: fmean(scores[task] for task in _TASKS), "MNLI is left out altogether"),
+        slips=slips(
+            lambda scores: fmean(scores.values()),
+            "MNLI counts twice there: merge its two columns first",
+            lambda scores: fmean([*(scores[task] for task in _TASKS), scores["MNLI-m"]]),
+            "MNLI-mm is left out: the mean of both columns is MNLI's score",
+            lambda scores: fmean(scores[task] for task in _TASKS),
+            "MNLI is left out altogether",
             (
                 lambda scores: (
                     (
@@ -131,14 +122,12 @@ EXERCISES = {
                         + (scores["MNLI-m"] + scores["MNLI-mm"]) / 2
                     )
                     / 9
-                ),
-                "eight tasks are left once the two columns are one",
+                )
             ),
-            (
-                lambda scores: sum(scores.values()) / 8,
-                "nine scores over eight: take the mean of the two MNLI columns, not their sum",
-            ),
-        ],
+            "eight tasks are left once the two columns are one",
+            lambda scores: sum(scores.values()) / 8,
+            "nine scores over eight: take the mean of the two MNLI columns, not their sum",
+        ),
     ),
     "10.3": Exercise(
         cases=[
@@ -168,23 +157,20 @@ EXERCISES = {
             for better in (True, False)
         ],
         solution=_count,
-        slips=[
-            (_ties_hold, "a tie does not hold: equal is not better"),
-            (
-                lambda one, other, higher_is_better: _count(one, other, True),
-                "of perplexities the lower one is better",
-            ),
-            (_all_counted, "only places where both have a score are cases"),
-            (_by_seed_means, "compare seed by seed: a mean hides how often it holds"),
-            (
-                _every_seed_with_every,
-                "a seed is compared with itself only: the two share their base model and data",
-            ),
-            (
-                lambda one, other, higher_is_better: _count(other, one, higher_is_better),
-                "the other way round: how often does the first beat the second?",
-            ),
-        ],
+        slips=slips(
+            _ties_hold,
+            "a tie does not hold: equal is not better",
+            lambda one, other, higher_is_better: _count(one, other, True),
+            "of perplexities the lower one is better",
+            _all_counted,
+            "only places where both have a score are cases",
+            _by_seed_means,
+            "compare seed by seed: a mean hides how often it holds",
+            _every_seed_with_every,
+            "a seed is compared with itself only: the two share their base model and data",
+            lambda one, other, higher_is_better: _count(other, one, higher_is_better),
+            "the other way round: how often does the first beat the second?",
+        ),
     ),
     "10.4": Exercise(
         cases=[
@@ -194,27 +180,17 @@ EXERCISES = {
         ],
         withheld=[(3 * 10**9, 10**8, 0.3)],
         solution=_memory,
-        slips=[
-            (
-                lambda blocks, rest, removed: 2 * (rest + (1 - removed) * blocks) / 1e9,
-                "that is in units of 10⁹ bytes: the labels fit 2³⁰",
-            ),
-            (
-                lambda blocks, rest, removed: 2 * (1 - removed) * (rest + blocks) / 2**30,
-                "the rest is not compressed: embeddings, head and norms stay as they are",
-            ),
-            (
-                lambda blocks, rest, removed: 2 * (rest + removed * blocks) / 2**30,
-                "removed is what goes: 1 - removed is kept",
-            ),
-            (
-                lambda blocks, rest, removed: 2 * (1 - removed) * blocks / 2**30,
-                "the rest takes memory, too",
-            ),
-            (
-                lambda blocks, rest, removed: 4 * (rest + (1 - removed) * blocks) / 2**30,
-                "16 bits are two bytes",
-            ),
-        ],
+        slips=slips(
+            lambda blocks, rest, removed: 2 * (rest + (1 - removed) * blocks) / 1e9,
+            "that is in units of 10⁹ bytes: the labels fit 2³⁰",
+            lambda blocks, rest, removed: 2 * (1 - removed) * (rest + blocks) / 2**30,
+            "the rest is not compressed: embeddings, head and norms stay as they are",
+            lambda blocks, rest, removed: 2 * (rest + removed * blocks) / 2**30,
+            "removed is what goes: 1 - removed is kept",
+            lambda blocks, rest, removed: 2 * (1 - removed) * blocks / 2**30,
+            "the rest takes memory, too",
+            lambda blocks, rest, removed: 4 * (rest + (1 - removed) * blocks) / 2**30,
+            "16 bits are two bytes",
+        ),
     ),
 }
