@@ -218,19 +218,6 @@ def test_unknown_tasks_and_bad_settings_are_named(sets, tokenizer):
             open_task("cola", 4, tokenizer, data_root=str(sets), max_length=wrong)
 
 
-def test_a_constant_model_scores_zero_and_says_why(sets, tokenizer):
-    for name, column in (("cola", "CoLA"), ("stsb", "STS-B"), ("mrpc", "MRPC")):
-        glue_folder(sets, name)
-        task = open_task(name, 4, tokenizer, data_root=str(sets), max_length=32)
-        model = small_bert(len(tokenizer), task.outputs, depth=1, width=16, heads=2, positions=32)
-        torch.nn.init.zeros_(model.classifier.weight)
-        with torch.no_grad():
-            model.classifier.bias.copy_(torch.arange(task.outputs, 0, -1))  # class 0 always
-        found = task.scores(model)[column]
-        assert found.value == 0 and "same to every row" in found.note
-        assert ("undefined" in found.note) == (name == "stsb")
-
-
 @pytest.mark.parametrize("name", PROSE)
 def test_embedded_tasks_have_the_same_shape(name):
     task = open_task(name, 8, test_rows=50, data_root="ignored")

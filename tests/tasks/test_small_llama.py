@@ -163,13 +163,6 @@ def test_half_precision_as_it_is_stored_or_as_asked(tmp_path, task):
     assert perplexity(other, task.chosen_on) == pytest.approx(perplexity(stored, task.chosen_on), rel=0.05)
 
 
-def test_a_model_that_does_not_fit_the_text_is_refused(tmp_path, task):
-    with pytest.raises(ValueError, match="outside the model's vocabulary of 270: the tokenizer belongs to another"):
-        base_model(task, causal_model(tmp_path / "few", vocabulary=270), seed=0)
-    with pytest.raises(ValueError, match="window = 16 is longer than the 8 positions"):
-        base_model(task, causal_model(tmp_path / "short", "gpt2", n_positions=8), seed=0)
-
-
 def test_a_compressed_checkpoint_and_one_that_is_not_there_are_named(tmp_path, task):
     model = llama()
     surgery.compress(model, "svd", 0.4)

@@ -78,7 +78,7 @@ def test_a_checkpoint_without_a_tokenizer_is_named(tmp_path):
             tokenizer_of(folder)
 
 
-def test_what_cannot_be_opened_is_one_sentence(tmp_path, monkeypatch):
+def test_what_cannot_be_opened_is_one_sentence(tmp_path):
     with pytest.raises(FileNotFoundError, match="nowhere' is no folder: check the path"):
         tokenizer_of(str(tmp_path / "nowhere"))
     with pytest.raises(ConnectionError, match="the tokenizer of 'nobody/nothing' could not be fetched"):
@@ -88,13 +88,3 @@ def test_what_cannot_be_opened_is_one_sentence(tmp_path, monkeypatch):
         tokenizer_of(str(tmp_path))
     with pytest.raises(ValueError, match="vocabulary = 200: a byte-level tokenizer needs at least 258 tokens"):
         train_bpe(TEXTS, 200)
-
-    class GatedRepoError(Exception):
-        pass
-
-    def refuse(*args, **kwargs):
-        raise GatedRepoError("403")
-
-    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", refuse)
-    with pytest.raises(PermissionError, match="'meta-llama/Llama-2-7b-hf' is gated: accept its terms .*hf auth login"):
-        tokenizer_of("meta-llama/Llama-2-7b-hf")
