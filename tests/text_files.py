@@ -6,7 +6,7 @@ import datasets
 import torch
 import transformers
 
-from prehab_lib.tasks.tokens import train_bpe
+from prehab_lib.tasks.tokenizers import train_bpe
 
 WORDS = "the a red green old new house river bird tree sees likes near under holds and then".split()  # noqa: SIM905
 SIZES = dict(hidden_size=16, num_hidden_layers=1, num_attention_heads=2)

@@ -104,7 +104,7 @@ def _compress(a) -> None:
     compress_input.check_settings(config, a)
     from prehab_lib.save.storage import save
     from prehab_lib.tasks.perplexity import perplexity
-    from prehab_lib.tasks.tokens import tokenizer_of
+    from prehab_lib.tasks.tokenizers import tokenizer_of
     from prehab_lib.tasks.windows import cut, drawn_windows, token_stream
 
     texts, tokenizer = compress_input.read_texts(a.data), tokenizer_of(a.model)

@@ -39,13 +39,13 @@ def prose_corpus() -> Corpus:
     written = {part: [] for part in prose.PARTS}
     for module, _, text in prose.texts():
         written[prose.part_of(module)] += _BLANK_LINES.split(text)
-    seen: set[str] = set()
-    parts = {part: _new(written[part], seen) for part in prose.PARTS}
+    earlier: set[str] = set()
+    parts = {part: _new(written[part], earlier) for part in prose.PARTS}
     return Corpus(
         name="prose",
         train=parts["train"],
         validation=parts["validation"],
-        tests={"documentation": parts["test"], "comments": _new(prose.comments("test"), seen)},
+        tests={"documentation": parts["test"], "comments": _new(prose.comments("test"), earlier)},
         source=f"held-out modules of Python's standard library (checksum {prose.checksum()})",
     )
 
@@ -68,13 +68,13 @@ def wikitext(name: str, data_root: str | None = None, dataset: str | None = None
     return Corpus(name, train, validation, tests, source)
 
 
-def _new(texts: Iterable[str], seen: set[str]) -> tuple[str, ...]:
-    """The texts whose words are not in `seen`, which grows by them."""
+def _new(texts: Iterable[str], earlier: set[str]) -> tuple[str, ...]:
+    """The texts whose words are not in `earlier`, which grows by them."""
     kept = []
     for text in texts:
         words = " ".join(text.split())
-        if words and words not in seen:
-            seen.add(words)
+        if words and words not in earlier:
+            earlier.add(words)
             kept.append(text.strip("\n"))
     return tuple(kept)
 

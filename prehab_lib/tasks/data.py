@@ -102,18 +102,18 @@ def where(name: str, data_root: str | os.PathLike | None = None) -> Path | None:
     Raises ValueError for an unknown name, FileNotFoundError for a folder that is missing or empty.
     """
     if name in DATASETS:
-        given = data_root or os.environ.get("PREHAB_DATA")
-        if not given:
+        root = data_root or os.environ.get("PREHAB_DATA")
+        if not root:
             return None
-        holder = Path(given).expanduser()
+        holder = Path(root).expanduser()
         if not holder.is_dir():
-            raise FileNotFoundError(f"data_root = {str(given)!r} is no folder: check the path")
+            raise FileNotFoundError(f"data_root = {str(root)!r} is no folder: check the path")
         folder = holder / DATASETS[name].folder
     elif os.path.isdir(name):
         folder = Path(name)
     else:
-        known = ", ".join(("digits", *DATASETS))
-        raise ValueError(f"dataset = {name!r} is neither a folder nor one of {known}")
+        names = ", ".join(("digits", *DATASETS))
+        raise ValueError(f"dataset = {name!r} is neither a folder nor one of {names}")
     if not folder.is_dir():
         remedy = "put it there, or leave data_root empty for the hub"
         raise FileNotFoundError(f"the data set {name!r} is not at {folder}: {remedy}")

@@ -108,8 +108,8 @@ def _alpaca(name: str, data_root: str | None) -> list[list[tuple[str, str]]]:
     loaded = data.load(name, "train", data_root, data.DATASETS[name])
     columns = [list(loaded[column]) for column in ("instruction", "input", "output")]
     pairs = []
-    for instruction, given, answer in zip(*columns, strict=True):
-        pairs.append((prompt_of(instruction or "", given or ""), answer or ""))
+    for instruction, text, answer in zip(*columns, strict=True):
+        pairs.append((prompt_of(instruction or "", text or ""), answer or ""))
     order = torch.randperm(len(pairs), generator=torch.Generator().manual_seed(0)).tolist()
     first = min(HELD_OUT, len(pairs) // 10)
     return [[pairs[i] for i in order[first:]], [pairs[i] for i in order[:first]]]

@@ -11,7 +11,7 @@ from prehab_lib.inputs import check_known, check_whole
 from prehab_lib.tasks.corpora import prose_corpus, wikitext
 from prehab_lib.tasks.drawn import Drawn, Task
 from prehab_lib.tasks.perplexity import check_fits, perplexity
-from prehab_lib.tasks.tokens import prose_bpe, train_bpe
+from prehab_lib.tasks.tokenizers import prose_bpe, train_bpe
 from prehab_lib.tasks.windows import Windows, cut, drawn_windows, token_stream
 
 # Name of the task -> its data set.
@@ -95,7 +95,7 @@ def open_language_task(
     one with "<unk>".
 
     window: tokens (the paper: 2048).  batch: windows of a drawn batch.  tokenizer: the checkpoint's
-    (`tokens.tokenizer_of`); None trains a byte-level BPE of `vocabulary` tokens on the training
+    (`tokenizers.tokenizer_of`); None trains a byte-level BPE of `vocabulary` tokens on the training
     part.  data_root, dataset: as `corpora.wikitext` takes them.  test_windows: score so many
     windows a column, spread evenly (None or 0: all).  Raises as `data.load` does, and ValueError
     for an unknown name, a bad number, or a text shorter than one window.

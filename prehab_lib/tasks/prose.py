@@ -74,13 +74,13 @@ def part_of(module: str) -> str:
 
 def files() -> list[tuple[Path, tuple[str, ...]]]:
     """(file, its dotted name's parts), by top-level module, `SKIPPED` ones left out."""
-    home, found = _library(), []
+    home, chosen = _library(), []
     for module in sorted(sys.stdlib_module_names - SKIPPED):
         for file in (home / f"{module}.py", *sorted((home / module).rglob("*.py"))):
             name = file.relative_to(home).with_suffix("").parts
             if file.is_file() and not SKIPPED.intersection(name):
-                found.append((file, name))
-    return found
+                chosen.append((file, name))
+    return chosen
 
 
 def read_once(
@@ -108,17 +108,17 @@ def texts() -> tuple[tuple[str, str, str], ...]:
 
     Raises FileNotFoundError where this Python keeps its library without sources.
     """
-    found = [(entry.module, entry.name, entry.text) for entry in docstrings()]
+    entries = [(entry.module, entry.name, entry.text) for entry in docstrings()]
     topics = _library() / "pydoc_data" / "topics.py"
-    if not found or not topics.is_file():
+    if not entries or not topics.is_file():
         raise FileNotFoundError(
             f"this Python has no library sources at {_library()}: the embedded prose is read from "
             "them; use another Python, or data of your own"
         )
     statements = ast.parse(topics.read_bytes()).body
     literal = next(node.value for node in statements if isinstance(node, ast.Assign))
-    found += [(TOPICS, name, text) for name, text in sorted(ast.literal_eval(literal).items())]
-    return tuple(found)
+    entries += [(TOPICS, name, text) for name, text in sorted(ast.literal_eval(literal).items())]
+    return tuple(entries)
 
 
 @cache
@@ -137,13 +137,13 @@ def documentation(part: str) -> tuple[Documentation, ...]:
     """
     check_known(PARTS, part=part)
     earlier = {sentence for name in PARTS[: PARTS.index(part)] for sentence in sentences(name)}
-    found = []
+    entries = []
     for module, _, text in texts():
         if part_of(module) == part:
             own = tuple(sentence for sentence in _sentences(text) if sentence not in earlier)
             if own:
-                found.append(Documentation(module, own))
-    return tuple(found)
+                entries.append(Documentation(module, own))
+    return tuple(entries)
 
 
 @cache
@@ -187,14 +187,14 @@ def _docstrings_in(file: Path, name: tuple[str, ...]) -> list[Docstring]:
 def _documented(node: ast.AST, name: tuple[str, ...], inside: bool) -> list[Docstring]:
     """inside: whether a function is around the node."""
     function = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
-    text, found = ast.get_docstring(node), []
+    text, entries = ast.get_docstring(node), []
     if text:
         arguments = ast.unparse(node.args) if function and not inside else None
-        found.append(Docstring(name[0], ".".join(name), text, arguments))
+        entries.append(Docstring(name[0], ".".join(name), text, arguments))
     for child in node.body:
         if isinstance(child, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            found += _documented(child, (*name, child.name), inside or function)
-    return found
+            entries += _documented(child, (*name, child.name), inside or function)
+    return entries
 
 
 @cache
@@ -202,12 +202,12 @@ def _sentences(text: str) -> tuple[str, ...]:
     """Distinct sentences of plain words, lower-cased and without punctuation: case and full stop
     would tell their order.
     """
-    found = []
+    written = []
     for paragraph in re.split(r"\n\s*\n", text):
         if not _NOT_PROSE.search(paragraph):
             plain = re.sub("[`*]", "", " ".join(paragraph.split()))
-            found += filter(_is_prose, _SENTENCE_END.split(plain))
-    normal = [_WORD.findall(sentence.lower()) for sentence in found]
+            written += filter(_is_prose, _SENTENCE_END.split(plain))
+    normal = [_WORD.findall(sentence.lower()) for sentence in written]
     least, most = WORDS
     kept = [words for words in normal if least <= len(words) <= most and len(set(words)) > 2]
     return tuple(dict.fromkeys(" ".join(words) for words in kept))

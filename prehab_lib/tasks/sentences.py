@@ -22,7 +22,7 @@ from prehab_lib.tasks.glue import GLUE
 from prehab_lib.tasks.metrics import Score, score
 from prehab_lib.tasks.prose_tasks import PROSE
 from prehab_lib.tasks.rows import Rows, check_rows, count_longer, drawn_rows_of, every_row
-from prehab_lib.tasks.tokens import prose_wordpiece
+from prehab_lib.tasks.tokenizers import prose_wordpiece
 
 SCORED_BATCH = 64  # rows scored at a time; the score does not depend on it
 RANDOM_DRAWS = 20  # the random baseline is their mean
@@ -106,15 +106,15 @@ class SentenceTask(Task):
         are always the same (for accuracy the majority class, for F1 often the other one), and
         "random", labels drawn like the training rows', the mean of 20 draws.
         """
-        known = np.asarray(self.training.labels)
-        answers = range(len(self.labels)) if self.labels else [known.mean()]
+        labels = np.asarray(self.training.labels)
+        answers = range(len(self.labels)) if self.labels else [labels.mean()]
         draw = np.random.default_rng(0)
         constant, drawn = {}, {}
         for column, rows in self.scored.items():
             same = [np.full(len(rows), answer) for answer in answers]
             scores = [score(self.metric, guess, rows.labels) for guess in same]
             constant[column] = max(scores, key=float)
-            guesses = [draw.choice(known, len(rows)) for _ in range(RANDOM_DRAWS)]
+            guesses = [draw.choice(labels, len(rows)) for _ in range(RANDOM_DRAWS)]
             scores = [score(self.metric, guess, rows.labels) for guess in guesses]
             drawn[column] = Score(fmean(map(float, scores)))
         return {"constant": constant, "random": drawn}
@@ -135,7 +135,7 @@ def open_task(
     """The task of a name: an embedded one of `PROSE`, or one of `GLUE`, trained on its training
     split and scored on its validation split.
 
-    tokenizer: the checkpoint's (`tokens.tokenizer_of`); None, for embedded ones, is a small one.
+    tokenizer: the checkpoint's (`tokenizers.tokenizer_of`); None, for embedded ones, a small one.
     data_root: the folder that holds GLUE, else PREHAB_DATA, else the hub.  max_length: None is 48
     tokens, of GLUE 128.  test_rows: score on so many rows of each split, the same ones always (None
     or 0: all).  Raises as `data.load` does, and ValueError for an unknown name, a bad number,
@@ -154,7 +154,7 @@ def open_task(
     else:
         task = GLUE[name]
         if tokenizer is None:
-            raise ValueError(f"task {name!r} needs a tokenizer: pass tokens.tokenizer_of(...)")
+            raise ValueError(f"task {name!r} needs a tokenizer: pass tokenizers.tokenizer_of(...)")
         parts = {split: _glue_rows(name, split, data_root) for split in task.splits}
         training = chosen_on = parts["train"]
         splits = {column: parts[split] for column, split in task.scored.items()}
@@ -217,11 +217,11 @@ def _capped(rows: Rows, most: int | None) -> Rows:
     return rows.take(order[:most].tolist())
 
 
-def _length(given: int | None, usual: int, tokenizer) -> int:
-    if given is None:
+def _length(wanted: int | None, usual: int, tokenizer) -> int:
+    if wanted is None:
         return min(usual, tokenizer.model_max_length)
-    check_whole(8, max_length=given)
-    if given > tokenizer.model_max_length:
+    check_whole(8, max_length=wanted)
+    if wanted > tokenizer.model_max_length:
         most = tokenizer.model_max_length
-        raise ValueError(f"max_length = {given}: the tokenizer's model takes at most {most}")
-    return given
+        raise ValueError(f"max_length = {wanted}: the tokenizer's model takes at most {most}")
+    return wanted

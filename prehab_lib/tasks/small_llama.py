@@ -36,7 +36,7 @@ def small_llama(
     """transformers' `LlamaForCausalLM` with grouped-query attention, random weights from `seed`.
 
     kv_heads: heads of keys and values, a divisor of `heads`.  Token 0 is BOS and 1 EOS, as in
-    `tokens.train_bpe`.
+    `tokenizers.train_bpe`.
     """
     import transformers
 

@@ -15,7 +15,7 @@ from prehab_lib.surgery import compress
 from prehab_lib.tasks import finetune
 from prehab_lib.tasks.finetune import base_model, classifier, fine_tune, small_bert
 from prehab_lib.tasks.sentences import open_task, predict, sentence_loss
-from prehab_lib.tasks.tokens import tokenizer_of, train_wordpiece
+from prehab_lib.tasks.tokenizers import tokenizer_of, train_wordpiece
 from tests.glue_files import WORDS, glue_folder
 
 TINY = dict(

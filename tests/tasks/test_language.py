@@ -8,7 +8,7 @@ from prehab_lib.tasks.corpora import Corpus, prose_corpus, wikitext
 from prehab_lib.tasks.language import open_language_task
 from prehab_lib.tasks.perplexity import perplexity
 from prehab_lib.tasks.small_llama import small_llama
-from prehab_lib.tasks.tokens import prose_bpe
+from prehab_lib.tasks.tokenizers import prose_bpe
 from prehab_lib.tasks.windows import cut, drawn_windows, token_stream
 from tests.text_files import parquet, sentence, text_folder, tiny_tokenizer
 

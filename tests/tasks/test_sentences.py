@@ -14,7 +14,7 @@ from prehab_lib.tasks.metrics import Score
 from prehab_lib.tasks.prose_tasks import PROSE
 from prehab_lib.tasks.rows import Rows, count_longer, drawn_rows_of, encode, every_row
 from prehab_lib.tasks.sentences import open_task, sentence_loss
-from prehab_lib.tasks.tokens import train_wordpiece
+from prehab_lib.tasks.tokenizers import train_wordpiece
 from tests.glue_files import WORDS, glue_folder
 
 
@@ -211,7 +211,7 @@ def test_unknown_tasks_and_bad_settings_are_named(sets, tokenizer):
     with pytest.raises(ValueError, match="task = 'wnli' is not known: choose one of acceptability, .*, mnli"):
         open_task("wnli", 4)
     glue_folder(sets, "cola")
-    with pytest.raises(ValueError, match="task 'cola' needs a tokenizer: pass tokens.tokenizer_of"):
+    with pytest.raises(ValueError, match="task 'cola' needs a tokenizer: pass tokenizers.tokenizer_of"):
         open_task("cola", 4, None, data_root=str(sets))
     for wrong, named in ((64, "max_length = 64: the tokenizer's model takes at most 32"), (2, "max_length = 2")):
         with pytest.raises(ValueError, match=named):

@@ -14,7 +14,7 @@ from prehab_lib.tasks import small_llama as module
 from prehab_lib.tasks.language import open_language_task
 from prehab_lib.tasks.perplexity import language_loss, perplexity
 from prehab_lib.tasks.small_llama import base_model, pretrain, small_llama
-from prehab_lib.tasks.tokens import tokenizer_of
+from prehab_lib.tasks.tokenizers import tokenizer_of
 from tests.families import llama
 from tests.text_files import causal_model, text_folder, tiny_tokenizer
 

@@ -8,7 +8,7 @@ import transformers
 
 from prehab_lib.tasks import corpora
 from prehab_lib.tasks.corpora import Corpus
-from prehab_lib.tasks.tokens import prose_bpe, tokenizer_of, train_bpe, train_wordpiece
+from prehab_lib.tasks.tokenizers import prose_bpe, tokenizer_of, train_bpe, train_wordpiece
 from tests.glue_files import WORDS
 from tests.text_files import causal_model, sentence, tiny_tokenizer
 
@@ -30,7 +30,7 @@ def test_the_vocabularies_are_the_same_in_every_process():
     """Ties between merges are many in text so regular, and must not be broken by a hash."""
     script = """
 import json, sys
-from prehab_lib.tasks.tokens import train_bpe, train_wordpiece
+from prehab_lib.tasks.tokenizers import train_bpe, train_wordpiece
 texts, syllables = json.load(sys.stdin)
 print(json.dumps([train_bpe(texts, 340).get_vocab(), train_wordpiece(syllables, 90).get_vocab()]))
 """
