@@ -48,11 +48,13 @@ def check_rows(rows: Rows, name: str, classes: int) -> None:
         raise ValueError(f"{name} has no rows: check its files")
     if any(not isinstance(text, str) for column in rows.texts for text in column):
         raise ValueError(f"{name} has a row without text: every row must hold text")
-    if -1 in rows.labels if classes else set(rows.labels) == {-1}:
+    hidden = rows.labels.count(-1)
+    if hidden == len(rows) or (classes and hidden):  # a regression may have a -1
         raise ValueError(f"{name} has labels of -1, which hide the answers: score another split")
     for label in rows.labels:
         if classes:
-            good, wanted = label in range(classes), f"classes 0 to {classes - 1}"
+            good = isinstance(label, int) and 0 <= label < classes
+            wanted = f"classes 0 to {classes - 1}"
         else:
             good = isinstance(label, int | float) and math.isfinite(label)
             wanted = "a finite number a row"
@@ -78,9 +80,8 @@ def every_row(rows: Rows, tokenizer, batch: int, max_length: int) -> Iterator[di
 
 
 def encode(rows: Rows, tokenizer, max_length: int, indices: list[int]) -> dict[str, Tensor]:
-    """Some rows as one batch, keyword arguments to `forward`: input_ids and
-    attention_mask (B, T), token_type_ids where the tokenizer gives them, labels (B,) (int64, or
-    float32 for a regression).
+    """Some rows as one batch, keyword arguments to `forward`: input_ids and attention_mask (B, T),
+    token_type_ids where the tokenizer gives them, labels (B,) (int64, or float32 for a regression).
 
     T is the longest of the batch, at most `max_length` tokens; the rest is cut off.
     """
