@@ -7,24 +7,7 @@ import datasets
 
 from prehab_lib.tasks.glue import GLUE
 
-WORDS = [
-    "the",
-    "cat",
-    "sat",
-    "on",
-    "a",
-    "mat",
-    "while",
-    "one",
-    "dog",
-    "ran",
-    "after",
-    "two",
-    "birds",
-    "in",
-    "our",
-    "garden",
-]
+WORDS = "the cat sat on a mat while one dog ran after two birds in our garden".split()  # noqa: SIM905
 ROWS = {"train": 20}  # other splits have 12
 
 
@@ -46,7 +29,7 @@ def glue_folder(
     folder = root / "glue" / name
     folder.mkdir(parents=True, exist_ok=True)
     if label is None:
-        label = (lambda split, i: i % task.outputs) if task.labels else (lambda split, i: (i % 6) / 2)
+        label = (lambda split, i: i % len(task.labels)) if task.labels else (lambda split, i: (i % 6) / 2)
     for split in task.splits:
         first = 0 if split == "train" else 100
         indices = range(first, first + ROWS.get(split, 12))

@@ -6,27 +6,9 @@ import datasets
 import torch
 import transformers
 
-from prehab_lib.tasks.bpe import train_bpe
+from prehab_lib.tasks.tokenizers import train_bpe
 
-WORDS = [
-    "the",
-    "a",
-    "red",
-    "green",
-    "old",
-    "new",
-    "house",
-    "river",
-    "bird",
-    "tree",
-    "sees",
-    "likes",
-    "near",
-    "under",
-    "holds",
-    "and",
-    "then",
-]
+WORDS = "the a red green old new house river bird tree sees likes near under holds and then".split()  # noqa: SIM905
 SIZES = dict(hidden_size=16, num_hidden_layers=1, num_attention_heads=2)
 VOCABULARY = 300
 
@@ -68,13 +50,8 @@ def causal_model(folder: Path, family: str = "llama", vocabulary: int = VOCABULA
     """A folder with a tiny checkpoint of the family, random weights; its path."""
     sizes = SIZES | dict(vocab_size=vocabulary, bos_token_id=0, eos_token_id=1)
     gated = dict(intermediate_size=24, num_key_value_heads=1, max_position_embeddings=64)
-    special = {
-        "llama": gated,
-        "mistral": gated,
-        "qwen2": gated,
-        "opt": dict(ffn_dim=24, word_embed_proj_dim=16, max_position_embeddings=64),
-        "gpt2": dict(n_positions=64),
-    }
+    special = dict.fromkeys(("llama", "mistral", "qwen2"), gated) | {"gpt2": dict(n_positions=64)}
+    special |= {"opt": dict(ffn_dim=24, word_embed_proj_dim=16, max_position_embeddings=64)}
     config = transformers.AutoConfig.for_model(family, **(sizes | special[family] | more))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

@@ -30,9 +30,9 @@ from prehab_lib.save.storage import check_target, save
 from prehab_lib.scale import preflight
 from prehab_lib.scale.skeleton import causal_config
 from prehab_lib.surrogates import surrogate_named
-from prehab_lib.tasks.bpe import tokenizer_of
 from prehab_lib.tasks.perplexity import language_loss, perplexity
-from prehab_lib.tasks.windows import Draws, cut, token_stream
+from prehab_lib.tasks.tokenizers import tokenizer_of
+from prehab_lib.tasks.windows import cut, drawn_windows, token_stream
 from prehab_lib.weightings import decompose_lazily
 
 HELD_OUT = 0.1  # the last tenth of the text is scored, the rest calibrates
@@ -61,7 +61,8 @@ def _compress(a) -> None:
     _check_stream(config, stream, a)
     spared = max(a.window, int(HELD_OUT * len(stream)))
     held_out = cut(stream[-spared:], a.window, a.scored, a.data)
-    calibration = Draws(stream[:-spared], a.window, a.batch, a.seed, math.ceil(a.samples / a.batch))
+    count = math.ceil(a.samples / a.batch)
+    calibration = drawn_windows(stream[:-spared], a.window, a.batch, a.seed, count)
     _estimate(config, device, a)
 
     model = models.text_model(a.model, "AutoModelForCausalLM", dtype=a.dtype)

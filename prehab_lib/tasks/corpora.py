@@ -2,14 +2,12 @@
 it is scored in.
 """
 
-import hashlib
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache
 
 from prehab_lib.tasks import data, prose
-from prehab_lib.tasks.comments import comments
 
 C4_DOCUMENTS = 2000  # of the validation shard, as the released evaluation codes take
 
@@ -19,9 +17,7 @@ _BLANK_LINES = re.compile(r"\n(?:[ \t]*\n)+")
 @dataclass(frozen=True)
 class Corpus:
     """Texts in their order.  tests: column of the table -> its texts, the training text's own
-    domain first.
-
-    source: what the texts are, as the protocol names them.
+    domain first.  source: what the texts are, as the protocol names them.
     """
 
     name: str
@@ -29,14 +25,6 @@ class Corpus:
     validation: tuple[str, ...]
     tests: dict[str, tuple[str, ...]]
     source: str
-
-    @cached_property
-    def checksum(self) -> str:
-        """Sixteen hexadecimal digits of the texts that models are trained on and chosen by."""
-        digest = hashlib.sha256()
-        for text in (*self.train, "", *self.validation):
-            digest.update(text.encode() + b"\0")
-        return digest.hexdigest()[:16]
 
 
 @cache
@@ -51,53 +39,51 @@ def prose_corpus() -> Corpus:
     written = {part: [] for part in prose.PARTS}
     for module, _, text in prose.texts():
         written[prose.part_of(module)] += _BLANK_LINES.split(text)
-    seen: set[str] = set()
-    parts = {part: _new(written[part], seen) for part in prose.PARTS}
+    earlier: set[str] = set()
+    parts = {part: _new(written[part], earlier) for part in prose.PARTS}
     return Corpus(
         name="prose",
         train=parts["train"],
         validation=parts["validation"],
-        tests={"documentation": parts["test"], "comments": _new(comments("test"), seen)},
+        tests={"documentation": parts["test"], "comments": _new(prose.comments("test"), earlier)},
         source=f"held-out modules of Python's standard library (checksum {prose.checksum()})",
     )
 
 
-def wikitext(
-    name: str, data_root: str | None = None, dataset: str | None = None, other: str | None = "c4"
-) -> Corpus:
+def wikitext(name: str, data_root: str | None = None, dataset: str | None = None) -> Corpus:
     """WikiText-2: trained on, chosen by and scored on its own splits; held-out documents of C4 are
     the second column.
 
     name: "wikitext-2-raw-v1", on which papers report, or "wikitext-2-v1", where rare words are
-    "<unk>".  dataset: a folder of your own with such Parquet files instead.  other: None leaves C4
-    out.  Raises as `data.load` does.
+    "<unk>".  dataset: a folder of your own with such Parquet files instead.  Raises as `data.load`
+    does.
     """
-    like, place = data.DATASETS[name], dataset or name
-    parts = {part: _texts(place, part, data_root, like) for part in prose.PARTS}
-    column = "WikiText-2" if dataset is None else "own text"
-    tests, source = {column: parts["test"]}, f"the test split of {place}"
-    if other is not None:
-        tests["C4"] = _texts(other, "test", data_root, data.DATASETS["c4"])[:C4_DOCUMENTS]
-        source += f" and {len(tests['C4'])} held-out documents of C4"
-    return Corpus(name, parts["train"], parts["validation"], tests, source)
+    place = dataset or name
+    train, validation, test = (
+        _texts(place, part, data_root, data.DATASETS[name]) for part in prose.PARTS
+    )
+    c4 = _texts("c4", "test", data_root, data.DATASETS["c4"])[:C4_DOCUMENTS]
+    tests = {"WikiText-2" if dataset is None else "own text": test, "C4": c4}
+    source = f"the test split of {place} and {len(c4)} held-out documents of C4"
+    return Corpus(name, train, validation, tests, source)
 
 
-def _new(texts: Iterable[str], seen: set[str]) -> tuple[str, ...]:
-    """The texts whose words are not in `seen`, which grows by them."""
-    found = []
+def _new(texts: Iterable[str], earlier: set[str]) -> tuple[str, ...]:
+    """The texts whose words are not in `earlier`, which grows by them."""
+    kept = []
     for text in texts:
         words = " ".join(text.split())
-        if words and words not in seen:
-            seen.add(words)
-            found.append(text.strip("\n"))
-    return tuple(found)
+        if words and words not in earlier:
+            earlier.add(words)
+            kept.append(text.strip("\n"))
+    return tuple(kept)
 
 
 def _texts(name: str, part: str, data_root: str | None, like: data.Source) -> tuple[str, ...]:
-    loaded = data.load(name, part, data_root, like)
-    texts = tuple(loaded["text"])
+    texts = tuple(data.load(name, part, data_root, like)["text"])
     if any(not isinstance(text, str) for text in texts):
         raise ValueError(
-            f"data set {name!r} has a row without text in its part {part!r}: every row must hold text"
+            f"data set {name!r} has a row without text in its part {part!r}: every row must hold "
+            "text"
         )
     return texts

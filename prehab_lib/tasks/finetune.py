@@ -1,14 +1,13 @@
-"""From a pretrained encoder, or a small one built here, to the base model of a task: fine-tuned
+"""From a pretrained encoder, or a small BERT built here, to the base model of a task: fine-tuned
 once, then cached.
 """
 
-import hashlib
-import inspect
 import json
 import math
 import os
-from importlib.metadata import version
-from pathlib import Path
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import nn
@@ -17,11 +16,58 @@ from prehab_lib.batches import mode, seeded
 from prehab_lib.inputs import check_options, check_positive, check_whole
 from prehab_lib.save import rewrite
 from prehab_lib.save.hub import explained
-from prehab_lib.tasks import cache, descent, rows, sentences, small_text
-from prehab_lib.tasks.descent import descend
+from prehab_lib.tasks import rows, sentences, training
+from prehab_lib.tasks.perplexity import check_fits
 from prehab_lib.tasks.sentences import SentenceTask, sentence_loss
+from prehab_lib.tasks.training import SMALL
 
-SMALL = "small"  # the checkpoint name of the model that is built here
+SPREAD = 1.4  # size of the small model's starting weights, in 1/√width
+
+
+def small_bert(
+    vocabulary: int,
+    outputs: int,
+    depth: int = 2,
+    width: int = 64,
+    heads: int = 4,
+    seed: int = 0,
+    positions: int = 64,
+) -> nn.Module:
+    """transformers' `BertForSequenceClassification`, random weights from `seed`, with `outputs`
+    classes (1: a regression).
+
+    width: even, a multiple of heads.  Places start as sinusoids, and in half of the heads the keys
+    as copies of the queries, so that a word looks for its like from the first step on; else the
+    tasks on pairs stay at chance for hundreds of steps.  What is learnt stands beside random
+    directions of its own size, and truncation costs something; with a `SPREAD` of 1 or less the
+    single-sentence task loses next to nothing at 60 % removed.
+    """
+    import transformers
+
+    config = transformers.BertConfig(
+        vocab_size=vocabulary,
+        hidden_size=width,
+        num_hidden_layers=depth,
+        num_attention_heads=heads,
+        intermediate_size=4 * width,
+        max_position_embeddings=positions,
+        num_labels=outputs,
+        initializer_range=SPREAD * width**-0.5,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+    )
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(seed)
+        model = transformers.BertForSequenceClassification(config)
+        half = width // heads * (heads // 2)
+        for layer in model.bert.encoder.layer:
+            query, key = layer.attention.self.query.weight, layer.attention.self.key.weight
+            key[:half] = query[:half].mul_(1.2)  # sharp enough to tell words apart
+        place = model.bert.embeddings.position_embeddings.weight  # (positions, width)
+        frequencies = 10000 ** (-torch.arange(0, width, 2) / width)
+        angle = torch.arange(positions)[:, None] * frequencies  # (positions, width/2)
+        place.copy_(torch.stack([angle.sin(), angle.cos()], dim=2).flatten(1) * width**-0.5)
+    return model
 
 
 def fine_tune(
@@ -33,27 +79,21 @@ def fine_tune(
     epochs: float = 3,
     steps: int | None = None,
     warmup: float = 0.0,
-    weight_decay: float = 0.01,
-    clip: float = 1.0,
     beta2: float = 0.999,
 ) -> list[float]:
     """Train every parameter by AdamW on the task's own loss, in place; the loss of each step.
 
     epochs: passes over the training rows, unless `steps` says how many batches.  The learning rate
-    rises linearly over the first `warmup` of the steps, then falls to 0 as a cosine.  clip: largest
-    norm of the gradient.
-    beta2: AdamW's memory of squared gradients, near 1 for long training.
-    The defaults are the paper's (3 epochs, cosine, `glue.GLUE[...].lr`) with the release's weight
-    decay.
-    Raises ValueError for a bad number, or a loss that is no longer finite.
+    rises linearly over the first `warmup` of the steps, then falls to 0 as a cosine.  beta2:
+    AdamW's memory of squared gradients, near 1 for long training.  The defaults are the paper's (3
+    epochs, cosine, `glue.GLUE[...].lr`) with the release's weight decay.  Raises ValueError for a
+    bad number, or a loss that is no longer finite.
     """
-    check_positive(lr=lr, epochs=epochs, clip=clip)
+    check_positive(lr=lr, epochs=epochs)
     steps = math.ceil(epochs * task.epoch) if steps is None else steps
     check_whole(0, steps=steps)
     if not 0 <= warmup < 1:
-        raise ValueError(
-            f"warmup = {warmup!r}: give the part of the steps in which the learning rate rises, 0 to below 1"
-        )
+        raise ValueError(f"warmup = {warmup!r}: give a part of the steps, 0 to below 1")
     if not 0 < beta2 < 1:
         raise ValueError(f"beta2 = {beta2!r}: give a number strictly between 0 and 1")
     rising = warmup * steps
@@ -63,16 +103,12 @@ def fine_tune(
             return (step + 1) / (rising + 1)
         return 0.5 + 0.5 * math.cos(math.pi * (step - rising) / max(steps - rising, 1))
 
-    settings = dict(
-        lr=lr,
-        rate=rate,
-        weight_decay=weight_decay,
-        betas=(0.9, beta2),
-        clip=clip,
-        what="fine-tuning",
-    )
+    settings = dict(lr=lr, weight_decay=0.01, betas=(0.9, beta2), fused=True)
+    optimizer = torch.optim.AdamW(model.parameters(), **settings)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
+    how = dict(optimizer=optimizer, schedule=schedule, what="fine-tuning", clip=1.0)
     with mode(model, training=True), seeded(model, seed):
-        return list(descend(model, task.train(seed, steps), sentence_loss, **settings))
+        return list(training.descend(model, task.train(seed, steps), sentence_loss, **how))
 
 
 def base_model(
@@ -87,55 +123,31 @@ def base_model(
     """The model of a task before prehab, in eval mode on `device`, and where it is from: "given",
     "cached" or "trained".
 
-    checkpoint: "small" builds `small_text.small_bert(**small)`; else a hub name or folder.  If that
-    holds a classifier of the task's size it is used as it is; an encoder gets a new one and is
-    fine-tuned.  recipe: arguments of `fine_tune`. What is fine-tuned here is cached, keyed by data,
-    tokenizer, checkpoint, recipe, seed, device and code. Raises ConnectionError, PermissionError,
-    FileNotFoundError or ValueError, as `models.text_model` and `classifier` do.
+    checkpoint: "small" builds `small_bert(**small)`; else a hub name or folder.  If that holds a
+    classifier of the task's size it is used as it is; an encoder gets a new one and is fine-tuned
+    by `fine_tune(**recipe)`, once (`training`).  Raises as `fine_tune` and `classifier` do.
     """
     if checkpoint == SMALL:
-        origin = dict(small or {})
-        check_options("small", origin, small_text.small_bert)
-
-        def make() -> nn.Module:
-            model = small_text.small_bert(len(task.tokenizer), task.outputs, seed=seed, **origin)
-            _check_positions(model, task)
-            return model.to(device)
+        check_options("small", small or {}, small_bert)
+        model = small_bert(len(task.tokenizer), task.outputs, seed=seed, **(small or {}))
+        ready = False
     else:
         model, ready = classifier(checkpoint, task, seed)
-        _check_positions(model, task)
-        if ready:
-            return model.to(device).eval(), "given"
-        origin = _stamp(checkpoint, model)
-
-        def make() -> nn.Module:
-            return model.to(device)
-
-    key = dict(
-        task=task.name,
-        data=task.training.checksum,
-        batch=task.batch,
-        max_length=task.max_length,
+    check_fits(model, -1, max_length=task.max_length)
+    if ready:
+        return model.to(device).eval(), "given"
+    return training.base_model(
+        model,
+        lambda network: fine_tune(network, task, seed=seed, **recipe),
+        device,
+        code=(sys.modules[__name__], sentences, rows, rewrite),
         seed=seed,
-    )
-    key |= dict(
-        checkpoint=checkpoint,
-        origin=origin,
         recipe=recipe,
-        device=str(device),
-        tokenizer=_vocabulary(task.tokenizer),
+        max_length=task.max_length,
+        batch=task.batch,
+        data=task.training.checksum,
+        tokenizer=_described(task.tokenizer),
     )
-    key |= dict(
-        transformers=version("transformers"),
-        code=[
-            inspect.getsource(part)
-            for part in (fine_tune, classifier, descent, sentences, rows, small_text, rewrite)
-        ],
-    )
-    trained, cached = cache.trained(
-        key, make, lambda network: fine_tune(network, task, seed=seed, **recipe)
-    )
-    return trained.to(device), "cached" if cached else "trained"
 
 
 def classifier(checkpoint: str, task: SentenceTask, seed: int = 0) -> tuple[nn.Module, bool]:
@@ -143,22 +155,15 @@ def classifier(checkpoint: str, task: SentenceTask, seed: int = 0) -> tuple[nn.M
     it then is fine-tuned.
 
     checkpoint: hub name or folder, safetensors only, no remote code.  A new head is random, from
-    `seed`.
-    Raises as `models.text_model` does, and ValueError for a head of another size, of other classes,
-    or with them in another order.
+    `seed`.  Raises as `models.text_model` does, and ValueError for a head that is not the task's.
     """
-    import transformers
+    from transformers import AutoConfig, AutoModelForSequenceClassification
 
     if checkpoint.startswith((".", "/", "~")) and not os.path.isdir(checkpoint):
         raise FileNotFoundError(f"checkpoint = {checkpoint!r} is no folder: check the path")
-    options = dict(
-        use_safetensors=True, trust_remote_code=False, dtype=torch.float32
-    )  # half precision cannot be trained
-    remedy = dict(
-        what=f"the model {checkpoint!r}", remedy="give the folder of a local copy instead"
-    )
-    with explained(**remedy), _quiet():
-        config = transformers.AutoConfig.from_pretrained(checkpoint, trust_remote_code=False)
+    what, remedy = f"the model {checkpoint!r}", "give the folder of a local copy instead"
+    with explained(what, remedy), _quiet():
+        config = AutoConfig.from_pretrained(checkpoint, trust_remote_code=False)
     if any(name.endswith("ForSequenceClassification") for name in config.architectures or ()):
         _check_head(config, checkpoint, task)
     else:
@@ -166,86 +171,55 @@ def classifier(checkpoint: str, task: SentenceTask, seed: int = 0) -> tuple[nn.M
         if task.labels:
             config.id2label = dict(enumerate(task.labels))
             config.label2id = {name: i for i, name in enumerate(task.labels)}
-    with explained(**remedy), _quiet(), torch.random.fork_rng(devices=[]):
+    with explained(what, remedy), _quiet(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        loader = transformers.AutoModelForSequenceClassification
-        model, report = loader.from_pretrained(
-            checkpoint, config=config, output_loading_info=True, **options
+        model, report = AutoModelForSequenceClassification.from_pretrained(
+            checkpoint,
+            config=config,
+            output_loading_info=True,
+            use_safetensors=True,
+            trust_remote_code=False,
+            dtype=torch.float32,  # half precision cannot be trained
         )
     rewrite.to_linear(model)
     return model, not report["missing_keys"]
 
 
-def _check_positions(model: nn.Module, task: SentenceTask) -> None:
-    positions = getattr(model.config, "max_position_embeddings", None)
-    if positions is not None and task.max_length > positions:
-        raise ValueError(
-            f"max_length = {task.max_length} is longer than the {positions} positions of the model: lower it"
-        )
+def _described(tokenizer) -> str:
+    """All that a tokenizer does, but how it was called last."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return json.dumps(tokenizer.get_vocab(), sort_keys=True)
+    backend.no_truncation()
+    backend.no_padding()
+    return backend.to_str()
 
 
 def _check_head(config, checkpoint: str, task: SentenceTask) -> None:
-    if config.num_labels != task.outputs:
+    names = [str(config.id2label[i]).lower() for i in range(config.num_labels)]
+    ours = list(task.labels)
+    unnamed = not ours or names == [f"label_{i}" for i in range(len(names))]
+    if len(names) != task.outputs or not (unnamed or names == ours):
         raise ValueError(
-            f"checkpoint {checkpoint!r} has a head of {config.num_labels} outputs and task {task.name!r} needs {task.outputs}: "
-            "give an encoder, or a model fine-tuned on this task"
-        )
-    named = [str(config.id2label[i]).lower() for i in range(config.num_labels)]
-    if not task.labels or named == [f"label_{i}" for i in range(len(named))]:
-        return  # a regression, or names that say nothing: the order is taken on trust
-    if set(named) != set(task.labels):
-        raise ValueError(
-            f"checkpoint {checkpoint!r} is a classifier of another task: its classes are {', '.join(named)} and task "
-            f"{task.name!r} has {', '.join(task.labels)}; give an encoder, or a model fine-tuned on this task"
-        )
-    if named != list(task.labels):
-        raise ValueError(
-            f"checkpoint {checkpoint!r} numbers its classes {', '.join(named)} and task {task.name!r} {', '.join(task.labels)}: "
-            "reorder the rows of its classifier"
+            f"checkpoint {checkpoint!r} is a classifier of {', '.join(names)}, and task "
+            f"{task.name!r} needs {', '.join(ours) or 'one real number'}, in this order: give an "
+            "encoder, or a model fine-tuned on this task"
         )
 
 
-class _quiet:
+@contextmanager
+def _quiet() -> Iterator[None]:
     """transformers' notes on new heads and its progress bars go to stderr; here both are said in
     the result.
     """
+    from transformers.utils import logging
 
-    def __enter__(self):
-        from transformers.utils import logging
-
-        self.logging, self.level, self.bar = (
-            logging,
-            logging.get_verbosity(),
-            logging.is_progress_bar_enabled(),
-        )
-        logging.set_verbosity_error()
-        logging.disable_progress_bar()
-
-    def __exit__(self, *problem):
-        self.logging.set_verbosity(self.level)
-        if self.bar:
-            self.logging.enable_progress_bar()
-
-
-def _stamp(checkpoint: str, model: nn.Module) -> list:
-    """What tells one checkpoint from another of the same name: the hub's commit, or name, size and
-    time of each file.
-    """
-    if not os.path.isdir(checkpoint):
-        return [getattr(model.config, "_commit_hash", None)]
-    files = sorted(file for file in Path(checkpoint).iterdir() if file.is_file())
-    return [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]
-
-
-def _vocabulary(tokenizer) -> str:
-    """Digest of all a tokenizer does: its vocabulary, normalizer and special tokens, but not how it
-    was called last.
-    """
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    described = tokenizer.get_vocab() if backend is None else json.loads(backend.to_str())
-    lasting = {
-        key: value
-        for key, value in described.items()
-        if backend is None or key not in ("truncation", "padding")
-    }
-    return hashlib.sha256(json.dumps(lasting, sort_keys=True).encode()).hexdigest()[:16]
+    level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bar:
+            logging.enable_progress_bar()

@@ -13,10 +13,9 @@ HUB = "nyu-mll/glue"
 class GlueTask:
     """One task.
 
-    columns: the text columns, one or two.  labels: names of the classes 0, 1, …; empty for a
-    regression. metric: a key of `metrics.METRICS`.  scored: column of Table III -> the split it is
-    scored on.
-    lr: peak learning rate of the paper's fine-tuning, 3 epochs with a cosine schedule.
+    columns: the text columns, one or two.  metric: a key of `metrics.METRICS`.  labels: names of
+    the classes 0, 1, …; empty for a regression.  scored: column of Table III -> the split it is
+    scored on.  lr: peak learning rate of the paper's fine-tuning, 3 epochs with a cosine schedule.
     """
 
     columns: tuple[str, ...]
@@ -26,52 +25,34 @@ class GlueTask:
     lr: float = 2e-5
 
     @property
-    def outputs(self) -> int:
-        """Size of the classifier: one output a class, or one for a regression."""
-        return len(self.labels) or 1
-
-    @property
     def splits(self) -> tuple[str, ...]:
         return ("train", *self.scored.values())
 
 
+_ONE = ("sentence",)
 _PAIR = ("sentence1", "sentence2")
+_QUESTIONS = ("question1", "question2")
 _ENTAILS = ("entailment", "not_entailment")
 _SAME = ("not_equivalent", "equivalent")
+_INFERENCE = ("entailment", "neutral", "contradiction")
+_MNLI = {"MNLI-m": "validation_matched", "MNLI-mm": "validation_mismatched"}
+_DUPLICATE = ("not_duplicate", "duplicate")
+_ACCEPTABLE = ("unacceptable", "acceptable")
 
 # The hub's name of the configuration -> the task.
 GLUE = {
-    "cola": GlueTask(
-        ("sentence",), "matthews", ("unacceptable", "acceptable"), {"CoLA": "validation"}, lr=5e-5
-    ),
-    "sst2": GlueTask(("sentence",), "accuracy", ("negative", "positive"), {"SST-2": "validation"}),
+    "cola": GlueTask(_ONE, "matthews", _ACCEPTABLE, {"CoLA": "validation"}, lr=5e-5),
+    "sst2": GlueTask(_ONE, "accuracy", ("negative", "positive"), {"SST-2": "validation"}),
     "mrpc": GlueTask(_PAIR, "f1", _SAME, {"MRPC": "validation"}),
     "rte": GlueTask(_PAIR, "accuracy", _ENTAILS, {"RTE": "validation"}),
     "stsb": GlueTask(_PAIR, "spearman", (), {"STS-B": "validation"}),
     "qnli": GlueTask(("question", "sentence"), "accuracy", _ENTAILS, {"QNLI": "validation"}),
-    "qqp": GlueTask(
-        ("question1", "question2"), "f1", ("not_duplicate", "duplicate"), {"QQP": "validation"}
-    ),
-    "mnli": GlueTask(
-        ("premise", "hypothesis"),
-        "accuracy",
-        ("entailment", "neutral", "contradiction"),
-        {"MNLI-m": "validation_matched", "MNLI-mm": "validation_mismatched"},
-    ),
+    "qqp": GlueTask(_QUESTIONS, "f1", _DUPLICATE, {"QQP": "validation"}),
+    "mnli": GlueTask(("premise", "hypothesis"), "accuracy", _INFERENCE, _MNLI),
 }
 
-COLUMNS = tuple(
-    column for task in GLUE.values() for column in task.scored
-)  # of Table III, in its order
-
-
-def task_named(name: str) -> GlueTask:
-    """The task of a hub configuration name.  Raises ValueError that lists the known names."""
-    if name not in GLUE:
-        raise ValueError(
-            f"task = {name!r} is no GLUE task of the paper: choose one of {', '.join(GLUE)}"
-        )
-    return GLUE[name]
+# Columns of Table III, in its order.
+COLUMNS = tuple(column for task in GLUE.values() for column in task.scored)
 
 
 def average(scores: Mapping[str, float], merged: bool = True) -> float:
@@ -79,10 +60,11 @@ def average(scores: Mapping[str, float], merged: bool = True) -> float:
     count alike.
 
     scores: column of Table III -> score.  merged=False: the plain mean of the nine columns, which
-    only the table's 0 % row is. Raises ValueError naming the columns that are missing: a mean over
+    only the table's 0 % row is.  Raises ValueError naming the columns that are missing: a mean over
     other tasks is another number.
     """
-    if missing := [column for column in COLUMNS if column not in scores]:
+    missing = [column for column in COLUMNS if column not in scores]
+    if missing:
         raise ValueError(
             f"the average is over all columns of Table III: {', '.join(missing)} not scored"
         )

@@ -1,35 +1,36 @@
-"""An image task: training, calibration and test batches of one data set, ready for one model."""
+"""An image task: training, calibration and test batches of one data set, ready for one model.
 
+The embedded data set is of pairs of scikit-learn's handwritten digits, 100 classes.  A single digit
+is too easy to show what compression costs; a pair "37" is a class of its own, and 8 × 16 pixels are
+still small enough for two CPU cores.
+"""
+
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from prehab_lib.inputs import check_whole
+from prehab_lib.inputs import check_choice, check_whole
 from prehab_lib.tasks import data
-from prehab_lib.tasks.digits import PARTS, DigitPairs
+from prehab_lib.tasks.drawn import Drawn, Task, drawn_rows
 
-SMALL = 64  # images up to this side are cropped with padding; larger ones by a random resized crop, as timm does
+DIGITS = {"train": (0, 1000), "validation": (1000, 1297), "test": (1297, 1797)}  # of a shuffle
+SMALL = 64  # up to this side images are cropped with padding, else by a random resized crop as timm
 
 
 @dataclass(frozen=True)
-class ImageTask:
-    """train, calibration, validation (seed, count) and test(): batches of (images (B, C, H, W),
-    labels (B,)).
-
-    The same seed gives the same batches at every pass, so compared arms see the same data.
-    calibration draws training images without augmentation; validation is for choices (never the
-    test images): held-out digits, or other draws of a data set's training images.  protocol: how
-    the score is taken, one sentence, stored with every number.
+class ImageTask(Task):
+    """Batches, of `test()` and of draws, are (images (B, C, H, W), labels (B,)); only those of
+    "train" are augmented.  protocol: how the score is taken, stored with every number.
     """
 
     name: str
     classes: int
-    train: Callable[[int, int], Iterable]
-    calibration: Callable[[int, int], Iterable]
-    validation: Callable[[int, int], Iterable]
+    draw: Callable[[str, int, int], Iterable]
     test: Callable[[], Iterable]
     protocol: str
 
@@ -44,23 +45,47 @@ def open_task(dataset: str, model: nn.Module, batch: int, **options) -> ImageTas
 
 
 def digit_task(batch: int, test_images: int | None = None) -> ImageTask:
-    """Pairs of embedded digits, 100 classes; the test pairs are fixed and come from images never
-    trained on.
-    """
+    """Pairs of embedded digits; the test pairs are fixed and come from images never trained on."""
     test_images = 4000 if test_images is None else test_images
     check_whole(1, test_images=test_images)
     size = min(500, test_images)
-    batches = -(-test_images // size)
-    held_out = PARTS["test"][1] - PARTS["test"][0]
+    batches = math.ceil(test_images / size)
+
+    def draw(purpose: str, seed: int, count: int) -> Drawn:
+        part = "validation" if purpose == "validation" else "train"
+        return digit_pairs(part, batch, count, seed)
+
+    first, last = DIGITS["test"]
     return ImageTask(
         name="digit pairs",
         classes=100,
-        train=lambda seed, count: DigitPairs("train", batch, count, seed=1000 + seed),
-        calibration=lambda seed, count: DigitPairs("train", batch, count, seed=2000 + seed),
-        validation=lambda seed, count: DigitPairs("validation", batch, count, seed=3000 + seed),
-        test=lambda: DigitPairs("test", size, batches, seed=0),
-        protocol=f"top-1 on {size * batches} fixed pairs of {held_out} held-out digit images",
+        draw=draw,
+        test=lambda: digit_pairs("test", size, batches, seed=0),
+        protocol=f"top-1 on {size * batches} fixed pairs of {last - first} held-out digit images",
     )
+
+
+def digit_pairs(part: str, batch: int, count: int, seed: int) -> Drawn:
+    """`count` batches of (images (batch, 1, 8, 16) in [0, 1], labels (batch,) in 0…99)."""
+    images, digits = _digits(part)
+
+    def pairs(numbers: list[int]) -> tuple[Tensor, Tensor]:
+        left, right = torch.tensor(numbers).view(2, batch)
+        return torch.cat([images[left], images[right]], dim=3), 10 * digits[left] + digits[right]
+
+    return Drawn(pairs, len(images), 2 * batch, seed, count, replacement=True)
+
+
+@cache
+def _digits(part: str) -> tuple[Tensor, Tensor]:
+    """images (k, 1, 8, 8) in [0, 1] and digits (k,) of one part, split before they are paired."""
+    from sklearn.datasets import load_digits
+
+    check_choice("part", part, DIGITS)
+    images, digits = (torch.tensor(array) for array in load_digits(return_X_y=True))
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
+    mine = order[slice(*DIGITS[part])]
+    return (images / 16).float().view(-1, 1, 8, 8)[mine], digits[mine]
 
 
 def image_task(
@@ -77,73 +102,58 @@ def image_task(
     test_images: score on so many of the test images, the same ones always (None: all).  Raises as
     `data.load` does.
     """
-    train, test = data.load(name, "train", data_root), data.load(name, "test", data_root)
+    train, test = (data.load(name, part, data_root) for part in ("train", "test"))
     if train.features["label"] != test.features["label"]:
-        raise ValueError(
-            f"the training and test parts of {name!r} name different classes: they would be numbered differently"
-        )
+        raise ValueError(f"the training and test parts of {name!r} name different classes")
     if test_images is not None:
         check_whole(1, test_images=test_images)
-        order = torch.randperm(
-            len(test), generator=torch.Generator().manual_seed(0)
-        )  # a folder is sorted by class
+        # Shuffled first: a folder is sorted by class.
+        order = torch.randperm(len(test), generator=torch.Generator().manual_seed(0))
         test = test.select(order[:test_images].tolist())
     plain, augmented = transforms(model)
     loader = {"batch_size": batch, "num_workers": workers}
+
+    def draw(purpose: str, seed: int, count: int) -> ImageBatches:
+        transform = augmented if purpose == "train" else plain
+        return ImageBatches(train, transform, loader, seed, count)
+
+    size = f"{image_size(model)} pixels"
     return ImageTask(
         name=name,
         classes=train.features["label"].num_classes,
-        train=lambda seed, count: ImageBatches(train, augmented, loader, 1000 + seed, count),
-        calibration=lambda seed, count: ImageBatches(train, plain, loader, 2000 + seed, count),
-        validation=lambda seed, count: ImageBatches(train, plain, loader, 3000 + seed, count),
+        draw=draw,
         test=lambda: ImageBatches(test, plain, loader),
-        protocol=f"top-1 on {len(test)} images of {name}, resized and centre-cropped to {image_size(model)} pixels",
+        protocol=f"top-1 on {len(test)} images of {name}, resized and centre-cropped to {size}",
     )
 
 
 class ImageBatches:
-    """Batches of a `datasets.Dataset`: `count` batches drawn with replacement from `seed`, or one
-    pass in order.
+    """Batches of a `datasets.Dataset`: `count` of them drawn with replacement, or, without a seed,
+    one pass in order.
     """
 
     def __init__(
-        self,
-        images,
-        transform: Callable,
-        loader: dict,
-        seed: int | None = None,
-        count: int | None = None,
+        self, images, transform: Callable, loader: dict, seed: int | None = None, count: int = 0
     ):
-        self.images, self.transform, self.loader, self.seed, self.count = (
-            images,
-            transform,
-            loader,
-            seed,
-            count,
-        )
+        self.images, self.transform, self.loader, self.seed = images, transform, loader, seed
+        self.wanted = len(images) if seed is None else count * loader["batch_size"]
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        return iter(DataLoader(self, sampler=range(len(self.order())), **self.loader))
+        rows = range(self.wanted)
+        if self.seed is not None:
+            rows = drawn_rows(len(self.images), self.wanted, self.seed, replacement=True)
+        return iter(DataLoader(self, sampler=list(enumerate(rows)), **self.loader))
 
     def __len__(self) -> int:
-        return -(-len(self.order()) // self.loader["batch_size"])
+        return math.ceil(self.wanted / self.loader["batch_size"])
 
-    def order(self) -> list[int]:
-        if self.seed is None:
-            return list(range(len(self.images)))
-        wanted = self.count * self.loader["batch_size"]
-        generator = torch.Generator().manual_seed(self.seed)
-        return torch.randint(len(self.images), (wanted,), generator=generator).tolist()
-
-    def __getitem__(self, i: int) -> tuple[Tensor, int]:
-        if not hasattr(self, "_order"):
-            self._order = self.order()
-        row = self.images[self._order[i]]
-        with torch.random.fork_rng(
-            devices=[]
-        ):  # each image has its own random crop, whatever the number of workers
-            torch.manual_seed((self.seed or 0) * 1_000_003 + i)
-            return self.transform(row["image"].convert("RGB")), row["label"]
+    def __getitem__(self, place: tuple[int, int]) -> tuple[Tensor, int]:
+        number, row = place
+        image = self.images[row]
+        with torch.random.fork_rng(devices=[]):
+            # Each image has its own random crop, whatever the number of workers.
+            torch.manual_seed((self.seed or 0) * 1_000_003 + number)
+            return self.transform(image["image"].convert("RGB")), image["label"]
 
 
 def transforms(model: nn.Module) -> tuple[Callable, Callable]:
@@ -155,17 +165,14 @@ def transforms(model: nn.Module) -> tuple[Callable, Callable]:
 
     size = image_size(model)
     config = timm.data.resolve_data_config({"input_size": (3, *size)}, model=model)
-    normalise = [T.ToTensor(), T.Normalize(config["mean"], config["std"])]
+    ending = [T.ToTensor(), T.Normalize(config["mean"], config["std"])]
     flip = T.RandomHorizontalFlip()
     if max(size) <= SMALL:
-        resize = T.Resize(size)
-        return T.Compose([resize, *normalise]), T.Compose(
-            [resize, T.RandomCrop(size, padding=max(size) // 8), flip, *normalise]
-        )
+        resize, crop = T.Resize(size), T.RandomCrop(size, padding=max(size) // 8)
+        return T.Compose([resize, *ending]), T.Compose([resize, crop, flip, *ending])
+    crop = T.RandomResizedCrop(size, interpolation=T.InterpolationMode.BICUBIC)
     plain = timm.data.create_transform(**config, is_training=False)
-    return plain, T.Compose(
-        [T.RandomResizedCrop(size, interpolation=T.InterpolationMode.BICUBIC), flip, *normalise]
-    )
+    return plain, T.Compose([crop, flip, *ending])
 
 
 def image_size(model: nn.Module) -> tuple[int, int]:

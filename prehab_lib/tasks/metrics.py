@@ -6,17 +6,19 @@ convention; a rank correlation does not exist.  It counts as 0 here, and the not
 ever reaches a table.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.stats import spearmanr
+from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
+
+from prehab_lib.inputs import check_choice
 
 
 @dataclass(frozen=True)
 class Score:
-    """value: what the table prints.  note: what a reader must know about it; empty where there is
-    nothing to say.
-    """
+    """value: what the table prints.  note: what a reader must know about it, or nothing."""
 
     value: float
     note: str = ""
@@ -25,50 +27,24 @@ class Score:
         return self.value
 
 
-def matthews(predictions: np.ndarray, labels: np.ndarray) -> float:
-    """Matthews correlation of two classes or more; 0 where either side knows one class only.
-    Source: CoLA.
-    """
-    from sklearn.metrics import matthews_corrcoef
-
-    return float(matthews_corrcoef(labels, predictions))
+def f1(labels: np.ndarray, predictions: np.ndarray) -> float:
+    """F1 of class 1 of two; 0 where no row of class 1 is predicted or none is there."""
+    return f1_score(labels, predictions, zero_division=0)
 
 
-def accuracy(predictions: np.ndarray, labels: np.ndarray) -> float:
-    """The share of rows predicted right.   Source: SST-2, RTE, QNLI, MNLI."""
-    return float(np.mean(predictions == labels))
-
-
-def f1(predictions: np.ndarray, labels: np.ndarray) -> float:
-    """F1 of class 1 of two; 0 where no row of class 1 is predicted or none is there.   Source:
-    MRPC, QQP.
-
-    Raises ValueError for a class other than 0 and 1.
-    """
-    from sklearn.metrics import f1_score
-
-    if strange := set(np.unique(np.concatenate([predictions, labels]))) - {0, 1}:
-        raise ValueError(f"F1 is that of class 1 of two: class {min(strange)} has no place here")
-    return float(f1_score(labels, predictions, zero_division=0))
-
-
-def spearman(predictions: np.ndarray, labels: np.ndarray) -> float | None:
-    """Rank correlation, ties at their mean rank; None where one side is constant and so has no
-    ranks.   Source: STS-B.
-    """
-    from scipy.stats import spearmanr
-
+def spearman(labels: np.ndarray, predictions: np.ndarray) -> float | None:
+    """Rank correlation, ties at their mean rank; None where one side is constant, without ranks."""
     if _constant(predictions) or _constant(labels):
         return None
-    return float(spearmanr(predictions, labels).statistic)
+    return spearmanr(predictions, labels).statistic
 
 
-# Name -> fn(predictions (N,), labels (N,)) -> value, or None where it is undefined.
-METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float | None]] = {
-    "matthews": matthews,
-    "accuracy": accuracy,
-    "f1": f1,
-    "spearman": spearman,
+# Name -> fn(labels (N,), predictions (N,)) -> value, or None where it is undefined.
+METRICS = {
+    "matthews": matthews_corrcoef,  # CoLA
+    "accuracy": accuracy_score,  # SST-2, RTE, QNLI, MNLI
+    "f1": f1,  # MRPC, QQP
+    "spearman": spearman,  # STS-B
 }
 
 
@@ -76,27 +52,23 @@ def score(metric: str, predictions: Sequence, labels: Sequence) -> Score:
     """The metric of that name, higher is better, with a note where the predictions are constant or
     it is undefined.
 
-    predictions, labels: N classes (whole numbers), or N real values for "spearman".
-    Raises ValueError for an unknown metric, for sides of different length, no rows, or values that
-    are not finite.
+    predictions, labels: N classes (whole numbers), or N real values for "spearman".  Raises
+    ValueError for an unknown metric, sides of different length, no rows, values that are not
+    finite, or a class other than 0 and 1 for "f1".
     """
-    if metric not in METRICS:
-        raise ValueError(f"metric = {metric!r} is not known: choose one of {', '.join(METRICS)}")
+    check_choice("metric", metric, METRICS)
     predictions, labels = np.asarray(predictions), np.asarray(labels)
     if predictions.shape != labels.shape or predictions.ndim != 1 or not len(labels):
-        raise ValueError(
-            f"a score needs as many predictions as labels and at least one, not {predictions.shape} and {labels.shape}"
-        )
+        sizes = f"{predictions.shape} and {labels.shape}"
+        raise ValueError(f"a score needs as many predictions as labels, at least one, not {sizes}")
     if not (np.isfinite(predictions).all() and np.isfinite(labels).all()):
-        raise ValueError(
-            "NaN or infinite predictions or labels cannot be scored: look at the model's outputs"
-        )
-    value, notes = METRICS[metric](predictions, labels), []
+        raise ValueError("NaN or infinite predictions or labels: look at the model's outputs")
+    value, notes = METRICS[metric](labels, predictions), []
     if _constant(predictions):
         notes.append("the model says the same to every row")
     if value is None:
         notes.append(f"{metric} is undefined and counted as 0")
-    return Score(value or 0.0, "; ".join(notes))
+    return Score(float(value or 0), "; ".join(notes))
 
 
 def _constant(values: np.ndarray) -> bool:

@@ -20,53 +20,41 @@ def token_losses(model: nn.Module, batch: Mapping) -> tuple[Tensor, int]:
     batch: input_ids (B, T) int64; attention_mask (B, T), 1 where a token is real; labels (B, T),
     -100 where a token is not scored.  Without labels all real tokens are scored, but the first of
     each row, which nothing predicts.  Padding may stand on either side: positions are counted from
-    the first real token, where the model's forward takes position_ids. The sum is taken in float32,
-    of a float64 model in float64.  Raises ValueError for logits that are not finite.
+    the first real token, where the model's forward takes position_ids.  The sum is taken in
+    float32, of a float64 model in float64.  Raises ValueError for logits that are not finite.
     """
     ids, mask = batch["input_ids"], batch.get("attention_mask")
     targets = batch.get("labels", ids)[:, 1:]
+    options = {}
     if mask is not None:
         targets = targets.masked_fill((mask[:, 1:] == 0) | (mask[:, :-1] == 0), IGNORED)
-    options = {} if mask is None else {"attention_mask": mask}
-    if (
-        mask is not None
-        and bool((mask[:, 0] == 0).any())
-        and "position_ids" in inspect.signature(model.forward).parameters
-    ):
-        options["position_ids"] = (mask.long().cumsum(-1) - 1).clamp_min(0)
+        options["attention_mask"] = mask
+        padded_left = bool((mask[:, 0] == 0).any())
+        if padded_left and "position_ids" in inspect.signature(model.forward).parameters:
+            options["position_ids"] = (mask.long().cumsum(-1) - 1).clamp_min(0)
     if hasattr(getattr(model, "config", None), "use_cache"):
         options["use_cache"] = False  # keys and values of all layers would be kept for nobody
     out = model(input_ids=ids, **options)
     logits = getattr(out, "logits", out)[:, :-1]  # (B, T-1, vocabulary)
-    if not torch.isfinite(
-        logits.sum(dtype=torch.float32 if logits.dtype != torch.float64 else None)
-    ):  # one pass
+    dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
+    if not torch.isfinite(logits.sum(dtype=dtype)):  # one pass, and no copy
         raise ValueError(
-            "the model's logits are NaN or infinite: the compressed weights do not fit its precision"
+            "the model's logits are NaN or infinite: do its weights fit its precision?"
         )
-    logits = logits if logits.dtype == torch.float64 else logits.float()
-    scored = targets != IGNORED
     total = nn.functional.cross_entropy(
-        logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="sum"
+        logits.to(dtype).flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="sum"
     )
-    return total, int(scored.sum())
+    return total, int((targets != IGNORED).sum())
 
 
 @mean_over_tokens
 def language_loss(model: nn.Module, batch: Mapping) -> Tensor:
     """Mean over the scored tokens of a batch of their cross-entropy in nats: the task loss of Table
-    IV.
-
-    Rows of a padded batch, or answers to instructions, differ in the number of scored tokens, and
-    then the mean over tokens is none over samples: gradients of such samples are taken one at a
-    time.
-    Raises ValueError where no token is scored, or as `token_losses` does.
+    IV.  Raises ValueError where no token is scored, or as `token_losses` does.
     """
     total, count = token_losses(model, move(batch, device_of(model)))
     if not count:
-        raise ValueError(
-            "no token of the batch is scored: every label is -100; are the answers cut off at max_length?"
-        )
+        raise ValueError("no token of the batch is scored: are the answers cut off at max_length?")
     return total / count
 
 
@@ -76,16 +64,16 @@ def perplexity(model: nn.Module, windows: Windows | Iterable[Mapping], batch: in
     is summed in float64.
 
     windows: `Windows`, or batches as `token_losses` takes.  Each window is read alone, so its first
-    token is not scored. Raises ValueError where nothing is scored, for logits that are not finite
-    (no batch is left out), a token id outside the model's vocabulary, or windows longer than the
-    model has positions.
+    token is not scored.  Raises ValueError where nothing is scored, for logits that are not finite
+    (no batch is left out), and as `check_fits` does.
     """
     total, count = 0.0, 0
     batches = windows.batches(batch) if isinstance(windows, Windows) else windows
     with mode(model, training=False):
-        for some in progress(batches, "perplexity"):
-            check_fits(model, some["input_ids"])
-            nats, tokens = token_losses(model, move(some, device_of(model)))
+        for inputs in progress(batches, "perplexity"):
+            ids = inputs["input_ids"]
+            check_fits(model, int(ids.max()), window=ids.shape[1])
+            nats, tokens = token_losses(model, move(inputs, device_of(model)))
             total, count = total + float(nats.double()), count + tokens
     if not count:
         raise ValueError("there is nothing to evaluate: no token is scored")
@@ -93,23 +81,19 @@ def perplexity(model: nn.Module, windows: Windows | Iterable[Mapping], batch: in
     return math.exp(mean) if mean < 700 else math.inf
 
 
-def check_fits(model: nn.Module, ids: Tensor) -> None:
-    """Raises ValueError where the model has no embedding for a token of `ids` (B, T), or fewer than
-    T positions.
+def check_fits(model: nn.Module, highest: int, **length: int) -> None:
+    """Raises ValueError where the model has no embedding for the token number `highest`, or fewer
+    positions than the length, given under its own name.
     """
-    known = _vocabulary(model)
-    if known is not None and int(ids.max()) >= known:
-        raise ValueError(
-            f"token {int(ids.max())} is outside the model's vocabulary of {known}: the tokenizer belongs to another model"
-        )
+    if hasattr(model, "get_input_embeddings"):
+        size = model.get_input_embeddings().num_embeddings
+        if highest >= size:
+            raise ValueError(
+                f"token {highest} is outside the model's vocabulary of {size}: the tokenizer "
+                "belongs to another model"
+            )
     positions = getattr(getattr(model, "config", None), "max_position_embeddings", None)
-    if positions is not None and ids.shape[1] > positions:
-        raise ValueError(
-            f"window = {ids.shape[1]} is longer than the {positions} positions of the model: make it smaller"
-        )
-
-
-def _vocabulary(model: nn.Module) -> int | None:
-    if not hasattr(model, "get_input_embeddings"):
-        return None
-    return model.get_input_embeddings().num_embeddings
+    for name, value in length.items():
+        if positions is not None and value > positions:
+            few = f"is longer than the {positions} positions of the model"
+            raise ValueError(f"{name} = {value} {few}: make it smaller")

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 
+from prehab_lib.inputs import check_choice
 from prehab_lib.tasks import prose
 from prehab_lib.tasks.prose import Documentation
 from prehab_lib.tasks.rows import Rows
@@ -17,38 +18,37 @@ SEED = 0  # the edits belong to the data set, not to the experiment
 COPIES = {"train": 2, "validation": 1, "test": 1}  # differently edited rows of one sentence
 KEPT = 0.5  # chance of a word to stay where words are left out
 
+Part = tuple[Documentation, ...]  # the documentation of one part
 Row = tuple[tuple[str, ...], int | float]  # texts, label
 
 
 @dataclass(frozen=True)
 class ProseTask:
-    """question: what the label answers.  metric: a key of `metrics.METRICS`.  labels: class names;
-    empty for a regression.
+    """metric: a key of `metrics.METRICS`.  labels: class names; empty for a regression.
 
     rows: fn(documentation of one part, random) -> rows, called once for every copy.  lr, steps,
     beta2: what the small model needs to learn it at 32 rows a step; found in a few trials on the
     validation part.
     """
 
-    question: str
     metric: str
     labels: tuple[str, ...]
-    rows: Callable[[tuple[Documentation, ...], random.Random], Iterator[Row]]
+    rows: Callable[[Part, random.Random], Iterator[Row]]
     lr: float
     steps: int
     beta2: float = 0.98  # of AdamW: its memory must be shorter than a short training
 
 
-def acceptability(part: tuple[Documentation, ...], draw: random.Random) -> Iterator[Row]:
-    """Each sentence, and the same words in another order."""
-    for sentence in dict.fromkeys(sentence for entry in part for sentence in entry.sentences):
+def acceptability(part: Part, draw: random.Random) -> Iterator[Row]:
+    """Are the words in their own order?  Each sentence, and the same words in another order."""
+    for sentence in _sentences(part):
         yield (sentence,), 1
         yield (_shuffled(sentence, draw),), 0
 
 
-def belonging(part: tuple[Documentation, ...], draw: random.Random) -> Iterator[Row]:
-    """One or two neighbouring sentences of a documentation, and the rest of a sentence of it or of
-    its module's others.
+def belonging(part: Part, draw: random.Random) -> Iterator[Row]:
+    """Is it of this documentation?  One or two neighbouring sentences of it, and the rest of a
+    sentence of it or of its module's others.
     """
     for entry, others in _with_others(part):
         for i in range(len(entry.sentences)):
@@ -57,80 +57,62 @@ def belonging(part: tuple[Documentation, ...], draw: random.Random) -> Iterator[
             yield (" ".join(passage), _shortened(draw.choice(others), draw)), 0
 
 
-def paraphrase(part: tuple[Documentation, ...], draw: random.Random) -> Iterator[Row]:
-    """A sentence, and what is left of it with its halves swapped; or, two times in three, of a
-    sentence much like it.
+def paraphrase(part: Part, draw: random.Random) -> Iterator[Row]:
+    """Is it this sentence, edited?  A sentence, and what is left of it with its halves swapped; or,
+    two times in three, of a sentence much like it.
     """
     for entry, others in _with_others(part):
         for sentence in entry.sentences:
             words = set(sentence.split())
             yield (sentence, _swapped(_shortened(sentence, draw))), 1
             for _ in range(2):
-                alike = max(
-                    draw.choices(others, k=4),
-                    key=lambda other: len(words.intersection(other.split())),
-                )
+                few = draw.choices(others, k=4)
+                alike = max(few, key=lambda other: len(words.intersection(other.split())))
                 yield (sentence, _swapped(_shortened(alike, draw))), 0
 
 
-def similarity(part: tuple[Documentation, ...], draw: random.Random) -> Iterator[Row]:
-    """A sentence, and the same with some words replaced by words of other sentences: the label is
-    the share that stayed.
+def similarity(part: Part, draw: random.Random) -> Iterator[Row]:
+    """What share of the words stayed?  A sentence, and the same with some words replaced by words
+    of other sentences.
     """
     pool = [word for entry in part for sentence in entry.sentences for word in sentence.split()]
-    for sentence in dict.fromkeys(sentence for entry in part for sentence in entry.sentences):
+    for sentence in _sentences(part):
         words, stay = sentence.split(), draw.random()
         edited = [word if draw.random() < stay else draw.choice(pool) for word in words]
-        share = sum(word == other for word, other in zip(words, edited, strict=True)) / len(words)
-        yield (sentence, " ".join(edited)), share
+        stayed = sum(word == other for word, other in zip(words, edited, strict=True))
+        yield (sentence, " ".join(edited)), stayed / len(words)
 
 
+# Notebooks and rules read the keys out of this source: write them as they are.
 PROSE = {
     "acceptability": ProseTask(
-        "are the words in their own order?",
-        "matthews",
-        ("shuffled", "as written"),
-        acceptability,
-        1e-3,
-        400,
-        0.999,
+        "matthews", ("shuffled", "as written"), acceptability, 1e-3, 400, beta2=0.999
     ),
-    "belonging": ProseTask(
-        "is it of this documentation?",
-        "accuracy",
-        ("of another", "of this one"),
-        belonging,
-        2e-3,
-        280,
-    ),
-    "paraphrase": ProseTask(
-        "is it this sentence, edited?",
-        "f1",
-        ("another sentence", "this one"),
-        paraphrase,
-        2.5e-3,
-        220,
-    ),
-    "similarity": ProseTask(
-        "what share of the words stayed?", "spearman", (), similarity, 2e-3, 280
-    ),
+    "belonging": ProseTask("accuracy", ("of another", "of this one"), belonging, 2e-3, 280),
+    "paraphrase": ProseTask("f1", ("another sentence", "this one"), paraphrase, 2.5e-3, 220),
+    "similarity": ProseTask("spearman", (), similarity, 2e-3, 280),
 }
 
 
 @cache
 def rows(name: str, part: str) -> Rows:
     """All rows of one part of a task.  Raises ValueError for an unknown task or part."""
-    if name not in PROSE:
-        raise ValueError(f"task = {name!r} is no embedded task: choose one of {', '.join(PROSE)}")
+    check_choice("task", name, PROSE)
     documentation = prose.documentation(part)
     draw = random.Random(f"{name} {part} {SEED}")
-    made = [row for _ in range(COPIES[part]) for row in PROSE[name].rows(documentation, draw)]
-    return Rows(
-        tuple(zip(*(texts for texts, _ in made), strict=True)), tuple(label for _, label in made)
-    )
+    every = []
+    for _ in range(COPIES[part]):
+        every += PROSE[name].rows(documentation, draw)
+    texts, labels = zip(*every, strict=True)
+    return Rows(tuple(zip(*texts, strict=True)), labels)
 
 
-def _with_others(part: tuple[Documentation, ...]) -> Iterator[tuple[Documentation, list[str]]]:
+def _sentences(part: Part) -> dict[str, None]:
+    """Distinct ones, in order of appearance."""
+    return dict.fromkeys(sentence for entry in part for sentence in entry.sentences)
+
+
+def _with_others(part: Part) -> Iterator[tuple[Documentation, list[str]]]:
     """Each documentation with the sentences of its module that it does not have itself; modules
     without others drop out.
     """

@@ -2,14 +2,14 @@
 
 import hashlib
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import chain, islice, repeat
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
+
+from prehab_lib.tasks.drawn import Drawn
 
 
 @dataclass(frozen=True)
@@ -26,15 +26,8 @@ class Rows:
 
     def take(self, indices: Iterable[int]) -> "Rows":
         indices = list(indices)
-        return Rows(
-            tuple(tuple(column[i] for i in indices) for column in self.texts),
-            tuple(self.labels[i] for i in indices),
-        )
-
-    @cached_property
-    def tokens(self) -> dict:
-        """(tokenizer, max_length) -> index -> the row's tokens, of the rows that were asked for."""
-        return {}
+        texts = tuple(tuple(column[i] for i in indices) for column in self.texts)
+        return Rows(texts, tuple(self.labels[i] for i in indices))
 
     @cached_property
     def checksum(self) -> str:
@@ -53,99 +46,48 @@ def check_rows(rows: Rows, name: str, classes: int) -> None:
     """
     if not len(rows):
         raise ValueError(f"{name} has no rows: check its files")
-    for column in rows.texts:
-        if any(not isinstance(text, str) for text in column):
-            raise ValueError(
-                f"{name} has a row without text: every text column must hold text in every row"
-            )
-    if any(label == -1 for label in rows.labels) and (classes or set(rows.labels) == {-1}):
-        raise ValueError(
-            f"{name} has labels of -1, so its answers are hidden, as in GLUE's test sets: score another split"
-        )
-    if classes:
-        strange = {
-            label for label in rows.labels if not isinstance(label, int) or not 0 <= label < classes
-        }
-        wanted = f"classes 0 to {classes - 1}"
-    else:
-        strange = {
-            label
-            for label in rows.labels
-            if not isinstance(label, int | float) or not math.isfinite(label)
-        }
-        wanted = "a finite number a row"
-    if strange:
-        raise ValueError(
-            f"{name} has the label {min(strange, key=repr)!r}: its task wants {wanted}"
-        )
+    if any(not isinstance(text, str) for column in rows.texts for text in column):
+        raise ValueError(f"{name} has a row without text: every row must hold text")
+    hidden = rows.labels.count(-1)
+    if hidden == len(rows) or (classes and hidden):  # a regression may have a -1
+        raise ValueError(f"{name} has labels of -1, which hide the answers: score another split")
+    for label in rows.labels:
+        if classes:
+            good = isinstance(label, int) and 0 <= label < classes
+            wanted = f"classes 0 to {classes - 1}"
+        else:
+            good = isinstance(label, int | float) and math.isfinite(label)
+            wanted = "a finite number a row"
+        if not good:
+            raise ValueError(f"{name} has the label {label!r}: its task wants {wanted}")
 
 
-class RowBatches:
-    """Batches of rows as keyword arguments to `forward`, the same ones at every pass.
-
-    A batch is a dict: input_ids and attention_mask (B, T), token_type_ids where the tokenizer gives
-    them, labels (B,) (int64, or float32 for a regression).  T is the longest of the batch, at most
-    `max_length` tokens; the rest is cut off.
-
-    With a seed: `count` full batches out of one shuffled pass over the rows after another.
-    Without: every row once, shortest first, so that little is padded.
-    """
-
-    def __init__(
-        self,
-        rows: Rows,
-        tokenizer,
-        batch: int,
-        max_length: int,
-        seed: int | None = None,
-        count: int = 0,
-    ):
-        self.rows, self.tokenizer, self.batch, self.max_length = rows, tokenizer, batch, max_length
-        self.seed, self.count = seed, count
-
-    def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        for indices in self._shuffled() if self.seed is not None else self._by_length():
-            yield encode(self.rows, self.tokenizer, self.max_length, indices)
-
-    def __len__(self) -> int:
-        return self.count if self.seed is not None else math.ceil(len(self.rows) / self.batch)
-
-    def _shuffled(self) -> Iterator[Sequence[int]]:
-        generator = torch.Generator().manual_seed(self.seed)
-        passes = (
-            torch.randperm(len(self.rows), generator=generator).tolist() for _ in repeat(None)
-        )
-        stream = chain.from_iterable(passes)
-        yield from (list(islice(stream, self.batch)) for _ in range(self.count))
-
-    def _by_length(self) -> Iterator[Sequence[int]]:
-        length = [sum(len(column[i]) for column in self.rows.texts) for i in range(len(self.rows))]
-        order = sorted(range(len(self.rows)), key=length.__getitem__)
-        yield from (order[start : start + self.batch] for start in range(0, len(order), self.batch))
-
-
-def encode(
-    rows: Rows, tokenizer, max_length: int, indices: Iterable[int] | None = None
-) -> dict[str, Tensor]:
-    """Some rows (None: all) as one batch, as `RowBatches` describes it.  A row is tokenized once,
-    however many the passes.
-    """
-    indices = list(range(len(rows)) if indices is None else indices)
-    known = rows.tokens.setdefault((tokenizer, max_length), {})
-    if new := [i for i in indices if i not in known]:
-        columns = [[column[i] for i in new] for column in rows.texts]
-        found = tokenizer(*columns, truncation=True, max_length=max_length)
-        known |= {i: {key: torch.tensor(found[key][k]) for key in found} for k, i in enumerate(new)}
-    side, fill = (
-        tokenizer.padding_side,
-        {"input_ids": tokenizer.pad_token_id, "token_type_ids": tokenizer.pad_token_type_id},
+def drawn_rows_of(
+    rows: Rows, tokenizer, batch: int, max_length: int, seed: int, count: int
+) -> Drawn:
+    """`count` full batches, as `encode` makes them, out of one shuffled pass after another."""
+    return Drawn(
+        lambda indices: encode(rows, tokenizer, max_length, indices), len(rows), batch, seed, count
     )
-    batch = {
-        key: pad_sequence(
-            [known[i][key] for i in indices], True, fill.get(key, 0), padding_side=side
-        )
-        for key in known[indices[0]]
-    }
+
+
+def every_row(rows: Rows, tokenizer, batch: int, max_length: int) -> Iterator[dict[str, Tensor]]:
+    """Every row once, as `encode` makes them, shortest first, so that little is padded."""
+    lengths = [sum(map(len, texts)) for texts in zip(*rows.texts, strict=True)]
+    order = sorted(range(len(rows)), key=lengths.__getitem__)
+    for start in range(0, len(order), batch):
+        yield encode(rows, tokenizer, max_length, order[start : start + batch])
+
+
+def encode(rows: Rows, tokenizer, max_length: int, indices: list[int]) -> dict[str, Tensor]:
+    """Some rows as one batch, keyword arguments to `forward`: input_ids and attention_mask (B, T),
+    token_type_ids where the tokenizer gives them, labels (B,) (int64, or float32 for a regression).
+
+    T is the longest of the batch, at most `max_length` tokens; the rest is cut off.
+    """
+    columns = [[column[i] for i in indices] for column in rows.texts]
+    options = dict(truncation=True, max_length=max_length, padding=True, return_tensors="pt")
+    batch = dict(tokenizer(*columns, **options))
     labels = [rows.labels[i] for i in indices]
     whole = all(isinstance(label, int) for label in labels)
     return batch | {"labels": torch.tensor(labels, dtype=torch.int64 if whole else torch.float32)}

@@ -4,6 +4,7 @@ tokenizer, and its score.
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import chain
 from statistics import fmean
 
@@ -13,28 +14,26 @@ from torch import Tensor, nn
 
 from prehab_lib.batches import device_of, move
 from prehab_lib.evaluate import each_answer, logits_and_labels
-from prehab_lib.inputs import check_whole
+from prehab_lib.inputs import check_choice, check_whole
 from prehab_lib.statistics.gradients import mean_over_samples
 from prehab_lib.tasks import data, prose, prose_tasks
-from prehab_lib.tasks.glue import GLUE, task_named
+from prehab_lib.tasks.drawn import Drawn, Task
+from prehab_lib.tasks.glue import GLUE
 from prehab_lib.tasks.metrics import Score, score
 from prehab_lib.tasks.prose_tasks import PROSE
-from prehab_lib.tasks.rows import RowBatches, Rows, check_rows, count_longer
+from prehab_lib.tasks.rows import Rows, check_rows, count_longer, drawn_rows_of, every_row
+from prehab_lib.tasks.tokenizers import prose_wordpiece
 
 SCORED_BATCH = 64  # rows scored at a time; the score does not depend on it
 RANDOM_DRAWS = 20  # the random baseline is their mean
 
 
 @dataclass(frozen=True)
-class SentenceTask:
-    """train, calibration, validation (seed, count) and test(): batches as `rows.RowBatches` makes
-    them.
+class SentenceTask(Task):
+    """Batches are as `rows.encode` makes them.  labels: class names, empty for a regression.
 
-    The same seed gives the same batches at every pass, so compared arms see the same data.
-    validation is for choices, never the scored rows: held-out modules of the embedded prose, or
-    other draws of a data set's training rows. scored: column of the table -> its rows.  labels:
-    class names, empty for a regression.  protocol: how the score is taken, one sentence, stored
-    with every number.  recipe: arguments of `finetune.fine_tune`: the paper's, or the small
+    splits: column of the table -> all rows there, of which `test_rows` are scored (None or 0: all).
+    where: what is scored.  recipe: arguments of `finetune.fine_tune`: the paper's, or the small
     model's.
     """
 
@@ -46,9 +45,10 @@ class SentenceTask:
     max_length: int
     training: Rows
     chosen_on: Rows
-    scored: dict[str, Rows]
-    protocol: str
+    splits: dict[str, Rows]
+    where: str
     recipe: dict
+    test_rows: int | None = None
 
     @property
     def outputs(self) -> int:
@@ -60,18 +60,30 @@ class SentenceTask:
         """Batches in one pass over the training rows."""
         return -(-len(self.training) // self.batch)
 
-    def train(self, seed: int, count: int) -> RowBatches:
-        return self._draw(self.training, 1000 + seed, count)
+    @cached_property
+    def scored(self) -> dict[str, Rows]:
+        """Column of the table -> its rows."""
+        return {column: _capped(rows, self.test_rows) for column, rows in self.splits.items()}
 
-    def calibration(self, seed: int, count: int) -> RowBatches:
-        return self._draw(self.training, 2000 + seed, count)
+    @cached_property
+    def protocol(self) -> str:
+        """How the score is taken, one sentence, stored with every number."""
+        counts, longer = [], 0
+        for column, rows in self.scored.items():
+            counts.append(f"{column} {len(rows)} of {len(self.splits[column])} rows")
+            longer += count_longer(rows, self.tokenizer, self.max_length)
+        return (
+            f"{self.metric} on {self.where}: {', '.join(counts)}; at most {self.max_length} tokens "
+            f"a row, {longer} rows are longer and cut off there"
+        )
 
-    def validation(self, seed: int, count: int) -> RowBatches:
-        return self._draw(self.chosen_on, 3000 + seed, count)
+    def draw(self, purpose: str, seed: int, count: int) -> Drawn:
+        rows = self.chosen_on if purpose == "validation" else self.training
+        return drawn_rows_of(rows, self.tokenizer, self.batch, self.max_length, seed, count)
 
     def test(self) -> Iterator[dict[str, Tensor]]:
         """Every scored row once, column after column."""
-        return chain.from_iterable(self._once(rows) for rows in self.scored.values())
+        return chain.from_iterable(map(self._once, self.scored.values()))
 
     def scores(self, model: nn.Module) -> dict[str, Score]:
         """Column of the table -> the metric on its rows, between -1 and 1, in eval mode.
@@ -79,8 +91,8 @@ class SentenceTask:
         Raises ValueError for logits that are not finite.
         """
         return {
-            name: score(self.metric, *predict(model, self._once(rows)))
-            for name, rows in self.scored.items()
+            column: score(self.metric, *predict(model, self._once(rows)))
+            for column, rows in self.scored.items()
         }
 
     def score(self, model: nn.Module) -> float:
@@ -90,126 +102,77 @@ class SentenceTask:
         return fmean(map(float, self.scores(model).values()))
 
     def baselines(self) -> dict[str, dict[str, Score]]:
-        """What needs no model: "constant" (the best of the answers that are always the same: for
-        accuracy the majority class, for F1 often the other one) and "random" (labels drawn like the
-        training rows', the mean of 20 draws). Each: column -> score.
+        """What needs no model, each as column -> score: "constant", the best of the answers that
+        are always the same (for accuracy the majority class, for F1 often the other one), and
+        "random", labels drawn like the training rows', the mean of 20 draws.
         """
-        known = np.asarray(self.training.labels)
-        answers = range(len(self.labels)) if self.labels else [known.mean()]
+        labels = np.asarray(self.training.labels)
+        answers = range(len(self.labels)) if self.labels else [labels.mean()]
         draw = np.random.default_rng(0)
-        found = {"constant": {}, "random": {}}
-        for name, rows in self.scored.items():
-            same = [
-                score(self.metric, np.full(len(rows), answer), rows.labels) for answer in answers
-            ]
-            found["constant"][name] = max(same, key=float)
-            draws = (
-                score(self.metric, draw.choice(known, len(rows)), rows.labels)
-                for _ in range(RANDOM_DRAWS)
-            )
-            found["random"][name] = Score(fmean(map(float, draws)))
-        return found
+        constant, drawn = {}, {}
+        for column, rows in self.scored.items():
+            same = [np.full(len(rows), answer) for answer in answers]
+            scores = [score(self.metric, guess, rows.labels) for guess in same]
+            constant[column] = max(scores, key=float)
+            guesses = [draw.choice(labels, len(rows)) for _ in range(RANDOM_DRAWS)]
+            scores = [score(self.metric, guess, rows.labels) for guess in guesses]
+            drawn[column] = Score(fmean(map(float, scores)))
+        return {"constant": constant, "random": drawn}
 
-    def _draw(self, rows: Rows, seed: int, count: int) -> RowBatches:
-        return RowBatches(rows, self.tokenizer, self.batch, self.max_length, seed, count)
-
-    def _once(self, rows: Rows) -> RowBatches:
-        return RowBatches(rows, self.tokenizer, SCORED_BATCH, self.max_length)
+    def _once(self, rows: Rows) -> Iterator[dict[str, Tensor]]:
+        return every_row(rows, self.tokenizer, SCORED_BATCH, self.max_length)
 
 
-def open_task(name: str, batch: int, tokenizer=None, **options) -> SentenceTask:
-    """The task of a name: an embedded one of `PROSE`, or a GLUE task, with the options and errors
-    of its own opener.
-
-    Raises ValueError for a name that is neither.
-    """
-    check_whole(1, batch=batch)
-    if name in PROSE:
-        return prose_task(
-            name,
-            batch,
-            tokenizer,
-            **{k: v for k, v in options.items() if k not in ("data_root", "dataset")},
-        )
-    if name not in GLUE:
-        raise ValueError(
-            f"task = {name!r} is not known: choose one of {', '.join((*PROSE, *GLUE))}"
-        )
-    return glue_task(name, batch, tokenizer, **options)
-
-
-def prose_task(
+def open_task(
     name: str,
     batch: int,
     tokenizer=None,
     *,
-    max_length: int | None = None,
-    test_rows: int | None = None,
-) -> SentenceTask:
-    """An embedded task.  tokenizer: None is the small one of `small_text.prose_tokenizer`.
-    max_length: None is 48 tokens.
-
-    test_rows: score on so many of the rows, the same ones always (None or 0: all).
-    """
-    from prehab_lib.tasks.small_text import prose_tokenizer
-
-    parts = {part: prose_tasks.rows(name, part) for part in prose.PARTS}
-    task, whole = PROSE[name], len(parts["test"])
-    scored = {name: _capped(parts["test"], test_rows)}
-    tokenizer = prose_tokenizer() if tokenizer is None else tokenizer
-    max_length = _length(max_length, 48, tokenizer)
-    where = f"held-out modules of the standard library (checksum {prose.checksum()})"
-    recipe = dict(lr=task.lr, steps=task.steps, beta2=task.beta2, warmup=0.3)
-    chosen_on, setting = parts["validation"], (tokenizer, batch, max_length)
-    return _task(
-        name, task, parts["train"], chosen_on, scored, {name: whole}, where, setting, recipe
-    )
-
-
-def glue_task(
-    name: str,
-    batch: int,
-    tokenizer,
-    *,
-    dataset: str | None = None,
     data_root: str | None = None,
     max_length: int | None = None,
     test_rows: int | None = None,
 ) -> SentenceTask:
-    """A GLUE task of `glue.GLUE`, trained on its training split and scored on its validation split.
+    """The task of a name: an embedded one of `PROSE`, or one of `GLUE`, trained on its training
+    split and scored on its validation split.
 
-    tokenizer: the checkpoint's (`small_text.tokenizer`).  dataset: a folder with the task's Parquet
-    files; None: from `data_root` or PREHAB_DATA, else the hub.  max_length: None is 128 tokens.
-    test_rows: score on so many of each split's rows, the same ones always (None or 0: all).
-    Raises as `data.load` does, and ValueError for labels of -1 (a test set), or outside the task's
-    classes.
+    tokenizer: the checkpoint's (`tokenizers.tokenizer_of`); None, for embedded ones, a small one.
+    data_root: the folder that holds GLUE, else PREHAB_DATA, else the hub.  max_length: None is 48
+    tokens, of GLUE 128.  test_rows: score on so many rows of each split, the same ones always (None
+    or 0: all).  Raises as `data.load` does, and ValueError for an unknown name, a bad number,
+    labels of -1 (a test set), or outside the task's classes.
     """
-    task = task_named(name)
-    if tokenizer is None:
-        raise ValueError(
-            f"task {name!r} needs the tokenizer of its checkpoint: pass tokenizer=small_text.tokenizer(...)"
-        )
-    max_length = _length(max_length, 128, tokenizer)
-    source = data.DATASETS[f"glue/{name}"]
-    place = dataset or f"glue/{name}"
-    splits = {
-        split: _rows(
-            data.load(place, split, data_root, source),
-            task.columns,
-            len(task.labels),
-            f"{place} {split!r}",
-        )
-        for split in task.splits
-    }
-    scored = {column: _capped(splits[split], test_rows) for column, split in task.scored.items()}
-    whole = {column: len(splits[split]) for column, split in task.scored.items()}
-    train, where, setting = (
-        splits["train"],
-        f"GLUE's validation split ({place})",
-        (tokenizer, batch, max_length),
-    )
-    return _task(
-        name, task, train, train, scored, whole, where, setting, dict(lr=task.lr, epochs=3)
+    check_whole(1, batch=batch)
+    check_whole(0, test_rows=test_rows or 0)
+    check_choice("task", name, (*PROSE, *GLUE))
+    if name in PROSE:
+        task = PROSE[name]
+        tokenizer = prose_wordpiece() if tokenizer is None else tokenizer
+        parts = {part: prose_tasks.rows(name, part) for part in prose.PARTS}
+        training, chosen_on, splits = parts["train"], parts["validation"], {name: parts["test"]}
+        where = f"held-out modules of the standard library (checksum {prose.checksum()})"
+        recipe = dict(lr=task.lr, steps=task.steps, beta2=task.beta2, warmup=0.3)
+    else:
+        task = GLUE[name]
+        if tokenizer is None:
+            raise ValueError(f"task {name!r} needs a tokenizer: pass tokenizers.tokenizer_of(...)")
+        parts = {split: _glue_rows(name, split, data_root) for split in task.splits}
+        training = chosen_on = parts["train"]
+        splits = {column: parts[split] for column, split in task.scored.items()}
+        where = f"GLUE's validation split (glue/{name})"
+        recipe = dict(lr=task.lr, epochs=3)
+    return SentenceTask(
+        name=name,
+        metric=task.metric,
+        labels=task.labels,
+        tokenizer=tokenizer,
+        batch=batch,
+        max_length=_length(max_length, 48 if name in PROSE else 128, tokenizer),
+        training=training,
+        chosen_on=chosen_on,
+        splits=splits,
+        where=where,
+        recipe=recipe,
+        test_rows=test_rows,
     )
 
 
@@ -229,67 +192,36 @@ def predict(model: nn.Module, batches: Iterable) -> tuple[np.ndarray, np.ndarray
     """Predicted classes (N,), or real values for a head with one output, and the labels (N,).
     Raises as `each_answer` does.
     """
-    answers = [
-        (logits.squeeze(-1) if logits.shape[-1] == 1 else logits.argmax(-1), labels)
-        for logits, labels in each_answer(model, batches)
-    ]
-    said, true = (torch.cat(parts).double().cpu().numpy() for parts in zip(*answers, strict=True))
-    return said, true
+    predictions, labels = [], []
+    for logits, right in each_answer(model, batches):
+        predictions.append(logits.squeeze(-1) if logits.shape[-1] == 1 else logits.argmax(-1))
+        labels.append(right)
+    return tuple(torch.cat(parts).double().cpu().numpy() for parts in (predictions, labels))
 
 
-def _task(name, task, training, chosen_on, scored, whole, where, setting, recipe) -> SentenceTask:
-    """task: its row in `GLUE` or `PROSE`.  whole: rows of each column before the cap.  where: what
-    is scored, for the protocol.
-    """
-    tokenizer, batch, max_length = setting
-    return SentenceTask(
-        name=name,
-        metric=task.metric,
-        labels=task.labels,
-        tokenizer=tokenizer,
-        batch=batch,
-        max_length=max_length,
-        training=training,
-        chosen_on=chosen_on,
-        scored=scored,
-        protocol=_protocol(task.metric, scored, whole, where, tokenizer, max_length),
-        recipe=recipe,
-    )
-
-
-def _rows(loaded, columns: tuple[str, ...], classes: int, name: str) -> Rows:
-    labels = tuple(loaded["label"])
-    if not classes and all(isinstance(label, int) for label in labels):
+def _glue_rows(name: str, split: str, data_root: str | None) -> Rows:
+    place = f"glue/{name}"
+    loaded = data.load(place, split, data_root, data.DATASETS[place])
+    task, labels = GLUE[name], tuple(loaded["label"])
+    if not task.labels and all(isinstance(label, int) for label in labels):
         labels = tuple(map(float, labels))
-    rows = Rows(tuple(tuple(loaded[column]) for column in columns), labels)
-    check_rows(rows, name, classes)
+    rows = Rows(tuple(tuple(loaded[column]) for column in task.columns), labels)
+    check_rows(rows, f"{place} {split!r}", len(task.labels))
     return rows
 
 
 def _capped(rows: Rows, most: int | None) -> Rows:
     if not most:
         return rows
-    check_whole(1, test_rows=most)
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))
     return rows.take(order[:most].tolist())
 
 
-def _length(given: int | None, usual: int, tokenizer) -> int:
-    if given is None:
+def _length(wanted: int | None, usual: int, tokenizer) -> int:
+    if wanted is None:
         return min(usual, tokenizer.model_max_length)
-    check_whole(8, max_length=given)
-    if given > tokenizer.model_max_length:
-        raise ValueError(
-            f"max_length = {given}: the tokenizer's model takes at most {tokenizer.model_max_length}"
-        )
-    return given
-
-
-def _protocol(
-    metric: str, scored: dict, whole: dict, where: str, tokenizer, max_length: int
-) -> str:
-    counts = ", ".join(
-        f"{column} {len(rows)} of {whole[column]} rows" for column, rows in scored.items()
-    )
-    cut = sum(count_longer(rows, tokenizer, max_length) for rows in scored.values())
-    return f"{metric} on {where}: {counts}; at most {max_length} tokens a row, {cut} rows are longer and cut off there"
+    check_whole(8, max_length=wanted)
+    if wanted > tokenizer.model_max_length:
+        most = tokenizer.model_max_length
+        raise ValueError(f"max_length = {wanted}: the tokenizer's model takes at most {most}")
+    return wanted

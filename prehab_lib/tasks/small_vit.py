@@ -1,9 +1,7 @@
-"""The base model of an image task: a small vision transformer trained on the spot, once, or a timm
+"""The base model of an image task: a small vision transformer that is trained here, once, or a timm
 model as it comes.
 """
 
-import hashlib
-import inspect
 import sys
 
 import torch
@@ -12,41 +10,25 @@ from torch import nn
 from prehab_lib.batches import mode
 from prehab_lib.evaluate import classification_loss
 from prehab_lib.inputs import check_options, check_positive, check_whole
-from prehab_lib.progress import progress
 from prehab_lib.save import models
-from prehab_lib.tasks import cache
+from prehab_lib.save.rewrite import split_qkv as split_qkv  # offered here with the models it splits
+from prehab_lib.tasks import images, training
 from prehab_lib.tasks.images import ImageTask
-
-SMALL = "small"  # the name of the model that is trained here
-# Modules whose code decides the trained weights, beside timm and torch.
-DECIDING = ("tasks.small_vit", "tasks.images", "tasks.digits", "evaluate", "save.models")
+from prehab_lib.tasks.training import SMALL
 
 
-def train(
-    model: nn.Module,
-    task: ImageTask,
-    *,
-    seed: int,
-    steps: int,
-    lr: float,
-    weight_decay: float = 0.05,
-) -> None:
+def train(model: nn.Module, task: ImageTask, *, seed: int, steps: int, lr: float) -> None:
     """Train every parameter by AdamW with a one-cycle learning rate, whose peak is `lr`, in place.
 
-    Raises ValueError for a bad number.
+    Raises ValueError for a bad number, or a loss that is no longer finite.
     """
     check_whole(1, steps=steps)
     check_positive(lr=lr)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=weight_decay)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps)
+    how = dict(optimizer=optimizer, schedule=schedule, what="base model")
     with mode(model, training=True):
-        for examples in progress(task.train(seed, steps), "base model"):
-            loss = classification_loss(model, examples)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-    model.zero_grad(set_to_none=True)
+        list(training.descend(model, task.train(seed, steps), classification_loss, **how))
 
 
 def new_model(
@@ -76,21 +58,19 @@ def base_model(
     """The model of a task before prehab, in eval mode on `device`, and where it is from: "given",
     "cached" or "trained".
 
-    name: "small" trains `models.small_vit(**small)` by `train(**recipe)`, once: it is cached, keyed
-    by the first batch, settings, seed, device and code.  Else a timm name or folder, used as it is.
-    Raises as `new_model` and `train` do.
+    name: "small" trains `models.small_vit(**small)` by `train(**recipe)`, once (`training`).  Else
+    a timm name or folder, used as it is.  Raises as `new_model` and `train` do.
     """
+    model = new_model(name, seed=seed, small=small, pretrained=pretrained)
     if name != SMALL:
-        return new_model(name, pretrained=pretrained).to(device).eval(), "given"
-    pictures, labels = next(iter(task.train(seed, 1)))
-    first = hashlib.sha256(pictures.numpy().tobytes() + labels.numpy().tobytes()).hexdigest()[:16]
-    key = dict(
-        task=task.name, first=first, small=small, recipe=recipe, seed=seed, device=str(device)
-    )
-    key |= dict(code=[inspect.getsource(sys.modules[f"prehab_lib.{part}"]) for part in DECIDING])
-    trained, cached = cache.trained(
-        key,
-        lambda: new_model(SMALL, seed=seed, small=small).to(device),
+        return model.to(device).eval(), "given"
+    return training.base_model(
+        model,
         lambda network: train(network, task, seed=seed, **recipe),
+        device,
+        code=(sys.modules[__name__], images, models),
+        seed=seed,
+        recipe=recipe,
+        task=task.name,
+        first_batch=next(iter(task.train(seed, 1))),
     )
-    return trained.to(device), "cached" if cached else "trained"

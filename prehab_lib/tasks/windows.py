@@ -6,19 +6,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from prehab_lib.tasks.drawn import Drawn
+
 
 def token_stream(texts: Iterable[str], tokenizer) -> Tensor:
     """(N,) int64: the texts joined by blank lines and tokenized once, with the special tokens this
-    tokenizer adds.
+    tokenizer adds: LLaMA's puts BOS in front, GPT-2's adds nothing.
 
-    LLaMA's adds BOS in front, GPT-2's adds nothing.  Raises ValueError where there is no text.
+    Raises ValueError where there is no text.
     """
-    joined = "\n\n".join(texts)
-    ids = (
-        tokenizer(joined, verbose=False, return_attention_mask=False)["input_ids"]
-        if joined.strip()
-        else []
-    )
+    joined, ids = "\n\n".join(texts), []
+    if joined.strip():
+        ids = tokenizer(joined, verbose=False, return_attention_mask=False)["input_ids"]
     if not ids:
         raise ValueError("there is no text to tokenize: check the data set")
     return torch.tensor(ids)
@@ -26,10 +25,9 @@ def token_stream(texts: Iterable[str], tokenizer) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Windows:
-    """ids (N, T): non-overlapping windows in the order of the text, all of one length.  dropped:
-    tokens left over at the end.
+    """ids (N, T): non-overlapping windows in the order of the text, all of one length.
 
-    whole: windows the text has; N is smaller where only some are scored.
+    dropped: tokens left over at the end.  whole: windows the text has, of which N are scored.
     """
 
     ids: Tensor
@@ -50,47 +48,29 @@ def cut(stream: Tensor, window: int, most: int | None = None, what: str = "the t
 
     Raises ValueError where the stream is shorter than one window.
     """
+    _check_length(stream, window, what)
     whole = len(stream) // window
-    _check_length(whole, len(stream), window, what)
     ids = stream[: whole * window].view(whole, window)
     if most and most < whole:
         ids = ids[torch.arange(most) * whole // most]
     return Windows(ids, len(stream) - whole * window, whole)
 
 
-class Draws:
-    """`count` batches of windows at random places of a stream (N,), the same ones at every pass:
-    {"input_ids": (B, T)}.
+def drawn_windows(stream: Tensor, window: int, batch: int, seed: int, count: int) -> Drawn:
+    """`count` batches of windows at random places of a stream (N,): {"input_ids": (B, T)}.
 
-    bos: put this token in front of each window, which then has T - 1 tokens of the text; SVD-LLM's
-    calibration does. Raises ValueError where the stream is shorter than one window.
+    Raises ValueError where the stream is shorter than one window.
     """
+    _check_length(stream, window, "the text to draw from")
+    within = torch.arange(window)
 
-    def __init__(
-        self, stream: Tensor, window: int, batch: int, seed: int, count: int, bos: int | None = None
-    ):
-        _check_length(len(stream) // window, len(stream), window, "the text to draw from")
-        self.stream, self.window, self.batch = stream, window, batch
-        self.seed, self.count, self.bos = seed, count, bos
+    def windows(starts: list[int]) -> dict[str, Tensor]:
+        return {"input_ids": stream[torch.tensor(starts)[:, None] + within]}  # (B, T)
 
-    def __len__(self) -> int:
-        return self.count
-
-    def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        generator = torch.Generator().manual_seed(self.seed)
-        places = torch.arange(self.window)
-        for _ in range(self.count):
-            starts = torch.randint(
-                len(self.stream) - self.window + 1, (self.batch, 1), generator=generator
-            )
-            ids = self.stream[starts + places]  # (B, T)
-            if self.bos is not None:
-                ids = torch.cat([torch.full_like(starts, self.bos), ids[:, :-1]], dim=1)
-            yield {"input_ids": ids}
+    return Drawn(windows, len(stream) - window + 1, batch, seed, count, replacement=True)
 
 
-def _check_length(whole: int, tokens: int, window: int, what: str) -> None:
-    if not whole:
-        raise ValueError(
-            f"{what} has {tokens} tokens, fewer than one window of {window}: give more text, or a smaller window"
-        )
+def _check_length(stream: Tensor, window: int, what: str) -> None:
+    if len(stream) < window:
+        few = f"{len(stream)} tokens, fewer than one window of {window}"
+        raise ValueError(f"{what} has {few}: give more text, or a smaller window")

@@ -11,7 +11,7 @@ import torch
 from prehab_lib.save import files, storage
 from prehab_lib.save.files import WEIGHTS
 from prehab_lib.surgery import compress, load, save
-from prehab_lib.tasks.bpe import train_bpe
+from prehab_lib.tasks.tokenizers import train_bpe
 from tests.families import llama
 from tests.save.test_storage import output, rewrite, timm_small
 

@@ -1,6 +1,6 @@
 import torch
 
-from prehab_lib.tasks.descent import Best
+from prehab_lib.tasks.training import Best
 
 
 def test_the_lowest_is_kept_and_comes_back():

@@ -1,15 +1,13 @@
 import pytest
 import torch
 
-from prehab_lib.tasks import questions, sources
+from prehab_lib.tasks import instructions
 from prehab_lib.tasks.instructions import HELD_OUT, encode, open_instructions, prompt_of
 from prehab_lib.tasks.perplexity import language_loss
-from prehab_lib.tasks.prose import part_of
 from prehab_lib.tasks.small_llama import small_llama
 from tests.text_files import alpaca_folder, parquet, sentence, tiny_tokenizer
 
 LENGTH = 200  # tokens: the prompts of the tests have about 150
-
 
 pytestmark = pytest.mark.usefixtures("own_folders")
 
@@ -62,21 +60,16 @@ def test_only_answers_and_their_end_are_scored(tmp_path, tokenizer):
     assert seen == 20
 
 
-def test_rows_without_a_scored_token_are_left_out_and_counted(tmp_path, tokenizer):
+def test_rows_without_a_scored_token_are_left_out_and_long_ones_cut_off(tmp_path, tokenizer):
     """Row 1 has no answer, row 2 a prompt that fills any length."""
-    data = opened(tmp_path, tokenizer, max_length=300)
-    assert data.left_out == 2 and len(data.training) + len(data.held_out) == 38
-    assert all(row.prompt < len(row.ids) <= 300 for row in data.training)
-    assert f"{len(data.training)} alpaca: prompts masked, at most 300 tokens, 2 rows without a scored" in data.about
-
-
-def test_long_rows_are_cut_off_at_the_end(tmp_path, tokenizer):
     whole, short = opened(tmp_path, tokenizer, max_length=300), opened(tmp_path, tokenizer, max_length=160)
+    assert len(whole.training) + len(whole.held_out) == 38
+    assert all(row.prompt < len(row.ids) <= 300 for row in whole.training)
     by_prompt = {row.ids[: row.prompt]: row for row in whole.training}
     cut = [row for row in short.training if len(row.ids) == 160]
     assert cut and all(row.ids == by_prompt[row.ids[: row.prompt]].ids[:160] for row in cut)
     with pytest.raises(
-        ValueError, match="alpaca has no row whose answer begins within max_length = 8 tokens: raise it"
+        ValueError, match="'alpaca' have no row whose answer begins within max_length = 8 tokens: raise"
     ):
         opened(tmp_path, tokenizer, max_length=8)
 
@@ -87,7 +80,7 @@ def test_the_order_is_seeded_and_a_pass_takes_every_row_once(tmp_path, tokenizer
     assert one == again and one != other and len(data.train(0, 3)) == 3
     rows = [
         tuple(r[: int(m.sum())].tolist())
-        for b in data.train(0, data.epoch)
+        for b in data.train(0, -(-len(data.training) // 4))
         for r, m in zip(b["input_ids"], b["attention_mask"], strict=True)
     ]
     assert set(rows) == {row.ids for row in data.training}
@@ -95,10 +88,9 @@ def test_the_order_is_seeded_and_a_pass_takes_every_row_once(tmp_path, tokenizer
 
 
 def test_held_out_rows_are_not_trained_on_and_the_split_stays(tmp_path, tokenizer):
-    data, again = opened(tmp_path, tokenizer, max_length=300), opened(tmp_path, tokenizer, max_length=300, rows=5)
+    data, again = (opened(tmp_path, tokenizer, max_length=300) for _ in range(2))
     assert 2 <= len(data.held_out) <= 4 and HELD_OUT == 2000
     assert not {row.ids for row in data.training} & {row.ids for row in data.held_out}
-    assert [row.ids for row in again.training] == [row.ids for row in data.training[:5]]
     assert [row.ids for row in again.held_out] == [row.ids for row in data.held_out]
 
 
@@ -120,7 +112,6 @@ def test_the_loss_of_a_padded_batch_is_that_of_its_rows(tmp_path, tokenizer):
 
 def test_a_tokenizer_that_merges_over_the_border_or_ends_prompts(tokenizer):
     """ "ab" + "c" may be "a", "bc"; and an EOS that a tokenizer adds to every text is not part of what a prompt begins."""
-    from prehab_lib.tasks import instructions
 
     class Merging:
         eos_token_id = 9
@@ -144,49 +135,16 @@ def test_padding_takes_what_the_tokenizer_has(tmp_path, tokenizer):
 def test_bad_input_is_one_sentence(tmp_path, tokenizer):
     with pytest.raises(ValueError, match="instructions = 'dolly' is not known: choose one of prose, alpaca"):
         open_instructions("dolly", tokenizer, 4)
-    for wrong, named in (({"max_length": 2}, "max_length = 2"), ({"rows": -1}, "rows = -1")):
-        with pytest.raises(ValueError, match=named):
-            opened(tmp_path, tokenizer, **wrong)
+    with pytest.raises(ValueError, match="max_length = 2"):
+        opened(tmp_path, tokenizer, max_length=2)
     with pytest.raises(ConnectionError, match="'yahma/alpaca-cleaned' could not be fetched"):
         open_instructions("alpaca-cleaned", tokenizer, 4)
-    parquet(tmp_path / "mine", "train", instruction=["a"], input=[""])
+    parquet(tmp_path / "alpaca", "train", instruction=["a"], input=[""])
     with pytest.raises(ValueError, match="has no column 'output'"):
-        open_instructions("alpaca", tokenizer, 4, dataset=str(tmp_path / "mine"))
+        open_instructions("alpaca", tokenizer, 4, data_root=str(tmp_path))
 
 
 def test_embedded_questions(tokenizer):
-    parts = {part: questions.questions(part) for part in ("train", "validation")}
-    assert len(parts["train"]) > 2000 and len(parts["validation"]) > 100
-    asked = dict(parts["train"])["What does bisect.insort_right(a, x, lo=0, hi=None, *, key=None) do?\n"]
-    assert asked == "Insert item x in list a, and keep it sorted assuming a is sorted."
-    for part, pairs in parts.items():
-        assert all(part_of(question.split()[2].split(".")[0]) == part for question, _ in pairs)
-    assert not {a for _, a in parts["train"]} & {a for _, a in parts["validation"]}
-    data = open_instructions("prose", tokenizer, 4, max_length=96, rows=50)
+    data = open_instructions("prose", tokenizer, 4, max_length=96)
     batch = next(iter(data.validation(0, 1)))
-    assert len(data.training) == 50 and set(said.removesuffix("</s>") for said in answers(batch, tokenizer))
-    with pytest.raises(ValueError, match="part = 'dev' is not known"):
-        questions.questions("dev")
-
-
-def test_a_question_by_hand(tmp_path):
-    source = tmp_path / "library.py"
-    source.write_text('''
-class Shelf:
-    def put(self, book, *, at=0):
-        """Put a book
-        on the shelf.  Nothing is returned.
-
-        A second paragraph."""
-    def _odd(self):
-        """Short."""
-async def read(*titles): 
-    """Read titles in order"""
-    def inner(page):
-        """Inside a function it is nobody's question."""
-def silent(): pass
-''')
-    assert list(questions._asked(sources._entries_in(source, ("library",)))) == [
-        ("What does library.Shelf.put(self, book, *, at=0) do?\n", "Put a book on the shelf."),
-        ("What does library.read(*titles) do?\n", "Read titles in order"),
-    ]
+    assert len(data.training) > 1000 and set(said.removesuffix("</s>") for said in answers(batch, tokenizer))

@@ -3,12 +3,42 @@ import sys
 
 import pytest
 
-from prehab_lib.tasks import prose, prose_tasks, sources
+from prehab_lib.tasks import prose, prose_tasks
 from prehab_lib.tasks.prose_tasks import PROSE
 
 
-def texts_of(name, part):
-    return {text for column in prose_tasks.rows(name, part).texts for text in column}
+@pytest.fixture
+def small_library(tmp_path, monkeypatch, own_folders):
+    """A library of two modules."""
+    library = tmp_path / "library"
+    (library / "json" / "tests").mkdir(parents=True)
+    (library / "json" / "__init__.py").write_text('"""About json."""\ndef load(file):\n    """Load it."""\n')
+    (library / "json" / "tests" / "one.py").write_text('"""A test is no documentation."""\n')
+    (library / "csv.py").write_text('"""About csv."""\n# Nobody reads this comment at all.\n')
+    (library / "unknown.py").write_text('"""No module of the standard library."""\n')
+    monkeypatch.setattr(prose.sysconfig, "get_path", lambda name: str(library))
+    return library
+
+
+def test_docstrings_come_in_the_order_of_the_modules_and_are_parsed_once(small_library, monkeypatch):
+    read = prose.docstrings.__wrapped__
+    first = read()
+    assert [tuple(entry) for entry in first] == [
+        ("csv", "csv", "About csv.", None),
+        ("json", "json.__init__", "About json.", None),
+        ("json", "json.__init__.load", "Load it.", "file"),
+    ]
+    with monkeypatch.context() as patch:
+        patch.setattr(prose.ast, "parse", lambda source: pytest.fail("parsed again"))
+        assert read() == first
+    (small_library / "csv.py").write_text('"""About commas."""\n')
+    assert read()[0].text == "About commas."
+
+
+def test_what_is_kept_is_of_the_wanted_parts(small_library, monkeypatch):
+    monkeypatch.setattr(prose, "part_of", {"csv": "train", "json": "test"}.get)
+    for parts, modules in ((["train"], {"csv"}), (["test"], {"json"}), (prose.PARTS, {"csv", "json"})):
+        assert set(prose.read_once("names", lambda file, name: [name[0]], parts)) == modules
 
 
 def test_no_module_and_no_sentence_is_in_two_parts():
@@ -17,19 +47,16 @@ def test_no_module_and_no_sentence_is_in_two_parts():
     for one, other in (("train", "validation"), ("train", "test"), ("validation", "test")):
         assert not modules[one] & modules[other] and not sentences[one] & sentences[other]
     assert len(sentences["train"]) > 1000 and len(sentences["test"]) > 200
+    for sentence in set.union(*sentences.values()):
+        words = sentence.split()
+        assert sentence == " ".join(words) == sentence.lower()
+        assert prose.WORDS[0] <= len(words) <= prose.WORDS[1] and len(set(words)) > 2, sentence
 
 
 def test_python_twins_of_a_module_share_its_part():
     assert prose.part_of("_pyio") == prose.part_of("io") and prose.part_of("_pydecimal") == prose.part_of("decimal")
     assert prose.part_of("_weakrefset") == prose.part_of("weakrefset")
     assert prose.part_of(prose.TOPICS) == "train"
-
-
-def test_sentences_are_plain_lower_case_words():
-    for part in prose.PARTS:
-        for sentence in prose.sentences(part):
-            assert sentence == " ".join(sentence.split()) == sentence.lower()
-            assert prose.WORDS[0] <= len(sentence.split()) <= prose.WORDS[1] and len(set(sentence.split())) > 2
 
 
 def test_a_docstring_by_hand():
@@ -47,13 +74,61 @@ def test_a_docstring_by_hand():
     )
 
 
+def test_comments_by_hand(tmp_path):
+    source = tmp_path / "module.py"
+    source.write_text(
+        '#!/usr/bin/env python\n# -*- coding: utf-8 -*-\n"""\n# This is inside a docstring here.\n"""\n'
+        "# The first line of a comment\n# goes on in a second one.\n#\n# A new paragraph begins here now.\n"
+        "x = 1  # this one shares its line\n# too short\n# ------------------\n"
+        "def f():\n    # Indented comments count as well.\n    return x\n# type: this is for a checker\n"
+    )
+    assert list(prose._comments_in(source)) == [
+        "The first line of a comment\ngoes on in a second one.",
+        "A new paragraph begins here now.",
+        "Indented comments count as well.",
+    ]
+
+
+def test_a_question_by_hand(tmp_path):
+    source = tmp_path / "library.py"
+    source.write_text('''
+class Shelf:
+    def put(self, book, *, at=0):
+        """Put a book
+        on the shelf.  Nothing is returned.
+
+        A second paragraph."""
+    def _odd(self):
+        """Short."""
+async def read(*titles):
+    """Read titles in order"""
+    def inner(page):
+        """Inside a function it is nobody's question."""
+def silent(): pass
+''')
+    assert list(prose._asked(prose._docstrings_in(source, ("library",)))) == [
+        ("What does library.Shelf.put(self, book, *, at=0) do?\n", "Put a book on the shelf."),
+        ("What does library.read(*titles) do?\n", "Read titles in order"),
+    ]
+
+
+def test_questions_are_split_by_module():
+    parts = {part: prose.questions(part) for part in ("train", "validation")}
+    assert len(parts["train"]) > 2000 and len(parts["validation"]) > 100
+    asked = dict(parts["train"])["What does bisect.insort_right(a, x, lo=0, hi=None, *, key=None) do?\n"]
+    assert asked == "Insert item x in list a, and keep it sorted assuming a is sorted."
+    for part, pairs in parts.items():
+        assert all(prose.part_of(question.split()[2].split(".")[0]) == part for question, _ in pairs)
+    assert not {a for _, a in parts["train"]} & {a for _, a in parts["validation"]}
+
+
 def test_the_library_is_read_and_never_imported():
     script = """
 import sys
-from prehab_lib import prose
+from prehab_lib.tasks import prose
 read = {module for module, _, _ in prose.texts()}
-assert {"email", "json", prose.TOPICS} <= read
-print(sorted({"antigravity", "this", "mailbox", "turtle", "pydoc_data"} & set(sys.modules)))
+assert {"email", "json", prose.TOPICS} <= read and len(prose.comments("test")) > 500
+print(sorted({"antigravity", "this", "mailbox", "turtle", "pydoc_data", "telnetlib"} & set(sys.modules)))
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
@@ -61,66 +136,53 @@ print(sorted({"antigravity", "this", "mailbox", "turtle", "pydoc_data"} & set(sy
 
 def test_the_checksum_is_of_the_text(monkeypatch):
     before = prose.checksum()
-    assert len(before) == 16
     changed = (("mod", "mod.f", "Another text."), *prose.texts()[1:])
     monkeypatch.setattr(prose, "texts", lambda: changed)
-    prose.checksum.cache_clear()
-    assert prose.checksum() != before
-    prose.checksum.cache_clear()
+    assert len(before) == 16 and prose.checksum.__wrapped__() != before
 
 
 def test_an_unknown_part_or_task_and_a_python_without_sources_are_named(monkeypatch, tmp_path):
-    with pytest.raises(ValueError, match="part = 'dev' is not known: choose one of train, validation, test"):
-        prose.documentation("dev")
-    with pytest.raises(ValueError, match="task = 'irony' is no embedded task: choose one of acceptability"):
+    for read in (prose.documentation, prose.comments, prose.questions):
+        with pytest.raises(ValueError, match="part = 'dev' is not known: choose one of train, validation, test"):
+            read("dev")
+    with pytest.raises(ValueError, match="task = 'irony' is not known: choose one of acceptability"):
         prose_tasks.rows("irony", "train")
-    monkeypatch.setattr(sources.sysconfig, "get_path", lambda name: str(tmp_path))
-    monkeypatch.setattr(sources, "entries", sources.entries.__wrapped__)
+    monkeypatch.setattr(prose.sysconfig, "get_path", lambda name: str(tmp_path))
+    monkeypatch.setattr(prose, "docstrings", prose.docstrings.__wrapped__)
     with pytest.raises(FileNotFoundError, match="has no library sources at"):
         prose.texts.__wrapped__()
 
 
-@pytest.mark.parametrize("name", PROSE)
-def test_no_text_that_is_scored_was_trained_on(name):
-    trained, scored = texts_of(name, "train"), texts_of(name, "test")
-    whole = set(prose.sentences("train"))
-    assert not whole & scored and not set(prose.sentences("test")) & trained
-    pairs = [set(zip(*prose_tasks.rows(name, part).texts, strict=True)) for part in ("train", "test")]
-    assert not pairs[0] & pairs[1]
+def test_no_text_that_is_scored_was_trained_on():
+    for name in PROSE:
+        train, test = (prose_tasks.rows(name, part).texts for part in ("train", "test"))
+        trained, scored = ({text for column in texts for text in column} for texts in (train, test))
+        assert not set(prose.sentences("train")) & scored and not set(prose.sentences("test")) & trained, name
+        assert not set(zip(*train, strict=True)) & set(zip(*test, strict=True)), name
 
 
-@pytest.mark.parametrize("name", PROSE)
-def test_rows_are_the_same_at_every_call_and_fit_their_metric(name):
-    rows = prose_tasks.rows(name, "validation")
-    prose_tasks.rows.cache_clear()
-    assert prose_tasks.rows(name, "validation") == rows
-    if PROSE[name].labels:
-        assert set(rows.labels) == {0, 1}
-        assert sum(rows.labels) / len(rows) == pytest.approx(1 / 3 if PROSE[name].metric == "f1" else 1 / 2)
-    else:
-        assert min(rows.labels) >= 0 and max(rows.labels) <= 1 and len(set(rows.labels)) > 20
-
-
-def test_the_metrics_of_glue_have_one_task_each():
+def test_rows_are_the_same_at_every_call_and_fit_their_metric():
     assert sorted(task.metric for task in PROSE.values()) == ["accuracy", "f1", "matthews", "spearman"]
+    for name, task in PROSE.items():
+        rows = prose_tasks.rows(name, "validation")
+        assert prose_tasks.rows.__wrapped__(name, "validation") == rows
+        if task.labels:
+            assert set(rows.labels) == {0, 1}, name
+            assert sum(rows.labels) / len(rows) == pytest.approx(1 / 3 if task.metric == "f1" else 1 / 2), name
+        else:
+            assert min(rows.labels) >= 0 and max(rows.labels) <= 1 and len(set(rows.labels)) > 20, name
 
 
-def test_acceptability_keeps_the_words():
-    (texts,), labels = (rows := prose_tasks.rows("acceptability", "validation")).texts, rows.labels
+def test_rows_keep_their_promise():
+    acceptability, belonging, similarity = (
+        prose_tasks.rows(name, "validation") for name in ("acceptability", "belonging", "similarity")
+    )
+    (texts,) = acceptability.texts
     for written, shuffled in zip(texts[::2], texts[1::2], strict=True):
         assert sorted(written.split()) == sorted(shuffled.split()) and written != shuffled
-    assert labels[:4] == (1, 0, 1, 0)
-
-
-def test_pairs_keep_their_promise():
-    passages, rests = (rows := prose_tasks.rows("belonging", "validation")).texts
-    for passage, rest, label in zip(passages, rests, rows.labels, strict=True):
-        words = passage.split()
-        assert label == 0 or all(word in words for word in rest.split())
-    for sentence, edited, share in zip(
-        *prose_tasks.rows("similarity", "validation").texts,
-        prose_tasks.rows("similarity", "validation").labels,
-        strict=True,
-    ):
+    assert acceptability.labels[:4] == (1, 0, 1, 0)
+    for passage, rest, label in zip(*belonging.texts, belonging.labels, strict=True):
+        assert label == 0 or set(rest.split()) <= set(passage.split())
+    for sentence, edited, share in zip(*similarity.texts, similarity.labels, strict=True):
         same = [one == other for one, other in zip(sentence.split(), edited.split(), strict=True)]
         assert share == pytest.approx(sum(same) / len(same))

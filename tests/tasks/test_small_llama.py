@@ -11,15 +11,14 @@ from prehab_lib import surgery
 from prehab_lib.prehab import prehab
 from prehab_lib.stats import collect
 from prehab_lib.tasks import small_llama as module
-from prehab_lib.tasks.bpe import tokenizer_of
 from prehab_lib.tasks.language import open_language_task
 from prehab_lib.tasks.perplexity import language_loss, perplexity
 from prehab_lib.tasks.small_llama import base_model, pretrain, small_llama
+from prehab_lib.tasks.tokenizers import tokenizer_of
 from tests.families import llama
 from tests.text_files import causal_model, text_folder, tiny_tokenizer
 
 SMALL = dict(depth=1, width=16, heads=2, kv_heads=1, positions=32)
-
 
 pytestmark = pytest.mark.usefixtures("own_folders")
 
@@ -51,12 +50,6 @@ def test_it_is_a_llama_with_grouped_queries_from_its_seed():
     assert type(model).__name__ == "LlamaForCausalLM" and model.lm_head.weight.shape == (500, 64)
     assert same_weights(model, small_llama(500)) and not same_weights(model, small_llama(500, seed=1))
     assert sum(p.numel() for p in small_llama(1000).parameters()) < 300_000
-
-
-def test_tied_embeddings_are_one_matrix():
-    tied, untied = small(tied=True), small()
-    assert tied.lm_head.weight is tied.model.embed_tokens.weight
-    assert untied.lm_head.weight is not untied.model.embed_tokens.weight
 
 
 def test_training_learns_and_repeats_itself(task):
@@ -119,8 +112,10 @@ def test_the_small_model_is_trained_once_then_cached(task, capfd):
     again, how_again = base_model(task, "small", **recipe)
     assert (how, how_again) == ("trained", "cached") and same_weights(first, again)
     assert not first.training and task.scores(first) == task.scores(again)
-    for change in ({"seed": 1}, {"steps": 4}, {"small": SMALL | {"width": 24}}, {"small": SMALL | {"tied": True}}):
-        assert base_model(task, "small", **recipe | change)[1] == "trained"
+    for change in ({"seed": 1}, {"steps": 4}, {"small": SMALL | {"width": 24}}, {"small": SMALL | {"heads": 1}}):
+        assert base_model(task, "small", **recipe | change)[1] == "trained", change
+    with pytest.raises(ValueError, match="small has an unknown entry 'wdth'"):
+        base_model(task, "small", seed=0, small={"wdth": 8}, steps=1)
     assert capfd.readouterr().err == ""
 
 
@@ -129,28 +124,22 @@ def test_other_text_trains_another_model(tmp_path, task):
     assert base_model(task, "small", **recipe)[1] == "trained"
     assert base_model(opened(tmp_path / "b", task.tokenizer, rows=50), "small", **recipe)[1] == "trained"
     assert base_model(opened(tmp_path / "c", task.tokenizer, window=20), "small", **recipe)[1] == "trained"
-
-
-def test_the_same_text_read_as_other_tokens_trains_another_model(task):
-    """The vocabulary and the checksum of the text are those of `task` every time."""
-    recipe = dict(seed=0, small=SMALL, steps=2)
-    assert base_model(task, "small", **recipe)[1] == "trained"
     chosen = dataclasses.replace(task.chosen_on, ids=task.chosen_on.ids.flip(0))
     for change in ({"training": task.training.flip(0)}, {"chosen_on": chosen}):
         assert base_model(dataclasses.replace(task, **change), "small", **recipe)[1] == "trained"
     assert base_model(dataclasses.replace(task), "small", **recipe)[1] == "cached"
 
 
-@pytest.mark.parametrize("name", ["small_llama", "language", "perplexity", "windows"])
-def test_other_code_trains_another_model(task, monkeypatch, name):
+def test_other_code_trains_another_model(task, monkeypatch):
     recipe, getsource = dict(seed=0, small=SMALL, steps=1), inspect.getsource
     assert base_model(task, "small", **recipe)[1] == "trained"
-    changed = sys.modules[f"prehab_lib.{name}"]
-    monkeypatch.setattr(inspect, "getsource", lambda part: getsource(part) + "#" * (part is changed))
-    assert base_model(task, "small", **recipe)[1] == "trained"
+    for name in ("small_llama", "language", "training", "perplexity", "windows"):
+        changed = sys.modules[f"prehab_lib.tasks.{name}"]
+        monkeypatch.setattr(inspect, "getsource", lambda part, it=changed: getsource(part) + "#" * (part is it))
+        assert base_model(task, "small", **recipe)[1] == "trained", name
 
 
-@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "opt", "gpt2"])
+@pytest.mark.parametrize("family", ["llama", "opt", "gpt2"])
 def test_the_real_path_offline_from_checkpoint_to_surgery(tmp_path, family):
     folder = causal_model(tmp_path / "model", family, tokenizer=tiny_tokenizer())
     task = opened(tmp_path, tokenizer_of(folder))
@@ -172,13 +161,6 @@ def test_half_precision_as_it_is_stored_or_as_asked(tmp_path, task):
     other = base_model(task, folder, seed=0, dtype=torch.bfloat16)[0]
     assert other.dtype == torch.bfloat16
     assert perplexity(other, task.chosen_on) == pytest.approx(perplexity(stored, task.chosen_on), rel=0.05)
-
-
-def test_a_model_that_does_not_fit_the_text_is_refused(tmp_path, task):
-    with pytest.raises(ValueError, match="outside the model's vocabulary of 270: the tokenizer belongs to another"):
-        base_model(task, causal_model(tmp_path / "few", vocabulary=270), seed=0)
-    with pytest.raises(ValueError, match="window = 16 is longer than the 8 positions"):
-        base_model(task, causal_model(tmp_path / "short", "gpt2", n_positions=8), seed=0)
 
 
 def test_a_compressed_checkpoint_and_one_that_is_not_there_are_named(tmp_path, task):

@@ -7,11 +7,13 @@ import pytest
 import transformers
 
 from prehab_lib.tasks import corpora
-from prehab_lib.tasks.bpe import prose_bpe, tokenizer_of, train_bpe
 from prehab_lib.tasks.corpora import Corpus
+from prehab_lib.tasks.tokenizers import prose_bpe, tokenizer_of, train_bpe, train_wordpiece
+from tests.glue_files import WORDS
 from tests.text_files import causal_model, sentence, tiny_tokenizer
 
 TEXTS = [sentence(i) for i in range(60)]
+SYLLABLES = [f"{a}{b} {b}{a}" for a in "abcdefgh" for b in "stuvwxyz"]  # all equally common: nothing but ties
 
 
 def test_every_text_is_spelled_and_comes_back():
@@ -24,37 +26,35 @@ def test_every_text_is_spelled_and_comes_back():
     assert len(tokenizer) == 300 and (tokenizer.bos_token_id, tokenizer.eos_token_id) == (0, 1)
 
 
-def test_the_vocabulary_is_the_same_in_every_process():
+def test_the_vocabularies_are_the_same_in_every_process():
     """Ties between merges are many in text so regular, and must not be broken by a hash."""
     script = """
 import json, sys
-from prehab_lib.tasks.bpe import train_bpe
-print(json.dumps(train_bpe(json.load(sys.stdin), 340).get_vocab()))
+from prehab_lib.tasks.tokenizers import train_bpe, train_wordpiece
+texts, syllables = json.load(sys.stdin)
+print(json.dumps([train_bpe(texts, 340).get_vocab(), train_wordpiece(syllables, 90).get_vocab()]))
 """
-    environment = os.environ | {"PYTHONHASHSEED": "5", "RAYON_NUM_THREADS": "1"}
     done = subprocess.run(
         [sys.executable, "-c", script],
-        input=json.dumps(TEXTS),
+        input=json.dumps([TEXTS, SYLLABLES]),
         capture_output=True,
         text=True,
         check=True,
-        env=environment,
+        env=os.environ | {"PYTHONHASHSEED": "5", "RAYON_NUM_THREADS": "1"},
     )
-    assert json.loads(done.stdout) == train_bpe(TEXTS, 340).get_vocab() == train_bpe(TEXTS, 340).get_vocab()
+    found = [train_bpe(TEXTS, 340).get_vocab(), train_wordpiece(SYLLABLES, 90).get_vocab()]
+    assert json.loads(done.stdout) == found and len(found[1]) > 60
 
 
-def test_it_is_learnt_from_what_it_is_given_alone():
+def test_it_is_learnt_from_what_it_is_given_alone(monkeypatch):
     assert "zebra" not in str(train_bpe(TEXTS, 340).get_vocab()) and "Ġhouse" in train_bpe(TEXTS, 340).get_vocab()
     assert "zebra" in str(train_bpe(["zebra " * 9], 340).get_vocab())
-
-
-def test_the_embedded_tokenizer_never_saw_held_out_text(monkeypatch):
     corpus = Corpus("prose", tuple(TEXTS), ("zebra " * 99,), {"test": ("zebra " * 99,)}, "nowhere")
     monkeypatch.setattr(corpora, "prose_corpus", lambda: corpus)
     assert prose_bpe.__wrapped__(340).get_vocab() == train_bpe(TEXTS, 340).get_vocab()
 
 
-def test_saved_and_opened_it_is_the_same(tmp_path):
+def test_saved_and_opened_they_are_the_same(tmp_path):
     tokenizer = tiny_tokenizer()
     tokenizer.save_pretrained(tmp_path)
     again = transformers.AutoTokenizer.from_pretrained(tmp_path)
@@ -63,17 +63,22 @@ def test_saved_and_opened_it_is_the_same(tmp_path):
     assert again.decode(again(text)["input_ids"]) == tokenizer.decode(tokenizer(text)["input_ids"])
     assert (again.bos_token, again.eos_token, again.pad_token) == ("<s>", "</s>", "</s>")
     assert tokenizer_of(str(tmp_path))(text)["input_ids"] == tokenizer(text)["input_ids"]
+    tokenizer = train_wordpiece(WORDS, size=100, max_length=24)
+    tokenizer.save_pretrained(tmp_path / "bert")
+    again, pair = tokenizer_of(str(tmp_path / "bert")), ("The cat's mat", "two gardens!")
+    assert again(*pair) == tokenizer(*pair) and again.model_max_length == 24
+    assert "[UNK]" not in again.tokenize("gardens") and again.tokenize("a cat") == ["a", "cat"]
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2", "opt"])
-def test_a_checkpoint_without_a_tokenizer_is_named(tmp_path, family):
+def test_a_checkpoint_without_a_tokenizer_is_named(tmp_path):
     """transformers builds an empty GPT-2 or OPT tokenizer there, without a word."""
-    folder = causal_model(tmp_path / family, family)
-    with pytest.raises(FileNotFoundError, match=f"{family}' has no tokenizer: copy the tokenizer files"):
-        tokenizer_of(folder)
+    for family in ("llama", "gpt2", "opt"):
+        folder = causal_model(tmp_path / family, family)
+        with pytest.raises(FileNotFoundError, match=f"{family}' has no tokenizer: copy the tokenizer files"):
+            tokenizer_of(folder)
 
 
-def test_what_cannot_be_opened_is_one_sentence(tmp_path, monkeypatch):
+def test_what_cannot_be_opened_is_one_sentence(tmp_path):
     with pytest.raises(FileNotFoundError, match="nowhere' is no folder: check the path"):
         tokenizer_of(str(tmp_path / "nowhere"))
     with pytest.raises(ConnectionError, match="the tokenizer of 'nobody/nothing' could not be fetched"):
@@ -81,18 +86,5 @@ def test_what_cannot_be_opened_is_one_sentence(tmp_path, monkeypatch):
     (tmp_path / "tokenizer.json").write_text("{torn")
     with pytest.raises(ValueError, match="the tokenizer of .* could not be read"):
         tokenizer_of(str(tmp_path))
-
-    class GatedRepoError(Exception):
-        pass
-
-    def refuse(*args, **kwargs):
-        raise GatedRepoError("403")
-
-    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", refuse)
-    with pytest.raises(PermissionError, match="'meta-llama/Llama-2-7b-hf' is gated: accept its terms .*hf auth login"):
-        tokenizer_of("meta-llama/Llama-2-7b-hf")
-
-
-def test_a_vocabulary_too_small_for_the_bytes_is_named():
     with pytest.raises(ValueError, match="vocabulary = 200: a byte-level tokenizer needs at least 258 tokens"):
         train_bpe(TEXTS, 200)

@@ -1,0 +1,47 @@
+"""Batches drawn from a seed: the same ones at every pass, so compared arms see the same data."""
+
+from collections.abc import Callable, Iterable, Iterator
+
+import torch
+from torch.utils.data import BatchSampler, RandomSampler
+
+
+class Task:
+    """What every task has: batches for three purposes, drawn by its own `draw(purpose, seed,
+    count)`, which never draws what is scored.
+
+    validation is for choices: held-out embedded data, or other draws of a data set's training part.
+    """
+
+    def train(self, seed: int, count: int) -> Iterable:
+        return self.draw("train", 1000 + seed, count)
+
+    def calibration(self, seed: int, count: int) -> Iterable:
+        return self.draw("calibration", 2000 + seed, count)
+
+    def validation(self, seed: int, count: int) -> Iterable:
+        return self.draw("validation", 3000 + seed, count)
+
+
+class Drawn:
+    """`count` batches, each `make(numbers)` of `size` row numbers, as `drawn_rows` draws them."""
+
+    def __init__(
+        self, make: Callable, rows: int, size: int, seed: int, count: int, replacement: bool = False
+    ):
+        self.make, self.size, self.count = make, size, count
+        self.settings = (rows, count * size, seed, replacement)
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __iter__(self) -> Iterator:
+        order = drawn_rows(*self.settings)
+        return map(self.make, BatchSampler(order, self.size, drop_last=False))
+
+
+def drawn_rows(rows: int, wanted: int, seed: int, replacement: bool) -> Iterable[int]:
+    """`wanted` numbers below `rows`: each for itself, or out of one shuffled pass after another."""
+    if wanted == 0:  # a RandomSampler refuses it
+        return ()
+    return RandomSampler(range(rows), replacement, wanted, torch.Generator().manual_seed(seed))

@@ -1,0 +1,117 @@
+"""Tokenizers: a byte-level one for language models and a WordPiece one for BERT, both learnt on the
+spot, and those of real checkpoints.
+
+The same texts give the same vocabulary in every process.
+"""
+
+import os
+from collections.abc import Iterable
+from functools import cache
+
+from prehab_lib.save.hub import explained
+from prehab_lib.tasks import corpora, prose
+
+BOS, EOS = "<s>", "</s>"
+SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+_WORD_START = "▁"
+_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tekken.json", "vocab.txt")
+_FILES += ("spiece.model", "sentencepiece.bpe.model")
+
+
+def train_bpe(texts: Iterable[str], size: int = 1000):
+    """A transformers fast tokenizer: byte-level BPE of at most `size` tokens, BOS in front of a
+    text.  Token 0 is BOS, 1 is EOS.
+
+    Any text can be spelled: the 256 bytes are tokens.  Padding is EOS, masked.  Raises ValueError
+    for a size that does not hold the bytes and the two special tokens.
+    """
+    import tokenizers
+    import transformers
+    from tokenizers import decoders, pre_tokenizers, processors
+
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    if size < len(letters) + 2:
+        raise ValueError(
+            f"vocabulary = {size}: a byte-level tokenizer needs at least {len(letters) + 2} tokens"
+        )
+    learner = tokenizers.Tokenizer(tokenizers.models.BPE())
+    learner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    learner.decoder = decoders.ByteLevel()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=size, special_tokens=[BOS, EOS], initial_alphabet=letters, show_progress=False
+    )
+    learner.train_from_iterator(texts, trainer)
+    learner.post_processor = processors.TemplateProcessing(
+        single=f"{BOS} $A", pair=f"{BOS} $A $B", special_tokens=[(BOS, learner.token_to_id(BOS))]
+    )
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=learner,
+        bos_token=BOS,
+        eos_token=EOS,
+        pad_token=EOS,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def train_wordpiece(texts: Iterable[str], size: int = 2000, max_length: int = 64):
+    """A lower-casing BERT tokenizer of about `size` pieces.
+
+    The pieces are learnt by the BPE trainer of `tokenizers` and respelled: its WordPiece trainer
+    does the same merges, but breaks ties by a hash that changes from run to run.
+    """
+    import tokenizers
+    import transformers
+    from tokenizers import normalizers, pre_tokenizers
+
+    learner = tokenizers.Tokenizer(tokenizers.models.BPE())
+    learner.normalizer = normalizers.BertNormalizer()
+    words = pre_tokenizers.Metaspace(_WORD_START, prepend_scheme="always")
+    learner.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.BertPreTokenizer(), words])
+    trainer = tokenizers.trainers.BpeTrainer(vocab_size=size - len(SPECIAL), show_progress=False)
+    learner.train_from_iterator(texts, trainer)
+    numbers = learner.get_vocab()
+    pieces = [piece for piece in sorted(numbers, key=numbers.get) if piece != _WORD_START]
+    letters = [piece for piece in pieces if len(piece) == 1]
+    spelled = [p[1:] if p.startswith(_WORD_START) else f"##{p}" for p in pieces]
+    vocabulary = dict.fromkeys((*SPECIAL, *letters, *spelled))
+    return transformers.BertTokenizer(
+        vocab={piece: number for number, piece in enumerate(vocabulary)},
+        model_max_length=max_length,
+    )
+
+
+@cache
+def prose_bpe(size: int = 1000):
+    """The tokenizer of the embedded corpus, learnt from its training part alone."""
+    return train_bpe(corpora.prose_corpus().train, size)
+
+
+@cache
+def prose_wordpiece():
+    """The tokenizer of the embedded sentence tasks, learnt from their training part alone."""
+    return train_wordpiece(prose.sentences("train"))
+
+
+def tokenizer_of(source: str):
+    """The tokenizer of a transformers checkpoint, by hub name or folder, without remote code.
+
+    Raises ConnectionError, PermissionError (gated), FileNotFoundError (no such folder, or no
+    tokenizer in it) or ValueError (one that cannot be read), in one sentence.
+    """
+    import transformers
+
+    here = os.path.isdir(source)
+    if source.startswith((".", "/", "~")) and not here:
+        raise FileNotFoundError(f"model = {source!r} is no folder: check the path")
+    missing = FileNotFoundError(
+        f"{source!r} has no tokenizer: copy the tokenizer files of its model there "
+        "(tokenizer.json, tokenizer_config.json)"
+    )
+    if here and not any(os.path.isfile(os.path.join(source, name)) for name in _FILES):
+        raise missing
+    remedy = "give the folder of a local copy that has its tokenizer files"
+    with explained(f"the tokenizer of {source!r}", remedy):
+        tokenizer = transformers.AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    if len(tokenizer) <= len(tokenizer.all_special_tokens):
+        raise missing  # some families build an empty one where the files are missing
+    return tokenizer
