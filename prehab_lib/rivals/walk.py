@@ -1,4 +1,4 @@
-"""The walk of a global selection: which layer loses its last component next, until enough is saved."""
+"""The walk of a global selection: which layer loses its last component next?"""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from heapq import heappop, heappush
 import torch
 from torch import Tensor
 
-from prehab_lib.rivals.accounting import Terms
+from prehab_lib.rivals.ranks import Cost
 
 Step = tuple[str, int, float, float]  # (layer, component as it came in, ΔL, sum of ΔL so far)
 
@@ -17,8 +17,8 @@ class Rule:
     """score: (ΔL (k,), sigma (k,)) -> (k,), the lowest goes first.
 
     balanced: two queues, one for ΔL ≥ 0 and one for ΔL < 0; the next drop is the one that pulls the
-    sum towards zero. reorder: look at all components, not only at tails: each layer's are sorted by
-    score first, the lowest last.
+    sum towards zero.  reorder: each layer's components are sorted by score first, the lowest last,
+    so that the rule looks at all components and not only at tails.
     """
 
     score: Callable[[Tensor, Tensor | None], Tensor]
@@ -52,21 +52,22 @@ RULES: dict[str, Rule] = {
 
 
 @dataclass(frozen=True)
-class Tail:
-    """A layer as the walk sees it: ΔL and score of its components as plain numbers, cut from the
-    end.
+class Candidate:
+    """A layer as the walk sees it: ΔL and score of its components, which are cut from the end.
 
     order: the components' numbers as they came in.
     """
 
     name: str
-    terms: Terms
+    cost: Cost
     order: list[int]
     changes: list[float]
     scores: list[float]
 
 
-def tail_of(name: str, terms: Terms, changes: Mapping, sigma: Mapping | None, rule: Rule) -> Tail:
+def candidate(
+    name: str, cost: Cost, changes: Mapping, sigma: Mapping | None, rule: Rule
+) -> Candidate:
     """The layer under a rule.  Raises ValueError naming it where changes are missing, too few, or
     not finite.
     """
@@ -76,51 +77,58 @@ def tail_of(name: str, terms: Terms, changes: Mapping, sigma: Mapping | None, ru
         raise ValueError(f"sigma lacks layer {name!r}: take it from its decomposition")
     change = torch.as_tensor(changes[name], dtype=torch.float64)
     score = rule.score(change, None if sigma is None else sigma[name])
-    for found in (change, score):
-        if found.shape != (terms.full,):
+    for values in (change, score):
+        if values.shape != (cost.full,):
             raise ValueError(
-                f"layer {name!r} has {terms.full} components, and scores of shape {tuple(found.shape)}"
+                f"layer {name!r} has {cost.full} components, and scores of shape "
+                f"{tuple(values.shape)}"
             )
-        if not torch.isfinite(found).all():
+        if not torch.isfinite(values).all():
             raise ValueError(f"layer {name!r}: the score of a component is NaN or infinite")
-    change, score, order = change.tolist(), score.tolist(), list(range(terms.full))
+    order = torch.arange(cost.full)
     if rule.reorder:  # stable: of equals the later goes first, as it would without
-        order.sort(key=lambda i: -score[i])
-        change, score = [change[i] for i in order], [score[i] for i in order]
-    return Tail(name, terms, order, change, score)
+        order = score.argsort(descending=True, stable=True).cpu()
+    return Candidate(name, cost, order.tolist(), change[order].tolist(), score[order].tolist())
 
 
 def walk(
-    tails: list[Tail], budget: int, *, balanced: bool, trace: bool = False
+    layers: list[Candidate], budget: int, *, balanced: bool, trace: bool = False
 ) -> tuple[dict[str, int], float, list[Step] | None]:
     """Drop last components until `budget` numbers are saved: (layer -> rank, Σ ΔL of the drops, the
     steps with trace).
 
-    Of equal scores goes the one that has waited longest, at the start in the order of `tails`.  A
+    Of equal scores goes the one that has waited longest, at the start in the order of `layers`.  A
     layer has one entry in the queues at a time, so K drops of M layers take K log M steps.  The
     budget must be within what the floors allow.
     """
-    ranks = [tail.terms.full for tail in tails]
-    queues: tuple[list, list] = [], []  # min-heaps of (score, waiting since, number of the layer)
+    ranks = [layer.cost.full for layer in layers]
+    # Heaps of (score, since when it waits, number of the layer), the least on top; the second is
+    # used by balanced rules alone.
+    rises: list[tuple[float, int, int]] = []
+    falls: list[tuple[float, int, int]] = []
     steps: list[Step] | None = [] if trace else None
-    balance, saved, now = 0.0, 0, 0
+    balance, saved = 0.0, 0
 
-    def push(number: int) -> None:
-        tail, last = tails[number], ranks[number] - 1
-        if last >= tail.terms.least:
-            heappush(queues[balanced and tail.changes[last] < 0], (tail.scores[last], now, number))
+    def queue(number: int, now: int) -> None:
+        """The layer's last component waits for its turn, where the layer may lose one more."""
+        layer, last = layers[number], ranks[number] - 1
+        if last >= layer.cost.least:
+            heap = falls if balanced and layer.changes[last] < 0 else rises
+            heappush(heap, (layer.scores[last], now, number))
 
-    for number in range(len(tails)):
-        push(number)
-        now += 1
+    for number in range(len(layers)):
+        queue(number, now=number)
+    now = len(layers)
     while saved < budget:
-        _, _, number = heappop(queues[balance > 0] or queues[balance <= 0])
-        tail, last = tails[number], ranks[number] - 1
+        # A sum above zero asks for a fall, any other for a rise; an empty heap leaves no choice.
+        wanted, other = (falls, rises) if balance > 0 else (rises, falls)
+        _, _, number = heappop(wanted if wanted else other)
+        layer, last = layers[number], ranks[number] - 1
         ranks[number] = last
-        balance += tail.changes[last]
-        saved += tail.terms.saved(last) - tail.terms.saved(last + 1)
-        if trace:
-            steps.append((tail.name, tail.order[last], tail.changes[last], balance))
-        push(number)
+        balance += layer.changes[last]
+        saved += layer.cost.saved(last) - layer.cost.saved(last + 1)
+        if steps is not None:
+            steps.append((layer.name, layer.order[last], layer.changes[last], balance))
+        queue(number, now)
         now += 1
-    return {tail.name: rank for tail, rank in zip(tails, ranks, strict=True)}, balance, steps
+    return {layer.name: rank for layer, rank in zip(layers, ranks, strict=True)}, balance, steps
