@@ -15,7 +15,7 @@ from prehab_lib.rehab import rehab
 from prehab_lib.rivals.correction import projected_gradient
 from prehab_lib.rivals.packing import PackedLinear
 from prehab_lib.rivals.quantised import factor_names, file_bytes, hq_removed, quantise, stored_bytes
-from prehab_lib.rivals.recovery import closed_form
+from prehab_lib.rivals.svd_llm_update import closed_form
 from prehab_lib.save.rewrite import split_qkv, to_linear
 from prehab_lib.surgery import compress, load, save
 from prehab_lib.weightings import decompose_all

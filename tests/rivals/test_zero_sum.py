@@ -12,7 +12,7 @@ from prehab_lib.allocation import ALLOCATIONS
 from prehab_lib.evaluate import classification_loss
 from prehab_lib.methods import METHODS, Method
 from prehab_lib.rivals import zero_sum
-from prehab_lib.rivals.accounting import ACCOUNTINGS
+from prehab_lib.rivals.ranks import ACCOUNTINGS
 from prehab_lib.rivals.components import loss_changes
 from prehab_lib.rivals.zero_sum import plan, select
 from prehab_lib.stats import collect

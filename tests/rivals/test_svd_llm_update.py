@@ -1,3 +1,5 @@
+"""The closed-form update: least squares by another route, the inputs that really arrive, and what stays as it was."""
+
 import copy
 import warnings
 
@@ -9,15 +11,75 @@ from torch import nn
 from prehab_lib.evaluate import classification_loss
 from prehab_lib.factors import LowRankLinear
 from prehab_lib.methods import Method
-from prehab_lib.rivals.recovery import RECOVERIES, closed_form
+from prehab_lib.rivals.svd_llm_update import closed_form, refit
 from prehab_lib.stats import collect
-from prehab_lib.surgery import compress
-from prehab_lib.weightings import decompose_all
-from tests.helpers import Toy, toy_batches
-from tests.rivals.test_refit import loss, numpys
+from prehab_lib.surgery import RECOVERIES, compress
+from prehab_lib.weightings import decompose, decompose_all
+from tests.helpers import Toy, layer, skewed, toy_batches
 from tests.stack import Stack, bits, stack_batches
 
 every_recovery = pytest.mark.parametrize("recovery", RECOVERIES)
+
+
+def loss(X, W, U, V) -> float:
+    return float((X @ (W - U @ V).T).square().sum())
+
+
+def numpys(X, W, V) -> np.ndarray:
+    """U' (m, r) by another route: least squares of X Wᵀ on X Vᵀ."""
+    return np.linalg.lstsq((X @ V.T).numpy(), (X @ W.T).numpy(), rcond=None)[0].T
+
+
+# One layer
+
+
+def factors(rows: int, rank: int = 5):
+    """W (16, 12), U and V of another ruler than the Gram's, the Gram, and its inputs (rows, 12)."""
+    W, X = layer(16, 12, 300)[0], skewed(rows, 12, seed=5)
+    U, s, Vt = torch.linalg.svd(W, full_matrices=False)
+    return W, U[:, :rank] * s[:rank], Vt[:rank], X.T @ X / rows, X
+
+
+def test_refit_is_least_squares_and_leaves_the_best_factors_alone():
+    W, U, V, gram, X = factors(rows=200)
+    np.testing.assert_allclose(refit(W, U, V, gram).numpy(), numpys(X, W, V), rtol=1e-8)
+    assert loss(X, W, refit(W, U, V, gram), V) < 0.9 * loss(X, W, U, V)
+    W, stats, _ = layer(16, 12, 300)
+    best = decompose(W, stats, "gram").truncate(5).balanced()
+    torch.testing.assert_close(refit(W, best.U, best.V, stats.gram), best.U, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize("outlier", [1, 3000])
+def test_fewer_tokens_than_ranks_move_only_what_they_show(rows, outlier):
+    """Round-off is not taken for data, with and without a channel far above the rest."""
+    W, U, V, _, X = factors(rows)
+    X[:, 0] *= outlier
+    new = refit(W, U, V, X.T @ X / rows)
+    assert loss(X, W, new, V) <= 1e-10 * loss(X, W, U, V)  # as many unknowns as there are tokens: they are met
+    assert int(torch.linalg.matrix_rank(new - U)) == rows
+    assert (new - U).norm() < 10 * U.norm()
+
+
+def test_dead_directions_keep_their_u():
+    W, U, V, gram, _ = factors(rows=200)
+    V = torch.cat([V[:3], torch.zeros(1, 12), V[4:]])
+    gram[2] = gram[:, 2] = 0
+    new = refit(W, U, V, gram)
+    assert torch.equal(new[:, 3], U[:, 3]) and torch.isfinite(new).all()
+    assert torch.equal(refit(W, U, V, torch.zeros(12, 12, dtype=torch.float64)), U)
+
+
+def test_neither_the_scale_of_the_gram_nor_the_split_of_the_product_changes_anything():
+    W, U, V, gram, _ = factors(rows=200)
+    expected = refit(W, U, V, gram)
+    for by in (1e-8, 1e8):
+        torch.testing.assert_close(refit(W, U, V, by * gram), expected, rtol=1e-9, atol=1e-9)
+    split = torch.logspace(-5, 5, 5, dtype=torch.float64)
+    torch.testing.assert_close(refit(W, U * split, V / split[:, None], gram) / split, expected)
+
+
+# A model
 
 
 def recover(recovery, model, decompositions, batches):
@@ -47,6 +109,16 @@ def inputs_of(model, module, batches):
     return torch.cat(seen).double()
 
 
+def assert_least_squares(model, dense, names, batches):
+    """In the refitted model X̃ has passed refitted layers only; there each U must be the minimiser."""
+    for name in names:
+        module = model.get_submodule(name)
+        X, W, V = inputs_of(model, module.V, batches), dense.get_submodule(name).weight.detach(), module.V.weight
+        np.testing.assert_allclose(
+            module.U.weight.detach().numpy(), numpys(X, W, V.detach()), rtol=1e-6, atol=1e-9, err_msg=name
+        )
+
+
 def test_the_identity_on_its_own_whitening_data():
     model, decompositions, batches, _ = compressed(layers=["blocks.0.up"])
     before = bits(model)
@@ -68,62 +140,27 @@ def test_only_u_changes_and_no_hook_stays():
 
 @pytest.mark.parametrize("weighting", ["identity", "gram"])
 def test_every_layer_is_the_least_squares_fit_to_what_reaches_it(weighting):
-    """In the refitted model X̃ has passed refitted layers only; there each U must be the minimiser, and better than before."""
     model, decompositions, batches, dense = compressed(weighting)
     before = copy.deepcopy(model)
     closed_form(model, decompositions=decompositions, batches=batches)
-    for name, module in model.named_modules():
-        if isinstance(module, LowRankLinear):
-            X = inputs_of(model, module.V, batches)
-            W, V = dense.get_submodule(name).weight.detach(), module.V.weight.detach()
-            np.testing.assert_allclose(module.U.weight.detach().numpy(), numpys(X, W, V), rtol=1e-6, atol=1e-9)
-            old = before.get_submodule(name).U.weight.detach()
-            assert loss(X, W, module.U.weight.detach(), V) <= loss(X, W, old, V) * (1 + 1e-10)
+    names = [name for name, module in model.named_modules() if isinstance(module, LowRankLinear)]
+    assert_least_squares(model, dense, names, batches)
+    for name in names:
+        new, old = model.get_submodule(name), before.get_submodule(name).U.weight.detach()
+        X, W, V = inputs_of(model, new.V, batches), dense.get_submodule(name).weight.detach(), new.V.weight.detach()
+        assert loss(X, W, new.U.weight.detach(), V) <= loss(X, W, old, V) * (1 + 1e-10), name
     assert not torch.equal(before.head.U.weight, model.head.U.weight)
 
 
 def test_layers_that_read_one_tensor_are_refitted_to_the_same_inputs_in_one_pass():
     batches = [(x.double(), y) for x, y in toy_batches(n=24, classes=20, count=12)]
-    model, decompositions, batches, dense = compressed(
-        "identity", model=Toy(n=24, m=32, classes=20), batches=batches, layers=["out", "key", "query"]
-    )
-    passes, modes = {"query": 0, "out": 0}, set()
-
-    def count(name, module):
-        passes[name] += 1
-        modes.add(module.training)
-
-    for name in passes:
-        model.get_submodule(name).U.register_forward_hook(lambda module, *_, name=name: count(name, module))
-    closed_form(model.train(), decompositions=decompositions, batches=batches)
-    assert modes == {False}
-    # One look at the order; then query and key together, stopped at once, and out, stopped before its second factor.
-    assert passes == {
-        "query": 2 * len(batches),
-        "out": len(batches),
-    }  # one pass for the order, one for the Gram of query
-    for name in ("query", "key", "out"):
-        module, X = model.get_submodule(name), inputs_of(model, model.get_submodule(name).V, batches)
-        W, V = dense.get_submodule(name).weight.detach(), module.V.weight.detach()
-        np.testing.assert_allclose(module.U.weight.detach().numpy(), numpys(X, W, V), rtol=1e-6, atol=1e-9)
-
-
-def test_a_layer_called_twice_is_refitted_to_both_inputs():
-    class Twice(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.shared, self.last = nn.Linear(12, 12), nn.Linear(12, 12)
-
-        def forward(self, x):
-            return self.last(torch.tanh(self.shared(torch.tanh(self.shared(x)))))
-
-    batches = [(x.double(), y) for x, y in toy_batches()]
-    model, decompositions, batches, dense = compressed("identity", model=Twice(), batches=batches)
-    old = copy.deepcopy(model)
-    closed_form(model, decompositions=decompositions, batches=batches)
-    X = inputs_of(old, old.shared.V, batches)  # both calls, before the update
-    V, W = model.shared.V.weight.detach(), dense.shared.weight.detach()
-    np.testing.assert_allclose(model.shared.U.weight.detach().numpy(), numpys(X, W, V), rtol=1e-6)
+    toy = Toy(n=24, m=32, classes=20)
+    model, cuts, batches, dense = compressed("identity", model=toy, batches=batches, layers=["out", "key", "query"])
+    passes = []
+    model.out.U.register_forward_hook(lambda module, *_: passes.append(module.training))
+    closed_form(model.train(), decompositions=cuts, batches=batches)
+    assert passes == [False] * (1 + 2 * len(batches))  # the order; query and key together, and out
+    assert_least_squares(model, dense, ("query", "key", "out"), batches)
 
 
 def test_an_input_changed_in_place_is_not_the_same_input():
@@ -182,6 +219,19 @@ def test_half_precision(dtype):
         assert loss(X, W, module.U.weight.detach().double(), V) < was
 
 
+def test_compress_hands_it_what_it_needs():
+    _, decompositions, batches, dense = compressed()
+    one, other = copy.deepcopy(dense), copy.deepcopy(dense)
+    compress(one, Method("gram", recovery="closed_form"), 0.5, decompositions=decompositions, batches=batches)
+    compress(other, Method("gram"), 0.5, decompositions=decompositions)
+    assert not torch.equal(one.head.U.weight, other.head.U.weight)
+    closed_form(other, decompositions=decompositions, batches=batches)
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+
+
+# Both recoveries, and what can go wrong
+
+
 @every_recovery
 def test_dense_layers_and_layers_without_a_decomposition_stay(recovery):
     model, decompositions, batches, dense = compressed("identity")
@@ -195,20 +245,35 @@ def test_dense_layers_and_layers_without_a_decomposition_stay(recovery):
 
 
 @every_recovery
-@pytest.mark.parametrize(
-    ("batches", "message"),
-    [
-        (None, "recovery '{}' needs batches"),
-        ([], "no batches"),
-        (iter([1]), "recovery '{}' goes over batches many times.*not a generator"),
-    ],
-)
-def test_missing_batches_are_named_and_nothing_changes(recovery, batches, message):
-    model, decompositions, _, _ = compressed("identity")
+def test_missing_batches_and_a_layer_nobody_calls_are_named_and_nothing_changes(recovery):
+    model, decompositions, batches, _ = compressed("identity")
     before = bits(model)
-    with pytest.raises(ValueError, match=message.format(recovery)):
+    for given, message in (
+        (None, f"recovery '{recovery}' needs batches"),
+        ([], "no batches"),
+        (iter([1]), f"recovery '{recovery}' goes over batches many times.*not a generator"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            recover(recovery, model, decompositions, given)
+    model.forward = lambda x: model.head(x)
+    with pytest.raises(ValueError, match="no (calibration input|gradient) reache[sd] layer 'blocks.0.up'"):
         recover(recovery, model, decompositions, batches)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_a_layer_called_twice_is_named():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.shared = nn.Linear(12, 12)
+
+        def forward(self, x):
+            return self.shared(torch.tanh(self.shared(x)))
+
+    batches = [(x.double(), y) for x, y in toy_batches()]
+    model, decompositions, batches, _ = compressed("identity", model=Twice(), batches=batches)
+    with pytest.raises(ValueError, match="layer 'shared' is called more than once"):
+        closed_form(model, decompositions=decompositions, batches=batches)
 
 
 def test_a_failure_midway_gives_every_u_back():
@@ -221,15 +286,6 @@ def test_a_failure_midway_gives_every_u_back():
     assert sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules()) == 1
 
 
-@every_recovery
-def test_a_layer_nobody_calls_is_named(recovery):
-    model, decompositions, batches, _ = compressed("identity")
-    model.blocks.append(copy.deepcopy(model.blocks[0]))
-    model.forward = lambda x: model.head(x)
-    with pytest.raises(ValueError, match="no (calibration input|gradient) reache[sd] layer 'blocks.0.up'"):
-        recover(recovery, model, decompositions, batches)
-
-
 def test_few_tokens_warn_and_enough_do_not():
     model, decompositions, batches, _ = compressed("identity", removed=0.2)
     few = [(x[:15], y[:15]) for x, y in batches]
@@ -238,13 +294,3 @@ def test_few_tokens_warn_and_enough_do_not():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         closed_form(model, decompositions=decompositions, batches=batches)
-
-
-def test_compress_hands_it_what_it_needs():
-    _, decompositions, batches, dense = compressed()
-    one, other = copy.deepcopy(dense), copy.deepcopy(dense)
-    compress(one, Method("gram", recovery="closed_form"), 0.5, decompositions=decompositions, batches=batches)
-    compress(other, Method("gram"), 0.5, decompositions=decompositions)
-    assert not torch.equal(one.head.U.weight, other.head.U.weight)
-    closed_form(other, decompositions=decompositions, batches=batches)
-    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
