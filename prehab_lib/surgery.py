@@ -11,26 +11,14 @@ from prehab_lib.allocation import CHECKS, allocation_named
 from prehab_lib.budget import check_removed
 from prehab_lib.factors import Factors, LowRankLinear
 from prehab_lib.layers import linear_layers, replace_module
-from prehab_lib.methods import Method, method_named
+from prehab_lib.methods import RECOVERIES, RECOVERY_CHECKS, Method, method_named
 from prehab_lib.progress import progress
-from prehab_lib.rivals import correction, svd_llm_update
 from prehab_lib.save.storage import load, save
 from prehab_lib.scale.lazy import last_look
 from prehab_lib.stats import LayerStats
 from prehab_lib.weightings import Decomposition, decompose_lazily
 
-__all__ = ["RECOVERIES", "Report", "compress", "compress_at", "load", "save"]
-
-# What is done to the factors after surgery: name -> fn(model, ...), in place.  Training afterwards
-# is `rehab`.
-RECOVERIES: dict[str, Callable[..., None]] = {
-    "closed_form": svd_llm_update.closed_form,
-    "projected_gradient": correction.projected_gradient,
-}
-RECOVERY_CHECKS: dict[str, Callable[..., None]] = {
-    "closed_form": svd_llm_update.check_arguments,
-    "projected_gradient": correction.check_arguments,
-}
+__all__ = ["Report", "compress", "compress_at", "load", "save"]
 
 
 @dataclass(frozen=True)

@@ -111,10 +111,8 @@ def gated_weights(
     new = {}
     for name, module in linear_layers(model, gates.costs).items():
         full = min(module.weight.shape)
-        cut = decompositions[name]
-        if not isinstance(cut, Decomposition):
-            cut = cut.last_look(full)  # a lazy one need not be kept: its copy stands in the model
-        new[name] = GatedLinear.in_place_of(module, cut.truncate(full).balanced())
+        factors = decompositions[name].truncate(full).balanced()
+        new[name] = GatedLinear.in_place_of(module, factors)
         new[name].gates, new[name].name = gates, name
     with replaced(model, new):
         yield

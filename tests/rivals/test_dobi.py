@@ -190,11 +190,9 @@ def test_the_rows_tell_the_way(given):
     assert rows[0]["kept"] == pytest.approx(0.5) and [row["step"] for row in rows] == list(range(5))
 
 
-def test_lazy_decompositions_give_the_same_ranks_and_are_freed(given):
+def test_lazy_decompositions_give_the_same_ranks(given):
     lazy = decompose_lazily(given["model"], given["stats"], "gram", given["decompositions"])
-    shelf = next(iter(lazy.values())).shelf
     assert learned(removed=0.5, **(given | {"decompositions": lazy}), steps=4) == learned(removed=0.5, **given, steps=4)
-    assert not shelf.kept
 
 
 def test_the_loss_counts_by_its_exponential(given, monkeypatch):
@@ -286,7 +284,7 @@ def test_what_is_missing_is_named(change, message, given):
 
 
 def test_compress_knows_before_it_decomposes(given, monkeypatch):
-    monkeypatch.setattr("prehab_lib.surgery.decompose_lazily", lambda *_, **__: pytest.fail("decomposed"))
+    monkeypatch.setattr("prehab_lib.weightings.decompose", lambda *_, **__: pytest.fail("decomposed"))
     for change, options, message in (
         ({"task_loss": None}, {}, "needs task_loss"),
         ({"batches": None}, {}, "needs batches"),

@@ -10,10 +10,10 @@ from torch import nn
 
 from prehab_lib.evaluate import classification_loss
 from prehab_lib.factors import LowRankLinear
-from prehab_lib.methods import Method
+from prehab_lib.methods import RECOVERIES, Method
 from prehab_lib.rivals.svd_llm_update import closed_form, refit
 from prehab_lib.stats import collect
-from prehab_lib.surgery import RECOVERIES, compress
+from prehab_lib.surgery import compress
 from prehab_lib.weightings import decompose, decompose_all
 from tests.helpers import Toy, layer, skewed, toy_batches
 from tests.stack import Stack, bits, stack_batches
