@@ -36,7 +36,7 @@ def compressed(family, dtype=torch.float32, removed=0.4, layers=None):
     ("family", "dtype", "layout"),
     [
         *itertools.product(FAMILIES, [torch.float32], ["int8"]),
-        *itertools.product(["vit", "llama", "opt"], [torch.float32], ["remap"]),
+        *itertools.product(["vit", "llama"], [torch.float32], ["remap"]),
         *itertools.product(["llama"], [torch.bfloat16], LAYOUTS),
     ],
 )
@@ -112,17 +112,6 @@ def test_dense_layers_among_low_rank_ones(tmp_path):
         assert {type(m): len(dense) for m in dense} == kinds
         assert type(model.lm_head) is nn.Linear
         assert torch.equal(logits(load(save(model, tmp_path / layout))), logits(model))
-
-
-def test_nothing_but_8_bits(tmp_path):
-    """HQ asked for a removal of half or less: no truncation at all."""
-    assert hq_removed(0.5) == 0
-    model = quantise(tiny("llama"))
-    assert sum(isinstance(module, PackedLinear) for module in model.modules()) == 14
-    folder = save(model, tmp_path / "model")
-    assert torch.equal(logits(load(folder)), logits(model)) and distance(logits(model), logits(tiny("llama"))) < 0.05
-    assert torch.equal(logits(transformers.AutoModelForCausalLM.from_pretrained(folder)), logits(model))
-    assert "matrices in 8 bits | 14" in (folder / "README.md").read_text()
 
 
 def test_split_layers_and_tied_embeddings(tmp_path):
@@ -223,21 +212,6 @@ def test_what_trains_or_measures_refuses_8_bits():
     with pytest.raises(ValueError, match="'key' is a PackedLinear.*it is in 8 bits, and quantising comes last"):
         compress(model, "svd", 0.5, layers=["key"])
     assert torch.equal(model(batches[0][0]), before)
-
-
-def test_a_folder_without_a_model_has_no_size(tmp_path):
-    with pytest.raises(FileNotFoundError, match="holds no safetensors file"):
-        file_bytes(tmp_path)
-
-
-def test_a_factor_named_alone_has_a_scale_for_each_rank_index():
-    model = Toy()
-    compress(model, "svd", 0.3, layers=["query"])
-    rank = model.query.rank
-    quantise(model, layers=["query.U"])
-    assert model.query.U.scale.numel() == rank
-    with pytest.raises(ValueError, match="layer 'query' is in 8 bits"):
-        rehab(model, classification_loss, toy_batches(2), rank=2, steps=1, lr=1e-3)
 
 
 def test_a_model_of_buffers_alone_has_a_device():

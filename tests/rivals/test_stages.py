@@ -108,7 +108,9 @@ def test_every_stage_looks_at_the_model_as_it_is_and_corrects_towards_the_origin
         seen.append(model.get_submodule("head").weight.detach().clone())
         return cut(model)
 
-    monkeypatch.setattr(correction, "restoring_step", lambda missing, g: lost.append(missing.clone()) or step(missing, g))
+    monkeypatch.setattr(
+        correction, "restoring_step", lambda missing, g: lost.append(missing.clone()) or step(missing, g)
+    )
     dense, model = trained(), trained()
     compress_in_stages(model, watched, classification_loss, stack_batches(), stages=3, layers=LAYERS)
     assert len(seen) == 3 and len(lost) == 2 * len(LAYERS)

@@ -180,19 +180,6 @@ def test_an_input_changed_in_place_is_not_the_same_input():
     np.testing.assert_allclose(model.b.U.weight.detach().numpy(), numpys(X, W, V), rtol=1e-6)
 
 
-def test_padding_does_not_count():
-    model, x = Toy(), torch.randn(60, 6, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    mask = torch.ones(60, 6, dtype=torch.long)
-    mask[:, 4:] = 0
-    clean = [{"x": x.clone(), "attention_mask": mask}]
-    model, decompositions, _, _ = compressed("identity", model=model, batches=clean, layers=["query", "key"])
-    other = copy.deepcopy(model)
-    closed_form(model, decompositions=decompositions, batches=clean)
-    x[:, 4:] = 1e4
-    closed_form(other, decompositions=decompositions, batches=[{"x": x, "attention_mask": mask}])
-    assert torch.equal(model.query.U.weight, other.query.U.weight)
-
-
 @pytest.mark.filterwarnings("ignore:.*tokens per rank")
 def test_a_float32_model_with_few_tokens_gets_the_update_of_a_float64_one():
     model, decompositions, batches, _ = compressed("identity")
