@@ -120,22 +120,6 @@ def test_the_model_is_untouched_even_when_the_loss_raises_midway(given):
     assert model.training and not model.head.training
 
 
-def test_one_measurement_serves_many_budgets(given):
-    passes = []
-
-    def loss(model, batch):
-        passes.append(1)
-        return given["task_loss"](model, batch)
-
-    measured = solo_losses(given["decompositions"], given["model"], loss, given["batches"], candidates=(0.5, 0.5, 0.9))
-    assert len(passes) == sum(map(len, measured.values())) * len(given["batches"]) == 7 * 2 * 4
-    again = solo_losses(given["decompositions"], given["model"], given["task_loss"], given["batches"], (0.9, 0.5))
-    assert again == measured
-    for removed in (0.2, 0.4):
-        ranks = sensitivity(given["decompositions"], removed, losses=measured)
-        assert {rank for rank in ranks.values() if rank} <= {rank for losses in measured.values() for rank in losses}
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -156,17 +156,3 @@ def test_what_is_missing_is_said_before_any_work(missing, monkeypatch):
     with pytest.raises(ValueError, match="gradients = 0"):
         given[missing] = dict(task_loss=classification_loss, batches=batches)[missing]
         compress(model, replace(CORRECTED, recovery_options={"gradients": 0}), 0.4, **given)
-
-
-def test_compress_hands_it_the_ruler_and_the_options():
-    dense, _, decompositions, stats, batches = stack()
-    given = dict(decompositions=decompositions, task_loss=classification_loss, batches=batches)
-    one, two, plain = (copy.deepcopy(dense) for _ in range(3))
-    compress(one, CORRECTED, 0.6, stats, **given)
-    compress(two, replace(CORRECTED, recovery_options={"gradients": 2}), 0.6, stats, **given)
-    compress(plain, Method("gram"), 0.6, stats, **given)
-    for model, gradients in ((one, 1), (two, 2)):
-        byhand = copy.deepcopy(plain)
-        recover(byhand, decompositions, stats, batches, gradients=gradients)
-        assert all(torch.equal(a, b) for a, b in zip(model.parameters(), byhand.parameters(), strict=True))
-    assert not torch.equal(one.head.U.weight, two.head.U.weight)

@@ -9,13 +9,11 @@ import torch
 
 from prehab_lib import weightings
 from prehab_lib.evaluate import classification_loss
-from prehab_lib.methods import METHODS, Method
+from prehab_lib.methods import Method
 from prehab_lib.rivals.ranks import ACCOUNTINGS
 from prehab_lib.rivals.zero_sum import plan, select
-from prehab_lib.stats import collect
-from prehab_lib.surgery import check_arguments, compress, load, save
+from prehab_lib.surgery import check_arguments, compress
 from prehab_lib.weightings import decompose_lazily
-from tests.families import inputs_of, logits, vit
 from tests.slow_selection import chosen, crowd, instance, reachable
 from tests.stack import everything
 
@@ -162,25 +160,6 @@ def test_what_cannot_work_is_said_before_anything_is_factorised(given, monkeypat
     with pytest.raises(ValueError, match="layer 'head' needs the statistic 'grad'"):
         plan(decompose_lazily(model, stats), without, 0.4)
     assert not made
-
-
-def test_a_model_that_mixes_dense_and_factorised_layers_saves_loads_and_scores_the_same(tmp_path):
-    model = vit()
-    images = inputs_of(model)
-    data = [
-        (torch.rand(32, *images.shape[1:], generator=torch.Generator().manual_seed(i)), torch.arange(32) % 7)
-        for i in range(10)
-    ]
-    stats = collect(model, data, needs=METHODS["zs_svd"].needs, task_loss=classification_loss)
-    report = compress(model, "zs_svd", 0.15, stats)
-    ranks = list(report.ranks.values())
-    assert None in ranks and any(ranks) and report.achieved >= 0.15 and report.kept_dense
-    save(model, tmp_path / "model")
-    again = load(tmp_path / "model")
-    assert torch.equal(logits(again), logits(model))
-    with torch.no_grad():
-        scores = [[float(classification_loss(m.eval(), batch)) for batch in data[:2]] for m in (again, model)]
-    assert scores[0] == scores[1]
 
 
 @pytest.mark.parametrize(
