@@ -96,8 +96,8 @@ def _gradient(
     name: str, decomposition: Decomposition, stats: Mapping[str, LayerStats] | None
 ) -> Tensor:
     """G (m, n) of a layer, checked before anything is factorised."""
-    found = (stats or {}).get(name) or LayerStats()
-    G = found.need("grad", f"the loss change of the components of layer {name!r}")
+    statistics = (stats or {}).get(name) or LayerStats()
+    G = statistics.need("grad", f"the loss change of the components of layer {name!r}")
     shape = tuple(decomposition.shape)
     if tuple(G.shape) != shape:
         raise ValueError(

@@ -54,11 +54,11 @@ def projected_gradient(
     """
     check_arguments(task_loss, batches, validation, gradients)
     layers = low_rank_layers(model, decompositions)
-    found = product_gradients(model, layers, batches, task_loss, gradients)
+    slopes = product_gradients(model, layers, batches, task_loss, gradients)
     new: dict[str, Factors] = {}
     for name, layer in progress(layers.items(), "correction"):
         W_k, cut = product(layer), whole(decompositions[name])
-        step = restoring_step(cut.left.to(W_k) @ cut.right.to(W_k) - W_k, found.pop(name))
+        step = restoring_step(cut.left.to(W_k) @ cut.right.to(W_k) - W_k, slopes.pop(name))
         if not step.any():
             continue
         corrected = decompose(W_k + step, (stats or {}).get(name), weighting, dtype=W_k.dtype)
@@ -158,16 +158,16 @@ def product_gradients(
                 "more, or smaller"
             )
         parts = [batches[start::groups] for start in range(groups)]
-    found: dict[str, list[Tensor]] = {name: [] for name in layers}
+    means: dict[str, list[Tensor]] = {name: [] for name in layers}
     if not layers:
-        return found
+        return means
     dense = {name: as_linear(layer) for name, layer in layers.items()}
     with replaced(model, dense):
         for part in parts:
             run = GradientPass(model, dense, part, task_loss, per_sample=False)
             for name, values in sample_means(run, {"grad"}).items():
-                found[name].append(values["grad"])
-    return found
+                means[name].append(values["grad"])
+    return means
 
 
 def low_rank_layers(model: nn.Module, names: Iterable[str]) -> dict[str, LowRankLinear]:
@@ -176,9 +176,9 @@ def low_rank_layers(model: nn.Module, names: Iterable[str]) -> dict[str, LowRank
     Raises ValueError for one in 8 bits, which nothing could be written to.
     """
     modules = {name: model.get_submodule(name) for name in names}
-    found = {name: module for name, module in modules.items() if isinstance(module, LowRankLinear)}
-    refuse_packed(found, "correct")
-    return found
+    layers = {name: module for name, module in modules.items() if isinstance(module, LowRankLinear)}
+    refuse_packed(layers, "correct")
+    return layers
 
 
 def product(layer: LowRankLinear) -> Tensor:
@@ -207,9 +207,9 @@ def _restore(
     weights, before any step.
     """
     layers = low_rank_layers(model, original)
-    found = product_gradients(model, layers, batches, task_loss)
+    slopes = product_gradients(model, layers, batches, task_loss)
     for name, layer in layers.items():
         W_k, dense = product(layer), as_linear(layer)
         lost = on_factor_device(original[name].weight).to(W_k.device) - W_k
-        dense.weight.copy_(W_k + restoring_step(lost, found.pop(name)))
+        dense.weight.copy_(W_k + restoring_step(lost, slopes.pop(name)))
         replace_module(model, name, dense)

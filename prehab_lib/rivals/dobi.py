@@ -47,7 +47,7 @@ def learn_ranks(
     _check_form(gates_on)
     chosen = Settings(**settings)
     check_given(NAME, model=model, task_loss=task_loss, batches=batches)
-    shapes = {name: tuple(found.shape) for name, found in decompositions.items()}
+    shapes = {name: tuple(cut.shape) for name, cut in decompositions.items()}
     gates = Gates(shapes, removed, chosen.accounting, start)
     if not gates.costs:
         return Learned(dict.fromkeys(decompositions), {}, [])
@@ -55,9 +55,9 @@ def learn_ranks(
         in_place = partial(gated_weights, model, decompositions, gates)
     else:
         in_place, task_loss = partial(gated_activations, model, gates), _unpadded(task_loss)
-    found = learn(model, gates, in_place, task_loss, batches, chosen, NAME)
-    ranks = {name: found.ranks.get(name) for name in decompositions}
-    return Learned(ranks, found.gammas, found.rows)
+    result = learn(model, gates, in_place, task_loss, batches, chosen, NAME)
+    ranks = {name: result.ranks.get(name) for name in decompositions}
+    return Learned(ranks, result.gammas, result.rows)
 
 
 def learned(

@@ -108,9 +108,9 @@ def factor_names(model: nn.Module, layers: Iterable[str] | None = None) -> list[
     """Names of both factors of every low-rank layer, or of those named: what `stats.collect` may be
     asked about.
     """
-    found = [name for name, module in model.named_modules() if isinstance(module, LowRankLinear)]
-    wanted = found if layers is None else list(layers)
-    missing = [name for name in wanted if name not in found]
+    low_rank = [name for name, module in model.named_modules() if isinstance(module, LowRankLinear)]
+    wanted = low_rank if layers is None else list(layers)
+    missing = [name for name in wanted if name not in low_rank]
     if missing:
         raise ValueError(f"{missing[0]!r} is no low-rank layer: run surgery.compress first")
     if not wanted:

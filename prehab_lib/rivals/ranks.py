@@ -92,20 +92,13 @@ class Cost:
 
 
 def break_even(shape: Shape) -> tuple[int, int]:
-    """Factors of equal precision: dense above the break-even rank r*, and m + n numbers a rank.
-
-    So the drops down to r* + 1 give nothing back, the one to r* gives m n − r* (m + n), and every
-    further one m + n.
-    """
+    """Factors of equal precision: dense above the break-even rank r*, and m + n numbers a rank."""
     return break_even_rank(shape), sum(shape)
 
 
 def remap(shape: Shape) -> tuple[int, int]:
-    """Dobi-SVD's storage: every layer is factorised, and a rank costs max(m, n) numbers.
-
-    The smaller factor and as many numbers of the larger one are kept in 8 bits, the rest in 16:
-    together k max(m, n) numbers of 16 bits at rank k, scales not counted.  A layer of one row or
-    column, whose only rank saves nothing, stays dense.
+    """Dobi-SVD's storage, half in 8 bits (`quantised`): max(m, n) numbers of 16 bits a rank, every
+    layer factorised but one of one row or column, whose only rank saves nothing.
     """
     return min(shape) if min(shape) > 1 else 0, max(shape)
 

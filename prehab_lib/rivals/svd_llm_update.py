@@ -117,8 +117,8 @@ def refit(W: Tensor, U: Tensor, V: Tensor, gram: Tensor) -> Tensor:
     unit = torch.where(scale > 0, 1 / scale, 0)
     correlation = unit[:, None] * gram * unit
     eigenvalues, Q = torch.linalg.eigh((correlation + correlation.T) / 2)
-    seen = eigenvalues > 10 * eps * len(gram) ** 0.5
-    L = scale[:, None] * Q[:, seen] * eigenvalues[seen].sqrt()  # (n, k)
+    shown = eigenvalues > 10 * eps * len(gram) ** 0.5
+    L = scale[:, None] * Q[:, shown] * eigenvalues[shown].sqrt()  # (n, k)
     R = V @ L  # (r, k)
     energy = R.norm(dim=1)  # rows are taken at one scale: how the product is split means nothing
     unit = torch.where(energy > 0, 1 / energy, 0)

@@ -1,11 +1,10 @@
 """The walk of a global selection: which layer loses its last component next?"""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from heapq import heappop, heappush
 
 import torch
-from torch import Tensor
 
 from prehab_lib.rivals.ranks import Cost
 
@@ -14,40 +13,26 @@ Step = tuple[str, int, float, float]  # (layer, component as it came in, ΔL, su
 
 @dataclass(frozen=True)
 class Rule:
-    """score: (ΔL (k,), sigma (k,)) -> (k,), the lowest goes first.
+    """by: what scores a component, "size" |ΔL|, "value" ΔL or "sigma" σ; the lowest goes first.
 
     balanced: two queues, one for ΔL ≥ 0 and one for ΔL < 0; the next drop is the one that pulls the
     sum towards zero.  reorder: each layer's components are sorted by score first, the lowest last,
     so that the rule looks at all components and not only at tails.
     """
 
-    score: Callable[[Tensor, Tensor | None], Tensor]
+    by: str
     balanced: bool = False
     reorder: bool = False
-
-
-def _size(changes: Tensor, sigma: Tensor | None) -> Tensor:
-    return changes.abs()
-
-
-def _sigma(changes: Tensor, sigma: Tensor | None) -> Tensor:
-    if sigma is None:
-        raise ValueError("rule 'sigma' looks at singular values: pass sigma={layer: (k,)}")
-    return torch.as_tensor(sigma)
-
-
-def _signed(changes: Tensor, sigma: Tensor | None) -> Tensor:
-    return changes
 
 
 # The ablation of Zero Sum SVD (arXiv 2602.02848); "magnitude" is also the rule of IO-SVD (arXiv
 # 2605.15626).
 RULES: dict[str, Rule] = {
-    "zero_sum": Rule(_size, balanced=True),
-    "magnitude": Rule(_size),
-    "sigma": Rule(_sigma),
-    "most_negative": Rule(_signed, reorder=True),
-    "magnitude_all": Rule(_size, reorder=True),
+    "zero_sum": Rule("size", balanced=True),
+    "magnitude": Rule("size"),
+    "sigma": Rule("sigma"),
+    "most_negative": Rule("value", reorder=True),
+    "magnitude_all": Rule("size", reorder=True),
 }
 
 
@@ -73,10 +58,14 @@ def candidate(
     """
     if name not in changes:
         raise ValueError(f"changes lack layer {name!r}: take them from components.loss_changes")
-    if sigma is not None and name not in sigma:
-        raise ValueError(f"sigma lacks layer {name!r}: take it from its decomposition")
     change = torch.as_tensor(changes[name], dtype=torch.float64)
-    score = rule.score(change, None if sigma is None else sigma[name])
+    score = change if rule.by == "value" else change.abs()
+    if rule.by == "sigma":
+        if sigma is None:
+            raise ValueError("rule 'sigma' looks at singular values: pass sigma={layer: (k,)}")
+        if name not in sigma:
+            raise ValueError(f"sigma lacks layer {name!r}: take it from its decomposition")
+        score = torch.as_tensor(sigma[name])
     for values in (change, score):
         if values.shape != (cost.full,):
             raise ValueError(

@@ -117,28 +117,26 @@ def plan(
     removed: float,
     *,
     rule: str = "zero_sum",
-    floor: float = 0.0,
-    accounting: str = "break_even",
-    replan: bool = False,
-    trace: bool = False,
+    **options,
 ) -> tuple[dict[str, Decomposition], Selection]:
     """`select` on the loss changes of these decompositions, and decompositions whose first
     components are what it keeps.
 
     They are the given ones, but for a rule that reorders: then left · right is the same matrix,
     `truncate(rank)` keeps what the rule keeps, and `sigma` no longer descends
-    (`components.ordered`).  stats: with `grad`.  Options as for `select`.
+    (`components.ordered`).  stats: with `grad`.  options: floor, accounting, replan and trace, as
+    for `select`.
     Raises ValueError as `components.loss_changes` and `select` do, the latter before anything is
     factorised.
     """
     _check_rule(rule)
     shapes = {name: tuple(decomposition.shape) for name, decomposition in decompositions.items()}
-    costs = costs_of(shapes, accounting, floor)
+    floor = options.get("floor", 0.0)
+    costs = costs_of(shapes, options.get("accounting", "break_even"), floor)
     _budget(costs, removed, floor)
-    useful = {name: found for name, found in decompositions.items() if costs[name].most}
+    useful = {name: cut for name, cut in decompositions.items() if costs[name].most}
     changes = loss_changes(useful, stats)
-    sigma = {name: found.sigma for name, found in useful.items()} if rule == "sigma" else None
-    options = dict(floor=floor, accounting=accounting, replan=replan, trace=trace)
+    sigma = {name: cut.sigma for name, cut in useful.items()} if rule == "sigma" else None
     selection = select(changes, shapes, removed, rule=rule, sigma=sigma, **options)
     cut = {name: ordered(decompositions[name], order) for name, order in selection.orders.items()}
     return dict(decompositions) | cut, selection
