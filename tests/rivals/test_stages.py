@@ -97,19 +97,6 @@ def test_stages_count_against_the_original_sizes_and_lower_the_loss(method):
     assert losses[1] < losses[0]
 
 
-def test_flags_modes_and_dtype_stay():
-    model = trained().to(torch.bfloat16).train()
-    model.head.weight.requires_grad_(False)
-    model.blocks[0].up.bias.requires_grad_(False)
-    biases = {name: model.get_submodule(name).bias.clone() for name in LAYERS}
-    staged(model=model, batches=[(x.bfloat16(), y) for x, y in stack_batches()])
-    assert {p.dtype for p in model.parameters()} == {torch.bfloat16} and all(m.training for m in model.modules())
-    assert all(p.grad is None for p in model.parameters())
-    assert all(torch.equal(model.get_submodule(name).bias, biases[name]) for name in LAYERS)
-    frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
-    assert frozen == {"head.U.weight", "head.V.weight", "blocks.0.up.U.bias"}
-
-
 @pytest.mark.parametrize("calls", [0, 3, 6])
 def test_a_kill_in_any_stage_leaves_the_very_same_layers(calls):
     model = trained()
