@@ -143,16 +143,15 @@ def test_the_smallest_singular_values_of_all_layers_go_first(given):
 def test_what_cannot_work_is_said_before_anything_is_factorised(given, monkeypatch):
     monkeypatch.setattr(weightings, "decompose", lambda *_, **__: pytest.fail("decomposed"))
     model, stats = given["model"], given["stats"]
-    for options, removed, message in (
-        ({"rule": "best"}, 0.4, "rule = 'best'"),
-        ({"floor": -1}, 0.4, "floor = -1"),
-        ({"floor": 1}, 0.4, "removed = 0.4 cannot be met"),
+    for allocation, options, message in (
+        ("zero_sum", {"rule": "best"}, "rule = 'best'"),
+        ("zero_sum", {"floor": -1}, "floor = -1"),
+        ("greedy", {"floor": -1}, "floor = -1"),
     ):
-        for allocation in ("zero_sum", "greedy"):
-            if (allocation, *options) == ("greedy", "rule"):
-                continue
-            with pytest.raises(ValueError, match=message):
-                compress(model, Method("gram", allocation, options=options), removed, stats)
+        with pytest.raises(ValueError, match=message):
+            compress(model, Method("gram", allocation, options=options), 0.4, stats)
+    with pytest.raises(ValueError, match="removed = 0.4 cannot be met"):
+        plan(decompose_lazily(model, stats), stats, 0.4, floor=1)
     without = copy.deepcopy(stats)
     without["head"].grad = None
     with pytest.raises(ValueError, match="layer 'head' needs the statistic 'grad'"):
