@@ -14,12 +14,8 @@ from collections.abc import Callable
 
 from prehab_lib.budget import break_even_rank, check_removed, rank_for
 from prehab_lib.decomposition import Decomposition
-from prehab_lib.rivals.grouped import grouped
-from prehab_lib.rivals.importance import importance
-from prehab_lib.rivals.learned import learned
-from prehab_lib.rivals.ranks import shape_of
-from prehab_lib.rivals.sensitivity import sensitivity
-from prehab_lib.rivals.zero_sum import greedy, zero_sum
+from prehab_lib.rivals import asvd, dobi, swift_svd, zero_sum
+from prehab_lib.rivals.svd_llm_v2 import grouped
 
 
 def uniform(decompositions: dict[str, Decomposition], removed: float, **_) -> dict[str, int | None]:
@@ -29,7 +25,7 @@ def uniform(decompositions: dict[str, Decomposition], removed: float, **_) -> di
     Source: SVD-LLM (arXiv 2403.07378), and Tables II to V.  Raises ValueError for a bad `removed`.
     """
     check_removed(removed)
-    shapes = {name: shape_of(decomposition) for name, decomposition in decompositions.items()}
+    shapes = {name: tuple(decomposition.shape) for name, decomposition in decompositions.items()}
     return {
         name: rank_for(shape, removed) if break_even_rank(shape) else None
         for name, shape in shapes.items()
@@ -38,12 +34,21 @@ def uniform(decompositions: dict[str, Decomposition], removed: float, **_) -> di
 
 ALLOCATIONS: dict[str, Callable[..., dict[str, int | None]]] = {
     "uniform": uniform,
-    "sensitivity": sensitivity,
+    "sensitivity": asvd.sensitivity,
     "grouped": grouped,
-    "importance": importance,
-    "zero_sum": zero_sum,
-    "greedy": greedy,
-    "learned": learned,
+    "importance": swift_svd.importance,
+    "zero_sum": zero_sum.zero_sum,
+    "greedy": zero_sum.greedy,
+    "learned": dobi.learned,
+}
+
+# What looks at the arguments and options of an allocation before anything is decomposed.
+CHECKS: dict[str, Callable[..., None]] = {
+    "sensitivity": asvd.check_arguments,
+    "importance": swift_svd.check_arguments,
+    "zero_sum": zero_sum.check_arguments,
+    "greedy": zero_sum.check_greedy,
+    "learned": dobi.check_arguments,
 }
 
 

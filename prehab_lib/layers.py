@@ -1,7 +1,7 @@
 """Which layers are compressed: names in, modules out."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from torch import nn
 
@@ -121,6 +121,18 @@ def refuse_tied_weights(model: nn.Module, names: Iterable[str]) -> None:
         if shared:
             raise ValueError(
                 f"{name!r} shares its weight with {sorted(shared)[0]!r}: a tied layer cannot be changed alone, untie it or leave it out"
+            )
+
+
+def refuse_packed(modules: Mapping[str, nn.Module], what: str) -> None:
+    """Raises ValueError naming the first layer, dense or low-rank, that holds numbers in 8 bits.
+    what: is to come before.
+    """
+    for name, module in modules.items():
+        if any(type(part).__name__ == "PackedLinear" for part in module.modules()):
+            raise ValueError(
+                f"layer {name!r} is in 8 bits, which nothing can train: {what} first, quantise "
+                "afterwards"
             )
 
 

@@ -1,7 +1,20 @@
 """The papers' methods as named points on three axes: which ruler, which ranks, which recovery."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+
+from prehab_lib.rivals import correction, svd_llm_update
+
+# What is done to the factors after surgery: name -> fn(model, ...), in place.  Training afterwards
+# is `rehab`.
+RECOVERIES: dict[str, Callable[..., None]] = {
+    "closed_form": svd_llm_update.closed_form,
+    "projected_gradient": correction.projected_gradient,
+}
+RECOVERY_CHECKS: dict[str, Callable[..., None]] = {
+    "closed_form": svd_llm_update.check_arguments,
+    "projected_gradient": correction.check_arguments,
+}
 
 
 @dataclass(frozen=True)
@@ -49,7 +62,7 @@ METHODS = {
         needs=_needs("gram", "influence"),
         source="arXiv 2604.01609, dynamic ranks",
     ),
-    # Gates on the whitened weights; `dobi` has the paper's gates on activations.
+    # Gates on the whitened weights; the paper's: options={"gates_on": "activations"}.
     "dobi_svd": Method(
         "gram", "learned", needs=_needs("gram"), source="arXiv 2502.02723, without remap"
     ),

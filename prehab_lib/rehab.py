@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from prehab_lib.batches import device_of, endless, mode, move
 from prehab_lib.factors import LowRankLinear
 from prehab_lib.inputs import check_choice, check_positive, check_whole
+from prehab_lib.layers import refuse_packed
 from prehab_lib.precision import check_precision, forward_precision, master_weights
 from prehab_lib.prehab import History, check_finite
 from prehab_lib.progress import progress
-from prehab_lib.rivals.packing import refuse_packed
 
 ORDERS = {"UV": (("U",), ("V",)), "VU": (("V",), ("U",)), "joint": (("U", "V"),)}
 

@@ -7,13 +7,12 @@ from functools import partial
 import torch
 from torch import nn
 
-from prehab_lib.allocation import allocation_named
+from prehab_lib.allocation import CHECKS, allocation_named
 from prehab_lib.budget import check_removed
 from prehab_lib.factors import Factors, LowRankLinear
 from prehab_lib.layers import linear_layers, replace_module
-from prehab_lib.methods import Method, method_named
+from prehab_lib.methods import RECOVERIES, RECOVERY_CHECKS, Method, method_named
 from prehab_lib.progress import progress
-from prehab_lib.rivals.recovery import RECOVERIES
 from prehab_lib.save.storage import load, save
 from prehab_lib.scale.lazy import last_look
 from prehab_lib.stats import LayerStats
@@ -189,16 +188,17 @@ def check_arguments(method: Method, given: dict) -> None:
     """Raises ValueError naming an unknown allocation or recovery, or an argument it will ask for:
     before hours of work, not after.
     """
-    steps = [(allocation_named(method.allocation), method.options)]
+    allocation_named(method.allocation)
+    steps = [(CHECKS.get(method.allocation), method.options)]
     if method.recovery is not None:
         if method.recovery not in RECOVERIES:
             raise ValueError(
                 f"recovery = {method.recovery!r} is not known: choose one of {', '.join(RECOVERIES)}"
             )
-        steps.append((RECOVERIES[method.recovery], method.recovery_options))
-    for step, options in steps:
-        if hasattr(step, "check_arguments"):
-            step.check_arguments(**given, **options)
+        steps.append((RECOVERY_CHECKS.get(method.recovery), method.recovery_options))
+    for check, options in steps:
+        if check is not None:
+            check(**given, **options)
 
 
 def weights_of(module: nn.Module) -> int:

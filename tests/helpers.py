@@ -112,7 +112,7 @@ def killed_after(calls: int, task_loss):
 
 def check_slopes(slope, gates, loss, step, **tolerance):
     """Each entry of `slope` is the central difference of `loss()` along one share of the gates, over 2 · step."""
-    for place in range(len(gates.terms)):
+    for place in range(len(gates.costs)):
         at = []
         for way in (step, -step):
             with torch.no_grad():

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from prehab_lib.decomposition import Decomposition
 from prehab_lib.progress import progress
-from prehab_lib.scale.lazy import LazyDecomposition
 from prehab_lib.stats import LayerStats
 
 
@@ -34,12 +33,13 @@ def loss_changes(
     finite.
     """
     gradients = {name: _gradient(name, decompositions[name], stats) for name in decompositions}
-    return {
-        name: _changes(whole(decomposition), gradients[name])
-        for name, decomposition in progress(
-            decompositions.items(), "loss changes", total=len(decompositions)
-        )
-    }
+    changes = {}
+    for name in progress(decompositions, "loss changes"):
+        cut = whole(decompositions[name])
+        left, right = cut.left.double(), cut.right.double()  # (m, k), (k, n)
+        G = gradients[name].to(left)
+        changes[name] = -(left * (G @ right.T)).sum(0).cpu()
+    return changes
 
 
 def sigma_gradients(
@@ -52,11 +52,11 @@ def sigma_gradients(
     there is no such direction.
     Source: Zero Sum SVD (arXiv 2602.02848), sensitivity of a singular value.
     """
-    found = {}
+    slopes = {}
     for name, change in changes.items():
         sigma = decompositions[name].sigma.to(change)
-        found[name] = torch.where(sigma > 0, -change / sigma, torch.nan)
-    return found
+        slopes[name] = torch.where(sigma > 0, -change / sigma, torch.nan)
+    return slopes
 
 
 def ordered(decomposition: Decomposition, order: Sequence[int] | Tensor) -> Decomposition:
@@ -68,48 +68,44 @@ def ordered(decomposition: Decomposition, order: Sequence[int] | Tensor) -> Deco
     `order` is no permutation.
     """
     order = torch.as_tensor(order)
-    if sorted(order.tolist()) != list(range(min(decomposition.shape))):
-        raise ValueError(
-            f"order is no permutation of this layer's {min(decomposition.shape)} components"
-        )
-    if isinstance(decomposition, LazyDecomposition):
-        return LazyDecomposition(
-            partial(_ordered_now, decomposition, order), decomposition.shape, decomposition.shelf
-        )
-    order = order.to(decomposition.sigma.device)
-    return Decomposition(
-        decomposition.left[:, order], decomposition.right[order], decomposition.sigma[order]
-    )
+    k = min(decomposition.shape)
+    if sorted(order.tolist()) != list(range(k)):
+        raise ValueError(f"order is no permutation of this layer's {k} components")
+    if isinstance(decomposition, Decomposition):
+        return _ordered_now(decomposition, order)
+    make = partial(_ordered_now, decomposition, order)
+    return type(decomposition)(make, decomposition.shape, decomposition.shelf)
 
 
 def whole(decomposition: Decomposition) -> Decomposition:
     """The decomposition with its factors: two looks at a lazy one could make it twice."""
-    return decomposition.whole() if isinstance(decomposition, LazyDecomposition) else decomposition
+    return decomposition if isinstance(decomposition, Decomposition) else decomposition.whole()
 
 
 def _ordered_now(
-    decomposition: LazyDecomposition, order: Tensor, most: int | None = None
+    decomposition: Decomposition, order: Tensor, most: int | None = None
 ) -> Decomposition:
-    return ordered(decomposition.whole(), order)
+    cut = whole(
+        decomposition
+    )  # all of it, whatever `most` asks: the first in this order may be last
+    order = order.to(cut.sigma.device)
+    return Decomposition(cut.left[:, order], cut.right[order], cut.sigma[order])
 
 
 def _gradient(
     name: str, decomposition: Decomposition, stats: Mapping[str, LayerStats] | None
 ) -> Tensor:
     """G (m, n) of a layer, checked before anything is factorised."""
-    found = (stats or {}).get(name) or LayerStats()
-    G = found.need("grad", f"the loss change of the components of layer {name!r}")
-    if tuple(G.shape) != tuple(decomposition.shape):
+    statistics = (stats or {}).get(name) or LayerStats()
+    G = statistics.need("grad", f"the loss change of the components of layer {name!r}")
+    shape = tuple(decomposition.shape)
+    if tuple(G.shape) != shape:
         raise ValueError(
-            f"layer {name!r}: its gradient has shape {tuple(G.shape)} and its weight {tuple(decomposition.shape)}"
+            f"layer {name!r}: its gradient has shape {tuple(G.shape)} and its weight {shape}"
         )
     if not torch.isfinite(G).all():
         raise ValueError(
-            f"layer {name!r}: its gradient has NaN or infinite entries: look at the data and the loss"
+            f"layer {name!r}: its gradient has NaN or infinite entries: look at the data and the "
+            "loss"
         )
     return G
-
-
-def _changes(decomposition: Decomposition, G: Tensor) -> Tensor:
-    left, right = decomposition.left.double(), decomposition.right.double()  # (m, k), (k, n)
-    return -(left * (G.to(left) @ right.T)).sum(0).cpu()

@@ -1,9 +1,11 @@
-"""Projected-gradient correction: give back, within the same rank, what truncation cost the loss to
-first order.
+"""Zero Sum SVD's projected-gradient correction: give back, within the same rank, what truncation
+cost the loss to first order.  Once, as a recovery (`projected_gradient`), or between the stages of
+a compression that cuts several times (`compress_in_stages`).
+
+Source: Zero Sum SVD (arXiv 2602.02848); several gradients as in its code.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -11,13 +13,11 @@ from torch import Tensor, nn
 from prehab_lib.decomposition import Decomposition
 from prehab_lib.factors import Factors, LowRankLinear
 from prehab_lib.inputs import check_whole
-from prehab_lib.layers import replace_module
+from prehab_lib.layers import linear_layers, refuse_packed, replace_module
 from prehab_lib.progress import progress
 from prehab_lib.rivals.components import whole
-from prehab_lib.rivals.packing import refuse_packed
-from prehab_lib.rivals.trial import check_given
+from prehab_lib.rivals.trial import check_given, replaced
 from prehab_lib.roots import on_factor_device
-from prehab_lib.save.rewrite import dense_weight
 from prehab_lib.statistics.fisher import sample_means
 from prehab_lib.statistics.gradients import GradientPass
 from prehab_lib.stats import LayerStats
@@ -40,46 +40,79 @@ def projected_gradient(
     """W' ← Trunc_k(W' + ΔW') for every low-rank layer W' = U V of rank k, in place; ΔW' is
     `restoring_step`.
 
-    The gradients are those of `task_loss`, averaged over batches, with respect to the dense product
-    W' (m, n); all layers' are taken at the same weights, those after truncation.  The lost part is
-    W − W', with W = left · right of the layer's decomposition.  Trunc_k is the method's own, by the
-    ruler `weighting` with `stats`.  Ranks, biases and dense layers stay, and so do the bits of a
-    layer whose gradient is zero.  If anything fails, no factor has changed.
+    All gradients of `task_loss` with respect to the dense W' (m, n) are taken at the weights after
+    truncation, as means over batches, which are divided into `gradients` groups.  The lost part is
+    W − W', W = left · right of the layer's decomposition.  Trunc_k is by the ruler `weighting` with
+    `stats`.  Ranks, biases, dense layers, and a layer whose gradient is zero keep their bits.  If
+    anything fails, no factor has changed.
 
-    gradients: into so many groups `batches` are divided, each of which gives one gradient.
+    Cost: a forward and backward pass of every batch, and one more decomposition a layer.  Memory:
+    W' of every low-rank layer, and `gradients` matrices (m, n) of each in float64.
 
-    Cost: a forward and backward pass of every batch, and one more decomposition a layer (two where
-    the first did not stay on its shelf, see `lazy`).  Memory: W' of every low-rank layer beside the
-    factors, and `gradients` matrices (m, n) of each layer in float64.
-
-    Source: Zero Sum SVD (arXiv 2602.02848), correction; several gradients as in its code.
     Raises ValueError naming what is missing, a layer that no gradient reaches, or one whose factors
     leave its precision.
     """
-    _check_arguments(task_loss, batches, validation, gradients)
+    check_arguments(task_loss, batches, validation, gradients)
     layers = low_rank_layers(model, decompositions)
-    found = product_gradients(model, layers, batches, task_loss, gradients)
+    slopes = product_gradients(model, layers, batches, task_loss, gradients)
     new: dict[str, Factors] = {}
     for name, layer in progress(layers.items(), "correction"):
         W_k, cut = product(layer), whole(decompositions[name])
-        step = restoring_step(cut.left.to(W_k) @ cut.right.to(W_k) - W_k, found.pop(name))
-        if step.any():
-            corrected = decompose(W_k + step, (stats or {}).get(name), weighting, dtype=W_k.dtype)
-            new[name] = _stored(name, corrected.truncate(layer.rank).balanced(), layer)
+        step = restoring_step(cut.left.to(W_k) @ cut.right.to(W_k) - W_k, slopes.pop(name))
+        if not step.any():
+            continue
+        corrected = decompose(W_k + step, (stats or {}).get(name), weighting, dtype=W_k.dtype)
+        factors = corrected.truncate(layer.rank).balanced()
+        U, V = factors.U.to(layer.U.weight), factors.V.to(layer.V.weight)
+        if not (torch.isfinite(U).all() and torch.isfinite(V).all()):
+            raise ValueError(f"layer {name!r}: the corrected factors are not finite in {U.dtype}")
+        new[name] = Factors(U, V)
     with torch.no_grad():
         for name, factors in new.items():
             layers[name].U.weight.copy_(factors.U)
             layers[name].V.weight.copy_(factors.V)
 
 
-def _check_arguments(task_loss=None, batches=None, validation=None, gradients: int = 1) -> None:
+def check_arguments(task_loss=None, batches=None, validation=None, gradients: int = 1) -> None:
+    """Raises ValueError naming what the recovery will ask for, before anything is cut."""
     check_given("recovery 'projected_gradient'", task_loss=task_loss, batches=batches)
     check_whole(1, gradients=gradients)
 
 
-projected_gradient.check_arguments = (
-    _check_arguments  # for callers that want to know before they cut
-)
+def compress_in_stages(
+    model: nn.Module,
+    cut: Callable[[nn.Module], object],
+    task_loss: Callable,
+    batches: Iterable,
+    *,
+    stages: int = 2,
+    layers: Iterable[str] | None = None,
+):
+    """Cut, correct towards the original weights, look at the model as it is now, and cut anew:
+    `cut(model)` `stages` times over, in place; returns what the last one returned.
+
+    cut: collects statistics and calls `surgery.compress`, always from full rank to the whole
+    target: this is no gradual schedule.  After every cut but the last each low-rank layer becomes
+    dense again, with the weight W' + ΔW' (m, n), where ΔW' restores, to first order of the loss,
+    what was lost of the *original* W (`restoring_step`).  So the inputs that a stage whitens by
+    have passed the others' truncation.  A layer left dense keeps the weight it has then.
+
+    layers: those that `cut` compresses, None for the model's default; their original weights stay
+    in memory.  Source: the multi-stage variant of the paper's code.  Where anything fails, the
+    model is as it was.  Raises ValueError for a bad number of stages, or naming what is missing.
+    """
+    check_whole(1, stages=stages)
+    check_given("compress_in_stages", task_loss=task_loss, batches=batches)
+    original = linear_layers(model, layers)
+    try:
+        for _ in range(stages - 1):
+            cut(model)
+            _restore(model, original, task_loss, batches)
+        return cut(model)
+    except BaseException:
+        for name, module in original.items():
+            replace_module(model, name, module)
+        raise
 
 
 def restoring_step(lost: Tensor, gradients: Sequence[Tensor]) -> Tensor:
@@ -112,20 +145,29 @@ def product_gradients(
     counts as one free matrix.
 
     In eval mode, a batch at once: what its loss is the mean of, with padding and labels that are
-    left out, is its own affair.
-
-    Raises ValueError where there are fewer batches than groups, or no gradient reaches a layer.
+    left out, is its own affair.  A group is every `groups`-th batch, so that it sees the data from
+    beginning to end.  Raises ValueError where there are fewer batches than groups, or no gradient
+    reaches a layer.
     """
-    parts = [batches] if groups == 1 else _divided(batches, groups)
-    found: dict[str, list[Tensor]] = {name: [] for name in layers}
+    parts = [batches]
+    if groups > 1:
+        batches = list(batches)
+        if len(batches) < groups:
+            raise ValueError(
+                f"gradients = {groups} needs as many batches, and there are {len(batches)}: pass "
+                "more, or smaller"
+            )
+        parts = [batches[start::groups] for start in range(groups)]
+    means: dict[str, list[Tensor]] = {name: [] for name in layers}
     if not layers:
-        return found
-    with _dense(model, layers) as modules:
+        return means
+    dense = {name: as_linear(layer) for name, layer in layers.items()}
+    with replaced(model, dense):
         for part in parts:
-            run = GradientPass(model, modules, part, task_loss, per_sample=False)
+            run = GradientPass(model, dense, part, task_loss, per_sample=False)
             for name, values in sample_means(run, {"grad"}).items():
-                found[name].append(values["grad"])
-    return found
+                means[name].append(values["grad"])
+    return means
 
 
 def low_rank_layers(model: nn.Module, names: Iterable[str]) -> dict[str, LowRankLinear]:
@@ -134,9 +176,9 @@ def low_rank_layers(model: nn.Module, names: Iterable[str]) -> dict[str, LowRank
     Raises ValueError for one in 8 bits, which nothing could be written to.
     """
     modules = {name: model.get_submodule(name) for name in names}
-    found = {name: module for name, module in modules.items() if isinstance(module, LowRankLinear)}
-    refuse_packed(found, "correct")
-    return found
+    layers = {name: module for name, module in modules.items() if isinstance(module, LowRankLinear)}
+    refuse_packed(layers, "correct")
+    return layers
 
 
 def product(layer: LowRankLinear) -> Tensor:
@@ -145,44 +187,29 @@ def product(layer: LowRankLinear) -> Tensor:
 
 
 def as_linear(layer: LowRankLinear) -> nn.Linear:
-    """The dense layer that computes the same: with W' multiplied out, the same bias, flags, mode,
-    dtype and device.
+    """The dense layer that computes the same: with W' multiplied out, summed in float32 or better,
+    and the same bias, flags, mode, dtype and device.
     """
-    weight = layer.U.weight
+    U, V = layer.U.weight.detach(), layer.V.weight.detach()
+    wide = torch.promote_types(U.dtype, torch.float32)
+    W = (U.to(wide) @ V.to(wide)).to(U.dtype)
     dense = nn.Linear(layer.in_features, layer.out_features, bias=False, device="meta")
-    dense.weight = nn.Parameter(dense_weight(layer), requires_grad=weight.requires_grad)
+    dense.weight = nn.Parameter(W, requires_grad=layer.U.weight.requires_grad)
     dense.bias = layer.bias
     return dense.train(layer.training)
 
 
-@contextmanager
-def _dense(model: nn.Module, layers: Mapping[str, LowRankLinear]) -> Iterator[dict[str, nn.Linear]]:
-    """Inside, these layers are dense; the low-rank ones come back whatever happens."""
-    dense = {name: as_linear(layer) for name, layer in layers.items()}
-    try:
-        for name, module in dense.items():
-            replace_module(model, name, module)
-        yield dense
-    finally:
-        for name, layer in layers.items():
-            replace_module(model, name, layer)
-
-
-def _divided(batches: Iterable, groups: int) -> list[list]:
-    """Every `groups`-th batch, so that each group sees the data from beginning to end."""
-    batches = list(batches)
-    if len(batches) < groups:
-        raise ValueError(
-            f"gradients = {groups} needs as many batches, and there are {len(batches)}: pass more, or smaller"
-        )
-    return [batches[start::groups] for start in range(groups)]
-
-
-def _stored(name: str, factors: Factors, layer: LowRankLinear) -> Factors:
-    """The factors as the layer will hold them.  Raises ValueError naming it where they are not
-    finite there.
+@torch.no_grad()
+def _restore(
+    model: nn.Module, original: Mapping[str, nn.Linear], task_loss: Callable, batches: Iterable
+) -> None:
+    """Every low-rank layer dense again, at W' + ΔW'; the gradients of all are taken at the same
+    weights, before any step.
     """
-    U, V = factors.U.to(layer.U.weight), factors.V.to(layer.V.weight)
-    if not (torch.isfinite(U).all() and torch.isfinite(V).all()):
-        raise ValueError(f"layer {name!r}: the corrected factors are not finite in {U.dtype}")
-    return Factors(U, V)
+    layers = low_rank_layers(model, original)
+    slopes = product_gradients(model, layers, batches, task_loss)
+    for name, layer in layers.items():
+        W_k, dense = product(layer), as_linear(layer)
+        lost = on_factor_device(original[name].weight).to(W_k.device) - W_k
+        dense.weight.copy_(W_k + restoring_step(lost, slopes.pop(name)))
+        replace_module(model, name, dense)

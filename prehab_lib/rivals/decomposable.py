@@ -30,8 +30,7 @@ class Decomposable:
     from, uniformly, by `seed`.  refresh: steps, that is calls with gradients, between
     decompositions.
 
-    Memory: one U (m, p) of every layer in float32, p = min(m, n), and the activations of two
-    passes.
+    Memory: one U (m, p) of every layer, p = min(m, n), and the activations of two passes.
     Raises ValueError for numbers that make no sense or a statistic that is missing.
     """
 
@@ -53,15 +52,11 @@ class Decomposable:
         if check_removed(low) > check_removed(high):
             raise ValueError(f"removed = {removed}: the range starts with the smaller fraction")
         check_whole(1, refresh=refresh)
-        self.task_loss, self.stats, self.alpha, self.removed, self.refresh = (
-            task_loss,
-            stats,
-            alpha,
-            removed,
-            refresh,
-        )
+        self.task_loss, self.stats = task_loss, stats
+        self.alpha, self.removed, self.refresh = alpha, removed, refresh
         self.generator = torch.Generator().manual_seed(seed)
-        self.calls, self.U = 0, {}
+        self.calls = 0
+        self.U: dict[str, Tensor] = {}
 
     def __call__(self, model: nn.Module, batch) -> Tensor:
         whole = self.task_loss(model, batch)

@@ -1,116 +1,125 @@
-"""Dobi-SVD's own form, for small models: truncate activations, learn where, and fit the weights to
-what is left of them.
+"""Dobi-SVD: ranks that are learned by the task loss under one budget, one gate's position a layer.
 
-Source: Dobi-SVD (arXiv 2502.02723).  Every step costs one thin SVD (t, m) a layer, of all t tokens
-of a batch at once; for larger models gate the whitened weights (`learned`), which needs none.  With
-whole ranks and all tokens stacked, the weight update is the whitened truncation of
-`weightings.gram`: only the ranks are Dobi-SVD's own.
+Source: Dobi-SVD (arXiv 2502.02723).  Its own form truncates *activations*, gates_on="activations":
+A = x Wᵀ of a batch becomes F = U diag(σ_i T_i) Vᵀ, and every step costs one thin SVD (t, m) a layer
+of all t tokens at once.  gates_on="weights" is the companion's cheap version: W(γ) = left
+diag(T(γ)) right on a frozen decomposition, no SVD in the loop.
+
+With whole ranks and the tokens of all batches stacked, the paper's update of the weights is Ŵ = U_k
+U_kᵀ W with U_k the principal directions of the outputs: the whitened truncation of
+`weightings.gram`, at the learned ranks.  So surgery needs no code of its own.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from fractions import Fraction
 from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
-from prehab_lib.batches import device_of, forward, mode, move, padding_mask
-from prehab_lib.factors import Factors, LowRankLinear
-from prehab_lib.layers import linear_layers, replace_module
-from prehab_lib.progress import progress
-from prehab_lib.rivals.gates import Gates, Learned, Settings, learn
-from prehab_lib.rivals.subspaces import SUBSPACES
-from prehab_lib.rivals.trial import check_given
-from prehab_lib.rivals.truncation import LIMIT, truncate_smoothly
-from prehab_lib.roots import on_factor_device
-from prehab_lib.surgery import Report, recount
+from prehab_lib.batches import padding_mask
+from prehab_lib.decomposition import Decomposition
+from prehab_lib.factors import LowRankLinear
+from prehab_lib.inputs import check_options
+from prehab_lib.layers import linear_layers
+from prehab_lib.rivals.gates import Gates, Learned, Settings, gate, learn
+from prehab_lib.rivals.trial import check_given, replaced
 
-
-def weight_rank(gamma: float, shape: tuple[int, int], tokens: int) -> float:
-    """γ min(m, n) / T: the rank of W (m, n) that a position γ, from 0 to T, among the T tokens of
-    an activation stands for.
-
-    By real division.  The released code takes min(m, n) // T first, which is 0 for keys and values
-    (1024, 4096) at T = 2048.
-    """
-    return gamma * min(shape) / tokens
+NAME = "allocation 'learned'"
+LIMIT = 1e4  # most that σ_j / (σ_i − σ_j) counts: σ closer than a part in 10⁴ count as so far apart
 
 
-def activation_position(rank: float, shape: tuple[int, int], tokens: int) -> float:
-    """γ = T rank / min(m, n), from 0 to T: the inverse of `weight_rank`."""
-    return rank * tokens / min(shape)
-
-
-def remapped_rank(kept: float | Fraction, shape: tuple[int, int]) -> int:
-    """⌊ρ min(m, n)⌋ for a kept share ρ from 0 to 1: the largest rank that fits where a rank costs
-    max(m, n) numbers.
-
-    So every rank has its share and the other way round (`remapped_share`), where two plain factors
-    (`budget.rank_for`) reach no rank above break-even.  Raises ValueError for a share outside 0 …
-    1.
-    """
-    if not 0 <= kept <= 1:
-        raise ValueError(f"kept = {kept!r}: give the share of parameters that is kept, from 0 to 1")
-    return int(Fraction(str(kept)) * min(shape))
-
-
-def remapped_share(rank: int, shape: tuple[int, int]) -> Fraction:
-    """ρ = rank / min(m, n), exactly.  Raises ValueError for a rank outside 0 … min(m, n)."""
-    if not 0 <= rank <= min(shape):
-        raise ValueError(
-            f"rank = {rank}: a weight of shape {tuple(shape)} allows 0 to {min(shape)}"
-        )
-    return Fraction(rank, min(shape))
-
-
-def learn_positions(
-    model: nn.Module,
+def learn_ranks(
+    decompositions: Mapping[str, Decomposition],
     removed: float,
-    task_loss: Callable,
-    batches: Iterable,
     *,
-    layers: Iterable[str] | None = None,
+    model: nn.Module | None = None,
+    stats=None,
+    task_loss: Callable | None = None,
+    batches: Iterable | None = None,
+    validation=None,
+    gates_on: str = "weights",
     start: Mapping[str, int | None] | None = None,
-    limit: float = LIMIT,
     **settings,
 ) -> Learned:
-    """Ranks by gradient: the objective of `gates.learn`, with gates on the singular values of every
-    layer's activations.
-
-    gammas come back in weight ranks (`activation_position` turns them into tokens).  layers: names,
-    or None for the model's default.  start: a plan {layer: rank or None}.  limit: see
-    `truncation.truncate_smoothly`.  settings: `gates.Settings`. Our own choices: one SVD over all
-    tokens of a batch (the paper has one sequence a batch), in full (the paper's is randomised), β
-    annealed, and ranks fitted to the budget exactly.
-    The model is as before afterwards.  Raises ValueError as `gates.learn` does, and for a batch
-    with padding.
-    """
+    """`learned`, with the way it took: γ of every layer, and loss and budget at every step."""
+    _check_form(gates_on)
     chosen = Settings(**settings)
-    check_given("learn_positions", task_loss=task_loss, batches=batches)
-    shapes = {
-        name: tuple(module.weight.shape) for name, module in linear_layers(model, layers).items()
-    }
+    check_given(NAME, model=model, task_loss=task_loss, batches=batches)
+    shapes = {name: tuple(cut.shape) for name, cut in decompositions.items()}
     gates = Gates(shapes, removed, chosen.accounting, start)
+    if not gates.costs:
+        return Learned(dict.fromkeys(decompositions), {}, [])
+    if gates_on == "weights":
+        in_place = partial(gated_weights, model, decompositions, gates)
+    else:
+        in_place, task_loss = partial(gated_activations, model, gates), _unpadded(task_loss)
+    result = learn(model, gates, in_place, task_loss, batches, chosen, NAME)
+    ranks = {name: result.ranks.get(name) for name in decompositions}
+    return Learned(ranks, result.gammas, result.rows)
 
-    def loss(model: nn.Module, batch) -> Tensor:
-        _refuse_padding(batch)
-        return task_loss(model, batch)
 
-    found = learn(
-        model,
-        gates,
-        lambda: truncated(model, gates, limit),
-        loss,
-        batches,
-        chosen,
-        "learn_positions",
-    )
-    return Learned({name: found.ranks.get(name) for name in shapes}, found.gammas, found.rows)
+def learned(
+    decompositions: Mapping[str, Decomposition], removed: float, **given
+) -> dict[str, int | None]:
+    """Ranks found by gradient: where does the loss want the cut of each layer, if all together must
+    fit the budget?
+
+    Needs model, task_loss and batches (the gates see no other data).  Options: those of `Settings`;
+    gates_on, "weights" or "activations" (the paper's own form; batches without padding); start, a
+    plan {layer: rank or None} to begin with instead of equal shares.  On weights a step costs up to
+    twice a plain one, and (m + n) min(m, n) numbers a layer in the model's dtype.
+
+    Source: Dobi-SVD (arXiv 2502.02723), objective and start; here with β annealed, SVDs in full,
+    and ranks fitted to the budget exactly afterwards.  The weights come back bit by bit, whatever
+    happens.  Raises ValueError for a bad `removed` or option, a loss that is not finite, or naming
+    what is missing.
+    """
+    return learn_ranks(decompositions, removed, **given).ranks
+
+
+def check_arguments(
+    task_loss=None, batches=None, validation=None, gates_on="weights", start=None, **settings
+) -> None:
+    """Raises ValueError for an option that is unknown or bad, or naming what is missing."""
+    check_options("options", settings, Settings)
+    Settings(**settings)
+    _check_form(gates_on)
+    check_given(NAME, task_loss=task_loss, batches=batches)
+
+
+class GatedLinear(LowRankLinear):
+    """y = U (T(γ) ∘ V x) + b at full rank; γ lives in `gates`, under the layer's name."""
+
+    gates: Gates
+    name: str
+
+    def forward(self, x: Tensor) -> Tensor:  # (..., n) -> (..., m)
+        h = self.V(x)
+        gamma = self.gates.share(self.name) * self.rank
+        return self.U(h * gate(_wide(gamma, h), self.rank, self.gates.beta).to(h.dtype))
 
 
 @contextmanager
-def truncated(model: nn.Module, gates: Gates, limit: float = LIMIT) -> Iterator[None]:
+def gated_weights(
+    model: nn.Module, decompositions: Mapping[str, Decomposition], gates: Gates
+) -> Iterator[None]:
+    """Inside, each layer with a gate runs through its decomposition; outside are the very same
+    dense modules again.
+    """
+    new = {}
+    for name, module in linear_layers(model, gates.costs).items():
+        full = min(module.weight.shape)
+        factors = decompositions[name].truncate(full).balanced()
+        new[name] = GatedLinear.in_place_of(module, factors)
+        new[name].gates, new[name].name = gates, name
+    with replaced(model, new):
+        yield
+
+
+@contextmanager
+def gated_activations(model: nn.Module, gates: Gates) -> Iterator[None]:
     """Inside, the activations A = x Wᵀ (t, m) of each layer with a gate pass it; the bias is added
     afterwards.
 
@@ -121,99 +130,89 @@ def truncated(model: nn.Module, gates: Gates, limit: float = LIMIT) -> Iterator[
         bias = 0 if module.bias is None else module.bias
         A = (out - bias).reshape(-1, module.out_features)
         position = gates.share(name) * min(len(A), *module.weight.shape)
-        wide = torch.float64 if A.dtype == torch.float64 else torch.float32
-        F = truncate_smoothly(A, position.to(A.device, wide), gates.beta, limit)
-        return F.reshape(out.shape) + bias
+        return truncate_smoothly(A, position, gates.beta).reshape(out.shape) + bias
 
     with ExitStack() as hooks:
-        for name, module in linear_layers(model, gates.terms).items():
+        for name, module in linear_layers(model, gates.costs).items():
             hooks.callback(module.register_forward_hook(partial(pass_gate, name)).remove)
         yield
 
 
-@torch.no_grad()
-def project(
-    model: nn.Module,
-    ranks: Mapping[str, int | None],
-    batches: Iterable,
-    *,
-    subspace: str = "stacked",
-) -> dict[str, Factors]:
-    """Ŵ = V Vᵀ W for every layer with a rank k, as factors V (m, k) and Vᵀ W (k, n) in float64; V
-    holds orthonormal columns.
+def truncate_smoothly(A: Tensor, gamma: Tensor, beta: float) -> Tensor:
+    """F (t, m) = U diag(σ_i T_i(γ)) Vᵀ for A (t, m), differentiable once in A and in γ.
 
-    subspace: how V is found from the activations A_i = x_i Wᵀ of the batches, a key of `SUBSPACES`.
-    "stacked" is the best there is for the outputs; the others are the paper's, for comparison.  All
-    layers in one pass over the dense model; memory m² (stacked) or m k numbers a layer.  The
-    paper's code applies the soft gate once more here; ranks are whole now. Raises ValueError for an
-    unknown subspace, no batch, padding, a layer that is never called, or one whose batch has fewer
-    tokens than its rank (not for "stacked").
+    gamma: a scalar, from 0 to min(t, m).  One thin SVD, in float32 at least; F comes back in the
+    dtype of A.  The released code differentiates the SVD and repairs 1 / (σ_i² − σ_j²); here the
+    product is differentiated as a whole, and only pairs of near-equal σ on both sides of the gate
+    are left to bound: there F is not continuous and has no gradient.  Raises ValueError where A is
+    not finite.
     """
-    if subspace not in SUBSPACES:
-        raise ValueError(
-            f"subspace = {subspace!r} is not known: choose one of {', '.join(SUBSPACES)}"
-        )
-    chosen = {name: rank for name, rank in ranks.items() if rank}
-    modules = linear_layers(model, chosen) if chosen else {}
-    found = {name: SUBSPACES[subspace](rank) for name, rank in chosen.items()}
-
-    def read(name: str, module: nn.Linear, args: tuple, out: Tensor) -> None:
-        A = on_factor_device(out if module.bias is None else out - module.bias).reshape(
-            -1, module.out_features
-        )
-        try:
-            found[name].add(A)
-        except ValueError as problem:
-            raise ValueError(f"layer {name!r}: {problem}") from problem
-
-    with ExitStack() as hooks, mode(model, training=False):
-        for name, module in modules.items():
-            hooks.callback(module.register_forward_hook(partial(read, name)).remove)
-        for batch in progress(batches, "activations"):
-            _refuse_padding(batch)
-            forward(model, move(batch, device_of(model)))
-    if silent := [name for name in modules if not found[name].seen]:
-        raise ValueError(
-            f"no batch reached layer {silent[0]!r} (of {len(silent)}): pass batches, and does forward call it?"
-        )
-    factors = {}
-    for name, module in modules.items():
-        V = found[name].basis()
-        factors[name] = Factors(V, V.T @ on_factor_device(module.weight))
-    return factors
+    if not torch.isfinite(A).all():
+        raise ValueError(f"activations of shape {tuple(A.shape)} have NaN or infinite entries")
+    wide = A if A.dtype == torch.float64 else A.float()
+    return GatedProduct.apply(wide, gate(_wide(gamma, A), min(A.shape), beta)).to(A.dtype)
 
 
-def compress(
-    model: nn.Module,
-    removed: float,
-    task_loss: Callable,
-    batches: Iterable,
-    *,
-    subspace: str = "stacked",
-    **learning,
-) -> tuple[Report, Learned]:
-    """`learn_positions`, then `project`, then low-rank layers in the place of the dense ones, in
-    place.
+class GatedProduct(torch.autograd.Function):
+    """F = U diag(σ T) Vᵀ of A (t, m) and a descending gate T (k,), k = min(t, m)."""
 
-    learning: arguments of `learn_positions`.  What was removed is recounted from the modules, in
-    plain factors: with accounting="remap" the ranks are for factors stored half in 8 bits, and as
-    they stand here they hold more. Raises ValueError as these do; then the model is as it was.
+    @staticmethod
+    def forward(ctx, A: Tensor, T: Tensor):
+        with torch.autocast(A.device.type, enabled=False):  # in the precision of A
+            U, sigma, Vh = torch.linalg.svd(A, full_matrices=False)
+            ctx.save_for_backward(U, sigma, Vh, T)
+            return (U * (sigma * T)) @ Vh
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, G: Tensor):
+        U, sigma, Vh, T = ctx.saved_tensors
+        UG, GV = U.T @ G, G @ Vh.T  # (k, m), (t, k)
+        P = UG @ Vh.T  # (k, k)
+        symmetric, skew = divided_differences(sigma, T)
+        inside = symmetric * (P + P.T) / 2 + skew * (P - P.T) / 2
+        # What G has outside the span of U, or of V, turns singular vectors: it passes with T.
+        along_A = (U @ inside + (GV - U @ P) * T) @ Vh + (U * T) @ (UG - P @ Vh)
+        return along_A, P.diagonal() * sigma
+
+
+def divided_differences(sigma: Tensor, T: Tensor) -> tuple[Tensor, Tensor]:
+    """Ω⁺ and Ω⁻ (k, k) for d = σ T: (d_i − d_j) / (σ_i − σ_j), and (d_i + d_j) / (σ_i + σ_j).  Both
+    are symmetric.
+
+    With σ_i ≥ σ_j, Ω⁺ = T_i + (T_i − T_j) σ_j / (σ_i − σ_j): so ties on one side of the gate, where
+    T_i = T_j, need no case of their own, and only the last quotient, which has no unit, is bounded
+    by LIMIT.  Ω⁻ is a mean of T_i and T_j.
     """
-    found = learn_positions(model, removed, task_loss, batches, **learning)
-    modules = linear_layers(model, found.ranks)
-    new = {
-        name: LowRankLinear.in_place_of(modules[name], factors.balanced())
-        for name, factors in project(model, found.ranks, batches, subspace=subspace).items()
-    }
-    for name, module in new.items():
-        replace_module(model, name, module)
-    before = {name: module.weight.numel() for name, module in modules.items()}
-    return recount(model, removed, found.ranks, before), found
+    # σ and T both descend, so the larger of a pair is the first of it in either.
+    larger, smaller = torch.maximum(sigma[:, None], sigma), torch.minimum(sigma[:, None], sigma)
+    first, second = torch.maximum(T[:, None], T), torch.minimum(T[:, None], T)
+    gap = torch.maximum(larger - smaller, smaller / LIMIT)
+    quotient = torch.where(gap > 0, smaller / gap, 0)
+    total = larger + smaller
+    mean = (first * larger + second * smaller) / torch.where(total > 0, total, 1)
+    return first + (first - second) * quotient, torch.where(total > 0, mean, (first + second) / 2)
 
 
-def _refuse_padding(batch) -> None:
-    mask = padding_mask(batch)
-    if mask is not None and not bool(mask.all()):
-        raise ValueError(
-            "a batch has padding, which would count as activations: give batches of full rows"
-        )
+def _wide(gamma: Tensor, like: Tensor) -> Tensor:
+    """γ beside `like`, in float32 at least: half precision has no fractions between large ranks."""
+    return gamma.to(like.device, torch.float64 if like.dtype == torch.float64 else torch.float32)
+
+
+def _unpadded(task_loss: Callable) -> Callable:
+    """The same loss; it refuses a batch with padding, which would count as activations."""
+
+    def loss(model: nn.Module, batch) -> Tensor:
+        mask = padding_mask(batch)
+        if mask is not None and not bool(mask.all()):
+            raise ValueError(
+                "a batch has padding, which would count as activations: give batches of full rows"
+            )
+        return task_loss(model, batch)
+
+    return loss
+
+
+def _check_form(gates_on: str) -> None:
+    if gates_on not in ("weights", "activations"):
+        raise ValueError(f"gates_on = {gates_on!r}: give 'weights' or 'activations'")

@@ -1,16 +1,15 @@
 """Gates that are trained: where does the loss want the cut of each layer, if all together must fit
 one budget?
 
-One number γ a layer, the position of its gate T(γ) (`truncation.gate`), and one objective.  What
-the gates stand on is the caller's: the components of whitened weights (`learned`) or of activations
-(`dobi`).  Source: Dobi-SVD (arXiv 2502.02723).
+One number γ a layer, the position of its gate T(γ), and one objective.  What the gates stand on is
+the caller's: components of whitened weights, or of activations (`dobi`).  Source: Dobi-SVD (arXiv
+2502.02723).
 """
 
 import math
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from fractions import Fraction
 from itertools import groupby
 
 import torch
@@ -20,11 +19,22 @@ from prehab_lib.batches import device_of, endless, frozen, loss_of, mode, move, 
 from prehab_lib.budget import check_removed
 from prehab_lib.inputs import check_positive, check_whole
 from prehab_lib.progress import progress
-from prehab_lib.rivals.accounting import ACCOUNTINGS, Terms
+from prehab_lib.rivals.ranks import Cost, costs_of
 
-STEEPEST = (
-    20.0  # a loss above this counts by the tangent of e^loss: e^89 is no number of float32 any more
-)
+# A loss above this counts by the tangent of e^loss: e^89 is no number of float32 any more.
+STEEPEST = 20.0
+
+
+def gate(gamma: Tensor, count: int, beta: float) -> Tensor:
+    """T (count,) in (0, 1), descending: T_i = ½ tanh(β (γ − i)) + ½ at i = ½, 1½, … for the first,
+    second, … component.
+
+    gamma: a scalar, in components.  beta: steepness; β → ∞ keeps the first γ components.  The paper
+    counts i in whole numbers.  Half a component less, our own choice, makes γ = k the cut after k
+    components, and Σ T_i ≈ γ, which is what the budget counts.
+    """
+    centres = torch.arange(count, device=gamma.device, dtype=gamma.dtype) + 0.5
+    return torch.sigmoid(2 * beta * (gamma - centres))  # ½ tanh(z) + ½, without its cancellation
 
 
 @dataclass(frozen=True)
@@ -37,8 +47,7 @@ class Settings:
     The paper: lr 5/2048 falling to 4/2048, 640 steps, β = 10 throughout, λ from 30 to 400 by
     target.  At β = 10 only the two components beside γ give a gradient, so β starts wide here.  A λ
     far above the slope of the loss moves all γ in step, and nothing is learned; one far below lets
-    the budget go, and rounding has to find it again.
-    Raises ValueError naming a bad one.
+    the budget go, and rounding has to find it again.  Raises ValueError naming a bad setting.
     """
 
     steps: int = 50
@@ -55,15 +64,12 @@ class Settings:
             raise ValueError(
                 f"beta = {self.beta!r}: give the first and the last steepness, for example (1, 10)"
             )
-        check_positive(lr=self.lr, beta=self.beta[0])
-        check_positive(beta=self.beta[1])
+        for steepness in self.beta:
+            check_positive(beta=steepness)
+        check_positive(lr=self.lr)
         if self.weight_of_budget is not None:
             check_positive(weight_of_budget=self.weight_of_budget)
-        if self.accounting not in ACCOUNTINGS:
-            known = ", ".join(ACCOUNTINGS)
-            raise ValueError(
-                f"accounting = {self.accounting!r} is not known: choose one of {known}"
-            )
+        costs_of({}, self.accounting)
 
     def beta_at(self, step: int) -> float:
         first, last = self.beta
@@ -97,63 +103,47 @@ class Gates:
         self,
         shapes: Mapping[str, tuple[int, int]],
         removed: float,
-        accounting: str,
-        start: Mapping | None,
+        accounting: str = "break_even",
+        start: Mapping[str, int | None] | None = None,
     ):
-        counted = {
-            name: ACCOUNTINGS[accounting](shapes[name], Fraction(0)) for name in sorted(shapes)
-        }
-        self.terms: dict[str, Terms] = {
-            name: terms for name, terms in counted.items() if terms.most
-        }
+        costs = costs_of({name: shapes[name] for name in sorted(shapes)}, accounting)
+        self.costs: dict[str, Cost] = {name: cost for name, cost in costs.items() if cost.most}
         self.kept = 1 - check_removed(removed)
         self.beta = 1.0
-        self._place = {name: place for place, name in enumerate(self.terms)}
+        self._place = {name: place for place, name in enumerate(self.costs)}
         self._full, self._unit, self._dense = (
-            torch.tensor(
-                [getattr(terms, field) for terms in self.terms.values()], dtype=torch.float64
-            )
-            for field in ("full", "unit", "dense")
+            torch.tensor([getattr(cost, of) for cost in self.costs.values()], dtype=torch.float64)
+            for of in ("full", "unit", "dense")
         )
-        gammas = (
-            float(self.kept) * self._dense / self._unit if start is None else self._ranks(start)
-        )
+        if start is None:
+            gammas = float(self.kept) * self._dense / self._unit
+        else:
+            gammas = torch.tensor([self._start(name, start) for name in self.costs]).double()
         self.shares = (gammas / self._full).requires_grad_()  # (layers,)
 
-    def _ranks(self, start: Mapping[str, int | None]) -> Tensor:
-        if missing := [name for name in self.terms if name not in start]:
+    def _start(self, name: str, start: Mapping[str, int | None]) -> int:
+        if name not in start:
             raise ValueError(
-                f"start lacks layer {missing[0]!r}: give a rank, or None for dense, for every layer"
+                f"start lacks layer {name!r}: give a rank, or None for dense, for every layer"
             )
-        ranks = [
-            terms.full if start[name] is None else start[name] for name, terms in self.terms.items()
-        ]
-        for name, rank in zip(self.terms, ranks, strict=True):
-            if (
-                isinstance(rank, bool)
-                or not isinstance(rank, int)
-                or not 1 <= rank <= self.terms[name].full
-            ):
-                raise ValueError(
-                    f"start has rank {rank} for {name!r}: it allows 1 to {self.terms[name].full}"
-                )
-        return torch.tensor(ranks, dtype=torch.float64)
+        full = self.costs[name].full
+        rank = full if start[name] is None else start[name]
+        whole = isinstance(rank, int) and not isinstance(rank, bool)
+        if not (whole and 1 <= rank <= full):
+            raise ValueError(f"start has rank {rank} for {name!r}: it allows 1 to {full}")
+        return rank
 
     def share(self, name: str) -> Tensor:
         """γ / min(m, n) of a layer, a scalar that gradients flow through."""
         return self.shares[self._place[name]]
 
     def gammas(self) -> dict[str, float]:
-        return dict(zip(self.terms, (self.shares.detach() * self._full).tolist(), strict=True))
+        return dict(zip(self.costs, (self.shares.detach() * self._full).tolist(), strict=True))
 
     def kept_now(self) -> Tensor:
-        """R(γ) = Σ min(c γ, m n) / Σ m n, with c what a rank costs: m + n, or max(m, n) under
-        "remap".
-        """
-        return (
-            torch.minimum(self.shares * self._full * self._unit, self._dense).sum()
-            / self._dense.sum()
-        )
+        """R(γ) = Σ min(c γ, m n) / Σ m n, with c what a rank costs."""
+        numbers = torch.minimum(self.shares * self._full * self._unit, self._dense)
+        return numbers.sum() / self._dense.sum()
 
     def outside(self) -> Tensor:
         """Σ relu(−γ)² + relu(γ − min(m, n))²."""
@@ -169,22 +159,23 @@ class Gates:
         ranks, even where one of them could have one more.
         """
         moves = []  # (the move at which a layer takes one rank more, layer, what that costs)
-        for (name, terms), gamma in zip(self.terms.items(), self.gammas().values(), strict=True):
-            for rank in range(2, min(terms.most + 1, terms.full) + 1):
-                cost = terms.saved(rank - 1) - terms.saved(rank)
-                moves.append(((rank - 0.5 - gamma) / terms.full, name, cost))
-        ranks = dict.fromkeys(self.terms, 1)
-        left = self.kept * sum(terms.dense for terms in self.terms.values())
-        left -= sum(terms.dense - terms.saved(1) for terms in self.terms.values())
-        for _, together in groupby(sorted(moves), key=lambda move: move[0]):
-            together = list(together)
-            left -= sum(cost for _, _, cost in together)
+        for name, gamma in self.gammas().items():
+            cost = self.costs[name]
+            for rank in range(2, min(cost.most + 1, cost.full) + 1):
+                price = cost.saved(rank - 1) - cost.saved(rank)
+                moves.append(((rank - 0.5 - gamma) / cost.full, name, price))
+        ranks = dict.fromkeys(self.costs, 1)
+        left = self.kept * sum(cost.dense for cost in self.costs.values())
+        left -= sum(cost.dense - cost.saved(1) for cost in self.costs.values())
+        for _, group in groupby(sorted(moves), key=lambda move: move[0]):
+            together = list(group)
+            left -= sum(price for _, _, price in together)
             if left < 0:
                 break
             for _, name, _ in together:
                 ranks[name] += 1
         return {
-            name: rank if rank <= self.terms[name].most else None for name, rank in ranks.items()
+            name: rank if rank <= self.costs[name].most else None for name, rank in ranks.items()
         }
 
 
@@ -201,12 +192,13 @@ def learn(
     and round.
 
     in_place: () -> context in which the model's layers look at `gates`.  One batch a step, again
-    and again, in eval mode. The weights are frozen meanwhile.  Raises ValueError for a loss that is
-    not finite (naming the step) or has no gradient, and for no batch.
+    and again, in eval mode.  The weights are frozen meanwhile.  Raises ValueError for a loss that
+    is not finite (naming the step) or has no gradient, and for no batch.
     """
     optimizer = torch.optim.Adam([gates.shares], lr=settings.lr)
-    stream, rows = endless(batches), []
-    target, lam = float(gates.kept), settings.weight_of_budget
+    stream = endless(batches)
+    rows: list[dict] = []
+    target, weight = float(gates.kept), settings.weight_of_budget
     with (
         mode(model, training=False),
         frozen(model),
@@ -220,34 +212,35 @@ def learn(
             value, kept = float(loss.detach()), gates.kept_now()
             if not math.isfinite(value):
                 raise ValueError(
-                    f"task_loss is {value} at step {step} of {what}: look at the data and the precision"
+                    f"task_loss is {value} at step {step} of {what}: look at the data and the "
+                    "precision"
                 )
-            rows.append(
-                {"step": step, "loss": value, "beta": gates.beta, "kept": float(kept.detach())}
-            )
-            lam = 3 * _exp(value) if lam is None else lam
-            price = lam * (kept - target).abs() + gates.outside()
+            row = {"step": step, "loss": value, "beta": gates.beta, "kept": float(kept.detach())}
+            rows.append(row)
+            # e^loss is differentiated by hand: no large number travels through the model.
+            exponential = math.exp(min(value, STEEPEST))
+            if weight is None:
+                weight = 3 * exponential
+            price = weight * (kept - target).abs() + gates.outside()
             (gradient,) = torch.autograd.grad(price, gates.shares)
-            # e^loss is differentiated by hand: no large number travels through the model, in any
-            # precision.
-            slope = (
-                torch.autograd.grad(loss, gates.shares, allow_unused=True)[0]
-                if loss.requires_grad
-                else None
-            )
-            if slope is None:
-                raise ValueError(
-                    f"task_loss of {what} does not depend on the layers' gates: it has no gradient"
-                )
-            gradient = gradient + _exp(value) * slope
+            gradient = gradient + exponential * _slope(loss, gates, what)
             if not torch.isfinite(gradient).all():
                 raise ValueError(
-                    f"the gradient of γ is not finite at step {step} of {what}: look at the precision"
+                    f"the gradient of γ is not finite at step {step} of {what}: look at the "
+                    "precision"
                 )
             gates.shares.grad = gradient
             optimizer.step()
     return Learned(gates.whole_ranks(), gates.gammas(), rows)
 
 
-def _exp(loss: float) -> float:
-    return math.exp(min(loss, STEEPEST))
+def _slope(loss: Tensor, gates: Gates, what: str) -> Tensor:
+    """∂ loss / ∂ shares (layers,)."""
+    slope = None
+    if loss.requires_grad:
+        (slope,) = torch.autograd.grad(loss, gates.shares, allow_unused=True)
+    if slope is None:
+        raise ValueError(
+            f"task_loss of {what} does not depend on the layers' gates: it has no gradient"
+        )
+    return slope

@@ -3,11 +3,10 @@ the layer computes.
 
 A matrix is a list of vectors, its rows or its columns, and each has one scale: Q(f) = scale ·
 round(f / scale), with scale ≥ max |f| / 127 the next number that fp16 has.  So |Q(f) − f| ≤ scale /
-2 entry by entry, for the scale as it is stored. Below max |f| = 0.008 the numbers of fp16 grow
+2 entry by entry, for the scale as it is stored.  Below max |f| = 0.008 the numbers of fp16 grow
 sparse, and the steps with them: by a tenth at most down to 0.0001.
 """
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 
 import torch
@@ -24,7 +23,7 @@ class Packing:
     """How the matrix W (m, n) of a layer lies in memory, as it is written down in JSON.
 
     axis: "rows" (m vectors of n numbers) or "columns" (n vectors of m).  vectors: how many are on
-    the 8-bit grid. entries: how many of each such vector's numbers, from the first on, are.
+    the 8-bit grid.  entries: how many of each such vector's numbers, from the first on, are.
     Everything else is fp16; either all vectors are on the grid or all their entries.  mask: whether
     one bit a vector says which are.  dtype: what the layer computes in.
     """
@@ -36,12 +35,9 @@ class Packing:
     dtype: str = "float32"
 
     def __post_init__(self):
-        if self.axis not in ("rows", "columns") or not isinstance(
-            getattr(torch, self.dtype, None), torch.dtype
-        ):
-            raise ValueError(
-                f"{self} describes no packed matrix: the description was changed by hand"
-            )
+        known = isinstance(getattr(torch, self.dtype, None), torch.dtype)
+        if not known or self.axis not in ("rows", "columns"):
+            raise ValueError(f"{self} describes no packed matrix: it was changed by hand")
 
     def json(self) -> dict:
         return asdict(self)
@@ -55,10 +51,8 @@ def absmax_scales(F: Tensor) -> Tensor:
     """
     exact = on_factor_device(F).abs().amax(1) / LEVELS
     scale = exact.to(SCALE)
-    too_small = scale.double() < exact
-    scale = torch.where(
-        too_small, (scale.view(torch.int16) + 1).view(SCALE), scale
-    )  # the next fp16 number up
+    next_up = (scale.view(torch.int16) + 1).view(SCALE)  # of positive numbers of fp16
+    scale = torch.where(scale.double() < exact, next_up, scale)
     if not torch.isfinite(scale).all():
         raise ValueError("a vector has NaN, infinite or huge entries: no fp16 scale fits it")
     return scale.to(F.device)
@@ -85,26 +79,14 @@ def rounded(F: Tensor) -> Tensor:
 def to_bits(mask: Tensor) -> Tensor:
     """One bit for each entry of a boolean (k,), uint8 (⌈k / 8⌉,)."""
     padded = nn.functional.pad(mask.to(torch.uint8), (0, -len(mask) % 8)).view(-1, 8)
-    return (padded << torch.arange(8, dtype=torch.uint8, device=mask.device)).sum(
-        1, dtype=torch.uint8
-    )
+    shifts = torch.arange(8, dtype=torch.uint8, device=mask.device)
+    return (padded << shifts).sum(1, dtype=torch.uint8)
 
 
 def from_bits(bits: Tensor, count: int) -> Tensor:
     """The boolean (count,) that `to_bits` packed."""
     shifts = torch.arange(8, dtype=torch.uint8, device=bits.device)
     return ((bits[:, None] >> shifts) & 1).flatten()[:count].bool()
-
-
-def refuse_packed(layers: Mapping[str, nn.Module], what: str) -> None:
-    """Raises ValueError naming the first layer, dense or low-rank, that holds numbers in 8 bits.
-    what: is to come before.
-    """
-    for name, layer in layers.items():
-        if any(isinstance(part, PackedLinear) for part in layer.modules()):
-            raise ValueError(
-                f"layer {name!r} is in 8 bits, which nothing can train: {what} first, quantise afterwards"
-            )
 
 
 class PackedLinear(nn.Module):
@@ -120,25 +102,22 @@ class PackedLinear(nn.Module):
     ):
         super().__init__()
         self.in_features, self.out_features, self.packing = in_features, out_features, packing
-        count, size = (
-            (out_features, in_features) if packing.axis == "rows" else (in_features, out_features)
-        )
-        q, e = packing.vectors, packing.entries
-        rest = (count - q, size) if q < count else (count, size - e)
-        self.register_buffer("codes", torch.zeros(q, e, dtype=torch.int8, device=device))
-        self.register_buffer("scale", torch.zeros(q, dtype=SCALE, device=device))
-        self.register_buffer(
-            "rest", torch.zeros(rest, dtype=SCALE, device=device) if 0 not in rest else None
-        )
-        self.register_buffer(
-            "mask",
-            torch.zeros(-(-count // 8), dtype=torch.uint8, device=device) if packing.mask else None,
-        )
-        self.bias = (
-            nn.Parameter(torch.empty(out_features, device=device, dtype=self.dtype))
-            if bias
-            else None
-        )
+        rows = packing.axis == "rows"
+        count, size = (out_features, in_features) if rows else (in_features, out_features)
+        rest = (count, size - packing.entries)
+        if packing.vectors < count:
+            rest = (count - packing.vectors, size)
+
+        def buffer(shape: tuple, dtype: torch.dtype, wanted: bool = True) -> Tensor | None:
+            return torch.zeros(shape, dtype=dtype, device=device) if wanted else None
+
+        self.register_buffer("codes", buffer((packing.vectors, packing.entries), torch.int8))
+        self.register_buffer("scale", buffer((packing.vectors,), SCALE))
+        self.register_buffer("rest", buffer(rest, SCALE, 0 not in rest))
+        self.register_buffer("mask", buffer((-(-count // 8),), torch.uint8, packing.mask))
+        self.bias = None
+        if bias:
+            self.bias = nn.Parameter(torch.empty(out_features, device=device, dtype=self.dtype))
 
     @classmethod
     def of(
@@ -178,21 +157,17 @@ class PackedLinear(nn.Module):
     @property
     def weight(self) -> Tensor:
         """W (m, n) as it is stored, in the dtype that the layer computes in."""
-        return self._dense().to(self.dtype)
-
-    def _dense(self) -> Tensor:
-        """W (m, n), float32, in which every stored number is exact."""
-        F = from_codes(self.codes, self.scale)
+        rows = self.packing.axis == "rows"
+        F = from_codes(self.codes, self.scale)  # float32, in which every stored number is exact
         if self.mask is not None:
-            count = self.out_features if self.packing.axis == "rows" else self.in_features
-            chosen, on_grid = from_bits(self.mask, count), F
-            F = on_grid.new_empty(count, self.packing.entries)
+            chosen = from_bits(self.mask, self.out_features if rows else self.in_features)
+            on_grid, F = F, F.new_empty(len(chosen), self.packing.entries)
             F[chosen] = on_grid
             if self.rest is not None:
                 F[~chosen] = self.rest.float()
         elif self.rest is not None:
             F = torch.cat([F, self.rest.float()], dim=1)
-        return F if self.packing.axis == "rows" else F.T
+        return (F if rows else F.T).to(self.dtype)
 
     def forward(self, x: Tensor) -> Tensor:  # (..., n) -> (..., m)
         return nn.functional.linear(x, self.weight, self.bias)
@@ -207,18 +182,16 @@ class PackedLinear(nn.Module):
             if before is not None and moved.dtype != before.dtype:
                 setattr(
                     self, name, before.to(moved.device)
-                )  # its bits, not its value in another dtype
+                )  # its bits, not its value in that dtype
         return self
 
     def extra_repr(self) -> str:
         p = self.packing
-        text = f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
-        text += f", int8={p.vectors} {p.axis} × {p.entries}"
-        return (
-            text
-            + ("" if self.rest is None else f", fp16={self.rest.numel()}")
-            + (", mask" if p.mask else "")
-        )
+        parts = [f"in_features={self.in_features}", f"out_features={self.out_features}"]
+        parts += [f"bias={self.bias is not None}", f"int8={p.vectors} {p.axis} × {p.entries}"]
+        if self.rest is not None:
+            parts.append(f"fp16={self.rest.numel()}")
+        return ", ".join(parts + ["mask"] * p.mask)
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -1,7 +1,7 @@
 """Compressed models in 8 bits, in bytes that are really written.
 
 The papers count such files with formulas, and their codes round factors of which only the product
-with L⁻¹ is saved, in fp16. Here the factors as they are stored lie on the grid (`packing`), and
+with L⁻¹ is saved, in fp16.  Here the factors as they are stored lie on the grid (`packing`), and
 scales and masks are counted.  A rank index has one scale for its column of U and one for its row of
 V: 4 bytes.
 """
@@ -21,17 +21,8 @@ from prehab_lib.rivals.packing import PackedLinear, rounded
 from prehab_lib.roots import on_factor_device
 from prehab_lib.stats import LayerStats
 
-__all__ = [
-    "LAYOUTS",
-    "factor_names",
-    "file_bytes",
-    "hq_removed",
-    "quantise",
-    "quantise_by_loss",
-    "stored_bytes",
-]
-
 LAYOUTS = ("int8", "remap")
+AXES = {"U": "columns", "V": "rows"}  # of a factor, one vector for each rank index
 
 
 def hq_removed(removed: float) -> float:
@@ -39,7 +30,7 @@ def hq_removed(removed: float) -> float:
     for a decimal.
 
     0 means: truncate nothing, `quantise` alone (it then removes half, whatever was asked; scales
-    excepted). Source: Zero Sum SVD (arXiv 2602.02848), rows † (HQ).  Raises ValueError for a bad
+    excepted).  Source: Zero Sum SVD (arXiv 2602.02848), rows † (HQ).  Raises ValueError for a bad
     `removed`.
     """
     return float(max(0, 1 - 2 * (1 - check_removed(removed))))
@@ -51,15 +42,13 @@ def quantise(
     """Put the matrices of low-rank and dense layers in 8 bits, in place; returns the model.
 
     "int8": both factors, one scale for each rank index of each, k (m + n) + 4 k bytes; a dense W
-    one scale a row, m n + 2 m. "remap": the smaller factor and as many of the larger one's entries,
-    max(m, n) − min(m, n) of each of its vectors stay fp16: 2 k max(m, n) + 4 k bytes, so that every
-    rank up to min(m, n) pays.  Only for low-rank layers.
-    Factors go on the grid as they stand (`surgery.compress` leaves them balanced); biases and all
-    else stay as they are.
+    one scale a row, m n + 2 m.  "remap": of the larger factor max(m, n) − min(m, n) entries of each
+    vector stay fp16: 2 k max(m, n) + 4 k bytes, so that every rank up to min(m, n) pays; for
+    low-rank layers alone.  Factors go on the grid as they stand; biases and all else stay.
 
     layers: names, or None for every low-rank layer, and with "int8" those the papers compress that
-    are dense still. Source: Zero Sum SVD (arXiv 2602.02848), rows † (HQ) and * (remap, after
-    Dobi-SVD), with the stored factors rounded. Raises ValueError for an unknown layout, a layer
+    are dense still.  Source: Zero Sum SVD (arXiv 2602.02848), rows † (HQ) and * (remap, after
+    Dobi-SVD), with the stored factors rounded.  Raises ValueError for an unknown layout, a layer
     that is not there, quantised already, or dense under "remap", and numbers out of the reach of
     fp16 (naming the layer); the model is then as it was.
     """
@@ -69,10 +58,9 @@ def quantise(
     for name, module in _targets(model, layout, layers).items():
         if isinstance(module, LowRankLinear):
             entries = min(module.in_features, module.out_features) if layout == "remap" else None
-            for side in "UV":
-                new[f"{name}.{side}"] = _pack(
-                    f"{name}.{side}", getattr(module, side), _axis(side), entries=entries
-                )
+            for side, axis in AXES.items():
+                factor = f"{name}.{side}"
+                new[factor] = _pack(factor, getattr(module, side), axis, entries=entries)
         else:
             new[name] = _pack(name, module, _axis_of(model, name))
     return _put(model, new)
@@ -98,27 +86,21 @@ def quantise_by_loss(model: nn.Module, stats: Mapping[str, LayerStats], budget: 
     axes = {name: _axis_of(model, name) for name in modules}
     changes, saved, total = [], [], 0
     for name, module in modules.items():
-        F, gamma = (
-            _vectors(M, axes[name])
-            for M in (module.weight, stats[name].need("grad", f"layer {name!r}"))
-        )
+        F = _vectors(module.weight, axes[name])
+        gamma = _vectors(stats[name].need("grad", f"layer {name!r}"), axes[name]).to(F)
         try:
-            changes.append((gamma.to(F) * (on_factor_device(rounded(F)) - F)).sum(1).abs())
+            moved = on_factor_device(rounded(F)) - F
         except ValueError as problem:
             raise ValueError(f"layer {name!r}: {problem}") from problem
         count, size = F.shape
-        saved.append(
-            torch.full((count,), size - 2, device=F.device)
-        )  # 2 bytes an entry against 1, and a scale
+        changes.append((gamma * moved).sum(1).abs().cpu())
+        saved.append(torch.full((count,), size - 2))  # 2 bytes an entry against 1, and a scale
         total += 2 * count * size + -(-count // 8)
-    chosen = _cheapest(
-        torch.cat([c.cpu() for c in changes]), torch.cat([s.cpu() for s in saved]), total, budget
-    )
+    chosen = _cheapest(torch.cat(changes), torch.cat(saved), total, budget)
     masks = chosen.split([len(change) for change in changes])
-    new = {
-        name: _pack(name, module, axes[name], mask=mask.to(module.weight.device))
-        for (name, module), mask in zip(modules.items(), masks, strict=True)
-    }
+    new = {}
+    for (name, module), mask in zip(modules.items(), masks, strict=True):
+        new[name] = _pack(name, module, axes[name], mask=mask.to(module.weight.device))
     return _put(model, new)
 
 
@@ -126,21 +108,22 @@ def factor_names(model: nn.Module, layers: Iterable[str] | None = None) -> list[
     """Names of both factors of every low-rank layer, or of those named: what `stats.collect` may be
     asked about.
     """
-    found = [name for name, module in model.named_modules() if isinstance(module, LowRankLinear)]
-    wanted = found if layers is None else list(layers)
-    if missing := [name for name in wanted if name not in found] or (not wanted and ["any"]):
+    low_rank = [name for name, module in model.named_modules() if isinstance(module, LowRankLinear)]
+    wanted = low_rank if layers is None else list(layers)
+    missing = [name for name in wanted if name not in low_rank]
+    if missing:
         raise ValueError(f"{missing[0]!r} is no low-rank layer: run surgery.compress first")
-    return [f"{name}.{side}" for name in wanted for side in "UV"]
+    if not wanted:
+        raise ValueError("no low-rank layer is there: run surgery.compress first")
+    return [f"{name}.{side}" for name in wanted for side in AXES]
 
 
 def stored_bytes(module: nn.Module) -> int:
     """Bytes of all parameters and buffers of a layer or a model, each once: what `surgery.save`
     writes beside file headers.
     """
-    return sum(
-        tensor.numel() * tensor.element_size()
-        for tensor in [*module.parameters(), *module.buffers()]
-    )
+    tensors = [*module.parameters(), *module.buffers()]
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 def file_bytes(folder: str | os.PathLike) -> tuple[int, int]:
@@ -173,7 +156,8 @@ def _cheapest(changes: Tensor, saved: Tensor, total: int, budget: int) -> Tensor
     least = int(left[-1]) if len(order) else total
     if least > budget:
         raise ValueError(
-            f"budget = {budget}: with all these vectors in 8 bits {least} bytes remain, give at least that"
+            f"budget = {budget}: with all these vectors in 8 bits {least} bytes remain, give at "
+            "least that"
         )
     needed = 0 if total <= budget else int((left > budget).sum()) + 1
     chosen = torch.zeros(len(changes), dtype=torch.bool)
@@ -188,11 +172,14 @@ def _targets(model: nn.Module, layout: str, layers: Iterable[str] | None) -> dic
     if layers is None:
         if packed:
             raise ValueError(
-                f"{packed[0]!r} is quantised already: name the layers that are not with layers=[...]"
+                f"{packed[0]!r} is quantised already: name the layers that are not with "
+                "layers=[...]"
             )
-        names = low_rank + (_dense(model, low_rank) if layout == "int8" else [])
+        names = low_rank + (_still_dense(model, low_rank) if layout == "int8" else [])
     else:
         names = list(layers)
+        if not names:
+            raise ValueError("layers is empty: name at least one layer, or leave it out for all")
     for name in names:
         if name in packed or f"{name}.U" in packed or f"{name}.V" in packed:
             raise ValueError(f"layer {name!r} is quantised already")
@@ -202,30 +189,27 @@ def _targets(model: nn.Module, layout: str, layers: Iterable[str] | None) -> dic
     if layout == "remap" and (dense or not names):
         reason = f"layer {dense[0]!r} is dense" if dense else "no low-rank layer is there"
         raise ValueError(
-            f"layout 'remap' stores factors and {reason}: run surgery.compress first, or take 'int8'"
+            f"layout 'remap' stores factors and {reason}: run surgery.compress first, or take "
+            "'int8'"
         )
-    if not names:
-        raise ValueError("layers is empty: name at least one layer, or leave it out for all")
     return {name: modules[name] for name in names}
 
 
-def _dense(model: nn.Module, low_rank: list[str]) -> list[str]:
+def _still_dense(model: nn.Module, low_rank: list[str]) -> list[str]:
+    """The model's default layers that are dense still, not the factors of those that are not."""
     try:
         names = default_layers(model)
     except ValueError:
         if not low_rank:
             raise
         return []  # all that the family has are low-rank by now
-    return [name for name in names if not name.startswith(tuple(f"{each}." for each in low_rank))]
-
-
-def _axis(side: str) -> str:
-    return "columns" if side == "U" else "rows"
+    factors = tuple(f"{name}." for name in low_rank)
+    return [name for name in names if not name.startswith(factors)]
 
 
 def _axis_of(model: nn.Module, name: str) -> str:
     parent, _, side = name.rpartition(".")
-    return _axis(side) if isinstance(model.get_submodule(parent), LowRankLinear) else "rows"
+    return AXES[side] if isinstance(model.get_submodule(parent), LowRankLinear) else "rows"
 
 
 def _vectors(M: Tensor, axis: str) -> Tensor:

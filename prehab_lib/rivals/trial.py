@@ -16,25 +16,35 @@ from prehab_lib.layers import linear_layers, replace_module
 
 
 @contextmanager
+def replaced(model: nn.Module, new: Mapping[str, nn.Module]) -> Iterator[None]:
+    """Inside, `new` stands in the model; the very same modules come back, whatever happens."""
+    before = {name: model.get_submodule(name) for name in new}
+    try:
+        for name, module in new.items():
+            replace_module(model, name, module)
+        yield
+    finally:
+        for name, module in before.items():
+            replace_module(model, name, module)
+
+
+@contextmanager
 def truncated(
     model: nn.Module, decompositions: Mapping[str, Decomposition], ranks: Mapping[str, int | None]
 ) -> Iterator[None]:
     """Inside, each layer with a rank is the low-rank layer that surgery would put there, in the
     model's dtype.
 
-    The dense modules wait outside and the very same objects come back, whatever happens: no bit of
-    them changes. Memory: r (m + n) numbers a layer.
+    The dense modules wait outside: no bit of them changes.  Memory: r (m + n) numbers a layer.
     """
     chosen = {name: rank for name, rank in ranks.items() if rank}
     modules = linear_layers(model, chosen) if chosen else {}
-    try:
-        for name, module in modules.items():
-            factors = decompositions[name].truncate(chosen[name]).balanced()
-            replace_module(model, name, LowRankLinear.in_place_of(module, factors))
+    new = {}
+    for name, module in modules.items():
+        factors = decompositions[name].truncate(chosen[name]).balanced()
+        new[name] = LowRankLinear.in_place_of(module, factors)
+    with replaced(model, new):
         yield
-    finally:
-        for name, module in modules.items():
-            replace_module(model, name, module)
 
 
 @torch.no_grad()
@@ -56,7 +66,8 @@ def loss_at(
             loss = float(loss_of(task_loss, model, move(batch, device_of(model))))
             if not math.isfinite(loss):
                 return math.inf
-            total, count = total + loss, count + 1
+            total += loss
+            count += 1
     if not count:
         raise ValueError("there is nothing to measure a loss on: the batches are empty")
     return total / count
@@ -71,5 +82,6 @@ def check_given(wanted_by: str, **given) -> None:
             raise ValueError(f"{wanted_by} needs {name}: pass {name}=...")
         if isinstance(value, Iterator):
             raise ValueError(
-                f"{wanted_by} goes over {name} many times: pass a list or a DataLoader, not a generator"
+                f"{wanted_by} goes over {name} many times: pass a list or a DataLoader, not a "
+                "generator"
             )

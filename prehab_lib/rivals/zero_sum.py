@@ -9,16 +9,16 @@ one queue it is IO-SVD's greedy rule, with other scores the rest of the paper's 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from fractions import Fraction
 
 from torch import Tensor
 
 from prehab_lib.budget import check_removed
 from prehab_lib.decomposition import Decomposition
 from prehab_lib.inputs import check_settings
-from prehab_lib.rivals.accounting import ACCOUNTINGS, budget_for, check_floor
 from prehab_lib.rivals.components import loss_changes, ordered
-from prehab_lib.rivals.ranks import shape_of
-from prehab_lib.rivals.walk_order import RULES, Step, tail_of, walk
+from prehab_lib.rivals.ranks import ACCOUNTINGS, Cost, costs_of
+from prehab_lib.rivals.walk import RULES, Step, candidate, walk
 from prehab_lib.stats import LayerStats
 
 __all__ = ["ACCOUNTINGS", "RULES", "Selection", "greedy", "plan", "select", "zero_sum"]
@@ -37,7 +37,7 @@ class Selection:
     removed, budget: numbers taken away, as counted and as asked; less than one drop apart.
     undone: the layers whose drops were undone.  replans: rounds of the repair that were run.
     orders: layer -> its components in the order that `ranks` cuts, where the rule reorders them;
-    else empty. walk: with trace, (layer, component, ΔL, running sum) of every drop; a component is
+    else empty.  walk: with trace, (layer, component, ΔL, running sum) of every drop; a component is
     numbered as it came in.
     """
 
@@ -65,66 +65,48 @@ def select(
     trace: bool = False,
 ) -> Selection:
     """Drop one last component after the other, over all layers, until ⌊removed · Σ m n⌋ numbers are
-    saved.
+    saved: while the sum of the dropped ΔL is ≤ 0 the least that rises, else the least that falls.
 
-    Two queues hold the layers' last components by |ΔL|, one for ΔL ≥ 0 and one for ΔL < 0.  While
-    the sum of what was dropped is ≤ 0 the first is preferred, else the second; so the sum stays
-    within the largest |ΔL| as long as both have entries.  Of equals goes what has waited longest,
-    at the start in the order of names.
+    changes: layer -> ΔL (k,), from `components.loss_changes`; none for layers no rank shrinks.
+    shapes: layer -> (m, n), of all layers that count.  rule: a key of `RULES`.  sigma: layer ->
+    (k,), for rule "sigma".  floor: every layer keeps this share of its largest useful rank, and at
+    least rank 1.  accounting: a key of `ACCOUNTINGS`.  replan: drops of layers that end above
+    break-even are undone, but were part of the balance; walk again without such layers until there
+    is none, at most REPLANS times.  trace: keep every step.
 
-    changes: layer -> ΔL (k,), from `components.loss_changes`; layers in which no rank saves
-    anything need none. shapes: layer -> (m, n), of all layers that count.  rule: a key of `RULES`.
-    sigma: layer -> (k,), for rule "sigma" alone.
-    floor: every layer keeps this share of its break-even rank (of min(m, n) under "remap"), and at
-    least rank 1. accounting: a key of `ACCOUNTINGS`.  replan: drops of layers that end above their
-    break-even rank are undone, but were part of the balance; walk again without such layers until
-    there is none, at most REPLANS times.  trace: keep every step.
-
-    Source: Zero Sum SVD (arXiv 2602.02848); the repair is ours.  Cost: about 2 s on one core for
-    10⁶ components of 224 layers.
-    Raises ValueError for a bad option or `removed`, a budget that the floors do not allow (it says
-    the nearest one that they do), or naming a layer whose changes are missing, too few or not
-    finite.
+    Source: Zero Sum SVD (arXiv 2602.02848); the repair is ours.  Raises ValueError for a bad
+    option, a budget beyond the floors (with the nearest), or a layer whose changes are bad.
     """
-    share = check_removed(removed)
-    check_options(rule=rule, floor=floor, accounting=accounting)
-    terms = {
-        name: ACCOUNTINGS[accounting](shape, check_floor(floor)) for name, shape in shapes.items()
-    }
-    budget = budget_for(terms, share, floor)
-    tails = [
-        tail_of(name, terms[name], changes, sigma, RULES[rule])
-        for name in sorted(shapes)
-        if terms[name].most
-    ]
-    candidates, replans = tails, 0
+    _check_rule(rule)
+    costs = costs_of(shapes, accounting, floor)
+    budget = _budget(costs, removed, floor)
+    useful = [name for name in sorted(shapes) if costs[name].most]
+    layers = [candidate(name, costs[name], changes, sigma, RULES[rule]) for name in useful]
+    walking, replans = layers, 0
     while True:
-        reached, planned, steps = walk(
-            candidates, budget, balanced=RULES[rule].balanced, trace=trace
-        )
+        reached, planned, steps = walk(walking, budget, balanced=RULES[rule].balanced, trace=trace)
         undone = [
-            name for name, rank in reached.items() if terms[name].most < rank < terms[name].full
+            name for name, rank in reached.items() if costs[name].most < rank < costs[name].full
         ]
         if not (replan and undone and replans < REPLANS):
             break
         # What the others saved met the budget without these, so it can be met without them.
-        candidates = [tail for tail in candidates if tail.name not in undone]
+        walking = [layer for layer in walking if layer.name not in undone]
         replans += 1
-    ranks = {name: rank for name, rank in reached.items() if rank <= terms[name].most}
+    ranks = {name: rank for name, rank in reached.items() if rank <= costs[name].most}
+    dropped: list[float] = []
+    for layer in layers:
+        if layer.name in ranks:
+            dropped += layer.changes[ranks[layer.name] :]
     return Selection(
         ranks={name: ranks.get(name) for name in shapes},
         planned=planned,
-        shipped=math.fsum(
-            change
-            for tail in tails
-            if tail.name in ranks
-            for change in tail.changes[ranks[tail.name] :]
-        ),
-        removed=sum(terms[name].saved(rank) for name, rank in ranks.items()),
+        shipped=math.fsum(dropped),
+        removed=sum(costs[name].saved(rank) for name, rank in ranks.items()),
         budget=budget,
         undone=tuple(undone),
         replans=replans,
-        orders={tail.name: tail.order for tail in tails} if RULES[rule].reorder else {},
+        orders={layer.name: layer.order for layer in layers} if RULES[rule].reorder else {},
         walk=steps,
     )
 
@@ -135,31 +117,26 @@ def plan(
     removed: float,
     *,
     rule: str = "zero_sum",
-    floor: float = 0.0,
-    accounting: str = "break_even",
-    replan: bool = False,
-    trace: bool = False,
+    **options,
 ) -> tuple[dict[str, Decomposition], Selection]:
     """`select` on the loss changes of these decompositions, and decompositions whose first
     components are what it keeps.
 
     They are the given ones, but for a rule that reorders: then left · right is the same matrix,
     `truncate(rank)` keeps what the rule keeps, and `sigma` no longer descends
-    (`components.ordered`).  stats: with `grad`.  Options as for `select`.
+    (`components.ordered`).  stats: with `grad`.  options: floor, accounting, replan and trace, as
+    for `select`.
     Raises ValueError as `components.loss_changes` and `select` do, the latter before anything is
     factorised.
     """
-    share = check_removed(removed)
-    check_options(rule=rule, floor=floor, accounting=accounting)
-    shapes = {name: shape_of(decomposition) for name, decomposition in decompositions.items()}
-    terms = {
-        name: ACCOUNTINGS[accounting](shape, check_floor(floor)) for name, shape in shapes.items()
-    }
-    budget_for(terms, share, floor)
-    useful = {name: found for name, found in decompositions.items() if terms[name].most}
+    _check_rule(rule)
+    shapes = {name: tuple(decomposition.shape) for name, decomposition in decompositions.items()}
+    floor = options.get("floor", 0.0)
+    costs = costs_of(shapes, options.get("accounting", "break_even"), floor)
+    _budget(costs, removed, floor)
+    useful = {name: cut for name, cut in decompositions.items() if costs[name].most}
     changes = loss_changes(useful, stats)
-    sigma = {name: found.sigma for name, found in useful.items()} if rule == "sigma" else None
-    options = dict(floor=floor, accounting=accounting, replan=replan, trace=trace)
+    sigma = {name: cut.sigma for name, cut in useful.items()} if rule == "sigma" else None
     selection = select(changes, shapes, removed, rule=rule, sigma=sigma, **options)
     cut = {name: ordered(decompositions[name], order) for name, order in selection.orders.items()}
     return dict(decompositions) | cut, selection
@@ -174,31 +151,28 @@ def zero_sum(
     task_loss=None,
     batches=None,
     validation=None,
-    rule: str = "zero_sum",
-    floor: float = 0.0,
-    accounting: str = "break_even",
-    replan: bool = False,
+    **options,
 ) -> dict[str, int | None]:
     """The ranks at which the first-order changes of the loss cancel: `select` on
     `components.loss_changes`.
 
-    stats: with `grad`.  The budget is one over all layers, those that stay dense included; where it
-    cannot be met that is an error, while allocations that give each layer its own share fall back
-    to rank 1.  A rule that reorders components needs decompositions in that order: those of `plan`,
-    given to `surgery.compress`.
+    stats: with `grad`.  options: rule, floor, accounting, replan, as for `select`.  The budget is
+    one over all layers, dense ones included; where it cannot be met that is an error, while
+    allocations that give each layer its own share fall back to rank 1.  A rule that reorders
+    components needs decompositions in that order: those of `plan`, given to `surgery.compress`.
 
     accounting "remap" counts numbers as `quantised.quantise(layout="remap")` stores them; until
     then a report counts plain factors, which may be more than W.
 
     Source: Zero Sum SVD (arXiv 2602.02848); its scripts take floor = 0 for 20 and 40 % removed, 0.3
-    for 60 %. Raises ValueError as `plan` does.
+    for 60 %.  Raises ValueError as `plan` does.
     """
-    options = dict(rule=rule, floor=floor, accounting=accounting, replan=replan)
+    check_arguments(**options)
     _, selection = plan(decompositions, stats, removed, **options)
     if any(order != sorted(order) for order in selection.orders.values()):
         raise ValueError(
-            f"rule = {rule!r} drops components in another order than these decompositions have: "
-            "pass decompositions=zero_sum.plan(...)[0] to compress"
+            f"rule = {options['rule']!r} drops components in another order than these "
+            "decompositions have: pass decompositions=zero_sum.plan(...)[0] to compress"
         )
     return selection.ranks
 
@@ -214,26 +188,44 @@ def greedy(
     return zero_sum(decompositions, removed, rule="magnitude", **given)
 
 
-def check_options(
-    rule: str = "zero_sum", floor: float = 0.0, accounting: str = "break_even", **_
+def check_arguments(
+    task_loss=None, batches=None, validation=None, rule: str = "zero_sum", **options
 ) -> None:
-    """Raises ValueError for an unknown rule or accounting, or a floor outside 0 … 1: before hours
-    of work, not after.
-    """
-    for option, value, known in (("rule", rule, RULES), ("accounting", accounting, ACCOUNTINGS)):
-        if value not in known:
-            raise ValueError(f"{option} = {value!r} is not known: choose one of {', '.join(known)}")
-    check_floor(floor)
-
-
-def _check_arguments(task_loss=None, batches=None, validation=None, **options) -> None:
+    """Raises ValueError for an option that is unknown or bad: before hours of work, not after."""
     check_settings("options", options, ("rule", "floor", "accounting", "replan"))
-    check_options(**options)
+    _check_rule(rule)
+    settings = {name: value for name, value in options.items() if name != "replan"}
+    costs_of({}, **settings)
 
 
-def _check_greedy(task_loss=None, batches=None, validation=None, **options) -> None:
+def check_greedy(task_loss=None, batches=None, validation=None, **options) -> None:
+    """As `check_arguments`, for `greedy`, whose rule is fixed."""
     check_settings("options", options, ("floor", "accounting", "replan"))
-    check_options(**options)
+    check_arguments(**options)
 
 
-zero_sum.check_arguments, greedy.check_arguments = _check_arguments, _check_greedy
+def _check_rule(rule: str) -> None:
+    if rule not in RULES:
+        raise ValueError(f"rule = {rule!r} is not known: choose one of {', '.join(RULES)}")
+
+
+def _budget(costs: Mapping[str, Cost], removed: float, floor: float) -> int:
+    """Numbers to take away, ⌊removed · Σ m n⌋ over all layers, dense ones included.
+
+    Raises ValueError that says the nearest reachable `removed` where all layers at their floors
+    save less.
+    """
+    share = check_removed(removed)
+    total = sum(cost.dense for cost in costs.values())
+    reachable = sum(cost.saved(cost.least) for cost in costs.values())
+    budget = math.floor(share * total)
+    if budget <= reachable:
+        return budget
+    nearest = math.floor(Fraction(reachable, total) * 10**4) / 10**4
+    way_out = "none of their ranks saves parameters"
+    if nearest:
+        way_out = f"the nearest reachable is removed = {nearest}"
+    raise ValueError(
+        f"removed = {float(removed)} cannot be met: with every layer at its floor (floor = "
+        f"{floor}, at least rank 1) {reachable} of these layers' {total} weights go; {way_out}"
+    )

@@ -8,8 +8,8 @@ import torch
 
 from prehab_lib.allocation import ALLOCATIONS, allocation_named
 from prehab_lib.budget import break_even_rank, check_removed, rank_for
-from prehab_lib.rivals.grouped import grouped, removed_fractions
-from prehab_lib.rivals.ranks import compressible, groups_of_one_type, shape_of, share_out
+from prehab_lib.rivals.ranks import compressible, groups_of_one_type, share_out
+from prehab_lib.rivals.svd_llm_v2 import grouped, removed_fractions
 from prehab_lib.stats import LayerStats
 from tests.stack import bits, everything, spectrum, untouched
 
@@ -39,7 +39,7 @@ def test_ranks_fit_their_layers_and_the_budget(allocation, removed, given):
         return
     ranks = ALLOCATIONS[allocation](removed=removed, **given)
     assert list(ranks) == list(given["decompositions"]) and ranks["gate"] is None
-    shapes = {name: shape_of(found) for name, found in given["decompositions"].items() if name != "gate"}
+    shapes = {name: found.shape for name, found in given["decompositions"].items() if name != "gate"}
     assert all(ranks[name] is None or 1 <= ranks[name] <= break_even_rank(shape) for name, shape in shapes.items())
     kept = 1 - check_removed(removed)
     stored = sum(m * n if ranks[name] is None else ranks[name] * (m + n) for name, (m, n) in shapes.items())
@@ -81,7 +81,7 @@ def test_equal_layers_get_equal_ranks(allocation, given):
     same = {"decompositions": dict.fromkeys(names, one), "stats": dict.fromkeys(names, stats)}
     same |= {"task_loss": lambda model, batch: torch.tensor(1.0)}
     ranks = ALLOCATIONS[allocation](removed=0.5, **(given | same))
-    assert set(ranks.values()) == {rank_for(shape_of(one), 0.5)}
+    assert set(ranks.values()) == {rank_for(one.shape, 0.5)}
 
 
 def test_an_option_nobody_knows_is_no_option():

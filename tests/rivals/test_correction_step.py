@@ -37,11 +37,6 @@ def test_several_gradients_all_see_the_same_change(count):
         torch.testing.assert_close((span @ span.T @ lost.flatten()).view(7, 5), step, rtol=0, atol=1e-4)
 
 
-def test_a_gradient_said_twice_counts_once():
-    lost, g = matrices(7, 5, count=2)
-    torch.testing.assert_close(restoring_step(lost, [g, g, g]), restoring_step(lost, [g]), rtol=1e-5, atol=1e-7)
-
-
 def test_the_ridge_is_a_millionth_of_the_mean_squared_norm():
     """Against the normal equations in numpy, where two gradients are so close that the ridge decides."""
     lost, g, other = (part.numpy() for part in matrices(7, 5, count=3))

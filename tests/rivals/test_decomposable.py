@@ -88,15 +88,12 @@ def test_a_seed_draws_the_same_ranks(toy):
     assert losses[0] == losses[1] != losses[2]
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
+def test_bad_options_are_named(toy):
+    for change, message in (
         ({"alpha": 1.5}, "alpha = 1.5: the share"),
         ({"removed": (0.8, 0.2)}, "the range starts with the smaller"),
         ({"removed": (0.0, 0.2)}, "strictly between 0 and 1"),
         ({"refresh": 0}, "refresh = 0"),
-    ],
-)
-def test_bad_options_are_named(change, message, toy):
-    with pytest.raises(ValueError, match=message):
-        Decomposable(classification_loss, toy[2], **change)
+    ):
+        with pytest.raises(ValueError, match=message):
+            Decomposable(classification_loss, toy[2], **change)

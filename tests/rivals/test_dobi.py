@@ -1,101 +1,86 @@
-import copy
+"""Learned ranks: gates on weights and on activations, their gradients, and a model that comes back as it was."""
+
 import math
 
 import pytest
 import torch
 from torch import nn
 
-from prehab_lib.budget import break_even_rank, rank_for
+from prehab_lib.budget import rank_for
 from prehab_lib.evaluate import classification_loss
-from prehab_lib.factors import LowRankLinear
+from prehab_lib.methods import Method
 from prehab_lib.rivals import dobi
-from prehab_lib.rivals.gates import Gates
-from prehab_lib.rivals.subspaces import SUBSPACES, Incremental, IncrementalCentred, Stacked
+from prehab_lib.rivals.dobi import gated_activations, gated_weights, learn_ranks, learned
+from prehab_lib.rivals.gates import STEEPEST, Gates
+from prehab_lib.rivals.ranks import ACCOUNTINGS
 from prehab_lib.rivals.trial import loss_at
-from prehab_lib.stats import collect
 from prehab_lib.surgery import compress
 from prehab_lib.tasks.perplexity import language_loss
 from prehab_lib.tasks.small_llama import small_llama
-from prehab_lib.weightings import decompose_all, error
-from tests.helpers import check_slopes, killed_after, skewed
-from tests.stack import bits, stack_batches, trained, untouched
+from prehab_lib.weightings import decompose_all, decompose_lazily
+from tests.helpers import check_slopes, killed_after
+from tests.rivals.test_gates import cost, placed
+from tests.stack import bits, everything, untouched
 
-every_subspace = pytest.mark.parametrize("subspace", SUBSPACES)
-SHAPES = [(16, 16), (8, 32), (40, 24), (1024, 4096), (4096, 1024)]
+forms = pytest.mark.parametrize("gates_on", ["weights", "activations"])
 
 
 @pytest.fixture(scope="module")
-def model():
+def given():
     torch.set_num_threads(1)
-    return trained()
+    return everything()
 
 
-@pytest.fixture(scope="module")
-def batches():
-    return stack_batches()
+def gates_of(cuts, start=None) -> Gates:
+    return Gates({name: found.shape for name, found in cuts.items()}, 0.5, start=start)
 
 
-def linear_names(model):
-    return [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+# Gates on weights
 
 
-# Units
+@pytest.mark.parametrize("ruler", ["identity", "gram"])
+def test_open_gates_change_nothing_and_steep_ones_truncate(ruler, given):
+    model, x = given["model"], given["batches"][0]
+    cuts = decompose_all(model, given["stats"], ruler)
+    gates = gates_of(cuts)
+    gates.beta, dense = 1e4, model(x[0])
+    with torch.no_grad():
+        gates.shares.fill_(2.0)
+        for form in (gated_weights(model, cuts, gates), gated_activations(model, gates)):
+            with form:
+                torch.testing.assert_close(model(x[0]), dense, rtol=1e-4, atol=1e-4)
+        ranks = {name: 1 + place for place, name in enumerate(gates.costs)}
+        with gated_weights(model, cuts, placed(gates, **ranks)):
+            loss = float(classification_loss(model, x))
+    assert loss == pytest.approx(loss_at(model, cuts, ranks, classification_loss, [x]), rel=1e-5)
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("tokens", [7, 64, 2048])
-def test_positions_and_weight_ranks_are_one_scale(shape, tokens):
-    for rank in (0, 1, min(shape) // 3, min(shape)):
-        position = dobi.activation_position(rank, shape, tokens)
-        assert 0 <= position <= tokens
-        assert dobi.weight_rank(position, shape, tokens) == pytest.approx(rank)
-    assert dobi.weight_rank(tokens, shape, tokens) == min(shape)
+@forms
+def test_the_slope_of_the_loss_is_its_finite_difference(gates_on, given):
+    """Through the gates of all layers behind: the gradient of every truncation has to be right."""
+    model, x, cuts = given["model"].double(), given["batches"][0], given["decompositions"]
+    batch, gates = (x[0].double(), x[1]), gates_of(cuts)
+    form = gated_weights(model, cuts, gates) if gates_on == "weights" else gated_activations(model, gates)
+    try:
+        with form:
+            (slope,) = torch.autograd.grad(classification_loss(model, batch), gates.shares)
+            check_slopes(slope, gates, lambda: classification_loss(model, batch), 1e-6, rel=1e-4, abs=1e-7)
+    finally:
+        model.float()
 
 
-def test_grouped_query_attention_divides_by_more_than_zero():
-    """Keys of (1024, 4096) at 2048 tokens: half of the tokens is half of the rank, not a division by 1024 // 2048."""
-    assert dobi.weight_rank(1024, (1024, 4096), 2048) == 512
-    assert dobi.activation_position(512, (1024, 4096), 2048) == 1024
+# Gates on activations
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-def test_remap_is_a_bijection(shape):
-    most = min(shape)
-    shares = [dobi.remapped_share(rank, shape) for rank in range(most + 1)]
-    assert shares[0] == 0 and shares[-1] == 1 and len(set(shares)) == most + 1 and shares == sorted(shares)
-    assert [dobi.remapped_rank(share, shape) for share in shares] == list(range(most + 1))
-
-
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("kept", [0.1, 0.3, 0.57, 0.8, 0.95])
-def test_a_remapped_rank_is_the_largest_that_fits(shape, kept):
-    m, n = shape
-    rank = dobi.remapped_rank(kept, shape)
-    assert rank * max(m, n) <= kept * m * n < (rank + 1) * max(m, n)
-    assert rank >= rank_for(shape, 1 - kept) or rank == 0
-    assert dobi.remapped_rank(0.9, shape) > break_even_rank(shape)  # out of reach for plain factors
-
-
-@pytest.mark.parametrize("kept", [-0.1, 1.1, math.nan])
-def test_bad_shares_are_refused(kept):
-    with pytest.raises(ValueError, match="kept = "):
-        dobi.remapped_rank(kept, (4, 4))
-    with pytest.raises(ValueError, match="rank = 5.*allows 0 to 4"):
-        dobi.remapped_share(5, (4, 6))
-
-
-# Truncated activations
-
-
-def test_a_steep_gate_truncates_the_activations_batch_by_batch(model, batches):
+def test_a_steep_gate_truncates_the_activations_batch_by_batch(given):
     """Of the layer alone: its outputs without the bias have the rank of the gate, and are the nearest such."""
-    x, name = batches[0][0], "blocks.0.up"
-    layer = model.get_submodule(name)
-    gates = Gates({name: (40, 24)}, 0.5, "break_even", {name: 5})
+    x, name = given["batches"][0][0], "blocks.0.up"
+    model, layer = given["model"], given["model"].get_submodule(name)
+    gates = Gates({name: (40, 24)}, 0.5, start={name: 5})
     gates.beta = 1e4
     with torch.no_grad():
         A = layer(x) - layer.bias
-        with dobi.truncated(model, gates):
+        with gated_activations(model, gates):
             F = layer(x) - layer.bias
         U, s, Vh = torch.linalg.svd(A, full_matrices=False)
     torch.testing.assert_close(F, U[:, :5] @ torch.diag(s[:5]) @ Vh[:5], rtol=1e-4, atol=1e-4)
@@ -105,211 +90,189 @@ def test_a_steep_gate_truncates_the_activations_batch_by_batch(model, batches):
 def test_the_gate_stands_at_its_share_of_what_the_activations_can_have(tokens, at):
     """A layer (40, 24) at a quarter of its rank: the 6th of 24 values, and the 3rd where 12 tokens have but 12."""
     layer = nn.Sequential(nn.Linear(24, 40, bias=False))
-    gates = Gates({"0": (40, 24)}, 0.5, "break_even", {"0": 6})
+    gates = Gates({"0": (40, 24)}, 0.5, start={"0": 6})
     gates.beta = 1e4
-    with torch.no_grad(), dobi.truncated(layer, gates):
+    with torch.no_grad(), gated_activations(layer, gates):
         F = layer(torch.randn(2, tokens // 2, 24, generator=torch.Generator().manual_seed(0)))
     assert F.shape == (2, tokens // 2, 40)
     assert int(torch.linalg.matrix_rank(F.reshape(tokens, 40), rtol=1e-4)) == at
 
 
-def test_open_gates_change_nothing(model, batches):
-    names = linear_names(model)
-    gates = Gates({n: tuple(model.get_submodule(n).weight.shape) for n in names}, 0.5, "break_even", None)
-    gates.beta = 1e4
-    with torch.no_grad():
-        gates.shares.fill_(2.0)
-        dense = model(batches[0][0])
-        with dobi.truncated(model, gates):
-            torch.testing.assert_close(model(batches[0][0]), dense, rtol=1e-4, atol=1e-4)
-
-
-def test_the_slope_of_the_loss_is_its_finite_difference(batches):
-    """Through the gates of all layers behind: the gradient of every truncation has to be right."""
-    model = trained(20).double()
-    batch = (batches[0][0].double(), batches[0][1])
-    names = [name for name in linear_names(model) if name != "gate"]
-    gates = Gates({n: tuple(model.get_submodule(n).weight.shape) for n in names}, 0.5, "break_even", None)
-    with dobi.truncated(model, gates):
-        (slope,) = torch.autograd.grad(classification_loss(model, batch), gates.shares)
-        check_slopes(slope, gates, lambda: classification_loss(model, batch), 1e-6, rel=1e-4, abs=1e-7)
+def test_a_llama_with_grouped_query_attention():
+    llama = small_llama(40, depth=1, width=16, heads=4, kv_heads=1).eval()
+    before, cuts = bits(llama), decompose_all(llama, None, "identity")
+    ids = [torch.randint(0, 40, (2, 12), generator=torch.Generator().manual_seed(i)) for i in range(2)]
+    data = dict(model=llama, task_loss=language_loss, batches=[{"input_ids": x} for x in ids])
+    found = [learn_ranks(cuts, 0.4, **data, gates_on="activations", steps=4) for _ in range(2)]
+    assert found[0] == found[1] and len(found[0].ranks) == 7
+    key = "model.layers.0.self_attn.k_proj"
+    assert llama.get_submodule(key).weight.shape == (4, 16) and found[0].ranks[key] <= 3
+    data["batches"] = [{"input_ids": ids[0], "attention_mask": torch.ones(2, 12, dtype=torch.long).tril()}]
+    with pytest.raises(ValueError, match="a batch has padding"):
+        learned(cuts, 0.4, **data, gates_on="activations", steps=1)
+    assert untouched(llama, before)
 
 
 # Learning
 
 
-def test_learned_positions_beat_uniform_ranks_and_keep_the_budget(model, batches):
-    names = [name for name in linear_names(model) if name != "gate"]
-    found = dobi.learn_positions(model, 0.6, classification_loss, batches, layers=names, steps=25)
-    shapes = {name: tuple(model.get_submodule(name).weight.shape) for name in names}
-    stored = sum(math.prod(shapes[n]) if r is None else r * sum(shapes[n]) for n, r in found.ranks.items())
-    assert stored <= 0.4 * sum(math.prod(shape) for shape in shapes.values())
-    assert found.rows[0]["kept"] == pytest.approx(0.4)
-    cuts = decompose_all(model, collect(model, batches, names), "gram")
+@forms
+def test_the_loss_falls_below_that_of_uniform_ranks(gates_on, given):
+    found = learn_ranks(removed=0.6, **given, gates_on=gates_on, steps=25)
+    shapes = {name: cut.shape for name, cut in given["decompositions"].items() if name != "gate"}
+    assert cost({name: found.ranks[name] for name in shapes}, shapes) <= 0.4 * sum(map(math.prod, shapes.values()))
     uniform = {name: rank_for(shape, 0.6) for name, shape in shapes.items()}
-    at = [loss_at(model, cuts, ranks, classification_loss, batches) for ranks in (found.ranks, uniform)]
-    assert at[0] < at[1]
+    data = given["model"], given["decompositions"]
+    at = [loss_at(*data, ranks, given["task_loss"], given["batches"]) for ranks in (found.ranks, uniform)]
+    assert at[0] < 0.95 * at[1]
+    assert found.rows[0]["kept"] == pytest.approx(0.4) and abs(found.rows[-1]["kept"] - 0.4) < 0.1
 
 
-def test_a_llama_with_grouped_query_attention(batches):
-    llama = small_llama(40, depth=1, width=16, heads=4, kv_heads=1).eval()
-    before = bits(llama)
-    ids = [torch.randint(0, 40, (2, 12), generator=torch.Generator().manual_seed(i)) for i in range(2)]
-    rows = [{"input_ids": x} for x in ids]
-    found = [dobi.learn_positions(llama, 0.4, language_loss, rows, steps=4) for _ in range(2)]
-    assert found[0] == found[1] and len(found[0].ranks) == 7
-    assert untouched(llama, before)
-    key = "model.layers.0.self_attn.k_proj"
-    assert llama.get_submodule(key).weight.shape == (4, 16) and found[0].ranks[key] <= 3
-    padded = [{"input_ids": ids[0], "attention_mask": torch.ones(2, 12, dtype=torch.long).tril()}]
-    with pytest.raises(ValueError, match="a batch has padding"):
-        dobi.learn_positions(llama, 0.4, language_loss, padded, steps=1)
-    with pytest.raises(ValueError, match="a batch has padding"):
-        dobi.project(llama, found[0].ranks, padded)
-    assert untouched(llama, before)
+class Two(nn.Module):
+    """Two equal layers side by side, of which the classes depend on one alone, all but a thousandth."""
+
+    def __init__(self):
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(3)
+            self.loud, self.quiet = nn.Linear(24, 24), nn.Linear(24, 24)
+
+    def forward(self, x):
+        return 3 * self.loud(x) + 3e-3 * self.quiet(x)
 
 
-@pytest.mark.parametrize("where", ["learning", "projecting"])
-def test_the_model_is_as_it_was_where_something_fails(where, model, batches):
-    model, before = copy.deepcopy(model), bits(model)
-    loss = killed_after(2, classification_loss) if where == "learning" else classification_loss
-    options = {"subspace": "incremental", "steps": 3}
-    data = batches if where == "learning" else [(x[:3], y[:3]) for x, y in batches]
-    with pytest.raises(
-        KeyboardInterrupt if where == "learning" else ValueError, match=None if where == "learning" else "layer 'b"
+@pytest.mark.parametrize("accounting", ACCOUNTINGS)
+def test_the_layer_the_loss_looks_at_gets_more_than_its_uniform_rank(accounting):
+    model = Two()
+    xs = [torch.randn(64, 24, generator=torch.Generator().manual_seed(i)) for i in range(3)]
+    data = dict(model=model, task_loss=classification_loss, batches=[(x, model(x).detach().argmax(1)) for x in xs])
+    found = learn_ranks(decompose_all(model, None, "identity"), 0.6, **data, accounting=accounting)
+    uniform = rank_for((24, 24), 0.6) if accounting == "break_even" else int(0.4 * 24)
+    assert found.ranks["quiet"] < uniform < (found.ranks["loud"] or 24)
+    assert cost(found.ranks, dict.fromkeys(found.ranks, (24, 24)), accounting) <= 0.4 * 2 * 24 * 24
+    assert found.gammas["quiet"] < found.gammas["loud"]
+
+
+def test_the_same_seed_gives_the_same_ranks_and_it_decides_random_losses(given):
+    def noisy(model, batch):
+        return classification_loss(model, batch) * (1 + torch.randn(()).abs())
+
+    noise = given | {"task_loss": noisy}
+    torch.manual_seed(5)
+    state = torch.get_rng_state()
+    found = [learn_ranks(removed=0.5, **noise, steps=6, seed=seed) for seed in (0, 0, 1)]
+    assert found[0] == found[1] and found[0].gammas != found[2].gammas
+    assert [row["step"] for row in found[0].rows] == list(range(6))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_lazy_decompositions_give_the_same_ranks(given):
+    lazy = decompose_lazily(given["model"], given["stats"], "gram", given["decompositions"])
+    assert learned(removed=0.5, **(given | {"decompositions": lazy}), steps=4) == learned(removed=0.5, **given, steps=4)
+
+
+def test_the_loss_counts_by_its_exponential(given, monkeypatch):
+    """At the start the budget is met and its slope is 0, so what Adam gets is the gradient of e^loss."""
+    model, cuts, batch = given["model"], given["decompositions"], given["batches"][0]
+    seen = []
+    monkeypatch.setattr(torch.optim.Adam, "step", lambda self: seen.append(self.param_groups[0]["params"][0].grad))
+    learned(removed=0.5, **given, steps=1, beta=(1.0, 1.0), weight_of_budget=1e-9)
+    gates = gates_of(cuts)
+    with gated_weights(model.eval(), cuts, gates):
+        (wanted,) = torch.autograd.grad(classification_loss(model, batch).exp(), gates.shares)
+    torch.testing.assert_close(seen[0], wanted, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("loss", [60.0, 1000.0])
+def test_a_huge_loss_stays_in_numbers(loss, given):
+    """e^1000 is no number: above STEEPEST the slope of e^loss stays what it is there."""
+    huge = given | {"task_loss": lambda model, batch: classification_loss(model, batch) + loss}
+    found = learn_ranks(removed=0.5, **huge, steps=3)
+    assert loss > STEEPEST and all(math.isfinite(gamma) for gamma in found.gammas.values())
+
+
+@forms
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_models_learn_too(dtype, gates_on, given):
+    model = nn.Sequential(nn.Linear(24, 40), nn.Linear(40, 12)).to(dtype)
+    batches = [(x.to(dtype), y) for x, y in given["batches"]]
+    cuts, before = decompose_all(model, None, "identity"), bits(model)
+    data = dict(model=model, task_loss=classification_loss, batches=batches)
+    found = learn_ranks(cuts, 0.5, **data, gates_on=gates_on, steps=5)
+    assert all(math.isfinite(gamma) for gamma in found.gammas.values()) and untouched(model, before)
+    start = gates_of(cuts).gammas()
+    assert all(found.gammas[name] != start[name] for name in start)
+
+
+# What stays as it was
+
+
+@forms
+@pytest.mark.parametrize("ends", ["well", "with Ctrl-C", "with NaN"])
+def test_the_model_comes_back(ends, gates_on, given):
+    model, before = given["model"].train(), bits(given["model"])
+    model.head.weight.requires_grad_(False)
+    model.gate.weight.grad = torch.ones_like(model.gate.weight)
+    modules = dict(model.named_modules())
+    flags = {name: p.requires_grad for name, p in model.named_parameters()}
+    task_loss, error = {
+        "well": (classification_loss, None),
+        "with Ctrl-C": (killed_after(3, classification_loss), KeyboardInterrupt),
+        "with NaN": (lambda model, batch: classification_loss(model, batch) * math.nan, ValueError),
+    }[ends]
+    try:
+        if error is None:
+            learned(removed=0.5, **given, gates_on=gates_on, steps=5)
+        else:
+            with pytest.raises(error):
+                learned(removed=0.5, **(given | {"task_loss": task_loss}), gates_on=gates_on, steps=5)
+        assert untouched(model, before) and model.training
+        assert all(now is modules[name] for name, now in model.named_modules())
+        assert flags == {name: p.requires_grad for name, p in model.named_parameters()}
+        assert [name for name, p in model.named_parameters() if p.grad is not None] == ["gate.weight"]
+    finally:
+        model.head.weight.requires_grad_(True)
+        model.gate.weight.grad = None
+
+
+WRONG = [
+    ({"model": None}, "allocation 'learned' needs model"),
+    ({"task_loss": None}, "allocation 'learned' needs task_loss"),
+    ({"batches": iter([])}, "batches many times.*not a generator"),
+    ({"batches": []}, "batches ran out"),
+    (
+        {"task_loss": lambda model, batch: torch.tensor(math.inf)},
+        "task_loss is inf at step 0 of allocation 'learned'",
+    ),
+    (
+        {"task_loss": lambda model, batch: classification_loss(model, batch).detach()},
+        "task_loss of allocation 'learned' does not depend on the layers' gates",
+    ),
+    ({"gates_on": "outputs"}, "gates_on = 'outputs': give 'weights' or 'activations'"),
+    ({"start": {"head": 3}}, "start lacks layer 'blocks.0.down'"),
+]
+
+
+def test_what_is_missing_is_named(given):
+    for change, message in WRONG:
+        with pytest.raises(ValueError, match=message):
+            learned(removed=0.5, **(given | change))
+
+
+def test_compress_knows_before_it_decomposes(given, monkeypatch):
+    monkeypatch.setattr("prehab_lib.weightings.decompose", lambda *_, **__: pytest.fail("decomposed"))
+    for change, options, message in (
+        ({"task_loss": None}, {}, "needs task_loss"),
+        ({"batches": None}, {}, "needs batches"),
+        ({}, {"steps": -1}, "steps = -1"),
+        ({}, {"gates_on": "outputs"}, "gates_on = 'outputs'"),
     ):
-        dobi.compress(model, 0.4, loss, data, **options)
-    assert untouched(model, before)
+        arguments = {name: given[name] for name in ("task_loss", "batches", "validation")} | change
+        with pytest.raises(ValueError, match=message):
+            compress(given["model"], Method("gram", "learned", options=options), 0.5, given["stats"], **arguments)
 
 
-# The weight update
-
-
-def test_the_update_is_the_whitened_truncation(model, batches):
-    """Ŵ = U_k U_kᵀ W of the stacked outputs: SVD-LLM's map at the same ranks (digest, fact 2)."""
-    names = linear_names(model)
-    ranks = {name: 1 + place for place, name in enumerate(names) if name != "gate"}
-    cuts = decompose_all(model, collect(model, batches, names), "gram")
-    found = dobi.project(model, ranks | {"gate": None}, batches)
-    assert found.keys() == ranks.keys()
-    for name, rank in ranks.items():
-        ours, theirs = found[name].dense(), cuts[name].truncate(rank).dense()
-        assert found[name].rank == rank
-        assert float((ours - theirs).norm() / theirs.norm()) < 1e-6, name
-
-
-@every_subspace
-def test_what_is_kept_is_a_projection_of_the_outputs(subspace, model, batches):
-    ranks = {"blocks.0.up": 7, "blocks.1.down": 3}
-    for name, factors in dobi.project(model, ranks, batches, subspace=subspace).items():
-        V, W = factors.U, model.get_submodule(name).weight.double()
-        torch.testing.assert_close(V.T @ V, torch.eye(ranks[name], dtype=torch.float64))
-        torch.testing.assert_close(factors.V, V.T @ W)
-        assert int(torch.linalg.matrix_rank(factors.dense())) == ranks[name]
-
-
-@pytest.mark.parametrize("rank", [2, 6, 12])
-def test_no_subspace_beats_the_stacked_one(rank, model, batches):
-    name = "blocks.2.up"
-    stats, W = collect(model, batches, [name])[name], model.get_submodule(name).weight
-    loss = {
-        subspace: error(W, dobi.project(model, {name: rank}, batches, subspace=subspace)[name].dense(), stats, "gram")
-        for subspace in SUBSPACES
-    }
-    best = decompose_all(model, {name: stats}, "gram")[name].tail_error(rank)
-    assert loss["stacked"] == pytest.approx(best, rel=1e-6)
-    assert min(loss["incremental"], loss["incremental_centred"]) > 1.0001 * best
-
-
-def shared_subspace(k: int, m: int) -> tuple[torch.Tensor, list]:
-    """Batches of activations that all live in the same k directions (m, k)."""
-    Q = torch.linalg.qr(skewed(m, m, seed=5, spread=0.0)).Q[:, :k]
-    return Q, [skewed(20, k, seed=i, spread=1.0) @ Q.T for i in range(4)]
-
-
-@pytest.mark.parametrize("way", [Stacked, Incremental])
-def test_a_subspace_that_all_batches_share_is_found(way):
-    Q, activations = shared_subspace(3, 10)
-    found = way(3)
-    for A in activations:
-        found.add(A)
-    V = found.basis()
-    torch.testing.assert_close(V @ V.T, Q @ Q.T, rtol=0, atol=1e-9)
-
-
-def test_centring_loses_a_direction_that_all_batches_share():
-    """Of one batch's k rows, the mean taken off leaves k − 1: the span is not found even where it is plain to see."""
-    Q, activations = shared_subspace(3, 10)
-    found = IncrementalCentred(3)
-    found.add(activations[0])
-    V = found.basis()
-    assert float((V @ V.T - Q @ Q.T).norm()) > 0.5
-
-
-def test_the_incremental_subspace_gives_every_batch_one_vote():
-    """The top of the sum of their projectors: two votes against one, though the one is a thousand times louder."""
-    A, B = skewed(30, 10, seed=1, spread=1.0), 1e3 * skewed(30, 10, seed=2, spread=1.0).flip(1)
-    found, projectors = Incremental(3), 0
-    for activations in (A, A, B):
-        found.add(activations)
-        V = torch.linalg.svd(activations).Vh[:3].T
-        projectors = projectors + V @ V.T
-    V, expected = found.basis(), torch.linalg.eigh(projectors).eigenvectors[:, -3:]
-    torch.testing.assert_close(V @ V.T, expected @ expected.T, rtol=0, atol=1e-9)
-
-
-# The whole way
-
-
-@every_subspace
-def test_the_whole_way_in_place(subspace, model, batches):
-    names = [name for name in linear_names(model) if name != "gate"]
-    cut = copy.deepcopy(model)
-    report, found = dobi.compress(cut, 0.5, classification_loss, batches, layers=names, subspace=subspace, steps=4)
-    assert report.ranks == found.ranks and report.achieved >= 0.5
-    assert report.achieved < 0.5 + 64 / 6048  # less than one rank of the largest layer
-    for name, rank in found.ranks.items():
-        module, dense = cut.get_submodule(name), model.get_submodule(name)
-        assert isinstance(module, LowRankLinear) == (rank is not None)
-        assert rank is None or (module.rank == rank and torch.equal(module.bias, dense.bias))
-    assert torch.isfinite(cut(batches[0][0])).all()
-
-
-def test_at_its_ranks_it_is_svd_llm(model, batches):
-    """The same model as surgery makes at these ranks under the Gram."""
-    names = [name for name in linear_names(model) if name != "gate"]
-    ours, theirs = copy.deepcopy(model), copy.deepcopy(model)
-    _, found = dobi.compress(ours, 0.5, classification_loss, batches, layers=names, steps=4)
-    cuts = decompose_all(model, collect(model, batches, names), "gram")
-    compress(theirs, "svd_llm", 0.5, decompositions=cuts)
-    x = batches[0][0]
-    dense = copy.deepcopy(model)
-    with torch.no_grad():
-        for name, rank in found.ranks.items():
-            if rank:
-                dense.get_submodule(name).weight.copy_(cuts[name].truncate(rank).dense())
-        torch.testing.assert_close(ours(x), dense(x), rtol=1e-3, atol=1e-3)
-        assert not torch.allclose(ours(x), theirs(x), rtol=1e-2, atol=1e-2)  # ranks are what it changes
-
-
-@pytest.mark.parametrize(
-    ("call", "message"),
-    [
-        (
-            lambda m, b: dobi.project(m, {"head": 3}, b, subspace="pca"),
-            "subspace = 'pca' is not known: choose one of st",
-        ),
-        (lambda m, b: dobi.project(m, {"head": 3}, []), "no batch reached layer 'head'"),
-        (
-            lambda m, b: dobi.project(m, {"head": 12}, [(b[0][0][:5], b[0][1][:5])], subspace="incremental"),
-            "'head'.*larger batches",
-        ),
-        (lambda m, b: dobi.learn_positions(m, 0.5, None, b), "learn_positions needs task_loss"),
-        (lambda m, b: dobi.learn_positions(m, 0.5, classification_loss, iter(b)), "batches many times"),
-        (lambda m, b: dobi.learn_positions(m, 0.5, classification_loss, b, steps=0), "steps = 0"),
-        (lambda m, b: dobi.learn_positions(m, 1.5, classification_loss, b), "removed = 1.5"),
-    ],
-)
-def test_what_is_wrong_is_named(call, message, model, batches):
-    with pytest.raises(ValueError, match=message):
-        call(model, batches)
+def test_layers_that_no_rank_makes_smaller_ask_for_nothing(given, monkeypatch):
+    monkeypatch.setattr(dobi, "learn", lambda *_: pytest.fail("trained"))
+    only = {"gate": given["decompositions"]["gate"]}
+    assert learned(removed=0.5, **(given | {"decompositions": only})) == {"gate": None}

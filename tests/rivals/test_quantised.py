@@ -1,7 +1,6 @@
 """Models in 8 bits, in memory and on disk: the bytes, and the way through save, load and transformers."""
 
 import itertools
-import json
 
 import pytest
 import torch
@@ -10,12 +9,11 @@ from torch import nn
 
 from prehab_lib.batches import device_of
 from prehab_lib.evaluate import classification_loss
-from prehab_lib.factors import LowRankLinear
 from prehab_lib.rehab import rehab
 from prehab_lib.rivals.correction import projected_gradient
 from prehab_lib.rivals.packing import PackedLinear
 from prehab_lib.rivals.quantised import factor_names, file_bytes, hq_removed, quantise, stored_bytes
-from prehab_lib.rivals.recovery import closed_form
+from prehab_lib.rivals.svd_llm_update import closed_form
 from prehab_lib.save.rewrite import split_qkv, to_linear
 from prehab_lib.surgery import compress, load, save
 from prehab_lib.weightings import decompose_all
@@ -36,7 +34,7 @@ def compressed(family, dtype=torch.float32, removed=0.4, layers=None):
     ("family", "dtype", "layout"),
     [
         *itertools.product(FAMILIES, [torch.float32], ["int8"]),
-        *itertools.product(["vit", "llama", "opt"], [torch.float32], ["remap"]),
+        *itertools.product(["vit", "llama"], [torch.float32], ["remap"]),
         *itertools.product(["llama"], [torch.bfloat16], LAYOUTS),
     ],
 )
@@ -104,27 +102,6 @@ def test_a_quantised_model_merges_into_a_dense_one(tmp_path):
     assert not any(isinstance(module, PackedLinear) for module in dense.modules())
 
 
-def test_dense_layers_among_low_rank_ones(tmp_path):
-    names = [name for name, _ in tiny("llama").named_modules() if name.endswith(("q_proj", "down_proj"))]
-    for layout, kinds in (("int8", {PackedLinear: 10}), ("remap", {nn.Linear: 10})):
-        model = quantise(compressed("llama", layers=names), layout)
-        dense = [m for name, m in model.named_modules() if name.endswith("_proj") and not isinstance(m, LowRankLinear)]
-        assert {type(m): len(dense) for m in dense} == kinds
-        assert type(model.lm_head) is nn.Linear
-        assert torch.equal(logits(load(save(model, tmp_path / layout))), logits(model))
-
-
-def test_nothing_but_8_bits(tmp_path):
-    """HQ asked for a removal of half or less: no truncation at all."""
-    assert hq_removed(0.5) == 0
-    model = quantise(tiny("llama"))
-    assert sum(isinstance(module, PackedLinear) for module in model.modules()) == 14
-    folder = save(model, tmp_path / "model")
-    assert torch.equal(logits(load(folder)), logits(model)) and distance(logits(model), logits(tiny("llama"))) < 0.05
-    assert torch.equal(logits(transformers.AutoModelForCausalLM.from_pretrained(folder)), logits(model))
-    assert "matrices in 8 bits | 14" in (folder / "README.md").read_text()
-
-
 def test_split_layers_and_tied_embeddings(tmp_path):
     model = tiny("vit")
     split_qkv(model)
@@ -138,21 +115,9 @@ def test_split_layers_and_tied_embeddings(tmp_path):
     assert file_bytes(tmp_path / "tied")[0] == stored_bytes(tied)
 
 
-def test_a_folder_changed_by_hand_is_refused(tmp_path):
-    folder = save(quantise(compressed("vit")), tmp_path / "model")
-    path = folder / "prehab.json"
-    description = json.loads(path.read_text())
-    description["packed"]["blocks.0.mlp.fc1.U"]["vectors"] -= 1
-    path.write_text(json.dumps(description))
-    with pytest.raises(ValueError, match=r"blocks.0.mlp.fc1.U.*has shape|has the unknown tensor|lacks 'blocks.0.mlp"):
-        load(folder)
-
-
-@pytest.mark.parametrize(
-    ("removed", "first"), [(0.6, 0.2), (0.5, 0), (0.4, 0), (0.55, 0.1), (0.9, 0.8), (0.7, 0.4), (0.999, 0.998)]
-)
-def test_what_is_truncated_before_half_goes_by_8_bits(removed, first):
-    assert hq_removed(removed) == first and isinstance(hq_removed(removed), float)
+def test_what_is_truncated_before_half_goes_by_8_bits():
+    for removed, first in ((0.6, 0.2), (0.5, 0), (0.4, 0), (0.55, 0.1), (0.9, 0.8), (0.999, 0.998)):
+        assert hq_removed(removed) == first and isinstance(hq_removed(removed), float), removed
     with pytest.raises(ValueError, match="removed = 1"):
         hq_removed(1)
 
@@ -223,21 +188,6 @@ def test_what_trains_or_measures_refuses_8_bits():
     with pytest.raises(ValueError, match="'key' is a PackedLinear.*it is in 8 bits, and quantising comes last"):
         compress(model, "svd", 0.5, layers=["key"])
     assert torch.equal(model(batches[0][0]), before)
-
-
-def test_a_folder_without_a_model_has_no_size(tmp_path):
-    with pytest.raises(FileNotFoundError, match="holds no safetensors file"):
-        file_bytes(tmp_path)
-
-
-def test_a_factor_named_alone_has_a_scale_for_each_rank_index():
-    model = Toy()
-    compress(model, "svd", 0.3, layers=["query"])
-    rank = model.query.rank
-    quantise(model, layers=["query.U"])
-    assert model.query.U.scale.numel() == rank
-    with pytest.raises(ValueError, match="layer 'query' is in 8 bits"):
-        rehab(model, classification_loss, toy_batches(2), rank=2, steps=1, lr=1e-3)
 
 
 def test_a_model_of_buffers_alone_has_a_device():

@@ -1,14 +1,15 @@
+import itertools
 import math
 
 import pytest
 import torch
 
 from prehab_lib.budget import break_even_rank, rank_for
-from prehab_lib.rivals import importance as room
-from prehab_lib.rivals.importance import ALPHAS, importance
+from prehab_lib.rivals import swift_svd as room
+from prehab_lib.rivals.swift_svd import ALPHAS, importance
 from prehab_lib.rivals.trial import loss_at
 from prehab_lib.stats import LayerStats
-from tests.stack import bits, everything, spectrum, untouched
+from tests.stack import everything, spectrum
 
 SHAPE = (24, 40)
 SIGMAS = [0.0, 1.0, 30.0, 1e4]
@@ -28,14 +29,12 @@ def unequal():
     return decompositions, {name: LayerStats(influence=x) for name, x in zip(names, INFLUENCE, strict=True)}
 
 
-@pytest.mark.parametrize("removed", [0.03, 0.1, 0.2, 0.5, 0.8, 0.9, 0.99])
-@pytest.mark.parametrize("alpha", [0, 0.35, 1])
-@pytest.mark.parametrize("delta", [0, 0.5, 1])
-def test_a_type_keeps_the_sum_of_its_uniform_ranks(removed, alpha, delta, unequal):
-    ranks = importance(unequal[0], removed, stats=unequal[1], alpha=alpha, delta=delta).values()
-    uniform = rank_for(SHAPE, removed)
-    assert sum(ranks) == 4 * uniform
-    assert all(max(1, delta * uniform) <= rank <= break_even_rank(SHAPE) for rank in ranks)
+def test_a_type_keeps_the_sum_of_its_uniform_ranks(unequal):
+    for removed, alpha in itertools.product([0.03, 0.1, 0.2, 0.5, 0.8, 0.9, 0.99], [0, 0.35, 1]):
+        ranks = importance(unequal[0], removed, stats=unequal[1], alpha=alpha).values()
+        uniform, at = rank_for(SHAPE, removed), f"removed {removed}, alpha {alpha}"
+        assert sum(ranks) == 4 * uniform, at
+        assert all(max(1, uniform / 2) <= rank <= break_even_rank(SHAPE) for rank in ranks), at
 
 
 def test_ranks_are_the_formula_by_hand():
@@ -57,30 +56,18 @@ def test_a_higher_score_never_gets_a_lower_rank(unequal):
 
 
 def test_what_break_even_cuts_off_goes_to_the_others(unequal):
-    ranks = importance(unequal[0], 0.1, stats=unequal[1], alpha=0, delta=0)
+    ranks = importance(unequal[0], 0.1, stats=unequal[1], alpha=0)
     assert ranks["blocks.3.fc"] == break_even_rank(SHAPE) == 14
     assert sum(ranks.values()) == 4 * rank_for(SHAPE, 0.1)
 
 
-def test_a_full_floor_or_equal_scores_are_uniform(unequal):
+def test_equal_scores_are_uniform(unequal):
     decompositions, stats = unequal
-    assert set(importance(decompositions, 0.5, stats=stats, alpha=0.6, delta=1).values()) == {rank_for(SHAPE, 0.5)}
     equal = {name: spectrum(SHAPE, 2.0) for name in decompositions}
     same = {name: LayerStats(influence=0.4) for name in decompositions}
     for removed in (0.2, 0.37, 0.5, 0.8):
         assert set(importance(equal, removed, stats=same, alpha=0.6).values()) == {rank_for(SHAPE, removed)}
         assert set(importance(equal, removed, stats=stats, alpha=0).values()) == {rank_for(SHAPE, removed)}
-
-
-def test_it_depends_on_the_scale_of_the_statistic(unequal):
-    """By definition: log(e + ε) is not homogeneous.  Tokens are such a scale."""
-    decompositions, stats = unequal
-    counted = {name: LayerStats(influence=found.influence, tokens=10**6) for name, found in stats.items()}
-    louder = {name: spectrum(SHAPE, 1e3 * sigma) for name, sigma in zip(decompositions, SIGMAS, strict=True)}
-    ranks = importance(decompositions, 0.2, stats=counted, alpha=0)
-    assert (
-        ranks == importance(louder, 0.2, stats=stats, alpha=0) != importance(decompositions, 0.2, stats=stats, alpha=0)
-    )
 
 
 @pytest.mark.parametrize("where", ["validation", "batches"])
@@ -91,20 +78,6 @@ def test_alpha_is_the_one_with_the_lowest_loss(where, given):
     losses = [loss_at(given["model"], given["decompositions"], plan, given["task_loss"], data) for plan in plans]
     assert len(set(losses)) > 1
     assert importance(removed=0.6, **arguments) == plans[losses.index(min(losses))]
-
-
-def test_a_good_plan_is_found_by_its_loss_alone(given):
-    """Another loss, another answer: a loss that likes the largest rank of one layer gets it."""
-
-    def likes(model, batch):
-        return torch.tensor(-float(model.blocks[2].up.rank))
-
-    plans = [importance(removed=0.5, **given, alpha=alpha) for alpha in ALPHAS]
-    largest = max(plan["blocks.2.up"] for plan in plans)
-    assert min(plan["blocks.2.up"] for plan in plans) < largest
-    assert importance(removed=0.5, **(given | {"task_loss": likes})) == next(
-        plan for plan in plans if plan["blocks.2.up"] == largest
-    )
 
 
 @pytest.mark.parametrize("loss", [1.0, math.nan])
@@ -123,19 +96,9 @@ def test_equal_plans_are_scored_once_and_a_single_one_never(given, monkeypatch):
         plan for number, plan in enumerate(plans) if plan not in plans[:number]
     ]
     scored.clear()
-    importance(removed=0.5, **given, delta=1)
+    one = {"head": spectrum(SHAPE, 1.0)}
+    assert importance(removed=0.5, **(given | {"decompositions": one})) == {"head": rank_for(SHAPE, 0.5)}
     assert not scored
-
-
-def test_the_model_comes_back_when_the_loss_raises(given):
-    model, before = given["model"], bits(given["model"])
-
-    def loss(model, batch):
-        raise RuntimeError("out of luck")
-
-    with pytest.raises(RuntimeError, match="out of luck"):
-        importance(removed=0.5, **(given | {"task_loss": loss}))
-    assert untouched(model, before)
 
 
 @pytest.mark.parametrize(
@@ -149,8 +112,7 @@ def test_the_model_comes_back_when_the_loss_raises(given):
         ({"stats": None}, "layer 'blocks.0.down' needs the statistic 'influence'"),
         ({"alpha": 1.5}, "alpha = 1.5"),
         ({"alpha": "0.5"}, "alpha = '0.5'"),
-        ({"delta": -0.1}, "delta = -0.1"),
-        ({"delta": math.nan}, "delta = nan"),
+        ({"alpha": math.nan}, "alpha = nan"),
     ],
 )
 def test_what_is_missing_is_named(change, message, given):

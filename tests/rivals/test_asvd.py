@@ -7,9 +7,9 @@ import torch
 
 from prehab_lib.budget import check_removed, rank_for
 from prehab_lib.factors import LowRankLinear
+from prehab_lib.rivals.asvd import sensitivity, solo_losses
 from prehab_lib.rivals.ranks import compressible, parameters
-from prehab_lib.rivals.sensitivity import sensitivity, solo_losses
-from prehab_lib.rivals.trial import loss_at, truncated
+from prehab_lib.rivals.trial import loss_at
 from prehab_lib.surgery import compress
 from tests.stack import Stack, bits, everything, spectrum, untouched
 
@@ -52,6 +52,12 @@ def test_it_is_the_best_of_all_thresholds(removed, given, losses):
     assert {name: ranks[name] for name in shapes} == fitting[0]
 
 
+def test_a_nan_loss_of_one_batch_is_enough(given):
+    seen = iter([1.0, math.nan, 1.0, 1.0])
+    assert loss_at(given["model"], {}, {}, lambda model, batch: next(seen), given["batches"]) == math.inf
+    assert next(seen) == 1.0  # the rest was spared
+
+
 def test_solo_losses_are_those_of_the_model_surgery_makes(given, losses):
     name, rank = "blocks.0.down", sorted(losses["blocks.0.down"])[2]
     model = copy.deepcopy(given["model"])
@@ -66,7 +72,9 @@ def test_below_the_smallest_candidate_ranks_are_uniform(given, losses):
     few = {name: {r: loss for r, loss in losses[name].items() if r > rank_for(shapes[name], 0.6)} for name in shapes}
     ranks = sensitivity(given["decompositions"], 0.8, losses=few)
     assert {name: ranks[name] for name in shapes} == {name: rank_for(shape, 0.8) for name, shape in shapes.items()}
-    asvd = sensitivity(removed=0.75, **given, candidates=(0.4, 0.5, 0.6, 0.7, 0.8, 0.9))
+    data = (given["model"], given["task_loss"], given["batches"])
+    published = solo_losses(given["decompositions"], *data, candidates=(0.4, 0.5, 0.6, 0.7, 0.8, 0.9))
+    asvd = sensitivity(removed=0.75, **given, losses=published)
     assert {name: asvd[name] for name in shapes} == {name: rank_for(shape, 0.75) for name, shape in shapes.items()}
 
 
@@ -92,14 +100,6 @@ def test_losses_that_are_not_finite_are_the_worst(given, losses):
     assert parameters(shapes, {name: ranks[name] for name in shapes}) <= spared
 
 
-def test_a_nan_loss_of_one_batch_is_enough(given):
-    seen = iter([1.0, math.nan, 1.0, 1.0])
-    assert loss_at(given["model"], {}, {}, lambda model, batch: next(seen), given["batches"]) == math.inf
-    assert next(seen) == 1.0  # the rest was spared
-    everything_breaks = given | {"task_loss": lambda model, batch: torch.tensor(math.nan)}
-    assert sensitivity(removed=0.5, **everything_breaks) == sensitivity(removed=0.5, **everything_breaks)
-
-
 def test_the_model_is_untouched_even_when_the_loss_raises_midway(given):
     model = Stack().train()
     model.head.eval()
@@ -120,31 +120,6 @@ def test_the_model_is_untouched_even_when_the_loss_raises_midway(given):
     assert model.training and not model.head.training
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_a_model_in_half_precision(dtype, given):
-    model = Stack().to(dtype)
-    batches = [(x.to(dtype), y) for x, y in given["batches"]]
-    before = bits(model)
-    ranks = sensitivity(removed=0.5, **(given | {"model": model, "batches": batches}))
-    assert untouched(model, before) and any(ranks.values())
-    with truncated(model, given["decompositions"], {"head": 2}):
-        assert model.head.weight.dtype == dtype and model.head.rank == 2
-
-
-def test_one_measurement_serves_many_budgets(given):
-    passes = []
-
-    def loss(model, batch):
-        passes.append(1)
-        return given["task_loss"](model, batch)
-
-    measured = solo_losses(given["decompositions"], given["model"], loss, given["batches"], candidates=(0.5, 0.5, 0.9))
-    assert len(passes) == sum(map(len, measured.values())) * len(given["batches"]) == 7 * 2 * 4
-    for removed in (0.2, 0.4):
-        own = sensitivity(removed=removed, **given, candidates=(0.9, 0.5))
-        assert sensitivity(given["decompositions"], removed, losses=measured) == own
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -153,12 +128,16 @@ def test_one_measurement_serves_many_budgets(given):
         ({"batches": None}, "allocation 'sensitivity' needs batches"),
         ({"batches": []}, "batches are empty"),
         ({"batches": (batch for batch in [])}, "batches many times.*not a generator"),
-        ({"candidates": ()}, "candidates is empty"),
-        ({"candidates": (0.5, 1.0)}, "candidates has 1.0"),
-        ({"candidates": (0.5, "0.6")}, "candidates has '0.6'"),
         ({"losses": {"head": {1: 0.0}}}, "losses lack layer 'blocks.0.down'"),
     ],
 )
 def test_what_is_missing_is_named(change, message, given):
     with pytest.raises(ValueError, match=message):
         sensitivity(removed=0.5, **(given | change))
+
+
+def test_bad_candidates_are_named(given):
+    data = (given["decompositions"], given["model"], given["task_loss"], given["batches"])
+    for candidates, message in (((), "candidates is empty"), ((0.5, 1.0), "has 1.0"), ((0.5, "0.6"), "has '0.6'")):
+        with pytest.raises(ValueError, match=message):
+            solo_losses(*data, candidates)

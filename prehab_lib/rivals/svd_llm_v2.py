@@ -1,4 +1,4 @@
-"""Grouped ratios: among layers of one type, those that would lose most are compressed least."""
+"""SVD-LLM V2's ratios: among layers of one type, those that would lose most keep most."""
 
 import math
 from collections.abc import Mapping
@@ -29,15 +29,11 @@ def grouped(
 
     Source: SVD-LLM V2 (arXiv 2503.12340), repaired.  As printed, 1 / log(L_i) has a pole at 1 and
     another sign below it, and the fractions may pass 1; here they are clipped to what rank 1
-    removes, and the rest goes to the other layers. Raises ValueError for a bad `removed`.
+    removes, and the rest goes to the other layers.  Raises ValueError for a bad `removed`.
     """
-    check_removed(removed)
     fractions = removed_fractions(decompositions, removed, stats)
-    shapes = compressible(decompositions)
-    return {
-        name: rank_for(shapes[name], fractions[name]) if name in shapes else None
-        for name in decompositions
-    }
+    ranks = {name: rank_for(decompositions[name].shape, share) for name, share in fractions.items()}
+    return {name: ranks.get(name) for name in decompositions}
 
 
 def removed_fractions(
@@ -48,16 +44,16 @@ def removed_fractions(
     """Layer -> fraction of its parameters to remove, before it is cut down to a whole rank; they
     average to `removed`.
     """
-    shapes, fractions = compressible(decompositions), {}
+    share = check_removed(removed)
+    shapes = compressible(decompositions)
+    fractions: dict[str, Fraction] = {}
     for group in groups_of_one_type(shapes):
         m, n = shapes[group[0]]
         rank = rank_for((m, n), removed)
-        losses = {
-            name: root_loss(decompositions[name], rank, (stats or {}).get(name)) for name in group
-        }
-        weights = {name: 1 / math.log(math.e + loss) for name, loss in losses.items()}
-        most = 1 - Fraction(m + n, m * n)
-        fractions |= share_out(
-            len(group) * check_removed(removed), weights, dict.fromkeys(group, most)
-        )
+        weights = {}
+        for name in group:
+            loss = root_loss(decompositions[name], rank, (stats or {}).get(name))
+            weights[name] = 1 / math.log(math.e + loss)
+        caps = dict.fromkeys(group, 1 - Fraction(m + n, m * n))
+        fractions |= share_out(len(group) * share, weights, caps)
     return fractions

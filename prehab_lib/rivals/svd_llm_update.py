@@ -1,0 +1,126 @@
+"""SVD-LLM's layer-wise closed-form update: the left factors refitted to the inputs that reach them
+in the compressed model.
+
+Source: SVD-LLM, earlier version and the released code's step 2 (arXiv 2403.07378v1).
+"""
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from prehab_lib.decomposition import Decomposition
+from prehab_lib.factors import LowRankLinear
+from prehab_lib.inputs import warn_if_few_tokens
+from prehab_lib.layers import refuse_packed
+from prehab_lib.progress import progress
+from prehab_lib.rivals.components import whole
+from prehab_lib.rivals.trial import check_given
+from prehab_lib.roots import on_factor_device
+from prehab_lib.statistics.activations import input_statistics, readers
+
+
+@torch.no_grad()
+def closed_form(
+    model: nn.Module,
+    *,
+    decompositions: Mapping[str, Decomposition],
+    stats=None,
+    weighting=None,
+    task_loss=None,
+    batches: Iterable | None = None,
+    validation=None,
+) -> None:
+    """Refit every U to the inputs that its layer gets in the compressed model, in place: U ← argmin
+    ‖X̃ (W − U V)ᵀ‖_F.
+
+    In the order of execution, U' = U + (W − U V) G̃ Vᵀ (V G̃ Vᵀ)⁺, with G̃ the Gram of inputs X̃ that
+    have passed the layers before, already refitted.  W is left · right of the decomposition; V,
+    biases and dense layers stay.  If one layer fails, all get their U back.  The target is what W
+    says to X̃: no layer's own error grows, but the drift of its inputs is not repaired, and the task
+    may gain or lose.
+
+    batches: one gives the order of the layers; then all are gone over once for each distinct input
+    of a low-rank layer.  Memory: one G̃ (n, n) at a time, and a copy of every U.
+
+    Raises ValueError naming what is missing, or a layer that is never called, is called more than
+    once, gets NaN, or leaves its precision.  Warns where a layer sees fewer than 10 r tokens.
+    """
+    check_arguments(batches)
+    layers = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, LowRankLinear) and name in decompositions
+    }
+    refuse_packed(layers, "refit")
+    before = {name: layer.U.weight.clone() for name, layer in layers.items()}
+    seen: dict[str, tuple[int, int]] = {}  # layer -> (tokens, rank)
+    try:
+        for names in progress(_reading_order(model, layers, batches), "closed form"):
+            inner = {name: layers[name].V for name in names}
+            read = input_statistics(model, inner, batches, {"gram"})
+            for name in names:
+                statistics, _ = read[name]
+                seen[name] = statistics["tokens"], layers[name].rank
+                _update(name, layers[name], decompositions[name], statistics["gram"])
+    except BaseException:
+        for name, layer in layers.items():
+            layer.U.weight.copy_(before[name])
+        raise
+    warn_if_few_tokens("layers were refitted to", seen, "rank", stacklevel=3)
+
+
+def check_arguments(batches=None, **_) -> None:
+    """Raises ValueError naming what the recovery will ask for, before anything is cut."""
+    check_given("recovery 'closed_form'", batches=batches)
+
+
+def _update(name: str, layer: LowRankLinear, decomposition: Decomposition, gram: Tensor) -> None:
+    U, V = on_factor_device(layer.U.weight), on_factor_device(layer.V.weight)
+    cut = whole(decomposition)
+    W = cut.left.to(U) @ cut.right.to(U)
+    new = refit(W, U, V, gram).to(layer.U.weight)
+    if not torch.isfinite(new).all():
+        raise ValueError(f"layer {name!r}: the refitted factor is not finite in {new.dtype}")
+    layer.U.weight.copy_(new)
+
+
+def _reading_order(
+    model: nn.Module, layers: Mapping[str, LowRankLinear], batches: Iterable
+) -> list[list[str]]:
+    """Layers by the tensor they read, in the order of execution: from a batch that reaches all."""
+    inner = {name: layer.V for name, layer in layers.items()}
+    empty = True
+    for batch in batches:
+        empty = False
+        groups = readers(model, inner, batch)
+        if groups is not None:
+            return groups
+    if empty:
+        raise ValueError("recovery 'closed_form' got no batches: pass at least one")
+    input_statistics(model, inner, batches, set())  # names a layer that no batch reaches
+    raise ValueError(
+        "recovery 'closed_form' needs a batch that reaches all layers: pass larger ones"
+    )
+
+
+def refit(W: Tensor, U: Tensor, V: Tensor, gram: Tensor) -> Tensor:
+    """A U' (m, r) that minimises tr (W − U' V) gram (W − U' V)ᵀ, as U where the data leave a
+    choice.
+
+    W (m, n), U (m, r), V (r, n), gram (n, n), all float64.  The least squares of W L on V L, with L
+    Lᵀ = gram.  What lies in the round-off of the Gram is no data: with inputs scaled to a unit
+    diagonal it is of the order eps √n, however far one input is above the rest.
+    """
+    eps = torch.finfo(gram.dtype).eps
+    scale = gram.diagonal().clamp_min(0).sqrt()  # (n,)
+    unit = torch.where(scale > 0, 1 / scale, 0)
+    correlation = unit[:, None] * gram * unit
+    eigenvalues, Q = torch.linalg.eigh((correlation + correlation.T) / 2)
+    shown = eigenvalues > 10 * eps * len(gram) ** 0.5
+    L = scale[:, None] * Q[:, shown] * eigenvalues[shown].sqrt()  # (n, k)
+    R = V @ L  # (r, k)
+    energy = R.norm(dim=1)  # rows are taken at one scale: how the product is split means nothing
+    unit = torch.where(energy > 0, 1 / energy, 0)
+    inverse = torch.linalg.pinv(unit[:, None] * R, rtol=(10 * len(R) * eps) ** 0.5)  # (k, r)
+    return U + (W @ L - U @ R) @ inverse * unit

@@ -1,0 +1,128 @@
+"""Swift-SVD's dynamic ranks: among layers of one type, rank goes to the blocks that matter and the
+layers that lose most.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from fractions import Fraction
+from numbers import Real
+
+from torch import nn
+
+from prehab_lib.budget import break_even_rank, check_removed, rank_for
+from prehab_lib.decomposition import Decomposition
+from prehab_lib.progress import progress
+from prehab_lib.rivals.ranks import compressible, groups_of_one_type, root_loss, share_out
+from prehab_lib.rivals.trial import check_given, loss_at
+from prehab_lib.stats import LayerStats
+
+ALPHAS = tuple(tenths / 10 for tenths in range(11))  # 0, 0.1 … 1
+DELTA = Fraction(1, 2)  # the share of its uniform rank that every layer keeps
+
+
+def importance(
+    decompositions: Mapping[str, Decomposition],
+    removed: float,
+    *,
+    model: nn.Module | None = None,
+    stats: Mapping[str, LayerStats] | None = None,
+    task_loss: Callable | None = None,
+    batches: Iterable | None = None,
+    validation: Iterable | None = None,
+    alpha: float | None = None,
+) -> dict[str, int | None]:
+    """Every layer gets half of its uniform rank k̄; the rest of its type's ranks goes out in
+    proportion to a score s_i = β_i^α · log(e + ε_i)^(1−α).
+
+    β_i is the influence of the layer's block, scaled to [1, 2] within the type, and ε_i the loss at
+    k̄ (`ranks.root_loss`, so the answer depends on the scale of the ruler).  A type keeps exactly
+    the sum of its uniform ranks; no rank passes break-even, and the others get what that cuts off.
+
+    alpha: α.  None tries 0, 0.1 … 1 and keeps the one with the lowest mean `task_loss` over
+    `validation`, or over `batches` where there is none (then calibration data choose), the smallest
+    of equals.  That costs one pass for each distinct plan.
+
+    Source: Swift-SVD (arXiv 2604.01609), as its text has it; its code takes another loss, floor and
+    log.  Raises ValueError for a bad `removed` or alpha, or naming what is missing.
+    """
+    check_removed(removed)
+    if alpha is not None:
+        if isinstance(alpha, bool) or not isinstance(alpha, Real) or not 0 <= alpha <= 1:
+            raise ValueError(f"alpha = {alpha!r}: give a number from 0 to 1")
+        ranks = _ranks(decompositions, removed, stats, alpha)
+    else:
+        check_arguments(task_loss, batches, validation)
+        check_given("allocation 'importance' without alpha", model=model)
+        data = batches if validation is None else validation
+        plans: list[dict[str, int]] = []  # each once: several α may give one plan
+        for choice in ALPHAS:
+            plan = _ranks(decompositions, removed, stats, choice)
+            if plan not in plans:
+                plans.append(plan)
+        ranks = plans[0]
+        if len(plans) > 1:
+            ranks = min(
+                progress(plans, "importance"),
+                key=lambda plan: loss_at(model, decompositions, plan, task_loss, data),
+            )
+    return {name: ranks.get(name) for name in decompositions}
+
+
+def check_arguments(
+    task_loss=None, batches=None, validation=None, alpha: float | None = None, **_
+) -> None:
+    """Raises ValueError naming what the choice of α will ask for, before anything is decomposed."""
+    if alpha is None:
+        data = {"batches": batches} if validation is None else {"validation": validation}
+        check_given("allocation 'importance' without alpha", task_loss=task_loss, **data)
+
+
+def _ranks(
+    decompositions: Mapping[str, Decomposition],
+    removed: float,
+    stats: Mapping[str, LayerStats] | None,
+    alpha: float,
+) -> dict[str, int]:
+    shapes = compressible(decompositions)
+    ranks: dict[str, int] = {}
+    for names in groups_of_one_type(shapes):
+        shape = shapes[names[0]]
+        uniform = rank_for(shape, removed)
+        least = max(1, math.ceil(DELTA * uniform))
+        group = {name: decompositions[name] for name in names}
+        scores = _scores(group, uniform, stats or {}, alpha)
+        caps = dict.fromkeys(names, break_even_rank(shape) - least)
+        extra = share_out(len(names) * (uniform - least), scores, caps)
+        ranks |= {name: least + more for name, more in _rounded(extra, scores).items()}
+    return ranks
+
+
+def _scores(
+    group: Mapping[str, Decomposition], rank: int, stats: Mapping[str, LayerStats], alpha: float
+) -> dict[str, float]:
+    """s_i of the layers of one type; 1 for a layer that is alone in it."""
+    if len(group) == 1:
+        return dict.fromkeys(group, 1.0)
+    influence = {}
+    for name in group:
+        wanted_by = f"allocation 'importance' for layer {name!r}"
+        influence[name] = (stats.get(name) or LayerStats()).need("influence", wanted_by)
+    low, high = min(influence.values()), max(influence.values())
+    scores = {}
+    for name, decomposition in group.items():
+        beta = 1 + (influence[name] - low) / (high - low) if high > low else 1.0
+        loss = root_loss(decomposition, rank, stats.get(name))
+        scores[name] = beta**alpha * math.log(math.e + loss) ** (1 - alpha)
+    return scores
+
+
+def _rounded(shares: Mapping[str, Fraction], scores: Mapping[str, float]) -> dict[str, int]:
+    """Shares in whole numbers of the same sum: rounded down, then one more for the largest
+    remainders, of equals for the higher score.
+    """
+    whole = {name: math.floor(share) for name, share in shares.items()}
+    left = round(sum(shares.values())) - sum(whole.values())
+    by_remainder = sorted(
+        shares, key=lambda name: (whole[name] - shares[name], -scores[name], name)
+    )
+    return whole | {name: whole[name] + 1 for name in by_remainder[:left]}

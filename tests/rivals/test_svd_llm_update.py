@@ -1,0 +1,261 @@
+"""The closed-form update: least squares by another route, the inputs that really arrive, and what stays as it was."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from prehab_lib.evaluate import classification_loss
+from prehab_lib.factors import LowRankLinear
+from prehab_lib.methods import RECOVERIES, Method
+from prehab_lib.rivals.svd_llm_update import closed_form, refit
+from prehab_lib.stats import collect
+from prehab_lib.surgery import compress
+from prehab_lib.weightings import decompose, decompose_all
+from tests.helpers import Toy, layer, skewed, toy_batches
+from tests.stack import Stack, bits, stack_batches
+
+every_recovery = pytest.mark.parametrize("recovery", RECOVERIES)
+
+
+def loss(X, W, U, V) -> float:
+    return float((X @ (W - U @ V).T).square().sum())
+
+
+def numpys(X, W, V) -> np.ndarray:
+    """U' (m, r) by another route: least squares of X Wᵀ on X Vᵀ."""
+    return np.linalg.lstsq((X @ V.T).numpy(), (X @ W.T).numpy(), rcond=None)[0].T
+
+
+# One layer
+
+
+def factors(rows: int, rank: int = 5):
+    """W (16, 12), U and V of another ruler than the Gram's, the Gram, and its inputs (rows, 12)."""
+    W, X = layer(16, 12, 300)[0], skewed(rows, 12, seed=5)
+    U, s, Vt = torch.linalg.svd(W, full_matrices=False)
+    return W, U[:, :rank] * s[:rank], Vt[:rank], X.T @ X / rows, X
+
+
+def test_refit_is_least_squares_and_leaves_the_best_factors_alone():
+    W, U, V, gram, X = factors(rows=200)
+    np.testing.assert_allclose(refit(W, U, V, gram).numpy(), numpys(X, W, V), rtol=1e-8)
+    assert loss(X, W, refit(W, U, V, gram), V) < 0.9 * loss(X, W, U, V)
+    W, stats, _ = layer(16, 12, 300)
+    best = decompose(W, stats, "gram").truncate(5).balanced()
+    torch.testing.assert_close(refit(W, best.U, best.V, stats.gram), best.U, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize("outlier", [1, 3000])
+def test_fewer_tokens_than_ranks_move_only_what_they_show(rows, outlier):
+    """Round-off is not taken for data, with and without a channel far above the rest."""
+    W, U, V, _, X = factors(rows)
+    X[:, 0] *= outlier
+    new = refit(W, U, V, X.T @ X / rows)
+    assert loss(X, W, new, V) <= 1e-10 * loss(X, W, U, V)  # as many unknowns as there are tokens: they are met
+    assert int(torch.linalg.matrix_rank(new - U)) == rows
+    assert (new - U).norm() < 10 * U.norm()
+
+
+def test_dead_directions_keep_their_u():
+    W, U, V, gram, _ = factors(rows=200)
+    V = torch.cat([V[:3], torch.zeros(1, 12), V[4:]])
+    gram[2] = gram[:, 2] = 0
+    new = refit(W, U, V, gram)
+    assert torch.equal(new[:, 3], U[:, 3]) and torch.isfinite(new).all()
+    assert torch.equal(refit(W, U, V, torch.zeros(12, 12, dtype=torch.float64)), U)
+
+
+def test_neither_the_scale_of_the_gram_nor_the_split_of_the_product_changes_anything():
+    W, U, V, gram, _ = factors(rows=200)
+    expected = refit(W, U, V, gram)
+    for by in (1e-8, 1e8):
+        torch.testing.assert_close(refit(W, U, V, by * gram), expected, rtol=1e-9, atol=1e-9)
+    split = torch.logspace(-5, 5, 5, dtype=torch.float64)
+    torch.testing.assert_close(refit(W, U * split, V / split[:, None], gram) / split, expected)
+
+
+# A model
+
+
+def recover(recovery, model, decompositions, batches):
+    given = dict(stats=None, weighting="identity", task_loss=classification_loss, batches=batches)
+    RECOVERIES[recovery](model, decompositions=decompositions, **given)
+
+
+def compressed(weighting="gram", removed=0.5, layers=None, model=None, batches=None):
+    """A compressed model, its decompositions, its batches, and the dense model, in float64."""
+    dense = (model or Stack()).double()
+    batches = batches or [(x.double(), y) for x, y in stack_batches()]
+    names = layers or [name for name, module in dense.named_modules() if isinstance(module, nn.Linear)]
+    stats = collect(dense, batches, names)
+    decompositions = decompose_all(dense, stats, weighting, names)
+    model = copy.deepcopy(dense)
+    compress(model, Method(weighting), removed, stats, decompositions=decompositions)
+    return model, decompositions, batches, dense
+
+
+def inputs_of(model, module, batches):
+    seen = []
+    handle = module.register_forward_pre_hook(lambda _, args: seen.append(args[0].detach().flatten(0, -2)))
+    with torch.no_grad():
+        for x, _ in batches:
+            model(x)
+    handle.remove()
+    return torch.cat(seen).double()
+
+
+def assert_least_squares(model, dense, names, batches):
+    """In the refitted model X̃ has passed refitted layers only; there each U must be the minimiser."""
+    for name in names:
+        module = model.get_submodule(name)
+        X, W, V = inputs_of(model, module.V, batches), dense.get_submodule(name).weight.detach(), module.V.weight
+        np.testing.assert_allclose(
+            module.U.weight.detach().numpy(), numpys(X, W, V.detach()), rtol=1e-6, atol=1e-9, err_msg=name
+        )
+
+
+def test_the_identity_on_its_own_whitening_data():
+    model, decompositions, batches, _ = compressed(layers=["blocks.0.up"])
+    before = bits(model)
+    closed_form(model, decompositions=decompositions, batches=batches)
+    torch.testing.assert_close(model.blocks[0].up.U.weight, before["blocks.0.up.U.weight"], rtol=0, atol=1e-10)
+
+
+@pytest.mark.filterwarnings("error")
+def test_only_u_changes_and_no_hook_stays():
+    model, decompositions, batches, _ = compressed("identity", removed=0.2)
+    model.train()
+    model.head.eval()
+    before = bits(model)
+    closed_form(model, decompositions=decompositions, batches=batches)
+    changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+    assert changed == {name for name in before if name.endswith("U.weight")}
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+    assert model.training and not model.head.training
+
+
+@pytest.mark.parametrize("weighting", ["identity", "gram"])
+def test_every_layer_is_the_least_squares_fit_to_what_reaches_it(weighting):
+    model, decompositions, batches, dense = compressed(weighting)
+    before = copy.deepcopy(model)
+    closed_form(model, decompositions=decompositions, batches=batches)
+    names = [name for name, module in model.named_modules() if isinstance(module, LowRankLinear)]
+    assert_least_squares(model, dense, names, batches)
+    for name in names:
+        new, old = model.get_submodule(name), before.get_submodule(name).U.weight.detach()
+        X, W, V = inputs_of(model, new.V, batches), dense.get_submodule(name).weight.detach(), new.V.weight.detach()
+        assert loss(X, W, new.U.weight.detach(), V) <= loss(X, W, old, V) * (1 + 1e-10), name
+    assert not torch.equal(before.head.U.weight, model.head.U.weight)
+
+
+def test_layers_that_read_one_tensor_are_refitted_to_the_same_inputs_in_one_pass():
+    batches = [(x.double(), y) for x, y in toy_batches(n=24, classes=20, count=12)]
+    toy = Toy(n=24, m=32, classes=20)
+    model, cuts, batches, dense = compressed("identity", model=toy, batches=batches, layers=["out", "key", "query"])
+    passes = []
+    model.out.U.register_forward_hook(lambda module, *_: passes.append(module.training))
+    closed_form(model.train(), decompositions=cuts, batches=batches)
+    assert passes == [False] * (1 + 2 * len(batches))  # the order; query and key together, and out
+    assert_least_squares(model, dense, ("query", "key", "out"), batches)
+
+
+def test_an_input_changed_in_place_is_not_the_same_input():
+    class InPlace(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(12, 12), nn.Linear(12, 12)
+
+        def forward(self, x):
+            x = x.clone()
+            return self.a(x) + self.b(x.sub_(1.0).relu_())
+
+    batches = [(x.double(), y) for x, y in toy_batches()]
+    model, decompositions, batches, dense = compressed("identity", model=InPlace(), batches=batches)
+    closed_form(model, decompositions=decompositions, batches=batches)
+    X, W, V = torch.cat([x for x, _ in batches]).sub(1).relu(), dense.b.weight.detach(), model.b.V.weight.detach()
+    np.testing.assert_allclose(model.b.U.weight.detach().numpy(), numpys(X, W, V), rtol=1e-6)
+
+
+def test_a_float32_model_with_few_tokens_gets_the_update_of_a_float64_one():
+    model, decompositions, batches, _ = compressed("identity")
+    few = [(x[:1], y[:1]) for x, y in batches]  # 4 tokens for rank 7
+    rough, old = copy.deepcopy(model).float(), model.blocks[0].up.U.weight.detach().clone()
+    with pytest.warns(UserWarning, match="fewer than 10 tokens per rank"):
+        closed_form(model, decompositions=decompositions, batches=few)
+    closed_form(rough, decompositions=decompositions, batches=[(x.float(), y) for x, y in few])
+    moved = model.blocks[0].up.U.weight.detach() - old
+    assert int(torch.linalg.matrix_rank(moved)) == 4
+    assert (rough.blocks[0].up.U.weight.detach() - old - moved).norm() < 1e-4 * moved.norm()
+
+
+# Both recoveries, and what can go wrong
+
+
+@every_recovery
+def test_dense_layers_and_layers_without_a_decomposition_stay(recovery):
+    model, decompositions, batches, dense = compressed("identity")
+    before = bits(model)
+    recover(recovery, model, {"head": decompositions["head"]}, batches)
+    changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+    assert "head.U.weight" in changed and changed <= {"head.U.weight", "head.V.weight"}
+    before = bits(dense)
+    recover(recovery, dense, decompositions, batches)
+    assert all(torch.equal(value, before[name]) for name, value in dense.state_dict().items())
+
+
+@every_recovery
+def test_compress_hands_it_what_it_needs(recovery):
+    _, cuts, batches, dense = compressed("identity")
+    one, other = copy.deepcopy(dense), copy.deepcopy(dense)
+    data = dict(decompositions=cuts, task_loss=classification_loss, batches=batches)
+    compress(one, Method("identity", recovery=recovery), 0.5, **data)
+    compress(other, Method("identity"), 0.5, decompositions=cuts)
+    assert not torch.equal(one.head.U.weight, other.head.U.weight)
+    recover(recovery, other, cuts, batches)
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+
+
+@every_recovery
+def test_missing_batches_and_a_layer_nobody_calls_are_named_and_nothing_changes(recovery):
+    model, decompositions, batches, _ = compressed("identity")
+    before = bits(model)
+    for given, message in (
+        (None, f"recovery '{recovery}' needs batches"),
+        ([], "no batches"),
+        (iter([1]), f"recovery '{recovery}' goes over batches many times.*not a generator"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            recover(recovery, model, decompositions, given)
+    model.forward = lambda x: model.head(x)
+    with pytest.raises(ValueError, match="no (calibration input|gradient) reache[sd] layer 'blocks.0.up'"):
+        recover(recovery, model, decompositions, batches)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_a_layer_called_twice_is_named():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.shared = nn.Linear(12, 12)
+
+        def forward(self, x):
+            return self.shared(torch.tanh(self.shared(x)))
+
+    batches = [(x.double(), y) for x, y in toy_batches()]
+    model, decompositions, batches, _ = compressed("identity", model=Twice(), batches=batches)
+    with pytest.raises(ValueError, match="layer 'shared' is called more than once"):
+        closed_form(model, decompositions=decompositions, batches=batches)
+
+
+def test_a_failure_midway_gives_every_u_back():
+    model, decompositions, batches, _ = compressed("identity")
+    model.blocks[1].down.V.register_forward_hook(lambda *_: torch.full((100, 7), float("nan"), dtype=torch.float64))
+    before = bits(model)
+    with pytest.raises(ValueError, match="NaN or infinite activations reach layer 'blocks.2.up'"):
+        closed_form(model, decompositions=decompositions, batches=batches)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules()) == 1
