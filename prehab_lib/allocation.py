@@ -1,4 +1,4 @@
-"""Which layer gets which rank.
+"""Which layer gets which rank: the uniform answer, and the table of all.
 
 An allocation is a function (decompositions, removed, *, model, stats, task_loss, batches,
 validation, **options) -> {layer: rank}, where None means that the layer stays dense.  It sees the
@@ -10,47 +10,65 @@ layer's own share.  Zero-sum and greedy spend one budget over all layers instead
 stay dense, and refuse one that cannot be met.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 from prehab_lib.budget import break_even_rank, check_removed, rank_for
 from prehab_lib.decomposition import Decomposition
+from prehab_lib.inputs import check_known
+from prehab_lib.rivals import importance, learned, sensitivity, zero_sum
 from prehab_lib.rivals.grouped import grouped
-from prehab_lib.rivals.importance import importance
-from prehab_lib.rivals.learned import learned
-from prehab_lib.rivals.ranks import shape_of
-from prehab_lib.rivals.sensitivity import sensitivity
-from prehab_lib.rivals.zero_sum import greedy, zero_sum
 
 
-def uniform(decompositions: dict[str, Decomposition], removed: float, **_) -> dict[str, int | None]:
-    """The same `removed` for every layer, each by its own shape; dense where no rank saves
-    parameters.
+@dataclass(frozen=True)
+class Step:
+    """A row of `ALLOCATIONS` or of `methods.RECOVERIES`; it is called as its function is.
+
+    check: (task_loss, batches, validation, **options) -> None, raises ValueError naming what the
+    function will miss, before hours of work.  shapes_only: of decompositions it asks `.shape`.
+    """
+
+    function: Callable
+    check: Callable[..., None] | None = None
+    shapes_only: bool = False
+
+    def __call__(self, *args, **kwargs):
+        return self.function(*args, **kwargs)
+
+
+def uniform(
+    decompositions: Mapping[str, Decomposition], removed: float, **_
+) -> dict[str, int | None]:
+    """The same `removed` for every layer, each by its own shape; dense where no rank saves any.
 
     Source: SVD-LLM (arXiv 2403.07378), and Tables II to V.  Raises ValueError for a bad `removed`.
     """
     check_removed(removed)
-    shapes = {name: shape_of(decomposition) for name, decomposition in decompositions.items()}
+    shapes = {name: tuple(decomposition.shape) for name, decomposition in decompositions.items()}
     return {
         name: rank_for(shape, removed) if break_even_rank(shape) else None
         for name, shape in shapes.items()
     }
 
 
-ALLOCATIONS: dict[str, Callable[..., dict[str, int | None]]] = {
-    "uniform": uniform,
-    "sensitivity": sensitivity,
-    "grouped": grouped,
-    "importance": importance,
-    "zero_sum": zero_sum,
-    "greedy": greedy,
-    "learned": learned,
+ALLOCATIONS: dict[str, Step] = {
+    "uniform": Step(uniform, shapes_only=True),
+    "sensitivity": Step(sensitivity.sensitivity, sensitivity.check_arguments),
+    "grouped": Step(grouped),
+    "importance": Step(importance.importance, importance.check_arguments),
+    "zero_sum": Step(zero_sum.zero_sum, zero_sum.check_arguments),
+    "greedy": Step(zero_sum.greedy, zero_sum.check_greedy),
+    "learned": Step(learned.learned, learned.check_arguments),
 }
 
 
-def allocation_named(name: str) -> Callable[..., dict[str, int | None]]:
-    """The function behind a name.  Raises ValueError that lists the known names."""
-    if name not in ALLOCATIONS:
-        raise ValueError(
-            f"allocation = {name!r} is not known: choose one of {', '.join(ALLOCATIONS)}"
-        )
-    return ALLOCATIONS[name]
+def allocation_named(name: str) -> Step:
+    """The row behind a name, also where it is a plain function.  Raises ValueError."""
+    return step_named("allocation", name, ALLOCATIONS)
+
+
+def step_named(axis: str, name: str, table: Mapping[str, Step | Callable]) -> Step:
+    """The row of a table.  Raises ValueError that lists the known names."""
+    check_known(axis, name, table)
+    row = table[name]
+    return row if isinstance(row, Step) else Step(row)

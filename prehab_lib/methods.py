@@ -1,7 +1,18 @@
 """The papers' methods as named points on three axes: which ruler, which ranks, which recovery."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
+
+from prehab_lib.allocation import Step, step_named
+from prehab_lib.inputs import check_known
+from prehab_lib.rivals import correction, recovery
+
+# What is done to the factors after surgery: name -> fn(model, ...), in place.  Training afterwards
+# is `rehab`.
+RECOVERIES: dict[str, Step] = {
+    "closed_form": Step(recovery.closed_form, recovery.check_arguments),
+    "projected_gradient": Step(correction.projected_gradient, correction.check_arguments),
+}
 
 
 @dataclass(frozen=True)
@@ -17,67 +28,58 @@ class Method:
     weighting: str
     allocation: str = "uniform"
     recovery: str | None = None
-    needs: frozenset[str] = frozenset()
+    needs: Set[str] = frozenset()
     source: str = ""
     options: Mapping = field(default_factory=dict)
     recovery_options: Mapping = field(default_factory=dict)
 
 
-def _needs(*names: str) -> frozenset[str]:
-    return frozenset(names)
-
-
 METHODS = {
     "svd": Method("identity", source="Eckart and Young; Table I, row SVD"),
-    "fwsvd": Method("fisher", needs=_needs("fisher_in"), source="arXiv 2207.00112"),
-    "gfwsvd": Method("kronecker", needs=_needs("kron_in", "kron_out"), source="arXiv 2505.17974"),
+    "fwsvd": Method("fisher", needs={"fisher_in"}, source="arXiv 2207.00112"),
+    "gfwsvd": Method("kronecker", needs={"kron_in", "kron_out"}, source="arXiv 2505.17974"),
     "asvd": Method(
-        "activation", "sensitivity", needs=_needs("mean_abs"), source="arXiv 2312.05821, α = 0.5"
+        "activation", "sensitivity", needs={"mean_abs"}, source="arXiv 2312.05821, α = 0.5"
     ),
-    "svd_llm": Method(
-        "gram", needs=_needs("gram"), source="arXiv 2403.07378, whitening and truncation"
-    ),
+    "svd_llm": Method("gram", needs={"gram"}, source="arXiv 2403.07378, whitening and truncation"),
     # Absent from the paper's last version; the released code's step 2.
     "svd_llm_update": Method(
-        "gram", "uniform", "closed_form", _needs("gram"), "arXiv 2403.07378v1, layer-wise update"
+        "gram", "uniform", "closed_form", {"gram"}, "arXiv 2403.07378v1, layer-wise update"
     ),
     # At equal ranks these two are the same map as svd_llm: only their ranks differ.
-    "svd_llm_v2": Method("gram", "grouped", needs=_needs("gram"), source="arXiv 2503.12340"),
+    "svd_llm_v2": Method("gram", "grouped", needs={"gram"}, source="arXiv 2503.12340"),
     "swift_svd": Method(
-        "gram",
-        "importance",
-        needs=_needs("gram", "influence"),
-        source="arXiv 2604.01609, dynamic ranks",
+        "gram", "importance", needs={"gram", "influence"}, source="arXiv 2604.01609, dynamic ranks"
     ),
     # Gates on the whitened weights; `dobi` has the paper's gates on activations.
-    "dobi_svd": Method(
-        "gram", "learned", needs=_needs("gram"), source="arXiv 2502.02723, without remap"
-    ),
+    "dobi_svd": Method("gram", "learned", needs={"gram"}, source="arXiv 2502.02723, without remap"),
     "io_svd": Method(
         "gram_logit",
         "greedy",
-        needs=_needs("gram", "logit_gram", "grad"),
+        needs={"gram", "logit_gram", "grad"},
         source="arXiv 2605.15626, uniform precision",
     ),
     "zs_svd": Method(
-        "gram", "zero_sum", needs=_needs("gram", "grad"), source="arXiv 2602.02848, one shot"
+        "gram", "zero_sum", needs={"gram", "grad"}, source="arXiv 2602.02848, one shot"
     ),
     "zs_svd_corrected": Method(
         "gram",
         "zero_sum",
         "projected_gradient",
-        _needs("gram", "grad"),
+        {"gram", "grad"},
         "arXiv 2602.02848, one correction",
     ),
 }
 
 
 def method_named(method: str | Method) -> Method:
-    """The method behind a name, or the method itself.  Raises ValueError that lists the known
-    names.
-    """
+    """The method behind a name, or the method itself.  Raises ValueError that lists the names."""
     if isinstance(method, Method):
         return method
-    if not isinstance(method, str) or method not in METHODS:
-        raise ValueError(f"method = {method!r} is not known: choose one of {', '.join(METHODS)}")
+    check_known("method", method, METHODS)
     return METHODS[method]
+
+
+def recovery_named(name: str) -> Step:
+    """The row behind a name.  Raises ValueError that lists the known names."""
+    return step_named("recovery", name, RECOVERIES)

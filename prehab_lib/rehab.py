@@ -11,10 +11,10 @@ from prehab_lib.batches import device_of, endless, mode, move
 from prehab_lib.best import Best
 from prehab_lib.factors import LowRankLinear
 from prehab_lib.inputs import check_positive, check_whole
+from prehab_lib.layers import refuse_packed
 from prehab_lib.precision import check_compute, forward_precision, master_weights
 from prehab_lib.prehab import History
 from prehab_lib.progress import progress
-from prehab_lib.rivals.packing import refuse_packed
 
 ORDERS = {"UV": (("U",), ("V",)), "VU": (("V",), ("U",)), "joint": (("U", "V"),)}
 SCRIPT = dict(

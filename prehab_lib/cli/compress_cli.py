@@ -185,11 +185,13 @@ def _cut(model, calibration, a):
     """Statistics, prehab where it is asked for, surgery; the surgeon's report."""
     from prehab_lib.methods import method_named
     from prehab_lib.prehab import prehab
+    from prehab_lib.scale.lazy import decompose_lazily
     from prehab_lib.stats import collect
     from prehab_lib.surgery import compress
     from prehab_lib.tasks.perplexity import language_loss
 
-    needs = method_named(a.method).needs
+    chosen = method_named(a.method)
+    needs = chosen.needs
     if a.steps:
         with _step("prehab") as said:
             stats = collect(model, calibration)
@@ -204,9 +206,9 @@ def _cut(model, calibration, a):
         stats = collect(model, calibration, needs=needs, task_loss=language_loss)
         said.append(f"{', '.join(sorted(needs)) or 'none needed'} of {len(stats)} layers")
     with _step("surgery") as said:
-        report = compress(
-            model, a.method, a.removed, stats, task_loss=language_loss, batches=calibration
-        )
+        cuts = decompose_lazily(model, stats, chosen.weighting)
+        data = dict(decompositions=cuts, task_loss=language_loss, batches=calibration)
+        report = compress(model, chosen, a.removed, stats, **data)
         said.append(str(report))
     return report
 

@@ -11,10 +11,9 @@ from torch import Tensor, nn
 from prehab_lib.decomposition import Decomposition
 from prehab_lib.factors import Factors, LowRankLinear
 from prehab_lib.inputs import check_whole
-from prehab_lib.layers import replace_module
+from prehab_lib.layers import refuse_packed, replace_module
 from prehab_lib.progress import progress
 from prehab_lib.rivals.components import whole
-from prehab_lib.rivals.packing import refuse_packed
 from prehab_lib.rivals.trial import check_given
 from prehab_lib.roots import on_factor_device
 from prehab_lib.save.dense import dense_weight
@@ -56,7 +55,7 @@ def projected_gradient(
     Raises ValueError naming what is missing, a layer that no gradient reaches, or one whose factors
     leave its precision.
     """
-    _check_arguments(task_loss, batches, validation, gradients)
+    check_arguments(task_loss, batches, validation, gradients)
     layers = low_rank_layers(model, decompositions)
     found = product_gradients(model, layers, batches, task_loss, gradients)
     new: dict[str, Factors] = {}
@@ -72,14 +71,9 @@ def projected_gradient(
             layers[name].V.weight.copy_(factors.V)
 
 
-def _check_arguments(task_loss=None, batches=None, validation=None, gradients: int = 1) -> None:
+def check_arguments(task_loss=None, batches=None, validation=None, gradients: int = 1) -> None:
     check_given("recovery 'projected_gradient'", task_loss=task_loss, batches=batches)
     check_whole(1, gradients=gradients)
-
-
-projected_gradient.check_arguments = (
-    _check_arguments  # for callers that want to know before they cut
-)
 
 
 def restoring_step(lost: Tensor, gradients: Sequence[Tensor]) -> Tensor:

@@ -54,7 +54,7 @@ def importance(
         _check_fraction(alpha=alpha)
         ranks = _ranks(decompositions, removed, stats, alpha, delta)
     else:
-        _check_arguments(task_loss, batches, validation)
+        check_arguments(task_loss, batches, validation)
         check_given("allocation 'importance' without alpha", model=model)
         data = batches if validation is None else validation
         plans = [_ranks(decompositions, removed, stats, alpha, delta) for alpha in ALPHAS]
@@ -62,15 +62,12 @@ def importance(
     return {name: ranks.get(name) for name in decompositions}
 
 
-def _check_arguments(
+def check_arguments(
     task_loss=None, batches=None, validation=None, alpha: float | None = None, **_
 ) -> None:
     if alpha is None:
         data = {"batches": batches} if validation is None else {"validation": validation}
         check_given("allocation 'importance' without alpha", task_loss=task_loss, **data)
-
-
-importance.check_arguments = _check_arguments  # for callers that want to know before they decompose
 
 
 def _best(plans: list[dict[str, int]], loss: Callable[[dict[str, int]], float]) -> dict[str, int]:

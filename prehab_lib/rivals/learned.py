@@ -20,7 +20,6 @@ from prehab_lib.rivals.gates import Gates, Learned, Settings, learn
 from prehab_lib.rivals.ranks import shape_of
 from prehab_lib.rivals.trial import check_given
 from prehab_lib.rivals.truncation import gate
-from prehab_lib.scale.lazy import last_look
 
 
 def learn_ranks(
@@ -74,13 +73,10 @@ def learned(
     return learn_ranks(decompositions, removed, **given).ranks
 
 
-def _check_arguments(task_loss=None, batches=None, validation=None, start=None, **settings) -> None:
+def check_arguments(task_loss=None, batches=None, validation=None, start=None, **settings) -> None:
     check_options("options", settings, Settings)
     Settings(**settings)
     check_given("allocation 'learned'", task_loss=task_loss, batches=batches)
-
-
-learned.check_arguments = _check_arguments  # for callers that want to know before they decompose
 
 
 class GatedLinear(LowRankLinear):
@@ -107,9 +103,8 @@ def gated(
     try:
         for name, module in modules.items():
             full = min(module.weight.shape)
-            layer = GatedLinear.in_place_of(
-                module, last_look(decompositions[name], full).truncate(full).balanced()
-            )
+            factors = decompositions[name].truncate(full).balanced()
+            layer = GatedLinear.in_place_of(module, factors)
             layer.gates, layer.name = gates, name
             replace_module(model, name, layer)
         yield

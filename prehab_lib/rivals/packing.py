@@ -7,7 +7,6 @@ round(f / scale), with scale ≥ max |f| / 127 the next number that fp16 has.  S
 sparse, and the steps with them: by a tenth at most down to 0.0001.
 """
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 
 import torch
@@ -94,17 +93,6 @@ def from_bits(bits: Tensor, count: int) -> Tensor:
     """The boolean (count,) that `to_bits` packed."""
     shifts = torch.arange(8, dtype=torch.uint8, device=bits.device)
     return ((bits[:, None] >> shifts) & 1).flatten()[:count].bool()
-
-
-def refuse_packed(layers: Mapping[str, nn.Module], what: str) -> None:
-    """Raises ValueError naming the first layer, dense or low-rank, that holds numbers in 8 bits.
-    what: is to come before.
-    """
-    for name, layer in layers.items():
-        if any(isinstance(part, PackedLinear) for part in layer.modules()):
-            raise ValueError(
-                f"layer {name!r} is in 8 bits, which nothing can train: {what} first, quantise afterwards"
-            )
 
 
 class PackedLinear(nn.Module):

@@ -1,6 +1,4 @@
-"""What can be done to the factors after surgery without training: the table of recoveries, and the
-one in closed form.
-"""
+"""What can be done to the factors after surgery without training: a refit in closed form."""
 
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
@@ -12,14 +10,13 @@ from prehab_lib.batches import device_of, forward, mode, move
 from prehab_lib.decomposition import Decomposition
 from prehab_lib.factors import LowRankLinear
 from prehab_lib.inputs import warn_if_few_tokens
+from prehab_lib.layers import refuse_packed
 from prehab_lib.progress import progress
 from prehab_lib.rivals.components import whole
-from prehab_lib.rivals.correction import projected_gradient
-from prehab_lib.rivals.packing import refuse_packed
 from prehab_lib.rivals.refit import refit
 from prehab_lib.rivals.trial import check_given
 from prehab_lib.roots import on_factor_device
-from prehab_lib.statistics.activations import input_statistics, version_of
+from prehab_lib.statistics.inputs import input_statistics, version_of
 
 
 @torch.no_grad()
@@ -53,7 +50,7 @@ def closed_form(
     is called otherwise from batch to batch, gets NaN, or leaves its precision.
     Warns where a layer sees fewer than 10 r tokens.
     """
-    _check_arguments(batches)
+    check_arguments(batches)
     found = {
         name: module for name, module in model.named_modules() if isinstance(module, LowRankLinear)
     }
@@ -78,11 +75,8 @@ def closed_form(
     warn_if_few_tokens("layers were refitted to", seen, "rank", stacklevel=3)
 
 
-def _check_arguments(batches=None, **_) -> None:
+def check_arguments(batches=None, **_) -> None:
     check_given("recovery 'closed_form'", batches=batches)
-
-
-closed_form.check_arguments = _check_arguments  # for callers that want to know before they cut
 
 
 def _update(name: str, layer: LowRankLinear, decomposition: Decomposition, gram: Tensor) -> None:
@@ -170,11 +164,3 @@ class _Until(nn.Module):
             pass
         finally:
             handle.remove()
-
-
-# What is done to the factors after surgery: name -> fn(model, ...), in place.  Training afterwards
-# is `rehab`.
-RECOVERIES: dict[str, Callable[..., None]] = {
-    "closed_form": closed_form,
-    "projected_gradient": projected_gradient,
-}

@@ -88,14 +88,9 @@ def sensitivity(
     return {name: ranks.get(name) for name in decompositions}
 
 
-def _check_arguments(task_loss=None, batches=None, losses=None, **_) -> None:
+def check_arguments(task_loss=None, batches=None, losses=None, **_) -> None:
     if losses is None:
         check_given("allocation 'sensitivity'", task_loss=task_loss, batches=batches)
-
-
-sensitivity.check_arguments = (
-    _check_arguments  # for callers that want to know before they decompose
-)
 
 
 def solo_losses(

@@ -226,14 +226,11 @@ def check_options(
     check_floor(floor)
 
 
-def _check_arguments(task_loss=None, batches=None, validation=None, **options) -> None:
+def check_arguments(task_loss=None, batches=None, validation=None, **options) -> None:
     check_settings("options", options, ("rule", "floor", "accounting", "replan"))
     check_options(**options)
 
 
-def _check_greedy(task_loss=None, batches=None, validation=None, **options) -> None:
+def check_greedy(task_loss=None, batches=None, validation=None, **options) -> None:
     check_settings("options", options, ("floor", "accounting", "replan"))
     check_options(**options)
-
-
-zero_sum.check_arguments, greedy.check_arguments = _check_arguments, _check_greedy

@@ -15,7 +15,7 @@ from torch import nn
 
 from prehab_lib.layers import linear_layers
 from prehab_lib.save.rewrite import to_linear
-from prehab_lib.statistics.activations import version_of
+from prehab_lib.statistics.inputs import version_of
 
 
 @dataclass(frozen=True)

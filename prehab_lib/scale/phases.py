@@ -6,9 +6,9 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from prehab_lib.ruler import COLUMNS
 from prehab_lib.scale.census import Census
-from prehab_lib.statistics.activations import ROWS
+from prehab_lib.scale.lean import COLUMNS
+from prehab_lib.statistics.inputs import ROWS
 
 GIB = 2**30
 

@@ -18,13 +18,13 @@ from prehab_lib.inputs import warn_if_few_tokens
 from prehab_lib.layers import replace_module
 from prehab_lib.methods import Method, method_named
 from prehab_lib.progress import progress
+from prehab_lib.scale.lazy import decompose_lazily
 from prehab_lib.scale.memory import give_back
 from prehab_lib.scale.skeleton import Streamed
 from prehab_lib.scale.walk import NEEDS, Block, Walk
-from prehab_lib.statistics.activations import INPUT_STATISTICS, version_of
+from prehab_lib.statistics.inputs import INPUT_STATISTICS, version_of
 from prehab_lib.stats import LayerStats
 from prehab_lib.surgery import Report, first_components, low_rank, recount
-from prehab_lib.weightings import decompose_lazily
 
 UPSTREAM = ("original", "compressed")
 HOLD = ("block", "input")
@@ -245,12 +245,12 @@ def _cut(
     )
     ranks = uniform(lazy, removed)
     for name, rank in ranks.items():
-        found = lazy.pop(name).last_look(rank) if rank else None
+        if rank:
+            new = low_rank(name, block.layers[name], lazy[name], rank)
+            replace_module(walk.model, name, new)
+        del lazy[name]
         if stats is not None:
             del stats[name]  # the Gram goes behind the last layer that reads it
-        if found is not None:
-            replace_module(walk.model, name, low_rank(name, block.layers[name], found, rank))
-        del found
         walk.layers[name] = block.layers[name] = None  # nobody holds the dense weight any more
     return ranks
 

@@ -22,13 +22,8 @@ from torch import Tensor, nn
 from prehab_lib.batches import forward, mode, move
 from prehab_lib.layers import linear_layers
 from prehab_lib.scale.skeleton import Streamed
-from prehab_lib.statistics.activations import (
-    INPUT_STATISTICS,
-    input_statistics,
-    readers,
-    version_of,
-)
 from prehab_lib.statistics.influence import BlockInfluence, block_of
+from prehab_lib.statistics.inputs import INPUT_STATISTICS, input_statistics, readers, version_of
 from prehab_lib.stats import LayerStats
 
 NEEDS = {*INPUT_STATISTICS, "influence"}

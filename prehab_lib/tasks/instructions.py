@@ -7,8 +7,8 @@ from itertools import chain, islice, repeat
 import torch
 from torch import Tensor
 
+from prehab_lib.batches import IGNORED
 from prehab_lib.inputs import check_whole
-from prehab_lib.statistics.gradients import IGNORED
 from prehab_lib.tasks import data
 
 MAX_LENGTH = 256  # tokens of SVD-LLM's scripts

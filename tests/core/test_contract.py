@@ -12,8 +12,7 @@ from prehab_lib.allocation import ALLOCATIONS
 from prehab_lib.budget import break_even_rank
 from prehab_lib.evaluate import classification_loss
 from prehab_lib.factors import LowRankLinear
-from prehab_lib.methods import METHODS, Method
-from prehab_lib.rivals.recovery import RECOVERIES
+from prehab_lib.methods import METHODS, RECOVERIES, Method
 from prehab_lib.stats import KNOWN, LayerStats, collect
 from prehab_lib.surgery import compress
 from prehab_lib.weightings import WEIGHTINGS, decompose, decompose_all, error

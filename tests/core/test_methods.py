@@ -1,8 +1,7 @@
 import pytest
 
 from prehab_lib.allocation import ALLOCATIONS
-from prehab_lib.methods import METHODS, Method, method_named
-from prehab_lib.rivals.recovery import RECOVERIES
+from prehab_lib.methods import METHODS, RECOVERIES, Method, method_named
 from prehab_lib.weightings import WEIGHTINGS
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from prehab_lib.statistics.activations import CHUNK
+from prehab_lib.statistics.inputs import CHUNK
 from prehab_lib.stats import LayerStats, collect
 from prehab_lib.weightings import decompose
 from tests.helpers import Toy, layer, toy_batches

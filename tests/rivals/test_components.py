@@ -10,9 +10,10 @@ from prehab_lib import weightings
 from prehab_lib.decomposition import Decomposition
 from prehab_lib.evaluate import classification_loss
 from prehab_lib.rivals.components import loss_changes, ordered, sigma_gradients
+from prehab_lib.scale.lazy import decompose_lazily
 from prehab_lib.stats import LayerStats, collect
 from prehab_lib.surgery import compress
-from prehab_lib.weightings import WEIGHTINGS, decompose, decompose_all, decompose_lazily, error
+from prehab_lib.weightings import WEIGHTINGS, decompose, decompose_all, error
 from tests.helpers import layer
 from tests.stack import Stack, everything, stack_batches
 

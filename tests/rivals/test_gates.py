@@ -12,8 +12,9 @@ from prehab_lib.rivals.accounting import ACCOUNTINGS
 from prehab_lib.rivals.gates import STEEPEST, Gates, Settings
 from prehab_lib.rivals.learned import gated, learn_ranks, learned
 from prehab_lib.rivals.trial import loss_at
+from prehab_lib.scale.lazy import decompose_lazily
 from prehab_lib.surgery import compress
-from prehab_lib.weightings import decompose_all, decompose_lazily
+from prehab_lib.weightings import decompose_all
 from tests.helpers import check_slopes, killed_after
 from tests.stack import bits, everything, untouched
 

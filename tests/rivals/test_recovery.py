@@ -8,8 +8,8 @@ from torch import nn
 
 from prehab_lib.evaluate import classification_loss
 from prehab_lib.factors import LowRankLinear
-from prehab_lib.methods import Method
-from prehab_lib.rivals.recovery import RECOVERIES, closed_form
+from prehab_lib.methods import RECOVERIES, Method
+from prehab_lib.rivals.recovery import closed_form
 from prehab_lib.stats import collect
 from prehab_lib.surgery import compress
 from prehab_lib.weightings import decompose_all

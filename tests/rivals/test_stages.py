@@ -9,9 +9,8 @@ from torch import nn
 from prehab_lib.allocation import ALLOCATIONS
 from prehab_lib.evaluate import classification_loss
 from prehab_lib.factors import LowRankLinear
-from prehab_lib.methods import METHODS, Method
+from prehab_lib.methods import METHODS, RECOVERIES, Method
 from prehab_lib.rivals import stages
-from prehab_lib.rivals.recovery import RECOVERIES
 from prehab_lib.rivals.stages import compress_in_stages
 from prehab_lib.rivals.trial import loss_at
 from prehab_lib.stats import collect

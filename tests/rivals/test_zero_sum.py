@@ -15,9 +15,10 @@ from prehab_lib.rivals import zero_sum
 from prehab_lib.rivals.accounting import ACCOUNTINGS
 from prehab_lib.rivals.components import loss_changes
 from prehab_lib.rivals.zero_sum import plan, select
+from prehab_lib.scale.lazy import decompose_lazily
 from prehab_lib.stats import collect
 from prehab_lib.surgery import check_arguments, compress, load, save
-from prehab_lib.weightings import decompose_all, decompose_lazily
+from prehab_lib.weightings import decompose_all
 from tests.families import inputs_of, logits, vit
 from tests.slow_selection import chosen, crowd, instance, reachable
 from tests.stack import everything

@@ -4,9 +4,9 @@ import os
 
 import pytest
 import torch
+from prehab_lib.ruler import Weighting
 
 from prehab_lib import decomposition
-from prehab_lib.ruler import Weighting
 from prehab_lib.scale import memory, stream
 from tests.families import llama
 
