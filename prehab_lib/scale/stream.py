@@ -245,12 +245,12 @@ def _cut(
     )
     ranks = uniform(lazy, removed)
     for name, rank in ranks.items():
-        if rank:
-            new = low_rank(name, block.layers[name], lazy[name], rank)
-            replace_module(walk.model, name, new)
-        del lazy[name]
+        found = lazy.pop(name).make(most=rank) if rank else None
         if stats is not None:
             del stats[name]  # the Gram goes behind the last layer that reads it
+        if found is not None:
+            replace_module(walk.model, name, low_rank(name, block.layers[name], found, rank))
+        del found
         walk.layers[name] = block.layers[name] = None  # nobody holds the dense weight any more
     return ranks
 

@@ -344,7 +344,7 @@ def test_a_start_that_does_not_fit_is_refused(given):
     ],
 )
 def test_compress_knows_before_it_decomposes(change, options, message, given, monkeypatch):
-    monkeypatch.setattr("prehab_lib.surgery.decompose_lazily", lambda *_, **__: pytest.fail("decomposed"))
+    monkeypatch.setattr("prehab_lib.weightings.decompose", lambda *_, **__: pytest.fail("decomposed"))
     arguments = {name: given[name] for name in ("task_loss", "batches", "validation")} | change
     with pytest.raises(ValueError, match=message):
         compress(given["model"], Method("gram", "learned", options=options), 0.5, given["stats"], **arguments)

@@ -11,9 +11,10 @@ import transformers
 from torch import nn
 
 from prehab_lib import weightings
-from prehab_lib.methods import Method
+from prehab_lib.methods import Method, method_named
 from prehab_lib.save.rewrite import to_linear
 from prehab_lib.scale import stream, walk
+from prehab_lib.scale.lazy import decompose_lazily
 from prehab_lib.scale.skeleton import open_streamed
 from prehab_lib.stats import collect
 from prehab_lib.surgery import compress
@@ -91,7 +92,9 @@ def test_surgery_is_that_of_the_whole_model(family, method):
         {"svd": {"gram"}, "svd_llm": {"gram"}}.get(method, {"mean_abs"}) if isinstance(method, str) else {"mean_abs"}
     )
     whole, streamed = copy.deepcopy(model), model
-    expected = compress(whole, method, 0.4, collect(whole, batches, needs=needs))
+    stats = collect(whole, batches, needs=needs)
+    cuts = decompose_lazily(whole, stats, method_named(method).weighting)
+    expected = compress(whole, method, 0.4, stats, decompositions=cuts)
     report = stream.compress(streamed, method, 0.4, None if method == "svd" else batches)
     assert report == expected
     for (name, ours), theirs in zip(streamed.named_parameters(), whole.parameters(), strict=True):
@@ -141,10 +144,10 @@ def test_one_input_at_a_time_at_several_ratios_from_a_folder(folder):
 @pytest.mark.parametrize(("hold", "at_once"), [("block", 4), ("input", 1)])
 def test_one_block_or_one_input_of_statistics_and_one_decomposition_at_a_time(hold, at_once, monkeypatch):
     grams, cuts, most = [], [], {"grams": 0, "cuts": 0}
-    factorise, finish = weightings.factorise, walk.input_statistics
+    decompose, finish = weightings.decompose, walk.input_statistics
 
-    def counted_cut(*args):
-        found = factorise(*args)
+    def counted_cut(*args, **how):
+        found = decompose(*args, **how)
         cuts.append(weakref.ref(found))
         most["cuts"] = max(most["cuts"], sum(ref() is not None for ref in cuts))
         return found
@@ -155,7 +158,7 @@ def test_one_block_or_one_input_of_statistics_and_one_decomposition_at_a_time(ho
         most["grams"] = max(most["grams"], sum(ref() is not None for ref in grams))
         return read
 
-    monkeypatch.setattr(weightings, "factorise", counted_cut)
+    monkeypatch.setattr(weightings, "decompose", counted_cut)
     monkeypatch.setattr(walk, "input_statistics", counted_gram)
     model = llama(num_hidden_layers=3)
     dense = [weakref.ref(module.weight) for module in model.modules() if type(module) is nn.Linear]
@@ -234,7 +237,8 @@ def test_a_layer_called_twice_needs_the_whole_block():
         ValueError, match="'blocks.0.gate' is called more than once in a forward pass: use hold='block'"
     ):
         stream.compress(model, "svd_llm", 0.4, inputs(), layers=layers, hold="input")
-    expected = compress(whole, "svd_llm", 0.4, collect(whole, inputs(), layers), layers=layers)
+    cuts = decompose_lazily(whole, collect(whole, inputs(), layers))
+    expected = compress(whole, "svd_llm", 0.4, decompositions=cuts)
     assert stream.compress(model, "svd_llm", 0.4, inputs(), layers=layers) == expected
     for ours, theirs in zip(model.parameters(), whole.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs)
