@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
+from prehab_lib.batches import mean_over_samples
 from prehab_lib.evaluate import classification_loss
 from prehab_lib.layers import linear_layers
-from prehab_lib.batches import mean_over_samples
 from prehab_lib.statistics import fisher
 from prehab_lib.statistics.fisher import column_squares, sample_means, sandwich
 from prehab_lib.statistics.gradients import GradientPass
