@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
 
-from prehab_lib.allocation import Step, step_named
+from prehab_lib.allocation import Step
 from prehab_lib.inputs import check_known
 from prehab_lib.rivals import correction, recovery
 
@@ -78,8 +78,3 @@ def method_named(method: str | Method) -> Method:
         return method
     check_known("method", method, METHODS)
     return METHODS[method]
-
-
-def recovery_named(name: str) -> Step:
-    """The row behind a name.  Raises ValueError that lists the known names."""
-    return step_named("recovery", name, RECOVERIES)

@@ -18,7 +18,7 @@ def psd_root(A: Tensor) -> Tensor:
     L = _safe_cholesky(A)
     if L is not None:
         return L
-    eigenvalues, Q = _eigen(A)
+    eigenvalues, Q = psd_eigen(A)
     return Q.mul_(eigenvalues.sqrt())
 
 
@@ -29,10 +29,7 @@ def psd_eigen(A: Tensor) -> tuple[Tensor, Tensor]:
     0, so none is negative.
     Raises ValueError where A is not finite, not square or not symmetric.
     """
-    return _eigen(checked_gram(A, average=False))
-
-
-def _eigen(A: Tensor) -> tuple[Tensor, Tensor]:
+    A = checked_gram(A, average=False)
     eigenvalues, Q = torch.linalg.eigh(A)
     round_off = A.shape[0] * torch.finfo(A.dtype).eps * eigenvalues[-1].clamp_min(0)
     return torch.where(eigenvalues > round_off, eigenvalues, 0), Q

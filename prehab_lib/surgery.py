@@ -6,12 +6,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
-from prehab_lib.allocation import allocation_named
+from prehab_lib.allocation import allocation_named, step_named
 from prehab_lib.budget import check_removed
 from prehab_lib.decomposition import Decomposition
 from prehab_lib.factors import Factors, LowRankLinear
 from prehab_lib.layers import linear_layers, replace_module
-from prehab_lib.methods import Method, method_named, recovery_named
+from prehab_lib.methods import RECOVERIES, Method, method_named
 from prehab_lib.progress import progress
 from prehab_lib.save.storage import load, save
 from prehab_lib.stats import LayerStats
@@ -109,10 +109,9 @@ def compress_at(
         check_removed(ratio)
     check_arguments(chosen, data)
     allocation = allocation_named(chosen.allocation)
-    names = next(
-        (list(given) for given in (layers, decompositions, stats) if given is not None), None
-    )
-    modules = linear_layers(model, names)
+    if layers is None:
+        layers = stats if decompositions is None else decompositions
+    modules = linear_layers(model, layers)
     if decompositions is not None:
         _check_decompositions(decompositions, modules)
     else:
@@ -165,7 +164,7 @@ def _cut_at_each(
         try:
             if method.recovery is not None:
                 options = dict(weighting=method.weighting, **given, **method.recovery_options)
-                recover = recovery_named(method.recovery)
+                recover = step_named("recovery", method.recovery, RECOVERIES)
                 recover(model, decompositions={name: cuts[name] for name in new}, **options)
         except BaseException:
             for name, dense in modules.items():
@@ -180,7 +179,8 @@ def check_arguments(method: Method, data: Mapping) -> None:
     """
     steps = [(allocation_named(method.allocation), method.options)]
     if method.recovery is not None:
-        steps.append((recovery_named(method.recovery), method.recovery_options))
+        recovery = step_named("recovery", method.recovery, RECOVERIES)
+        steps.append((recovery, method.recovery_options))
     for step, options in steps:
         if step.check is not None:
             step.check(**data, **options)

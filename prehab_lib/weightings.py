@@ -20,8 +20,6 @@ from prehab_lib.stats import LayerStats
 
 __all__ = ["WEIGHTINGS", "Decomposition", "Weighting", "decompose", "decompose_all", "error"]
 
-Kernel = Callable[..., Decomposition]  # (W, ruler, dtype, most), as `factorise`
-
 
 def identity(stats: LayerStats | None = None) -> Weighting:
     """Plain SVD's ruler: squared error of the weights, ‖W − Ŵ‖_F².
@@ -132,7 +130,7 @@ def decompose(
     weighting: str | Weighting = "gram",
     dtype: torch.dtype = torch.float64,
     most: int | None = None,
-    kernel: Kernel = factorise,
+    kernel: Callable[..., Decomposition] = factorise,
     **options,
 ) -> Decomposition:
     """Factorise W (m, n) under a ruler; every rank is then a slice.
