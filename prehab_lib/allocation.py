@@ -62,13 +62,8 @@ ALLOCATIONS: dict[str, Step] = {
 }
 
 
-def allocation_named(name: str) -> Step:
-    """The row behind a name, also where it is a plain function.  Raises ValueError."""
-    return step_named("allocation", name, ALLOCATIONS)
-
-
 def step_named(axis: str, name: str, table: Mapping[str, Step | Callable]) -> Step:
-    """The row of a table.  Raises ValueError that lists the known names."""
+    """The row of a table, also where it is a plain function.  Raises ValueError that lists them."""
     check_known(axis, name, table)
     row = table[name]
     return row if isinstance(row, Step) else Step(row)

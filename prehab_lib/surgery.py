@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
-from prehab_lib.allocation import allocation_named, step_named
+from prehab_lib.allocation import ALLOCATIONS, step_named
 from prehab_lib.budget import check_removed
 from prehab_lib.decomposition import Decomposition
 from prehab_lib.factors import Factors, LowRankLinear
@@ -108,7 +108,7 @@ def compress_at(
     for ratio in ratios:
         check_removed(ratio)
     check_arguments(chosen, data)
-    allocation = allocation_named(chosen.allocation)
+    allocation = step_named("allocation", chosen.allocation, ALLOCATIONS)
     if layers is None:
         layers = stats if decompositions is None else decompositions
     modules = linear_layers(model, layers)
@@ -177,13 +177,13 @@ def check_arguments(method: Method, data: Mapping) -> None:
     """Raises ValueError naming an unknown allocation or recovery, or an argument it will ask for:
     before hours of work, not after.
     """
-    steps = [(allocation_named(method.allocation), method.options)]
-    if method.recovery is not None:
-        recovery = step_named("recovery", method.recovery, RECOVERIES)
-        steps.append((recovery, method.recovery_options))
-    for step, options in steps:
-        if step.check is not None:
-            step.check(**data, **options)
+    for axis, name, table, options in (
+        ("allocation", method.allocation, ALLOCATIONS, method.options),
+        ("recovery", method.recovery, RECOVERIES, method.recovery_options),
+    ):
+        check = None if name is None else step_named(axis, name, table).check
+        if check is not None:
+            check(**data, **options)
 
 
 def weights_of(module: nn.Module) -> int:

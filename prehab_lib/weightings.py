@@ -118,12 +118,6 @@ WEIGHTINGS: dict[str, Callable[..., Weighting]] = {
 }
 
 
-def weighting_named(name: str) -> Callable[..., Weighting]:
-    """The function behind a name.  Raises ValueError that lists the known names."""
-    check_known("weighting", name, WEIGHTINGS)
-    return WEIGHTINGS[name]
-
-
 def decompose(
     W: Tensor,
     stats: LayerStats | None = None,
@@ -210,13 +204,12 @@ def error(
 def _ruler(stats: LayerStats | None, weighting: str | Weighting, options: dict) -> Weighting:
     if isinstance(weighting, Weighting):
         return weighting
-    return weighting_named(weighting)(stats or LayerStats(), **options)
+    check_known("weighting", weighting, WEIGHTINGS)
+    return WEIGHTINGS[weighting](stats or LayerStats(), **options)
 
 
 def _diagonal(f: Tensor, floor: float = 0.0) -> Tensor:
-    """diag(√f), (k, k), in float64; floor: least value as a fraction of the mean (all ones where f
-    is zero).
-    """
+    """diag(√f), (k, k).  floor: least value as a fraction of the mean; all ones where f is zero."""
     f = _finite(f)
     if floor:
         f = f.clamp_min(floor * f.mean()) if f.mean() > 0 else torch.ones_like(f)

@@ -6,7 +6,7 @@ from functools import partial
 import pytest
 import torch
 
-from prehab_lib.allocation import ALLOCATIONS, allocation_named
+from prehab_lib.allocation import ALLOCATIONS, step_named
 from prehab_lib.budget import break_even_rank, check_removed, rank_for
 from prehab_lib.rivals.grouped import grouped, removed_fractions
 from prehab_lib.rivals.ranks import compressible, groups_of_one_type, shape_of, share_out
@@ -85,7 +85,7 @@ def test_equal_layers_get_equal_ranks(allocation, given):
 
 
 def test_an_option_nobody_knows_is_no_option():
-    everything = {name: allocation_named(name).function for name in ALLOCATIONS if name != "learned"}
+    everything = {name: row.function for name, row in ALLOCATIONS.items() if name != "learned"}
     takers = [name for name, function in everything.items() if "_" in inspect.signature(function).parameters]
     assert takers == ["uniform"]
 
@@ -98,7 +98,7 @@ def test_uniform_is_the_formula(given):
 
 def test_unknown_allocation_names_the_known_ones():
     with pytest.raises(ValueError, match="allocation = 'even' is not known.*uniform"):
-        allocation_named("even")
+        step_named("allocation", "even", ALLOCATIONS)
 
 
 def test_groups_are_of_one_name_and_one_shape():

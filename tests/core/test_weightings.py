@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from prehab_lib.stats import LayerStats
-from prehab_lib.weightings import WEIGHTINGS, Weighting, decompose, decompose_all, error, weighting_named
+from prehab_lib.weightings import WEIGHTINGS, Weighting, decompose, decompose_all, error
 from tests.helpers import Toy, layer, permuted, scaled
 
 SHAPES = {
@@ -45,7 +45,7 @@ def test_error_is_the_sum_of_the_dropped_values(weighting, dims):
 def test_singular_values_and_monotony(weighting, dims):
     W, stats, _ = layer(*dims)
     sigma = decompose(W, stats, weighting).sigma
-    truth = torch.linalg.svdvals(weighting_named(weighting)(stats).apply(W))
+    truth = torch.linalg.svdvals(WEIGHTINGS[weighting](stats).apply(W))
     torch.testing.assert_close(sigma, truth, rtol=1e-9, atol=1e-12 * float(truth[0]))
     assert (sigma.diff() <= 0).all()
 

@@ -10,7 +10,7 @@ from prehab_lib.budget import rank_for
 from prehab_lib.decomposition import factorise as plain
 from prehab_lib.scale import lean
 from prehab_lib.stats import LayerStats
-from prehab_lib.weightings import WEIGHTINGS, Weighting, decompose, error, weighting_named
+from prehab_lib.weightings import WEIGHTINGS, Weighting, decompose, error
 from tests.helpers import layer
 
 COUNTED = ("eigh", "svd", "qr", "inv", "solve", "cholesky_ex", "solve_triangular")
@@ -204,7 +204,7 @@ def test_spectra_over_many_orders_are_turned_again_and_found(shape):
     U, V = (torch.linalg.qr(torch.randn(k, p, dtype=torch.float64, generator=generator)).Q for k in shape)
     truth = torch.logspace(0, -10, p, dtype=torch.float64)
     W = (U * truth) @ V.T
-    whole = lean.factorise(W, weighting_named("identity")(LayerStats()))
+    whole = lean.factorise(W, Weighting())
     torch.testing.assert_close(whole.sigma, truth, rtol=0, atol=2e-11)
     torch.testing.assert_close(whole.truncate(p).dense(), W, rtol=0, atol=1e-14)
 
