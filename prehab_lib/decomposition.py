@@ -116,11 +116,11 @@ def factorise(
     if W.shape[0] < W.shape[1]:  # a wide one too: its right vectors are not needed
         PWQ = torch.linalg.qr(PWQ.T, mode="r").R.T  # (m, m)
     U, sigma, _ = torch.linalg.svd(PWQ)  # (k, k), (k,)
-    seen = int((sigma > max(W.shape) * torch.finfo(sigma.dtype).eps * sigma[0]).sum())
-    if seen < len(sigma):
-        unseen = U[:, seen:]
-        U[:, seen:] = unseen @ torch.linalg.svd(unseen.T @ PW, full_matrices=False).U
-        sigma[seen:] = 0
+    visible = int((sigma > max(W.shape) * torch.finfo(sigma.dtype).eps * sigma[0]).sum())
+    if visible < len(sigma):  # the others are known as a space only: put them in the weights' order
+        others = U[:, visible:]
+        U[:, visible:] = others @ torch.linalg.svd(others.T @ PW, full_matrices=False).U
+        sigma[visible:] = 0
     left = ruler.undo_left(U if basis is None else basis @ U)  # (m, k)
     right = U.T @ PW  # (k, n)
     rest = 0.0 if most is None else float(sigma[most:].square().sum())

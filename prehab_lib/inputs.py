@@ -10,25 +10,25 @@ from numbers import Real
 TOKENS_EACH = 10
 
 
-def check_whole(least: int, **given) -> None:
+def check_whole(least: int, **arguments) -> None:
     """Raises ValueError naming the first argument that is no whole number of at least `least`."""
-    for name, value in given.items():
+    for name, value in arguments.items():
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise ValueError(f"{name} = {value!r}: give a whole number, {least} or larger")
 
 
-def check_positive(**given) -> None:
+def check_positive(**arguments) -> None:
     """Raises ValueError naming the first argument that is no finite number above 0."""
-    for name, value in given.items():
+    for name, value in arguments.items():
         is_number = isinstance(value, Real) and not isinstance(value, bool)
         if not is_number or not math.isfinite(value) or value <= 0:
             raise ValueError(f"{name} = {value!r}: give a positive number")
 
 
-def check_known(name: str, value: object, known: Iterable[str]) -> None:
-    """Raises ValueError where the setting `name` has a value that is not among the known ones."""
-    if not isinstance(value, str) or value not in known:
-        raise ValueError(f"{name} = {value!r} is not known: choose one of {', '.join(known)}")
+def check_known(name: str, value: object, choices: Iterable[str]) -> None:
+    """Raises ValueError where the setting `name` has a value that is none of the choices."""
+    if not isinstance(value, str) or value not in choices:
+        raise ValueError(f"{name} = {value!r} is not known: choose one of {', '.join(choices)}")
 
 
 def check_options(name: str, options: Mapping, function: Callable) -> None:
@@ -38,12 +38,13 @@ def check_options(name: str, options: Mapping, function: Callable) -> None:
     check_settings(name, options, inspect.signature(function).parameters)
 
 
-def check_settings(name: str, options: Mapping, known: Iterable[str]) -> None:
+def check_settings(name: str, options: Mapping, choices: Iterable[str]) -> None:
     """Raises ValueError where `options`, a setting called `name`, has an unknown entry."""
     for key in options:
-        if key not in known:
-            choices = ", ".join(known)
-            raise ValueError(f"{name} has an unknown entry {key!r}: choose from {choices}")
+        if key not in choices:
+            raise ValueError(
+                f"{name} has an unknown entry {key!r}: choose from {', '.join(choices)}"
+            )
 
 
 def warn_if_few_tokens(

@@ -146,7 +146,7 @@ def _cut_at_each(
     ratios: list[float],
     plans: list[dict[str, int | None]],
     cuts: dict[str, Decomposition],
-    given: dict,
+    data: dict,
 ) -> Iterator[Report]:
     """Cut each layer at its largest rank, and the model at each plan."""
     before = {name: module.weight.numel() for name, module in modules.items()}
@@ -163,7 +163,7 @@ def _cut_at_each(
             replace_module(model, name, new.get(name, dense))
         try:
             if method.recovery is not None:
-                options = dict(weighting=method.weighting, **given, **method.recovery_options)
+                options = dict(weighting=method.weighting, **data, **method.recovery_options)
                 recover = step_named("recovery", method.recovery, RECOVERIES)
                 recover(model, decompositions={name: cuts[name] for name in new}, **options)
         except BaseException:

@@ -79,12 +79,12 @@ def _principal(
         del first
     rows = _Rows(U, _turned(B, U, k))
     rows.settle(view, noise)
-    seen = rows.done
-    if seen < k:  # what the ruler cannot see follows in the order of the weights
+    visible = rows.done
+    if visible < k:  # what the ruler cannot see follows in the order of the weights
         weights = View(partial(by_identity, dtype=dtype))
         rows.turn(weights)
         rows.settle(weights, round_off * float(torch.linalg.vector_norm(rows.B)))
-        rows.carried[seen:] = 0 if view.blur else view.sizes(rows.B[seen:])
+        rows.carried[visible:] = 0 if view.blur else view.sizes(rows.B[visible:])
     rest = float(rows.carried[most:].square().sum())
     return rows.U, rows.B[:most], rows.carried[:most].to(dtype), rest
 
@@ -98,7 +98,7 @@ class _Rows:
 
     def __init__(self, U: Tensor, B: Tensor):
         self.U, self.B = U, B
-        self.carried: Tensor = B.new_zeros(len(B))  # (rows,), under the ruler
+        self.carried = B.new_zeros(0)  # (rows,), under the ruler
         self.done = 0
 
     def settle(self, view: "View", noise: float) -> None:
@@ -107,20 +107,17 @@ class _Rows:
             self.turn(view)
 
     def count_clear(self, view: "View", noise: float) -> int:
-        """Measure the rows that are not done, bring those that are clear to the front, the largest
-        first, and count them as done.
+        """Measure the rows that are not done, put the clear ones first, the largest in front, and
+        count them as done.
         """
         left = self.B[self.done :]
         carried = view.sizes(left)
-        hidden = (max(left.shape[1], LEAST) * torch.finfo(carried.dtype).eps) ** 0.5
-        clear = (carried > carried.max() * hidden) & (carried > noise)
+        least = (max(left.shape[1], LEAST) * torch.finfo(carried.dtype).eps) ** 0.5
+        clear = (carried > carried.max() * least) & (carried > noise)
         if view.blur:
             clear &= carried > view.blur * torch.linalg.vector_norm(left, dim=1)
         order = torch.argsort(torch.where(clear, carried, -1), descending=True, stable=True)
-        if self.done == 0:
-            self.carried = carried[order]
-        else:
-            self.carried[self.done :] = carried[order]
+        self.carried = torch.cat([self.carried[: self.done].to(carried), carried[order]])
         if (order.diff() != 1).any():
             columns = self.U[:, self.done : self.done + len(order)]
             columns.copy_(columns[:, order])

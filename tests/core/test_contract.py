@@ -16,6 +16,7 @@ from prehab_lib.methods import METHODS, RECOVERIES, Method
 from prehab_lib.stats import KNOWN, LayerStats, collect
 from prehab_lib.surgery import compress
 from prehab_lib.weightings import WEIGHTINGS, decompose, decompose_all, error
+from tests.core.test_weightings import KERNELS
 from tests.helpers import layer, scaled, toy_batches
 
 EVERY_NEED = set(KNOWN)
@@ -230,8 +231,8 @@ def test_the_rulers_measure_what_their_papers_print():
 # Robustness: finite, optimal within 1 %, or refused
 
 
-def optimal_within_a_percent(W, rough, exact, ruler, rank):
-    found = error(W, decompose(W, rough, ruler).truncate(rank).dense(), exact, ruler)
+def optimal_within_a_percent(W, rough, exact, ruler, rank, kernel):
+    found = error(W, decompose(W, rough, ruler, kernel=kernel).truncate(rank).dense(), exact, ruler)
     best = decompose(W, exact, ruler).tail_error(rank)
     return found <= 1.01 * best + 1e-12 * error(W, torch.zeros_like(W), exact, ruler)
 
@@ -258,9 +259,11 @@ def test_troubled_inputs_stay_optimal(ruler, trouble):
     W = torch.randn(16, 20, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
     exact = with_trouble(torch.float64)
     rough = with_trouble(torch.float32 if trouble == "float32 sums" else torch.float64)
-    for rank in (2, 8):
-        assert optimal_within_a_percent(W, rough, exact, ruler, rank)
-    torch.testing.assert_close(decompose(W, rough, ruler).truncate(16).dense(), W, rtol=0, atol=1e-9)
+    for name, kernel in KERNELS.items():
+        for rank in (2, 8):
+            assert optimal_within_a_percent(W, rough, exact, ruler, rank, kernel), f"{name}, rank {rank}"
+        whole = decompose(W, rough, ruler, kernel=kernel)
+        torch.testing.assert_close(whole.truncate(16).dense(), W, rtol=0, atol=1e-9, msg=name)
 
 
 @pytest.mark.parametrize("ruler", WEIGHTINGS)
@@ -276,12 +279,13 @@ def test_half_precision_weights_cost_their_rounding_alone(ruler, dtype):
 
 
 @pytest.mark.parametrize("ruler", WEIGHTINGS)
-@pytest.mark.parametrize("shape", [(8, 6), (1, 6), (6, 1)])
-def test_zero_weights_are_their_own_best_answer(ruler, shape):
-    _, stats, _ = layer(*shape, 100)
-    whole = decompose(torch.zeros(shape), stats, ruler)
-    assert torch.equal(whole.truncate(1).dense(), torch.zeros(shape, dtype=torch.float64))
-    assert torch.isfinite(whole.left).all() and torch.isfinite(whole.right).all()
+@pytest.mark.parametrize("kernel", KERNELS.values(), ids=KERNELS)
+def test_zero_weights_are_their_own_best_answer(ruler, kernel):
+    for shape in [(8, 6), (6, 8), (1, 6), (6, 1)]:
+        _, stats, _ = layer(*shape, 100)
+        whole = decompose(torch.zeros(shape), stats, ruler, kernel=kernel)
+        assert torch.equal(whole.truncate(1).dense(), torch.zeros(shape, dtype=torch.float64)), shape
+        assert torch.isfinite(whole.left).all() and torch.isfinite(whole.right).all(), shape
 
 
 @pytest.mark.parametrize("ruler", [r for r in WEIGHTINGS if r != "identity"])
