@@ -1,8 +1,8 @@
 """Which layer gets which rank: the uniform answer, and the table of all.
 
 An allocation is a function (decompositions, removed, *, model, stats, task_loss, batches,
-validation, **options) -> {layer: rank}, where None means that the layer stays dense.  It sees the
-spectra of every layer at once and changes nothing.
+validation, **options) -> {layer: rank}, None for dense.  It sees the spectra of every layer at once
+and changes nothing.
 
 Whoever hands out, over the layers in which some rank saves parameters Σ r (m + n), with m n for a
 dense one, stays within (1 − removed) Σ m n, but for what rank 1, the least there is, costs beyond a

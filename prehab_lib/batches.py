@@ -67,10 +67,8 @@ def move(batch, device):
         }
     if isinstance(batch, tuple | list) and len(batch) == 2:
         return tuple(value.to(device) for value in batch)
-    raise ValueError(
-        "a batch is a dict of keyword arguments to forward, or an (images, labels) tuple, not "
-        f"{type(batch).__name__}"
-    )
+    kinds = "a dict of keyword arguments to forward, or an (images, labels) tuple"
+    raise ValueError(f"a batch is {kinds}, not {type(batch).__name__}")
 
 
 def forward(model: nn.Module, batch):
@@ -85,11 +83,10 @@ def loss_of(task_loss: Callable, model: nn.Module, batch) -> Tensor:
         loss = torch.tensor(float(loss))
     if isinstance(loss, Tensor) and loss.numel() == 1:
         return loss.reshape(())
-    what = f"a {type(loss).__name__}"
-    if isinstance(loss, Tensor):
-        what = f"a tensor of shape {tuple(loss.shape)}"
+    kind = type(loss).__name__
+    what = f"tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else kind
     raise ValueError(
-        f"task_loss(model, batch) must return one number as a tensor: it returned {what}"
+        f"task_loss(model, batch) must return one number as a tensor: it returned a {what}"
     )
 
 
@@ -154,7 +151,5 @@ def endless(batches: Iterable) -> Iterator:
             empty = False
             yield batch
         if empty:
-            raise ValueError(
-                "the batches ran out: pass a list or a DataLoader that can start over, with at "
-                "least one batch"
-            )
+            remedy = "pass a list or a DataLoader that can start over, with at least one batch"
+            raise ValueError(f"the batches ran out: {remedy}")

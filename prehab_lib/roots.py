@@ -7,12 +7,10 @@ ROWS = 64  # of a Gram that are compared at a time
 
 
 def psd_root(A: Tensor) -> Tensor:
-    """L (n, n) in float64 with L Lᵀ = A for a positive semi-definite A (n, n).  Raises as
-    `psd_eigen` does.
+    """L (n, n) in float64 with L Lᵀ = A, positive semi-definite.  Raises as `psd_eigen` does.
 
-    Any root gives the same truncation.  Cholesky's is some ten times cheaper (n³ / 3 operations)
-    and taken where its pivots stand clear of round-off; else eigenvectors times root eigenvalues (9
-    n³), which exist for every A.
+    Any root gives the same truncation.  Cholesky's (n³ / 3 operations) is taken where its pivots
+    stand clear of round-off; else eigenvectors times root eigenvalues (9 n³), for every A.
     """
     A = checked_gram(A, average=False)
     L = _safe_cholesky(A)
@@ -25,8 +23,7 @@ def psd_root(A: Tensor) -> Tensor:
 def psd_eigen(A: Tensor) -> tuple[Tensor, Tensor]:
     """Eigenvalues (n,), ascending, and eigenvectors Q (n, n) of a positive semi-definite A.
 
-    In float64.  No full rank is needed: eigenvalues below n · eps · λ_max are round-off and become
-    0, so none is negative.
+    In float64.  Eigenvalues below n · eps · λ_max are round-off and become 0, so none is negative.
     Raises ValueError where A is not finite, not square or not symmetric.
     """
     A = checked_gram(A, average=False)

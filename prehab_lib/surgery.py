@@ -24,10 +24,10 @@ __all__ = ["Report", "compress", "compress_at", "load", "save"]
 class Report:
     """What surgery did, recounted from the modules.
 
-    removed, achieved: fraction of the weights of the compressed layers taken away, asked and true
-    (biases do not count).  ranks: layer -> rank, or None where it stayed dense.  parameters, bytes:
-    of the whole model afterwards.  kept_dense: layers for which no rank saves anything, or that the
-    allocation spared.  at_floor: layers at rank 1 that still cost more than their budget.
+    removed, achieved: fraction of the compressed layers' weights taken away, asked and true (biases
+    do not count).  ranks: None where a layer stayed dense.  parameters, bytes: of the whole model
+    afterwards.  kept_dense: layers for which no rank saves anything, or that the allocation spared.
+    at_floor: layers at rank 1 that still cost more than their budget.
     """
 
     removed: float
@@ -94,12 +94,10 @@ def compress_at(
     """One model at several ratios, each layer factorised once: `for report in compress_at(...)`.
 
     In the loop the model is at that ratio; arguments, results and errors are those of `compress`.
-    A ratio starts from the dense layers again, whatever was done to the low-rank ones before it
-    (rehab, say); what else was trained in between stays trained.  After the loop the model stays as
-    the last ratio, or a `break`, left it; where a ratio fails, it is dense.
-
-    All ranks are handed out first.  Memory beside the dense layers: the factors of the largest
-    ranks in the model's dtype, from which each ratio is sliced, and a copy for the ratio at hand.
+    Each starts from the dense layers again, whatever was done to the low-rank ones before it; what
+    else was trained in between stays trained.  After the loop the model stays as the last ratio, or
+    a `break`, left it; where a ratio fails, it is dense.  Memory beside the dense layers: the
+    factors of the largest ranks, from which each ratio is sliced, and a copy for the one at hand.
     """
     ratios, chosen = [*removed], method_named(method)
     data = dict(task_loss=task_loss, batches=batches, validation=validation)
@@ -174,9 +172,7 @@ def _cut_at_each(
 
 
 def check_arguments(method: Method, data: Mapping) -> None:
-    """Raises ValueError naming an unknown allocation or recovery, or an argument it will ask for:
-    before hours of work, not after.
-    """
+    """Raises ValueError for an unknown allocation or recovery, or an argument it will miss."""
     for axis, name, table, options in (
         ("allocation", method.allocation, ALLOCATIONS, method.options),
         ("recovery", method.recovery, RECOVERIES, method.recovery_options),

@@ -122,16 +122,6 @@ def test_rank_deficient_weights_are_finite_and_exact(weighting, rank_of_w, kerne
     torch.testing.assert_close(whole.truncate(16).dense(), W, rtol=0, atol=1e-9)
 
 
-def test_whitening_is_output_pca():
-    """Two routes: SVD of the whitened weight, and eigenvectors of the output's second moment (Swift-SVD)."""
-    W, stats, X = layer(24, 32, 600)
-    Y = X @ W.T
-    top = torch.linalg.eigh(Y.T @ Y).eigenvectors.flip(1)[:, :9]
-    projected = top @ top.T @ W
-    found = decompose(W, stats, "gram").truncate(9).dense()
-    assert float((found - projected).norm() / projected.norm()) < 1e-10
-
-
 def test_any_root_of_the_gram_gives_the_same_answer():
     W, stats, _ = layer(24, 20, 600)
     cholesky = Weighting(right=torch.linalg.cholesky(stats.gram))
