@@ -62,8 +62,8 @@ def factorise(
 def _principal(
     B: Tensor, ruler: Weighting, dtype: torch.dtype, most: int
 ) -> tuple[Tensor, Tensor, Tensor, float]:
-    """U (k, k) orthonormal for B (k, n), k ≤ n, of any float dtype; of Uᵀ B the first `most` rows;
-    what each of them carries (most,); and what the others carry together, squared.
+    """For B (k, n), k ≤ n: U (k, k), orthonormal; the first `most` rows of Uᵀ B; what each of them
+    carries (most,); what the others carry together, squared.
     """
     k, n = B.shape
     round_off = n * torch.finfo(dtype).eps
@@ -81,7 +81,7 @@ def _principal(
     rows.settle(view, noise)
     visible = rows.done
     if visible < k:  # what the ruler cannot see follows in the order of the weights
-        weights = View(partial(by_identity, dtype=dtype))
+        weights = View(partial(by_root, Q=None, dtype=dtype))
         rows.turn(weights)
         rows.settle(weights, round_off * float(torch.linalg.vector_norm(rows.B)))
         rows.carried[visible:] = 0 if view.blur else view.sizes(rows.B[visible:])
@@ -158,9 +158,7 @@ def _eigen(K: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _apart(squares: Tensor, most: int) -> bool:
-    """Whether the first `most` directions are the first beyond doubt: round-off may swap those that
-    carry the same.
-    """
+    """Whether the first `most` are the first beyond doubt: round-off may swap those of one size."""
     if most >= len(squares):
         return False
     gap = squares[most - 1] - squares[most]
@@ -237,29 +235,24 @@ def _view(ruler: Weighting, k: int, n: int, dtype: torch.dtype) -> View:
         G = checked_gram(ruler.gram, average=False)
         blur = float((n * torch.finfo(G.dtype).eps * torch.linalg.matrix_norm(G)).sqrt())
         return View(partial(by_gram, G=G), blur)
-    Q = ruler.right
-    if Q is None:
-        return View(partial(by_identity, dtype=dtype))
-    return View(partial(by_root, Q=Q, dtype=dtype))
+    return View(partial(by_root, Q=ruler.right, dtype=dtype))
 
 
-def by_identity(B: Tensor, dtype: torch.dtype) -> Pairs:
-    """Pairs of the ruler that leaves rows as they are, in `dtype`."""
-    for part in B.split(COLUMNS, dim=1):
-        part = part.to(dtype)
-        yield part, part
-        del part
+def by_root(B: Tensor, Q: Tensor | None, dtype: torch.dtype) -> Pairs:
+    """Pairs (columns of B Q, the same), in `dtype`; None is the identity.
 
-
-def by_root(B: Tensor, Q: Tensor, dtype: torch.dtype) -> Pairs:
-    """Pairs (columns of B Q, the same), in `dtype`; of a lower triangular Q only the triangle."""
-    B = B.to(dtype)
-    for start in range(0, Q.shape[1], COLUMNS):
+    Of a lower triangular Q only the triangle is multiplied.
+    """
+    B = B if Q is None else B.to(dtype)
+    for start in range(0, B.shape[1], COLUMNS):
         columns = slice(start, start + COLUMNS)
-        first = 0 if Q[:start, columns].any() else start
-        part = B[:, first:] @ Q[first:, columns].to(B)
+        if Q is None:
+            part = B[:, columns].to(dtype)
+        else:
+            first = 0 if Q[:start, columns].any() else start
+            part = B[:, first:] @ Q[first:, columns].to(B)
         yield part, part
-        del part
+        del part  # or it would live while the next is made
 
 
 def by_gram(B: Tensor, G: Tensor) -> Pairs:
