@@ -4,9 +4,10 @@ The solution is Ŵ = P⁻¹ U_r U_rᵀ P W with U_r the top left singular vector
 inverted, and a singular Gram is no failure.  Source: digest of Table I; for P = I it is SVD-LLM's
 whitened truncation, SVD-LLM V2's, and Swift-SVD's projection of the outputs, which are one map.
 
-`scale.lean` has a second kernel for large models: less memory, and 1.3 to 1.5 times as fast.  One
-thread, float64, plain | lean: 768 × 768 0.49 | 0.37 s, 3072 × 768 0.45 | 0.30 s, 768 × 3072 0.86 |
-0.56 s; 64 × 192 0.93 | 0.90 ms, 192 × 64 0.79 | 0.73 ms.  So the plain one is the default.
+`scale.lean` has a second kernel for large models: less memory, and 1.4 to 1.5 times as fast (1.1 to
+1.2 on the small layers of the notebooks), so this plain one is the default.  Best of five on one
+thread, float64, plain | lean: 768 × 768 0.22 | 0.16 s, 3072 × 768 0.55 | 0.39 s, 768 × 3072 0.88 |
+0.57 s; 64 × 192 0.93 | 0.86 ms, 192 × 64 0.80 | 0.67 ms.
 """
 
 from collections.abc import Callable
