@@ -1,8 +1,8 @@
-"""Which layer gets which rank.
+"""Which layer gets which rank: the uniform answer, and the table of all.
 
 An allocation is a function (decompositions, removed, *, model, stats, task_loss, batches,
-validation, **options) -> {layer: rank}, where None means that the layer stays dense.  It sees the
-spectra of every layer at once and changes nothing.
+validation, **options) -> {layer: rank}, None for dense.  It sees the spectra of every layer at once
+and changes nothing.
 
 Whoever hands out, over the layers in which some rank saves parameters Σ r (m + n), with m n for a
 dense one, stays within (1 − removed) Σ m n, but for what rank 1, the least there is, costs beyond a
@@ -10,17 +10,36 @@ layer's own share.  Zero-sum and greedy spend one budget over all layers instead
 stay dense, and refuse one that cannot be met.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 from prehab_lib.budget import break_even_rank, check_removed, rank_for
 from prehab_lib.decomposition import Decomposition
+from prehab_lib.inputs import check_choice
 from prehab_lib.rivals import asvd, dobi, swift_svd, zero_sum
 from prehab_lib.rivals.svd_llm_v2 import grouped
 
 
-def uniform(decompositions: dict[str, Decomposition], removed: float, **_) -> dict[str, int | None]:
-    """The same `removed` for every layer, each by its own shape; dense where no rank saves
-    parameters.
+@dataclass(frozen=True)
+class Step:
+    """A row of `ALLOCATIONS` or of `methods.RECOVERIES`; it is called as its function is.
+
+    check: (task_loss, batches, validation, **options) -> None, raises ValueError naming what the
+    function will miss, before hours of work.  shapes_only: of decompositions it asks `.shape`.
+    """
+
+    function: Callable
+    check: Callable[..., None] | None = None
+    shapes_only: bool = False
+
+    def __call__(self, *args, **kwargs):
+        return self.function(*args, **kwargs)
+
+
+def uniform(
+    decompositions: Mapping[str, Decomposition], removed: float, **_
+) -> dict[str, int | None]:
+    """The same `removed` for every layer, each by its own shape; dense where no rank saves any.
 
     Source: SVD-LLM (arXiv 2403.07378), and Tables II to V.  Raises ValueError for a bad `removed`.
     """
@@ -32,30 +51,19 @@ def uniform(decompositions: dict[str, Decomposition], removed: float, **_) -> di
     }
 
 
-ALLOCATIONS: dict[str, Callable[..., dict[str, int | None]]] = {
-    "uniform": uniform,
-    "sensitivity": asvd.sensitivity,
-    "grouped": grouped,
-    "importance": swift_svd.importance,
-    "zero_sum": zero_sum.zero_sum,
-    "greedy": zero_sum.greedy,
-    "learned": dobi.learned,
-}
-
-# What looks at the arguments and options of an allocation before anything is decomposed.
-CHECKS: dict[str, Callable[..., None]] = {
-    "sensitivity": asvd.check_arguments,
-    "importance": swift_svd.check_arguments,
-    "zero_sum": zero_sum.check_arguments,
-    "greedy": zero_sum.check_greedy,
-    "learned": dobi.check_arguments,
+ALLOCATIONS: dict[str, Step] = {
+    "uniform": Step(uniform, shapes_only=True),
+    "sensitivity": Step(asvd.sensitivity, asvd.check_arguments),
+    "grouped": Step(grouped),
+    "importance": Step(swift_svd.importance, swift_svd.check_arguments),
+    "zero_sum": Step(zero_sum.zero_sum, zero_sum.check_arguments),
+    "greedy": Step(zero_sum.greedy, zero_sum.check_greedy),
+    "learned": Step(dobi.learned, dobi.check_arguments),
 }
 
 
-def allocation_named(name: str) -> Callable[..., dict[str, int | None]]:
-    """The function behind a name.  Raises ValueError that lists the known names."""
-    if name not in ALLOCATIONS:
-        raise ValueError(
-            f"allocation = {name!r} is not known: choose one of {', '.join(ALLOCATIONS)}"
-        )
-    return ALLOCATIONS[name]
+def step_named(axis: str, name: str, table: Mapping[str, Step | Callable]) -> Step:
+    """The row of a table, also where it is a plain function.  Raises ValueError that lists them."""
+    check_choice(axis, name, table)
+    row = table[name]
+    return row if isinstance(row, Step) else Step(row)

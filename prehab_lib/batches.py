@@ -1,5 +1,6 @@
-"""What a batch is, in one place: a dict of keyword arguments to `forward`, or an (images, labels)
-tuple.
+"""What a batch is: a dict of keyword arguments to `forward`, or an (images, labels) tuple.
+
+Also what a model says to one, and in which state it says it.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -9,18 +10,17 @@ from itertools import chain
 import torch
 from torch import Tensor, nn
 
+IGNORED = -100  # the label that cross-entropy leaves out
+
 
 def device_of(model: nn.Module) -> torch.device:
-    return next(
-        chain(model.parameters(), model.buffers())
-    ).device  # a model in 8 bits may have no parameters
+    """Where the model lies; one in 8 bits may have no parameters, but buffers."""
+    return next(chain(model.parameters(), model.buffers())).device
 
 
 @contextmanager
 def mode(model: nn.Module, training: bool) -> Iterator[None]:
-    """Train or eval mode; afterwards every module has its own flag back, also one that differed
-    from the model's.
-    """
+    """Train or eval mode inside; afterwards every module has its own flag back."""
     before = {module: module.training for module in model.modules()}
     model.train(training)
     try:
@@ -32,17 +32,34 @@ def mode(model: nn.Module, training: bool) -> Iterator[None]:
 
 @contextmanager
 def seeded(model: nn.Module, seed: int) -> Iterator[None]:
-    """Random numbers, such as dropout's, from `seed`; the caller's random state is as before
-    afterwards.
-    """
+    """Random numbers, such as dropout's, from `seed` inside; the caller's random state stays."""
     device = device_of(model)
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         yield
 
 
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """No parameter takes part in autograd inside: activations may have a gradient, weights none."""
+    with requiring_grad([p for p in model.parameters() if p.requires_grad], False):
+        yield
+
+
+@contextmanager
+def requiring_grad(parameters: list[nn.Parameter], flag: bool) -> Iterator[None]:
+    """These parameters, whose `requires_grad` is not `flag`, have it inside."""
+    for parameter in parameters:
+        parameter.requires_grad_(flag)
+    try:
+        yield
+    finally:
+        for parameter in parameters:
+            parameter.requires_grad_(not flag)
+
+
 def move(batch, device):
-    """The batch on `device`, of the same kind."""
+    """The batch on `device`, of the same kind.  Raises ValueError for what is no batch."""
     if isinstance(batch, Mapping):
         return {
             name: value.to(device) if isinstance(value, Tensor) else value
@@ -50,9 +67,8 @@ def move(batch, device):
         }
     if isinstance(batch, tuple | list) and len(batch) == 2:
         return tuple(value.to(device) for value in batch)
-    raise ValueError(
-        f"a batch is a dict of keyword arguments to forward, or an (images, labels) tuple, not {type(batch).__name__}"
-    )
+    kinds = "a dict of keyword arguments to forward, or an (images, labels) tuple"
+    raise ValueError(f"a batch is {kinds}, not {type(batch).__name__}")
 
 
 def forward(model: nn.Module, batch):
@@ -61,22 +77,38 @@ def forward(model: nn.Module, batch):
 
 
 def loss_of(task_loss: Callable, model: nn.Module, batch) -> Tensor:
-    """`task_loss(model, batch)`, a number, as a scalar tensor.  Raises ValueError where it returns
-    anything else.
-    """
+    """`task_loss(model, batch)` as a scalar tensor.  Raises ValueError where it is no number."""
     loss = task_loss(model, batch)
     if isinstance(loss, float | int):
         loss = torch.tensor(float(loss))
     if isinstance(loss, Tensor) and loss.numel() == 1:
         return loss.reshape(())
-    what = (
-        f"a tensor of shape {tuple(loss.shape)}"
-        if isinstance(loss, Tensor)
-        else f"a {type(loss).__name__}"
-    )
+    kind = type(loss).__name__
+    what = f"tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else kind
     raise ValueError(
-        f"task_loss(model, batch) must return one number as a tensor: it returned {what}"
+        f"task_loss(model, batch) must return one number as a tensor: it returned a {what}"
     )
+
+
+def mean_over_samples(task_loss: Callable) -> Callable:
+    """A decorator: task_loss(model, batch) is the plain mean of its samples' losses.
+
+    Per-sample gradients of a batch then take one pass.  A loss without it is right too, a sample at
+    a time: a mean over tokens, class weights or ignored labels weigh samples unequally, and nothing
+    in the batch's loss alone tells.
+    """
+    task_loss.mean_over_samples = True
+    return task_loss
+
+
+def mean_over_tokens(task_loss: Callable) -> Callable:
+    """A decorator: task_loss(model, batch) is the mean over the scored tokens of a batch.
+
+    As `mean_over_samples`, where all rows score equally many: those that are padded, or have tokens
+    left out, go one at a time.
+    """
+    task_loss.mean_over_tokens = True
+    return task_loss
 
 
 def padding_mask(batch) -> Tensor | None:
@@ -89,10 +121,23 @@ def padding_mask(batch) -> Tensor | None:
         return None
     if mask.ndim != 2 or not bool(((mask == 0) | (mask == 1)).all()):
         raise ValueError(
-            f"attention_mask has shape {tuple(mask.shape)} or values other than 0 and 1: give one of shape "
-            "(batch, tokens), 1 for a real token and 0 for padding"
+            f"attention_mask has shape {tuple(mask.shape)} or values other than 0 and 1: give one "
+            "of shape (batch, tokens), 1 for a real token and 0 for padding"
         )
     return mask.bool()
+
+
+def token_rows(x: Tensor, mask: Tensor | None) -> Tensor:
+    """(..., n) -> (tokens, n) without the padding.  Raises ValueError where nothing is left."""
+    if mask is not None and x.ndim == 3 and x.shape[:2] == mask.shape:
+        x = x[mask]
+    elif mask is not None and x.ndim == 3 and x.shape[:2] == mask.T.shape:  # tokens first
+        x = x[mask.T]
+    elif mask is not None and x.ndim == 2 and x.shape[0] == mask.numel() != mask.shape[0]:
+        x = x[mask.flatten()]
+    if x.numel() == 0:
+        raise ValueError("a calibration batch has no token left after its padding is taken out")
+    return x.reshape(-1, x.shape[-1])
 
 
 def endless(batches: Iterable) -> Iterator:
@@ -101,25 +146,10 @@ def endless(batches: Iterable) -> Iterator:
     Raises ValueError if there is no batch, or if a generator that cannot start over runs out.
     """
     while True:
-        batch = None
+        empty = True
         for batch in batches:
+            empty = False
             yield batch
-        if batch is None:
-            raise ValueError(
-                "the batches ran out: pass a list or a DataLoader that can start over, with at least one batch"
-            )
-
-
-@contextmanager
-def frozen(model: nn.Module) -> Iterator[None]:
-    """No parameter takes part in autograd while inside: activations may have a gradient, and no
-    `.grad` is left behind.
-    """
-    free = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    for parameter in free:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in free:
-            parameter.requires_grad_(True)
+        if empty:
+            remedy = "pass a list or a DataLoader that can start over, with at least one batch"
+            raise ValueError(f"the batches ran out: {remedy}")

@@ -18,8 +18,8 @@ def check_removed(removed: float) -> Fraction:
     is_number = isinstance(removed, Real | Fraction) and not isinstance(removed, bool)
     if not is_number or not math.isfinite(removed) or not 0 < removed < 1:
         raise ValueError(
-            f"removed = {removed!r}: give the fraction of parameters to take away as a number strictly between 0 and 1, "
-            "for example 0.4"
+            f"removed = {removed!r}: give the fraction of parameters to take away as a number "
+            "strictly between 0 and 1, for example 0.4"
         )
     return Fraction(str(removed))
 
@@ -36,9 +36,7 @@ def rank_for(shape: tuple[int, int], removed: float) -> int:
 
 
 def break_even_rank(shape: tuple[int, int]) -> int:
-    """Largest rank at which the factors hold strictly fewer numbers than W; 0 where no rank does (a
-    1 × n layer).
-    """
+    """Largest rank at which the factors hold strictly fewer numbers than W; 0 for a 1 × n layer."""
     m, n = _check_shape(shape)
     return (m * n - 1) // (m + n)
 

@@ -5,13 +5,12 @@ from collections.abc import Iterable, Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
-from prehab_lib.batches import device_of, forward, mode, move
+from prehab_lib.batches import device_of, forward, mean_over_samples, mode, move
 from prehab_lib.progress import progress
-from prehab_lib.statistics.gradients import mean_over_samples
 
 
 def logits_and_labels(model: nn.Module, batch) -> tuple[Tensor, Tensor]:
-    """(B, classes) and (B,): for an (images, labels) tuple, or a dict whose "labels" the model does
+    """(B, classes) and (B,), for an (images, labels) tuple or a dict; its "labels" the model does
     not get.
     """
     if isinstance(batch, Mapping):
@@ -27,9 +26,8 @@ def logits_and_labels(model: nn.Module, batch) -> tuple[Tensor, Tensor]:
 def classification_loss(model: nn.Module, batch) -> Tensor:
     """Mean cross-entropy in nats, in float32 or better: the task loss of Tables II and V."""
     logits, labels = logits_and_labels(model, move(batch, device_of(model)))
-    return nn.functional.cross_entropy(
-        logits if logits.dtype == torch.float64 else logits.float(), labels
-    )
+    logits = logits if logits.dtype == torch.float64 else logits.float()
+    return nn.functional.cross_entropy(logits, labels)
 
 
 @torch.no_grad()
@@ -41,10 +39,12 @@ def each_answer(model: nn.Module, batches: Iterable) -> Iterator[tuple[Tensor, T
     empty = True
     with mode(model, training=False):
         for batch in progress(batches, "evaluation"):
-            empty, (logits, labels) = False, logits_and_labels(model, move(batch, device_of(model)))
+            empty = False
+            logits, labels = logits_and_labels(model, move(batch, device_of(model)))
             if not torch.isfinite(logits).all():
                 raise ValueError(
-                    "the model's logits are NaN or infinite: the compressed weights do not fit its precision"
+                    "the model's logits are NaN or infinite: the compressed weights do not fit "
+                    "its precision"
                 )
             yield logits, labels
     if empty:

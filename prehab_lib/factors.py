@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-ROWS = 512  # that are scaled at a time: a copy of the factors in float64 would be the largest thing in surgery
+ROWS = 512  # scaled at a time: a float64 copy of the factors would be the largest thing in surgery
 
 
 @dataclass(frozen=True)
@@ -35,11 +35,10 @@ class Factors:
         return self.U @ self.V
 
     def balanced(self, like: Tensor | None = None) -> "Factors":
-        """The same product with each pair of columns on one scale: |U_:i| = |V_i:|; in dtype and on
-        the device of `like`.
+        """The same product with each pair of columns on one scale: |U_:i| = |V_i:|.
 
-        Only the split moves.  It matters for half precision and for later fine-tuning, where one
-        learning rate serves both.
+        In dtype and on the device of `like`.  Only the split moves.  It matters for half precision
+        and for later fine-tuning, where one learning rate serves both.
         """
         like = self.U if like is None else like
         tiny = torch.finfo(self.U.dtype).tiny
@@ -49,10 +48,9 @@ class Factors:
         U, V = like.new_empty(self.U.shape), like.new_empty(self.V.shape)
         for target, part in zip(U.split(ROWS), self.U.split(ROWS), strict=True):
             target.copy_(part * scale)
-        for target, part, by in zip(
-            V.split(ROWS), self.V.split(ROWS), scale.split(ROWS), strict=True
-        ):
-            target.copy_(part / by[:, None])
+        pieces = zip(V.split(ROWS), self.V.split(ROWS), scale.split(ROWS), strict=True)
+        for target, part, part_scale in pieces:
+            target.copy_(part / part_scale[:, None])
         return Factors(U, V)
 
 
@@ -64,29 +62,19 @@ class LowRankLinear(nn.Module):
     layer replaced.
     """
 
-    def __init__(
-        self,
-        in_features: int,
-        out_features: int,
-        rank: int,
-        bias: bool = True,
-        device=None,
-        dtype=None,
-    ):
+    def __init__(self, in_features: int, out_features: int, rank: int, bias: bool = True, **kind):
+        """kind: device and dtype, as `nn.Linear` takes them."""
         super().__init__()
         self.in_features, self.out_features, self.rank = in_features, out_features, rank
-        self.V = nn.Linear(in_features, rank, bias=False, device=device, dtype=dtype)
-        self.U = nn.Linear(rank, out_features, bias=bias, device=device, dtype=dtype)
+        self.V = nn.Linear(in_features, rank, bias=False, **kind)
+        self.U = nn.Linear(rank, out_features, bias=bias, **kind)
 
     @classmethod
     def from_factors(cls, factors: Factors, bias: Tensor | None = None) -> "LowRankLinear":
-        """The layer that computes with these factors, on their device and in their dtype; `bias`
-        (m,) is kept as it is.
-        """
+        """The layer of these factors, on their device and in their dtype; bias (m,) as it is."""
         (m, rank), n, like = factors.U.shape, factors.V.shape[1], factors.U
-        layer = cls(
-            n, m, rank, bias=bias is not None, device="meta", dtype=like.dtype
-        )  # no random weights are drawn
+        # By way of "meta", so that no random weights are drawn.
+        layer = cls(n, m, rank, bias=bias is not None, device="meta", dtype=like.dtype)
         layer = layer.to_empty(device=like.device)
         with torch.no_grad():
             layer.U.weight.copy_(factors.U)
@@ -97,8 +85,7 @@ class LowRankLinear(nn.Module):
 
     @classmethod
     def in_place_of(cls, layer: nn.Linear, factors: Factors) -> "LowRankLinear":
-        """The layer that takes `layer`'s place: its dtype, device, bias, mode and `requires_grad`
-        flags.
+        """A layer with the dtype, device, bias, mode and `requires_grad` flags of `layer`.
 
         Raises ValueError where the factors are not finite in that dtype.
         """
@@ -119,7 +106,7 @@ class LowRankLinear(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The dense Ŵ (m, n), multiplied out on demand; some host models look at `.weight.dtype`."""
+        """The dense Ŵ (m, n), multiplied out; some host models look at `.weight.dtype`."""
         return self.U.weight @ self.V.weight
 
     def factors(self) -> Factors:

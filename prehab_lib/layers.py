@@ -6,8 +6,11 @@ from collections.abc import Iterable, Mapping
 from torch import nn
 
 _GATED_DECODER = r"(.*\.)?layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)"
-
-_BERT = r"(.*\.)?encoder\.layer\.\d+\.(attention\.(self\.(query|key|value)|output\.dense)|(intermediate|output)\.dense)"
+_BERT = (
+    r"(.*\.)?encoder\.layer\.\d+\."
+    r"(attention\.(self\.(query|key|value)|output\.dense)|(intermediate|output)\.dense)"
+)
+_DISTILBERT = r"(.*\.)?transformer\.layer\.\d+\.(attention\.([qkv]|out)_lin|ffn\.lin[12])"
 
 # Class name of the model, or of a base class of it -> full match on the module's name.
 # Embeddings, norms, language-model heads and text classifiers stay; the papers compress the ViT's
@@ -18,7 +21,7 @@ DEFAULT_LAYERS = {
     "BertPreTrainedModel": _BERT,
     "RobertaPreTrainedModel": _BERT,
     "ElectraPreTrainedModel": _BERT,
-    "DistilBertPreTrainedModel": r"(.*\.)?transformer\.layer\.\d+\.(attention\.([qkv]|out)_lin|ffn\.lin[12])",
+    "DistilBertPreTrainedModel": _DISTILBERT,
     "LlamaPreTrainedModel": _GATED_DECODER,
     "MistralPreTrainedModel": _GATED_DECODER,
     "Qwen2PreTrainedModel": _GATED_DECODER,
@@ -37,11 +40,10 @@ REMEDIES = {
 
 
 def default_layers(model: nn.Module) -> list[str]:
-    """Names of the layers the papers compress in a model of this family; of every `nn.Linear` where
-    the family is unknown.
+    """Names of the layers the papers compress in a model of this family.
 
-    Raises ValueError where there is none, or where the model holds transformers' transposed
-    `Conv1D` (GPT-2).
+    Where the family is unknown, of every `nn.Linear`.  Raises ValueError where there is none, or
+    where the model holds transformers' transposed `Conv1D` (GPT-2).
     """
     modules = dict(model.named_modules())
     _refuse_not_dense(modules, [name for name, module in modules.items() if is_conv1d(module)])
@@ -50,13 +52,12 @@ def default_layers(model: nn.Module) -> list[str]:
     linear = [name for name, module in modules.items() if is_linear(module) and module is not head]
     names = [name for name in linear if re.fullmatch(pattern, name)]
     if not names:
-        reason = (
-            "none of its nn.Linear has a name known for this family"
-            if linear
-            else "only nn.Linear can be factorised"
-        )
+        reason = "only nn.Linear can be factorised"
+        if linear:
+            reason = "none of its nn.Linear has a name known for this family"
         raise ValueError(
-            f"{type(model).__name__} has no linear layer to compress: {reason}; name the layers yourself with layers=[...]"
+            f"{type(model).__name__} has no linear layer to compress: {reason}; name the layers "
+            "yourself with layers=[...]"
         )
     return names
 
@@ -76,7 +77,8 @@ def linear_layers(model: nn.Module, layers: Iterable[str] | None = None) -> dict
     unknown = [name for name in names if name not in modules]
     if unknown:
         raise ValueError(
-            f"{type(model).__name__} has no module named {unknown[0]!r} (of {len(unknown)} unknown names)"
+            f"{type(model).__name__} has no module named {unknown[0]!r} (of {len(unknown)} unknown "
+            "names)"
         )
     _refuse_not_dense(modules, names)
     refuse_tied_weights(model, names)
@@ -84,24 +86,21 @@ def linear_layers(model: nn.Module, layers: Iterable[str] | None = None) -> dict
 
 
 def is_linear(module: nn.Module) -> bool:
-    """True for `nn.Linear` with a plain 2-d weight (and not for subclasses that store it another
-    way).
-    """
-    return type(module) is nn.Linear or (isinstance(module, nn.Linear) and _is_parametrized(module))
+    """True for `nn.Linear` with a plain weight, not for subclasses that store it another way."""
+    if type(module) is nn.Linear:
+        return True
+    parametrized = nn.utils.parametrize.is_parametrized(module, "weight")
+    return isinstance(module, nn.Linear) and parametrized
 
 
 def is_conv1d(module: nn.Module) -> bool:
-    """True for transformers' `Conv1D` (GPT-2): y = x W + b with W (n, m), the transpose of
-    `nn.Linear`'s.
-    """
+    """True for transformers' `Conv1D` (GPT-2): y = x W + b, W (n, m), `nn.Linear`'s transpose."""
     kind = type(module)  # by name: whoever has no such layer need not import transformers
     return (kind.__module__, kind.__name__) == ("transformers.pytorch_utils", "Conv1D")
 
 
 def of_family(model: nn.Module, table: dict[str, str]) -> str | None:
-    """The entry of `table` for the model's class or its nearest base class by name; None where the
-    family is unknown.
-    """
+    """The entry of `table` for the model's class or its nearest base class by name, or None."""
     return next((table[c.__name__] for c in type(model).__mro__ if c.__name__ in table), None)
 
 
@@ -120,13 +119,15 @@ def refuse_tied_weights(model: nn.Module, names: Iterable[str]) -> None:
         shared = owners.get(id(model.get_submodule(name).weight), set()) - {f"{name}.weight"}
         if shared:
             raise ValueError(
-                f"{name!r} shares its weight with {sorted(shared)[0]!r}: a tied layer cannot be changed alone, untie it or leave it out"
+                f"{name!r} shares its weight with {sorted(shared)[0]!r}: a tied layer cannot be "
+                "changed alone, untie it or leave it out"
             )
 
 
 def refuse_packed(modules: Mapping[str, nn.Module], what: str) -> None:
     """Raises ValueError naming the first layer, dense or low-rank, that holds numbers in 8 bits.
-    what: is to come before.
+
+    what: is to come before.  By name, as whoever has no such layer need not import it.
     """
     for name, module in modules.items():
         if any(type(part).__name__ == "PackedLinear" for part in module.modules()):
@@ -136,15 +137,11 @@ def refuse_packed(modules: Mapping[str, nn.Module], what: str) -> None:
             )
 
 
-def _is_parametrized(module: nn.Module) -> bool:
-    return nn.utils.parametrize.is_parametrized(module, "weight")
-
-
 def _refuse_not_dense(modules: dict[str, nn.Module], names: list[str]) -> None:
     wrong = [name for name in names if not is_linear(modules[name])]
     if wrong:
         kind = type(modules[wrong[0]]).__name__
+        remedy = REMEDIES.get(kind, "leave it out")
         raise ValueError(
-            f"{wrong[0]!r} is a {kind}, not a dense nn.Linear: {REMEDIES.get(kind, 'leave it out')} "
-            f"({len(wrong)} such in all)"
+            f"{wrong[0]!r} is a {kind}, not a dense nn.Linear: {remedy} ({len(wrong)} such in all)"
         )

@@ -1,26 +1,22 @@
 """The papers' methods as named points on three axes: which ruler, which ranks, which recovery."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
 
+from prehab_lib.allocation import Step
+from prehab_lib.inputs import check_choice
 from prehab_lib.rivals import correction, svd_llm_update
 
-# What is done to the factors after surgery: name -> fn(model, ...), in place.  Training afterwards
-# is `rehab`.
-RECOVERIES: dict[str, Callable[..., None]] = {
-    "closed_form": svd_llm_update.closed_form,
-    "projected_gradient": correction.projected_gradient,
-}
-RECOVERY_CHECKS: dict[str, Callable[..., None]] = {
-    "closed_form": svd_llm_update.check_arguments,
-    "projected_gradient": correction.check_arguments,
+# What is done to the factors after surgery, in place.  Training afterwards is `rehab`.
+RECOVERIES: dict[str, Step] = {
+    "closed_form": Step(svd_llm_update.closed_form, svd_llm_update.check_arguments),
+    "projected_gradient": Step(correction.projected_gradient, correction.check_arguments),
 }
 
 
 @dataclass(frozen=True)
 class Method:
-    """weighting: a key of `WEIGHTINGS`; allocation: a key of `ALLOCATIONS`; recovery: a key of
-    `RECOVERIES`, or None.
+    """Keys of `WEIGHTINGS`, `ALLOCATIONS` and `RECOVERIES` (or None), and what they need.
 
     needs: the statistics to collect.  source: where the method comes from.  options,
     recovery_options: further arguments of the allocation and of the recovery, for a variant of
@@ -30,67 +26,40 @@ class Method:
     weighting: str
     allocation: str = "uniform"
     recovery: str | None = None
-    needs: frozenset[str] = frozenset()
+    needs: Set[str] = frozenset()
     source: str = ""
     options: Mapping = field(default_factory=dict)
     recovery_options: Mapping = field(default_factory=dict)
 
 
-def _needs(*names: str) -> frozenset[str]:
-    return frozenset(names)
-
-
+# name -> weighting, allocation, recovery, statistics, source
 METHODS = {
     "svd": Method("identity", source="Eckart and Young; Table I, row SVD"),
-    "fwsvd": Method("fisher", needs=_needs("fisher_in"), source="arXiv 2207.00112"),
-    "gfwsvd": Method("kronecker", needs=_needs("kron_in", "kron_out"), source="arXiv 2505.17974"),
-    "asvd": Method(
-        "activation", "sensitivity", needs=_needs("mean_abs"), source="arXiv 2312.05821, α = 0.5"
-    ),
-    "svd_llm": Method(
-        "gram", needs=_needs("gram"), source="arXiv 2403.07378, whitening and truncation"
-    ),
-    # Absent from the paper's last version; the released code's step 2.
-    "svd_llm_update": Method(
-        "gram", "uniform", "closed_form", _needs("gram"), "arXiv 2403.07378v1, layer-wise update"
-    ),
+    "fwsvd": Method("fisher", needs={"fisher_in"}, source="arXiv 2207.00112"),
+    "gfwsvd": Method("kronecker", needs={"kron_in", "kron_out"}, source="arXiv 2505.17974"),
+    "asvd": Method("activation", "sensitivity", None, {"mean_abs"}, "arXiv 2312.05821, α = 0.5"),
+    "svd_llm": Method("gram", needs={"gram"}, source="arXiv 2403.07378, whitening and truncation"),
+    # Absent from the paper's last version; step 2 of the released code.
+    "svd_llm_update": Method("gram", "uniform", "closed_form", {"gram"}, "arXiv 2403.07378v1"),
     # At equal ranks these two are the same map as svd_llm: only their ranks differ.
-    "svd_llm_v2": Method("gram", "grouped", needs=_needs("gram"), source="arXiv 2503.12340"),
-    "swift_svd": Method(
-        "gram",
-        "importance",
-        needs=_needs("gram", "influence"),
-        source="arXiv 2604.01609, dynamic ranks",
-    ),
-    # Gates on the whitened weights; the paper's: options={"gates_on": "activations"}.
-    "dobi_svd": Method(
-        "gram", "learned", needs=_needs("gram"), source="arXiv 2502.02723, without remap"
-    ),
+    "svd_llm_v2": Method("gram", "grouped", None, {"gram"}, "arXiv 2503.12340"),
+    "swift_svd": Method("gram", "importance", None, {"gram", "influence"}, "arXiv 2604.01609"),
+    # Gates on the whitened weights; `dobi` has the paper's gates on activations.
+    "dobi_svd": Method("gram", "learned", None, {"gram"}, "arXiv 2502.02723, without remap"),
+    # At uniform precision.
     "io_svd": Method(
-        "gram_logit",
-        "greedy",
-        needs=_needs("gram", "logit_gram", "grad"),
-        source="arXiv 2605.15626, uniform precision",
+        "gram_logit", "greedy", None, {"gram", "logit_gram", "grad"}, "arXiv 2605.15626"
     ),
-    "zs_svd": Method(
-        "gram", "zero_sum", needs=_needs("gram", "grad"), source="arXiv 2602.02848, one shot"
-    ),
+    "zs_svd": Method("gram", "zero_sum", None, {"gram", "grad"}, "arXiv 2602.02848, one shot"),
     "zs_svd_corrected": Method(
-        "gram",
-        "zero_sum",
-        "projected_gradient",
-        _needs("gram", "grad"),
-        "arXiv 2602.02848, one correction",
+        "gram", "zero_sum", "projected_gradient", {"gram", "grad"}, "arXiv 2602.02848, corrected"
     ),
 }
 
 
 def method_named(method: str | Method) -> Method:
-    """The method behind a name, or the method itself.  Raises ValueError that lists the known
-    names.
-    """
+    """The method behind a name, or the method itself.  Raises ValueError that lists the names."""
     if isinstance(method, Method):
         return method
-    if not isinstance(method, str) or method not in METHODS:
-        raise ValueError(f"method = {method!r} is not known: choose one of {', '.join(METHODS)}")
+    check_choice("method", method, METHODS)
     return METHODS[method]

@@ -4,11 +4,11 @@ import os
 import sys
 from collections.abc import Iterable
 
+SILENT = ("PREHAB_RUN_DIR", "PREHAB_QUIET", "PYTEST_CURRENT_TEST")
+
 
 def progress(items: Iterable, what: str, total: int | None = None) -> Iterable:
-    """`items` behind a bar named `what` in a terminal or a live notebook; untouched when nobody
-    watches.
-    """
+    """`items` behind a bar named `what` in a terminal or a live notebook, else untouched."""
     if not _watched():
         return items
     from tqdm.auto import tqdm
@@ -17,14 +17,8 @@ def progress(items: Iterable, what: str, total: int | None = None) -> Iterable:
 
 
 def _watched() -> bool:
-    if (
-        os.environ.get("PREHAB_RUN_DIR")
-        or os.environ.get("PREHAB_QUIET")
-        or os.environ.get("PYTEST_CURRENT_TEST")
-    ):
+    if any(os.environ.get(name) for name in SILENT):
         return False
-    if "ipykernel" in sys.modules:
-        return bool(
-            os.environ.get("JPY_SESSION_NAME")
-        )  # set by a Jupyter server, not by papermill or nbval
+    if "ipykernel" in sys.modules:  # a Jupyter server sets this, papermill and nbval do not
+        return bool(os.environ.get("JPY_SESSION_NAME"))
     return sys.stderr is not None and sys.stderr.isatty()

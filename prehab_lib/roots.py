@@ -1,6 +1,4 @@
-"""Square roots of Grams: where every factorisation starts, in float64 and without asking for full
-rank.
-"""
+"""Square roots of Grams: where every factorisation starts, in float64, also for singular ones."""
 
 import torch
 from torch import Tensor
@@ -9,40 +7,33 @@ ROWS = 64  # of a Gram that are compared at a time
 
 
 def psd_root(A: Tensor) -> Tensor:
-    """L (n, n) in float64 with L Lᵀ = A for a positive semi-definite A (n, n).  Raises as
-    `psd_eigen` does.
+    """L (n, n) in float64 with L Lᵀ = A, positive semi-definite.  Raises as `psd_eigen` does.
 
-    Any root gives the same truncation.  Cholesky's is some ten times cheaper (n³ / 3 operations)
-    and taken where its pivots stand clear of round-off; else eigenvectors times root eigenvalues (9
-    n³), which exist for every A.
+    Any root gives the same truncation.  Cholesky's (n³ / 3 operations) is taken where its pivots
+    stand clear of round-off; else eigenvectors times root eigenvalues (9 n³), for every A.
     """
     A = checked_gram(A, average=False)
-    if (L := _safe_cholesky(A)) is not None:
+    L = _safe_cholesky(A)
+    if L is not None:
         return L
-    eigenvalues, Q = _eigen(A)
+    eigenvalues, Q = psd_eigen(A)
     return Q.mul_(eigenvalues.sqrt())
 
 
 def psd_eigen(A: Tensor) -> tuple[Tensor, Tensor]:
-    """Eigenvalues (n,), ascending and none negative, and eigenvectors Q (n, n) of a positive
-    semi-definite A, in float64.
+    """Eigenvalues (n,), ascending, and eigenvectors Q (n, n) of a positive semi-definite A.
 
-    Unlike Cholesky it needs no full rank: eigenvalues below n · eps · λ_max are round-off and
-    become 0.
+    In float64.  Eigenvalues below n · eps · λ_max are round-off and become 0, so none is negative.
     Raises ValueError where A is not finite, not square or not symmetric.
     """
-    return _eigen(checked_gram(A, average=False))
-
-
-def _eigen(A: Tensor) -> tuple[Tensor, Tensor]:
+    A = checked_gram(A, average=False)
     eigenvalues, Q = torch.linalg.eigh(A)
     round_off = A.shape[0] * torch.finfo(A.dtype).eps * eigenvalues[-1].clamp_min(0)
     return torch.where(eigenvalues > round_off, eigenvalues, 0), Q
 
 
 def invertible_root(A: Tensor, ridge: float = 1e-6) -> Tensor:
-    """L (n, n), lower triangular, with L Lᵀ = A, or A + δ (tr A / n) I where A is singular to
-    working precision.
+    """L (n, n), lower triangular, L Lᵀ = A, or A + δ (tr A / n) I where A is all but singular.
 
     For the side of a ruler that must be undone.  δ is `ridge`, ten times more as long as Cholesky
     fails; it is relative, so the scale of A changes nothing.  A = 0 gives the identity.  Raises as
@@ -53,7 +44,8 @@ def invertible_root(A: Tensor, ridge: float = 1e-6) -> Tensor:
     mean = A.diagonal().mean()
     if mean <= 0:
         return identity
-    if (L := _safe_cholesky(A)) is not None:
+    L = _safe_cholesky(A)
+    if L is not None:
         return L
     while ridge < 1:
         L, failed = torch.linalg.cholesky_ex(A / mean + ridge * identity)
@@ -66,16 +58,14 @@ def invertible_root(A: Tensor, ridge: float = 1e-6) -> Tensor:
 
 
 def _safe_cholesky(A: Tensor) -> Tensor | None:
-    """Cholesky's factor of a symmetric A where it exists and its pivots stand clear of round-off."""
+    """Cholesky's factor of a symmetric A where its pivots stand clear of round-off, else None."""
     L, failed = torch.linalg.cholesky_ex(A)
     clear = L.diagonal().min() ** 2 > A.shape[0] * torch.finfo(A.dtype).eps * A.diagonal().max()
     return L if not failed and clear else None
 
 
 def on_factor_device(A: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
-    """Where sums and factorisations happen: the same device in float64, but the CPU for MPS, which
-    has no float64.
-    """
+    """Where sums and factorisations happen: the same device, but the CPU for MPS (no float64)."""
     A = A.detach()
     return A.to("cpu", dtype) if A.device.type == "mps" else A.to(dtype)
 
@@ -83,8 +73,7 @@ def on_factor_device(A: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
 def checked_gram(A: Tensor, average: bool = True) -> Tensor:
     """A (n, n) in float64 with round-off between A and Aᵀ averaged out.
 
-    average=False spares the copy, for those who read A on and below the diagonal alone, as LAPACK
-    does.
+    average=False spares the copy, for those who read A as LAPACK does, on and below the diagonal.
     Raises ValueError where A is not finite, not square or not symmetric.
     """
     if A.ndim != 2 or A.shape[0] != A.shape[1]:

@@ -2,21 +2,20 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import partial
 
 import torch
 from torch import nn
 
-from prehab_lib.allocation import CHECKS, allocation_named
+from prehab_lib.allocation import ALLOCATIONS, step_named
 from prehab_lib.budget import check_removed
+from prehab_lib.decomposition import Decomposition
 from prehab_lib.factors import Factors, LowRankLinear
 from prehab_lib.layers import linear_layers, replace_module
-from prehab_lib.methods import RECOVERIES, RECOVERY_CHECKS, Method, method_named
+from prehab_lib.methods import RECOVERIES, Method, method_named
 from prehab_lib.progress import progress
 from prehab_lib.save.storage import load, save
-from prehab_lib.scale.lazy import last_look
 from prehab_lib.stats import LayerStats
-from prehab_lib.weightings import Decomposition, decompose_lazily
+from prehab_lib.weightings import by_layer, decompose_all
 
 __all__ = ["Report", "compress", "compress_at", "load", "save"]
 
@@ -25,10 +24,9 @@ __all__ = ["Report", "compress", "compress_at", "load", "save"]
 class Report:
     """What surgery did, recounted from the modules.
 
-    removed, achieved: fraction of the weights of the compressed layers taken away, asked and true
-    (biases do not count). ranks: layer -> rank, or None where it stayed dense.  parameters, bytes:
-    of the whole model afterwards. kept_dense: layers for which no rank saves anything, or that the
-    allocation spared.
+    removed, achieved: fraction of the compressed layers' weights taken away, asked and true (biases
+    do not count).  ranks: None where a layer stayed dense.  parameters, bytes: of the whole model
+    afterwards.  kept_dense: layers for which no rank saves anything, or that the allocation spared.
     at_floor: layers at rank 1 that still cost more than their budget.
     """
 
@@ -41,7 +39,8 @@ class Report:
     at_floor: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
-        text = f"removed {self.achieved:.1%} of {len(self.ranks)} layers' weights (asked {float(self.removed):.0%})"
+        layers, asked = len(self.ranks), float(self.removed)
+        text = f"removed {self.achieved:.1%} of {layers} layers' weights (asked {asked:.0%})"
         if self.kept_dense:
             text += f"; dense: {', '.join(self.kept_dense)}"
         if self.at_floor:
@@ -62,23 +61,21 @@ def compress(
     validation: Iterable | None = None,
     dtype: torch.dtype = torch.float64,
 ) -> Report:
-    """Replace dense layers by low-rank ones, in place; where anything fails, the model is as it
-    was.
+    """Replace dense layers by low-rank ones, in place; if anything fails, the model is as it was.
 
     method: a key of `METHODS`, or a `Method`.  stats: from `stats.collect`.  layers: names, or None
-    for those of `decompositions`, of `stats`, or the model's default.  decompositions: reuse one
-    factorisation for many ratios (`weightings.decompose_all` on the *same* weights), or use
-    `compress_at`; without them each layer's is made when it is needed, and with the uniform
-    allocation one lives at a time.  task_loss, batches, validation: for the methods that need them.
-    dtype: of the factorisation where it is made here; what float32 saves and costs,
-    `weightings.decompose` says.
+    for those of `decompositions`, of `stats`, or the model's default.  decompositions: of the
+    *same* weights, from `weightings.decompose_all` to serve many ratios, or from
+    `scale.lazy.decompose_lazily` for a large model.  task_loss, batches, validation: for the
+    methods that need them.  dtype: of the factorisation where it is made here.
 
     Raises ValueError for an unknown method, a bad `removed`, a missing statistic or argument
     (naming it), a decomposition of other weights, or factors that are not finite (naming the
     layer).
     """
-    given = dict(task_loss=task_loss, batches=batches, validation=validation)
-    return next(_surgery(model, method, [removed], stats, layers, decompositions, given, dtype))
+    data = dict(task_loss=task_loss, batches=batches, validation=validation)
+    where = dict(layers=layers, decompositions=decompositions, dtype=dtype)
+    return next(compress_at(model, method, [removed], stats, **where, **data))
 
 
 def compress_at(
@@ -94,111 +91,95 @@ def compress_at(
     validation: Iterable | None = None,
     dtype: torch.dtype = torch.float64,
 ) -> Iterator[Report]:
-    """One model at several ratios, each layer factorised once: `for report in compress_at(...)`,
-    the model is at that ratio.
+    """One model at several ratios, each layer factorised once: `for report in compress_at(...)`.
 
-    Everything else is as for `compress`, and so is each result, to the last bit.  A ratio starts
-    from the dense layers again, whatever was done to the low-rank ones before it (rehab, say); what
+    In the loop the model is at that ratio; arguments, results and errors are those of `compress`.
+    Each starts from the dense layers again, whatever was done to the low-rank ones before it; what
     else was trained in between stays trained.  After the loop the model stays as the last ratio, or
-    a `break`, left it; where a ratio fails, it is dense.
-
-    All ranks are handed out first.  Memory beside the dense layers: the factors of the largest
-    ranks in the model's dtype, from which each ratio is sliced, and a copy for the ratio at hand.
+    a `break`, left it; where a ratio fails, it is dense.  Memory beside the dense layers: the
+    factors of the largest ranks, from which each ratio is sliced, and a copy for the one at hand.
     """
-    given = dict(task_loss=task_loss, batches=batches, validation=validation)
-    return _surgery(model, method, [*removed], stats, layers, decompositions, given, dtype)
-
-
-def _surgery(
-    model: nn.Module,
-    method: str | Method,
-    removed: list[float],
-    stats: Mapping[str, LayerStats] | None,
-    layers: Iterable[str] | None,
-    decompositions: Mapping[str, Decomposition] | None,
-    given: dict,
-    dtype: torch.dtype,
-) -> Iterator[Report]:
-    chosen = method_named(method)
-    if not removed:
+    ratios, chosen = [*removed], method_named(method)
+    data = dict(task_loss=task_loss, batches=batches, validation=validation)
+    if not ratios:
         raise ValueError("removed is empty: name at least one ratio")
-    for fraction in removed:
-        check_removed(fraction)
-    check_arguments(chosen, given)
-    names = next((list(some) for some in (layers, decompositions, stats) if some is not None), None)
-    modules = linear_layers(model, names)
-    if decompositions is None:
-        check_stats(chosen, method if isinstance(method, str) else chosen.weighting, stats, modules)
-        decompositions = decompose_lazily(model, stats, chosen.weighting, modules, dtype=dtype)
-    else:
+    for ratio in ratios:
+        check_removed(ratio)
+    check_arguments(chosen, data)
+    allocation = step_named("allocation", chosen.allocation, ALLOCATIONS)
+    if layers is None:
+        layers = stats if decompositions is None else decompositions
+    modules = linear_layers(model, layers)
+    if decompositions is not None:
         _check_decompositions(decompositions, modules)
-    allocate = partial(
-        allocation_named(chosen.allocation), model=model, stats=stats, **given, **chosen.options
-    )
-    seen = {name: decompositions[name] for name in modules}
-    return _each(
-        model,
-        modules,
-        chosen,
-        removed,
-        [allocate(seen, fraction) for fraction in removed],
-        seen,
-        stats,
-        given,
-    )
+    else:
+        label = method if isinstance(method, str) else chosen.weighting
+        check_stats(chosen, label, stats, modules)
+        if allocation.shapes_only and chosen.recovery is None:  # then one can live at a time
+            make = by_layer(stats, chosen.weighting, dtype=dtype)
+            decompositions = {name: _Later(name, modules[name], make) for name in modules}
+        else:
+            decompositions = decompose_all(model, stats, chosen.weighting, modules, dtype=dtype)
+    cuts = {name: decompositions[name] for name in modules}
+    options = dict(model=model, stats=stats, **data, **chosen.options)
+    plans = [allocation(cuts, ratio, **options) for ratio in ratios]
+    return _cut_at_each(model, modules, chosen, ratios, plans, cuts, dict(stats=stats, **data))
 
 
-def _each(
+class _Later:
+    """The decomposition of one layer, made when it is truncated and forgotten afterwards."""
+
+    def __init__(self, name: str, module: nn.Linear, make: Callable[..., Decomposition]):
+        self.name, self.module, self.make = name, module, make
+        self.shape = tuple(module.weight.shape)
+
+    def truncate(self, rank: int) -> Factors:
+        return self.make(self.name, self.module, most=rank).truncate(rank)
+
+
+def _cut_at_each(
     model: nn.Module,
     modules: dict[str, nn.Linear],
-    chosen: Method,
-    removed: list[float],
+    method: Method,
+    ratios: list[float],
     plans: list[dict[str, int | None]],
-    decompositions: dict[str, Decomposition],
-    stats: Mapping[str, LayerStats] | None,
-    given: dict,
+    cuts: dict[str, Decomposition],
+    data: dict,
 ) -> Iterator[Report]:
     """Cut each layer at its largest rank, and the model at each plan."""
     before = {name: module.weight.numel() for name, module in modules.items()}
     longest = {}
     for name, module in progress(modules.items(), "surgery"):
-        if rank := max(plan[name] or 0 for plan in plans):
-            look = last_look if chosen.recovery is None else lambda found, rank: found
-            longest[name] = low_rank(name, module, look(decompositions[name], rank), rank)
-    for fraction, plan in zip(removed, plans, strict=True):
-        take = first_components if len(plans) > 1 else lambda layer, rank: layer
-        new = {name: take(longest[name], rank) for name, rank in plan.items() if rank}
+        rank = max(plan[name] or 0 for plan in plans)
+        if rank:
+            longest[name] = low_rank(name, module, cuts[name], rank)
+    for ratio, plan in zip(ratios, plans, strict=True):
+        new = {name: longest[name] for name, rank in plan.items() if rank}
+        if len(plans) > 1:  # a ratio gets a copy: what is done to it must not reach the next
+            new = {name: first_components(layer, plan[name]) for name, layer in new.items()}
         for name, dense in modules.items():
             replace_module(model, name, new.get(name, dense))
         try:
-            if chosen.recovery is not None:
-                cut = {name: decompositions[name] for name in new}
-                more = dict(
-                    stats=stats, weighting=chosen.weighting, **given, **chosen.recovery_options
-                )
-                RECOVERIES[chosen.recovery](model, decompositions=cut, **more)
+            if method.recovery is not None:
+                options = dict(weighting=method.weighting, **data, **method.recovery_options)
+                recover = step_named("recovery", method.recovery, RECOVERIES)
+                recover(model, decompositions={name: cuts[name] for name in new}, **options)
         except BaseException:
             for name, dense in modules.items():
                 replace_module(model, name, dense)
             raise
-        yield recount(model, fraction, plan, before)
+        yield recount(model, ratio, plan, before)
 
 
-def check_arguments(method: Method, given: dict) -> None:
-    """Raises ValueError naming an unknown allocation or recovery, or an argument it will ask for:
-    before hours of work, not after.
-    """
-    allocation_named(method.allocation)
-    steps = [(CHECKS.get(method.allocation), method.options)]
-    if method.recovery is not None:
-        if method.recovery not in RECOVERIES:
-            raise ValueError(
-                f"recovery = {method.recovery!r} is not known: choose one of {', '.join(RECOVERIES)}"
-            )
-        steps.append((RECOVERY_CHECKS.get(method.recovery), method.recovery_options))
-    for check, options in steps:
+def check_arguments(method: Method, data: Mapping) -> None:
+    """Raises ValueError for an unknown allocation or recovery, or an argument it will miss."""
+    for axis, name, table, options in (
+        ("allocation", method.allocation, ALLOCATIONS, method.options),
+        ("recovery", method.recovery, RECOVERIES, method.recovery_options),
+    ):
+        check = None if name is None else step_named(axis, name, table).check
         if check is not None:
-            check(**given, **options)
+            check(**data, **options)
 
 
 def weights_of(module: nn.Module) -> int:
@@ -207,27 +188,20 @@ def weights_of(module: nn.Module) -> int:
     return sum(part.weight.numel() for part in parts)
 
 
-def low_rank(
-    name: str, module: nn.Linear, decomposition: Decomposition, rank: int
-) -> LowRankLinear:
-    """The layer that takes `module`'s place.  Raises ValueError naming it where the factors are not
-    finite.
-    """
+def low_rank(name: str, module: nn.Linear, cut: Decomposition, rank: int) -> LowRankLinear:
+    """The layer that takes `module`'s place.  Raises ValueError naming one that is not finite."""
     try:
-        return LowRankLinear.in_place_of(
-            module, decomposition.truncate(rank).balanced(like=module.weight)
-        )
+        return LowRankLinear.in_place_of(module, cut.truncate(rank).balanced(like=module.weight))
     except ValueError as problem:
+        if str(problem).startswith(f"layer {name!r}"):  # said where it was decomposed just now
+            raise
         raise ValueError(f"layer {name!r} at rank {rank}: {problem}") from problem
 
 
 def first_components(layer: LowRankLinear, rank: int) -> LowRankLinear:
-    """A layer of the first `rank` components of this one: of those that surgery left, the best of
-    that rank.
-    """
-    new = LowRankLinear.from_factors(
-        Factors(layer.U.weight[:, :rank], layer.V.weight[:rank]), layer.bias
-    )
+    """A new layer of the first `rank` components of one that surgery left: the best there are."""
+    factors = Factors(layer.U.weight[:, :rank], layer.V.weight[:rank])
+    new = LowRankLinear.from_factors(factors, layer.bias)
     for ours, theirs in zip(new.parameters(), layer.parameters(), strict=True):
         ours.requires_grad_(theirs.requires_grad)
     return new.train(layer.training)
@@ -239,12 +213,13 @@ def recount(
     """What was done to the layers of `ranks`, whose weights held `before` numbers each."""
     after = {name: weights_of(model.get_submodule(name)) for name in ranks}
     budget = 1 - check_removed(removed)
+    parameters = [*model.parameters()]
     return Report(
         removed=removed,
         achieved=1 - sum(after.values()) / sum(before.values()),
         ranks=dict(ranks),
-        parameters=sum(p.numel() for p in model.parameters()),
-        bytes=sum(p.numel() * p.element_size() for p in model.parameters()),
+        parameters=sum(p.numel() for p in parameters),
+        bytes=sum(p.numel() * p.element_size() for p in parameters),
         kept_dense=[name for name, rank in ranks.items() if rank is None],
         at_floor=[
             name
@@ -255,33 +230,28 @@ def recount(
 
 
 def check_stats(
-    method: Method, label: str, stats: dict[str, LayerStats] | None, names: Iterable[str]
+    method: Method, label: str, stats: Mapping[str, LayerStats] | None, names: Iterable[str]
 ) -> None:
     """Raises ValueError naming a statistic that the method needs and a layer lacks."""
     for name in names:
+        statistics = (stats or {}).get(name) or LayerStats()
         for need in sorted(method.needs):
-            wanted_by = f"method {label!r} for layer {name!r}"
-            (stats or {}).get(name, LayerStats()).need(need, wanted_by)
+            statistics.need(need, f"method {label!r} for layer {name!r}")
 
 
 def _check_decompositions(
-    decompositions: dict[str, Decomposition], modules: dict[str, nn.Linear]
+    decompositions: Mapping[str, Decomposition], modules: dict[str, nn.Linear]
 ) -> None:
     for name, module in modules.items():
         if name not in decompositions:
             raise ValueError(f"decompositions lack layer {name!r}")
-        found = decompositions[name]
-        W = module.weight.detach().to(found.left)
-        if (found.left.shape[0], found.right.shape[1]) != W.shape:
+        shape = tuple(module.weight.shape)
+        if tuple(decompositions[name].shape) != shape:
             raise ValueError(
-                f"the decomposition of layer {name!r} has another shape than its weight {tuple(W.shape)}"
+                f"the decomposition of layer {name!r} has another shape than its weight {shape}"
             )
-        probe = torch.cos(
-            torch.arange(W.shape[1], dtype=W.dtype, device=W.device)
-        )  # one vector: W whole costs too much
-        ours, theirs = W @ probe, found.left @ (found.right @ probe)
-        tolerance = 1e-6 if found.left.dtype == torch.float64 else 1e-4
-        if (ours - theirs).norm() > tolerance * W.norm():
+        if not decompositions[name].is_of(module.weight):
             raise ValueError(
-                f"the decomposition of layer {name!r} is of other weights: decompose again after training"
+                f"the decomposition of layer {name!r} is of other weights: decompose again after "
+                "training"
             )

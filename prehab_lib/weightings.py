@@ -1,35 +1,24 @@
-"""The rulers: by which measure is a layer's error small?  One function and one line in `WEIGHTINGS`
-each.
+"""The rulers: by which measure is a layer's error small?  One function and one line each.
 
 A ruler turns a layer's statistics into the two matrices of the kernel ‖P (W − Ŵ) Q‖_F²
 (`decomposition`), which solves it for every rank at once.  Table I of the paper prints the papers'
 own forms.
 """
 
-from collections.abc import Callable, Iterable
-from dataclasses import replace
-from functools import partial
+from collections.abc import Callable, Iterable, Mapping
+from copy import copy
 
 import torch
 from torch import Tensor, nn
 
 from prehab_lib.decomposition import Decomposition, Weighting, factorise
+from prehab_lib.inputs import check_choice
 from prehab_lib.layers import linear_layers
 from prehab_lib.progress import progress
 from prehab_lib.roots import invertible_root, on_factor_device, psd_root
-from prehab_lib.scale.lazy import KEEP, LazyDecomposition, Shelf
 from prehab_lib.stats import LayerStats
 
-__all__ = [
-    "WEIGHTINGS",
-    "Decomposition",
-    "Weighting",
-    "decompose",
-    "decompose_all",
-    "decompose_lazily",
-    "error",
-    "weighting_named",
-]
+__all__ = ["WEIGHTINGS", "Decomposition", "Weighting", "decompose", "decompose_all", "error"]
 
 
 def identity(stats: LayerStats | None = None) -> Weighting:
@@ -51,27 +40,25 @@ def fisher(stats: LayerStats) -> Weighting:
 
 
 def fisher_out(stats: LayerStats) -> Weighting:
-    """The other reading of FWSVD: one weight for each output i, Σ_ij f_i (W − Ŵ)_ij² with f_i = Σ_j
-    F_ij.
+    """The other reading of FWSVD: Σ_ij f_i (W − Ŵ)_ij², a weight f_i = Σ_j F_ij for each output i.
 
     stats.fisher_out (m,).  P must be undone, so weights below a millionth of their mean are raised
     to it.
     """
-    return Weighting(
-        left=_diagonal(stats.need("fisher_out", "the output-side Fisher ruler"), floor=1e-6)
-    )
+    f = stats.need("fisher_out", "the output-side Fisher ruler")
+    return Weighting(left=_diagonal(f, floor=1e-6))
 
 
 def fisher_two_sided(stats: LayerStats) -> Weighting:
-    """Both sides: Σ_ij f_i f_j (W − Ŵ)_ij², as the code of LoRA-FWSVD does.  stats.fisher_in (n,),
-    stats.fisher_out (m,).
+    """Both sides: Σ_ij f_i f_j (W − Ŵ)_ij², as the code of LoRA-FWSVD does.
+
+    stats.fisher_in (n,), stats.fisher_out (m,).
     """
     return Weighting(left=fisher_out(stats).left, right=fisher(stats).right)
 
 
 def kronecker(stats: LayerStats, ridge: float = 1e-6) -> Weighting:
-    """GFWSVD's ruler: vec(E)ᵀ (A ⊗ B) vec(E) = tr(Eᵀ B E A) = ‖L_Bᵀ E L_A‖_F², E = W − Ŵ, A ⊗ B
-    near the Fisher matrix.
+    """GFWSVD's ruler: vec(E)ᵀ (A ⊗ B) vec(E) = ‖L_Bᵀ E L_A‖_F², E = W − Ŵ, A ⊗ B near Fisher's F.
 
     Source: Table I, row "GFWSVD" (arXiv 2505.17974).  stats.kron_in = A (n, n), stats.kron_out = B
     (m, m).  B has to be undone: where it is singular it gets `ridge` times its mean eigenvalue on
@@ -91,14 +78,12 @@ def activation(stats: LayerStats, alpha: float = 0.5) -> Weighting:
 
 def activation_max(stats: LayerStats, alpha: float = 0.5) -> Weighting:
     """ASVD's variant with s_j = (max |x_j|)^α.  stats.max_abs (n,)."""
-    return Weighting(
-        right=torch.diag(_finite(stats.need("max_abs", "ASVD's ruler by maxima")) ** alpha)
-    )
+    largest = _finite(stats.need("max_abs", "ASVD's ruler by maxima"))
+    return Weighting(right=torch.diag(largest**alpha))
 
 
 def gram(stats: LayerStats) -> Weighting:
-    """SVD-LLM's ruler: squared error of the layer's *output*, tr (W − Ŵ) G (W − Ŵ)ᵀ = ‖(W − Ŵ)
-    L‖_F² with L Lᵀ = G.
+    """SVD-LLM's ruler: squared error of the *output*, tr E G Eᵀ = ‖E L‖_F², E = W − Ŵ, L Lᵀ = G.
 
     Source: Table I, row "SVD-LLM" (arXiv 2403.07378); also SVD-LLM V2 (2503.12340) and Swift-SVD
     (2604.01609), which reach the same map by other roots of G.  stats.gram (n, n): mean of x xᵀ
@@ -108,12 +93,11 @@ def gram(stats: LayerStats) -> Weighting:
 
 
 def gram_logit(stats: LayerStats, ridge: float = 1e-3) -> Weighting:
-    """IO-SVD's ruler: tr(C_o E G Eᵀ) = ‖L_oᵀ E L‖_F², the squared error of the output as the logits
-    feel it, E = W − Ŵ.
+    """IO-SVD's ruler: tr(C_o E G Eᵀ) = ‖L_oᵀ E L‖_F², the output's error as the logits feel it.
 
-    Source: arXiv 2605.15626.  stats.gram = G (n, n), stats.logit_gram (m, m).  C_o is that matrix
-    plus `ridge` times its mean eigenvalue on the diagonal, as the paper damps it: where the logits
-    feel nothing an output must not grow without bound. The authors' value is not known.
+    Source: arXiv 2605.15626.  E = W − Ŵ; stats.gram = G (n, n), stats.logit_gram (m, m).  C_o is
+    that matrix plus `ridge` times its mean eigenvalue on the diagonal, as the paper damps it: where
+    the logits feel nothing an output must not grow without bound.  The authors' value is not known.
     """
     C = on_factor_device(stats.need("logit_gram", "IO-SVD's ruler"))
     damped = C + ridge * C.diagonal().mean() * torch.eye(len(C), dtype=C.dtype, device=C.device)
@@ -134,114 +118,75 @@ WEIGHTINGS: dict[str, Callable[..., Weighting]] = {
 }
 
 
-def weighting_named(name: str) -> Callable[..., Weighting]:
-    """The function behind a name.  Raises ValueError that lists the known names."""
-    if name not in WEIGHTINGS:
-        raise ValueError(
-            f"weighting = {name!r} is not known: choose one of {', '.join(WEIGHTINGS)}"
-        )
-    return WEIGHTINGS[name]
-
-
 def decompose(
     W: Tensor,
     stats: LayerStats | None = None,
     weighting: str | Weighting = "gram",
     dtype: torch.dtype = torch.float64,
     most: int | None = None,
+    kernel: Callable[..., Decomposition] = factorise,
     **options,
 ) -> Decomposition:
-    """Factorise W (m, n) under a ruler; every rank is then a slice.  For the cost see
-    `decomposition.factorise`.
+    """Factorise W (m, n) under a ruler; every rank is then a slice.
 
-    dtype: of the factors and of what is computed for them; float64 by default.  float32 halves the
-    memory and saves time. Under a Gram of condition 1e8 its answer stays within 1e-4 of the least
-    error at 20 to 80 % removed, and sigma is right to 1e-4 of sigma[0]: the tail is where it costs.
-    With n > 2 m its eigenvectors are in float64 all the same. most: components to make, the first,
-    to the same bits; None for all.  It saves memory.  options go to the weighting. Raises
-    ValueError for an unknown weighting, a statistic that was not collected, a ruler of another
-    shape, or NaN.
+    dtype: of the factors and of what is computed for them.  float32 halves the memory and saves
+    time.  Under a Gram of condition 1e8 its answer stays within 1e-4 of the least error at 20 to
+    80 % removed, and sigma is right to 1e-4 of sigma[0]: the tail is where it costs.
+    most: components to make, the first; None for all.  kernel: `decomposition.factorise`, or
+    `scale.lean.factorise` for large weights.  options go to the weighting.
+
+    Raises ValueError for an unknown weighting, a statistic that was not collected, a ruler of
+    another shape, or NaN.
     """
-    return factorise(on_factor_device(W, W.dtype), _ruler(stats, weighting, options), dtype, most)
+    return kernel(on_factor_device(W, W.dtype), _ruler(stats, weighting, options), dtype, most)
 
 
 def decompose_all(
     model: nn.Module,
-    stats: dict[str, LayerStats] | None,
+    stats: Mapping[str, LayerStats] | None,
     weighting: str = "gram",
     layers: Iterable[str] | None = None,
     **options,
 ) -> dict[str, Decomposition]:
-    """`decompose` for each layer: name -> `Decomposition`.  layers: names, or None for those of
-    `stats`, or the default.
+    """`decompose` for each layer: name -> `Decomposition`.
 
-    options: those of `decompose`, `dtype` among them.  Layers in a row that share a Gram share its
-    root, which goes with them. Raises ValueError naming a layer that has no statistics or whose
-    factorisation is not finite.
+    layers: names, or None for those of `stats`, or the default.  options: those of `decompose`,
+    `dtype` and `kernel` among them.
+    Raises ValueError naming a layer that has no statistics or whose factorisation is not finite.
     """
-    modules, root = _modules(model, stats, layers), {}
+    modules = linear_layers(model, list(stats) if layers is None and stats else layers)
+    make = by_layer(stats, weighting, **options)
     return {
-        name: _decompose(name, module, stats, weighting, options, root)
-        for name, module in progress(modules, "decompositions")
+        name: make(name, module)
+        for name, module in progress(modules.items(), "decompositions", len(modules))
     }
 
 
-def decompose_lazily(
-    model: nn.Module,
-    stats: dict[str, LayerStats] | None,
-    weighting: str = "gram",
-    layers: Iterable[str] | None = None,
-    keep: int = KEEP,
-    **options,
-) -> dict[str, LazyDecomposition]:
-    """As `decompose_all`, to the last bit, but each is made when it is looked at; of those, `keep`
-    bytes at most stay.
+def by_layer(
+    stats: Mapping[str, LayerStats] | None, weighting: str = "gram", **options
+) -> Callable[..., Decomposition]:
+    """A function (name, module, most=None) -> `Decomposition`, whose errors name the layer.
 
-    The model's weights must stay as they are for as long as the answer is in use.
+    Layers in a row that share a Gram share its root, which goes with them: kept with each Gram,
+    roots would double the memory.
     """
-    shelf, root = Shelf(keep), {}
-    return {
-        name: LazyDecomposition(
-            partial(_decompose, name, module, stats, weighting, options, root),
-            tuple(module.weight.shape),
-            shelf,
-        )
-        for name, module in _modules(model, stats, layers)
-    }
+    root: dict = {}
 
+    def make(name: str, module: nn.Linear, most: int | None = None) -> Decomposition:
+        try:
+            if stats is not None and name not in stats:
+                raise ValueError("no statistics were collected for it")
+            statistics = LayerStats() if stats is None else stats[name]
+            if statistics.gram is not None and "root" not in statistics.derived:
+                if "root" in root and root["root"][0] is not statistics.gram:
+                    root.clear()
+                statistics = copy(statistics)
+                statistics.derived = root
+            return decompose(module.weight, statistics, weighting, most=most, **options)
+        except ValueError as problem:
+            raise ValueError(f"layer {name!r}: {problem}") from problem
 
-def _modules(
-    model: nn.Module, stats: dict | None, layers: Iterable[str] | None
-) -> list[tuple[str, nn.Linear]]:
-    names = list(stats) if layers is None and stats else layers
-    return list(linear_layers(model, names).items())
-
-
-def _decompose(
-    name: str,
-    module: nn.Linear,
-    stats: dict | None,
-    weighting: str,
-    options: dict,
-    root: dict,
-    most: int | None = None,
-) -> Decomposition:
-    try:
-        seen = _with_one_root(_stats_of(stats, name), root)
-        return decompose(module.weight, seen, weighting, most=most, **options)
-    except ValueError as problem:
-        raise ValueError(f"layer {name!r}: {problem}") from problem
-
-
-def _with_one_root(stats: LayerStats, root: dict) -> LayerStats:
-    """The same statistics, their root in `root`, which holds one: kept with each Gram, roots would
-    double the memory.
-    """
-    if stats.gram is None or "root" in stats.derived:
-        return stats
-    if "root" in root and root["root"][0] is not stats.gram:
-        root.clear()
-    return replace(stats, derived=root)
+    return make
 
 
 def error(
@@ -259,13 +204,12 @@ def error(
 def _ruler(stats: LayerStats | None, weighting: str | Weighting, options: dict) -> Weighting:
     if isinstance(weighting, Weighting):
         return weighting
-    return weighting_named(weighting)(stats or LayerStats(), **options)
+    check_choice("weighting", weighting, WEIGHTINGS)
+    return WEIGHTINGS[weighting](stats or LayerStats(), **options)
 
 
 def _diagonal(f: Tensor, floor: float = 0.0) -> Tensor:
-    """diag(√f), (k, k), in float64; floor: least value as a fraction of the mean (all ones where f
-    is zero).
-    """
+    """diag(√f), (k, k).  floor: least value as a fraction of the mean; all ones where f is zero."""
     f = _finite(f)
     if floor:
         f = f.clamp_min(floor * f.mean()) if f.mean() > 0 else torch.ones_like(f)
@@ -280,11 +224,3 @@ def _finite(weights: Tensor) -> Tensor:
             "the statistic has NaN, infinite or negative entries: look at the calibration data"
         )
     return weights
-
-
-def _stats_of(stats: dict[str, LayerStats] | None, name: str) -> LayerStats:
-    if stats is None:
-        return LayerStats()
-    if name not in stats:
-        raise ValueError("no statistics were collected for it")
-    return stats[name]

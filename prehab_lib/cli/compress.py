@@ -28,12 +28,12 @@ from prehab_lib.prehab import Memory, Training, prehab
 from prehab_lib.save import models
 from prehab_lib.save.storage import check_target, save
 from prehab_lib.scale import preflight
+from prehab_lib.scale.lazy import decompose_lazily
 from prehab_lib.scale.skeleton import causal_config
 from prehab_lib.surrogates import surrogate_named
 from prehab_lib.tasks.perplexity import language_loss, perplexity
 from prehab_lib.tasks.tokenizers import tokenizer_of
 from prehab_lib.tasks.windows import cut, drawn_windows, token_stream
-from prehab_lib.weightings import decompose_lazily
 
 HELD_OUT = 0.1  # the last tenth of the text is scored, the rest calibrates
 # Of prehab: recomputed activations, half the roots, and those one at a time on the device.

@@ -17,7 +17,7 @@ from prehab_lib.progress import progress
 from prehab_lib.rivals.components import whole
 from prehab_lib.rivals.trial import check_given
 from prehab_lib.roots import on_factor_device
-from prehab_lib.statistics.activations import input_statistics, readers
+from prehab_lib.statistics.inputs import input_statistics, readers
 
 
 @torch.no_grad()

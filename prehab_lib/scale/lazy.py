@@ -1,5 +1,4 @@
-"""Decompositions that are made when somebody looks, so that a large model's never exist all at
-once.
+"""Decompositions made when somebody looks: a large model's must never exist all at once.
 
 All of a 7B model's in float64 take about 180 GB, one layer's less than 1 GB.  A `LazyDecomposition`
 knows its shape at once; its singular values stay after the first look; its factors stay while there
@@ -7,12 +6,17 @@ is room for them and are made again otherwise, with the same bits.
 """
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from prehab_lib.decomposition import Decomposition
 from prehab_lib.factors import Factors
+from prehab_lib.layers import linear_layers
+from prehab_lib.scale import lean
+from prehab_lib.stats import LayerStats
+from prehab_lib.weightings import by_layer
 
 KEEP = 2 * 2**30  # bytes of factors kept for a second look
 
@@ -28,39 +32,36 @@ class Shelf:
         if key in self.kept:
             self.kept.move_to_end(key)
             return self.kept[key]
-        made = make()
-        self.kept[key] = made
+        decomposition = make()
+        self.kept[key] = decomposition
         while self.kept and sum(map(_bytes, self.kept.values())) > self.keep:
             self.kept.popitem(last=False)
-        return made
-
-    def drop(self, key: object) -> Decomposition | None:
-        return self.kept.pop(key, None)
+        return decomposition
 
 
 class LazyDecomposition:
     """Stands where a `Decomposition` stands: `shape` costs nothing, everything else makes it.
 
     make: (most=None) -> Decomposition of its first `most` components, all for None, the same at
-    every call. shape: (m, n) of the weight.
+    every call.  shape: (m, n) of the weight.  weight: the tensor that `make` factorises.
     """
 
-    def __init__(self, make: Callable[..., Decomposition], shape: tuple[int, int], shelf: Shelf):
-        self.make, self.shape, self.shelf = make, shape, shelf
+    def __init__(
+        self,
+        make: Callable[..., Decomposition],
+        shape: tuple[int, int],
+        shelf: Shelf,
+        weight: Tensor | None = None,
+    ):
+        self.make, self.shape, self.shelf, self.weight = make, shape, shelf, weight
         self._sigma: Tensor | None = None
+        self._truncated = False
 
     def whole(self) -> Decomposition:
         """The decomposition itself: kept one, or made now."""
-        found = self.shelf.get(self, self.make)
-        self._sigma = found.sigma
-        return found
-
-    def last_look(self, rank: int) -> Decomposition:
-        """The first `rank` components at least, for somebody after whom nobody looks again soon:
-        nothing is kept.
-        """
-        found = self.shelf.drop(self)
-        return self.make(most=rank) if found is None else found
+        decomposition = self.shelf.get(self, self.make)
+        self._sigma = decomposition.sigma
+        return decomposition
 
     @property
     def left(self) -> Tensor:
@@ -75,18 +76,51 @@ class LazyDecomposition:
         return self.whole().sigma if self._sigma is None else self._sigma
 
     def truncate(self, rank: int) -> Factors:
-        return self.whole().truncate(rank)
+        """As `Decomposition.truncate`.
+
+        The first time without the components behind `rank`, and nothing is kept: surgery comes
+        once.  A second time it is made whole and goes to the shelf: a search comes often.
+        """
+        if self in self.shelf.kept or self._truncated:
+            return self.whole().truncate(rank)
+        self._truncated = True
+        return self.make(most=rank).truncate(rank)
 
     def tail_error(self, rank: int) -> float:
         return float(self.sigma[rank:].square().sum())
 
+    def is_of(self, W: Tensor) -> bool:
+        """As `Decomposition.is_of`; of one that is not made yet, whether it will be made of W."""
+        if W is self.weight and self not in self.shelf.kept:
+            return True
+        return self.whole().is_of(W)
 
-def last_look(found: "Decomposition | LazyDecomposition", rank: int) -> Decomposition:
-    """As `LazyDecomposition.last_look`; one that is made already is what it is."""
-    return found.last_look(rank) if isinstance(found, LazyDecomposition) else found
+
+def decompose_lazily(
+    model: nn.Module,
+    stats: Mapping[str, LayerStats] | None,
+    weighting: str = "gram",
+    layers: Iterable[str] | None = None,
+    keep: int = KEEP,
+    kernel: Callable[..., Decomposition] = lean.factorise,
+    **options,
+) -> dict[str, LazyDecomposition]:
+    """As `weightings.decompose_all` with that kernel, to the last bit, but each is made when
+    somebody looks at it, and `keep` bytes at most of them stay.
+
+    The model's weights must stay as they are for as long as the answer is in use.
+    """
+    modules = linear_layers(model, list(stats) if layers is None and stats else layers)
+    shelf, make = Shelf(keep), by_layer(stats, weighting, kernel=kernel, **options)
+    return {
+        name: LazyDecomposition(
+            partial(make, name, module), tuple(module.weight.shape), shelf, module.weight
+        )
+        for name, module in modules.items()
+    }
 
 
-def _bytes(found: Decomposition) -> int:
+def _bytes(decomposition: Decomposition) -> int:
     return sum(
-        part.numel() * part.element_size() for part in (found.left, found.right, found.sigma)
+        part.nbytes for part in (decomposition.left, decomposition.right, decomposition.sigma)
     )

@@ -17,12 +17,12 @@ from prehab_lib.inputs import warn_if_few_tokens
 from prehab_lib.layers import replace_module
 from prehab_lib.methods import Method, method_named
 from prehab_lib.progress import progress
+from prehab_lib.scale.lazy import decompose_lazily
 from prehab_lib.scale.memory import give_back
 from prehab_lib.scale.skeleton import Streamed
 from prehab_lib.scale.walk import NEEDS, Block, Walk
 from prehab_lib.stats import LayerStats
 from prehab_lib.surgery import Report, low_rank, recount
-from prehab_lib.weightings import decompose_lazily
 
 
 def collect(
@@ -115,9 +115,8 @@ def _cut(
     ranks = uniform(lazy, removed)
     for name, rank in ranks.items():
         if rank:
-            cut = lazy.pop(name).last_look(rank)
-            replace_module(walk.model, name, low_rank(name, walk.layers[name], cut, rank))
-            del cut
+            layer = low_rank(name, walk.layers[name], lazy.pop(name), rank)
+            replace_module(walk.model, name, layer)
         if stats is not None:
             del stats[name]  # the Gram goes behind the last layer that reads it
         walk.layers[name] = None  # nobody holds the dense weight any more

@@ -23,8 +23,8 @@ from prehab_lib import stats
 from prehab_lib.batches import device_of, forward, mode, move
 from prehab_lib.layers import linear_layers
 from prehab_lib.scale.skeleton import Streamed
-from prehab_lib.statistics.activations import version_of
 from prehab_lib.statistics.influence import block_of
+from prehab_lib.statistics.inputs import version_of
 
 NEEDS = {"gram", "mean_abs", "max_abs", "influence"}  # statistics without gradients
 

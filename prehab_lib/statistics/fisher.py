@@ -1,56 +1,85 @@
-"""Fisher information of a layer: its diagonal, summed by input or output, and its Kronecker
-factors.
+"""Fisher information of a layer: its diagonal, summed by input or output, and Kronecker factors.
 
 All are second moments of per-sample weight gradients G_s (`gradients`), means over samples, with
-the labels of the data ("empirical" Fisher) and the model in eval mode.
+the labels of the data ("empirical" Fisher) and the model in eval mode.  A layer keeps the sums
+asked for (n, m, n², m² or m n numbers in float64), a batch at most LIMIT numbers of G.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor
 
 from prehab_lib.roots import on_factor_device
-from prehab_lib.statistics.gradients import GradientPass, column_squares, sandwich
+from prehab_lib.statistics.gradients import GradientPass
+
+LIMIT = 2**25  # numbers of per-sample gradients held at once
+TOLERANCE = 1e-3  # relative change of both factors at which the alternating iteration may stop
+TINY = torch.finfo(torch.float64).tiny
+
+
+def column_squares(X: Tensor, D: Tensor) -> Tensor:
+    """Σ_s Σ_i (G_s)_ij², (n,), for G_s = D_sᵀ X_s.  Swap X and D for the row sums, (m,)."""
+    # Not as (Xᵀ (D Dᵀ) X)_jj, which needs no G: where tokens cancel, as they do in attention's
+    # keys, nothing would be left.
+    return sum((d.mT @ x).square().sum((0, 1)) for x, d in _chunks(X, D))
+
+
+def sandwich(X: Tensor, D: Tensor, A: Tensor) -> Tensor:
+    """Σ_s G_s A G_sᵀ (m, m) for G_s = D_sᵀ X_s, A (n, n).  Swap X and D for Σ_s G_sᵀ B G_s."""
+    (t, n), m = X.shape[1:], D.shape[2]
+    if t * (m + n) < m * n:  # few tokens: cheaper without G, in float64 because terms cancel
+        X, D = on_factor_device(X), on_factor_device(D)
+        return D.flatten(0, 1).T @ (X @ A.to(X) @ X.mT @ D).flatten(0, 1)
+    A, total = A.to(X), 0.0
+    for x, d in _chunks(X, D):
+        G = d.mT @ x  # (b, m, n)
+        total = total + (G @ A).transpose(0, 1).flatten(1) @ G.transpose(0, 1).flatten(1).T
+    return total
+
+
+def _chunks(X: Tensor, D: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    size = max(1, LIMIT // (X.shape[2] * D.shape[2]))
+    return zip(X.split(size), D.split(size), strict=True)
+
 
 # What one batch adds: X (B, t, n) and D (B, t, m) -> a sum over its samples.
 SAMPLE_STATISTICS = {
     "fisher_in": lambda X, D: column_squares(X, D),  # (n,)   Σ_i F_ij
     "fisher_out": lambda X, D: column_squares(D, X),  # (m,)   Σ_j F_ij
-    "kfac_out": lambda X, D: D.flatten(0, 1).T @ D.flatten(0, 1),  # (m, m)   Σ_t g gᵀ
 }
-TOLERANCE = 1e-3  # relative change of both factors at which the alternating iteration may stop
 
 
 def sample_means(gradients: GradientPass, wanted: Iterable[str]) -> dict[str, dict[str, Tensor]]:
     """layer -> {name: mean over samples}, for names of `SAMPLE_STATISTICS` or "grad" (m, n), from
     one pass.
     """
-    wanted = set(wanted)
-    totals: dict[str, dict[str, Tensor]] = {name: {} for name in gradients.modules}
+    sums = [name for name in SAMPLE_STATISTICS if name in wanted]
+    totals: dict[str, dict[str, Tensor]] = {}
 
     def add(layer: str, name: str, value: Tensor) -> None:
-        totals[layer][name] = totals[layer].get(name, 0.0) + on_factor_device(value)
+        sums_of_layer = totals.setdefault(layer, {})
+        sums_of_layer[name] = sums_of_layer.get(name, 0.0) + on_factor_device(value)
 
     def receive(layer: str, X: Tensor, D: Tensor) -> None:
-        for name in wanted - {"grad"}:
+        for name in sums:
             add(layer, name, SAMPLE_STATISTICS[name](X, D))
 
-    samples = gradients.run(
-        receive, (lambda layer, G: add(layer, "grad", G)) if "grad" in wanted else None
-    )
-    _check_reached(totals)
+    def receive_mean(layer: str, G: Tensor) -> None:
+        add(layer, "grad", G)
+
+    samples = gradients.run(receive, receive_mean if "grad" in wanted else None)
+    _check_reached(gradients.modules, totals)
     return {
-        layer: {name: total / samples for name, total in found.items()}
-        for layer, found in totals.items()
+        layer: {name: total / samples for name, total in values.items()}
+        for layer, values in totals.items()
     }
 
 
 def kronecker_factors(
     gradients: GradientPass, iterations: int = 10
 ) -> dict[str, tuple[Tensor, Tensor]]:
-    """layer -> A (n, n) and B (m, m), both positive semi-definite, with A ⊗ B nearest to the Fisher
-    matrix of vec(W).
+    """layer -> A (n, n), B (m, m), positive semi-definite, A ⊗ B nearest to the Fisher of vec(W).
 
     Alternating (power) iteration on the rearranged Fisher from A = I:  B ← mean G_s A G_sᵀ / ‖A‖_F²
     and then A ← mean G_sᵀ B G_s / ‖B‖_F².  Each half is one pass over the batches, in which no
@@ -63,49 +92,65 @@ def kronecker_factors(
     A = {name: torch.eye(n, dtype=torch.float64) for name, (_, n) in shapes.items()}
     B = {name: torch.eye(m, dtype=torch.float64) for name, (m, _) in shapes.items()}
     for _ in range(iterations):
-        before = (A, B)
-        B = _half(gradients, A, lambda X, D, fixed: sandwich(X, D, fixed))
-        A = _half(gradients, B, lambda X, D, fixed: sandwich(D, X, fixed))
-        if all(
-            _still(old[name], new[name])
-            for old, new in zip(before, (A, B), strict=True)
-            for name in shapes
-        ):
+        old_A, old_B = A, B
+        B = _half(gradients, A, lambda X, D, A: sandwich(X, D, A))
+        A = _half(gradients, B, lambda X, D, B: sandwich(D, X, B))
+        if all(_still(old_A[name], A[name]) and _still(old_B[name], B[name]) for name in shapes):
             break
     scale = {name: float(A[name].diagonal().mean()) or 1.0 for name in shapes}
     return {name: (A[name] / scale[name], B[name] * scale[name]) for name in shapes}
 
 
 def _half(gradients: GradientPass, fixed: dict[str, Tensor], product) -> dict[str, Tensor]:
+    """Half an iteration: the factors of one side, given the fixed ones of the other."""
     totals: dict[str, Tensor] = {}
 
     def receive(layer: str, X: Tensor, D: Tensor) -> None:
         fixed[layer] = fixed[layer].to("cpu" if X.device.type == "mps" else X.device)
-        unit = fixed[layer] / fixed[layer].norm().clamp_min(torch.finfo(torch.float64).tiny)
+        unit = fixed[layer] / fixed[layer].norm().clamp_min(TINY)
         totals[layer] = totals.get(layer, 0.0) + on_factor_device(product(X, D, unit))
 
     samples = gradients.run(receive)
-    _check_reached({name: totals.get(name) for name in gradients.modules})
-    moved = {}
-    for name, total in totals.items():
-        size = fixed[name].norm().clamp_min(torch.finfo(torch.float64).tiny)
-        moved[name] = (total + total.T) / (2 * samples * size)
-    return moved
+    _check_reached(gradients.modules, totals)
+    sizes = {name: 2 * samples * fixed[name].norm().clamp_min(TINY) for name in totals}
+    return {name: (total + total.T) / sizes[name] for name, total in totals.items()}
 
 
 def _still(old: Tensor, new: Tensor) -> bool:
-    """Both have converged up to their scale."""
+    """Whether a factor has converged up to its scale."""
     old, new = old.to(new) / old.norm().clamp_min(1e-300), new / new.norm().clamp_min(1e-300)
     return float((old - new).norm()) < TOLERANCE
 
 
-def _check_reached(found: dict) -> None:
-    silent = [
-        name
-        for name, value in found.items()
-        if value is None or (isinstance(value, dict) and not value)
-    ]
+def _check_reached(layers: Iterable[str], totals: Mapping[str, object]) -> None:
+    silent = [name for name in layers if name not in totals]
     if silent:
         raise ValueError(
-            f"no gradient reaches layer {silent[0]!r} (of {len(silent)}): does the loss depend on it?"
+            f"no gradient reaches layer {silent[0]!r} (of {len(silent)}): does the loss depend on "
+            "it?"
         )
+
+
+# What `stats.collect` calls, see `PASSES`
+
+
+def _means(model, modules, batches, wanted, *, task_loss, fisher="sample", **_) -> dict:
+    layers: dict[str, dict[str, Tensor]] = {name: {} for name in modules}
+    by_batch = {name for name in wanted if name != "grad" and fisher == "batch"}
+    for per_sample, names in ((False, by_batch), (True, set(wanted) - by_batch)):
+        if names:
+            run = GradientPass(model, modules, batches, task_loss, per_sample)
+            for name, values in sample_means(run, names).items():
+                layers[name] |= values
+    return layers
+
+
+def _kronecker(model, modules, batches, wanted, *, task_loss, iterations=10, **_) -> dict:
+    run = GradientPass(model, modules, batches, task_loss)
+    factors = kronecker_factors(run, iterations)
+    return {name: {"kron_in": A, "kron_out": B} for name, (A, B) in factors.items()}
+
+
+LOSS_STATISTICS = dict.fromkeys((*SAMPLE_STATISTICS, "grad"), _means) | dict.fromkeys(
+    ("kron_in", "kron_out"), _kronecker
+)

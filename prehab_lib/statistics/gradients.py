@@ -1,9 +1,8 @@
-"""What the loss says about each layer: Fisher information from true per-sample gradients, streamed.
+"""True per-sample gradients of each layer, streamed.
 
 A sample's weight gradient is G_s = D_sᵀ X_s, with X_s (t, n) the inputs of its t tokens and D_s (t,
-m) the gradients of its loss with respect to the outputs.  Hooks catch both, a batch at a time, so
-no gradient is kept beyond its batch: a layer keeps the sums asked for (n, m, n², m² or m n numbers
-in float64), a batch its X and D and at most LIMIT numbers of G.
+m) the gradients of its loss with respect to the outputs.  Hooks catch both, a batch at a time, and
+hand them on; no gradient is kept beyond its batch.
 """
 
 from collections import Counter
@@ -13,78 +12,23 @@ from contextlib import ExitStack, contextmanager
 import torch
 from torch import Tensor, nn
 
-from prehab_lib.batches import device_of, loss_of, mode, move
+from prehab_lib.batches import IGNORED, device_of, loss_of, mode, move, requiring_grad
 from prehab_lib.progress import progress
 from prehab_lib.roots import on_factor_device
 
-LIMIT = 2**25  # numbers of per-sample gradients held at once
-IGNORED = -100  # the label that cross-entropy leaves out
-HALF_SCALE = (
-    2.0**10
-)  # the loss is multiplied by this in float16, whose small gradients would vanish
+HALF_SCALE = 2.0**10  # times the loss in float16, whose small gradients would vanish
 
-Pass = Callable[[str, Tensor, Tensor], None]  # (layer, X (B, t, n), D (B, t, m)) of one batch
-
-
-def mean_over_samples(task_loss: Callable) -> Callable:
-    """Declares that a loss is the plain mean of its samples' losses, so that a batch's gradients
-    can be had in one pass.
-
-    A decorator for task_loss(model, batch).  A loss without it is right too, a sample at a time: a
-    mean over tokens, class weights or ignored labels weigh samples unequally, and nothing in the
-    batch's loss alone tells.
-    """
-    task_loss.mean_over_samples = True
-    return task_loss
-
-
-def mean_over_tokens(task_loss: Callable) -> Callable:
-    """Declares that a loss is the mean over the scored tokens of a batch: one pass where all of its
-    rows score equally many.
-
-    A decorator for task_loss(model, batch) of batches with input_ids.  Rows that are padded, or
-    have tokens left out, go one at a time.
-    """
-    task_loss.mean_over_tokens = True
-    return task_loss
-
-
-def column_squares(X: Tensor, D: Tensor) -> Tensor:
-    """Σ_s Σ_i (G_s)_ij², (n,), for G_s = D_sᵀ X_s.  Swap X and D for the row sums, (m,)."""
-    # Not as (Xᵀ (D Dᵀ) X)_jj, which needs no G: where tokens cancel, as they do in attention's
-    # keys, nothing would be left.
-    return sum((D_.mT @ X_).square().sum((0, 1)) for X_, D_ in _chunks(X, D))
-
-
-def sandwich(X: Tensor, D: Tensor, A: Tensor) -> Tensor:
-    """Σ_s G_s A G_sᵀ, (m, m), for G_s = D_sᵀ X_s and A (n, n).  Swap X and D for Σ_s G_sᵀ B G_s,
-    (n, n).
-    """
-    (t, n), m = X.shape[1:], D.shape[2]
-    if t * (m + n) < m * n:  # few tokens: cheaper without G, in float64 because terms cancel
-        X, D = on_factor_device(X), on_factor_device(D)
-        return D.flatten(0, 1).T @ (X @ A.to(X) @ X.mT @ D).flatten(0, 1)
-    A, total = A.to(X), 0.0
-    for X_, D_ in _chunks(X, D):
-        G = D_.mT @ X_  # (b, m, n)
-        total = total + (G @ A).transpose(0, 1).flatten(1) @ G.transpose(0, 1).flatten(1).T
-    return total
-
-
-def _chunks(X: Tensor, D: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    size = max(1, LIMIT // (X.shape[2] * D.shape[2]))
-    return zip(X.split(size), D.split(size), strict=True)
+Receive = Callable[[str, Tensor, Tensor], None]  # (layer, X (B, t, n), D (B, t, m)) of one batch
 
 
 class GradientPass:
-    """One pass over the batches with gradients, in eval mode; `run(receive)` hands X and D of every
-    layer to `receive`.
+    """One pass over the batches with gradients; `run` hands X and D of every layer on.
 
     per_sample: D belongs to the loss of each sample alone, whatever the batch.  Samples go one at a
-    time; a whole batch goes at once where its loss is declared `mean_over_samples` and it has one
-    label a sample, or `mean_over_tokens` and its rows are whole, none ignored, and every layer
-    reads it sample by sample.  per_sample=False: the gradient of the batch's mean loss, as one
-    sample.
+    time; a whole batch goes at once where its loss is declared `batches.mean_over_samples` and it
+    has one label a sample, or `mean_over_tokens` and its rows are whole, none ignored, and every
+    layer reads it sample by sample.  per_sample=False: the gradient of the batch's mean loss, as
+    one sample.
     """
 
     def __init__(
@@ -97,53 +41,57 @@ class GradientPass:
     ):
         if iter(batches) is batches:
             raise ValueError(
-                "statistics of gradients may pass over the batches more than once: pass a list or a DataLoader"
+                "statistics of gradients may pass over the batches more than once: pass a list or "
+                "a DataLoader"
             )
         self.model, self.modules, self.batches = model, modules, batches
         self.task_loss, self.per_sample = task_loss, per_sample
 
-    def run(self, receive: Pass, receive_mean: Callable[[str, Tensor], None] | None = None) -> int:
-        """Number of samples.  receive_mean(layer, Σ_s G_s): the plain gradient (m, n), where it is
-        wanted.
-        """
+    def run(
+        self, receive: Receive, receive_mean: Callable[[str, Tensor], None] | None = None
+    ) -> int:
+        """Number of samples.  receive_mean(layer, Σ_s G_s): the plain gradient (m, n)."""
         device, samples = device_of(self.model), 0
-        with mode(self.model, training=False), torch.enable_grad(), _trainable(self.modules):
+        weights = [module.weight for module in self.modules.values()]
+        fixed = [weight for weight in weights if not weight.requires_grad]
+        with mode(self.model, training=False), torch.enable_grad(), requiring_grad(fixed, True):
             for batch in progress(self.batches, "gradients"):
                 samples += self._batch(move(batch, device), receive, receive_mean)
         if not samples:
             raise ValueError("there are no batches to take gradients of: pass at least one")
         return samples
 
-    def _batch(self, batch, receive: Pass, receive_mean) -> int:
+    def _batch(self, batch, receive: Receive, receive_mean) -> int:
         if not self.per_sample:
             self._backward(batch, 1, receive, receive_mean)
             return 1
         size = _size(batch)
-        at_once = getattr(self.task_loss, "mean_over_samples", False) and _one_label_each(
-            batch, size
+        by_samples = getattr(self.task_loss, "mean_over_samples", False)
+        by_tokens = getattr(self.task_loss, "mean_over_tokens", False)
+        at_once = (by_samples and _one_label_each(batch, size)) or (
+            by_tokens and _whole_rows(batch)
         )
-        at_once |= getattr(self.task_loss, "mean_over_tokens", False) and _whole_rows(batch)
         if not (at_once and self._backward(batch, size, receive, receive_mean)):
             for i in range(size):
                 self._backward(_sample(batch, i, size), 1, receive, receive_mean)
         return size
 
-    def _backward(self, batch, count: int, receive: Pass, receive_mean) -> bool:
+    def _backward(self, batch, count: int, receive: Receive, receive_mean) -> bool:
         """Forward and backward pass of `count` samples; False, with nothing received, where a layer
         mixes their rows.
         """
         taps = {name: _Tap(name, count, receive) for name in self.modules}
         with ExitStack() as hooks:
             for name, module in self.modules.items():
-                hooks.callback(
-                    module.register_forward_hook(taps[name].listen, with_kwargs=True).remove
-                )
+                hook = module.register_forward_hook(taps[name].listen, with_kwargs=True)
+                hooks.callback(hook.remove)
             loss = loss_of(self.task_loss, self.model, batch)
         if not all(tap.by_sample for tap in taps.values()):
             return False
         if not torch.isfinite(loss):
             raise ValueError(
-                f"task_loss is {float(loss)}: look at the data, and leave out samples without any label"
+                f"task_loss is {float(loss)}: look at the data, and leave out samples without any "
+                "label"
             )
         if not loss.requires_grad:
             raise ValueError("task_loss does not depend on the weights: it has no gradient")
@@ -184,11 +132,9 @@ def _weight_gradients(
 
 
 class _Tap:
-    """Pairs the inputs of one layer with the gradients of its outputs; a layer called twice adds up
-    over its calls.
-    """
+    """Pairs the inputs of one layer with the gradients of its outputs, all calls of it together."""
 
-    def __init__(self, name: str, samples: int, receive: Pass):
+    def __init__(self, name: str, samples: int, receive: Receive):
         self.name, self.samples, self.receive = name, samples, receive
         self.scale = 1.0
         self.by_sample = True  # every input has one entry a sample in front
@@ -199,25 +145,26 @@ class _Tap:
         call, x = len(self.inputs), args[0] if args else kwargs["input"]
         if not out.requires_grad:
             raise ValueError(
-                f"layer {self.name!r} runs without gradients: turn gradient checkpointing off for these statistics"
+                f"layer {self.name!r} runs without gradients: turn gradient checkpointing off for "
+                "these statistics"
             )
         self.by_sample &= self.samples == 1 or (x.ndim > 1 and len(x) == self.samples)
         self.inputs.append(x.detach())
         out.register_hook(lambda D: self._arrive(call, D))
 
     def _arrive(self, call: int, D: Tensor) -> None:
-        X = self.inputs[call]
         if not torch.isfinite(D).all():
             raise ValueError(
-                f"NaN or infinite gradients reach layer {self.name!r}: look at the data, the loss and the precision"
+                f"NaN or infinite gradients reach layer {self.name!r}: look at the data, the loss "
+                "and the precision"
             )
-        self.arrived.append((self._per_sample(X), self._per_sample(D) * self.scale))
+        X, D = self._per_sample(self.inputs[call]), self._per_sample(D.detach()) * self.scale
+        self.arrived.append((X, D))
         if len(self.arrived) == len(self.inputs):
             self.flush()
 
     def _per_sample(self, x: Tensor) -> Tensor:
         """(B, t, n) in float32 or better."""
-        x = x.detach()
         return (x if x.dtype == torch.float64 else x.float()).reshape(self.samples, -1, x.shape[-1])
 
     def flush(self) -> None:
@@ -227,21 +174,7 @@ class _Tap:
         self.inputs, self.arrived = [], []
 
 
-class _trainable:
-    """Weights that take part in autograd while inside; what was frozen is frozen again afterwards."""
-
-    def __init__(self, modules: dict[str, nn.Linear]):
-        self.frozen = [
-            module.weight for module in modules.values() if not module.weight.requires_grad
-        ]
-
-    def __enter__(self):
-        for weight in self.frozen:
-            weight.requires_grad_(True)
-
-    def __exit__(self, *_):
-        for weight in self.frozen:
-            weight.requires_grad_(False)
+# What the batch looks like
 
 
 def _labels(batch) -> Tensor | None:
@@ -260,11 +193,8 @@ def _size(batch) -> int:
 
 def _sample(batch, i: int, size: int):
     def cut(value):
-        return (
-            value[i : i + 1]
-            if isinstance(value, Tensor) and value.ndim and len(value) == size
-            else value
-        )
+        by_sample = isinstance(value, Tensor) and value.ndim and len(value) == size
+        return value[i : i + 1] if by_sample else value
 
     if isinstance(batch, Mapping):
         return {name: cut(value) for name, value in batch.items()}
@@ -276,15 +206,11 @@ def _whole_rows(batch) -> bool:
     if not isinstance(batch, Mapping):
         return False
     mask, labels = batch.get("attention_mask"), batch.get("labels")
-    return (mask is None or bool(mask.all())) and (
-        labels is None or not bool((labels == IGNORED).any())
-    )
+    all_real = mask is None or bool(mask.all())
+    return all_real and (labels is None or not bool((labels == IGNORED).any()))
 
 
 def _one_label_each(batch, size: int) -> bool:
     labels = _labels(batch)
-    return (
-        isinstance(labels, Tensor)
-        and labels.shape == (size,)
-        and not bool((labels == IGNORED).any())
-    )
+    one_each = isinstance(labels, Tensor) and labels.shape == (size,)
+    return one_each and not bool((labels == IGNORED).any())

@@ -13,23 +13,16 @@ Source: IO-SVD (arXiv 2605.15626), whose code is not public; the probes are ours
 
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from prehab_lib.batches import device_of, forward, frozen, mode, move, padding_mask
+from prehab_lib.batches import device_of, forward, frozen, mode, move, padding_mask, token_rows
 from prehab_lib.inputs import check_whole
 from prehab_lib.progress import progress
 from prehab_lib.roots import on_factor_device
-from prehab_lib.statistics.activations import INPUT_STATISTICS, token_rows
-
-# How the families (`layers`) call the matrices of queries and keys.
-QUERY_KEY = tuple(
-    name for pair in ("{}_proj", "{}_lin", "qkv.{}", "c_attn.{}") for name in map(pair.format, "qk")
-)
-QUERY_KEY += ("query", "key")
-FUSED = ("qkv", "c_attn")
+from prehab_lib.statistics.inputs import Gram
 
 
 @dataclass(frozen=True)
@@ -37,9 +30,9 @@ class Probe:
     """How the logit Hessian is probed.
 
     k: answers of largest probability that count at each position, all where there are fewer; IO-SVD
-    reports 5 as best. probes: backward passes a batch, each with signs of its own; the variance
-    falls as 1 / probes.  seed: of the signs. Raises ValueError for k < 2, where H is zero, or no
-    probe.
+    reports 5 as best.  probes: backward passes a batch, each with signs of its own; the variance
+    falls as 1 / probes.  seed: of the signs.
+    Raises ValueError for k < 2, where H is zero, or no probe.
     """
 
     k: int = 5
@@ -62,13 +55,11 @@ def logit_grams(
     probe: Probe = USUAL,
     dtype: torch.dtype = torch.float64,
 ) -> dict[str, Tensor]:
-    """layer -> C_o (m, m) in float64, the mean over its tokens (padding excluded) of an unbiased
-    estimate of Jᵀ H J.
+    """layer -> C_o (m, m) in float64: over its tokens, the mean of an unbiased estimate of Jᵀ H J.
 
     One forward pass a batch and `probes` backward passes, in eval mode, through activations only:
-    no weight gets a gradient. Memory: m² numbers a layer, and a batch's activations.  The same seed
-    and batches give the same bits; the caller's random state stays.  dtype: of the products, as in
-    `stats.collect`.
+    no weight gets a gradient.  Memory: m² numbers a layer, and a batch's activations.  The same
+    seed and batches give the same bits.  dtype: of the products, as in `stats.collect`.
 
     The logits are `.logits` of what the model returns, or what it returns: (B, classes), or (B, T,
     classes), of which padded positions are left out.  The layer that makes them has J = I.
@@ -77,62 +68,38 @@ def logit_grams(
     not depend on (naming it), no batch, or NaN.
     """
     generator, device = torch.Generator().manual_seed(probe.seed), device_of(model)
-    taps, seen = {name: _Tap(name, dtype) for name in modules}, 0
+    taps, empty = {name: _Tap(name, dtype) for name in modules}, True
     with mode(model, training=False), torch.enable_grad(), frozen(model):
         for batch in progress(batches, "logit Grams"):
-            batch = move(batch, device)
+            batch, empty = move(batch, device), False
             mask = padding_mask(batch)
             with ExitStack() as hooks:
                 for name, module in modules.items():
                     taps[name].mask = mask
                     hooks.callback(module.register_forward_hook(taps[name].listen).remove)
                 logits = _logits_of(forward(model, batch))
-            top = token_rows(
-                logits.topk(min(probe.k, logits.shape[-1])).values, mask
-            )  # (tokens, K)
+            likeliest = logits.topk(min(probe.k, logits.shape[-1])).values
+            top = token_rows(likeliest, mask)  # (tokens, K)
             for left in reversed(range(probe.probes if top.requires_grad else 0)):
                 z = _cotangent(top.detach(), generator)
                 torch.autograd.backward(top, z.to(top), retain_graph=left > 0)
-            seen += 1
-    if not seen:
+    if empty:
         raise ValueError("there are no calibration batches: pass at least one")
-    if silent := [name for name, tap in taps.items() if not tap.reached]:
+    silent = [name for name, tap in taps.items() if not tap.reached]
+    if silent:
         raise ValueError(
-            f"the logits do not depend on layer {silent[0]!r} (of {len(silent)}), so its logit Gram says nothing: leave it out "
-            "of layers=[...]"
+            f"the logits do not depend on layer {silent[0]!r} (of {len(silent)}), so its logit "
+            "Gram says nothing: leave it out of layers=[...]"
         )
     return {name: tap.gram.finish(tap.tokens * probe.probes) for name, tap in taps.items()}
 
 
-def input_only(stats: Mapping, suffixes: Iterable[str] = QUERY_KEY) -> dict:
-    """The statistics with C_o = I for some layers, by the last parts of their names: for them the
-    ruler is SVD-LLM's.
+def _collected(model, modules, batches, wanted, *, logit_probe, dtype, **_) -> dict:
+    grams = logit_grams(model, modules, batches, logit_probe, dtype)
+    return {name: {"logit_gram": C} for name, C in grams.items()}
 
-    By default queries and keys: the softmax of attention stands between them and the logits, and a
-    third party saw their perplexity almost triple under the two-sided ruler.  `stats` stays as it
-    is; Grams and their roots are shared with it.
 
-    Raises ValueError where no layer has such a name, as in a model with a fused query-key-value
-    matrix: its rows are one matrix with one rank, and a ruler cannot take a third of them out.
-    Split it first (`rewrite.split_qkv`).
-    """
-    endings = tuple(f".{suffix}" for suffix in suffixes)
-    chosen = [name for name in stats if f".{name}".endswith(endings)]
-    if not chosen:
-        fused = next((name for name in stats if name.rpartition(".")[2] in FUSED), None)
-        reason = (
-            f"{fused!r} is fused and not separable, call rewrite.split_qkv(model) first"
-            if fused
-            else "none is there"
-        )
-        raise ValueError(f"no layer's name ends in {', '.join(e[1:] for e in endings)}: {reason}")
-    changed = {}
-    for name in chosen:
-        C = stats[name].need("logit_gram", "the output side of the ruler")
-        changed[name] = replace(
-            stats[name], logit_gram=torch.eye(len(C), dtype=C.dtype, device=C.device)
-        )
-    return {name: changed.get(name, found) for name, found in stats.items()}
+LOGIT_STATISTICS = {"logit_gram": _collected}
 
 
 class _Tap:
@@ -142,13 +109,14 @@ class _Tap:
 
     def __init__(self, name: str, dtype: torch.dtype):
         self.name, self.dtype = name, dtype
-        self.gram, self.tokens, self.reached = INPUT_STATISTICS["gram"](), 0, False
+        self.gram, self.tokens, self.reached = Gram(), 0, False
         self.mask: Tensor | None = None
 
     def listen(self, module: nn.Module, args: tuple, out: Tensor) -> Tensor:
         if not torch.is_grad_enabled():
             raise ValueError(
-                f"layer {self.name!r} runs without gradients: turn gradient checkpointing off for these statistics"
+                f"layer {self.name!r} runs without gradients: turn gradient checkpointing off for "
+                "these statistics"
             )
         if not out.requires_grad:  # nothing before it asks for a gradient: the graph starts here
             out = out.detach().requires_grad_().clone()  # cloned: what follows may work in place
@@ -160,7 +128,8 @@ class _Tap:
         rows = token_rows(D.detach(), self.mask)  # (tokens, m)
         if not torch.isfinite(rows).all():
             raise ValueError(
-                f"NaN or infinite gradients reach layer {self.name!r}: look at the data, the weights and the precision"
+                f"NaN or infinite gradients reach layer {self.name!r}: look at the data, the "
+                "weights and the precision"
             )
         self.reached = True
         self.gram.update(on_factor_device(rows, self.dtype))
@@ -180,13 +149,13 @@ def _signs(shape: torch.Size, generator: torch.Generator) -> Tensor:
 
 def _logits_of(out: object) -> Tensor:
     logits = getattr(out, "logits", out)
-    if not isinstance(logits, Tensor) or logits.ndim < 2 or logits.shape[-1] < 2:
-        found = (
-            f"logits of shape {tuple(logits.shape)}"
-            if isinstance(logits, Tensor)
-            else f"a {type(logits).__name__}"
-        )
-        raise ValueError(
-            f"the logit Gram needs a model that says two logits or more a row: this one returns {found}"
-        )
-    return logits
+    if not isinstance(logits, Tensor):
+        problem = f"a {type(logits).__name__}"
+    elif logits.ndim < 2 or logits.shape[-1] < 2:
+        problem = f"logits of shape {tuple(logits.shape)}"
+    else:
+        return logits
+    raise ValueError(
+        "the logit Gram needs a model that says two logits or more a row: this one returns "
+        f"{problem}"
+    )

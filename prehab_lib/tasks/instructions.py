@@ -6,8 +6,8 @@ from itertools import takewhile
 import torch
 from torch import Tensor
 
+from prehab_lib.batches import IGNORED
 from prehab_lib.inputs import check_choice, check_whole
-from prehab_lib.statistics.gradients import IGNORED
 from prehab_lib.tasks import data, prose
 from prehab_lib.tasks.drawn import Drawn
 

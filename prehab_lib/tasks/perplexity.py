@@ -7,9 +7,8 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
-from prehab_lib.batches import device_of, mode, move
+from prehab_lib.batches import IGNORED, device_of, mean_over_tokens, mode, move
 from prehab_lib.progress import progress
-from prehab_lib.statistics.gradients import IGNORED, mean_over_tokens
 from prehab_lib.tasks.windows import Windows
 
 

@@ -12,10 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from prehab_lib.batches import device_of, move
+from prehab_lib.batches import device_of, mean_over_samples, move
 from prehab_lib.evaluate import each_answer, logits_and_labels
 from prehab_lib.inputs import check_choice, check_whole
-from prehab_lib.statistics.gradients import mean_over_samples
 from prehab_lib.tasks import data, prose, prose_tasks
 from prehab_lib.tasks.drawn import Drawn, Task
 from prehab_lib.tasks.glue import GLUE

@@ -6,7 +6,7 @@ from functools import partial
 import pytest
 import torch
 
-from prehab_lib.allocation import ALLOCATIONS, allocation_named
+from prehab_lib.allocation import ALLOCATIONS, step_named
 from prehab_lib.budget import break_even_rank, check_removed, rank_for
 from prehab_lib.rivals.ranks import compressible, groups_of_one_type, share_out
 from prehab_lib.rivals.svd_llm_v2 import grouped, removed_fractions
@@ -85,7 +85,8 @@ def test_equal_layers_get_equal_ranks(allocation, given):
 
 
 def test_an_option_nobody_knows_is_no_option():
-    takers = [name for name, fn in ALLOCATIONS.items() if "_" in inspect.signature(fn).parameters]
+    everything = {name: row.function for name, row in ALLOCATIONS.items() if name != "learned"}
+    takers = [name for name, function in everything.items() if "_" in inspect.signature(function).parameters]
     assert takers == ["uniform"]
 
 
@@ -97,7 +98,7 @@ def test_uniform_is_the_formula(given):
 
 def test_unknown_allocation_names_the_known_ones():
     with pytest.raises(ValueError, match="allocation = 'even' is not known.*uniform"):
-        allocation_named("even")
+        step_named("allocation", "even", ALLOCATIONS)
 
 
 def test_groups_are_of_one_name_and_one_shape():

@@ -16,6 +16,7 @@ from prehab_lib.methods import METHODS, RECOVERIES, Method
 from prehab_lib.stats import KNOWN, LayerStats, collect
 from prehab_lib.surgery import compress
 from prehab_lib.weightings import WEIGHTINGS, decompose, decompose_all, error
+from tests.core.test_weightings import KERNELS
 from tests.helpers import layer, scaled, toy_batches
 
 EVERY_NEED = set(KNOWN)
@@ -56,11 +57,11 @@ def given(batches):
     return dict(task_loss=classification_loss, batches=batches[:2], validation=batches[2:3])
 
 
-every_point = pytest.mark.parametrize(("ruler", "allocation"), [*itertools.product(WEIGHTINGS, ALLOCATIONS)])
+POINTS = [*itertools.product(WEIGHTINGS, ALLOCATIONS)]
+BUDGETS = [(*point, 0.4) for point in POINTS] + [("gram", name, r) for name in ALLOCATIONS for r in (0.05, 0.9)]
 
 
-@every_point
-@pytest.mark.parametrize("removed", [0.05, 0.4, 0.9])
+@pytest.mark.parametrize(("ruler", "allocation", "removed"), BUDGETS)
 def test_the_budget_is_kept_as_recounted_from_the_modules(net, ruler, allocation, removed):
     model, batches, stats, cuts = net
     cut = copy.deepcopy(model)
@@ -87,13 +88,15 @@ def test_the_budget_is_kept_as_recounted_from_the_modules(net, ruler, allocation
     assert (1 - report.achieved) * total <= (1 - removed) * total + spared + 1e-9
 
 
-@every_point
-def test_the_same_input_gives_the_same_bits_and_leaves_the_model_alone(net, ruler, allocation):
+def test_the_same_input_gives_the_same_ranks_and_leaves_the_model_alone(net):
     model, batches, stats, cuts = net
     before = {name: p.clone() for name, p in model.named_parameters()}
-    ranks = [ALLOCATIONS[allocation](cuts[ruler], 0.4, model=model, stats=stats, **given(batches)) for _ in range(2)]
-    assert ranks[0] == ranks[1] and list(ranks[0]) == list(cuts[ruler])
-    assert all(torch.equal(before[name], p) for name, p in model.named_parameters())
+    for ruler, allocation in POINTS:
+        allocate = partial(ALLOCATIONS[allocation], cuts[ruler], 0.4, model=model, stats=stats, **given(batches))
+        first, second = allocate(), allocate()
+        assert first == second and list(first) == list(cuts[ruler]), f"{ruler}, {allocation}"
+        changed = [name for name, p in model.named_parameters() if not torch.equal(before[name], p)]
+        assert not changed, f"{ruler}, {allocation} changed {changed}"
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -120,14 +123,14 @@ def test_a_missing_need_is_named(net, method):
             compress(copy.deepcopy(model), method, 0.4, stats, **given(batches))
 
 
-@every_point
-@pytest.mark.parametrize("recovery", [None, *RECOVERIES])
-def test_every_combination_of_the_axes_runs(net, ruler, allocation, recovery):
+@pytest.mark.parametrize("ruler", WEIGHTINGS)
+def test_every_combination_of_the_axes_runs(net, ruler):
     model, batches, stats, cuts = net
-    cut = copy.deepcopy(model)
-    method = Method(ruler, allocation, recovery)
-    compress(cut, method, 0.5, stats, decompositions=cuts[ruler], **given(batches))
-    assert torch.isfinite(cut(batches[0][0])).all()
+    for allocation, recovery in itertools.product(ALLOCATIONS, [None, *RECOVERIES]):
+        cut = copy.deepcopy(model)
+        method = Method(ruler, allocation, recovery)
+        compress(cut, method, 0.5, stats, decompositions=cuts[ruler], **given(batches))
+        assert torch.isfinite(cut(batches[0][0])).all(), f"{allocation}, {recovery}"
 
 
 @pytest.mark.parametrize("allocation", ALLOCATIONS)
@@ -228,8 +231,8 @@ def test_the_rulers_measure_what_their_papers_print():
 # Robustness: finite, optimal within 1 %, or refused
 
 
-def optimal_within_a_percent(W, rough, exact, ruler, rank):
-    found = error(W, decompose(W, rough, ruler).truncate(rank).dense(), exact, ruler)
+def optimal_within_a_percent(W, rough, exact, ruler, rank, kernel):
+    found = error(W, decompose(W, rough, ruler, kernel=kernel).truncate(rank).dense(), exact, ruler)
     best = decompose(W, exact, ruler).tail_error(rank)
     return found <= 1.01 * best + 1e-12 * error(W, torch.zeros_like(W), exact, ruler)
 
@@ -256,9 +259,11 @@ def test_troubled_inputs_stay_optimal(ruler, trouble):
     W = torch.randn(16, 20, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
     exact = with_trouble(torch.float64)
     rough = with_trouble(torch.float32 if trouble == "float32 sums" else torch.float64)
-    for rank in (2, 8):
-        assert optimal_within_a_percent(W, rough, exact, ruler, rank)
-    torch.testing.assert_close(decompose(W, rough, ruler).truncate(16).dense(), W, rtol=0, atol=1e-9)
+    for name, kernel in KERNELS.items():
+        for rank in (2, 8):
+            assert optimal_within_a_percent(W, rough, exact, ruler, rank, kernel), f"{name}, rank {rank}"
+        whole = decompose(W, rough, ruler, kernel=kernel)
+        torch.testing.assert_close(whole.truncate(16).dense(), W, rtol=0, atol=1e-9, msg=name)
 
 
 @pytest.mark.parametrize("ruler", WEIGHTINGS)
@@ -274,12 +279,13 @@ def test_half_precision_weights_cost_their_rounding_alone(ruler, dtype):
 
 
 @pytest.mark.parametrize("ruler", WEIGHTINGS)
-@pytest.mark.parametrize("shape", [(8, 6), (1, 6), (6, 1)])
-def test_zero_weights_are_their_own_best_answer(ruler, shape):
-    _, stats, _ = layer(*shape, 100)
-    whole = decompose(torch.zeros(shape), stats, ruler)
-    assert torch.equal(whole.truncate(1).dense(), torch.zeros(shape, dtype=torch.float64))
-    assert torch.isfinite(whole.left).all() and torch.isfinite(whole.right).all()
+@pytest.mark.parametrize("kernel", KERNELS.values(), ids=KERNELS)
+def test_zero_weights_are_their_own_best_answer(ruler, kernel):
+    for shape in [(8, 6), (6, 8), (1, 6), (6, 1)]:
+        _, stats, _ = layer(*shape, 100)
+        whole = decompose(torch.zeros(shape), stats, ruler, kernel=kernel)
+        assert torch.equal(whole.truncate(1).dense(), torch.zeros(shape, dtype=torch.float64)), shape
+        assert torch.isfinite(whole.left).all() and torch.isfinite(whole.right).all(), shape
 
 
 @pytest.mark.parametrize("ruler", [r for r in WEIGHTINGS if r != "identity"])

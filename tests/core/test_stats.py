@@ -5,9 +5,12 @@ import pytest
 import torch
 from torch import nn
 
-from prehab_lib.statistics.activations import CHUNK
+from prehab_lib.methods import Method
+from prehab_lib.statistics import KNOWN
+from prehab_lib.statistics.inputs import CHUNK, INPUT_STATISTICS
 from prehab_lib.stats import LayerStats, collect
-from prehab_lib.weightings import decompose
+from prehab_lib.surgery import compress
+from prehab_lib.weightings import WEIGHTINGS, Weighting, decompose
 from tests.helpers import Toy, layer, toy_batches
 
 
@@ -189,3 +192,25 @@ def test_statistics_can_be_taken_in_inference_mode():
         stats = collect(Toy(), toy_batches())
     assert stats["query"].gram is stats["key"].gram
     stats["query"].gram_root()
+
+
+def test_a_new_statistic_is_a_line_in_a_table_and_a_ruler_finds_it(monkeypatch):
+    class Mean:
+        def __init__(self):
+            self.total = 0.0
+
+        def update(self, X):
+            self.total = self.total + X.sum(0)
+
+        def finish(self, tokens):
+            return self.total / tokens
+
+    monkeypatch.setitem(INPUT_STATISTICS, "mean", Mean)
+    monkeypatch.setattr("prehab_lib.stats.KNOWN", [*KNOWN, "mean"])
+    monkeypatch.setitem(WEIGHTINGS, "mean", lambda stats: Weighting(right=torch.diag(stats.need("mean", "mine").abs())))
+    model, batches = Toy(), toy_batches()
+    stats = collect(model, batches, needs={"mean"})
+    torch.testing.assert_close(stats["key"].mean, torch.cat([x for x, _ in batches]).double().mean(0))
+    assert compress(model, Method("mean", needs={"mean"}), 0.4, stats).achieved >= 0.4
+    with pytest.raises(ValueError, match="layer 'query' needs the statistic 'mean'"):
+        compress(Toy(), Method("mean", needs={"mean"}), 0.4, collect(Toy(), batches))

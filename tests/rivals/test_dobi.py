@@ -14,10 +14,11 @@ from prehab_lib.rivals.dobi import gated_activations, gated_weights, learn_ranks
 from prehab_lib.rivals.gates import STEEPEST, Gates
 from prehab_lib.rivals.ranks import ACCOUNTINGS
 from prehab_lib.rivals.trial import loss_at
+from prehab_lib.scale.lazy import decompose_lazily
 from prehab_lib.surgery import compress
 from prehab_lib.tasks.perplexity import language_loss
 from prehab_lib.tasks.small_llama import small_llama
-from prehab_lib.weightings import decompose_all, decompose_lazily
+from prehab_lib.weightings import decompose_all
 from tests.helpers import check_slopes, killed_after
 from tests.rivals.test_gates import cost, placed
 from tests.stack import bits, everything, untouched

@@ -5,9 +5,8 @@ import os
 import pytest
 import torch
 
-from prehab_lib import decomposition
-from prehab_lib.ruler import Weighting
-from prehab_lib.scale import memory, stream
+from prehab_lib.decomposition import Weighting
+from prehab_lib.scale import lean, memory, stream
 from tests.families import llama
 
 MIB = 2**20
@@ -73,9 +72,9 @@ def test_streamed_surgery_gives_back_before_each_decomposition_and_its_workspace
 
     monkeypatch.setattr(stream.Block, "collect", noted("gram"))
     monkeypatch.setattr(torch.linalg, "eigh", noted("eigenvectors"))
-    for module in (stream, decomposition):
+    for module in (stream, lean):
         monkeypatch.setattr(module, "give_back", lambda: events.append("back"))
-    monkeypatch.setattr(decomposition, "WORTH", 0)
+    monkeypatch.setattr(lean, "WORTH", 0)
     ids = torch.randint(3, 40, (8, 12), generator=torch.Generator().manual_seed(0))
     stream.compress(llama(num_hidden_layers=1), "svd_llm", 0.4, [{"input_ids": ids}])
     cut = ["back", "eigenvectors"]
@@ -84,10 +83,10 @@ def test_streamed_surgery_gives_back_before_each_decomposition_and_its_workspace
 
 def test_small_moments_are_not_worth_it(monkeypatch):
     asked = []
-    monkeypatch.setattr(decomposition, "give_back", lambda: asked.append(1))
+    monkeypatch.setattr(lean, "give_back", lambda: asked.append(1))
     W = torch.randn(24, 40, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    decomposition.factorise(W, Weighting())
+    lean.factorise(W, Weighting())
     assert asked == []
-    monkeypatch.setattr(decomposition, "WORTH", 24 * 24 * 8)
-    decomposition.factorise(W, Weighting())
+    monkeypatch.setattr(lean, "WORTH", 24 * 24 * 8)
+    lean.factorise(W, Weighting())
     assert asked == [1]

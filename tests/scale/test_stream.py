@@ -11,9 +11,10 @@ import transformers
 from torch import nn
 
 from prehab_lib import weightings
-from prehab_lib.methods import Method
+from prehab_lib.methods import Method, method_named
 from prehab_lib.save.rewrite import to_linear
 from prehab_lib.scale import stream, walk
+from prehab_lib.scale.lazy import decompose_lazily
 from prehab_lib.scale.skeleton import open_streamed
 from prehab_lib.stats import collect
 from prehab_lib.surgery import compress
@@ -87,11 +88,11 @@ ASVD_RULER = Method("activation", needs=frozenset({"mean_abs"}))
 )
 def test_surgery_is_that_of_the_whole_model(family, method):
     model, batches = model_of(family), tokens()
-    needs = (
-        {"svd": {"gram"}, "svd_llm": {"gram"}}.get(method, {"mean_abs"}) if isinstance(method, str) else {"mean_abs"}
-    )
+    ruler = method_named(method).weighting
     whole, streamed = copy.deepcopy(model), model
-    expected = compress(whole, method, 0.4, collect(whole, batches, needs=needs))
+    found = collect(whole, batches, needs={"mean_abs" if ruler == "activation" else "gram"})
+    lean = decompose_lazily(whole, found, ruler)
+    expected = compress(whole, method, 0.4, found, decompositions=lean)
     report = stream.compress(streamed, method, 0.4, None if method == "svd" else batches)
     assert report == expected
     for (name, ours), theirs in zip(streamed.named_parameters(), whole.parameters(), strict=True):
@@ -100,10 +101,10 @@ def test_surgery_is_that_of_the_whole_model(family, method):
 
 def test_one_block_of_statistics_and_one_decomposition_at_a_time(monkeypatch):
     grams, cuts, most = [], [], {"grams": 0, "cuts": 0}
-    factorise, collect_block = weightings.factorise, walk.stats.collect
+    decompose, collect_block = weightings.decompose, walk.stats.collect
 
-    def counted_cut(*args):
-        found = factorise(*args)
+    def counted_cut(*args, **options):
+        found = decompose(*args, **options)
         cuts.append(weakref.ref(found))
         most["cuts"] = max(most["cuts"], sum(ref() is not None for ref in cuts))
         return found
@@ -114,7 +115,7 @@ def test_one_block_of_statistics_and_one_decomposition_at_a_time(monkeypatch):
         most["grams"] = max(most["grams"], sum(ref() is not None for ref in grams))
         return stats
 
-    monkeypatch.setattr(weightings, "factorise", counted_cut)
+    monkeypatch.setattr(weightings, "decompose", counted_cut)
     monkeypatch.setattr(walk.stats, "collect", counted_grams)
     model = llama(num_hidden_layers=3)
     dense = [weakref.ref(module.weight) for module in model.modules() if type(module) is nn.Linear]

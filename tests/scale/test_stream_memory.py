@@ -4,9 +4,9 @@ import pytest
 import torch
 import transformers
 
-from prehab_lib import decomposition, factors, ruler
-from prehab_lib.scale import stream
-from prehab_lib.statistics import activations
+from prehab_lib import factors
+from prehab_lib.scale import lean, stream
+from prehab_lib.statistics import inputs
 from tests.helpers import peak_gib
 
 HIDDEN, MLP, TOKENS, BATCH, VOCAB = 128, 344, 1408, 16, 2000  # of LLaMA-7B: 4096, 11008
@@ -15,7 +15,7 @@ CHUNK = 16  # columns or rows of a product at a time: as few, beside these sizes
 
 @pytest.mark.parametrize("removed", [0.2, 0.6])
 def test_peak_is_block_gram_and_decomposition(removed, monkeypatch):
-    for module, name in ((ruler, "COLUMNS"), (decomposition, "COLUMNS"), (factors, "ROWS"), (activations, "ROWS")):
+    for module, name in ((lean, "COLUMNS"), (factors, "ROWS"), (inputs, "ROWS")):
         assert getattr(module, name) > CHUNK
         monkeypatch.setattr(module, name, CHUNK)
     config = transformers.LlamaConfig(

@@ -63,43 +63,21 @@ def test_the_iteration_finds_the_nearest_product_of_a_real_fisher():
         assert torch.equal(factor, factor.T) and float(torch.linalg.eigvalsh(factor)[0]) > -1e-9 * float(factor.norm())
 
 
-def test_one_iteration_is_a_rougher_answer_and_kfac_another():
+def test_one_iteration_is_a_rougher_answer():
     arguments = dict(needs={"kron_in", "kron_out"}, task_loss=classification_loss)
     model, batches = Toy(), toy_batches(3, 30)
-    full, one = (collect(model, batches, **arguments, iterations=k)["query"] for k in (30, 1))
-    kfac = collect(model, batches, **arguments, kronecker="kfac")["query"]
-    X = torch.cat([x for x, _ in batches]).double()
-    torch.testing.assert_close(kfac.kron_in, X.T @ X / len(X), rtol=1e-5, atol=1e-6)
-    assert kfac.kron_in is kfac.gram
+    one, ten, full = (collect(model, batches, **arguments, iterations=k)["query"] for k in (1, 10, 30))
 
     def unit(stats):
         return torch.kron(stats.kron_in / stats.kron_in.norm(), stats.kron_out / stats.kron_out.norm())
 
-    assert 1e-6 < float((unit(one) - unit(full)).norm()) < float((unit(kfac) - unit(full)).norm())
-
-
-def test_kfac_output_factor_is_the_sum_over_tokens_per_sample():
-    model = Toy().double()
-    x = torch.randn(4, 3, 12, dtype=torch.float64)
-    y = torch.tensor([0, 1, 2, 3])
-    found = collect(model, [{"x": x, "labels": y}], ["query"], {"kron_out"}, classification_loss, kronecker="kfac")[
-        "query"
-    ].kron_out
-    total = 0.0
-    for i in range(4):
-        out = {}
-        handle = model.query.register_forward_hook(lambda module, args, o, out=out: out.update(y=o))
-        loss = classification_loss(model, {"x": x[i : i + 1], "labels": y[i : i + 1]})
-        handle.remove()
-        g = torch.autograd.grad(loss, out["y"])[0][0]  # (t, m)
-        total = total + g.T @ g
-    torch.testing.assert_close(found, total / 4, rtol=1e-10, atol=1e-16)
+    rough, near = (float((unit(stats) - unit(full)).norm()) for stats in (one, ten))
+    assert rough > 1e-6 and rough > 10 * near
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"kronecker": "k-fac"}, "kronecker = 'k-fac' is not known: choose one of alternating, kfac"),
         ({"fisher": "mean"}, "fisher = 'mean' is not known: choose one of sample, batch"),
         ({"iterations": 0}, "iterations = 0"),
     ],

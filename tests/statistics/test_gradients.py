@@ -4,11 +4,12 @@ import pytest
 import torch
 from torch import nn
 
+from prehab_lib.batches import mean_over_samples
 from prehab_lib.evaluate import classification_loss
 from prehab_lib.layers import linear_layers
-from prehab_lib.statistics import gradients
-from prehab_lib.statistics.fisher import sample_means
-from prehab_lib.statistics.gradients import GradientPass, column_squares, sandwich
+from prehab_lib.statistics import fisher
+from prehab_lib.statistics.fisher import column_squares, sample_means, sandwich
+from prehab_lib.statistics.gradients import GradientPass
 from prehab_lib.stats import collect
 from tests.helpers import Toy, toy_batches
 
@@ -107,7 +108,7 @@ def test_a_declared_loss_goes_a_batch_at_a_time_and_any_other_a_sample_at_a_time
         calls.append(len(batch[1]))
         return classification_loss(model, batch)
 
-    declared = gradients.mean_over_samples(lambda model, batch: counted(model, batch))
+    declared = mean_over_samples(lambda model, batch: counted(model, batch))
     for task_loss, expected in ((counted, [1] * 12), (declared, [6, 6])):
         calls.clear()
         GradientPass(model := Toy(), linear_layers(model), toy_batches(2, 6), task_loss).run(lambda *_: None)
@@ -167,8 +168,8 @@ def test_both_routes_give_the_same_sums(tokens, monkeypatch):
     D = torch.randn(6, tokens, 5, dtype=torch.float64, generator=generator)
     A = torch.randn(8, 8, dtype=torch.float64, generator=generator)
     G = D.mT @ X
-    for limit in (gradients.LIMIT, 81):
-        monkeypatch.setattr(gradients, "LIMIT", limit)
+    for limit in (fisher.LIMIT, 81):
+        monkeypatch.setattr(fisher, "LIMIT", limit)
         torch.testing.assert_close(column_squares(X, D), G.square().sum((0, 1)))
         torch.testing.assert_close(column_squares(D, X), G.square().sum((0, 2)))
         torch.testing.assert_close(sandwich(X, D, A), (G @ A @ G.mT).sum(0))
@@ -243,7 +244,7 @@ def test_half_precision_models_are_left_alone_and_close(dtype):
 
 @pytest.mark.parametrize("size", [1e-7, 30.0])  # gradients below and squares above what float16 can hold
 def test_float16_gradients_neither_vanish_nor_overflow(size):
-    @gradients.mean_over_samples
+    @mean_over_samples
     def loss(model, batch):
         return size * classification_loss(model, batch)
 

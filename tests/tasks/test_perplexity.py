@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from prehab_lib.statistics.gradients import mean_over_tokens
+from prehab_lib.batches import mean_over_tokens
 from prehab_lib.stats import collect
 from prehab_lib.tasks.perplexity import language_loss, perplexity, token_losses
 from prehab_lib.tasks.windows import Windows, cut
