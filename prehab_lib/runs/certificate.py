@@ -1,0 +1,135 @@
+"""The birth certificate of a number: who made it, with what, when; and files written whole.
+
+Inside a run of `python -m prehab_lib run` the runner says where to write (PREHAB_RUN_DIR) and for
+which profile. Nothing here imports a package, so a score costs no start-up time.
+"""
+
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+VERSIONED = ("torch", "timm", "transformers", "peft", "numpy")
+REPOSITORY = Path(__file__).resolve().parents[2]
+# Only these decide numbers: a changed figure or report does not make the code "dirty".
+CODE = ("prehab_lib", "notebooks", "params", "pyproject.toml", "requirements.lock")
+
+
+def run_dir() -> Path | None:
+    """The folder the runner asks this notebook to write to; None where no runner asks."""
+    folder = os.environ.get("PREHAB_RUN_DIR")
+    return Path(folder) if folder else None
+
+
+def profile() -> str:
+    """Name of the profile; "smoke" without a runner, as a notebook's defaults are that profile."""
+    return os.environ.get("PREHAB_PROFILE") or "smoke"
+
+
+@contextmanager
+def replacing(target: Path) -> Iterator[Path]:
+    """A file to write, which then takes the target's place in one step: never half of it."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    draft = target.with_name(f".{target.name}.{os.getpid()}")
+    try:
+        yield draft
+        os.replace(draft, target)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content) -> None:
+    """Write a JSON file in one step. Raises ValueError for NaN and infinities."""
+    text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    with replacing(path) as draft:
+        draft.write_text(text, "utf-8")
+
+
+def _git(*arguments: str) -> str | None:
+    command = ["git", "-C", str(REPOSITORY), *arguments]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def _commit() -> str | None:
+    """Git's commit of the checkout, "+dirty" where its code differs; None outside a checkout."""
+    top = _git("rev-parse", "--show-toplevel")
+    if top is None or Path(top).resolve() != REPOSITORY:
+        return None  # installed, perhaps inside somebody else's repository
+    head = _git("rev-parse", "--verify", "--quiet", "HEAD") or "no commit yet"
+    code = [name for name in CODE if (REPOSITORY / name).exists()]
+    return f"{head}+dirty" if _git("status", "--porcelain", "--", *code) else head
+
+
+def _device_name(device: str) -> str:
+    if device.startswith("cuda"):
+        import torch
+
+        return torch.cuda.get_device_name(device)
+    try:
+        named = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
+    except OSError:
+        named = None
+    return named.group(1).strip() if named else platform.processor() or platform.machine()
+
+
+def _versions() -> dict[str, str]:
+    versions = {"python": platform.python_version()}
+    for package in VERSIONED:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def _threads() -> int:
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        return torch.get_num_threads()
+    threads = os.environ.get("OMP_NUM_THREADS", "")
+    return int(threads) if threads.isdigit() else os.cpu_count() or 1
+
+
+def peak_memory_mb(device="cpu", children: bool = False) -> int:
+    """Largest memory (MB = 2**20 bytes) that this process has held so far.
+
+    device: a CUDA one gives the memory held there. children: of the largest process it has started
+    and waited for, instead of its own.
+    """
+    if str(device).startswith("cuda"):
+        import torch
+
+        return round(torch.cuda.max_memory_allocated(device) / 2**20)
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss: bytes on macOS, kilobytes elsewhere
+    whose = resource.RUSAGE_CHILDREN if children else resource.RUSAGE_SELF
+    return round(resource.getrusage(whose).ru_maxrss * unit / 2**20)
+
+
+def birth_certificate(device="cpu") -> dict:
+    """Profile, notebook, device, threads, versions, git commit and time, as JSON can hold them."""
+    device = str(device)
+    return {
+        "profile": profile(),
+        "notebook": os.environ.get("PREHAB_NOTEBOOK"),
+        "device": device,
+        "device_name": _device_name(device),
+        "threads": _threads(),
+        "versions": _versions(),
+        "commit": _commit(),
+        "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
