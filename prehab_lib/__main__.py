@@ -6,7 +6,7 @@ import argparse
 import sys
 
 from prehab_lib.cli import compress_cli
-from prehab_lib.runs.store import FULL, no_space
+from prehab_lib.runs.store import FULL, Store, no_space
 
 PROFILES = "smoke, laptop, lab, paper, or any other with params/NN_name.PROFILE.yaml"
 
@@ -41,7 +41,7 @@ def _axes(pairs: list[tuple[str, object]]) -> dict:
     return dict(pairs)
 
 
-def _planned(arguments) -> list:
+def planned(arguments) -> list:
     """The runs that the arguments of `run`, `plan` or `one` choose."""
     from prehab_lib.runs import plan
 
@@ -54,14 +54,14 @@ def _run(arguments) -> int:
     from prehab_lib import run
     from prehab_lib.runs import plan
 
-    return run.main(_planned(arguments), arguments.j, plan.home())
+    return run.main(planned(arguments), arguments.j, plan.home())
 
 
 def _plan(arguments) -> int:
     from prehab_lib import run
     from prehab_lib.runs import plan
 
-    print(run.table(_planned(arguments), plan.home()))
+    print(run.table(planned(arguments), Store(plan.home() / "runs")))
     return 0
 
 
@@ -71,7 +71,7 @@ def _one(arguments) -> int:
 
     if arguments.parent:
         kernel.die_with(arguments.parent)
-    return run.one(_planned(arguments), arguments.name, plan.home())
+    return run.one(planned(arguments), arguments.name, plan.home())
 
 
 def _report(arguments) -> int:

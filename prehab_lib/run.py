@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from prehab_lib.runs import plan
-from prehab_lib.runs.pool import Outcome, Pool, is_stored
+from prehab_lib.runs.pool import Outcome, Pool, found, key_of
 from prehab_lib.runs.store import Store
 
 SHOWN = 10  # runs of a grid named before it starts
@@ -21,6 +21,12 @@ SHOWN = 10  # runs of a grid named before it starts
 def _listed(names: Sequence[str]) -> str:
     more = len(names) - SHOWN
     return ", ".join(names[:SHOWN]) + (f" and {more} more" if more > 0 else "")
+
+
+def _kept(store: Store, key: str) -> str:
+    """Where the notebook of a failed run lies, with its traceback."""
+    notebook = next(store.failed(key).glob("*.ipynb"), None)
+    return f" (see {os.path.relpath(notebook)})" if notebook else ""
 
 
 def notes(store: Store, home: Path, profile: str, planned: Sequence[plan.Run]) -> list[str]:
@@ -50,8 +56,7 @@ def summary(store: Store, profile: str, outcomes: dict[str, Outcome], seconds: f
     lines = [f"{profile}: {counts} in {seconds:.0f} s"]
     lines += [f"  {status}: {', '.join(by[status])}" for status in ("ran", "cached") if by[status]]
     for name in by["failed"]:
-        kept = next(store.failed(outcomes[name].key).glob("*.ipynb"), None)
-        where = f" (see {os.path.relpath(kept)})" if kept else ""
+        where = _kept(store, outcomes[name].key)
         lines.append(f"  failed: {name}: {outcomes[name].error}{where}")
     return lines
 
@@ -101,11 +106,16 @@ def one(planned: Sequence[plan.Run], name: str, home: Path) -> int:
     return int(outcome.status == "failed")
 
 
-def table(planned: Sequence[plan.Run], home: Path) -> str:
-    """What `plan` prints: a line for each run."""
-    store, wide = Store(home / "runs"), max(len(run.name) for run in planned)
+def table(planned: Sequence[plan.Run], store: Store) -> str:
+    """What `plan` prints: a line for each run, and whether it is stored or why it is not."""
+    wide = max(len(run.name) for run in planned)
     lines = [f"{'run':{wide}}  threads  GPU  stored"]
     for run in planned:
-        gpu, stored = "yes" if run.gpu else "no", "yes" if is_stored(store, run) else "no"
-        lines.append(f"{run.name:{wide}}  {run.threads:7}  {gpu:3}  {stored}")
+        outcome = found(store, key_of(store, run))
+        stored = "yes" if outcome else "no"
+        if outcome and outcome.error:
+            stored = f"failed: {outcome.error}{_kept(store, outcome.key)}"
+        lines.append(
+            f"{run.name:{wide}}  {run.threads:7}  {'yes' if run.gpu else 'no':3}  {stored}"
+        )
     return "\n".join(lines)

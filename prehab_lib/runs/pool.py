@@ -53,8 +53,14 @@ def key_of(store: Store, run: Run) -> str:
     return keys.key(run, store.results(run.profile, run.name) if run.last else {})
 
 
-def is_stored(store: Store, run: Run) -> bool:
-    return store.done(key_of(store, run)).exists()
+def found(store: Store, key: str) -> Outcome | None:
+    """What the store says of a run: it "ran", it "failed" when it was last tried, or nothing."""
+    for status, folder in (("ran", store.done(key)), ("failed", store.failed(key))):
+        if (folder / "run.json").is_file():
+            facts = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+            error, seconds = facts["error"] or "", facts["seconds"]
+            return Outcome(status, key, error, seconds, facts["peak_memory_mb"])
+    return None
 
 
 def environment(store: Store, run: Run, gpu: str | None) -> dict[str, str]:
@@ -72,6 +78,15 @@ def environment(store: Store, run: Run, gpu: str | None) -> dict[str, str]:
     if gpu is not None:
         variables["CUDA_VISIBLE_DEVICES"] = gpu
     return variables
+
+
+def _complaint(code: int, log: Path) -> str:
+    """Why a process ended that left nothing in the store."""
+    if code < 0:  # what it printed last is no reason
+        return f"its process was killed (signal {-code}): out of memory, or by hand"
+    lines = log.read_text(encoding="utf-8", errors="replace").split("\n")
+    printed = [line for line in lines if line.strip()]
+    return printed[-1] if printed else f"its process ended with code {code}"
 
 
 class Pool:
@@ -186,25 +201,11 @@ class Pool:
             process.wait()
             process.stdin.close()
         del self.active[run.name]
-        outcome = self._outcome(key, process.returncode, log)
-        outcome.seconds = outcome.seconds or time.monotonic() - clock
-        return outcome
-
-    def _outcome(self, key: str, code: int, log: Path) -> Outcome:
-        """What the store says of a run whose process has ended."""
-        if code == errno.ENOSPC:
+        if process.returncode == errno.ENOSPC:
             raise no_space(self.store.runs)
-        for status, folder in (("ran", self.store.done(key)), ("failed", self.store.failed(key))):
-            if (folder / "run.json").is_file():
-                facts = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-                error, seconds = facts["error"] or "", facts["seconds"]
-                return Outcome(status, key, error, seconds, facts["peak_memory_mb"])
-        if code < 0:  # what it printed last is no reason
-            what = f"its process was killed (signal {-code}): out of memory, or by hand"
-            return Outcome("failed", key, what)
-        printed = log.read_text(encoding="utf-8", errors="replace").split("\n")
-        lines = [line for line in printed if line.strip()]
-        return Outcome("failed", key, lines[-1] if lines else f"its process ended with code {code}")
+        return found(self.store, key) or Outcome(
+            "failed", key, _complaint(process.returncode, log), time.monotonic() - clock
+        )
 
     def _stop(self) -> None:
         """End all processes at work, and start no other."""
