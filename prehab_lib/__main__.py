@@ -6,7 +6,7 @@ import argparse
 import sys
 
 from prehab_lib.cli import compress_cli
-from prehab_lib.runs.store import FULL, Store, no_space
+from prehab_lib.runs.store import FULL, Store
 
 PROFILES = "smoke, laptop, lab, paper, or any other with params/NN_name.PROFILE.yaml"
 
@@ -157,25 +157,20 @@ def main(words: list[str] | None = None) -> int:
     arguments = parser().parse_args(words)
     try:
         return arguments.act(arguments)
-    except (ValueError, FileNotFoundError, ConnectionError, PermissionError) as error:
-        print(f"prehab_lib: {_sentence(error)}", file=sys.stderr)
-    except OSError as error:
-        if error.errno not in FULL:
-            raise
-        known = "free some" in str(error)
-        error = error if known else no_space(error.filename or "the disk")
-        print(f"prehab_lib: {_sentence(error)}", file=sys.stderr)
     except KeyboardInterrupt:
         print("prehab_lib: stopped; the same command resumes with what is missing", file=sys.stderr)
         return 130
+    except (ValueError, FileNotFoundError, ConnectionError, PermissionError) as error:
+        sentence = str(error)
+        if isinstance(error, OSError) and error.strerror:  # without its number
+            sentence = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        where = error.filename or "the disk"
+        sentence = f"no space left on {where}: free some and run the same command again"
+    print(f"prehab_lib: {sentence}", file=sys.stderr)
     return 2
-
-
-def _sentence(error: Exception) -> str:
-    """The message alone: OSError puts its number in front."""
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
-    return str(error)
 
 
 if __name__ == "__main__":

@@ -48,7 +48,7 @@ def finish(process: subprocess.Popen, code: int) -> str:
     """The table of runs at the end of what Snakemake said."""
     said = process.communicate(timeout=600)[0].decode()
     assert process.returncode == code, said
-    return said[said.rindex("run ") :].split("\n\n")[0]
+    return said[said.rindex("run ") :].partition("Complete log")[0].strip()
 
 
 def kernel(home: Path) -> int:

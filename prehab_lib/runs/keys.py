@@ -16,7 +16,7 @@ from prehab_lib.runs.plan import Run, is_path
 
 LIBRARY = Path(__file__).resolve().parents[1]
 SMALL = 50 * 2**20  # bytes; larger files are told apart by name, size and time
-IGNORED = (".pyc", ".toml")  # no module reads these
+DATA = (".json", ".yaml")  # of the library, read by the modules that name them
 
 
 def code_cells(notebook: Path) -> list[str]:
@@ -50,42 +50,28 @@ def _module_imports(file: Path, library: Path) -> frozenset[str]:
     return frozenset(_imports(file.read_text(encoding="utf-8"), package))
 
 
-@cache
-def _readers(library: Path) -> dict[Path, set[Path]]:
-    """Data file of the library -> the modules that name it."""
-    files = [file for file in library.rglob("*") if file.is_file() and file.suffix not in IGNORED]
-    modules = {file: file.read_text(encoding="utf-8") for file in files if file.suffix == ".py"}
-    return {
-        data: {module for module, source in modules.items() if f'"{data.name}"' in source}
-        for data in files
-        if data not in modules
-    }
-
-
 def library_files(sources: Iterable[str], library: Path = LIBRARY) -> list[Path]:
-    """Files of the library that these sources import, directly or not.
+    """Files of the library that these sources import, directly or not, and data these name.
 
-    All of them where a source cannot be parsed. A data file counts where one of these modules names
-    it, or where no module does. Nothing is imported to find out.
+    All modules where a source cannot be parsed. Nothing is imported to find out.
     """
-    readers = _readers(library)
-    plain = [
-        "\n".join(line for line in source.splitlines() if not line.lstrip().startswith(("%", "!")))
-        for source in sources
-    ]
-    try:
-        pending = set().union(*map(_imports, plain))
-    except SyntaxError:
-        return sorted({*library.rglob("*.py"), *readers})
-    modules: set[Path] = set()
+    pending, modules = set(), set()
+    for source in sources:
+        lines = [line for line in source.splitlines() if not line.lstrip().startswith(("%", "!"))]
+        try:
+            pending |= _imports("\n".join(lines))
+        except SyntaxError:
+            modules.update(library.rglob("*.py"))
     while pending:
         base = library.joinpath(*filter(None, pending.pop().split(".")))
         for file in (base.with_suffix(".py"), base / "__init__.py"):
             if file.is_file() and file not in modules:
                 modules.add(file)
                 pending |= _module_imports(file, library)
-    data = {file for file, named_by in readers.items() if named_by & modules or not named_by}
-    return sorted(modules | data)
+    data = [file for file in library.rglob("*") if file.suffix in DATA]
+    texts = [module.read_text(encoding="utf-8") for module in modules]
+    named = [file for file in data if any(f'"{file.name}"' in text for text in texts)]
+    return sorted([*modules, *named])
 
 
 def _stamp(file: Path, name) -> str:

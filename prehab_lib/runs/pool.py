@@ -20,7 +20,7 @@ from pathlib import Path
 
 from prehab_lib.runs import keys
 from prehab_lib.runs.plan import Run
-from prehab_lib.runs.store import Busy, Store, no_space
+from prehab_lib.runs.store import Busy, Store
 
 QUIET = {
     "MPLBACKEND": "module://matplotlib_inline.backend_inline",
@@ -58,8 +58,8 @@ def found(store: Store, key: str) -> Outcome | None:
     for status, folder in (("ran", store.done(key)), ("failed", store.failed(key))):
         if (folder / "run.json").is_file():
             facts = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-            error, seconds = facts["error"] or "", facts["seconds"]
-            return Outcome(status, key, error, seconds, facts["peak_memory_mb"])
+            about = {name: facts[name] for name in ("seconds", "peak_memory_mb")}
+            return Outcome(status, key, facts["error"] or "", **about)
     return None
 
 
@@ -117,12 +117,15 @@ class Pool:
         outcomes: dict[str, Outcome] = {}
         for last in (False, True):
             with ThreadPoolExecutor(self.width) as threads:
-                pending = {threads.submit(self._settle, run) for run in planned if run.last == last}
+                chosen = [run for run in planned if run.last == last]
+                pending = {threads.submit(self._settle, run): run for run in chosen}
                 try:
                     while pending:
                         tick(len(outcomes))
-                        done, pending = wait(pending, 0.5, FIRST_COMPLETED)
-                        outcomes |= dict(future.result() for future in done)
+                        for future in wait(pending, 0.5, FIRST_COMPLETED).done:
+                            run = pending.pop(future)
+                            outcomes[run.name] = future.result()
+                            self._tell(run, outcomes[run.name])
                 except BaseException:
                     self._stop()
                     threads.shutdown(wait=False, cancel_futures=True)
@@ -135,77 +138,67 @@ class Pool:
         seconds = {name: int(now - started) for name, (_, started) in list(self.active.items())}
         return ", ".join(f"{name} {time // 60}:{time % 60:02}" for name, time in seconds.items())
 
-    def _settle(self, run: Run) -> tuple[str, Outcome]:
-        """Find a run stored, or execute it; publish it and say what became of it."""
+    def _tell(self, run: Run, outcome: Outcome) -> None:
+        log = self.store.log(run.profile, run.name)
+        if outcome.status == "failed":
+            where = f"; log: {os.path.relpath(log)}" if log.is_file() else ""
+            self.say(f"failed    {run.name} after {outcome.seconds:.0f} s: {outcome.error}{where}")
+        elif outcome.status == "ran":
+            memory = f"{outcome.peak_memory_mb} MB"
+            self.say(f"finished  {run.name} in {outcome.seconds:.0f} s, {memory}")
+
+    def _settle(self, run: Run) -> Outcome:
+        """Find a run stored, or execute it; publish it."""
         key = key_of(self.store, run)
-        if self.store.done(key).exists():
-            outcome = Outcome("cached", key)
-        else:
+        outcome = Outcome("cached", key)
+        if not self.store.done(key).exists():
             gpu = self.gpus.get() if run.gpu and self.gpus else None
             try:
                 outcome = self._execute(run, key, gpu)
             finally:
                 if gpu is not None:
                     self.gpus.put(gpu)
-        name, log = run.name, self.store.log(run.profile, run.name)
-        if outcome.status == "failed":
-            where = f"; log: {os.path.relpath(log)}" if log.is_file() else ""
-            self.say(f"failed    {name} after {outcome.seconds:.0f} s: {outcome.error}{where}")
-            return name, outcome
-        self.store.publish(key, run.profile, name)
-        if outcome.status == "ran":
-            self.say(f"finished  {name} in {outcome.seconds:.0f} s, {outcome.peak_memory_mb} MB")
-        return name, outcome
+        if outcome.status != "failed":
+            self.store.publish(key, run.profile, run.name)
+        return outcome
 
     def _execute(self, run: Run, key: str, gpu: str | None) -> Outcome:
-        """Start `unit.py` on a run and wait for it. It and all it starts die soon after this one.
-
-        The process has a session of its own, so Ctrl-C reaches this one alone, and a stdin that
-        stays open as long as it may live.
-        """
+        """Have `unit.py` do a run, in a process that dies soon after this one, and wait for it."""
         try:
             with self.store.hold_run(key):
                 pass
         except Busy as busy:
             return Outcome("failed", key, str(busy))
-        task = {
-            "runs": str(self.store.runs),
-            "key": key,
-            "name": run.notebook.stem,
-            "profile": run.profile,
-            "notebook": str(run.notebook),
-            "params": run.params,
-            "threads": run.threads,
-            "gpu": gpu,
-        }
-        log = self.store.log(run.profile, run.name)
+        log, clock = self.store.log(run.profile, run.name), time.monotonic()
         log.parent.mkdir(parents=True, exist_ok=True)
-        clock = time.monotonic()
         with log.open("wb") as printed:
             process = subprocess.Popen(
                 [sys.executable, "-m", "prehab_lib.runs.unit"],
-                stdin=subprocess.PIPE,
+                stdin=subprocess.PIPE,  # open as long as the process may live
                 stdout=printed,
                 stderr=printed,
                 env=environment(self.store, run, gpu),
-                start_new_session=True,
+                start_new_session=True,  # Ctrl-C reaches this process alone
             )
-            self.active[run.name] = (process, clock)
-            threads = f"{run.threads} thread{'s' * (run.threads > 1)}"
-            self.say(f"started   {run.name} ({threads}{', GPU ' + gpu if gpu else ''})")
-            with suppress(BrokenPipeError):  # it ended before it read: its log says why
-                process.stdin.write(json.dumps(task).encode() + b"\n")
-                process.stdin.flush()
-            if self.stopped:  # while it was started
-                process.stdin.close()
-            process.wait()
+        self.active[run.name] = (process, clock)
+        threads = "1 thread" if run.threads == 1 else f"{run.threads} threads"
+        self.say(f"started   {run.name} ({threads}{', GPU ' + gpu if gpu else ''})")
+        task = {"runs": str(self.store.runs), "key": key, "notebook": str(run.notebook), "gpu": gpu}
+        task |= {"profile": run.profile, "params": run.params, "threads": run.threads}
+        with suppress(BrokenPipeError):  # it ended before it read: its log says why
+            process.stdin.write(json.dumps(task).encode() + b"\n")
+            process.stdin.flush()
+        if self.stopped:  # while it was started
             process.stdin.close()
+        process.wait()
+        process.stdin.close()
         del self.active[run.name]
         if process.returncode == errno.ENOSPC:
-            raise no_space(self.store.runs)
-        return found(self.store, key) or Outcome(
-            "failed", key, _complaint(process.returncode, log), time.monotonic() - clock
-        )
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.store.runs))
+        if process.returncode == 0:
+            return found(self.store, key)
+        error = _complaint(process.returncode, log)
+        return Outcome("failed", key, error, time.monotonic() - clock)
 
     def _stop(self) -> None:
         """End all processes at work, and start no other."""

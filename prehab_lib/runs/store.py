@@ -20,12 +20,6 @@ class Busy(ValueError):
     """Another process has it."""
 
 
-def no_space(folder) -> OSError:
-    """The error for a full disk, as one sentence."""
-    what = f"no space left on {folder}: free some and run the same command again"
-    return OSError(errno.ENOSPC, what)
-
-
 def copy(source: Path, target: Path) -> None:
     """Copy a file in one step."""
     copy_all({source: target})

@@ -45,7 +45,7 @@ def _manager_class():
     return Manager
 
 
-def _execute(notebook: str, output: Path, params: dict, work: Path) -> str | None:
+def _execute(notebook: Path, output: Path, params: dict, work: Path) -> str | None:
     """Run the notebook into `output`; None, or the error in one line."""
     # jsonschema would build a grammar for IRIs: half of papermill's import time.
     sys.modules["rfc3987_syntax"] = None
@@ -55,7 +55,7 @@ def _execute(notebook: str, output: Path, params: dict, work: Path) -> str | Non
 
     def execute():
         executed = papermill.execute_notebook(
-            notebook,
+            str(notebook),
             str(output),
             params,
             kernel_name="python3",
@@ -110,25 +110,18 @@ def _work(store: Store, key: str, task: dict) -> None:
         JUPYTER_RUNTIME_DIR=str(work / "jupyter"),
     )
     started, clock = datetime.datetime.now(datetime.UTC), time.monotonic()
-    output = part / f"{task['name']}.ipynb"
-    error = _execute(task["notebook"], output, task["params"], work)
+    notebook = Path(task["notebook"])
+    error = _execute(notebook, part / notebook.name, task["params"], work)
     shutil.rmtree(work, ignore_errors=True)
     if error and ("[Errno 28]" in error or shutil.disk_usage(part).free < 2**20):
         raise OSError(errno.ENOSPC, error)
     inside = [file.relative_to(part) for file in part.rglob("*") if file.is_file()]
-    facts = {
-        "key": key,
-        "notebook": task["name"],
-        "profile": task["profile"],
-        "params": task["params"],
-        "error": error,
-        "started": started.isoformat(timespec="seconds"),
-        "seconds": round(time.monotonic() - clock, 1),
-        "peak_memory_mb": peak_memory_mb(children=True),
-        "threads": task["threads"],
-        "gpu": task["gpu"],
-        "files": sorted(file.as_posix() for file in inside),
-    }
+    facts = {name: task[name] for name in ("key", "profile", "params", "threads", "gpu")}
+    facts["notebook"], facts["error"] = notebook.stem, error
+    facts["started"] = started.isoformat(timespec="seconds")
+    facts["seconds"] = round(time.monotonic() - clock, 1)
+    facts["peak_memory_mb"] = peak_memory_mb(children=True)
+    facts["files"] = sorted(file.as_posix() for file in inside)
     write_json(part / "run.json", facts)
     store.finish(key, good=error is None)
 

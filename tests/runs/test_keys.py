@@ -19,7 +19,7 @@ def library(tmp_path):
         "alone.py": "x = 1",
         "top.py": "def f():\n    from prehab_lib import middle",
         "middle.py": "from .deep import y",
-        "deep.py": "import torch\ny = 2",
+        "deep.py": 'import torch\ny = "tables.json"',
         "exercises/__init__.py": "",
         "exercises/ex00.py": "from ..alone import x",
         "tables.json": "{}",
@@ -37,22 +37,15 @@ def test_modules_are_followed_through_one_another(library):
     for source, modules in [
         ("import os", []),
         ("from prehab_lib import alone", ["__init__.py", "alone.py"]),
-        ("import prehab_lib.top as t", ["__init__.py", "deep.py", "middle.py", "top.py"]),
-        ("from prehab_lib.middle import y", ["__init__.py", "deep.py", "middle.py"]),
-        ("%matplotlib inline\nfrom prehab_lib import deep", ["__init__.py", "deep.py"]),
+        ("import prehab_lib.top as t", ["__init__.py", "deep.py", "middle.py", "tables.json", "top.py"]),
+        ("from prehab_lib.middle import y", ["__init__.py", "deep.py", "middle.py", "tables.json"]),
+        ("%matplotlib inline\nfrom prehab_lib import deep", ["__init__.py", "deep.py", "tables.json"]),
         (
             "from prehab_lib.exercises import ex00",
             ["__init__.py", "alone.py", "exercises/__init__.py", "exercises/ex00.py"],
         ),
     ]:
-        assert names(keys.library_files([source], library), library) == sorted([*modules, "tables.json"]), source
-
-
-def test_a_table_counts_where_a_module_reads_it(library):
-    (library / "alone.py").write_text('TABLE = "tables.json"')
-    with_it = keys.library_files(["from prehab_lib import alone"], library)
-    without = keys.library_files(["from prehab_lib.middle import y"], library)
-    assert library / "tables.json" in with_it and library / "tables.json" not in without
+        assert names(keys.library_files([source], library), library) == modules, source
 
 
 def test_a_cell_that_is_no_python_counts_everything(library):
@@ -66,6 +59,13 @@ def test_the_real_library_is_followed():
     assert {"methods.py", "decomposition.py"} <= set(
         names(keys.library_files(["import prehab_lib.surgery"]), keys.LIBRARY)
     )
+
+
+def test_every_data_file_of_the_library_is_named_by_a_module():
+    texts = [file.read_text() for file in keys.LIBRARY.rglob("*.py")]
+    for file in keys.LIBRARY.rglob("*"):
+        if file.is_file() and file.suffix not in (".py", ".pyc", ".toml"):
+            assert file.suffix in keys.DATA and any(f'"{file.name}"' in text for text in texts), file
 
 
 def test_what_moves_the_key_and_what_does_not(tmp_path, library, write_notebook):
@@ -96,9 +96,9 @@ def test_what_moves_the_key_and_what_does_not(tmp_path, library, write_notebook)
     moved(key(Run("00_a", notebook, "smoke", base.params | {"steps": 2})))
     moved(key(results={"03_vit": b"1"}))
     moved(key(results={"03_vit": b"2"}))
-    (library / "deep.py").write_text("y = 3")
-    moved(key())
     (library / "tables.json").write_text("[]")
+    moved(key())
+    (library / "deep.py").write_text("y = 3")
     moved(key())
     model.write_bytes(b"2")
     moved(key())
