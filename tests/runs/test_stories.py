@@ -10,7 +10,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -84,9 +83,7 @@ def run(home: Path, *words: str, code: int = 0, command: str = "run") -> str:
 def test_what_runs_and_what_runs_again(home, write_notebook):
     """Failure beside success, repaired, nothing to do, a parameter, a module, and what reads all results."""
     notebooks, published = home / "notebooks", home / "runs" / "smoke"
-    write_notebook(
-        notebooks / "00_audit.ipynb", READS, last=True
-    )  # its name puts it first: nothing but `last` delays it
+    write_notebook(notebooks / "00_audit.ipynb", READS, last=True)  # first by its name: nothing but `last` delays it
     write_notebook(notebooks / "01_a.ipynb", WRITES, parameters=STEPS)
     bad = write_notebook(notebooks / "02_bad.ipynb", "print('so far')", "1 / 0")
     write_notebook(notebooks / "03_b.ipynb", OTHER)
@@ -112,16 +109,10 @@ def test_what_runs_and_what_runs_again(home, write_notebook):
 
     write_notebook(bad, "print('so far')")
     assert "  ran: 02_bad, 00_audit\n" in run(home).replace("00_audit, 02_bad", "02_bad, 00_audit")
-    clock = time.monotonic()
     assert run(home) == "already up to date: 4 of 4 runs are stored\n"
-    assert time.monotonic() - clock < 5
 
     run(home, "01", "-p", "steps=2")  # its figure replaces that of the run before
     assert [file.name for file in (published / "figures").iterdir()] == ["fig2.csv"]
-    assert (
-        "  ran: 00_audit\n" in run(home, "00") and "'01_a': '2'" in (published / "00_audit/00_audit.ipynb").read_text()
-    )
-    run(home)  # the stored run of before is published again
 
     module = home / "prehab_lib" / "budget.py"
     module.write_text(module.read_text() + "# changed\n")
