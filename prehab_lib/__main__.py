@@ -110,6 +110,10 @@ def _argument(*names: str, **options) -> tuple[tuple[str, ...], dict]:
     return names, options
 
 
+def _profile_or(default: str) -> tuple[tuple[str, ...], dict]:
+    return _argument("profile", nargs="?", default=default, help=f"{PROFILES} ({default})")
+
+
 PAIR = {"type": _assignment, "action": "append", "default": []}
 VALUES = "a run for each value, [0.01,0.1,1] or 0..4; several make every combination"
 CORES = "of every run (default: half of this machine's cores, or those of each GPU)"
@@ -131,8 +135,8 @@ COMMANDS = {  # name: what it does, how, its arguments
     "plan": ("list the runs of a profile, and which are stored", _plan, CHOICE),
     "report": ("gather a profile's results beside the paper's", _report, [PROFILE]),
     "figures": ("copy runs/PROFILE/figures to figures/PROFILE", _figures, [PROFILE]),
-    "verdicts": ("write what became of the paper's claims", _verdicts, [PROFILE]),
-    "data": ("what each notebook needs, and what is missing", _data, [PROFILE, FOLDER]),
+    "verdicts": ("write what became of the paper's claims", _verdicts, [_profile_or("laptop")]),
+    "data": ("what each notebook needs, and what is missing", _data, [_profile_or("lab"), FOLDER]),
     "one": ("execute one run, for schedulers", _one, [*CHOICE, NAME, PARENT]),
 }
 
