@@ -98,12 +98,12 @@ jupyter: $(READY)
 figures: $(READY)
 	$(RUN) -m prehab_lib figures $(PROFILE)
 
-# The quotes make ARGS one YAML text, whatever it holds. `last` is a second call, because it comes also after failures.
+# Brackets and quotes make ARGS a YAML list of one text, whatever it holds. `last` is a second call, because it comes also after failures.
 cluster: $(READY)
 	@$(RUN) -m prehab_lib plan $(PROFILE) $(ARGS) || exit $$?; \
 	code=0; for target in runs last; do \
 	  $(RUN) -m snakemake -s cluster/Snakefile --workflow-profile cluster/$(ENGINE) $(SNAKEMAKE) \
-	    --config profile=$(PROFILE) "words='$(subst ','',$(ARGS))'" -- $$target || code=1; \
+	    --config profile=$(PROFILE) "words=['$(subst ','',$(ARGS))']" -- $$target || code=1; \
 	done; \
 	$(RUN) -m prehab_lib report $(PROFILE) || exit $$?; exit $$code
 

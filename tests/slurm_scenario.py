@@ -33,7 +33,7 @@ def call(home: Path, *words, code: int = 0) -> str:
 def snakemake(target: str) -> list:
     words = ["snakemake", "-s", ROOT / "cluster" / "Snakefile", "--workflow-profile", ROOT / "cluster" / "slurm"]
     words += ["--slurm-init-seconds-before-status-checks", "3", "--set-resources", "run:mem_mb=900"]
-    return [*words, "--config", "profile=laptop", "words=--threads 1", "--", target]
+    return [*words, "--config", "profile=laptop", "words=['--threads ''1''']", "--", target]
 
 
 def start(home: Path) -> subprocess.Popen:

@@ -13,6 +13,8 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from prehab_lib.runs.certificate import replacing
+
 FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
 
 
@@ -22,7 +24,8 @@ class Busy(ValueError):
 
 def copy(source: Path, target: Path) -> None:
     """Copy a file in one step."""
-    copy_all({source: target})
+    with replacing(target) as draft:
+        shutil.copyfile(source, draft)
 
 
 def copy_all(targets: Mapping[Path, Path]) -> None:
