@@ -6,6 +6,7 @@ JOBS ?= 2
 PROFILE ?= laptop
 ENGINE ?= slurm
 ARGS ?=
+SNAKEMAKE ?=
 
 ifdef PY
 RUN := $(PY)
@@ -23,7 +24,7 @@ help:
 	@echo "make lint          ruff, and the arrows between the rooms of the library"
 	@echo "make jupyter       open the notebooks in JupyterLab"
 	@echo "make lab           run the lab profile (one GPU, real data); make paper the paper's own (hours)"
-	@echo "make plan          the runs of PROFILE with their minutes and memory, without running any"
+	@echo "make plan          the runs of PROFILE, and which of them are stored"
 	@echo "make lab-03        one notebook of the lab profile; lab-NN for any other"
 	@echo "make cluster       PROFILE through Snakemake on ENGINE=slurm, kubernetes or local: cluster/README.md"
 	@echo "make figures       copy runs/PROFILE/figures to figures/PROFILE   (PROFILE=$(PROFILE))"
@@ -36,6 +37,7 @@ help:
 	@echo "PYTHON=python3.12  builds $(VENV) with that Python; VENV=folder puts it elsewhere"
 	@echo "PY=python          uses that Python's environment as it is (conda, a GPU machine with torch); installs nothing"
 	@echo "JOBS=2             runs at a time; ARGS='-p data_root=/data' goes to python -m prehab_lib run"
+	@echo "SNAKEMAKE=...      goes to Snakemake, which make cluster starts: SNAKEMAKE='--cores 2'"
 
 setup: $(READY)
 
@@ -78,7 +80,7 @@ reproduce: $(READY)
 	$(call profile,laptop)
 
 plan: $(READY)
-	@$(RUN) -m prehab_lib plan $(PROFILE) -j $(JOBS) $(ARGS)
+	@$(RUN) -m prehab_lib plan $(PROFILE) $(ARGS)
 
 lab paper: $(READY)
 	$(call profile,$@)
@@ -100,12 +102,18 @@ jupyter: $(READY)
 figures: $(READY)
 	$(RUN) -m prehab_lib figures $(PROFILE)
 
+# Brackets and quotes make ARGS a YAML list of one text, whatever it holds. `last` is a second call, because it comes also after failures.
 cluster: $(READY)
-	@$(RUN) cluster/run.py $(PROFILE) $(ENGINE) $(ARGS)
+	@$(RUN) -m prehab_lib plan $(PROFILE) $(ARGS) || exit $$?; \
+	code=0; for target in runs last; do \
+	  $(RUN) -m snakemake -s cluster/Snakefile --workflow-profile cluster/$(ENGINE) $(SNAKEMAKE) \
+	    --config profile=$(PROFILE) "words=['$(subst ','',$(ARGS))']" -- $$target || code=1; \
+	done; \
+	$(RUN) -m prehab_lib report $(PROFILE) || exit $$?; exit $$code
 
 # One run at a time, on all cores: whatever else is at work would be measured too.
 bench: $(READY)
-	$(RUN) -m prehab_lib run $(PROFILE) 08 -j 1 --threads $$($(RUN) -c "from prehab_lib import machine; print(machine.cores())") -p 'block={hidden: 4096, mlp: 11008}' -p cut_repeats=1 $(ARGS)
+	$(RUN) -m prehab_lib run $(PROFILE) 08 -j 1 --threads $$($(RUN) -c "from prehab_lib.runs import plan; print(plan.cores())") -p 'block={hidden: 4096, mlp: 11008}' -p cut_repeats=1 $(ARGS)
 	$(RUN) -m prehab_lib figures $(PROFILE)
 
 site: $(READY)

@@ -15,7 +15,7 @@ import tempfile
 
 from nbval import kernel, plugin
 
-from prehab_lib.runs.launch import QUIET
+from prehab_lib.runs.pool import QUIET
 
 RELATIVE, ABSOLUTE = 1e-3, 1e-6
 STARTS = 3  # of a kernel, at most

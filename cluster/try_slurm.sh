@@ -2,8 +2,7 @@
 # The whole SLURM path on this machine alone: a one-node SLURM on loopback, then tests/slurm_scenario.py in it.
 #
 #   apt-get install slurm-wlm munge         # Debian 12 or newer, Ubuntu 22.04 or newer; then, as root:
-#   cluster/try_slurm.sh                    # small notebooks; five to eight minutes
-#   cluster/try_slurm.sh --real             # notebooks 00 and 01 of this repository, smoke profile
+#   cluster/try_slurm.sh                    # five small notebooks; three to six minutes
 #
 # Everything lies in a folder that is removed at the end, but /etc/slurm/slurm.conf, which has to stand there: the job step of
 # Snakemake's plugin drops the variable SLURM_CONF. One that is there already is left alone, and nothing is run.
@@ -67,4 +66,4 @@ sinfo -h -o %T 2>/dev/null | grep -q idle || { echo "SLURM did not come up:" >&2
 echo "SLURM $(sinfo --version | cut -d' ' -f2), node $node with $(sinfo -h -o '%c CPUs and %m MB')"
 
 cd "$home"
-"$python" -m tests.slurm_scenario "$folder" "$@"
+"$python" -m tests.slurm_scenario "$folder"

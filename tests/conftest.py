@@ -21,15 +21,15 @@ def pytest_runtest_setup(item):
     torch.manual_seed(SEED)
 
 
-def write_notebook(path: Path, *cells: str, parameters: str = "", needs: list[str] | None = None) -> Path:
-    """A notebook file with one code cell a string; `parameters` becomes the tagged cell in front."""
+def write_notebook(path: Path, *cells: str, parameters: str = "", last: bool = False) -> Path:
+    """A notebook file with one code cell a string; `parameters` becomes the tagged cell in front; last: it reads all runs."""
     sources = [(parameters, ["parameters"])] if parameters else []
     sources += [(source, []) for source in cells]
     content = {
         "nbformat": 4,
         "nbformat_minor": 5,
         "metadata": {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
-        | ({"prehab": {"needs": needs}} if needs else {}),
+        | ({"prehab": {"last": True}} if last else {}),
         "cells": [
             {
                 "cell_type": "code",

@@ -3,15 +3,15 @@
     grid: {task: [cola, sst2, mrpc], seed: 0..4}   # 15 runs; 0..4 is 0, 1, 2, 3, 4
 
 Each run has parameters, key, log and folder of its own, and a name that says which it is:
-`04_bert_glue.cola` for one parameter of text, `04_bert_glue.task=cola,seed=0` else.
+`04_bert_glue.cola` for one parameter of text, `04_bert_glue.task=cola,seeds=0` else. `seed` may
+stand for `seeds`, the list that most notebooks have: each run then gets a list of one.
 """
 
 import hashlib
+import itertools
 import json
 import math
 import re
-from collections.abc import Collection
-from itertools import product
 from pathlib import Path
 
 from prehab_lib.tasks import parameters
@@ -25,178 +25,97 @@ _WORD, _SUFFIX = 24, 64  # characters of a value and of everything that follows 
 def expand(
     notebook: Path, values: dict, overrides: dict, where: str, axes: dict | None = None
 ) -> list[tuple[str, dict]]:
-    """What each run adds to the notebook's name ("" without a grid), and its parameters, resolved
-    and checked.
+    """What each run adds to the notebook's name ("" without a grid), and its checked parameters.
 
     values: content of a params file, `where` its name for messages. overrides: parameters from the
     command line; one that is in the grid stands for its values there. axes: a grid from the command
     line; its values stand for what the params file gives the same parameter, in a grid or not.
-    Raises ValueError, one sentence, for a grid that is none, an unknown or doubled parameter or
-    value, more than MOST runs, or values that the notebook refuses.
-    """
-    if KEY in overrides:
-        raise ValueError(
-            f"-p {KEY}: a grid is written in params/NN_name.PROFILE.yaml or as --{KEY}, -p gives one value"
-        )
-    known, typed = parameters.read(notebook), axes or {}
-    plain = {name: value for name, value in values.items() if name != KEY}
-    base = parameters.resolve(notebook, plain)
-    listed: dict[str, list] = {}
-    if KEY in values:
-        if KEY in known:
-            raise ValueError(
-                f'{where}: {KEY} is ambiguous: {notebook.stem} has a parameter "{KEY}", rename that'
-            )
-        listed = _axes(notebook, plain, values[KEY], f"{where}: {KEY}")
-    if typed:
-        if both := [name for name in typed if {name, _target(name, known)} & set(overrides)]:
-            raise ValueError(f"{both[0]} stands in -p and in --{KEY}: keep one of them")
-        replaced = {_target(name, known) for name in typed}
-        plain = {name: value for name, value in plain.items() if name not in replaced}
-        listed = {
-            name: read for name, read in listed.items() if _target(name, known) not in replaced
-        }
-        listed |= _axes(notebook, plain, typed, f"--{KEY}", math.prod(map(len, listed.values())))
-    if overrides:
-        given = {name: value for name, value in overrides.items() if name not in listed}
-        given |= {
-            name: value
-            for one in listed
-            if one in overrides
-            for name, value in _set(one, overrides[one], known)
-        }
-        base = parameters.resolve(notebook, plain | given)
-        listed = {
-            name: _fixed(name, base, known) if _target(name, known) in given else listed[name]
-            for name in listed
-        }
-    return [
-        (
-            suffix(point),
-            base
-            | {name: value for axis in point for name, value in _set(axis, point[axis], known)},
-        )
-        for point in _points(listed)
-    ]
-
-
-def _target(axis: str, known: Collection[str]) -> str:
-    """The parameter that an axis sets: of its own name, or `seeds` for `seed` where the notebook
-    has only that.
-    """
-    return "seeds" if axis == "seed" and axis not in known and "seeds" in known else axis
-
-
-def _set(axis: str, value, known: Collection[str]) -> list[tuple[str, object]]:
-    """The parameter that a value of an axis sets, and to what."""
-    target = _target(axis, known)
-    return [(target, value if target == axis or isinstance(value, list) else [value])]
-
-
-def _fixed(axis: str, base: dict, known: Collection[str]) -> list:
-    """The one value that is left of an axis whose parameter the command line sets."""
-    value = base[_target(axis, known)]
-    return value if _target(axis, known) != axis and len(value) == 1 else [value]
-
-
-def _points(axes: dict[str, list]) -> list[dict]:
-    """Every combination of the values."""
-    return [dict(zip(axes, point, strict=True)) for point in product(*axes.values())]
-
-
-def _axes(notebook: Path, plain: dict, grid, where: str, times: int = 1) -> dict[str, list]:
-    """Axis -> its values, as the notebook reads them. times: runs that other axes make for each of
-    them.
+    Raises ValueError, one sentence, for a grid that is none, an unknown or doubled parameter, more
+    than MOST runs, two runs of one name, or values that the notebook refuses.
     """
     known = parameters.read(notebook)
+    if KEY in overrides:
+        raise ValueError(f"-p {KEY}: -p gives one value, write --{KEY} or a params file")
+    if KEY in values and KEY in known:
+        raise ValueError(f'{where}: {notebook.stem} has a parameter "{KEY}", rename that')
+    plain = {name: value for name, value in values.items() if name != KEY}
+    filed = _axes(values[KEY], f"{where}: {KEY}", known) if KEY in values else {}
+    typed = _axes(axes, f"--{KEY}", known) if axes else {}
+    _refuse_both(filed, plain, f"{where}: {{}} stands in the grid and outside it")
+    _refuse_both(typed, overrides, f"{{}} stands in -p and in --{KEY}")
+    grid = filed | typed
+    grid |= {name: [value] for name, value in overrides.items() if name in grid}
+    runs = math.prod(len(listed) for listed in grid.values())
+    if runs > MOST:
+        raise ValueError(f"{where}: the grid makes {runs} runs, more than {MOST}")
+    base = {name: value for name, value in (plain | overrides).items() if name not in grid}
+    parameters.resolve(notebook, base)  # what is wrong outside the grid is not the grid's fault
+    expanded, taken = [], set()
+    for point in itertools.product(*grid.values()):
+        try:
+            params = parameters.resolve(notebook, base | dict(zip(grid, point, strict=True)))
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from None
+        name = suffix({name: params[name] for name in grid})
+        if name.casefold() in taken:  # not every file system tells upper from lower case
+            raise ValueError(f"{where}: the grid makes two runs that are called {name}")
+        taken.add(name.casefold())
+        expanded.append((name, params))
+    return expanded
+
+
+def _refuse_both(grid: dict, others: dict, sentence: str) -> None:
+    both = [name for name in grid if name in others]
+    if both:
+        raise ValueError(f"{sentence.format(both[0])}: keep one of them")
+
+
+def _axes(grid, where: str, known: dict) -> dict[str, list]:
+    """Parameter of the notebook -> the values it takes."""
     if not isinstance(grid, dict) or not grid or not all(isinstance(name, str) for name in grid):
-        raise ValueError(
-            f"{where} must map parameters to lists of values, as in {{task: [cola, sst2], seed: 0..4}}"
-        )
-    targets = [_target(name, known) for name in grid]
-    if both := [name for name, target in zip(grid, targets, strict=True) if target in plain]:
-        raise ValueError(f"{where}: {both[0]} also stands outside the grid: keep one of them")
-    if len(set(targets)) < len(targets):
-        raise ValueError(
-            f"{where}: seed and seeds set the same parameter of {notebook.stem}: keep one of them"
-        )
-    listed = {name: _values(value, f"{where}: {name}") for name, value in grid.items()}
-    if (runs := times * math.prod(map(len, listed.values()))) > MOST:
-        raise ValueError(f"{where} makes {runs} runs, more than {MOST}: is a bound mistyped?")
-    try:
-        read = {
-            name: [_read(notebook, plain, name, value) for value in values]
-            for name, values in listed.items()
-        }
-    except ValueError as error:
-        raise ValueError(f"{where}: {error}") from None
-    for name, values in read.items():
-        texts = [json.dumps(value, sort_keys=True) for value in values]
-        if twice := [
-            value for value, text in zip(values, texts, strict=True) if texts.count(text) > 1
-        ]:
-            raise ValueError(f"{where}: {name} has {twice[0]!r} twice")
-    if len({suffix(point).casefold() for point in _points(read)}) < math.prod(
-        map(len, read.values())
-    ):
-        raise ValueError(
-            f"{where}: two runs would share a folder, as they differ in upper and lower case alone"
-        )
-    return read
+        example = "{task: [cola, sst2], seed: 0..4}"
+        raise ValueError(f"{where} must map parameters to lists of values, as in {example}")
+    axes = {name: _values(value, f"{where}: {name}") for name, value in grid.items()}
+    if "seed" in axes and "seed" not in known and "seeds" in known:
+        if "seeds" in axes:
+            raise ValueError(f"{where}: seed and seeds are one parameter: keep one of them")
+        axes["seeds"] = [[seed] for seed in axes.pop("seed")]
+    return axes
 
 
-def _read(notebook: Path, plain: dict, axis: str, value):
-    """The value as the notebook reads it. Raises ValueError where it refuses it."""
-    ((target, given),) = _set(axis, value, parameters.read(notebook))
-    read = parameters.resolve(notebook, plain | {target: given})[target]
-    return read if target == axis else value
-
-
-def _values(value, where: str):
+def _values(value, where: str) -> list:
     """The list itself, or the whole numbers of a range, both ends included."""
     bounds = _RANGE.fullmatch(value) if isinstance(value, str) else None
     if bounds:
-        first, last = map(int, bounds.groups())
+        first, last = int(bounds[1]), int(bounds[2])
         if first > last:
-            raise ValueError(
-                f"{where} = {value}: a range goes from its smaller to its larger number"
-            )
+            raise ValueError(f"{where} = {value}: a range goes from smaller to larger")
         if last - first >= MOST:
-            raise ValueError(
-                f"{where} = {value} makes {last - first + 1} runs, more than {MOST}: is a bound mistyped?"
-            )
-        return range(first, last + 1)
-    if not isinstance(value, list):
-        raise ValueError(
-            f"{where} = {value!r}: give a list of values, or a range of whole numbers such as 0..4"
-        )
-    if not value:
-        raise ValueError(f"{where} has no values: give at least one, or leave it out")
+            raise ValueError(f"{where} = {value} makes more than {MOST} runs")
+        return list(range(first, last + 1))
+    if not isinstance(value, list) or not value:
+        what = "a list of values, or a range of whole numbers such as 0..4"
+        raise ValueError(f"{where} = {value!r}: give {what}")
     return value
 
 
 def suffix(point: dict) -> str:
-    """What a run's name adds for its values: one path component, at most 64 plain characters; ""
-    for no values.
-    """
+    """What a run's name adds for its values: one path component of at most 64 plain characters."""
     if not point:
         return ""
-    words = {
-        name: _short(value if isinstance(value, str) else json.dumps(value), _WORD)
-        for name, value in point.items()
-    }
+    words = {}
+    for name, value in point.items():
+        alone = value[0] if isinstance(value, list) and len(value) == 1 else value
+        words[name] = _short(alone if isinstance(alone, str) else json.dumps(alone), _WORD)
     if len(point) == 1 and isinstance(*point.values(), str):
         return "".join(words.values())
     return _short(",".join(f"{name}={word}" for name, word in words.items()), _SUFFIX, "=,")
 
 
 def _short(text: str, most: int, allowed: str = "") -> str:
-    """The text where every file system takes it as it is; else its end in plain characters, and a
-    hash of the whole.
-    """
-    if len(text) <= most and re.fullmatch(
-        rf"[A-Za-z0-9_+\-{allowed}.]*[A-Za-z0-9_+\-{allowed}]", text
-    ):
+    """The text where every file system takes it; else its plain end, and a hash of the whole."""
+    safe = rf"[A-Za-z0-9_+\-{allowed}.]*[A-Za-z0-9_+\-{allowed}]"  # no dot at the end
+    if len(text) <= most and re.fullmatch(safe, text):
         return text
     digest = hashlib.sha256(text.encode()).hexdigest()[:6]
     last = text.rstrip("/").rpartition("/")[2]  # of a path or a hub name, the part that tells

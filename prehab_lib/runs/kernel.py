@@ -1,5 +1,6 @@
-"""A Python kernel that dies with the process that started it: `python -m prehab_lib.runs.kernel -f
-CONNECTION_FILE`.
+"""A Python kernel that dies with the process that started it.
+
+Started as `python -m prehab_lib.runs.kernel -f CONNECTION_FILE`, by `unit.py`.
 """
 
 import contextlib
@@ -14,11 +15,10 @@ PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 
 
 def die_with(parent: int) -> None:
-    """Have the system kill this process when `parent`, its parent process, dies. Linux only;
-    elsewhere a no-op.
+    """Have the system kill this process when `parent`, its parent process, dies. Linux only.
 
-    Elsewhere ipykernel polls its parent once a second, and the runner's processes read a pipe that
-    their parent holds.
+    Elsewhere it does nothing: ipykernel then polls its parent once a second, and a unit reads a
+    pipe that its driver holds.
     """
     if sys.platform != "linux":
         return
@@ -28,9 +28,7 @@ def die_with(parent: int) -> None:
 
 
 def adopt_orphans() -> None:
-    """Whatever a descendant of this process leaves behind becomes its child, so that it can be
-    found. Linux only.
-    """
+    """What a descendant leaves behind becomes a child of this process, to be found. Linux only."""
     if sys.platform == "linux":
         _prctl(PR_SET_CHILD_SUBREAPER, 1)
 
@@ -42,21 +40,20 @@ def _prctl(option: int, value: int) -> None:
 
 
 def end_descendants(seconds: float = 1.5) -> None:
-    """Kill all that this process started, directly or not: the kernel, and what a notebook left
-    running.
-    """
+    """Kill all that this process started, directly or not: also what a notebook left running."""
     until = time.monotonic() + seconds
     while time.monotonic() < until:
-        there = [one for one in psutil.Process().children(recursive=True) if _at_work(one)]
-        if not there:
+        children = psutil.Process().children(recursive=True)
+        alive = [child for child in children if _is_alive(child)]
+        if not alive:
             return
-        for one in there:
+        for child in alive:  # those it starts meanwhile are met in the next round
             with contextlib.suppress(psutil.Error):
-                one.kill()
+                child.kill()
         time.sleep(0.02)
 
 
-def _at_work(process) -> bool:
+def _is_alive(process: psutil.Process) -> bool:
     try:
         return process.status() != psutil.STATUS_ZOMBIE
     except psutil.Error:
@@ -64,8 +61,7 @@ def _at_work(process) -> bool:
 
 
 if __name__ == "__main__":
-    if told := os.environ.get("JPY_PARENT_PID"):
-        die_with(int(told))
+    die_with(int(os.environ["JPY_PARENT_PID"]))
     if sys.path[0] in ("", os.getcwd()):
         del sys.path[0]  # the work folder is no place for modules
     from ipykernel.kernelapp import launch_new_instance

@@ -1,201 +1,212 @@
-"""The pool: runs of a plan on this machine, as many at a time as there is room for, each in a
-process of its own.
+"""The pool: runs of a profile on this machine, a thread each that waits for the run's process.
 
-A run that another driver works on is waited for and then found stored; where that driver dies, this
-one takes it over.
+Every driver goes through `Pool.work`, so that a run is the same whoever starts it: the command
+`run` with as many runs at a time as it is told, `one` with a single run, and through `one` any
+scheduler of a cluster.
 """
 
+import errno
+import json
 import os
+import queue
 import subprocess
-import tempfile
+import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
 
-from prehab_lib.runs import launch
-from prehab_lib.runs.launch import Outcome
-from prehab_lib.runs.machine import gpus
+from prehab_lib.runs import keys
 from prehab_lib.runs.plan import Run
-from prehab_lib.runs.slots import Slots
-from prehab_lib.runs.store import Store, no_space
+from prehab_lib.runs.store import Busy, Store
 
-LOOK, LOOK_AGAIN = (
-    0.05,
-    1.0,
-)  # seconds between two looks at the processes, and at a run that another driver has
-
-
-@dataclass
-class Active:
-    """A run at work."""
-
-    run: Run
-    key: str
-    process: subprocess.Popen
-    out: object
-    err: object
-    started: float = field(default_factory=time.monotonic)
-
-    @property
-    def seconds(self) -> float:
-        return time.monotonic() - self.started
-
-    def outcome(self) -> Outcome:
-        outcome = launch.outcome(self.process, self.key, self.out, self.err)
-        outcome.seconds = outcome.seconds or self.seconds
-        return outcome
-
-    def __str__(self) -> str:
-        at, seconds = launch.cell(self.out), int(self.seconds)
-        cells = f" {at[0]}/{at[1]}" if at else ""
-        return f"{self.run.name}{cells} {seconds // 60}:{seconds % 60:02}"
+QUIET = {
+    "MPLBACKEND": "module://matplotlib_inline.backend_inline",
+    "PYTHONHASHSEED": "0",
+    "TQDM_DISABLE": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+    "PYDEVD_DISABLE_FILE_VALIDATION": "1",
+}
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
+GRACE = 2.0  # seconds for a process to end what it started
 
 
 @dataclass
-class Held:
-    """A run that another driver works on."""
+class Outcome:
+    """What became of a run: "ran", "cached" (it was stored), or "failed" with the error."""
 
+    status: str
     key: str
-    since: float = field(default_factory=time.time)
-    look: float = field(default_factory=lambda: time.monotonic() + LOOK_AGAIN)
+    error: str = ""
+    seconds: float = 0.0
+    peak_memory_mb: int = 0
+
+
+def key_of(store: Store, run: Run) -> str:
+    """The key of a run as everything stands; one that is `last` reads the profile's results too."""
+    return keys.key(run, store.results(run.profile, run.name) if run.last else {})
+
+
+def found(store: Store, key: str) -> Outcome | None:
+    """What the store says of a run: it "ran", it "failed" when it was last tried, or nothing."""
+    for status, folder in (("ran", store.done(key)), ("failed", store.failed(key))):
+        if (folder / "run.json").is_file():
+            facts = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+            about = {name: facts[name] for name in ("seconds", "peak_memory_mb")}
+            return Outcome(status, key, facts["error"] or "", **about)
+    return None
+
+
+def environment(store: Store, run: Run, gpu: str | None) -> dict[str, str]:
+    """The environment of a run's process: this one's, with what notebook and libraries are told.
+
+    gpu: a name for CUDA_VISIBLE_DEVICES; None leaves that variable as it is.
+    """
+    variables = os.environ | QUIET | dict.fromkeys(THREADS, str(run.threads))
+    variables["PREHAB_PROFILE"] = run.profile
+    variables["PREHAB_NOTEBOOK"] = run.notebook.stem
+    variables["PREHAB_NOTEBOOK_DIR"] = str(run.notebook.parent)
+    variables["PREHAB_RUNS"] = str(store.runs / run.profile)
+    if "PREHAB_DATA" in os.environ:  # the notebook works in another folder
+        variables["PREHAB_DATA"] = os.path.abspath(os.path.expanduser(os.environ["PREHAB_DATA"]))
+    if gpu is not None:
+        variables["CUDA_VISIBLE_DEVICES"] = gpu
+    return variables
+
+
+def _complaint(code: int, log: Path) -> str:
+    """Why a process ended that left nothing in the store."""
+    if code < 0:  # what it printed last is no reason
+        return f"its process was killed (signal {-code}): out of memory, or by hand"
+    lines = log.read_text(encoding="utf-8", errors="replace").split("\n")
+    printed = [line for line in lines if line.strip()]
+    return printed[-1] if printed else f"its process ended with code {code}"
 
 
 class Pool:
-    """Runs of a plan over one store, `width` at a time where there is room.
+    """Runs over one store, `width` at a time, those with a GPU each on one of their own.
 
-    say: called with a line, and done=True where it settles a run. watch: called now and then with
-    the runs at work. stored: name -> key of runs found stored just now.
+    say: called with each line of progress. gpus: names for CUDA_VISIBLE_DEVICES; none of them
+    leaves every run what this process sees.
     """
 
     def __init__(
-        self,
-        store: Store,
-        runs: list[Run],
-        width: int,
-        say: Callable[..., None],
-        watch: Callable[[list[Active]], None] = lambda active: None,
-        slots: Slots | None = None,
-        stored: dict[str, str] | None = None,
+        self, store: Store, width: int, say: Callable[[str], None], gpus: Sequence[str] = ()
     ):
-        self.store, self.say, self.watch = store, say, watch
-        self.waiting = list(runs)
-        self.before_last = [run.name for run in runs if not run.last]
-        self.slots = slots or Slots(
-            width, gpus=gpus() if any(run.gpu for run in runs) else [], lock=store.lock
-        )
-        self.active: list[Active] = []
-        self.outcomes: dict[str, Outcome] = {}
-        self.absent: set[str] = set()  # runs whose result was looked for and is not stored
-        self.held: dict[str, Held] = {}
-        self.stored = dict(stored or {})
+        self.store, self.width, self.say = store, width, say
+        self.gpus: queue.SimpleQueue[str] | None = queue.SimpleQueue() if gpus else None
+        for gpu in gpus:
+            self.gpus.put(gpu)
+        self.active: dict[str, tuple[subprocess.Popen, float]] = {}
+        self.stopped = False
 
-    def work(self) -> dict[str, Outcome]:
-        """Run everything. Raises OSError where the disk is full; processes at work are ended then,
-        as on Ctrl-C.
+    def work(
+        self, planned: Sequence[Run], tick: Callable[[int], None] = lambda settled: None
+    ) -> dict[str, Outcome]:
+        """Do all runs, those that are `last` after the others; a run that fails stops no other.
+
+        tick: called twice a second with the number of runs that are settled. Raises OSError where
+        the disk is full; processes at work are ended then, as on Ctrl-C.
         """
+        outcomes: dict[str, Outcome] = {}
+        for last in (False, True):
+            with ThreadPoolExecutor(self.width) as threads:
+                chosen = [run for run in planned if run.last == last]
+                pending = {threads.submit(self._settle, run): run for run in chosen}
+                try:
+                    while pending:
+                        tick(len(outcomes))
+                        for future in wait(pending, 0.5, FIRST_COMPLETED).done:
+                            run = pending.pop(future)
+                            outcomes[run.name] = future.result()
+                            self._tell(run, outcomes[run.name])
+                except BaseException:
+                    self._stop()
+                    threads.shutdown(wait=False, cancel_futures=True)
+                    raise
+        return {run.name: outcomes[run.name] for run in planned}
+
+    def at_work(self) -> str:
+        """The runs at work, each with its time."""
+        now = time.monotonic()
+        seconds = {name: int(now - started) for name, (_, started) in list(self.active.items())}
+        return ", ".join(f"{name} {time // 60}:{time % 60:02}" for name, time in seconds.items())
+
+    def _tell(self, run: Run, outcome: Outcome) -> None:
+        log = self.store.log(run.profile, run.name)
+        if outcome.status == "failed":
+            where = f"; log: {os.path.relpath(log)}" if log.is_file() else ""
+            self.say(f"failed    {run.name} after {outcome.seconds:.0f} s: {outcome.error}{where}")
+        elif outcome.status == "ran":
+            memory = f"{outcome.peak_memory_mb} MB"
+            self.say(f"finished  {run.name} in {outcome.seconds:.0f} s, {memory}")
+
+    def _settle(self, run: Run) -> Outcome:
+        """Find a run stored, or execute it; publish it."""
+        key = key_of(self.store, run)
+        outcome = Outcome("cached", key)
+        if not self.store.done(key).exists():
+            gpu = self.gpus.get() if run.gpu and self.gpus else None
+            try:
+                outcome = self._execute(run, key, gpu)
+            finally:
+                if gpu is not None:
+                    self.gpus.put(gpu)
+        if outcome.status != "failed":
+            self.store.publish(key, run.profile, run.name)
+        return outcome
+
+    def _execute(self, run: Run, key: str, gpu: str | None) -> Outcome:
+        """Have `unit.py` do a run, in a process that dies soon after this one, and wait for it."""
         try:
-            while self.waiting or self.active:
-                for run in list(self.waiting):
-                    self._consider(run)
-                for active in [
-                    active for active in self.active if active.process.poll() is not None
-                ]:
-                    self._collect(active)
-                self.watch(self.active)
-                time.sleep(LOOK if self.active or self.held else 0)
-        finally:
-            for active in self.active:
-                active.process.stdin.close()  # all at once
-            for active in self.active:
-                launch.end(active.process)
-        return self.outcomes
-
-    def _consider(self, run: Run) -> None:
-        """Skip it, find it stored, start it, or leave it waiting."""
-        if run.last and not all(name in self.outcomes for name in self.before_last):
-            return
-        if run.name in self.held and not self._let_go(run):
-            return
-        upstream = {name: self.outcomes.get(name) for name in run.needs}
-        missing = [
-            name
-            for name, outcome in upstream.items()
-            if outcome and outcome.status in ("failed", "skipped")
-        ]
-        if missing:
-            self._settle(run, Outcome("skipped", error=f"it needs {missing[0]}"))
-        elif all(upstream.values()) and (run.name not in self.absent or self.slots.fits(run)):
-            needs = {name: outcome.key for name, outcome in upstream.items()}
-            found = (
-                None if run.last else self.stored.pop(run.name, None)
-            )  # publishing changes what the last one reads
-            key = found or launch.key_of(self.store, run, needs)
-            if self.store.done(key).exists():
-                self._settle(run, Outcome("cached", key))
-            elif self.store.held(key):
-                self.held[run.name] = Held(key)
-                self.say(f"waiting   {run.name}: {self.store.holder(key)} has it")
-            elif self.slots.take(run):
-                self.waiting.remove(run)
-                self._start(run, key)
-            else:
-                self.absent.add(
-                    run.name
-                )  # asking again costs a key; it is made anew when there is room
-
-    def _let_go(self, run: Run) -> bool:
-        """Whether a run that another driver had may be considered again; one that failed there is
-        settled.
-        """
-        held = self.held[run.name]
-        if time.monotonic() < held.look:
-            return False
-        held.look = time.monotonic() + LOOK_AGAIN
-        if self.store.held(held.key):
-            return False
-        del self.held[run.name]
-        error = self.store.failure(held.key, held.since)
-        if error is not None:
-            self._settle(run, Outcome("failed", held.key, error, time.time() - held.since))
-        return error is None
-
-    def _start(self, run: Run, key: str) -> None:
-        log = self.store.log(run.profile, run.name)
+            with self.store.hold_run(key):
+                pass
+        except Busy as busy:
+            return Outcome("failed", key, str(busy))
+        log, clock = self.store.log(run.profile, run.name), time.monotonic()
         log.parent.mkdir(parents=True, exist_ok=True)
-        log.unlink(missing_ok=True)
-        err = log.open(
-            "a+b"
-        )  # to append: where another driver writes it too, neither spoils the other's lines
-        out = tempfile.TemporaryFile()  # noqa: SIM115 (both are closed when the run is collected)
-        gpu = self.slots.gpu_of(run)
-        process = launch.start(self.store, run, key, run.threads, gpu, out, err)
-        self.active.append(Active(run, key, process, out, err))
-        threads = f"{run.threads} thread{'s' * (run.threads > 1)}"
+        with log.open("wb") as printed:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "prehab_lib.runs.unit"],
+                stdin=subprocess.PIPE,  # open as long as the process may live
+                stdout=printed,
+                stderr=printed,
+                env=environment(self.store, run, gpu),
+                start_new_session=True,  # Ctrl-C reaches this process alone
+            )
+        self.active[run.name] = (process, clock)
+        threads = "1 thread" if run.threads == 1 else f"{run.threads} threads"
         self.say(f"started   {run.name} ({threads}{', GPU ' + gpu if gpu else ''})")
+        task = {"runs": str(self.store.runs), "key": key, "notebook": str(run.notebook), "gpu": gpu}
+        task |= {"profile": run.profile, "params": run.params, "threads": run.threads}
+        with suppress(BrokenPipeError):  # it ended before it read: its log says why
+            process.stdin.write(json.dumps(task).encode() + b"\n")
+            process.stdin.flush()
+        if self.stopped:  # while it was started
+            process.stdin.close()
+        process.wait()
+        process.stdin.close()
+        del self.active[run.name]
+        if process.returncode == errno.ENOSPC:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.store.runs))
+        if process.returncode == 0:
+            return found(self.store, key)
+        error = _complaint(process.returncode, log)
+        return Outcome("failed", key, error, time.monotonic() - clock)
 
-    def _collect(self, active: Active) -> None:
-        self.active.remove(active)
-        active.process.stdin.close()
-        self.slots.leave(active.run)
-        outcome = active.outcome()
-        active.out.close()
-        active.err.close()
-        if outcome.status == "full":
-            raise no_space(self.store.runs)
-        self._settle(active.run, outcome)
-
-    def _settle(self, run: Run, outcome: Outcome) -> None:
-        if run in self.waiting:
-            self.waiting.remove(run)
-        self.outcomes[run.name] = outcome
-        if outcome.status in ("ran", "cached"):
-            self.store.publish(outcome.key, run.profile, run.name)
-        log = self.store.log(run.profile, run.name)
-        told = f"; log: {os.path.relpath(log)}" if log.is_file() else ""
-        what = {
-            "ran": f"finished  {run.name} in {outcome.seconds:.0f} s, {outcome.peak_memory_mb} MB",
-            "cached": f"stored    {run.name}",
-            "failed": f"failed    {run.name} after {outcome.seconds:.0f} s: {outcome.error}{told}",
-            "skipped": f"skipped   {run.name}: {outcome.error}",
-        }
-        self.say(what[outcome.status], done=True)
+    def _stop(self) -> None:
+        """End all processes at work, and start no other."""
+        self.stopped = True
+        for process, _ in list(self.active.values()):
+            process.stdin.close()
+        for process, _ in list(self.active.values()):
+            try:
+                process.wait(GRACE)
+            except subprocess.TimeoutExpired:
+                process.kill()

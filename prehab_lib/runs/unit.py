@@ -1,29 +1,32 @@
-"""One run in a process of its own: `python -m prehab_lib.runs.unit`, started by `launch.py`.
+"""One run in a process of its own: `python -m prehab_lib.runs.unit`, started by `pool.py`.
 
-It reads its task as one JSON line from stdin and writes to stdout a JSON line for each cell that
-starts and its outcome as the last. What the notebook prints goes to stderr as it comes. The driver
-keeps stdin open: when it ends, the driver is dead, and so are soon the kernel, whatever the
-notebook started, and this process.
+It reads its task as one JSON line from stdin and leaves its result in the store: KEY or KEY.failed.
+What the notebook and its libraries print goes to stdout and stderr as it comes. The driver keeps
+stdin open: when it ends, the driver is dead, and so are soon the kernel, whatever the notebook
+started, and this process.
 """
 
 import datetime
+import errno
 import json
+import logging
 import os
 import shutil
-import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 
-from prehab_lib.report.records import write_json
+from prehab_lib.runs.certificate import peak_memory_mb, write_json
 from prehab_lib.runs.kernel import adopt_orphans, end_descendants
-from prehab_lib.runs.store import FULL, HOLDER, WORK, Store
+from prehab_lib.runs.store import FULL, Busy, Store
+
+WORK = "work"  # in a work folder: what goes before it is renamed
 
 
 def _outlive_nobody() -> None:
-    sys.stdin.read()
+    while os.read(0, 4096):
+        pass
     end_descendants()
     os._exit(1)
 
@@ -32,82 +35,45 @@ def _manager_class():
     from jupyter_client.manager import AsyncKernelManager
 
     class Manager(AsyncKernelManager):
-        """Starts our kernel with this interpreter, whatever a kernel specification of the user's
-        says.
-        """
+        """Starts our kernel with this interpreter, whatever a kernel specification says."""
 
         def format_kernel_cmd(self, extra_arguments=None):
             command = [sys.executable, "-m", "prehab_lib.runs.kernel", "-f", self.connection_file]
-            return [
-                *command,
-                "--log-level=ERROR",
-                *(extra_arguments or []),
-            ]  # it warns of local TCP in every log
+            # At its own level it warns of local TCP in every log.
+            return [*command, "--log-level=ERROR", *(extra_arguments or [])]
 
     return Manager
 
 
-def _engine(on_cell: Callable[[int, int], None]) -> str:
-    """The name of papermill's engine that tells which code cell starts, from 1, and of how many."""
-    from papermill.engines import NBClientEngine, papermill_engines
-
-    class Engine(NBClientEngine):
-        @classmethod
-        def execute_managed_notebook(cls, nb_man, kernel_name, **options):
-            start = nb_man.cell_start
-            code = [index for index, cell in enumerate(nb_man.nb.cells) if cell.cell_type == "code"]
-
-            def cell_start(cell, cell_index=None, **more):
-                if cell_index in code:
-                    on_cell(code.index(cell_index) + 1, len(code))
-                start(cell, cell_index, **more)
-
-            nb_man.cell_start = cell_start
-            return super().execute_managed_notebook(nb_man, kernel_name, **options)
-
-    papermill_engines.register("prehab", Engine)
-    return "prehab"
-
-
-def _execute(
-    notebook: str, output: Path, params: dict, work: Path, on_cell: Callable[[int, int], None]
-) -> str | None:
-    """Run the notebook; None, or the error in one line. The notebook with what it printed lies in
-    `output` then.
-    """
-    sys.modules["rfc3987_syntax"] = (
-        None  # jsonschema would build a grammar for IRIs: half of papermill's import time
-    )
+def _execute(notebook: Path, output: Path, params: dict, work: Path) -> str | None:
+    """Run the notebook into `output`; None, or the error in one line."""
+    # jsonschema would build a grammar for IRIs: half of papermill's import time.
+    sys.modules["rfc3987_syntax"] = None
     import nbformat
     import papermill
     from nbclient.exceptions import DeadKernelError
 
-    engine = _engine(on_cell)
-
-    def once():
+    def execute():
         executed = papermill.execute_notebook(
-            notebook,
+            str(notebook),
             str(output),
             params,
-            engine_name=engine,
             kernel_name="python3",
             kernel_manager_class=_manager_class(),
             cwd=str(work),
             progress_bar=False,
-            log_output=False,
-            stdout_file=sys.stderr,
-            stderr_file=sys.stderr,
+            log_output=True,
         )
         executed.metadata.pop("papermill", None)  # it holds the name of the work folder
         nbformat.write(executed, output)
 
     try:
         try:
-            once()
+            execute()
         except RuntimeError as error:
             if isinstance(error, DeadKernelError) or "kernel" not in str(error).lower():
                 raise
-            once()  # the kernel did not come up: two that start at once may have met on a port
+            execute()  # it did not come up: two kernels that start at once may have met on a port
     except papermill.PapermillExecutionError as error:
         return " ".join(f"{error.ename}: {error.evalue}".split())[:600]
     except DeadKernelError:
@@ -117,41 +83,26 @@ def _execute(
     return None
 
 
-def _peak_memory_mb() -> int:
-    try:
-        import resource
-    except ImportError:  # Windows
-        return 0
-    unit = 1 if sys.platform == "darwin" else 1024
-    return round(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * unit / 2**20)
+def work_on(task: dict) -> None:
+    """Do the task unless its result is stored.
 
-
-def _silent(cell: int, cells: int) -> None:
-    pass
-
-
-def work_on(task: dict, on_cell: Callable[[int, int], None] = _silent) -> dict:
-    """Do the task unless its result is stored. Returns {"status": "ran" | "cached" | "failed" |
-    "full", "error": ...}.
+    Raises Busy while another process is at work on it, OSError where the disk is full.
     """
     store, key = Store(Path(task["runs"])), task["key"]
-    with store.lock(key):
+    with store.hold_run(key):
         if store.done(key).exists():
-            return {"status": "cached", "error": None}
+            return
         try:
-            return _fresh(store, key, task, on_cell)
-        except OSError as error:
-            if error.errno not in FULL:
-                raise
+            _work(store, key, task)
+        except OSError:
             shutil.rmtree(store.part(key), ignore_errors=True)
-            return {"status": "full", "error": None}
+            raise
 
 
-def _fresh(store: Store, key: str, task: dict, on_cell: Callable[[int, int], None]) -> dict:
+def _work(store: Store, key: str, task: dict) -> None:
     part = store.begin(key)
     work = part / WORK
     work.mkdir()
-    write_json(work / HOLDER, {"process": task["pool"], "host": socket.gethostname()})
     # Nobody's IPython start-up files, history or connection files take part in a run.
     os.environ.update(
         PREHAB_RUN_DIR=str(part),
@@ -159,59 +110,41 @@ def _fresh(store: Store, key: str, task: dict, on_cell: Callable[[int, int], Non
         JUPYTER_RUNTIME_DIR=str(work / "jupyter"),
     )
     started, clock = datetime.datetime.now(datetime.UTC), time.monotonic()
-    error = _execute(
-        task["notebook"], part / f"{task['name']}.ipynb", task["params"], work, on_cell
-    )
+    notebook = Path(task["notebook"])
+    error = _execute(notebook, part / notebook.name, task["params"], work)
     shutil.rmtree(work, ignore_errors=True)
     if error and ("[Errno 28]" in error or shutil.disk_usage(part).free < 2**20):
-        shutil.rmtree(part, ignore_errors=True)
-        return {"status": "full", "error": error}
-    facts = {
-        "key": key,
-        "notebook": task["name"],
-        "profile": task["profile"],
-        "params": task["params"],
-        "error": error,
-        "started": started.isoformat(timespec="seconds"),
-        "seconds": round(time.monotonic() - clock, 1),
-        "peak_memory_mb": _peak_memory_mb(),
-        "threads": task["threads"],
-        "gpu": task["gpu"],
-        "files": sorted(
-            file.relative_to(part).as_posix() for file in part.rglob("*") if file.is_file()
-        ),
-    }
+        raise OSError(errno.ENOSPC, error)
+    inside = [file.relative_to(part) for file in part.rglob("*") if file.is_file()]
+    facts = {name: task[name] for name in ("key", "profile", "params", "threads", "gpu")}
+    facts["notebook"], facts["error"] = notebook.stem, error
+    facts["started"] = started.isoformat(timespec="seconds")
+    facts["seconds"] = round(time.monotonic() - clock, 1)
+    facts["peak_memory_mb"] = peak_memory_mb(children=True)
+    facts["files"] = sorted(file.as_posix() for file in inside)
     write_json(part / "run.json", facts)
     store.finish(key, good=error is None)
-    return {
-        "status": "failed" if error else "ran",
-        **{name: facts[name] for name in ("error", "seconds", "peak_memory_mb")},
-    }
 
 
-def main() -> None:
-    report = os.fdopen(os.dup(1), "w")
-    os.dup2(
-        2, 1
-    )  # whatever libraries and the kernel print goes to stderr, what the driver reads alone to stdout
+def main() -> int:
+    """Exit code: 0 where the store has what became of the run, ENOSPC where the disk is full."""
     task = json.loads(sys.stdin.readline() or "null")
     if task is None:
-        sys.exit(1)
+        return 1
     adopt_orphans()
     threading.Thread(target=_outlive_nobody, daemon=True).start()
-
-    def on_cell(cell: int, cells: int) -> None:
-        print(json.dumps({"cell": cell, "cells": cells}), file=report, flush=True)
-        print(
-            f"{datetime.datetime.now():%H:%M:%S} cell {cell} of {cells}",
-            file=sys.stderr,
-            flush=True,
-        )
-
-    outcome = work_on(task, on_cell)
-    print(json.dumps(outcome), file=report, flush=True)
-    os._exit(0)  # the reading thread is still waiting on stdin
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    try:
+        work_on(task)
+    except Busy as error:
+        print(error, flush=True)
+        return 1
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        return errno.ENOSPC
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,210 +1,156 @@
-"""What a parameter's value must be, beyond its type: one table keyed by the parameter's name.
+"""What a parameter's value must be beyond its type: RULES, a pydantic type for each name.
 
-A rule is a function (name, value) -> None that raises ValueError with one clear sentence. A name
-that is in no table has no rule beyond the type its notebook gives it.
+A name that no pattern matches has no rule but the type that its notebook gives it.
 """
 
 import ast
-import importlib
-import math
-from collections.abc import Callable, Collection
+import sys
 from fnmatch import fnmatchcase
+from functools import cache
 from pathlib import Path
+from typing import Annotated, Literal, NotRequired
 
-from prehab_lib.budget import check_removed
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    TypeAdapter,
+    ValidationError,
+    with_config,
+)
+from typing_extensions import TypedDict  # pydantic refuses that of typing below Python 3.12
 
-Rule = Callable[[str, object], None]
-
-
-def each(rule: Rule) -> Rule:
-    """The rule for every item of a list with at least one item."""
-
-    def check(name: str, value) -> None:
-        if not isinstance(value, list) or not value:
-            raise ValueError(f"{name} = {value!r}: give a list with at least one value")
-        for item in value:
-            rule(name, item)
-
-    return check
-
-
-def one_or_each(rule: Rule) -> Rule:
-    """The rule for a single value, or for every item of a list."""
-    return lambda name, value: (each(rule) if isinstance(value, list) else rule)(name, value)
-
-
-def fraction_removed(name: str, value) -> None:
-    try:
-        check_removed(value)
-    except ValueError as error:
-        raise ValueError(str(error).replace("removed", name, 1)) from None
-
-
-def coefficient(name: str, value) -> None:
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not number or not math.isfinite(value) or value < 0:
-        raise ValueError(
-            f"{name} = {value!r}: the rank weight λ must be a finite number, 0 or more"
-        )
-
-
-def whole(at_least: int | None = None) -> Rule:
-    def check(name: str, value) -> None:
-        if not isinstance(value, int) or isinstance(value, bool):
-            raise ValueError(f"{name} = {value!r}: give a whole number")
-        if at_least is not None and value < at_least:
-            raise ValueError(f"{name} = {value!r}: give a whole number, {at_least} or more")
-
-    return check
-
-
-def text(name: str, value) -> None:
-    if not isinstance(value, str):
-        raise ValueError(f"{name} = {value!r}: give text")
-
-
-def one_of(*known: str) -> Rule:
-    return _choice(lambda: known)
-
-
-def key_of(module: str, table: str) -> Rule:
-    """The value is a key of a table of the library, for example METHODS in prehab_lib.methods."""
-    return _choice(
-        lambda: table_keys(module, table), lambda: tuple(getattr(_module(module), table))
-    )
-
-
-def _choice(
-    known: Callable[[], Collection[str]], certain: Callable[[], Collection[str]] | None = None
-) -> Rule:
-    def check(name: str, value) -> None:
-        if isinstance(value, str) and value in known():
-            return
-        names = (certain or known)()
-        if not isinstance(value, str) or value not in names:
-            raise ValueError(f"{name} = {value!r} is not known: choose from {', '.join(names)}")
-
-    return check
-
-
-def settings(optional: dict[str, Rule], **rules: Rule) -> Rule:
-    """A dictionary with these entries, each with its rule; the optional ones may be left out."""
-
-    def check(name: str, value) -> None:
-        if not isinstance(value, dict) or not set(rules) <= set(value) <= set(rules | optional):
-            also = f", and if wanted {', '.join(optional)}" if optional else ""
-            raise ValueError(f"{name} = {value!r}: give a dictionary with {', '.join(rules)}{also}")
-        for key in value:
-            (rules | optional)[key](f"{name}[{key!r}]", value[key])
-
-    return check
-
-
-def flag(name: str, value) -> None:
-    if not isinstance(value, bool):
-        raise ValueError(f"{name} = {value!r}: give true or false")
-
-
-def positive(name: str, value) -> None:
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not number or not math.isfinite(value) or value <= 0:
-        raise ValueError(f"{name} = {value!r}: give a finite number above 0")
-
-
-def weights_by_surrogate(name: str, value) -> None:
-    """A dictionary surrogate -> its rank weight λ, which may be empty."""
-    if not isinstance(value, dict):
-        raise ValueError(
-            f"{name} = {value!r}: give a dictionary surrogate -> λ, as {{nuclear: 0.1}}"
-        )
-    for surrogate, lam in value.items():
-        _surrogate(name, surrogate)
-        coefficient(f"{name}[{surrogate!r}]", lam)
-
-
-def seeds(name: str, value) -> None:
-    each(whole())(name, value)
-    if twice := [seed for seed in value if value.count(seed) > 1]:
-        raise ValueError(
-            f"{name} = {value!r}: seed {twice[0]} stands twice, and would pass for two runs that agree"
-        )
-
-
-def _module(module: str):
-    return importlib.import_module(f"prehab_lib.{module}")
+LIBRARY = Path(__file__).resolve().parents[1]
 
 
 def table_keys(module: str, table: str) -> tuple[str, ...]:
-    """Keys of a dictionary written out in a module, read from its source: importing it costs
-    seconds of torch.
+    """Keys of a dictionary that a module of the library writes out.
+
+    They are read from the source unless the module is loaded: importing it costs seconds of torch.
     """
-    tree = ast.parse(
-        Path(__file__)
-        .resolve()
-        .parents[1]
-        .joinpath(*module.split("."))
-        .with_suffix(".py")
-        .read_text(encoding="utf-8")
-    )
-    for node in tree.body:
-        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
-        if any(isinstance(target, ast.Name) and target.id == table for target in targets):
-            keys = node.value.keys if isinstance(node.value, ast.Dict) else []
-            return tuple(
-                key.value
-                for key in keys
-                if isinstance(key, ast.Constant) and isinstance(key.value, str)
-            )
-    return ()
+    loaded = sys.modules.get(f"prehab_lib.{module}")
+    if loaded is not None:
+        return tuple(getattr(loaded, table))
+    source = LIBRARY.joinpath(*module.split(".")).with_suffix(".py").read_text(encoding="utf-8")
+    for node in ast.parse(source).body:
+        target = node.targets[0] if isinstance(node, ast.Assign) else getattr(node, "target", None)
+        if isinstance(target, ast.Name) and target.id == table:
+            return tuple(ast.literal_eval(key) for key in node.value.keys)
+    raise LookupError(f"prehab_lib.{module} has no dictionary {table}")
 
 
-_method, _surrogate = key_of("methods", "METHODS"), key_of("surrogates", "SURROGATES")
-_sentence_task = _choice(
-    lambda: (*table_keys("tasks.prose_tasks", "PROSE"), *table_keys("tasks.glue", "GLUE"))
-)
-_SCHEDULE = dict(
-    alpha=positive,
-    dropout=coefficient,
-    warmup=whole(at_least=0),
-    decay=flag,
-    accumulate=whole(at_least=1),
-)
-_coordinates, _order = one_of("weight", "whitened"), one_of("UV", "VU", "joint")
+def _key_of(*tables: tuple[str, str]):
+    """Text that is a key of one of these tables, each given as (module, name)."""
+
+    def check(value: str) -> str:
+        known = [key for module, table in tables for key in table_keys(module, table)]
+        if value not in known:
+            raise ValueError(f"choose from {', '.join(known)}")
+        return value
+
+    return Annotated[str, AfterValidator(check)]
+
+
+def _each(kind):
+    """A list of this kind with at least one value."""
+    return Annotated[list[kind], Field(min_length=1)]
+
+
+def _one_or_each(kind):
+    """A single value of this kind, or a list with at least one."""
+    as_list = BeforeValidator(lambda value: value if isinstance(value, list) else [value])
+    return Annotated[_each(kind), as_list]
+
+
+def _at_least(least: int):
+    return Annotated[int, Field(ge=least)]
+
+
+def _distinct(values: list) -> list:
+    if len(set(values)) < len(values):
+        raise ValueError("a seed stands twice, and would pass for two runs that agree")
+    return values
+
+
+_fraction = Annotated[FiniteFloat, Field(gt=0, lt=1)]
+_positive = Annotated[FiniteFloat, Field(gt=0)]
+_weight = Annotated[FiniteFloat, Field(ge=0)]  # λ of Eq. (2)
+_method = _key_of(("methods", "METHODS"))
+_surrogate = _key_of(("surrogates", "SURROGATES"))
+_order = Literal["UV", "VU", "joint"]
+
+
+@with_config(ConfigDict(extra="forbid"))
+class _Lora(TypedDict):
+    rank: _at_least(1)
+    steps: _at_least(0)
+    lr: _positive
+    alpha: NotRequired[_positive]
+    dropout: NotRequired[_weight]
+    warmup: NotRequired[_at_least(0)]
+    decay: NotRequired[bool]
+    accumulate: NotRequired[_at_least(1)]
+
 
 # Patterns are tried from top to bottom, the first that matches the parameter's name decides.
-RULES: dict[str, Rule] = {
-    "removed": one_or_each(fraction_removed),
-    "lam": one_or_each(coefficient),
-    "*lams": each(coefficient),
+RULES = {
+    "removed": _one_or_each(_fraction),
+    "lam": _one_or_each(_weight),
+    "*lams": _each(_weight),
     "method": _method,
-    "methods": each(_method),
+    "methods": _each(_method),
     "surrogate": _surrogate,
-    "surrogates": each(_surrogate),
-    "coordinates": one_or_each(_coordinates),
+    "surrogates": _each(_surrogate),
+    "others": dict[_surrogate, _weight],  # further arms: surrogate -> its λ
+    "coordinates": _one_or_each(Literal["weight", "whitened"]),
     "order": _order,
-    "orders": each(_order),
-    "reduction": one_of("mean", "sum"),
-    "arithmetic": one_of("fast", "exact"),
-    "schedule": one_of("constant", "geometric"),
-    "task": _sentence_task,
-    "lora": settings(_SCHEDULE, rank=whole(at_least=1), steps=whole(at_least=0), lr=positive),
-    "seed": whole(),
-    "seeds": seeds,
-    "others": weights_by_surrogate,
-    "batch": whole(at_least=1),
-    "calibration": whole(at_least=1),
-    "kronecker": whole(at_least=1),
-    "window": whole(at_least=2),
-    "lr": positive,
-    "*steps": one_or_each(whole(at_least=0)),
-    "data_root": text,
+    "orders": _each(_order),
+    "reduction": Literal["sum", "mean"],
+    "arithmetic": Literal["exact", "fast"],
+    "schedule": Literal["constant", "geometric"],
+    "task": _key_of(("tasks.prose_tasks", "PROSE"), ("tasks.glue", "GLUE")),
+    "lora": _Lora,
+    "seeds": Annotated[_each(int), AfterValidator(_distinct)],
+    "batch": _at_least(1),
+    "calibration": _at_least(1),
+    "kronecker": _at_least(1),
+    "window": _at_least(2),
+    "lr": _positive,
+    "*steps": _one_or_each(_at_least(0)),
 }
 
 
-def apply(name: str, value) -> None:
-    """Check one parameter by its rule, if it has one. Raises ValueError naming the parameter and
-    the remedy.
+@cache
+def _rule(name: str) -> TypeAdapter | None:
+    kinds = [kind for pattern, kind in RULES.items() if fnmatchcase(name, pattern)]
+    return TypeAdapter(kinds[0]) if kinds else None
+
+
+def check(name: str, value) -> None:
+    """Check one parameter by its rule, if it has one.
+
+    Raises ValueError, one sentence that names the parameter and says what it must be.
     """
-    rule = next((rule for pattern, rule in RULES.items() if fnmatchcase(name, pattern)), None)
-    if rule is not None:
-        rule(name, value)
+    rule = _rule(name)
+    if rule is None:
+        return
+    try:
+        rule.validate_python(value, strict=True)
+    except ValidationError as failed:
+        raise ValueError(sentence(name, value, failed.errors()[0])) from None
+
+
+def sentence(name: str, value, error: dict) -> str:
+    """What pydantic found wrong with a parameter, as one sentence."""
+    if error["type"] == "missing":
+        return f"{name} = {value!r}: it lacks {error['loc'][-1]}"
+    if error["type"] == "extra_forbidden":
+        return f"{name} = {value!r}: it has no entry {error['loc'][-1]}"
+    entry = name
+    if isinstance(value, dict) and error["loc"] and error["loc"][-1] != "[key]":
+        entry = f"{name}[{error['loc'][0]!r}]"
+    message = error["msg"].removeprefix("Value error, ").replace(" after validation", "")
+    message = message.replace("Input should", "it must").replace("List should", "it must")
+    return f"{entry} = {error['input']!r}: {message}"

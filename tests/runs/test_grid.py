@@ -12,7 +12,7 @@ from prehab_lib.tasks import parameters
 
 PARAMETERS = """\
 task: str = "cola"     # which task
-seed: int = 0          # one seed
+seeds: list = [0]      # of the draws
 lam: float = 0.1       # rank weight
 removed: list = [0.4]  # fractions
 model: str = "tiny"    # name or folder
@@ -33,46 +33,53 @@ def lab(home, text: str):
     (home / "params" / "04_bert_glue.lab.yaml").write_text("# why\n" + text)
 
 
-def planned(home, overrides=None):
-    return {run.name: run.params for run in plan.runs(home, "lab", [], overrides or {})}
+def planned(home, overrides=None, axes=None) -> dict[str, dict]:
+    runs = plan.runs(home, "lab", [], overrides, axes)
+    return {run.name.removeprefix("04_bert_glue").removeprefix("."): run.params for run in runs}
 
 
 def test_one_parameter_makes_a_run_for_each_value(home):
-    lab(home, "grid: {task: [cola, sst2, mrpc]}\nseed: 7\n")
+    lab(home, "grid: {task: [cola, sst2, mrpc]}\nlam: 7\n")
     runs = planned(home)
-    assert list(runs) == ["04_bert_glue.cola", "04_bert_glue.sst2", "04_bert_glue.mrpc"]
-    assert [params["task"] for params in runs.values()] == ["cola", "sst2", "mrpc"]
-    assert {params["seed"] for params in runs.values()} == {7}
-    assert all("grid" not in params for params in runs.values())
+    assert list(runs) == ["cola", "sst2", "mrpc"] == [params["task"] for params in runs.values()]
+    assert {params["lam"] for params in runs.values()} == {7} and all("grid" not in params for params in runs.values())
+    lab(home, "lam: 7\n")
+    assert list(planned(home)) == [""]
 
 
-def test_several_parameters_make_every_combination(home):
+def test_several_parameters_make_every_combination_of_the_notebooks_own_parameters(home):
     lab(home, "grid:\n  task: [cola, sst2]\n  lam: [0, 1e-1]\n  seed: -1..1\n")
     runs = planned(home)
-    assert len(runs) == 12
-    assert (
-        runs["04_bert_glue.task=sst2,lam=0.1,seed=-1"] | {"task": "sst2", "lam": 0.1, "seed": -1}
-        == (runs["04_bert_glue.task=sst2,lam=0.1,seed=-1"])
-    )
-    assert isinstance(runs["04_bert_glue.task=cola,lam=0.0,seed=1"]["lam"], float)
+    assert len(runs) == 12 and runs["task=sst2,lam=0.1,seeds=-1"]["seeds"] == [-1]
+    assert isinstance(runs["task=cola,lam=0.0,seeds=1"]["lam"], float)
+    notebook = home / "notebooks" / "04_bert_glue.ipynb"
+    points = expand(notebook, {"grid": {"removed": [[0.2], [0.2, 0.6]], "limit": [None, 3]}}, {}, "here")
+    pairs = [(removed, limit) for removed in ([0.2], [0.2, 0.6]) for limit in (None, 3)]
+    expected = [parameters.resolve(notebook, {"removed": removed, "limit": limit}) for removed, limit in pairs]
+    assert [params for _, params in points] == expected
 
 
 def test_a_range_holds_both_ends(home):
-    lab(home, "grid: {seed: 0..4}\n")
-    assert [params["seed"] for params in planned(home).values()] == [0, 1, 2, 3, 4]
-    assert "04_bert_glue.seed=0" in planned(home)
+    lab(home, "grid: {seed: 0..2}\n")
+    assert {name: params["seeds"] for name, params in planned(home).items()} == {
+        "seeds=0": [0],
+        "seeds=1": [1],
+        "seeds=2": [2],
+    }
     lab(home, "grid: {seed: 3 .. 3}\n")
-    assert list(planned(home)) == ["04_bert_glue.seed=3"]
+    assert list(planned(home)) == ["seeds=3"]
 
 
 def test_the_command_line_stands_for_the_values_of_a_parameter(home):
-    lab(home, "grid: {task: [cola, sst2], seed: 0..1}\n")
-    one = planned(home, {"task": "sst2"})
-    assert list(one) == ["04_bert_glue.task=sst2,seed=0", "04_bert_glue.task=sst2,seed=1"]
-    assert one.items() <= planned(home).items()  # the same runs, so the same results
+    lab(home, "grid: {task: [cola, sst2], seed: 0..1}\nlam: 0.3\n")
+    chosen = planned(home, {"task": "sst2"})
+    assert list(chosen) == ["task=sst2,seeds=0", "task=sst2,seeds=1"]
+    assert chosen.items() <= planned(home).items()  # the same runs, so the same results
     other = planned(home, {"lam": 0.5})
     assert len(other) == 4 and {params["lam"] for params in other.values()} == {0.5}
-    assert list(planned(home, {"task": "rte", "seed": 9})) == ["04_bert_glue.task=rte,seed=9"]
+    assert list(planned(home, {"task": "rte", "seeds": [9]})) == ["task=rte,seeds=9"]
+    typed = planned(home, axes={"seed": [5], "lam": [0.1, 0.2]})  # one replaces values of the grid, one a plain value
+    assert list(typed)[:2] == ["task=cola,seeds=5,lam=0.1", "task=cola,seeds=5,lam=0.2"] and len(typed) == 4
 
 
 def test_a_run_of_a_grid_has_the_key_of_the_same_parameters_without_one(home):
@@ -83,122 +90,94 @@ def test_a_run_of_a_grid_has_the_key_of_the_same_parameters_without_one(home):
     assert (plain.name, sst2.name, sst2.suffix, plain.suffix) == ("04_bert_glue", "04_bert_glue.sst2", "sst2", "")
 
 
-def test_without_a_grid_nothing_is_named_differently(home):
-    lab(home, "seed: 3\n")
-    assert list(planned(home)) == ["04_bert_glue"]
+WRONG = [
+    ("grid: {tsk: [cola]}", ['no parameter "tsk"', 'did you mean "task"']),
+    ("grid: {task: []}", ["task = []", "list of values"]),
+    ("grid: {task: [cola, sst2, cola]}", ["two runs that are called cola"]),
+    ("grid: {lam: [1, 1.0]}", ["two runs that are called lam=1.0"]),
+    ("grid: {task: cola}", ["task = 'cola'", "list of values"]),
+    ("grid: {seed: 3}", ["seed = 3", "0..4"]),
+    ("grid: {seed: 4..0}", ["seed = 4..0", "smaller"]),
+    ("grid: {seed: 0..1.5}", ["seed = '0..1.5'", "range of whole numbers"]),
+    ("grid: {seed: [1], seeds: [[2]]}", ["seed and seeds"]),
+    ("grid: {model: 0..1}", ["model = 0", "string"]),
+    ("grid: {seed: 0..99999999999999999999}", ["more than 1000 runs"]),
+    ("grid: {seed: 0..99, task: [a, b, c, d, e, f, g, h, i, j, k]}", ["1100 runs"]),
+    ("grid: {lam: [0.1, -1]}", ["lam = -1", "greater than or equal to 0"]),
+    ("grid: {removed: [0.2, 0.4]}", ["removed = 0.2", "list"]),
+    ("grid: {removed: [[0.2], [1.5]]}", ["removed = 1.5", "less than 1"]),
+    ("grid: {model: [tiny, Tiny]}", ["two runs that are called Tiny"]),
+    ("grid: [task]", ["must map parameters"]),
+    ("grid: {}", ["must map parameters"]),
+    ("grid:", ["must map parameters"]),
+    ("grid: {1: [2]}", ["must map parameters"]),
+    ("task: cola\ngrid: {task: [cola]}", ["task stands in the grid and outside it"]),
+    ("grid: {task: [cola]}\ngrid: {task: [sst2]}", ['"grid" stands there twice']),
+]
 
 
-def test_a_need_is_for_every_run_of_the_grid(home, write_notebook):
-    write_notebook(home / "notebooks" / "10_audit.ipynb", "1", needs=["04_bert_glue"])
-    lab(home, "grid: {task: [cola, sst2]}\n")
-    runs = plan.runs(home, "lab", ["10"], {})
-    assert [run.name for run in runs] == ["04_bert_glue.cola", "04_bert_glue.sst2", "10_audit"]
-    assert runs[-1].needs == ("04_bert_glue.cola", "04_bert_glue.sst2")
-
-
-@pytest.mark.parametrize(
-    "text, words",
-    [
-        ("grid: {tsk: [cola]}", ['no parameter "tsk"', 'did you mean "task"']),
-        ("grid: {task: []}", ["task has no values"]),
-        ("grid: {task: [cola, sst2, cola]}", ["task has 'cola' twice"]),
-        ("grid: {lam: [1, 1.0]}", ["lam has 1.0 twice"]),
-        ("grid: {task: cola}", ["task = 'cola'", "list of values"]),
-        ("grid: {seed: 3}", ["seed = 3", "0..4"]),
-        ("grid: {seed: 4..0}", ["seed = 4..0", "smaller"]),
-        ("grid: {seed: 0..1.5}", ["seed = '0..1.5'", "range of whole numbers"]),
-        ("grid: {model: 0..1}", ["model = 0", "string"]),
-        ("grid: {seed: 0..99999999999999999999}", ["100000000000000000000 runs", "mistyped"]),
-        ("grid: {seed: 0..999999999}", ["1000000000 runs", "mistyped"]),
-        ("grid: {seed: 0..99, task: [a, b, c, d, e, f, g, h, i, j, k]}", ["1100 runs"]),
-        ("grid: {lam: [0.1, -1]}", ["lam = -1", "0 or more"]),
-        ("grid: {removed: [0.2, 0.4]}", ["removed = 0.2", "list"]),
-        ("grid: {removed: [[0.2], [1.5]]}", ["removed = 1.5", "between 0 and 1"]),
-        ("grid: {model: [tiny, Tiny]}", ["share a folder"]),
-        ("grid: [task]", ["must map parameters"]),
-        ("grid: {}", ["must map parameters"]),
-        ("grid:", ["must map parameters"]),
-        ("grid: {1: [2]}", ["must map parameters"]),
-        ("task: cola\ngrid: {task: [cola]}", ["task also stands outside"]),
-        ("grid: {task: [cola]}\ngrid: {task: [sst2]}", ['"grid" stands there twice']),
-    ],
-)
-@pytest.mark.parametrize("options", [[], ["-p", "task=cola", "-p", "lam=0.1"]])
-def test_a_wrong_grid_is_refused_in_one_sentence_before_anything_starts(home, capsys, text, words, options):
-    lab(home, text + "\n")
+def test_a_wrong_grid_is_refused_in_one_sentence_before_anything_starts(home, capsys):
     clock = time.monotonic()
-    assert __main__.main(["run", "lab", *options]) == 2
-    said = capsys.readouterr()
-    assert said.err.count("\n") == 1 and said.out == ""
-    assert all(word in said.err for word in ["04_bert_glue.lab.yaml", *words]), said.err
-    assert not (home / "runs").exists()
-    assert time.monotonic() - clock < 5
+    for text, words in WRONG:
+        lab(home, text + "\n")
+        assert __main__.main(["run", "lab"]) == 2, text
+        said = capsys.readouterr()
+        assert said.err.count("\n") == 1 and said.out == "", text
+        assert all(word in said.err for word in ["04_bert_glue.lab.yaml", *words]), (text, said.err)
+    assert not (home / "runs").exists() and time.monotonic() - clock < 10
 
 
-def test_a_refused_value_on_the_command_line_and_a_grid_there(home, capsys):
+def test_a_wrong_word_on_the_command_line_is_refused(home, capsys):
     lab(home, "grid: {task: [cola, sst2]}\n")
-    for option, words in (("task=3", "task = 3 is not known"), ("grid={task: [cola]}", "-p grid: a grid is")):
-        assert __main__.main(["run", "lab", "-p", option]) == 2
-        assert words in capsys.readouterr().err
+    for words, sentence in [
+        (["-p", "task=3"], "task = 3: it must be a valid string"),
+        (["-p", "grid={task: [cola]}"], "-p grid: -p gives one value"),
+        (["-p", "task=cola", "--grid", "task=[sst2]"], "task stands in -p and in --grid"),
+        (["--grid", "lam=[1]", "--grid", "lam=[2]"], "--grid lam is given twice"),
+    ]:
+        assert __main__.main(["run", "lab", *words]) == 2, words
+        assert sentence in capsys.readouterr().err, words
 
 
 def test_a_parameter_called_grid_is_told_apart(home, write_notebook):
     write_notebook(home / "notebooks" / "04_bert_glue.ipynb", "1", parameters="grid: int = 3  # points a side\n")
-    assert planned(home)["04_bert_glue"]["grid"] == 3
+    assert planned(home)[""]["grid"] == 3
     lab(home, "grid: {grid: [1, 2]}\n")
     with pytest.raises(ValueError, match='has a parameter "grid"'):
         planned(home)
 
 
-@pytest.mark.parametrize(
-    "point, name",
-    [
+def test_plain_values_are_read_in_the_name():
+    for point, name in [
         ({}, ""),
         ({"task": "cola"}, "cola"),
-        ({"method": "svd_llm"}, "svd_llm"),
         ({"task": "SST-2"}, "SST-2"),
-        ({"seed": -1}, "seed=-1"),
-        ({"lam": 0.1}, "lam=0.1"),
+        ({"seeds": [-1]}, "seeds=-1"),
         ({"lr": 1e-05}, "lr=1e-05"),
         ({"flip": True, "limit": None}, "flip=true,limit=null"),
         ({"task": "cola", "lam": 0.1}, "task=cola,lam=0.1"),
-    ],
-)
-def test_plain_values_are_read_in_the_name(point, name):
-    assert suffix(point) == name
-
-
-ODD = [
-    "a/b",
-    "../models/bert-base-uncased/",
-    "a b",
-    "a:b",
-    "é",
-    "",
-    ".",
-    "..",
-    "cola.",
-    "a=b",
-    "a,b",
-    "x" * 200,
-    "a\nb",
-]
+    ]:
+        assert suffix(point) == name
 
 
 def test_odd_values_have_short_safe_names_of_their_own():
-    names = [suffix({"model": value}) for value in ODD] + [suffix({"removed": value}) for value in ([0.2], [0.2, 0.4])]
-    names += [suffix({"model": value, "λ": 0.1, "removed": [0.2] * 40}) for value in ODD]
+    odd = [
+        "a/b",
+        "../models/bert-base-uncased/",
+        "a b",
+        "a:b",
+        "é",
+        "",
+        ".",
+        "..",
+        "cola.",
+        "a=b",
+        "a,b",
+        "x" * 200,
+        "\n",
+    ]
+    names = [suffix({"model": value}) for value in odd] + [suffix({"removed": value}) for value in ([0.2], [0.2, 0.4])]
+    names += [suffix({"model": value, "λ": 0.1, "removed": [0.2] * 40}) for value in odd]
     assert all(NAME.fullmatch(name) and len(name) <= 64 for name in names), names
     assert len({name.casefold() for name in names}) == len(names)
     assert suffix({"model": "../models/bert-base-uncased/"}).startswith("bert-base-uncase-")
-    assert suffix({"model": "x" * 200}) == suffix({"model": "x" * 200})
-
-
-def test_every_combination_is_the_notebooks_own_parameters(home):
-    notebook = home / "notebooks" / "04_bert_glue.ipynb"
-    points = expand(notebook, {"grid": {"removed": [[0.2], [0.2, 0.6]], "limit": [None, 3]}}, {}, "here")
-    assert [params for _, params in points] == [
-        parameters.resolve(notebook, {"removed": removed, "limit": limit})
-        for removed in ([0.2], [0.2, 0.6])
-        for limit in (None, 3)
-    ]

@@ -12,13 +12,14 @@ from prehab_lib.runs.plan import Run
 @pytest.fixture
 def library(tmp_path):
     folder = tmp_path / "prehab_lib"
+    keys._module_imports.cache_clear()
     (folder / "exercises").mkdir(parents=True)
     sources = {
         "__init__.py": "",
         "alone.py": "x = 1",
         "top.py": "def f():\n    from prehab_lib import middle",
         "middle.py": "from .deep import y",
-        "deep.py": "import torch\ny = 2",
+        "deep.py": 'import torch\ny = "tables.json"',
         "exercises/__init__.py": "",
         "exercises/ex00.py": "from ..alone import x",
         "tables.json": "{}",
@@ -32,30 +33,19 @@ def names(files, library) -> list[str]:
     return [str(file.relative_to(library)) for file in files]
 
 
-@pytest.mark.parametrize(
-    "source, modules",
-    [
+def test_modules_are_followed_through_one_another(library):
+    for source, modules in [
         ("import os", []),
         ("from prehab_lib import alone", ["__init__.py", "alone.py"]),
-        ("import prehab_lib.top as t", ["__init__.py", "deep.py", "middle.py", "top.py"]),
-        ("from prehab_lib.middle import y", ["__init__.py", "deep.py", "middle.py"]),
-        ("%matplotlib inline\nfrom prehab_lib import deep", ["__init__.py", "deep.py"]),
+        ("import prehab_lib.top as t", ["__init__.py", "deep.py", "middle.py", "tables.json", "top.py"]),
+        ("from prehab_lib.middle import y", ["__init__.py", "deep.py", "middle.py", "tables.json"]),
+        ("%matplotlib inline\nfrom prehab_lib import deep", ["__init__.py", "deep.py", "tables.json"]),
         (
             "from prehab_lib.exercises import ex00",
             ["__init__.py", "alone.py", "exercises/__init__.py", "exercises/ex00.py"],
         ),
-    ],
-)
-def test_modules_are_followed_through_one_another(library, source, modules):
-    assert names(keys.library_files([source], library), library) == sorted([*modules, "tables.json"])
-
-
-def test_a_table_counts_where_a_module_reads_it(library):
-    (library / "alone.py").write_text('TABLE = "tables.json"')
-    keys._module_imports.cache_clear()
-    with_it = keys.library_files(["from prehab_lib import alone"], library)
-    without = keys.library_files(["from prehab_lib.middle import y"], library)
-    assert library / "tables.json" in with_it and library / "tables.json" not in without
+    ]:
+        assert names(keys.library_files([source], library), library) == modules, source
 
 
 def test_a_cell_that_is_no_python_counts_everything(library):
@@ -63,9 +53,19 @@ def test_a_cell_that_is_no_python_counts_everything(library):
 
 
 def test_the_real_library_is_followed():
-    files = names(keys.library_files(["from prehab_lib import claims"]), keys.LIBRARY)
-    assert {"claims.py", "records.py"} <= set(files)
-    assert "surgery.py" not in files
+    files = names(keys.library_files(["from prehab_lib.runs import certificate, store"]), keys.LIBRARY)
+    assert {"runs/__init__.py", "runs/certificate.py", "runs/store.py"} <= set(files)
+    assert not {"runs/pool.py", "surgery.py", "ruff.toml"} & set(files)
+    assert {"methods.py", "decomposition.py"} <= set(
+        names(keys.library_files(["import prehab_lib.surgery"]), keys.LIBRARY)
+    )
+
+
+def test_every_data_file_of_the_library_is_named_by_a_module():
+    texts = [file.read_text() for file in keys.LIBRARY.rglob("*.py")]
+    for file in keys.LIBRARY.rglob("*"):
+        if file.is_file() and "cache" not in str(file) and file.suffix not in (".py", ".toml"):
+            assert file.suffix in keys.DATA and any(f'"{file.name}"' in text for text in texts), file
 
 
 def test_what_moves_the_key_and_what_does_not(tmp_path, library, write_notebook):
@@ -74,9 +74,9 @@ def test_what_moves_the_key_and_what_does_not(tmp_path, library, write_notebook)
     model.write_bytes(b"1")
     base = Run("00_a", notebook, "smoke", {"steps": 1, "model": str(model), "data_root": ""})
 
-    def key(run=base, upstream=None):
+    def key(run=base, results=None):
         keys._module_imports.cache_clear()
-        return keys.key(run, upstream or {}, library)
+        return keys.key(run, results or {}, library)
 
     first = key()
     assert len(first) == 16 and key() == first
@@ -94,11 +94,11 @@ def test_what_moves_the_key_and_what_does_not(tmp_path, library, write_notebook)
 
     moved(key(Run("00_a", notebook, "laptop", base.params)))
     moved(key(Run("00_a", notebook, "smoke", base.params | {"steps": 2})))
-    moved(key(upstream={"03_vit": b"1"}))
-    moved(key(upstream={"03_vit": b"2"}))
-    (library / "deep.py").write_text("y = 3")
-    moved(key())
+    moved(key(results={"03_vit": b"1"}))
+    moved(key(results={"03_vit": b"2"}))
     (library / "tables.json").write_text("[]")
+    moved(key())
+    (library / "deep.py").write_text("y = 3")
     moved(key())
     model.write_bytes(b"2")
     moved(key())
@@ -106,7 +106,7 @@ def test_what_moves_the_key_and_what_does_not(tmp_path, library, write_notebook)
     moved(key())
 
 
-@pytest.mark.parametrize("place", ["cifar10", "glue/cola", "cifar10/data", "glue/cola/data"])
+@pytest.mark.parametrize("place", ["cifar10", "glue/cola/data"])
 def test_data_folders_are_told_apart_by_their_files(place, tmp_path, library, write_notebook, monkeypatch):
     notebook = write_notebook(tmp_path / "00_a.ipynb", "1")
     data = tmp_path / "data"

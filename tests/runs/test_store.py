@@ -1,6 +1,5 @@
 """The store: nothing torn, whatever happens to the disk."""
 
-import contextlib
 import errno
 import json
 import os
@@ -10,49 +9,21 @@ from pathlib import Path
 
 import pytest
 
-from prehab_lib import __main__, run
-from prehab_lib.runs import store, unit
-from tests.profiles import enter, vit_claims, vit_records, write_run
+from prehab_lib import __main__
+from prehab_lib.runs import plan, store, unit
 
 
-@pytest.fixture
-def home(tmp_path):
-    (tmp_path / "notebooks").mkdir()
-    return tmp_path
-
-
-def small_task(home) -> dict:
-    task = {"runs": str(home / "runs"), "key": "k" * 16, "name": "00_a", "profile": "smoke", "params": {}}
-    return task | {"notebook": str(home / "notebooks" / "00_a.ipynb"), "threads": 1, "gpu": None, "pool": os.getpid()}
-
-
-@pytest.fixture
-def environment_kept():
-    before = dict(os.environ)
-    yield
-    os.environ.clear()
-    os.environ.update(before)
-
-
-@pytest.mark.parametrize("where", ["in a cell", "in the runner"])
-def test_a_full_disk_leaves_nothing_torn(home, monkeypatch, where, environment_kept):
-    def execute(*_):
-        if where == "in a cell":
-            return "OSError: [Errno 28] No space left on device"
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(unit, "_execute", execute)
-    assert unit.work_on(small_task(home))["status"] == "full"
-    assert [path.suffix for path in (home / "runs" / ".store").iterdir()] == [".lock"]
-
-
-def test_another_error_of_the_disk_is_not_called_a_full_one(home, monkeypatch, environment_kept):
+def test_another_error_of_the_disk_is_not_called_a_full_one(tmp_path, monkeypatch):
     def execute(*_):
         raise OSError(errno.EIO, "Input/output error")
 
     monkeypatch.setattr(unit, "_execute", execute)
+    for name in ("PREHAB_RUN_DIR", "IPYTHONDIR", "JUPYTER_RUNTIME_DIR"):
+        monkeypatch.setenv(name, "restored after the test")
+    task = {"runs": str(tmp_path), "key": "k" * 16, "params": {}, "notebook": "00_a.ipynb"}
     with pytest.raises(OSError, match="Input/output"):
-        unit.work_on(small_task(home))
+        unit.work_on(task)
+    assert [path.suffix for path in (tmp_path / ".store").iterdir()] == [".lock"]
 
 
 def test_a_full_disk_while_publishing_keeps_the_old_files(tmp_path, monkeypatch):
@@ -80,14 +51,14 @@ def test_a_full_disk_while_publishing_keeps_the_old_files(tmp_path, monkeypatch)
     assert (folder / "result.json").read_text() == "new"
 
 
-@pytest.mark.parametrize("error", [store.no_space("runs"), OSError(errno.ENOSPC, "No space left on device", "runs")])
-def test_a_full_disk_is_one_sentence(monkeypatch, capsys, error):
-    def full(*_, **__):
-        raise error
+def test_a_full_disk_is_one_sentence(monkeypatch, capsys):
+    def full():
+        raise OSError(errno.ENOSPC, "No space left on device", "runs")
 
-    monkeypatch.setattr(run, "main", full)
+    monkeypatch.setattr(plan, "home", full)
     assert __main__.main(["run", "smoke"]) == 2
-    assert capsys.readouterr().err == "prehab_lib: no space left on runs: free some and run the same command again\n"
+    said = capsys.readouterr().err
+    assert said == "prehab_lib: no space left on runs: free some and run the same command again\n"
 
 
 @pytest.fixture
@@ -108,18 +79,11 @@ def test_a_disk_that_is_really_full(tiny_disk, write_notebook, monkeypatch, caps
     assert __main__.main(["run", "smoke"]) == 2
     said = capsys.readouterr().err
     assert said.startswith("prehab_lib: no space left on ") and said.count("\n") == 1
-    assert [path.suffix for path in (tiny_disk / "runs" / ".store").iterdir()] == [".lock"]
+    assert {path.suffix for path in (tiny_disk / "runs" / ".store").iterdir()} == {".lock"}
 
 
 def resize(folder, size: str):
     subprocess.run(["mount", "-o", f"remount,size={size}", str(folder)], check=True)
-
-
-def fill(folder):
-    """Leave no room at all."""
-    with contextlib.suppress(OSError), (folder / "filled").open("wb", buffering=0) as file:
-        while True:
-            file.write(bytes(4096))
 
 
 def files(folder) -> dict[str, bytes]:
@@ -149,31 +113,47 @@ def test_a_disk_that_is_full_when_a_run_is_published(tiny_disk, write_notebook, 
     assert len(files(place)["big"]) == 5 * 2**20 and json.loads(files(place)["run.json"])["params"] == {"size": 5}
 
 
-def test_a_full_disk_and_the_smaller_files(tiny_disk, monkeypatch, capsys):
-    """A plan, a report with its tables, the table of all records, the start of a run: each old or new, never half."""
-    enter(tiny_disk, monkeypatch)
-    resize(tiny_disk, "30m")
-    for words in (["report", "laptop"], ["plan", "smoke", "--json", "plan.json"]):
-        assert __main__.main(words) == 0
-    more = vit_records() + [record | {"method": f"other{n}"} for n in range(40) for record in vit_records()]
-    write_run(tiny_disk, "03_vit", more, vit_claims())
-    (tiny_disk / "params").mkdir()
-    (tiny_disk / "params" / "03_vit.smoke.yaml").write_text("# why\n")
-    capsys.readouterr()
-    fill(tiny_disk)
-    before = files(tiny_disk)
-    for words in (["report", "laptop"], ["plan", "smoke", "--json", "plan.json"], ["run", "smoke"]):
-        assert __main__.main(words) == 2, words
-        assert told_once(capsys), words
-    after = {name: content for name, content in files(tiny_disk).items() if not name.endswith(".lock")}
-    assert {name: content for name, content in after.items() if not name.endswith(".log")} == before
-
-
 def test_work_folders_of_killed_runs_are_swept_but_not_those_at_work(tmp_path):
     kept = store.Store(tmp_path)
     for key in ("dead", "alive"):
         kept.begin(key)
-    with kept.lock("alive"):
+    with kept.hold_run("alive"):
         other = "from prehab_lib.runs.store import Store; Store('.').sweep()"
         subprocess.run([sys.executable, "-c", other], cwd=tmp_path, check=True)
     assert [part.name for part in kept.folder.glob("*.part")] == ["alive.part"]
+
+
+def publishable(kept: store.Store, key: str, notebook: str, *names: str) -> None:
+    part = kept.begin(key)
+    for name in names:
+        (part / name).parent.mkdir(exist_ok=True)
+        (part / name).write_text(key)
+    (part / "run.json").write_text(json.dumps({"key": key, "notebook": notebook, "files": names}))
+    kept.finish(key, good=True)
+
+
+def test_a_stored_run_is_published_under_whatever_name_the_plan_gives_it(tmp_path):
+    """The same parameters with and without a grid share a key; each name has its files, the figures apart."""
+    kept = store.Store(tmp_path)
+    publishable(kept, "key", "04_bert", "figures/a.png")
+    for name in ("04_bert", "04_bert.cola"):
+        kept.publish("key", "lab", name)
+    assert sorted(files(tmp_path / "lab")) == [
+        "04_bert.cola/run.json",
+        "04_bert/run.json",
+        "figures/04_bert.cola/a.png",
+        "figures/a.png",
+    ]
+    assert kept.outside("lab", {"04_bert": ["04_bert.cola"]}) == ["04_bert"]
+    assert kept.outside("lab", {"04_bert": ["04_bert"]}) == ["04_bert.cola"]
+    assert kept.outside("lab", {"03_vit": ["03_vit"]}) == []
+
+
+def test_what_an_older_result_left_goes(tmp_path):
+    kept = store.Store(tmp_path)
+    publishable(kept, "old", "00_a", "figures/a.png", "figures/b.png")
+    publishable(kept, "new", "00_a", "figures/b.png")
+    for key in ("old", "new"):
+        kept.publish(key, "lab", "00_a")
+    assert sorted(files(tmp_path / "lab")) == ["00_a/run.json", "figures/b.png"]
+    assert files(tmp_path / "lab")["figures/b.png"] == b"new"

@@ -1,0 +1,117 @@
+"""The plan of a profile, and the words of the command line that choose it."""
+
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from prehab_lib import __main__, run
+from prehab_lib.runs import plan, pool
+from prehab_lib.runs.store import Store
+
+PARAMETERS = "steps: int = 1  # steps\ndata_root: str = ''  # data\n"
+
+
+@pytest.fixture
+def home(tmp_path, write_notebook, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_notebook(tmp_path / "notebooks" / "00_a.ipynb", "1", parameters=PARAMETERS)
+    write_notebook(tmp_path / "notebooks" / "01_b.ipynb", "1", parameters=PARAMETERS)
+    (tmp_path / "params").mkdir()
+    return tmp_path
+
+
+def test_profiles_replace_defaults_from_yaml(home):
+    (home / "params" / "01_b.laptop.yaml").write_text("# why\nsteps: 7\n")
+    planned = plan.runs(home, "laptop")
+    assert [(r.name, r.params["steps"], bool(r.note)) for r in planned] == [("00_a", 1, True), ("01_b", 7, False)]
+    assert [r.params["steps"] for r in plan.runs(home, "laptop", ["01"], {"steps": 9})] == [9]
+    (home / "params" / "01_b.mine.yaml").write_text("# why\nsteps: 8\n")
+    assert [r.params["steps"] for r in plan.runs(home, "mine")] == [1, 8]
+    assert plan.expected(home, "mine", ["01_b", "02_gone"]) == {"01_b": {"01_b": {"steps": 8, "data_root": ""}}}
+
+
+def test_bad_words_are_one_sentence_before_anything_is_written(home, capsys):
+    for words, sentence in [
+        (["smoke", "-p", "stpes=3"], 'no parameter "stpes": did you mean "steps"?'),
+        (["smoke", "-p", "steps=1.5"], "steps = 1.5"),
+        (["smoke", "-p", "data_root=nowhere"], "nowhere is not a folder"),
+        (["smoke", "07"], 'no notebook "07": there are 00_a'),
+        (["labb"], 'unknown profile "labb"'),
+    ]:
+        for command in ("run", "plan"):
+            assert __main__.main([command, *words]) == 2, words
+            said = capsys.readouterr()
+            assert sentence in said.err and said.err.count("\n") == 1 and said.out == "", words
+    assert __main__.main(["one", "smoke", "--name", "07_none"]) == 2
+    assert 'no run "07_none": there are 00_a, 01_b' in capsys.readouterr().err
+    for words in (["smoke", "-j", "0"], ["smoke", "-p", "steps"], ["smoke", "-p", "steps=[1"]):
+        with pytest.raises(SystemExit) as caught:
+            __main__.main(["run", *words])
+        assert caught.value.code == 2
+    assert not (home / "runs").exists()
+
+
+def test_an_installed_package_without_a_checkout_says_so(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(plan, "__file__", str(tmp_path / "site-packages" / "prehab_lib" / "runs" / "plan.py"))
+    for command in ("run", "plan"):
+        assert __main__.main([command, "smoke"]) == 2
+        said = capsys.readouterr().err
+        assert "an installed prehab_lib has none: run this in a checkout" in said and said.count("\n") == 1
+
+
+def test_notes_before_the_first_run(home):
+    (home / "params" / "01_b.lab.yaml").write_text("# why\ngrid: {steps: 0..39}\n")
+    planned, store = plan.runs(home, "lab"), Store(home / "runs")
+    missing, grid = run.notes(store, home, "lab", planned)
+    assert missing == "there is no params/00_a.lab.yaml: 00_a runs with its own defaults"
+    assert grid.startswith("01_b makes 40 runs: steps=0, steps=1, ") and grid.endswith(", steps=9 and 30 more")
+    strange = run.notes(store, home, "lab", plan.runs(home, "lab", ["01"], {"steps": 77}))
+    assert strange[-1].endswith("the report leaves them out: 01_b.steps=77")
+
+
+def test_a_params_file_of_another_notebook_stops_no_run(home):
+    (home / "params" / "01_b.lab.yaml").write_text("grid: {nothing: [1]}\n")
+    assert len(plan.runs(home, "lab", ["00"])) == 1
+    with pytest.raises(ValueError, match="nothing"):
+        plan.runs(home, "lab")
+
+
+def test_threads_and_gpus(home, write_notebook, monkeypatch):
+    write_notebook(home / "notebooks" / "02_gpu.ipynb", "1", parameters="device: str = 'auto'  # where\n")
+    monkeypatch.setattr(plan, "cores", lambda: 12)
+    for visible, threads, gpu in [("", 6, False), ("0", 6, True), ("3,4,7", 4, True)]:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        planned = plan.runs(home, "smoke")
+        assert [run.gpu for run in planned] == [False, False, gpu] and {run.threads for run in planned} == {threads}
+    assert {run.threads for run in plan.runs(home, "smoke", threads=5)} == {5}
+
+
+def test_runs_on_one_gpu_are_never_beside_one_another(tmp_path, monkeypatch):
+    """Six runs, three at a time, on two GPUs: each gets one that nobody else has meanwhile."""
+    taken, lock, seen = [], threading.Lock(), []
+
+    def execute(self, run, key, gpu):
+        with lock:
+            assert gpu not in taken
+            taken.append(gpu)
+        threading.Event().wait(0.05)
+        with lock:
+            seen.append(gpu)
+            taken.remove(gpu)
+        return pool.Outcome("failed", key, "only a test")
+
+    monkeypatch.setattr(pool.Pool, "_execute", execute)
+    monkeypatch.setattr(pool, "key_of", lambda store, run: run.name)
+    runs = [plan.Run(str(number), Path("a.ipynb"), "lab", {}, gpu=True) for number in range(6)]
+    outcomes = pool.Pool(Store(tmp_path), 3, print, ["4", "7"]).work(runs)
+    assert {outcome.error for outcome in outcomes.values()} == {"only a test"} and set(seen) == {"4", "7"}
+
+
+def test_the_command_line_is_quick_and_imports_no_torch():
+    code = "import sys, prehab_lib.__main__ as m; m.parser(); print([x for x in ('torch', 'pydantic') if x in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
