@@ -21,10 +21,11 @@ LONG_DOCSTRINGS: dict[str, str] = {}
 ALWAYS = {"tasks", "report", "exercises"}
 GRANTED = {
     "02_rulers": {"rivals"},
-    "03_vit": {"save"},
-    "05_llama": {"scale", "statistics"},
+    "03_vit": {"fast"},
+    "04_bert_glue": {"fast"},
+    "05_llama": {"fast", "scale"},
     "06_ablations": {"fast", "rivals"},
-    "07_adaptive_rank": {"rivals", "statistics"},
+    "07_adaptive_rank": {"fast", "rivals"},
     "08_cost": {"fast", "scale"},
 }
 
