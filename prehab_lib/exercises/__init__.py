@@ -58,10 +58,7 @@ def tensors(*case) -> list:
     """The arguments of a case, its lists as tensors in double precision."""
     import torch
 
-    return [
-        torch.tensor(value, dtype=torch.float64) if isinstance(value, list) else value
-        for value in case
-    ]
+    return [torch.tensor(v, dtype=torch.float64) if isinstance(v, list) else v for v in case]
 
 
 def solved(id: str) -> Exercise:

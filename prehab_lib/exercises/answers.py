@@ -127,14 +127,10 @@ def short(value) -> str:
     return " ".join(repr(value).split())[:60]
 
 
-@dataclass(frozen=True, eq=False)
-class Foreign:
-    """Stands for a value of a type that cannot be written; equal to no answer."""
+class Foreign(str):
+    """What a value of a type that cannot be written shows; `same` as no answer."""
 
-    shown: str
-
-    def __repr__(self):
-        return self.shown
+    __repr__ = str.__str__
 
 
 def encode(value, foreign: bool = False):

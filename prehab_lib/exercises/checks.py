@@ -17,7 +17,7 @@ from prehab_lib import exercises
 from prehab_lib.exercises import Exercise, answers
 from prehab_lib.exercises.answers import Answered, decode, encode
 
-FORMAT = 1
+FORMAT = 2
 PASSED = "passed"
 
 
@@ -107,12 +107,7 @@ def _keys(file: Path) -> dict[str, Exercise] | dict[str, AnswerKey]:
 def write(keys: dict[str, AnswerKey], file: Path) -> None:
     """Keys by id, as one JSON file."""
     content = {
-        id: {
-            "cases": [encode(list(case)) for case in key.cases],
-            "wanted": encode(key.wanted),
-            "slips": [{"hint": hint, "answers": encode(slip)} for slip, hint in key.slips],
-        }
-        for id, key in keys.items()
+        id: {name: encode(part) for name, part in vars(key).items()} for id, key in keys.items()
     }
     text = json.dumps({"format": FORMAT, "exercises": content}, ensure_ascii=False, indent=1)
     file.write_text(text + "\n", encoding="utf-8")
@@ -124,13 +119,11 @@ def read(file: Path) -> dict[str, AnswerKey]:
         content = json.loads(file.read_text(encoding="utf-8"))
         if content["format"] != FORMAT:
             raise ValueError(f"its format is {content['format']!r}, not {FORMAT}")
-        return {id: _key(item) for id, item in content["exercises"].items()}
-    except (KeyError, TypeError, ValueError) as error:
+        return {
+            id: AnswerKey(**{name: decode(part) for name, part in key.items()})
+            for id, key in content["exercises"].items()
+        }
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"{file.name} is no file of exercises ({error}): take a fresh copy of it"
         ) from None
-
-
-def _key(item: dict) -> AnswerKey:
-    slips = [(decode(slip["answers"]), slip["hint"]) for slip in item["slips"]]
-    return AnswerKey([tuple(decode(case)) for case in item["cases"]], decode(item["wanted"]), slips)

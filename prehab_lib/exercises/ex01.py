@@ -9,22 +9,10 @@ def _ratio(sigma):
     return sigma.sum() ** 2 / (sigma**2).sum()
 
 
-# 1.2: the force of the stable rank
-
-
 def _force(sigma):
     force = 2 * sigma / sigma[0] ** 2
     force[0] -= 2 * (sigma**2).sum() / sigma[0] ** 3
     return force
-
-
-def _zero_at_top(sigma):
-    force = 2 * sigma / sigma[0] ** 2
-    force[0] = 0
-    return force
-
-
-# 1.3: the gradient of Eq. (5), where M = W L
 
 
 def _pieces(W, L):
@@ -49,9 +37,6 @@ def _as_printed(W, L):
     return 2 * M @ (torch.diag(sigma) / (sigma**2).sum() - S * identity) @ L.T
 
 
-# 1.4: λ when the Gram is a sum over tokens and no longer their mean
-
-
 def _scaled_lam(lam, surrogate, factor):
     return lam * factor if surrogate == "nuclear" else lam
 
@@ -70,7 +55,7 @@ ANSWERS = {
         arguments=tensors,
         solution=_force,
         top_not_differentiated=lambda sigma: 2 * sigma / sigma[0] ** 2,
-        zero_at_top=_zero_at_top,
+        zero_at_top=lambda sigma: 2 * sigma / sigma[0] ** 2 * (sigma < sigma[0]),
         sign_turned=lambda sigma: -_force(sigma),
         half=lambda sigma: _force(sigma) / 2,
     ),

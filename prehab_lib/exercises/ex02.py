@@ -19,9 +19,6 @@ def _exact(removed):
     return Fraction(str(removed))
 
 
-# 2.4: the best output under a singular Gram
-
-
 def _projected(W, M, rank):
     """W in the span of the first left vectors of M."""
     U = torch.linalg.svd(M, full_matrices=False).U[:, :rank]

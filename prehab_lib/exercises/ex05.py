@@ -20,25 +20,9 @@ def _labels(ids, prompt):
     return [-100 if place < prompt or token == 0 else token for place, token in enumerate(ids)]
 
 
-def _padding_scored(ids, prompt):
-    return [-100 if place < prompt else token for place, token in enumerate(ids)]
-
-
-def _prompt_for_answer(ids, prompt):
-    return [token if place < prompt else -100 for place, token in enumerate(ids)]
-
-
 def _cached(depth, heads, size, rank):
     width = heads * size
     return 2 * depth * (width if rank is None else min(rank, width))
-
-
-def _rank_not_bounded(depth, heads, size, rank):
-    return 2 * depth * (heads * size if rank is None else rank)
-
-
-def _rank_of_each_head(depth, heads, size, rank):
-    return 2 * depth * heads * (size if rank is None else min(rank, size))
 
 
 def _changes(svd_llm, control, prehab):
@@ -60,8 +44,8 @@ ANSWERS = {
     ),
     "5.2": dict(
         solution=_labels,
-        padding_scored=_padding_scored,
-        prompt_for_answer=_prompt_for_answer,
+        padding_scored=lambda ids, prompt: [-100] * prompt + ids[prompt:],
+        prompt_for_answer=lambda ids, prompt: ids[:prompt] + [-100] * len(ids[prompt:]),
         one_too_few=lambda ids, prompt: _labels(ids, prompt + 1),
         one_too_many=lambda ids, prompt: _labels(ids, prompt - 1),
         prompt_scored=lambda ids, prompt: _labels(ids, 0),
@@ -69,8 +53,8 @@ ANSWERS = {
     "5.3": dict(
         solution=_cached,
         keys_alone=lambda depth, heads, size, rank: _cached(depth, heads, size, rank) / 2,
-        rank_not_bounded=_rank_not_bounded,
-        rank_of_each_head=_rank_of_each_head,
+        rank_not_bounded=lambda depth, heads, size, rank: 2 * depth * (rank or heads * size),
+        rank_of_each_head=lambda depth, heads, size, rank: heads * _cached(depth, 1, size, rank),
         one_layer=lambda depth, heads, size, rank: _cached(1, heads, size, rank),
     ),
     "5.4": dict(

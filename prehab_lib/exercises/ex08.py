@@ -6,31 +6,15 @@ import math
 
 from prehab_lib.exercises import load
 
-# 8.1: operations of one fresh nuclear norm and its gradient
 
-
-def _operations(m, n):
-    return 4 * m * n * n + _decomposition(min(m, n), max(m, n))
-
-
-def _decomposition(p, q):
-    """Of M through its Gram p × p, the products around it included."""
-    return 6 * p * p * q + 9 * p**3
-
-
-def _multiplications_alone(m, n):
+def _operations(m, n, count=2):
+    """count: operations of one step in a product, a multiplication and an addition."""
     p, q = min(m, n), max(m, n)
-    return 2 * m * n * n + 3 * p * p * q + 9 * p**3
-
-
-# 8.2: the times of arithmetic and of memory
+    return count * (2 * m * n * n + 3 * p * p * q) + 9 * p**3
 
 
 def _seconds(operations, size, rate, bandwidth):
     return operations / rate, size / bandwidth
-
-
-# 8.3: what a refresh and the steps until the next one add
 
 
 def _round(fresh, held, every):
@@ -41,10 +25,10 @@ ANSWERS = {
     "8.1": dict(
         solution=_operations,
         without_the_way_back=lambda m, n: _operations(m, n) - 2 * m * n * n,
-        on_the_inputs_side=lambda m, n: 4 * m * n * n + _decomposition(n, m),
-        on_the_larger_side=lambda m, n: 4 * m * n * n + _decomposition(max(m, n), min(m, n)),
-        multiplications_alone=_multiplications_alone,
-        root_on_the_left=lambda m, n: 4 * m * m * n + _decomposition(min(m, n), max(m, n)),
+        on_the_inputs_side=lambda m, n: 4 * m * n * n + 6 * n * n * m + 9 * n**3,
+        on_the_larger_side=lambda m, n: 4 * m * n * n + 6 * m * n * max(m, n) + 9 * max(m, n) ** 3,
+        multiplications_alone=lambda m, n: _operations(m, n, count=1),
+        root_on_the_left=lambda m, n: _operations(m, n) + 4 * m * n * (m - n),
         eigenvalues_alone=lambda m, n: 9 * min(m, n) ** 3,
     ),
     "8.2": dict(

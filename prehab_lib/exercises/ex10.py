@@ -12,9 +12,6 @@ def _change(value, base):
     return round(100 * (value / base - 1), 1)
 
 
-# 10.2: the last column of Table III
-
-
 def _tasks(scores):
     """Those beside MNLI."""
     return [score for column, score in scores.items() if not column.startswith("MNLI")]
@@ -22,9 +19,6 @@ def _tasks(scores):
 
 def _average(scores):
     return fmean([*_tasks(scores), (scores["MNLI-m"] + scores["MNLI-mm"]) / 2])
-
-
-# 10.3: how often a sentence holds, by (removed, seed)
 
 
 def _places(one, other, higher_is_better):
@@ -67,9 +61,6 @@ def _means(scores):
 def _every_seed_with_every(one, other, higher_is_better):
     pairs = [(a, b) for (at, _), a in one.items() for (also, _), b in other.items() if at == also]
     return _held(pairs, higher_is_better)
-
-
-# 10.4: the memory labels of Table IV
 
 
 def _gibibytes(parameters):
