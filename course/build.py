@@ -17,8 +17,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # this checkout's library, installed or not
 
-from prehab_lib.exercises import CALL, answer_key, asked_in, solved  # noqa: E402
-from prehab_lib.exercises.answer_key import AnswerKey  # noqa: E402
+from prehab_lib.exercises import CALL, asked_in, checks, solved  # noqa: E402
+from prehab_lib.exercises.checks import AnswerKey  # noqa: E402
 
 HANDED_OUT = ("LICENSE", "Makefile", "pyproject.toml", "requirements.lock", "environment.yml", "params", "docs")
 POINTS_AT_SOLUTIONS = re.compile(r" ?(?:Executed s|S)olutions(?: are in|:) [^\n|]*")
@@ -135,11 +135,11 @@ def build(out: Path, root: Path = ROOT) -> None:
 
 def _library(library: Path, target: Path) -> None:
     """A copy of the library, with answers in the place of solutions."""
-    shutil.copytree(library, target, ignore=shutil.ignore_patterns("__pycache__", "ex[0-9][0-9].py"))
+    shutil.copytree(library, target, ignore=shutil.ignore_patterns("__pycache__", "ex[0-9][0-9].*"))
     for file in sorted((library.parent / "notebooks").glob("[0-9][0-9]_*.ipynb")):
         keys = {id: AnswerKey.of(solved(id)) for id in asked_in(file)}
         if keys:
-            answer_key.write(keys, target / "exercises" / f"ex{file.name[:2]}.json")
+            checks.write(keys, target / "exercises" / f"ex{file.name[:2]}.json")
 
 
 def students(file: Path) -> dict:

@@ -23,9 +23,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # this checkout's library, installed or not
 
 from prehab_lib.exercises import asked_in, solved  # noqa: E402
-from prehab_lib.exercises.answer_key import PASSED, UNTRIED, AnswerKey  # noqa: E402
-from prehab_lib.exercises.answers import NOTHING, Answered  # noqa: E402
-from prehab_lib.exercises.coding import decode, encode  # noqa: E402
+from prehab_lib.exercises.answers import NOTHING, UNTRIED, Answered, decode, encode  # noqa: E402
+from prehab_lib.exercises.checks import PASSED, AnswerKey  # noqa: E402
 
 LEFT_OUT = shutil.ignore_patterns("__pycache__", "ex[0-9][0-9].*")
 KEPT = ("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "SYSTEMROOT")  # of the grader's environment

@@ -98,15 +98,15 @@ def _is_light(statement: ast.stmt) -> bool:
 
 def _answer(exercise: dict, names: dict, faults: list[str]) -> dict:
     """{"answers": encoded, "trouble": None or why some are missing}."""
-    from prehab_lib.exercises import answers, coding
+    from prehab_lib.exercises import answers
 
     name = exercise["name"]
     try:
         if name not in names:
             return {"answers": [], "trouble": f"there is no {name}: {faults[-1]}" if faults else "missing"}
-        cases = [tuple(coding.decode(case)) for case in exercise["cases"]]
+        cases = [tuple(answers.decode(case)) for case in exercise["cases"]]
         answered = answers.collect(names[name], cases, name)
-        report = {"answers": coding.encode(answered.answers, foreign=True), "trouble": answered.trouble}
+        report = {"answers": answers.encode(answered.answers, foreign=True), "trouble": answered.trouble}
         too_long = len(json.dumps(report)) > LONGEST
     except BaseException as error:
         return {"answers": [], "trouble": f"stopped with {_words(error)}"}

@@ -1,5 +1,5 @@
-"""The exercises of the notebooks, one file a notebook: ex01.py holds those of 01, as EXERCISES =
-{"1.1": Exercise(...)}.
+"""The exercises of the notebooks, two files a notebook: ex01.yaml holds the cases and hints of 01,
+ex01.py its solutions and the usual slips. ex01.py puts them together as EXERCISES.
 """
 
 import importlib
@@ -8,6 +8,8 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+
+import yaml
 
 CALL = re.compile(r"""^check\(["'](\d+\.\d+)["'], (\w+)\)""", re.MULTILINE)
 
@@ -26,6 +28,37 @@ class Exercise:
     solution: Callable
     slips: list[tuple[Callable, str]]
     withheld: list[tuple] = field(default_factory=list)
+
+
+def load(file: str, functions: dict[str, dict[str, Callable]]) -> dict[str, Exercise]:
+    """The exercises of a data file of this folder, by id, with their functions.
+
+    The file has of each exercise `cases` and `withheld` (lists of arguments) and `slips` (name:
+    hint). functions: of each exercise the `solution`, every slip under its name, and `arguments`
+    where a case needs more than YAML has: it is called with the case and returns the arguments.
+    Raises ValueError where the two differ in an exercise or in a slip.
+    """
+    content = yaml.safe_load(Path(__file__).with_name(file).read_text(encoding="utf-8"))
+    if differing := sorted(content.keys() ^ functions.keys()):
+        raise ValueError(f"{file} and its functions differ in exercise {', '.join(differing)}")
+    return {id: _exercise(id, content[id], **functions[id]) for id in content}
+
+
+def _exercise(id: str, content: dict, solution: Callable, arguments=None, **slips) -> Exercise:
+    if differing := sorted(content["slips"].keys() ^ slips.keys()):
+        raise ValueError(f"hints and functions of exercise {id} differ in {', '.join(differing)}")
+    cases, withheld = content["cases"], content["withheld"]
+    if arguments is not None:
+        cases, withheld = ([arguments(*case) for case in kind] for kind in (cases, withheld))
+    hints = [(slips[name], hint) for name, hint in content["slips"].items()]
+    return Exercise(list(map(tuple, cases)), solution, hints, list(map(tuple, withheld)))
+
+
+def tensors(*case) -> list:
+    """The arguments of a case, its lists as tensors in double precision."""
+    import torch
+
+    return [torch.tensor(v, dtype=torch.float64) if isinstance(v, list) else v for v in case]
 
 
 def solved(id: str) -> Exercise:

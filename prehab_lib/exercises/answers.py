@@ -1,5 +1,8 @@
-"""What a student's function answers to an exercise's cases, as plain lists and numbers, and when
-two such answers agree.
+"""What a student's function answers to an exercise's cases, as plain lists and numbers, when two
+such answers agree, and both as JSON.
+
+What JSON lacks (tuples, keys that are no text, tensors, nan) is tagged. No pickle: reading such a
+file can do nothing but make numbers.
 """
 
 import copy
@@ -122,3 +125,57 @@ def short(value) -> str:
         shown = ", ".join(map(short, value[:6]))
         return f"[{shown}, ...]" if len(value) > 6 else f"[{shown}]"
     return " ".join(repr(value).split())[:60]
+
+
+class Foreign(str):
+    """What a value of a type that cannot be written shows; `same` as no answer."""
+
+    __repr__ = str.__str__
+
+
+def encode(value, foreign: bool = False):
+    """The value as JSON has it.  Raises TypeError for another type, or with `foreign` keeps the
+    first of what it shows.
+    """
+    if value is None or type(value) in (bool, int, str):
+        return value
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else {"float": repr(float(value))}
+    if type(value) is list:
+        return [encode(item, foreign) for item in value]
+    if type(value) is tuple:
+        return {"tuple": [encode(item, foreign) for item in value]}
+    if type(value) is dict:
+        return {"dict": [encode(list(pair), foreign) for pair in value.items()]}
+    if hasattr(value, "detach") and hasattr(value, "dtype"):
+        return {"tensor": encode(value.tolist()), "dtype": str(value.dtype).removeprefix("torch.")}
+    if foreign:
+        return {"foreign": f"{type(value).__name__} {value!r}"[:60]}
+    raise TypeError(
+        f"a {type(value).__name__} cannot be written as JSON: use numbers, text, lists, tuples, "
+        "dicts, tensors"
+    )
+
+
+def decode(value):
+    """The inverse of `encode`.  Imports torch only where there is a tensor.  Raises ValueError for
+    what it never writes.
+    """
+    if isinstance(value, list):
+        return [decode(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    match value:
+        case {"float": str(text), **rest} if not rest:
+            return float(text)
+        case {"tuple": list(items), **rest} if not rest:
+            return tuple(map(decode, items))
+        case {"dict": list(items), **rest} if not rest:
+            return {decode(key): decode(item) for key, item in items}
+        case {"tensor": items, "dtype": str(name), **rest} if not rest:
+            import torch
+
+            return torch.tensor(decode(items), dtype=getattr(torch, name))
+        case {"foreign": str(shown), **rest} if not rest:
+            return Foreign(shown)
+    raise ValueError(f"not an encoded value: {str(value)[:60]}")

@@ -7,46 +7,21 @@ from fractions import Fraction
 
 import torch
 
-from prehab_lib.exercises import Exercise
+from prehab_lib.exercises import load, tensors
 
 
-def _tensor(values):
-    return torch.tensor(values, dtype=torch.float64)
+def _rank(m, n, share, rounding=math.floor, least=1):
+    """share: of the weights, that is kept."""
+    return max(least, rounding(share * m * n / (m + n)))
 
 
-# 2.2: the rank that a budget allows
+def _exact(removed):
+    return Fraction(str(removed))
 
 
-def _rank(
-    m, n, removed, kept=lambda removed: 1 - Fraction(str(removed)), round_=math.floor, least=1
-):
-    return max(least, round_(kept(removed) * m * n / (m + n)))
-
-
-def _rank_of_removed_share(m, n, removed):
-    return _rank(m, n, removed, kept=lambda removed: Fraction(str(removed)))
-
-
-def _rank_of_singular_values(m, n, removed):
-    return max(1, math.floor((1 - Fraction(str(removed))) * min(m, n)))
-
-
-# 2.3: FWSVD's ruler from per-sample gradients
-
-
-def _fisher_root(gradients):
-    return gradients.square().mean(0).sum(0).sqrt()
-
-
-# 2.4: the best output under a singular Gram
-
-
-def _left_vectors(M, rank):
-    return torch.linalg.svd(M, full_matrices=False).U[:, :rank]
-
-
-def _projection(W, G, rank):
-    U = _left_vectors(W @ _root(G), rank)
+def _projected(W, M, rank):
+    """W in the span of the first left vectors of M."""
+    U = torch.linalg.svd(M, full_matrices=False).U[:, :rank]
     return U @ U.T @ W
 
 
@@ -55,10 +30,13 @@ def _root(G):
     return Q * eigenvalues.clamp_min(0).sqrt()
 
 
-def _pseudo_inverse(W, G, rank):
-    L = _root(G)
-    U = _left_vectors(W @ L, rank)
-    return U @ U.T @ W @ L @ torch.linalg.pinv(L)
+def _symmetric_root(G):
+    return _root(G) @ torch.linalg.eigh(G).eigenvectors.T
+
+
+def _still_weighted(W, G, rank, root=_root):
+    L = root(G)
+    return _projected(W, W @ L, rank) @ L
 
 
 def _repair(W, G, rank):
@@ -67,33 +45,11 @@ def _repair(W, G, rank):
     """
     lowest = torch.linalg.eigvalsh(G)[0]
     L = torch.linalg.cholesky(G + (1e-6 - lowest) * torch.eye(len(G), dtype=G.dtype))
-    U = _left_vectors(W @ L, rank)
-    return U @ U.T @ W @ L @ torch.linalg.inv(L)
-
-
-def _still_weighted(W, G, rank, root=_root):
-    L = root(G)
-    U = _left_vectors(W @ L, rank)
-    return U @ U.T @ W @ L
-
-
-def _symmetric_root(G):
-    eigenvalues, Q = torch.linalg.eigh(G)
-    return Q * eigenvalues.clamp_min(0).sqrt() @ Q.T
+    return _projected(W, W @ L, rank) @ L @ torch.linalg.inv(L)
 
 
 def _smallest_first(W, G, rank):
     U = torch.linalg.eigh(W @ G @ W.T).eigenvectors[:, :rank]
-    return U @ U.T @ W
-
-
-def _gram_for_its_root(W, G, rank):
-    U = _left_vectors(W @ G, rank)
-    return U @ U.T @ W
-
-
-def _plain(W, G, rank):
-    U = _left_vectors(W, rank)
     return U @ U.T @ W
 
 
@@ -102,108 +58,45 @@ def _projected_inputs(W, G, rank):
     return W @ V @ V.T
 
 
-GRADIENTS = [
-    _tensor([[[3, 0, 1], [0, 4, 1]], [[1, 2, -1], [-2, 0, 1]]]),
-    _tensor([[[1, 2], [0, 1], [2, 2]], [[-1, 2], [2, 0], [0, 1]], [[1, 0], [1, 1], [3, 0]]]),
-]
-WEIGHTS = [  # singular Grams; the last is as small as that of quiet activations
-    (_tensor([[3, 0, 0], [0, 2, 0], [0, 0, 1]]), _tensor([[1, 0, 0], [0, 4, 0], [0, 0, 0]]), 1),
-    (
-        _tensor([[2, 1, 0], [0, 1, 1], [1, 0, 2], [1, 1, 1]]),
-        _tensor([[2, 1, 1], [1, 5, -4], [1, -4, 5]]),
-        2,
-    ),
-    (_tensor([[1, 2, 0], [3, 1, 1]]), 1e-8 * _tensor([[2, 1, 1], [1, 5, -4], [1, -4, 5]]), 1),
-]
-
-# fmt: off
-EXERCISES = {
-    "2.1": Exercise(
-        cases=[(_tensor([12, 4, 3]), 1), (_tensor([5, 4, 3, 0]), 2), (_tensor([2, 1]), 2)],
-        withheld=[(_tensor([9, 6, 2, 1]), 1), (_tensor([3, 3, 3]), 2)],
+ANSWERS = {
+    "2.1": dict(
+        arguments=tensors,
         solution=lambda s, rank: s[rank:].square().sum().sqrt(),
-        slips=[
-            (lambda s, rank: s[rank:].square().sum(),
-             "that is the squared error: the Frobenius norm is its root"),
-            (lambda s, rank: s[rank:].sum(),
-             "squares add up, not lengths: (4, 3) makes 5, as in the right triangle"),
-            (lambda s, rank: s[:rank].square().sum().sqrt(),
-             "that is what was kept: the error is what was dropped"),
-            (lambda s, rank: s[rank - 1 :].square().sum().sqrt(),
-             "one too many: keeping `rank` values drops those from index `rank` on, Python counts"
-             " from 0"),
-            (lambda s, rank: s[rank] if rank < len(s) else s.new_zeros(()),
-             "that is the spectral error, the largest value dropped: the Frobenius norm adds up "
-             "all of them"),
-        ],
+        squared_error=lambda s, rank: s[rank:].square().sum(),
+        plain_sum=lambda s, rank: s[rank:].sum(),
+        what_was_kept=lambda s, rank: s[:rank].square().sum().sqrt(),
+        one_too_many=lambda s, rank: s[rank - 1 :].square().sum().sqrt(),
+        spectral_error=lambda s, rank: s[rank] if rank < len(s) else s.new_zeros(()),
     ),
-    "2.2": Exercise(
-        cases=[(768, 768, 0.4), (3072, 768, 0.4), (20, 20, 0.8), (4, 4, 0.9)],
-        withheld=[(1024, 4096, 0.3), (40, 40, 0.9), (3, 5, 0.95)],
-        solution=_rank,
-        slips=[
-            (lambda m, n, removed: _rank(m, n, removed, round_=math.ceil),
-             "rounded up: then the factors hold more than the budget"),
-            (_rank_of_removed_share,
-             "that keeps the share that should go: `removed` is taken away"),
-            (_rank_of_singular_values,
-             "that is a share of the singular values: a rank costs m + n numbers, so 0.6 p of a "
-             "square layer costs 1.2 m n"),
-            (lambda m, n, removed: _rank(m, n, removed, kept=lambda removed: 1 - removed),
-             "1 - 0.8 is 0.19999999999999996 in binary, and floor falls one short: compute with "
-             "Fraction(str(removed))"),
-            (lambda m, n, removed: int((1 - removed) * m * n / (m + n)),
-             "two slips in one: 1 - 0.8 is a little less than 0.2 in binary, and the smallest "
-             "rank is 1, not 0"),
-            (lambda m, n, removed: _rank(m, n, removed, least=0),
-             "a layer of rank 0 passes nothing on: the smallest rank is 1"),
-        ],
+    "2.2": dict(
+        solution=lambda m, n, removed: _rank(m, n, 1 - _exact(removed)),
+        rounded_up=lambda m, n, removed: _rank(m, n, 1 - _exact(removed), math.ceil),
+        rank_of_removed=lambda m, n, removed: _rank(m, n, _exact(removed)),
+        share_of_rank=lambda m, n, removed: max(1, math.floor((1 - _exact(removed)) * min(m, n))),
+        in_binary=lambda m, n, removed: _rank(m, n, 1 - removed),
+        in_binary_and_zero=lambda m, n, removed: int((1 - removed) * m * n / (m + n)),
+        rank_zero=lambda m, n, removed: _rank(m, n, 1 - _exact(removed), least=0),
     ),
-    "2.3": Exercise(
-        cases=[(gradients,) for gradients in GRADIENTS],
-        withheld=[(_tensor([[[1, -2], [2, 0]], [[3, 1], [0, 1]], [[-1, 1], [1, 2]]]),)],
-        solution=_fisher_root,
-        slips=[
-            (lambda gradients: gradients.mean(0).square().sum(0).sqrt(),
-             "square before averaging: gradients of opposite sign cancel in a mean, and their "
-             "information does not"),
-            (lambda gradients: gradients.square().mean(0).sum(1).sqrt(),
-             "that is one weight per output: FWSVD scales the inputs, so add over the rows of W"),
-            (lambda gradients: gradients.square().mean(0).sum(0),
-             "that is f itself: the kernel squares ‖E Q‖, so Q holds its root"),
-            (lambda gradients: gradients.square().sum(0).sum(0).sqrt(),
-             "that is a sum over samples: no cut notices the factor, but Fisher information is "
-             "their mean"),
-            (lambda gradients: gradients.abs().mean(0).sum(0),
-             "Fisher information is a mean of squares, not of absolute values"),
-        ],
+    "2.3": dict(
+        arguments=tensors,
+        solution=lambda gradients: gradients.square().mean(0).sum(0).sqrt(),
+        averaged_first=lambda gradients: gradients.mean(0).square().sum(0).sqrt(),
+        weight_per_output=lambda gradients: gradients.square().mean(0).sum(1).sqrt(),
+        without_root=lambda gradients: gradients.square().mean(0).sum(0),
+        sum_over_samples=lambda gradients: gradients.square().sum(0).sum(0).sqrt(),
+        absolute_values=lambda gradients: gradients.abs().mean(0).sum(0),
     ),
-    "2.4": Exercise(
-        cases=WEIGHTS,
-        withheld=[(_tensor([[1, 0, 2], [0, 3, 1]]), _tensor([[2, 0, 1], [0, 0, 0], [1, 0, 1]]), 1)],
-        solution=_projection,
-        slips=[
-            (_pseudo_inverse,
-             "that is the pseudo-inverse: what the calibration data never showed is set to zero; "
-             "project W itself"),
-            (_repair,
-             "an inverse after all: a fixed amount on the diagonal is nothing to one Gram and "
-             "drowns a quiet one; project W"),
-            (_still_weighted,
-             "that is W L truncated, the ruler still in it: with P = I the cut is U_r U_rᵀ W, of "
-             "W itself"),
-            (lambda W, G, rank: _still_weighted(W, G, rank, _symmetric_root),
-             "that is W L truncated, with the symmetric root still in it: take U_r from W L, then"
-             " project W itself"),
-            (_smallest_first,
-             "eigh counts upwards: its first vectors are those that carry least, take the last"),
-            (_gram_for_its_root,
-             "the ruler is W L with L Lᵀ = G: W G weighs every direction twice"),
-            (_plain, "that is plain SVD: the Gram is not in it"),
-            (_projected_inputs,
-             "that projects the inputs: right vectors of W L live in whitened coordinates, left "
-             "ones do not"),
-        ],
+    "2.4": dict(
+        arguments=tensors,
+        solution=lambda W, G, rank: _projected(W, W @ _root(G), rank),
+        pseudo_inverse=lambda W, G, rank: _still_weighted(W, G, rank) @ torch.linalg.pinv(_root(G)),
+        repair=_repair,
+        still_weighted=_still_weighted,
+        still_in_symmetric_root=lambda W, G, rank: _still_weighted(W, G, rank, _symmetric_root),
+        smallest_first=_smallest_first,
+        gram_for_its_root=lambda W, G, rank: _projected(W, W @ G, rank),
+        plain_svd=lambda W, G, rank: _projected(W, W, rank),
+        projected_inputs=_projected_inputs,
     ),
 }
-# fmt: on
+EXERCISES = load("ex02.yaml", ANSWERS)

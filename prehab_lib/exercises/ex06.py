@@ -3,16 +3,11 @@
 import math
 from statistics import mean, stdev
 
-from prehab_lib.exercises import Exercise
-
-# 6.1: share of training
+from prehab_lib.exercises import load
 
 
-def _share(nothing, control, prepared):
+def _share_of_training(nothing, control, prepared):
     return (control - nothing) / (prepared - nothing)
-
-
-# 6.2: paired t
 
 
 def _paired_t(first, second):
@@ -20,68 +15,34 @@ def _paired_t(first, second):
     return mean(differences) / (stdev(differences) / math.sqrt(len(differences)))
 
 
-def _unpaired_t(first, second):
-    return (mean(first) - mean(second)) / math.sqrt(
-        (stdev(first) ** 2 + stdev(second) ** 2) / len(first)
-    )
+def _unpaired(first, second):
+    spread = math.sqrt((stdev(first) ** 2 + stdev(second) ** 2) / len(first))
+    return (mean(first) - mean(second)) / spread
 
 
-def _without_root(first, second):
-    return _paired_t(first, second) / math.sqrt(len(first))
-
-
-def _with_n(first, second):
+def _divided_by_n(first, second):
     n = len(first)
     return _paired_t(first, second) * math.sqrt(n / (n - 1))
 
 
-# 6.3: λ in other units
-
-
-def _same_lambda(lam, layers, tokens):
-    return lam / (layers * math.sqrt(tokens))
-
-
-# fmt: off
-EXERCISES = {
-    "6.1": Exercise(
-        cases=[(50.0, 56.0, 58.0), (20.0, 18.0, 24.0), (0.0, 1.0, 1.5)],
-        withheld=[(10.0, 30.0, 20.0), (40.0, 44.0, 50.0)],
-        solution=_share,
-        slips=[
-            (lambda nothing, control, prepared: (prepared - control) / (prepared - nothing),
-             "that is the regulariser's share: training alone goes from nothing to the control"),
-            (lambda nothing, control, prepared: control / prepared,
-             "scores are not gains: measure both from what doing nothing scores"),
-            (lambda nothing, control, prepared: (control - nothing) / (prepared - control),
-             "a share of the whole gain: divide by prepared − nothing"),
-        ],
+ANSWERS = {
+    "6.1": dict(
+        solution=_share_of_training,
+        share_of_the_regulariser=lambda *scores: 1 - _share_of_training(*scores),
+        ratio_of_scores=lambda nothing, control, prepared: control / prepared,
+        over_the_rest=lambda nothing, control, prepared: (control - nothing) / (prepared - control),
     ),
-    "6.2": Exercise(
-        cases=[([3.0, 5.0, 9.0], [2.0, 3.0, 6.0]), ([1.0, 4.0, 2.0, 8.0], [2.0, 3.0, 2.5, 6.0])],
-        withheld=[([5.0, 7.0], [4.0, 4.0]), ([1.0, 2.0, 4.0, 8.0, 3.0], [0.0, 2.5, 3.0, 6.0, 1.0])],
+    "6.2": dict(
         solution=_paired_t,
-        slips=[
-            (_unpaired_t,
-             "seeds are paired: take the difference of each seed first, then its spread"),
-            (_without_root,
-             "that is the spread of one seed's difference: the mean of n has 1/√n of it"),
-            (_with_n,
-             "divide the squares by n − 1, not by n: the mean was estimated from the same numbers"),
-        ],
+        unpaired=_unpaired,
+        spread_of_one_seed=lambda first, second: _paired_t(first, second) / math.sqrt(len(first)),
+        divided_by_n=_divided_by_n,
     ),
-    "6.3": Exercise(
-        cases=[(5.0, 49, 10000), (0.1, 9, 400), (1.0, 4, 2)],
-        withheld=[(2.0, 12, 2500), (0.7, 1, 1)],
-        solution=_same_lambda,
-        slips=[
-            (lambda lam, layers, tokens: lam / layers,
-             "the Gram's scale counts too: dividing G by N divides L, and the nuclear norm, by √N"),
-            (lambda lam, layers, tokens: lam / (layers * tokens),
-             "the Gram is divided by N, but its root L, which the norm sees, by √N"),
-            (lambda lam, layers, tokens: lam * layers * math.sqrt(tokens),
-             "the other way round: your sum and your Gram are larger, so your λ is smaller"),
-        ],
+    "6.3": dict(
+        solution=lambda lam, layers, tokens: lam / (layers * math.sqrt(tokens)),
+        without_tokens=lambda lam, layers, tokens: lam / layers,
+        tokens_without_root=lambda lam, layers, tokens: lam / (layers * tokens),
+        other_way_round=lambda lam, layers, tokens: lam * layers * math.sqrt(tokens),
     ),
 }
-# fmt: on
+EXERCISES = load("ex06.yaml", ANSWERS)

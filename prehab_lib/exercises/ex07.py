@@ -4,86 +4,57 @@ correction.
 
 import math
 
-from prehab_lib.exercises import Exercise
+import numpy as np
 
-# 7.1: first-order loss change of dropping each component
+from prehab_lib.exercises import load
 
 
 def _loss_changes(left, right, grad):
-    rows, columns = range(len(grad)), range(len(grad[0]))
-    return [
-        -sum(grad[i][j] * left[i][a] * right[a][j] for i in rows for j in columns)
-        for a in range(len(right))
-    ]
+    return -np.einsum("ia,aj,ij->a", left, right, grad)
 
 
 def _transposed(left, right, grad):
-    """zip stops at the shorter side, so nothing fails where grad is not square."""
-    return [
-        -sum(
-            g * row[a] * r
-            for grads, r in zip(grad, right[a], strict=False)
-            for g, row in zip(grads, left, strict=False)
-        )
-        for a in range(len(right))
-    ]
-
-
-def _squared_sizes(left, right, grad):
-    return [
-        sum(row[a] ** 2 for row in left) * sum(r**2 for r in right[a]) for a in range(len(right))
-    ]
-
-
-def _with_all_after_it(left, right, grad):
-    changes = _loss_changes(left, right, grad)
-    return [sum(changes[a:]) for a in range(len(changes))]
-
-
-# 7.2: the next drop of the zero-sum walk
-
-
-def _next_drop(tails, balance):
-    """Of the sign that pulls the sum towards zero, or of the other where that has none."""
-    return _smallest(tails, _of_sign(tails, balance <= 0) or tails)
+    """Cut to a square, so nothing fails where grad is none."""
+    side = min(np.shape(grad))
+    square = np.array(grad)[:side, :side].T
+    return _loss_changes(np.array(left)[:side], np.array(right)[:, :side], square)
 
 
 def _of_sign(tails, positive):
-    return [name for name in tails if (tails[name] >= 0) == positive]
+    """Those of this sign, or all where none has it."""
+    return {name: tail for name, tail in tails.items() if (tail >= 0) == positive} or tails
 
 
-def _smallest(tails, names):
-    return min(names, key=lambda name: (abs(tails[name]), name))
+def _smallest(tails, size=abs):
+    return min(tails, key=lambda name: (size(tails[name]), name))
 
 
-def _largest(tails, balance):
-    return min(_of_sign(tails, balance <= 0) or tails, key=lambda name: (-abs(tails[name]), name))
+def _next_drop(tails, balance, size=abs):
+    return _smallest(_of_sign(tails, balance <= 0), size)
 
 
-def _lowest(tails, names):
-    return min(names, key=lambda name: (tails[name], name))
+def _nothing_of_the_other_sign(tails, balance):
+    name = _next_drop(tails, balance)
+    return name if (tails[name] >= 0) == (balance <= 0) else None
 
 
-def _strictly_positive(tails, balance):
-    names = [name for name in tails if (tails[name] > 0 if balance <= 0 else tails[name] < 0)]
-    return _smallest(tails, names or tails)
+def _zero_left_out(tails, balance):
+    sign = 1 if balance <= 0 else -1
+    return _smallest({name: tail for name, tail in tails.items() if sign * tail > 0} or tails)
 
 
-def _nothing_where_the_sign_has_none(tails, balance):
-    names = _of_sign(tails, balance <= 0)
-    return _smallest(tails, names) if names else None
+def _first_of_equals(tails, balance):
+    asked = _of_sign(tails, balance <= 0)
+    return min(asked, key=lambda name: abs(asked[name]))
 
 
-# 7.3: what a rank saves
+def _difference(shape, rank):
+    m, n = shape
+    return m * n - rank * (m + n)
 
 
 def _saved(shape, rank):
-    return max(0, _balance_of_numbers(shape, rank))
-
-
-def _balance_of_numbers(shape, rank):
-    m, n = shape
-    return m * n - rank * (m + n)
+    return max(0, _difference(shape, rank))
 
 
 def _dense_at_break_even(shape, rank):
@@ -91,150 +62,60 @@ def _dense_at_break_even(shape, rank):
     return _saved(shape, rank) if rank < (m * n - 1) // (m + n) else 0
 
 
-# 7.4: the smallest step with the same loss change
-
-
-def _dot(a, b):
-    return sum(x * y for x, y in zip(a, b, strict=True))
-
-
 def _along(direction, amount, square):
     """amount / square · direction; zeros where square is 0."""
-    return [amount / square * x if square else 0.0 for x in direction]
+    return np.multiply(direction, amount / square if square else 0.0)
 
 
 def _restored(grad, lost):
-    return _along(grad, _dot(grad, lost), _dot(grad, grad))
+    return _along(grad, np.dot(grad, lost), np.dot(grad, grad))
 
 
-def _rest(grad, lost):
-    return [whole - part for whole, part in zip(lost, _restored(grad, lost), strict=True)]
-
-
-# fmt: off
-EXERCISES = {
-    "7.1": Exercise(
-        cases=[
-            ([[1, 0], [0, 1]], [[2, 0], [1, 1]], [[3, 0], [-1, 2]]),
-            ([[1, 2], [-1, 1]], [[2, 1], [0, -1]], [[1, -2], [0.5, 3]]),
-            ([[1, 1], [2, -1]], [[0.5, 1, 0], [1, -1, 2]], [[0.2, -0.1, 0.4], [1, 0, -0.3]]),
-        ],
-        withheld=[
-            (
-                [[1, 0], [2, 1], [0, -1]],
-                [[1, 0, 2, -1], [0, 1, 1, 3]],
-                [[0.5, 0, 1, 0], [1, -1, 0, 2], [0, 0.3, 0.1, 0]],
-            )
-        ],
+ANSWERS = {
+    "7.1": dict(
         solution=_loss_changes,
-        slips=[
-            (lambda left, right, grad: [-change for change in _loss_changes(left, right, grad)],
-             "the sign: the component is taken away, so the weight moves by minus left_a right_a"),
-            (lambda left, right, grad: [abs(change) for change in _loss_changes(left, right, grad)],
-             "keep the sign: whether the loss rises or falls is what zero-sum balances"),
-            (_transposed,
-             "grad has the shape of W: its row i goes with row i of left, its column j with "
-             "column j of right"),
-            (_squared_sizes,
-             "that is the squared size of the component: the loss is not in it, and may not feel "
-             "a large one"),
-            (_with_all_after_it,
-             "that drops component a with all that follow it: here each one goes alone"),
-            (lambda left, right, grad: sum(_loss_changes(left, right, grad)),
-             "that is the change of dropping the whole layer: give one number for each component"),
-        ],
+        sign_turned=lambda *matrices: -_loss_changes(*matrices),
+        without_sign=lambda *matrices: abs(_loss_changes(*matrices)),
+        transposed=_transposed,
+        squared_sizes=lambda left, right, grad: np.square(left).sum(0) * np.square(right).sum(1),
+        with_all_after_it=lambda *matrices: _loss_changes(*matrices)[::-1].cumsum()[::-1],
+        whole_layer=lambda *matrices: _loss_changes(*matrices).sum(),
     ),
-    "7.2": Exercise(
-        cases=[
-            ({"q": 0.3, "k": -0.1, "v": 0.2, "o": -0.4}, -0.05),
-            ({"q": 0.3, "k": -0.1, "v": 0.05, "o": -0.4}, 0.35),
-            ({"q": 0.3, "k": -0.1, "v": 0.2}, 0.0), ({"q": 0.3, "k": 0.2}, 0.6),
-            ({"v": -0.5, "o": -0.2}, -0.3), ({"q": -0.2, "k": -0.2, "v": 0.1, "o": -0.3}, 0.35),
-            ({"q": 0.4, "k": 0.0, "v": -0.3}, -0.1),
-        ],
-        withheld=[({"a": 0.2, "b": -0.3, "c": 0.05}, 0.1), ({"b": 0.3, "a": 0.3}, 0.0)],
+    "7.2": dict(
         solution=_next_drop,
-        slips=[
-            (_largest,
-             "the smallest goes first: large changes are where the first order is least to be "
-             "trusted"),
-            (lambda tails, balance: _smallest(tails, _of_sign(tails, balance > 0) or tails),
-             "the other way round: a sum at or below zero asks for a change that raises the loss"),
-            (lambda tails, balance: _smallest(tails, tails),
-             "that is the greedy rule, smallest size whatever the sign: it never looks at the "
-             "balance"),
-            (lambda tails, balance: _lowest(tails, tails),
-             "most negative first takes the largest changes first, and the first order holds for "
-             "small ones"),
-            (lambda tails, balance: _lowest(tails, _of_sign(tails, balance <= 0) or tails),
-             "the right sign, but smallest is meant by size: of -0.4 and -0.1 take -0.1"),
-            (lambda tails, balance: _smallest(tails, _of_sign(tails, balance < 0) or tails),
-             "at balance 0, where the walk begins, the changes of at least 0 go first"),
-            (lambda tails, balance: min(tails, key=lambda name: (abs(balance + tails[name]), name)),
-             "that brings the sum as near to zero as it can: the rule takes the smallest of the "
-             "sign it asks for"),
-            (_nothing_where_the_sign_has_none,
-             "where no layer has the sign it asks for, take from the other"),
-            (_strictly_positive,
-             "a change of exactly 0 counts with those above: it is the cheapest of all"),
-            (lambda tails, balance: min(
-                    _of_sign(tails, balance <= 0) or tails, key=lambda name: abs(tails[name])
-                ),
-             "of equals the first in the order of names goes, not the first in the dictionary"),
-        ],
+        largest=lambda tails, balance: _next_drop(tails, balance, lambda tail: -abs(tail)),
+        other_way_round=lambda tails, balance: _smallest(_of_sign(tails, balance > 0)),
+        greedy=lambda tails, balance: _smallest(tails),
+        most_negative=lambda tails, balance: _smallest(tails, lambda tail: tail),
+        lowest_of_sign=lambda tails, balance: _next_drop(tails, balance, lambda tail: tail),
+        wrong_at_zero=lambda tails, balance: _smallest(_of_sign(tails, balance < 0)),
+        nearest_to_balance=lambda tails, balance: _smallest(
+            tails, lambda tail: abs(balance + tail)
+        ),
+        nothing_of_the_other_sign=_nothing_of_the_other_sign,
+        zero_left_out=_zero_left_out,
+        first_of_equals=_first_of_equals,
     ),
-    "7.3": Exercise(
-        cases=[
-            ((4, 4), 1), ((4096, 4096), 2047), ((4096, 4096), 3000), ((3072, 768), 100),
-            ((1024, 4096), 900),
-        ],
-        withheld=[((100, 300), 74), ((100, 300), 75), ((768, 768), 200)],
+    "7.3": dict(
+        arguments=lambda shape, rank: (tuple(shape), rank),
         solution=_saved,
-        slips=[
-            (_balance_of_numbers,
-             "a layer whose factors would be larger stays dense: it saves 0, never less"),
-            (lambda shape, rank: max(0, shape[0] * shape[1] - rank * shape[1]),
-             "that counts V (r × n) alone: U (m × r) is stored too"),
-            (lambda shape, rank: max(0, shape[0] * shape[1] - rank * shape[0]),
-             "that counts U (m × r) alone: V (r × n) is stored too"),
-            (lambda shape, rank: max(0, shape[0] * shape[1] - rank * max(shape)),
-             "max(m, n) a rank is how remap counts, with 8 bits for some: at equal precision a "
-             "rank costs m + n"),
-            (lambda shape, rank: rank * sum(shape),
-             "that is what the factors hold: take it away from m n"),
-            (lambda shape, rank: (min(shape) - rank) * sum(shape),
-             "not every drop gives m + n back: above the break-even rank they give nothing"),
-            (_dense_at_break_even,
-             "at the break-even rank itself the factors are the smaller ones already: dense "
-             "begins one above"),
-        ],
+        below_zero=_difference,
+        right_factor_alone=lambda shape, rank: max(0, math.prod(shape) - rank * shape[1]),
+        left_factor_alone=lambda shape, rank: max(0, math.prod(shape) - rank * shape[0]),
+        counted_as_remap=lambda shape, rank: max(0, math.prod(shape) - rank * max(shape)),
+        what_factors_hold=lambda shape, rank: rank * sum(shape),
+        every_drop_saves=lambda shape, rank: (min(shape) - rank) * sum(shape),
+        dense_at_break_even=_dense_at_break_even,
     ),
-    "7.4": Exercise(
-        cases=[
-            ([3, 4], [1, 2]), ([1, -2, 2, 0], [0.5, 1, -1, 3]), ([2, 0, -1], [1, 5, 2]),
-            ([0, 0], [1, -1]),
-        ],
-        withheld=[([1, 1], [3, -1]), ([0.5, 0, 2], [4, 1, 1])],
+    "7.4": dict(
         solution=_restored,
-        slips=[
-            (lambda grad, lost: _along(grad, _dot(grad, lost), math.sqrt(_dot(grad, grad))),
-             "divide by the square of grad's length: one length is in ⟨grad, lost⟩, the other in "
-             "grad itself"),
-            (lambda grad, lost: _along(grad, _dot(grad, lost), 1),
-             "how long grad is must not matter: divide by ⟨grad, grad⟩"),
-            (lambda grad, lost: _along(lost, _dot(grad, lost), _dot(lost, lost)),
-             "that projects grad on lost: the step lies along grad, the shortest way to change "
-             "the loss"),
-            (lambda grad, lost: [-x for x in _restored(grad, lost)],
-             "the sign: the step must change the loss as giving back would, not undo it once more"),
-            (_rest,
-             "that is the part of lost that the loss does not feel: the step is the other part"),
-            (lambda grad, lost: list(lost),
-             "that gives everything back: the loss change is right, but this is not the smallest "
-             "step"),
-            (lambda grad, lost: _restored(grad, lost) if any(grad) else list(lost),
-             "where grad is zero the loss asks for nothing: the step is zero, not lost"),
-        ],
+        divided_by_length=lambda grad, lost: _along(grad, np.dot(grad, lost), math.hypot(*grad)),
+        not_divided=lambda grad, lost: _along(grad, np.dot(grad, lost), 1),
+        along_lost=lambda grad, lost: _along(lost, np.dot(grad, lost), np.dot(lost, lost)),
+        sign_turned=lambda grad, lost: -_restored(grad, lost),
+        not_felt=lambda grad, lost: np.subtract(lost, _restored(grad, lost)),
+        all_given_back=lambda grad, lost: lost,
+        lost_where_grad_is_zero=lambda grad, lost: _restored(grad, lost) if any(grad) else lost,
     ),
 }
-# fmt: on
+EXERCISES = load("ex07.yaml", ANSWERS)

@@ -5,185 +5,103 @@ label.
 import math
 from statistics import fmean
 
-from prehab_lib.exercises import Exercise
-
-# 10.1: the change printed beside a value
+from prehab_lib.exercises import load
 
 
 def _change(value, base):
     return round(100 * (value / base - 1), 1)
 
 
-def _cut_off(value, base):
-    return math.trunc(1000 * (value / base - 1)) / 10
-
-
-# 10.2: the last column of Table III
-
-_TASKS = ("CoLA", "SST-2", "MRPC", "RTE", "STS-B", "QNLI", "QQP")
-_ROW = dict(
-    zip(
-        (*_TASKS, "MNLI-m", "MNLI-mm"),
-        (0.0, 0.799, 0.811, 0.516, 0.68, 0.667, 0.71, 0.445, 0.447),
-        strict=True,
-    )
-)
-_OTHER = dict(
-    zip(_ROW, (0.567, 0.925, 0.898, 0.658, 0.857, 0.903, 0.876, 0.827, 0.832), strict=True)
-)
+def _tasks(scores):
+    """Those beside MNLI."""
+    return [score for column, score in scores.items() if not column.startswith("MNLI")]
 
 
 def _average(scores):
-    return (sum(scores[task] for task in _TASKS) + (scores["MNLI-m"] + scores["MNLI-mm"]) / 2) / 8
+    return fmean([*_tasks(scores), (scores["MNLI-m"] + scores["MNLI-mm"]) / 2])
 
 
-# 10.3: how often a sentence holds
+def _places(one, other, higher_is_better):
+    """The scores, written as removed -> seed -> score, as (removed, seed) -> score."""
+    flat = [
+        {(removed, seed): score for removed, seeds in side.items() for seed, score in seeds.items()}
+        for side in (one, other)
+    ]
+    return *flat, higher_is_better
 
 
 def _pairs(one, other):
     return [(one[place], other[place]) for place in one if place in other]
 
 
+def _held(pairs, higher_is_better):
+    return sum(a > b if higher_is_better else a < b for a, b in pairs), len(pairs)
+
+
 def _count(one, other, higher_is_better):
-    pairs = _pairs(one, other)
-    return sum((a > b) if higher_is_better else (a < b) for a, b in pairs), len(pairs)
+    return _held(_pairs(one, other), higher_is_better)
 
 
 def _ties_hold(one, other, higher_is_better):
-    pairs = _pairs(one, other)
-    return sum((a >= b) if higher_is_better else (a <= b) for a, b in pairs), len(pairs)
+    lost, cases = _count(other, one, higher_is_better)
+    return cases - lost, cases
 
 
 def _all_counted(one, other, higher_is_better):
     return _count(one, other, higher_is_better)[0], len(one.keys() | other.keys())
 
 
-def _by_seed_means(one, other, higher_is_better):
-    held = cases = 0
-    for removed in {removed for removed, _ in one.keys() & other.keys()}:
-        means = [
-            fmean(value for (at, _), value in side.items() if at == removed)
-            for side in (one, other)
-        ]
-        held += means[0] > means[1] if higher_is_better else means[0] < means[1]
-        cases += 1
-    return held, cases
+def _means(scores):
+    values = {}
+    for (removed, _), score in scores.items():
+        values.setdefault(removed, []).append(score)
+    return {removed: fmean(scores) for removed, scores in values.items()}
 
 
 def _every_seed_with_every(one, other, higher_is_better):
     pairs = [(a, b) for (at, _), a in one.items() for (also, _), b in other.items() if at == also]
-    return sum((a > b) if higher_is_better else (a < b) for a, b in pairs), len(pairs)
+    return _held(pairs, higher_is_better)
 
 
-# 10.4: the memory labels of Table IV
+def _gibibytes(parameters):
+    return 2 * parameters / 2**30
 
 
-def _memory(blocks, rest, removed):
-    return 2 * (rest + (1 - removed) * blocks) / 2**30
-
-
-# fmt: off
-EXERCISES = {
-    "10.1": Exercise(
-        cases=[(118.24, 75.42), (7.03, 7.94), (298.59, 471.83), (9.15, 9.27)],
-        withheld=[(21.3, 20.0), (88.8, 99.9)],
+ANSWERS = {
+    "10.1": dict(
         solution=_change,
-        slips=[
-            (lambda value, base: round(100 * (1 - base / value), 1),
-             "in per cent of the base, not of the value"),
-            (lambda value, base: -_change(value, base),
-             "the sign: what has fallen changes by less than 0"),
-            (lambda value, base: round(value / base - 1, 3), "in per cent: 0.568 is 56.8 %"),
-            (lambda value, base: round(100 * value / base, 1),
-             "that is the value in per cent of the base: take 100 away"),
-            (lambda value, base: round(value - base, 1),
-             "that is the difference: per cent are asked for"),
-            (_cut_off, "round, do not cut off: that is how 56.775 becomes 56.7"),
-        ],
+        of_the_value=lambda value, base: round(100 * (1 - base / value), 1),
+        sign_turned=lambda value, base: -_change(value, base),
+        as_a_fraction=lambda value, base: round(value / base - 1, 3),
+        ratio=lambda value, base: round(100 * value / base, 1),
+        difference=lambda value, base: round(value - base, 1),
+        cut_off=lambda value, base: math.trunc(1000 * (value / base - 1)) / 10,
     ),
-    "10.2": Exercise(
-        cases=[(_ROW,), (_OTHER,)],
-        withheld=[
-            (dict(zip(_ROW, (0.3, 0.8, 0.7, 0.6, 0.5, 0.75, 0.65, 0.4, 0.55), strict=True)),),
-        ],
+    "10.2": dict(
         solution=_average,
-        slips=[
-            (lambda scores: fmean(scores.values()),
-             "MNLI counts twice there: merge its two columns first"),
-            (lambda scores: fmean([*(scores[task] for task in _TASKS), scores["MNLI-m"]]),
-             "MNLI-mm is left out: the mean of both columns is MNLI's score"),
-            (lambda scores: fmean(scores[task] for task in _TASKS), "MNLI is left out altogether"),
-            (lambda scores: (
-                    (
-                        sum(scores[task] for task in _TASKS)
-                        + (scores["MNLI-m"] + scores["MNLI-mm"]) / 2
-                    )
-                    / 9
-                ),
-             "eight tasks are left once the two columns are one"),
-            (lambda scores: sum(scores.values()) / 8,
-             "nine scores over eight: take the mean of the two MNLI columns, not their sum"),
-        ],
+        mean_of_nine=lambda scores: fmean(scores.values()),
+        half_of_mnli=lambda scores: fmean([*_tasks(scores), scores["MNLI-m"]]),
+        without_mnli=lambda scores: fmean(_tasks(scores)),
+        divided_by_nine=lambda scores: _average(scores) * 8 / 9,
+        nine_over_eight=lambda scores: sum(scores.values()) / 8,
     ),
-    "10.3": Exercise(
-        cases=[
-            (
-                {(0.2, 0): 70, (0.2, 1): 80, (0.4, 0): 55},
-                {(0.2, 0): 60, (0.2, 1): 82, (0.4, 0): 55},
-                True,
-            ),
-            (
-                {(0.2, 0): 9.0, (0.4, 0): 30.0},
-                {(0.2, 0): 8.0, (0.4, 0): 31.0, (0.6, 0): 90.0},
-                False,
-            ),
-            (
-                {(0.2, 0): 3.0, (0.2, 1): 9.0, (0.2, 2): 4.0},
-                {(0.2, 0): 2.0, (0.2, 1): 9.5, (0.2, 2): 3.5},
-                True,
-            ),
-            ({(0.2, 0): 3.0, (0.2, 1): 9.0}, {(0.2, 0): 2.0, (0.2, 1): 9.0}, False),
-        ],
-        withheld=[
-            (
-                {(0.2, 0): 5, (0.4, 0): 7, (0.4, 1): 6},
-                {(0.2, 0): 4, (0.4, 0): 8, (0.6, 1): 1},
-                better,
-            )
-            for better in (True, False)
-        ],
+    "10.3": dict(
+        arguments=_places,
         solution=_count,
-        slips=[
-            (_ties_hold, "a tie does not hold: equal is not better"),
-            (lambda one, other, higher_is_better: _count(one, other, True),
-             "of perplexities the lower one is better"),
-            (_all_counted, "only places where both have a score are cases"),
-            (_by_seed_means, "compare seed by seed: a mean hides how often it holds"),
-            (_every_seed_with_every,
-             "a seed is compared with itself only: the two share their base model and data"),
-            (lambda one, other, higher_is_better: _count(other, one, higher_is_better),
-             "the other way round: how often does the first beat the second?"),
-        ],
+        ties_hold=_ties_hold,
+        higher_always=lambda one, other, higher_is_better: _count(one, other, True),
+        all_counted=_all_counted,
+        by_seed_means=lambda one, other, higher: _count(_means(one), _means(other), higher),
+        every_seed_with_every=_every_seed_with_every,
+        other_way_round=lambda one, other, higher_is_better: _count(other, one, higher_is_better),
     ),
-    "10.4": Exercise(
-        cases=[
-            (6_476_005_376, 262_410_240, 0.2), (6_476_005_376, 262_410_240, 0.6),
-            (10**9, 10**8, 0.5),
-        ],
-        withheld=[(3 * 10**9, 10**8, 0.3)],
-        solution=_memory,
-        slips=[
-            (lambda blocks, rest, removed: 2 * (rest + (1 - removed) * blocks) / 1e9,
-             "that is in units of 10⁹ bytes: the labels fit 2³⁰"),
-            (lambda blocks, rest, removed: 2 * (1 - removed) * (rest + blocks) / 2**30,
-             "the rest is not compressed: embeddings, head and norms stay as they are"),
-            (lambda blocks, rest, removed: 2 * (rest + removed * blocks) / 2**30,
-             "removed is what goes: 1 - removed is kept"),
-            (lambda blocks, rest, removed: 2 * (1 - removed) * blocks / 2**30,
-             "the rest takes memory, too"),
-            (lambda blocks, rest, removed: 4 * (rest + (1 - removed) * blocks) / 2**30,
-             "16 bits are two bytes"),
-        ],
+    "10.4": dict(
+        solution=lambda blocks, rest, removed: _gibibytes(rest + (1 - removed) * blocks),
+        in_gigabytes=lambda blocks, rest, removed: 2 * (rest + (1 - removed) * blocks) / 1e9,
+        rest_compressed=lambda blocks, rest, removed: _gibibytes((1 - removed) * (rest + blocks)),
+        removed_kept=lambda blocks, rest, removed: _gibibytes(rest + removed * blocks),
+        rest_forgotten=lambda blocks, rest, removed: _gibibytes((1 - removed) * blocks),
+        four_bytes=lambda blocks, rest, removed: 2 * _gibibytes(rest + (1 - removed) * blocks),
     ),
 }
-# fmt: on
+EXERCISES = load("ex10.yaml", ANSWERS)

@@ -46,14 +46,16 @@ def test_students_get_no_solution(built):
     student = built / "student"
     modules = {file.stem for file in (ROOT / "prehab_lib" / "exercises").glob("ex[0-9][0-9].py")}
     assert {file.stem for file in (student / "prehab_lib" / "exercises").glob("ex*")} == modules
-    assert not [file for file in student.rglob("*") if "solutions" in file.parts or re.match(r"ex\d\d\.py", file.name)]
-    assert not [file for file in student.rglob("*.py") if "EXERCISES = {\n" in file.read_text(encoding="utf-8")]
+    assert not [
+        file for file in student.rglob("*") if "solutions" in file.parts or re.match(r"ex\d\d\.(py|yaml)", file.name)
+    ]
+    assert not [file for file in student.rglob("*.py") if "EXERCISES = load(" in file.read_text(encoding="utf-8")]
     for name in modules:
         content = json.loads((student / "prehab_lib" / "exercises" / f"{name}.json").read_text(encoding="utf-8"))
         for id, key in content["exercises"].items():
             assert set(key) == {"cases", "wanted", "slips"}, id
             assert len(key["cases"]) == len(solved(id).cases), f"{id} tells its withheld cases"
-            assert all(set(slip) == {"hint", "answers"} for slip in key["slips"]), id
+            assert all(set(slip) == {"tuple"} and len(slip["tuple"]) == 2 for slip in key["slips"]), id
 
 
 def test_a_students_notebook_is_blank_and_tells_no_solution(built):
