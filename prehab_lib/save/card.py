@@ -18,6 +18,12 @@ TASKS = {
     "AutoModel": "feature-extraction",
 }
 NAMED = ("base_model", "method", "removed", "achieved", "calibration", "commit", "license")
+IMPORT = "import prehab_lib.save  # makes the model type known to transformers\n"
+WARNING = """
+`prehab_lib.surgery.load` opens it too. Any other class of transformers draws the missing matrices
+at random and reports them as MISSING.
+"""
+MERGED = "The two factors of each layer are multiplied out again, so this copy saves no memory."
 
 
 def text(model: nn.Module, auto: str, merged: bool, about: dict) -> ModelCard:
@@ -29,50 +35,55 @@ def text(model: nn.Module, auto: str, merged: bool, about: dict) -> ModelCard:
     (the hub's identifier).  Whatever else is given is listed as it is.
     """
     base = str(about.get("base_model") or getattr(model.config, "_name_or_path", "") or "")
+    on_hub = re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", base) and not os.path.isdir(base)
+    license = about.get("license")
     front = ModelCardData(
         library_name="transformers",
         pipeline_tag=TASKS[auto],
-        base_model=base if _on_hub(base) else None,
-        license=about.get("license"),
+        base_model=base if on_hub else None,
+        license=license,
         tags=["low-rank", "svd", "compression"],
     )
-    title = (
-        f"{Path(base).name or type(model).__name__}, compressed{' and merged' if merged else ''}"
-    )
-    sections = [f"---\n{front.to_yaml()}\n---", f"# {title}", _what(base, merged, about)]
-    sections += ["## Open it", _opening(auto, merged), "## Ranks", _ranks(model)]
-    sections += ["## How it was made", _making(about), "## Licence", _licence(about.get("license"))]
-    return ModelCard("\n\n".join(sections) + "\n")
+    origin = f"`{base if on_hub else Path(base).name}`" if base else "a model"
+    method = f" by `{about['method']}`" if about.get("method") else ""
+    given = f"`{license}`, as told by whoever made this copy. " if license else ""
+    return ModelCard(f"""\
+---
+{front.to_yaml()}
+---
+
+# {Path(base).name or type(model).__name__}, compressed{" and merged" if merged else ""}
+
+The linear layers of {origin}, cut down to low rank{method} with `prehab_lib`.
+{_budget(about)}{MERGED if merged else ""}
+
+## Open it
+
+```python
+{"" if merged else IMPORT}from transformers import {auto}
+model = {auto}.from_pretrained("this/folder")
+```
+{"" if merged else WARNING}
+## Ranks
+
+{_ranks(model)}
+
+## How it was made
+
+{_making(about)}
+
+## Licence
+
+{given}These weights are derived from the base model's, so its licence
+and terms apply to them as well.
+""")
 
 
-def _on_hub(base: str) -> bool:
-    return bool(re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", base)) and not os.path.isdir(base)
-
-
-def _what(base: str, merged: bool, about: dict) -> str:
-    name = f"`{base if _on_hub(base) else Path(base).name}`" if base else "a model"
-    how = f" by `{about['method']}`" if about.get("method") else ""
-    lines = [f"The linear layers of {name}, cut down to low rank{how} with `prehab_lib`."]
-    if about.get("removed") is not None:
-        achieved = "" if about.get("achieved") is None else f", {about['achieved']:.1%} achieved"
-        lines.append(f"Removed of those layers' weights: {about['removed']:.0%} asked{achieved}.")
-    if merged:
-        lines.append(
-            "The two factors of each layer are multiplied out again, so this copy saves no memory."
-        )
-    return " ".join(lines)
-
-
-def _opening(auto: str, merged: bool) -> str:
-    lines = [f"from transformers import {auto}", f'model = {auto}.from_pretrained("this/folder")']
-    if merged:
-        return "\n".join(["```python", *lines, "```"])
-    lines.insert(0, "import prehab_lib.save  # makes the model type known to transformers")
-    warning = (
-        "`prehab_lib.surgery.load` opens it too. Any other class of transformers draws the missing "
-        "matrices at random and reports them as MISSING."
-    )
-    return "\n".join(["```python", *lines, "```", "", warning])
+def _budget(about: dict) -> str:
+    if about.get("removed") is None:
+        return ""
+    achieved = "" if about.get("achieved") is None else f", {about['achieved']:.1%} achieved"
+    return f"Removed of those layers' weights: {about['removed']:.0%} asked{achieved}.\n"
 
 
 def _ranks(model: nn.Module) -> str:
@@ -92,11 +103,10 @@ def _ranks(model: nn.Module) -> str:
 
 
 def _making(about: dict) -> str:
-    versions = {"prehab_lib": __version__}
-    versions |= {package: version(package) for package in ("torch", "transformers")}
     rows = {
         "calibration": about.get("calibration") or "not told",
-        "versions": versions,
+        "versions": {"prehab_lib": __version__}
+        | {package: version(package) for package in ("torch", "transformers")},
         "commit of prehab_lib": about.get("commit") or "not told",
         "written": f"{datetime.now(UTC):%Y-%m-%d}",
     }
@@ -111,11 +121,3 @@ def _cell(value: object) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
     return str(value).replace("|", "\\|").replace("\n", " ")
-
-
-def _licence(license: str | None) -> str:
-    given = f"`{license}`, as told by whoever made this copy. " if license else ""
-    return given + (
-        "These weights are derived from the base model's, so its licence and terms apply to them "
-        "as well."
-    )

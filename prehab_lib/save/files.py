@@ -1,5 +1,5 @@
-"""The files of a saved model: the folder is complete or not there, and only what `save` wrote is
-ever replaced.
+"""The files of a saved model: the folder is complete or not there, and only what `storage.save`
+wrote is ever replaced.
 """
 
 import glob
@@ -17,21 +17,26 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 DESCRIPTION = "prehab.json"
+FORMAT = 2
+FIELDS = {"recipe": dict, "rewrites": list, "ranks": dict, "packed": dict, "tied": dict}
+FIELDS |= {"rounded": list, "buffers": str, "files": list}
+# What transformers computes and leaves out of checkpoints; kept, so that a model returns to the
+# last bit.
+BUFFERS = "buffers.safetensors"
 
 
 def check_target(folder: str | Path) -> None:
-    """Raises ValueError where `folder` holds anything but a saved model: not even one file of
-    somebody else's.
-    """
+    """Raises ValueError where `folder` holds any file that is not of a saved model."""
     folder = Path(folder)
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
     if not (folder / DESCRIPTION).is_file():
         raise ValueError(f"{folder} holds other files than a saved model: name a new folder")
+    ours = {DESCRIPTION}
     try:
-        ours = {DESCRIPTION, *json.loads((folder / DESCRIPTION).read_text())["files"]}
-    except (ValueError, KeyError, TypeError):  # damaged: then nothing is known to be ours
-        ours = {DESCRIPTION}
+        ours |= {*json.loads((folder / DESCRIPTION).read_text())["files"]}
+    except (ValueError, KeyError, TypeError):
+        pass  # damaged: then nothing else is known to be ours
     foreign = [name for name in files_in(folder) if name not in ours]
     if foreign:
         raise ValueError(
@@ -48,8 +53,7 @@ def files_in(folder: Path) -> list[str]:
 
 @contextmanager
 def replacing(folder: Path) -> Iterator[Path]:
-    """An empty folder to write to, which takes the place of `folder` when the block ends without an
-    error.
+    """An empty folder, which takes the place of `folder` when the block ends without an error.
 
     Whatever stops it, Ctrl-C between the two moves as well, `folder` is as it was.  After a kill
     there `left_at` finds it.
@@ -77,35 +81,56 @@ def left_at(folder: Path) -> Path | None:
     return left[-1].parent if left and not folder.exists() else None
 
 
+def read_description(folder: Path) -> dict:
+    """What DESCRIPTION says.  Raises FileNotFoundError without it and ValueError for a damaged one
+    or another format.
+    """
+    path = folder / DESCRIPTION
+    if not path.is_file():
+        left = left_at(folder)
+        lost = f"is not there: a save was killed and left its model in {left}, move it back"
+        never = (
+            f"holds no compressed model: {DESCRIPTION} is missing (was it made by surgery.save?)"
+        )
+        raise FileNotFoundError(f"{folder} {lost if left else never}")
+    try:
+        description = json.loads(path.read_text())
+        wrong = [name for name in FIELDS if not isinstance(description.get(name), FIELDS[name])]
+    except (ValueError, AttributeError) as problem:
+        raise ValueError(f"{path} is damaged: {problem}") from problem
+    if wrong or description.get("format") != FORMAT:
+        raise ValueError(
+            f"{path} is of another format than this version writes ({FORMAT}): save the model again"
+        )
+    return description
+
+
 def read_weights(folder: Path) -> dict[str, Tensor]:
     """The tensors of a folder, from one file or from shards.  Raises as `read_file` does."""
     index = folder / INDEX
     if not index.is_file():
         return read_file(folder / WEIGHTS)
     try:
-        shards = set(json.loads(index.read_text())["weight_map"].values())
+        shards = sorted({*map(str, json.loads(index.read_text())["weight_map"].values())})
     except (ValueError, KeyError, TypeError, AttributeError) as problem:
         raise ValueError(f"{index} is damaged ({problem}): copy the file again") from problem
-    outside = [shard for shard in shards if Path(shard).name != shard]
-    if outside:
-        raise ValueError(f"{index} names {outside[0]!r}, which is no file of its folder")
     tensors = {}
-    for shard in sorted(shards):
+    for shard in shards:
+        if Path(shard).name != shard:
+            raise ValueError(f"{index} names {shard!r}, which is no file of its folder")
         tensors |= read_file(folder / shard)
     return tensors
 
 
 def read_file(path: Path) -> dict[str, Tensor]:
     """The tensors of one safetensors file.  Raises FileNotFoundError where it is missing and
-    ValueError where it is damaged, naming it.
+    ValueError where it is damaged.
     """
     if not path.is_file():
-        raise FileNotFoundError(
-            f"{path} is missing: the folder is not complete, save the model again"
-        )
+        raise FileNotFoundError(f"{path} is missing: the folder is incomplete, save it again")
     try:
         return load_file(path)
     except (SafetensorError, ValueError, OSError) as problem:
         raise ValueError(
-            f"{path} is damaged ({problem}): save the model again, or copy the file again"
+            f"{path} is damaged ({problem}): save the model or copy it again"
         ) from problem

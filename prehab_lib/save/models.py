@@ -4,6 +4,7 @@ same skeleton again.
 
 import inspect
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -11,6 +12,8 @@ from torch import nn
 
 from prehab_lib.save.hub import explained
 from prehab_lib.save.rewrite import to_linear
+
+LOCAL = "give the folder of a local copy instead"
 
 
 def small_vit(
@@ -27,10 +30,8 @@ def small_vit(
     """timm's VisionTransformer for small images, random weights from `seed`; the defaults suit the
     embedded digit pairs.
     """
-    kwargs = dict(
-        img_size=list(image_size), patch_size=patch, in_chans=channels, num_classes=classes
-    )
-    kwargs |= dict(embed_dim=width, depth=depth, num_heads=heads)
+    kwargs = dict(img_size=list(image_size), patch_size=patch, in_chans=channels)
+    kwargs |= dict(num_classes=classes, embed_dim=width, depth=depth, num_heads=heads)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return build({"library": "timm", "class": "VisionTransformer", "kwargs": kwargs})
@@ -46,20 +47,20 @@ def image_model(source: str, *, pretrained: bool = True, **kwargs) -> nn.Module:
     """
     import timm
 
-    name = source
     _check_folder(source)
+    name, architecture = source, source.split(".")[0]
     if os.path.isdir(source):
         if not (Path(source) / "config.json").is_file():
             raise FileNotFoundError(f"{source} is no timm model folder: it has no config.json")
         name = f"local-dir:{Path(source).resolve()}"
-    elif "/" not in source and not timm.is_model(source.split(".")[0]):
+    elif "/" not in source and not timm.is_model(architecture):
         raise ValueError(
             f"model = {source!r} is neither a folder nor a model timm knows: see timm.list_models()"
         )
-    with explained(f"the model {source!r}", remedy="give the folder of a local copy instead"):
+    with explained(f"the model {source!r}", LOCAL):
         model = timm.create_model(name, pretrained=pretrained, **kwargs)
     if name == source and "/" not in source:
-        model.prehab_recipe = {"library": "timm", "name": source.split(".")[0], "kwargs": kwargs}
+        model.prehab_recipe = {"library": "timm", "name": architecture, "kwargs": kwargs}
     return model
 
 
@@ -73,11 +74,9 @@ def text_model(source: str, auto_class: str, **kwargs) -> nn.Module:
     import transformers
 
     _check_folder(source)
-    with explained(f"the model {source!r}", remedy="give the folder of a local copy instead"):
-        loader = getattr(transformers, auto_class)
-        model = loader.from_pretrained(
-            source, use_safetensors=True, trust_remote_code=False, **kwargs
-        )
+    safe = dict(use_safetensors=True, trust_remote_code=False)
+    with explained(f"the model {source!r}", LOCAL):
+        model = getattr(transformers, auto_class).from_pretrained(source, **safe, **kwargs)
     to_linear(model)
     return model
 
@@ -93,12 +92,11 @@ def build(recipe: dict) -> nn.Module:
 
     Raises ValueError for a recipe of another kind.
     """
-    if recipe.get("library") not in BUILDERS:
-        raise ValueError(
-            f"recipe of library {recipe.get('library')!r} is not known: choose one of "
-            f"{', '.join(BUILDERS)}"
-        )
-    model = BUILDERS[recipe["library"]](recipe)
+    library = recipe.get("library")
+    if library not in BUILDERS:
+        choices = ", ".join(BUILDERS)
+        raise ValueError(f"recipe of library {library!r} is not known: choose one of {choices}")
+    model = BUILDERS[library](recipe)
     model.prehab_recipe = recipe
     return model
 
@@ -109,33 +107,53 @@ def recipe_of(model: nn.Module) -> dict:
 
     Raises ValueError for a model of another kind.
     """
-    if getattr(model, "prehab_recipe", None) is not None:
-        return model.prehab_recipe
-    for read in RECIPE_READERS:
+    recipe = getattr(model, "prehab_recipe", None)
+    read = READERS.get(type(model).__module__.split(".")[0])
+    if recipe is None and read is not None:
         recipe = read(model)
-        if recipe is not None:
-            return recipe
-    raise ValueError(
-        f"{type(model).__name__} is neither a timm nor a transformers model: set "
-        "model.prehab_recipe to a recipe that prehab_lib.save.models.build understands before "
-        "saving"
-    )
+    if recipe is None:
+        raise ValueError(
+            f"{type(model).__name__} is neither a timm nor a transformers model: set "
+            "model.prehab_recipe to a recipe that prehab_lib.save.models.build understands before "
+            "saving"
+        )
+    return recipe
 
 
 def _build_timm(recipe: dict) -> nn.Module:
     import timm
 
-    loading = ("pretrained", "checkpoint", "cache")
-    unknown = [key for key in recipe["kwargs"] if key.startswith(loading)]
-    if unknown:
-        raise ValueError(f"a recipe builds an empty model: {unknown[0]!r} has no place in it")
-    if "name" in recipe:
-        if not timm.is_model(recipe["name"]):
-            raise ValueError(f"recipe of timm model {recipe['name']!r} is not known")
-        return timm.create_model(recipe["name"], pretrained=False, **recipe["kwargs"])
-    if recipe["class"] != "VisionTransformer":
-        raise ValueError(f"recipe of timm class {recipe['class']!r} is not known")
-    return timm.models.VisionTransformer(**recipe["kwargs"])
+    kwargs, name = recipe["kwargs"], recipe.get("name")
+    loading = [key for key in kwargs if key.startswith(("pretrained", "checkpoint", "cache"))]
+    if loading:
+        raise ValueError(f"a recipe builds an empty model: {loading[0]!r} has no place in it")
+    if name is None and recipe["class"] == "VisionTransformer":
+        return timm.models.VisionTransformer(**kwargs)
+    if name is None or not timm.is_model(name):
+        raise ValueError(f"recipe of timm model {name or recipe['class']!r} is not known")
+    return timm.create_model(name, pretrained=False, **kwargs)
+
+
+def _read_timm(model: nn.Module) -> dict | None:
+    kwargs = {"num_classes": model.num_classes}
+    if hasattr(model, "patch_embed"):
+        patches = model.patch_embed
+        kwargs |= {"in_chans": patches.proj.in_channels, "img_size": list(patches.img_size)}
+    name = (getattr(model, "pretrained_cfg", None) or {}).get("architecture")
+    if name:
+        return {"library": "timm", "name": name, "kwargs": kwargs}
+    if type(model).__name__ != "VisionTransformer":
+        return None
+    attn, mlp = model.blocks[0].attn, model.blocks[0].mlp
+    kwargs |= dict(patch_size=list(model.patch_embed.patch_size), embed_dim=model.embed_dim)
+    kwargs |= dict(depth=len(model.blocks), num_heads=attn.num_heads)
+    kwargs |= dict(mlp_ratio=mlp.fc1.out_features / model.embed_dim)
+    kwargs |= dict(qkv_bias=attn.qkv.bias is not None, class_token=model.cls_token is not None)
+    accepted = inspect.signature(type(model).__init__).parameters  # not the same in every timm
+    for option in ("global_pool", "no_embed_class"):
+        if option in accepted:
+            kwargs[option] = getattr(model, option)
+    return {"library": "timm", "class": "VisionTransformer", "kwargs": kwargs}
 
 
 def _build_transformers(recipe: dict) -> nn.Module:
@@ -149,40 +167,16 @@ def _build_transformers(recipe: dict) -> nn.Module:
     return kind(config)
 
 
-def _read_timm(model: nn.Module) -> dict | None:
-    if not type(model).__module__.startswith("timm."):
-        return None
-    name = (getattr(model, "pretrained_cfg", None) or {}).get("architecture")
-    shape = {"num_classes": model.num_classes}
-    if hasattr(model, "patch_embed"):
-        patches = model.patch_embed
-        shape |= {"in_chans": patches.proj.in_channels, "img_size": list(patches.img_size)}
-    if name:
-        return {"library": "timm", "name": name, "kwargs": shape}
-    if type(model).__name__ != "VisionTransformer":
-        return None
-    block = model.blocks[0]
-    shape |= {"patch_size": list(model.patch_embed.patch_size), "embed_dim": model.embed_dim}
-    shape |= {"depth": len(model.blocks), "num_heads": block.attn.num_heads}
-    shape |= {"mlp_ratio": block.mlp.fc1.out_features / model.embed_dim}
-    shape |= {"qkv_bias": block.attn.qkv.bias is not None}
-    shape |= {"class_token": model.cls_token is not None}
-    plain = inspect.signature(type(model).__init__).parameters
-    shape |= {
-        name: getattr(model, name) for name in ("global_pool", "no_embed_class") if name in plain
-    }
-    return {"library": "timm", "class": "VisionTransformer", "kwargs": shape}
+def _read_transformers(model: nn.Module) -> dict:
+    about = {"config": plain(model.config), "attention": model.config._attn_implementation}
+    return {"library": "transformers", "class": type(model).__name__, **about}
 
 
-def _read_transformers(model: nn.Module) -> dict | None:
-    if not type(model).__module__.startswith("transformers."):
-        return None
-    config = model.config.to_dict()
-    for name in ("transformers_version", "architectures"):
-        config.pop(name, None)
-    recipe = {"library": "transformers", "class": type(model).__name__, "config": config}
-    return recipe | {"attention": model.config._attn_implementation}
+def plain(config, without: Iterable[str] = ()) -> dict:
+    """A configuration as `AutoConfig.for_model` takes it; it does not tell where a model lay."""
+    dropped = {*without, "transformers_version", "architectures", "_name_or_path"}
+    return {key: value for key, value in config.to_dict().items() if key not in dropped}
 
 
 BUILDERS = {"timm": _build_timm, "transformers": _build_transformers}
-RECIPE_READERS = (_read_timm, _read_transformers)
+READERS = {"timm": _read_timm, "transformers": _read_transformers}

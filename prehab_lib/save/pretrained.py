@@ -11,7 +11,7 @@ then warns of the foreign model type, draws the missing matrices at random and r
 MISSING: open such folders by the Auto classes.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -23,29 +23,28 @@ from torch import nn
 from prehab_lib.factors import LowRankLinear
 from prehab_lib.layers import replace_module
 from prehab_lib.rivals.packing import PackedLinear, Packing
+from prehab_lib.save.models import plain
 from prehab_lib.save.rewrite import REWRITES
 
-_CAUSAL, _CLASSIFIER = "ForCausalLM", "ForSequenceClassification"
+AUTO = ("AutoModelForCausalLM", "AutoModelForSequenceClassification", "AutoModel")
+_GENERATING = {"GPT2": "GPT2LMHeadModel", "Bert": "BertLMHeadModel"}
 # Family -> its configuration, and its model for each of AUTO.
 FAMILIES = {
     family.lower(): (
         f"{family}Config",
-        f"{family}{_CAUSAL}",
-        f"{family}{_CLASSIFIER}",
+        _GENERATING.get(family, f"{family}ForCausalLM"),
+        f"{family}ForSequenceClassification",
         f"{family}Model",
     )
-    for family in ("Llama", "Mistral", "Qwen2", "Qwen3", "OPT")
+    for family in ("Llama", "Mistral", "Qwen2", "Qwen3", "OPT", "GPT2", "Bert")
 }
-FAMILIES["gpt2"] = ("GPT2Config", "GPT2LMHeadModel", f"GPT2{_CLASSIFIER}", "GPT2Model")
-FAMILIES["bert"] = ("BertConfig", "BertLMHeadModel", f"Bert{_CLASSIFIER}", "BertModel")
-AUTO = ("AutoModelForCausalLM", "AutoModelForSequenceClassification", "AutoModel")
 PREFIX, TYPE_PREFIX = "LowRank", "lowrank_"
 NOTHING: Mapping = MappingProxyType({})
 
 
 @dataclass
 class Changes:
-    """What was done to a model since it was a skeleton fresh from its recipe.
+    """What was done to a model since it was a skeleton fresh from its recipe; false for nothing.
 
     ranks: layer -> rank.  rewrites: keys of `REWRITES`.  packed: layer or factor -> its `Packing`
     as JSON.  buffers: names of buffers kept in the checkpoint although transformers would compute
@@ -54,37 +53,23 @@ class Changes:
     """
 
     ranks: Mapping[str, int] = field(default_factory=dict)
-    rewrites: list[str] = field(default_factory=list)
+    rewrites: Sequence[str] = ()
     packed: Mapping[str, dict] = field(default_factory=dict)
-    buffers: list[str] = field(default_factory=list)
+    buffers: Sequence[str] = ()
 
-    @classmethod
-    def of(cls, description: dict) -> "Changes":
-        """From what `storage.save` wrote down."""
-        names = ("ranks", "rewrites", "packed", "rounded")
-        return cls(*(description[name] for name in names))
-
-    def any(self) -> bool:
-        return bool(self.ranks or self.rewrites or self.packed or self.buffers)
+    def __bool__(self) -> bool:
+        return any(map(bool, vars(self).values()))
 
 
 class LowRankConfig:
     """The fields of `Changes`, beside the family's own."""
 
-    ranks: Mapping[str, int] = NOTHING
-    rewrites: tuple[str, ...] = ()
-    buffers: tuple[str, ...] = ()
-    packed: Mapping[str, dict] = NOTHING
+    ranks = packed = NOTHING
+    rewrites = buffers = ()
 
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
         _register_classes(self.model_type.removeprefix(TYPE_PREFIX))
-
-    def plain(self) -> dict:
-        """The family's own configuration, as `AutoConfig.for_model` takes it."""
-        ours = ("ranks", "rewrites", "buffers", "packed", "transformers_version", "architectures")
-        kept = {key: value for key, value in self.to_dict().items() if key not in ours}
-        return kept | {"model_type": self.model_type.removeprefix(TYPE_PREFIX)}
 
 
 class LowRankModel:
@@ -107,21 +92,17 @@ class LowRankModel:
         """The entries by the names of this model: a backbone without its head knows no prefix, and
         nothing of the head.
         """
-        if self.base_model is not self:
-            return dict(entries)
         prefix = f"{self.base_model_prefix}."
         inner = {n.removeprefix(prefix): entries[n] for n in entries if n.startswith(prefix)}
-        return inner or dict(entries)
+        return inner if inner and self.base_model is self else dict(entries)
 
     @property
     def prehab_recipe(self) -> dict:
         """The dense skeleton, as `models.build` takes it."""
-        recipe = {
-            "library": "transformers",
-            "class": self._get_name(),
-            "config": self.config.plain(),
-        }
-        return recipe | {"attention": self.config._attn_implementation}
+        config = plain(self.config, without=vars(Changes()))
+        config["model_type"] = self.config.model_type.removeprefix(TYPE_PREFIX)
+        about = {"config": config, "attention": self.config._attn_implementation}
+        return {"library": "transformers", "class": self._get_name(), **about}
 
     def _get_name(self) -> str:
         """It prints as the model it was made of; its layers show the ranks."""
@@ -135,39 +116,36 @@ def reshape(skeleton: nn.Module, changes: Changes) -> None:
     for name, rank in changes.ranks.items():
         dense = skeleton.get_submodule(name)
         if not isinstance(dense, LowRankLinear):
-            sizes, device = (dense.in_features, dense.out_features, rank), dense.weight.device
-            low_rank = LowRankLinear(*sizes, bias=dense.bias is not None, device=device)
-            replace_module(skeleton, name, low_rank)
+            where = dict(bias=dense.bias is not None, device=dense.weight.device)
+            new = LowRankLinear(dense.in_features, dense.out_features, rank, **where)
+            replace_module(skeleton, name, new)
     for name, packing in changes.packed.items():
-        plain = skeleton.get_submodule(name)
-        if not isinstance(plain, PackedLinear):
-            asked = str(plain.weight.dtype).removeprefix("torch.")  # of from_pretrained
+        linear = skeleton.get_submodule(name)
+        if not isinstance(linear, PackedLinear):
+            asked = str(linear.weight.dtype).removeprefix("torch.")  # of from_pretrained
             how = replace(Packing(**packing), dtype=asked)
-            sizes = (plain.in_features, plain.out_features)
-            new = PackedLinear(*sizes, how, plain.bias is not None, plain.weight.device)
+            where = dict(bias=linear.bias is not None, device=linear.weight.device)
+            new = PackedLinear(linear.in_features, linear.out_features, how, **where)
             replace_module(skeleton, name, new)
 
 
 @cache
 def config_class(family: str) -> type:
     """LowRankLlamaConfig for "llama"."""
-    import transformers
-
-    base = getattr(transformers, FAMILIES[family][0])
-    about = {"model_type": f"{TYPE_PREFIX}{family}", "__module__": __name__}
-    about["__doc__"] = LowRankConfig.__doc__
-    return type(PREFIX + base.__name__, (LowRankConfig, base), about)
+    return _subclass(LowRankConfig, FAMILIES[family][0], model_type=TYPE_PREFIX + family)
 
 
 @cache
 def model_class(family: str, name: str) -> type:
     """LowRankLlamaForCausalLM for "llama" and "LlamaForCausalLM"."""
+    return _subclass(LowRankModel, name, config_class=config_class(family))
+
+
+def _subclass(mixin: type, name: str, **attributes) -> type:
     import transformers
 
-    base = getattr(transformers, name)
-    about = {"config_class": config_class(family), "__module__": __name__}
-    about["__doc__"] = LowRankModel.__doc__
-    return type(PREFIX + name, (LowRankModel, base), about)
+    attributes |= {"__module__": __name__, "__doc__": mixin.__doc__}
+    return type(PREFIX + name, (mixin, getattr(transformers, name)), attributes)
 
 
 def register() -> None:
@@ -187,8 +165,8 @@ def _promise(family: str) -> type:
     def build(cls, *args, **kwargs):
         return config_class(family)(*args, **kwargs)
 
-    about = {"model_type": TYPE_PREFIX + family, "__new__": build}
-    return type("Promise", (PreTrainedConfig,), about)
+    attributes = {"model_type": TYPE_PREFIX + family, "__new__": build}
+    return type("Promise", (PreTrainedConfig,), attributes)
 
 
 @cache
@@ -205,8 +183,6 @@ def family_of(recipe: dict) -> str | None:
     """The family of a recipe of `models.recipe_of`, None where transformers could not open its
     compressed form.
     """
-    if recipe.get("library") != "transformers":
-        return None
     family = recipe.get("config", {}).get("model_type")
     return family if recipe.get("class") in FAMILIES.get(family, ())[1:] else None
 
@@ -216,38 +192,24 @@ def auto_class(recipe: dict) -> str:
     return AUTO[FAMILIES[family_of(recipe)][1:].index(recipe["class"])]
 
 
-def low_rank_config(recipe: dict, changes: Changes):
-    """The configuration of a recipe's model after surgery."""
-    plain = {key: value for key, value in recipe["config"].items() if key != "model_type"}
-    config = config_class(family_of(recipe))(
-        **plain,
-        ranks=dict(changes.ranks),
-        rewrites=list(changes.rewrites),
-        buffers=list(changes.buffers),
-        packed=dict(changes.packed),
-    )
-    config._attn_implementation = recipe["attention"]
-    return config
+def configuration(recipe: dict, changes: Changes):
+    """The configuration of a recipe's model: the family's own where nothing was changed."""
+    from transformers import AutoConfig
 
-
-def configuration(model: nn.Module, recipe: dict, changes: Changes):
-    """What config.json says of a model: the family's own where nothing was changed."""
-    import transformers
-
-    name = recipe["class"]
-    if changes.any():
-        config, name = low_rank_config(recipe, changes), PREFIX + name
+    options, name = dict(recipe["config"]), recipe["class"]
+    if changes:
+        family, name = options.pop("model_type"), PREFIX + name
+        config = config_class(family)(**options, **vars(changes))
     else:
-        config = transformers.AutoConfig.for_model(**recipe["config"])
-    config.architectures, config.dtype = [name], model.dtype
+        config = AutoConfig.for_model(**options)
+    config._attn_implementation, config.architectures = recipe["attention"], [name]
     return config
 
 
 def empty(recipe: dict, changes: Changes) -> nn.Module:
     """The low-rank model of a recipe without weights: everything is on the meta device."""
-    config = low_rank_config(recipe, changes)
     with torch.device("meta"):
-        return model_class(family_of(recipe), recipe["class"])(config)
+        return model_class(family_of(recipe), recipe["class"])(configuration(recipe, changes))
 
 
 def restore(model: nn.Module, folder: Path) -> None:
@@ -265,10 +227,10 @@ def restore(model: nn.Module, folder: Path) -> None:
 
 def __getattr__(name: str) -> type:
     """The generated classes by name, so that they can be imported and pickled like written ones."""
-    plain = name.removeprefix(PREFIX)
     for family, (config, *models) in FAMILIES.items():
         if name == PREFIX + config:
             return config_class(family)
-        if name == PREFIX + plain and plain in models:
-            return model_class(family, plain)
+        for model in models:
+            if name == PREFIX + model:
+                return model_class(family, model)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

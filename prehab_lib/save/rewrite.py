@@ -3,7 +3,6 @@ matrix as three, low-rank layers dense again.
 """
 
 import re
-from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -70,29 +69,26 @@ def split_qkv(model: nn.Module) -> list[str]:
     layer any more.
     """
     pattern = of_family(model, FUSED)
-    found = {
-        name: module
-        for name, module in model.named_modules()
-        if pattern and re.fullmatch(pattern, name)
-    }
-    fused = {name: module for name, module in found.items() if not isinstance(module, SplitQKV)}
+    modules = dict(model.named_modules())
+    names = [name for name in modules if pattern and re.fullmatch(pattern, name)]
+    fused = [name for name in names if not isinstance(modules[name], SplitQKV)]
     if not fused:
-        reason = (
-            "it is split already" if found else f"known are the fused layers of {', '.join(FUSED)}"
-        )
+        known = f"known are the fused layers of {', '.join(FUSED)}"
         raise ValueError(
-            f"{type(model).__name__} has no fused query-key-value layer to split: {reason}"
+            f"{type(model).__name__} has no fused query-key-value layer to split: "
+            f"{'it is split already' if names else known}"
         )
-    for name, module in fused.items():
-        if not (type(module) is nn.Linear or is_conv1d(module)):
-            kind = type(module).__name__
+    for name in fused:
+        if not (type(modules[name]) is nn.Linear or is_conv1d(modules[name])):
+            kind = type(modules[name]).__name__
             raise ValueError(
                 f"{name!r} is a {kind}, not a plain nn.Linear: split before anything else"
             )
     refuse_tied_weights(model, fused)
-    for name, module in fused.items():
-        replace_module(model, name, _split(module))
-    return list(fused)
+    for name in fused:
+        split = SplitQKV(*_linear_parts(modules[name], 3))
+        replace_module(model, name, split.train(modules[name].training))
+    return fused
 
 
 def to_linear(model: nn.Module) -> list[str]:
@@ -108,16 +104,36 @@ def to_linear(model: nn.Module) -> list[str]:
     names = [name for name, module in model.named_modules() if is_conv1d(module)]
     refuse_tied_weights(model, names)
     for name in names:
-        module = model.get_submodule(name)
-        replace_module(model, name, _part(module, slice(None)))
+        (linear,) = _linear_parts(model.get_submodule(name), 1)
+        replace_module(model, name, linear)
     return names
 
 
+def _linear_parts(module: nn.Module, count: int) -> list[nn.Linear]:
+    """The outputs of an `nn.Linear` or `Conv1D` in equal parts, each an `nn.Linear` of its own with
+    the same device, dtype, mode and flags.
+    """
+    W = module.weight.T if is_conv1d(module) else module.weight  # (m, n)
+    biases = [None] * count if module.bias is None else module.bias.chunk(count)
+    parts = []
+    for weight, bias in zip(W.chunk(count), biases, strict=True):
+        m, n = weight.shape
+        part = nn.Linear(n, m, bias=bias is not None, device="meta")  # draws no random numbers
+        part.weight = _copy(weight, module.weight)
+        if bias is not None:
+            part.bias = _copy(bias, module.bias)
+        parts.append(part.train(module.training))
+    return parts
+
+
+def _copy(values: Tensor, like: nn.Parameter) -> nn.Parameter:
+    """In memory of its own: a view of the old matrix would keep all of it alive."""
+    own = values.detach().clone(memory_format=torch.contiguous_format)
+    return nn.Parameter(own, requires_grad=like.requires_grad)
+
+
 # What `storage` writes down by name and does again on a skeleton; the order does not matter.
-REWRITES: dict[str, Callable[[nn.Module], list[str]]] = {
-    "to_linear": to_linear,
-    "split_qkv": split_qkv,
-}
+REWRITES = {"to_linear": to_linear, "split_qkv": split_qkv}
 
 
 def dense_weight(module: nn.Module) -> Tensor:
@@ -147,13 +163,15 @@ def fill_dense(skeleton: nn.Module, model: nn.Module) -> nn.Module:
     filled: dict[int, Tensor] = {}  # id of the skeleton's tensor -> its value
     for name, module in skeleton.named_modules():
         source = sources[name]
-        is_matrix = type(module) is nn.Linear or is_conv1d(module)
+        was_replaced = type(source) is not type(module)
+        transposed = is_conv1d(module)
+        is_matrix = type(module) is nn.Linear or transposed
         parameters = list(module.named_parameters(recurse=False))
         for leaf, old in [*parameters, *module.named_buffers(recurse=False)]:
             if id(old) not in filled:
-                if is_matrix and leaf == "weight" and type(source) is not type(module):
-                    value = dense_weight(source)
-                    value = value.T.contiguous() if is_conv1d(module) else value
+                if was_replaced and is_matrix and leaf == "weight":
+                    W = dense_weight(source)  # (m, n)
+                    value = W.T.contiguous() if transposed else W
                 else:
                     value = getattr(source, leaf).detach()
                 filled[id(old)] = nn.Parameter(value) if isinstance(old, nn.Parameter) else value
@@ -165,44 +183,8 @@ def rewrites_between(skeleton: nn.Module, model: nn.Module) -> list[str]:
     """The keys of `REWRITES` that were done to `model` since it was a `skeleton` fresh from its
     recipe.
     """
-    done = {
-        "to_linear": _has_conv1d(skeleton) and not _has_conv1d(model),
-        "split_qkv": any(isinstance(module, SplitQKV) for module in model.modules()),
-    }
-    return [name for name in REWRITES if done[name]]
-
-
-def _has_conv1d(model: nn.Module) -> bool:
-    return any(is_conv1d(module) for module in model.modules())
-
-
-def _split(module: nn.Module) -> SplitQKV:
-    m = module.nf if is_conv1d(module) else module.out_features
-    h = m // 3
-    return SplitQKV(*(_part(module, slice(start, start + h)) for start in (0, h, 2 * h))).train(
-        module.training
-    )
-
-
-def _part(module: nn.Module, rows: slice) -> nn.Linear:
-    """Those outputs of an `nn.Linear` or `Conv1D` as an `nn.Linear` of its own: same device, dtype,
-    mode and flags.
-    """
-    W = module.weight.detach().T if is_conv1d(module) else module.weight.detach()  # (m, n)
-    m, n = W[rows].shape
-    linear = nn.Linear(
-        n, m, bias=module.bias is not None, device="meta"
-    )  # meta: draws no random numbers
-    linear.weight = _parameter(W[rows], module.weight)
-    if module.bias is not None:
-        linear.bias = _parameter(module.bias.detach()[rows], module.bias)
-    return linear.train(module.training)
-
-
-def _parameter(values: Tensor, like: nn.Parameter) -> nn.Parameter:
-    """`values` in memory of their own, row by row: a view of the old matrix would keep all of it
-    alive.
-    """
-    return nn.Parameter(
-        values.clone(memory_format=torch.contiguous_format), requires_grad=like.requires_grad
-    )
+    transposed = [any(map(is_conv1d, each.modules())) for each in (skeleton, model)]
+    done = ["to_linear"] if transposed == [True, False] else []
+    if any(isinstance(module, SplitQKV) for module in model.modules()):
+        done.append("split_qkv")
+    return done
