@@ -23,7 +23,7 @@ WARNING = """
 `prehab_lib.surgery.load` opens it too. Any other class of transformers draws the missing matrices
 at random and reports them as MISSING.
 """
-MERGED = "The two factors of each layer are multiplied out again, so this copy saves no memory."
+MERGED = "The two factors of each layer are multiplied out again, so this copy saves no memory.\n"
 
 
 def text(model: nn.Module, auto: str, merged: bool, about: dict) -> ModelCard:
@@ -37,16 +37,15 @@ def text(model: nn.Module, auto: str, merged: bool, about: dict) -> ModelCard:
     base = str(about.get("base_model") or getattr(model.config, "_name_or_path", "") or "")
     on_hub = re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", base) and not os.path.isdir(base)
     license = about.get("license")
-    front = ModelCardData(
-        library_name="transformers",
-        pipeline_tag=TASKS[auto],
-        base_model=base if on_hub else None,
-        license=license,
-        tags=["low-rank", "svd", "compression"],
-    )
+    front = ModelCardData(library_name="transformers", tags=["low-rank", "svd", "compression"])
+    front.pipeline_tag, front.license = TASKS[auto], license
+    front.base_model = base if on_hub else None
     origin = f"`{base if on_hub else Path(base).name}`" if base else "a model"
     method = f" by `{about['method']}`" if about.get("method") else ""
     given = f"`{license}`, as told by whoever made this copy. " if license else ""
+    libraries = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers"))
+    others = [name for name in about if name not in NAMED and about[name] is not None]
+    rows = "".join(f"| {name} | {_cell(about[name])} |\n" for name in others)
     return ModelCard(f"""\
 ---
 {front.to_yaml()}
@@ -56,7 +55,6 @@ def text(model: nn.Module, auto: str, merged: bool, about: dict) -> ModelCard:
 
 The linear layers of {origin}, cut down to low rank{method} with `prehab_lib`.
 {_budget(about)}{MERGED if merged else ""}
-
 ## Open it
 
 ```python
@@ -70,8 +68,13 @@ model = {auto}.from_pretrained("this/folder")
 
 ## How it was made
 
-{_making(about)}
-
+| | |
+|---|---|
+| calibration | {_cell(about.get("calibration") or "not told")} |
+| versions | prehab_lib {__version__}, {libraries} |
+| commit of prehab_lib | {_cell(about.get("commit") or "not told")} |
+| written | {datetime.now(UTC):%Y-%m-%d} |
+{rows}
 ## Licence
 
 {given}These weights are derived from the base model's, so its licence
@@ -100,19 +103,6 @@ def _ranks(model: nn.Module) -> str:
         span = f"{min(ranks)}" if min(ranks) == max(ranks) else f"{min(ranks)} to {max(ranks)}"
         lines.append(f"| `{name}` | {m} × {n} | {len(ranks)} | {span} |")
     return "\n".join(lines)
-
-
-def _making(about: dict) -> str:
-    rows = {
-        "calibration": about.get("calibration") or "not told",
-        "versions": {"prehab_lib": __version__}
-        | {package: version(package) for package in ("torch", "transformers")},
-        "commit of prehab_lib": about.get("commit") or "not told",
-        "written": f"{datetime.now(UTC):%Y-%m-%d}",
-    }
-    rows |= {name: value for name, value in about.items() if name not in NAMED}
-    lines = [f"| {name} | {_cell(value)} |" for name, value in rows.items() if value is not None]
-    return "\n".join(["| | |", "|---|---|", *lines])
 
 
 def _cell(value: object) -> str:

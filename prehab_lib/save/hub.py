@@ -5,10 +5,9 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-_OFFLINE = {"OfflineModeIsEnabled", "LocalEntryNotFoundError"}
-_OFFLINE |= {"ConnectError", "ConnectTimeout", "ConnectionError"}
-_ABSENT = {"RepositoryNotFoundError", "RevisionNotFoundError"}
-_ABSENT |= {"EntryNotFoundError", "DatasetNotFoundError"}
+_OFFLINE = {"OfflineModeIsEnabled", "ConnectError", "ConnectTimeout", "ConnectionError"}
+_OFFLINE |= {"LocalEntryNotFoundError"}  # which is an EntryNotFoundError too: asked for first
+_ABSENT = {f"{what}NotFoundError" for what in ("Repository", "Revision", "Entry", "Dataset")}
 _NO_ROOM = {"OutOfMemoryError", "MemoryError"}
 
 

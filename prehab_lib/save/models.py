@@ -1,6 +1,4 @@
-"""Models in: by hub name, by local folder, small ones built here; and the recipe that builds the
-same skeleton again.
-"""
+"""Models by hub name or local folder, small ones built here; and the recipe of a skeleton."""
 
 import inspect
 import os
@@ -27,9 +25,7 @@ def small_vit(
     channels: int = 1,
     classes: int = 100,
 ) -> nn.Module:
-    """timm's VisionTransformer for small images, random weights from `seed`; the defaults suit the
-    embedded digit pairs.
-    """
+    """timm's VisionTransformer, random weights from `seed`; the defaults suit the digit pairs."""
     kwargs = dict(img_size=list(image_size), patch_size=patch, in_chans=channels)
     kwargs |= dict(num_classes=classes, embed_dim=width, depth=depth, num_heads=heads)
     with torch.random.fork_rng(devices=[]):
@@ -38,11 +34,9 @@ def small_vit(
 
 
 def image_model(source: str, *, pretrained: bool = True, **kwargs) -> nn.Module:
-    """A timm model: a timm name with its tag ("vit_base_patch16_224.augreg2_in21k_ft_in1k"), or a
-    local timm folder.
+    """A timm model by name and tag ("vit_base_patch16_224.augreg2_in21k_ft_in1k") or local folder.
 
-    kwargs go to `timm.create_model` (num_classes, img_size, …).  pretrained=False gives random
-    weights.
+    kwargs go to `timm.create_model` (num_classes, img_size, …).  pretrained=False: random weights.
     Raises ConnectionError, PermissionError, FileNotFoundError or ValueError with one sentence.
     """
     import timm
@@ -54,9 +48,8 @@ def image_model(source: str, *, pretrained: bool = True, **kwargs) -> nn.Module:
             raise FileNotFoundError(f"{source} is no timm model folder: it has no config.json")
         name = f"local-dir:{Path(source).resolve()}"
     elif "/" not in source and not timm.is_model(architecture):
-        raise ValueError(
-            f"model = {source!r} is neither a folder nor a model timm knows: see timm.list_models()"
-        )
+        unknown = f"model = {source!r} is neither a folder nor a model timm knows"
+        raise ValueError(f"{unknown}: see timm.list_models()")
     with explained(f"the model {source!r}", LOCAL):
         model = timm.create_model(name, pretrained=pretrained, **kwargs)
     if name == source and "/" not in source:
@@ -65,11 +58,10 @@ def image_model(source: str, *, pretrained: bool = True, **kwargs) -> nn.Module:
 
 
 def text_model(source: str, auto_class: str, **kwargs) -> nn.Module:
-    """A transformers model: `getattr(transformers, auto_class).from_pretrained(source)`, from the
-    hub or a local folder.
+    """A transformers model by the name of its Auto class, from the hub or a local folder.
 
     Safetensors only, no remote code; GPT-2's transposed `Conv1D` layers become `nn.Linear`
-    (`rewrite.to_linear`). Raises as `image_model` does.
+    (`rewrite.to_linear`).  Raises as `image_model` does.
     """
     import transformers
 
@@ -87,10 +79,9 @@ def _check_folder(source: str) -> None:
 
 
 def build(recipe: dict) -> nn.Module:
-    """The skeleton a recipe describes, with fresh weights.  Recipes name classes of timm and
-    transformers only.
+    """The skeleton a recipe describes, with fresh weights.
 
-    Raises ValueError for a recipe of another kind.
+    Raises ValueError for a recipe of anything but a class of timm or transformers.
     """
     library = recipe.get("library")
     if library not in BUILDERS:
@@ -102,21 +93,18 @@ def build(recipe: dict) -> nn.Module:
 
 
 def recipe_of(model: nn.Module) -> dict:
-    """What `build` needs for the same skeleton: the model's own `prehab_recipe`, or read off a timm
-    or transformers model.
+    """What `build` needs for the same skeleton: `model.prehab_recipe`, or what the model shows.
 
-    Raises ValueError for a model of another kind.
+    Raises ValueError for one that is neither of timm nor of transformers.
     """
     recipe = getattr(model, "prehab_recipe", None)
     read = READERS.get(type(model).__module__.split(".")[0])
     if recipe is None and read is not None:
         recipe = read(model)
     if recipe is None:
-        raise ValueError(
-            f"{type(model).__name__} is neither a timm nor a transformers model: set "
-            "model.prehab_recipe to a recipe that prehab_lib.save.models.build understands before "
-            "saving"
-        )
+        unknown = f"{type(model).__name__} is neither a timm nor a transformers model"
+        remedy = "set model.prehab_recipe to what prehab_lib.save.models.build understands"
+        raise ValueError(f"{unknown}: {remedy} before saving")
     return recipe
 
 

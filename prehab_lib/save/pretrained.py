@@ -1,10 +1,8 @@
-"""Compressed models as transformers knows models: `AutoModel….from_pretrained(folder)`, without
-remote code.
+"""Compressed models as transformers knows models: `AutoModel….from_pretrained(folder)`.
 
 A family gets a configuration of its own ("lowrank_llama"), which lists the rank of every low-rank
-layer, and subclasses of the family's models that swap those layers when they are built; everything
-else is transformers'.  `import prehab_lib.save` registers them; whoever has not imported it gets
-transformers' own error about an unknown model type.
+layer, and subclasses of its models that swap those layers when they are built.  `import
+prehab_lib.save` registers them; without it transformers says that the model type is unknown.
 
 A direct `LlamaForCausalLM.from_pretrained(folder)` knows nothing of low-rank layers.  transformers
 then warns of the foreign model type, draws the missing matrices at random and reports each as
@@ -17,7 +15,6 @@ from functools import cache
 from pathlib import Path
 from types import MappingProxyType
 
-import torch
 from torch import nn
 
 from prehab_lib.factors import LowRankLinear
@@ -29,15 +26,11 @@ from prehab_lib.save.rewrite import REWRITES
 AUTO = ("AutoModelForCausalLM", "AutoModelForSequenceClassification", "AutoModel")
 _GENERATING = {"GPT2": "GPT2LMHeadModel", "Bert": "BertLMHeadModel"}
 # Family -> its configuration, and its model for each of AUTO.
-FAMILIES = {
-    family.lower(): (
-        f"{family}Config",
-        _GENERATING.get(family, f"{family}ForCausalLM"),
-        f"{family}ForSequenceClassification",
-        f"{family}Model",
-    )
-    for family in ("Llama", "Mistral", "Qwen2", "Qwen3", "OPT", "GPT2", "Bert")
-}
+FAMILIES = {}
+for family in ("Llama", "Mistral", "Qwen2", "Qwen3", "OPT", "GPT2", "Bert"):
+    causal = _GENERATING.get(family, f"{family}ForCausalLM")
+    heads = (causal, f"{family}ForSequenceClassification", f"{family}Model")
+    FAMILIES[family.lower()] = (f"{family}Config", *heads)
 PREFIX, TYPE_PREFIX = "LowRank", "lowrank_"
 NOTHING: Mapping = MappingProxyType({})
 
@@ -47,15 +40,14 @@ class Changes:
     """What was done to a model since it was a skeleton fresh from its recipe; false for nothing.
 
     ranks: layer -> rank.  rewrites: keys of `REWRITES`.  packed: layer or factor -> its `Packing`
-    as JSON.  buffers: names of buffers kept in the checkpoint although transformers would compute
-    them, because the model had them in another precision (`model.to(bfloat16)` rounds the
-    frequencies of rotary embeddings, `from_pretrained(dtype=...)` does not).
+    as JSON.  buffers: names of those kept although transformers computes them, because they had
+    another precision (`model.to(bfloat16)` rounds rotary frequencies, `from_pretrained` does not).
     """
 
     ranks: Mapping[str, int] = field(default_factory=dict)
-    rewrites: Sequence[str] = ()
+    rewrites: Sequence[str] = field(default_factory=list)
     packed: Mapping[str, dict] = field(default_factory=dict)
-    buffers: Sequence[str] = ()
+    buffers: Sequence[str] = field(default_factory=list)
 
     def __bool__(self) -> bool:
         return any(map(bool, vars(self).values()))
@@ -73,9 +65,7 @@ class LowRankConfig:
 
 
 class LowRankModel:
-    """Mixed into a transformers model: its layers are swapped as the configuration says, before
-    weights are loaded.
-    """
+    """Mixed into a transformers model: swaps its layers before weights are loaded."""
 
     def __init__(self, config, *args, **kwargs):
         super().__init__(config, *args, **kwargs)
@@ -89,9 +79,7 @@ class LowRankModel:
             module.register_buffer(leaf, getattr(module, leaf), persistent=True)
 
     def _own(self, entries: Mapping) -> dict:
-        """The entries by the names of this model: a backbone without its head knows no prefix, and
-        nothing of the head.
-        """
+        """By the names of this model: a backbone alone knows no prefix and nothing of the head."""
         prefix = f"{self.base_model_prefix}."
         inner = {n.removeprefix(prefix): entries[n] for n in entries if n.startswith(prefix)}
         return inner if inner and self.base_model is self else dict(entries)
@@ -157,9 +145,7 @@ def register() -> None:
 
 
 def _promise(family: str) -> type:
-    """Stands for a configuration class until the first one is built: importing those of all
-    families takes a second.
-    """
+    """Stands for a configuration class until it is needed: importing all takes a second."""
     from transformers.configuration_utils import PreTrainedConfig
 
     def build(cls, *args, **kwargs):
@@ -180,9 +166,7 @@ def _register_classes(family: str) -> None:
 
 
 def family_of(recipe: dict) -> str | None:
-    """The family of a recipe of `models.recipe_of`, None where transformers could not open its
-    compressed form.
-    """
+    """The family of a recipe, None where transformers could not open its compressed form."""
     family = recipe.get("config", {}).get("model_type")
     return family if recipe.get("class") in FAMILIES.get(family, ())[1:] else None
 
@@ -206,16 +190,8 @@ def configuration(recipe: dict, changes: Changes):
     return config
 
 
-def empty(recipe: dict, changes: Changes) -> nn.Module:
-    """The low-rank model of a recipe without weights: everything is on the meta device."""
-    with torch.device("meta"):
-        return model_class(family_of(recipe), recipe["class"])(configuration(recipe, changes))
-
-
 def restore(model: nn.Module, folder: Path) -> None:
-    """What `from_pretrained` sets beside the weights: precision and origin in the configuration,
-    generation settings.
-    """
+    """What `from_pretrained` sets beside the weights: precision, origin, generation settings."""
     if not hasattr(model, "config_class"):
         return
     from transformers import GenerationConfig

@@ -1,8 +1,7 @@
-"""A compressed model on disk: safetensors, and one JSON that says how to build the skeleton around
-them.
+"""A compressed model on disk: safetensors, and one JSON that says how to build the skeleton.
 
 A model of a family in `pretrained.FAMILIES` gets more, so that transformers opens the folder as
-well: config.json, the generation settings, the tokenizer where one is given, and a model card.
+well: config.json, the generation settings and a model card.
 """
 
 import json
@@ -18,12 +17,13 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from prehab_lib.factors import LowRankLinear
+from prehab_lib.layers import is_conv1d
 from prehab_lib.rivals.packing import PackedLinear, Packing
 from prehab_lib.save import card, files, pretrained
 from prehab_lib.save.files import BUFFERS, DESCRIPTION, check_target
 from prehab_lib.save.models import build, recipe_of
 from prehab_lib.save.pretrained import Changes
-from prehab_lib.save.rewrite import fill_dense, rewrites_between
+from prehab_lib.save.rewrite import SplitQKV, fill_dense
 
 
 def save(
@@ -56,14 +56,18 @@ def save(
     _check_same(skeleton, written)
 
     tensors, tied = _tensors(written)
-    buffers, beside, companions, readme = "inside", {}, [tokenizer], None
+    buffers, beside = "inside", {}
+    companions, readme = [tokenizer], None
     if pretrained.family_of(recipe):
         left_out = [name for name in tensors if name not in skeleton.state_dict()]
         if not merged:  # in another precision than computed: only the checkpoint brings them back
             floating = [name for name in left_out if tensors[name].is_floating_point()]
             changes.buffers = [n for n in floating if tensors[n].dtype != computed[n].dtype]
         beside = {name: tensors.pop(name) for name in left_out if name not in changes.buffers}
-        buffers = "computed" if merged else "beside" if beside else "inside"
+        if merged:
+            buffers = "computed"
+        elif beside:
+            buffers = "beside"
         config = pretrained.configuration(recipe, changes)
         config.dtype = model.dtype
         companions += [config, getattr(model, "generation_config", None)]
@@ -79,9 +83,9 @@ def save(
     shards = dict(max_shard_size=max_shard_size, metadata={"format": "pt"})  # transformers asks it
     try:
         with files.replacing(folder) as part:
-            save_torch_state_dict(_on_cpu(tensors), part, **shards)
+            save_torch_state_dict(tensors, part, **shards)
             if buffers == "beside":
-                save_file(_on_cpu(beside), part / BUFFERS)
+                save_file(beside, part / BUFFERS)
             for companion in companions:
                 if companion is not None:
                     companion.save_pretrained(part)
@@ -90,10 +94,8 @@ def save(
             description["files"] = files.files_in(part)
             (part / DESCRIPTION).write_text(json.dumps(description, indent=1))
     except (OSError, RuntimeError, SafetensorError) as problem:
-        raise OSError(
-            f"the model could not be written to {folder}: {problem}; is there space left on the "
-            "disk?"
-        ) from problem
+        what = f"the model could not be written to {folder}: {problem}"
+        raise OSError(f"{what}; is there space left on the disk?") from problem
     return folder
 
 
@@ -114,10 +116,8 @@ def load(folder: str | os.PathLike) -> nn.Module:
     try:
         model = _empty(description)
     except (TypeError, KeyError, AttributeError, RuntimeError, ValueError) as problem:
-        raise ValueError(
-            f"{folder / DESCRIPTION} describes no model this version can build: {problem}"
-        ) from problem
-
+        what = f"{folder / DESCRIPTION} describes no model this version can build"
+        raise ValueError(f"{what}: {problem}") from problem
     expected = _all_tensors(model)
     if buffers == "computed":
         expected = {name: expected[name] for name in model.state_dict()}
@@ -144,10 +144,13 @@ def _skeleton(recipe: dict) -> nn.Module:
 
 def _empty(description: dict) -> nn.Module:
     """The skeleton of what was saved, its layers swapped."""
-    recipe = description["recipe"]
-    changes = Changes(*(description[key] for key in ("ranks", "rewrites", "packed", "rounded")))
-    if pretrained.family_of(recipe) and changes:
-        return pretrained.empty(recipe, changes)
+    recipe, fields = description["recipe"], ("ranks", "rewrites", "packed", "rounded")
+    changes = Changes(*(description[field] for field in fields))
+    family = pretrained.family_of(recipe)
+    if family and changes:
+        kind = pretrained.model_class(family, recipe["class"])
+        with torch.device("meta"):
+            return kind(pretrained.configuration(recipe, changes))
     # Buffers that transformers computes need a skeleton with memory.
     skeleton = build(recipe) if description["buffers"] == "computed" else _skeleton(recipe)
     pretrained.reshape(skeleton, changes)
@@ -156,7 +159,11 @@ def _empty(description: dict) -> nn.Module:
 
 def _changes(skeleton: nn.Module, model: nn.Module) -> Changes:
     """What was done to `model` since it was a skeleton fresh from its recipe."""
-    changes = Changes(rewrites=rewrites_between(skeleton, model))
+    changes = Changes()
+    if any(map(is_conv1d, skeleton.modules())) and not any(map(is_conv1d, model.modules())):
+        changes.rewrites.append("to_linear")
+    if any(isinstance(module, SplitQKV) for module in model.modules()):
+        changes.rewrites.append("split_qkv")
     for name, module in model.named_modules():
         if isinstance(module, LowRankLinear):
             changes.ranks[name] = module.rank
@@ -166,19 +173,16 @@ def _changes(skeleton: nn.Module, model: nn.Module) -> Changes:
 
 
 def _check_same(skeleton: nn.Module, model: nn.Module) -> None:
-    """Both must have the same modules, shapes, activations and constants, as they print, and the
-    same names of tensors.
-    """
-    ours, theirs = ([*str(m).splitlines(), *sorted(_all_tensors(m))] for m in (skeleton, model))
-    pairs = zip_longest(ours, theirs, fillvalue="nothing")
-    differing = [pair for pair in pairs if pair[0] != pair[1]]
-    if differing:
-        recipe_gives, model_has = differing[0]
-        raise ValueError(
-            f"{type(model).__name__} cannot be rebuilt from its recipe: it has "
-            f"{model_has.strip()!r} where the recipe gives {recipe_gives.strip()!r}; set "
-            "model.prehab_recipe (see prehab_lib.save.models.build) before saving"
-        )
+    """Both print the same modules, shapes and constants, and have the same names of tensors."""
+    ours = [*str(skeleton).splitlines(), *sorted(_all_tensors(skeleton))]
+    theirs = [*str(model).splitlines(), *sorted(_all_tensors(model))]
+    for recipe_gives, model_has in zip_longest(ours, theirs, fillvalue="nothing"):
+        if recipe_gives != model_has:
+            raise ValueError(
+                f"{type(model).__name__} cannot be rebuilt from its recipe: it has "
+                f"{model_has.strip()!r} where the recipe gives {recipe_gives.strip()!r}; set "
+                "model.prehab_recipe (see prehab_lib.save.models.build) before saving"
+            )
 
 
 def _all_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -188,20 +192,16 @@ def _all_tensors(model: nn.Module) -> dict[str, Tensor]:
 
 
 def _tensors(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """All tensors by their first name, and second name -> first name of tied ones."""
+    """All tensors on the CPU by their first name, and second name -> first name of tied ones."""
     first_names: dict[int, str] = {}
     tensors, tied = {}, {}
     for name, tensor in _all_tensors(model).items():
         first = first_names.setdefault(id(tensor), name)
         if first == name:
-            tensors[name] = tensor
+            tensors[name] = tensor.detach().cpu().contiguous()
         else:
             tied[name] = first
     return tensors, tied
-
-
-def _on_cpu(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
 
 
 def _check_match(folder: Path, expected: dict[str, Tensor], tensors: dict[str, Tensor | None]):
@@ -211,10 +211,10 @@ def _check_match(folder: Path, expected: dict[str, Tensor], tensors: dict[str, T
             first = f"{min(names)!r} ({len(names)} in all)"
             raise ValueError(f"{folder} {kind} {first}: it does not fit its own description")
     for name, tensor in tensors.items():
-        shape, needed = getattr(tensor, "shape", ()), expected[name].shape
-        if tensor is None or shape != needed:
-            has = f"{name!r} has shape {tuple(shape)}"
-            raise ValueError(f"{folder}: {has}, the model needs {tuple(needed)}")
+        shape = None if tensor is None else tuple(tensor.shape)
+        needed = tuple(expected[name].shape)
+        if shape != needed:
+            raise ValueError(f"{folder}: {name!r} has shape {shape}, the model needs {needed}")
 
 
 def _set(model: nn.Module, name: str, tensor: Tensor) -> None:
