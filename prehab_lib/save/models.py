@@ -1,6 +1,5 @@
 """Models by hub name or local folder, small ones built here; and the recipe of a skeleton."""
 
-import inspect
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -137,10 +136,7 @@ def _read_timm(model: nn.Module) -> dict | None:
     kwargs |= dict(depth=len(model.blocks), num_heads=attn.num_heads)
     kwargs |= dict(mlp_ratio=mlp.fc1.out_features / model.embed_dim)
     kwargs |= dict(qkv_bias=attn.qkv.bias is not None, class_token=model.cls_token is not None)
-    accepted = inspect.signature(type(model).__init__).parameters  # not the same in every timm
-    for option in ("global_pool", "no_embed_class"):
-        if option in accepted:
-            kwargs[option] = getattr(model, option)
+    kwargs |= dict(global_pool=model.global_pool, no_embed_class=model.no_embed_class)
     return {"library": "timm", "class": "VisionTransformer", "kwargs": kwargs}
 
 

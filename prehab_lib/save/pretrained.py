@@ -171,11 +171,6 @@ def family_of(recipe: dict) -> str | None:
     return family if recipe.get("class") in FAMILIES.get(family, ())[1:] else None
 
 
-def auto_class(recipe: dict) -> str:
-    """The Auto class that opens the model of a recipe of a known family."""
-    return AUTO[FAMILIES[family_of(recipe)][1:].index(recipe["class"])]
-
-
 def configuration(recipe: dict, changes: Changes):
     """The configuration of a recipe's model: the family's own where nothing was changed."""
     from transformers import AutoConfig

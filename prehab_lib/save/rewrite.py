@@ -28,14 +28,6 @@ class SplitQKV(nn.Module):
         self.q, self.k, self.v = q, k, v
 
     @property
-    def in_features(self) -> int:
-        return self.q.in_features
-
-    @property
-    def out_features(self) -> int:
-        return sum(part.out_features for part in self.children())
-
-    @property
     def weight(self) -> Tensor:
         return torch.cat([part.weight for part in self.children()])
 

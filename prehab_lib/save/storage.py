@@ -50,7 +50,6 @@ def save(
     recipe = recipe_of(model)
     written = fill_dense(_skeleton(recipe), model) if merged else model
     skeleton = _skeleton(recipe)
-    computed = dict(skeleton.named_buffers())
     changes = _changes(skeleton, written)
     pretrained.reshape(skeleton, changes)
     _check_same(skeleton, written)
@@ -58,11 +57,13 @@ def save(
     tensors, tied = _tensors(written)
     buffers, beside = "inside", {}
     companions, readme = [tokenizer], None
-    if pretrained.family_of(recipe):
-        left_out = [name for name in tensors if name not in skeleton.state_dict()]
-        if not merged:  # in another precision than computed: only the checkpoint brings them back
-            floating = [name for name in left_out if tensors[name].is_floating_point()]
-            changes.buffers = [n for n in floating if tensors[n].dtype != computed[n].dtype]
+    family = pretrained.family_of(recipe)
+    if family:
+        usual, ours, computed = skeleton.state_dict(), written.state_dict(), _all_tensors(skeleton)
+        left_out = [name for name in tensors if name not in usual]
+        if not merged:  # these are not as computed: only the checkpoint brings them back
+            rounded = [n for n in left_out if tensors[n].dtype != computed[n].dtype]
+            changes.buffers = [n for n in left_out if n in rounded or n in ours]
         beside = {name: tensors.pop(name) for name in left_out if name not in changes.buffers}
         if merged:
             buffers = "computed"
@@ -73,7 +74,8 @@ def save(
         companions += [config, getattr(model, "generation_config", None)]
         if merged or changes.ranks or changes.packed:
             details = about | {"matrices in 8 bits": len(changes.packed) or None}
-            readme = card.text(model, pretrained.auto_class(recipe), merged, details)
+            auto = pretrained.AUTO[pretrained.FAMILIES[family][1:].index(recipe["class"])]
+            readme = card.text(model, auto, merged, details)
     description = {"format": files.FORMAT, "recipe": recipe, "rewrites": changes.rewrites}
     description |= {"ranks": changes.ranks, "packed": changes.packed, "tied": tied}
     description |= {"rounded": changes.buffers, "buffers": buffers, "about": about}
@@ -193,15 +195,12 @@ def _all_tensors(model: nn.Module) -> dict[str, Tensor]:
 
 def _tensors(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
     """All tensors on the CPU by their first name, and second name -> first name of tied ones."""
-    first_names: dict[int, str] = {}
-    tensors, tied = {}, {}
-    for name, tensor in _all_tensors(model).items():
-        first = first_names.setdefault(id(tensor), name)
-        if first == name:
-            tensors[name] = tensor.detach().cpu().contiguous()
-        else:
-            tied[name] = first
-    return tensors, tied
+    tensors, names = _all_tensors(model), {}
+    for name, tensor in tensors.items():
+        names.setdefault(id(tensor), []).append(name)
+    tied = {copy: first for first, *copies in names.values() for copy in copies}
+    kept = {name: tensors[name].detach().cpu() for name in tensors if name not in tied}
+    return {name: tensor.contiguous() for name, tensor in kept.items()}, tied
 
 
 def _check_match(folder: Path, expected: dict[str, Tensor], tensors: dict[str, Tensor | None]):
