@@ -118,22 +118,17 @@ def reshape(skeleton: nn.Module, changes: Changes) -> None:
 
 
 @cache
-def config_class(family: str) -> type:
-    """LowRankLlamaConfig for "llama"."""
-    return _subclass(LowRankConfig, FAMILIES[family][0], model_type=TYPE_PREFIX + family)
-
-
-@cache
-def model_class(family: str, name: str) -> type:
-    """LowRankLlamaForCausalLM for "llama" and "LlamaForCausalLM"."""
-    return _subclass(LowRankModel, name, config_class=config_class(family))
-
-
-def _subclass(mixin: type, name: str, **attributes) -> type:
+def low_rank_class(family: str, name: str) -> type:
+    """LowRankLlamaForCausalLM for "llama" and "LlamaForCausalLM"; so for "LlamaConfig"."""
     import transformers
 
-    attributes |= {"__module__": __name__, "__doc__": mixin.__doc__}
-    return type(PREFIX + name, (mixin, getattr(transformers, name)), attributes)
+    config = FAMILIES[family][0]
+    if name == config:
+        mixin, own = LowRankConfig, {"model_type": TYPE_PREFIX + family}
+    else:
+        mixin, own = LowRankModel, {"config_class": low_rank_class(family, config)}
+    own |= {"__module__": __name__, "__doc__": mixin.__doc__}
+    return type(PREFIX + name, (mixin, getattr(transformers, name)), own)
 
 
 def register() -> None:
@@ -149,7 +144,7 @@ def _promise(family: str) -> type:
     from transformers.configuration_utils import PreTrainedConfig
 
     def build(cls, *args, **kwargs):
-        return config_class(family)(*args, **kwargs)
+        return low_rank_class(family, FAMILIES[family][0])(*args, **kwargs)
 
     attributes = {"model_type": TYPE_PREFIX + family, "__new__": build}
     return type("Promise", (PreTrainedConfig,), attributes)
@@ -159,10 +154,10 @@ def _promise(family: str) -> type:
 def _register_classes(family: str) -> None:
     import transformers
 
-    config = config_class(family)
+    config, *models = (low_rank_class(family, name) for name in FAMILIES[family])
     transformers.AutoConfig.register(TYPE_PREFIX + family, config, exist_ok=True)
-    for auto, name in zip(AUTO, FAMILIES[family][1:], strict=True):
-        getattr(transformers, auto).register(config, model_class(family, name), exist_ok=True)
+    for auto, model in zip(AUTO, models, strict=True):
+        getattr(transformers, auto).register(config, model, exist_ok=True)
 
 
 def family_of(recipe: dict) -> str | None:
@@ -178,7 +173,7 @@ def configuration(recipe: dict, changes: Changes):
     options, name = dict(recipe["config"]), recipe["class"]
     if changes:
         family, name = options.pop("model_type"), PREFIX + name
-        config = config_class(family)(**options, **vars(changes))
+        config = low_rank_class(family, FAMILIES[family][0])(**options, **vars(changes))
     else:
         config = AutoConfig.for_model(**options)
     config._attn_implementation, config.architectures = recipe["attention"], [name]
@@ -187,21 +182,16 @@ def configuration(recipe: dict, changes: Changes):
 
 def restore(model: nn.Module, folder: Path) -> None:
     """What `from_pretrained` sets beside the weights: precision, origin, generation settings."""
-    if not hasattr(model, "config_class"):
-        return
-    from transformers import GenerationConfig
-
-    model.config.dtype, model.config.name_or_path = model.dtype, str(folder)
-    if (folder / "generation_config.json").is_file() and model.can_generate():
-        model.generation_config = GenerationConfig.from_pretrained(folder)
+    if hasattr(model, "config_class"):  # of transformers
+        model.config.dtype, model.config.name_or_path = model.dtype, str(folder)
+        if (folder / "generation_config.json").is_file() and model.can_generate():
+            model.generation_config = type(model.generation_config).from_pretrained(folder)
 
 
 def __getattr__(name: str) -> type:
     """The generated classes by name, so that they can be imported and pickled like written ones."""
-    for family, (config, *models) in FAMILIES.items():
-        if name == PREFIX + config:
-            return config_class(family)
-        for model in models:
-            if name == PREFIX + model:
-                return model_class(family, model)
+    for family, names in FAMILIES.items():
+        for plain_name in names:
+            if name == PREFIX + plain_name:
+                return low_rank_class(family, plain_name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

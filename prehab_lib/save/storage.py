@@ -150,7 +150,7 @@ def _empty(description: dict) -> nn.Module:
     changes = Changes(*(description[field] for field in fields))
     family = pretrained.family_of(recipe)
     if family and changes:
-        kind = pretrained.model_class(family, recipe["class"])
+        kind = pretrained.low_rank_class(family, recipe["class"])
         with torch.device("meta"):
             return kind(pretrained.configuration(recipe, changes))
     # Buffers that transformers computes need a skeleton with memory.

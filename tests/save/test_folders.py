@@ -1,6 +1,5 @@
 """One folder is replaced by another: what is stopped, killed, left behind, or belongs to somebody else."""
 
-import os
 import re
 import shutil
 from pathlib import Path
@@ -60,14 +59,6 @@ def test_a_process_killed_at_any_time_leaves_the_earlier_model(folder, monkeypat
     assert list(folder.parent.glob(f".model.*.part/new/{INDEX}"))
     save(other(), folder)
     assert names(folder) == {WEIGHTS, DESCRIPTION} and same(other(), folder)
-
-
-def test_leftovers_named_after_this_process_are_not_used_or_in_the_way(tmp_path):
-    for kind in ("part", "old"):
-        stale = save(vit(), tmp_path / "stale", max_shard_size="8KB")
-        stale.rename(tmp_path / f".model.{os.getpid()}.{kind}")
-    for _ in range(2):
-        assert names(save(vit(), tmp_path / "model")) == {WEIGHTS, DESCRIPTION}
 
 
 def test_a_published_folder_is_as_open_as_any_other(folder, tmp_path):

@@ -9,10 +9,9 @@ import torch
 import transformers
 
 from prehab_lib.factors import LowRankLinear
-from prehab_lib.layers import default_layers, linear_layers, replace_module
+from prehab_lib.layers import default_layers, linear_layers
 from prehab_lib.save.rewrite import split_qkv, to_linear
 from prehab_lib.surgery import compress, load, save
-from prehab_lib.weightings import decompose_all
 from tests.families import ENDS, FAMILIES, GROUPED, IDS, distance, gpt2, llama, logits, seeded, tiny
 
 TEXT = [family for family in FAMILIES if family != "vit"]
@@ -93,22 +92,6 @@ def test_a_model_loaded_in_half_precision_keeps_its_frequencies(tmp_path):
     assert "inv_freq" not in (folder / "config.json").read_text()
 
 
-def test_full_rank_leaves_the_logits_on_disk_too(tmp_path):
-    """Biases and ties; every family as it comes is in test_layers."""
-    for more in (BIASED, dict(tie_word_embeddings=True)):
-        model = llama(**more)
-        with torch.no_grad():
-            for name, parameter in model.named_parameters():
-                if name.endswith("proj.bias"):
-                    parameter.copy_(torch.linspace(-1, 1, len(parameter)))
-        before = logits(model)
-        for name, found in decompose_all(model, None, "identity").items():
-            layer, factors = model.get_submodule(name), found.truncate(len(found.sigma)).balanced()
-            replace_module(model, name, LowRankLinear.in_place_of(layer, factors))
-        assert distance(logits(model), before) < 1e-5, more
-        check_both(model, save(model, tmp_path / "model"), more)
-
-
 def test_the_backbone_alone(tmp_path):
     for family in ("llama", "opt", "gpt2", "bert"):
         model = cut(tiny(family))
@@ -164,12 +147,6 @@ def test_a_loaded_model_can_be_cut_further_copied_and_pickled(tmp_path):
     assert compress(model, "svd", 0.6, layers=dense).achieved >= 0.6
     twins = [load(save(model, tmp_path / "b")), copy.deepcopy(model), pickle.loads(pickle.dumps(model))]
     assert all(torch.equal(logits(twin), logits(model)) for twin in twins)
-
-
-def test_a_dense_model_stays_of_its_own_type(tmp_path):
-    folder = save(llama().eval(), tmp_path / "model")
-    assert type(load(folder)) is type(opened(folder)) is transformers.LlamaForCausalLM
-    assert not (folder / "README.md").exists()
 
 
 def test_generation_is_the_same_and_keeps_its_settings(tmp_path):
