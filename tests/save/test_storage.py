@@ -15,7 +15,7 @@ from prehab_lib.save.files import BUFFERS, DESCRIPTION, INDEX, WEIGHTS
 from prehab_lib.save.models import small_vit
 from prehab_lib.save.rewrite import split_qkv, to_linear
 from prehab_lib.surgery import compress, load, save
-from tests.families import bert, gpt2, llama, logits, vit
+from tests.families import FAMILIES, IDS, bert, gpt2, llama, logits, tiny, vit
 
 DTYPES = (torch.float32, torch.bfloat16)
 
