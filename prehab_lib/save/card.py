@@ -12,11 +12,8 @@ from torch import nn
 from prehab_lib import __version__
 from prehab_lib.factors import LowRankLinear
 
-TASKS = {
-    "AutoModelForCausalLM": "text-generation",
-    "AutoModelForSequenceClassification": "text-classification",
-    "AutoModel": "feature-extraction",
-}
+TASKS = {"AutoModelForCausalLM": "text-generation", "AutoModel": "feature-extraction"}
+TASKS |= {"AutoModelForSequenceClassification": "text-classification"}
 NAMED = ("base_model", "method", "removed", "achieved", "calibration", "commit", "license")
 IMPORT = "import prehab_lib.save  # makes the model type known to transformers\n"
 WARNING = """
@@ -42,6 +39,10 @@ def text(model: nn.Module, auto: str, merged: bool, about: dict) -> ModelCard:
     front.base_model = base if on_hub else None
     origin = f"`{base if on_hub else Path(base).name}`" if base else "a model"
     method = f" by `{about['method']}`" if about.get("method") else ""
+    removed, achieved = about.get("removed"), about.get("achieved")
+    reached = "." if achieved is None else f", {achieved:.1%} achieved."
+    asked = "" if removed is None else f"Removed of those layers' weights: {removed:.0%} asked"
+    budget = f"{asked}{reached}\n" if asked else ""
     given = f"`{license}`, as told by whoever made this copy. " if license else ""
     libraries = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers"))
     others = [name for name in about if name not in NAMED and about[name] is not None]
@@ -54,7 +55,7 @@ def text(model: nn.Module, auto: str, merged: bool, about: dict) -> ModelCard:
 # {Path(base).name or type(model).__name__}, compressed{" and merged" if merged else ""}
 
 The linear layers of {origin}, cut down to low rank{method} with `prehab_lib`.
-{_budget(about)}{MERGED if merged else ""}
+{budget}{MERGED if merged else ""}
 ## Open it
 
 ```python
@@ -80,13 +81,6 @@ model = {auto}.from_pretrained("this/folder")
 {given}These weights are derived from the base model's, so its licence
 and terms apply to them as well.
 """)
-
-
-def _budget(about: dict) -> str:
-    if about.get("removed") is None:
-        return ""
-    achieved = "" if about.get("achieved") is None else f", {about['achieved']:.1%} achieved"
-    return f"Removed of those layers' weights: {about['removed']:.0%} asked{achieved}.\n"
 
 
 def _ranks(model: nn.Module) -> str:

@@ -1,11 +1,16 @@
-import pytest
+import re
 
 from prehab_lib.save.hub import explained
+from tests.save.test_storage import refused
 
-GatedRepoError, RepositoryNotFoundError, LocalEntryNotFoundError = (
-    type(name, (Exception,), {}) for name in ("GatedRepoError", "RepositoryNotFoundError", "LocalEntryNotFoundError")
-)
+NAMES = ("GatedRepoError", "RepositoryNotFoundError", "LocalEntryNotFoundError")
+GatedRepoError, RepositoryNotFoundError, LocalEntryNotFoundError = (type(n, (Exception,), {}) for n in NAMES)
 OFFLINE = "X could not be fetched, there is no connection to the hub: do Y"
+
+
+def fail(problem):
+    with explained("X", "do Y"):
+        raise problem
 
 
 def test_each_problem_is_one_sentence():
@@ -24,16 +29,7 @@ def test_each_problem_is_one_sentence():
         (MemoryError("of the device"), MemoryError, "^of the device$"),
         (OSError(28, "No space left on device"), OSError, r"^\[Errno 28\] No space left on device$"),
     ):
-        try:
-            with explained("X", "do Y"):
-                raise problem
-        except Exception as caught:
-            raised = caught
-        assert type(raised) is becomes, problem
-        with pytest.raises(becomes, match=says):
-            raise raised
-
-
-def test_a_cause_is_looked_through():
-    with pytest.raises(PermissionError), explained("X", "do Y"):
-        raise RuntimeError("failed") from GatedRepoError("403")
+        assert re.search(says, refused(becomes, fail, problem)), problem
+    problem = RuntimeError("failed")
+    problem.__cause__ = GatedRepoError("403")
+    assert "X is gated" in refused(PermissionError, fail, problem), "the cause is not looked through"

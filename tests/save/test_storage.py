@@ -1,6 +1,5 @@
 """What is saved comes back to the last bit, or the error names what is wrong."""
 
-import copy
 import json
 from pathlib import Path
 
@@ -34,14 +33,25 @@ def names(folder):
     return {file.name for file in folder.iterdir()}
 
 
-def low_rank(removed=0.4):
+def low_rank():
     model = vit()
-    compress(model, "svd", removed)
+    compress(model, "svd", 0.4)
     return model
 
 
 def same(model, folder):
     return torch.equal(logits(load(folder)), logits(model))
+
+
+def refused(kind, work, *args, **kwargs):
+    """What the error says that the work must raise; any other error, and none, says what it is instead."""
+    try:
+        work(*args, **kwargs)
+    except kind as problem:
+        return str(problem)
+    except Exception as problem:
+        return f"not {kind.__name__}, but {problem!r}"
+    return "nothing was raised"
 
 
 @pytest.fixture
@@ -122,32 +132,29 @@ def test_a_timm_model_in_shards_and_merged(tmp_path):
     torch.testing.assert_close(logits(dense), logits(model))
 
 
-def test_what_does_not_fit_the_weights_is_refused_and_not_reinitialised(folder, tmp_path):
-    for change, says in (
-        (lambda d: d["ranks"].update({"blocks.0.mlp.fc1": 3}), r"blocks.0.mlp.fc1.*has shape .* the model needs"),
-        (lambda d: d["ranks"].pop("blocks.1.mlp.fc2"), r"lacks 'blocks.1.mlp.fc2.bias'"),
-        (lambda d: d["recipe"]["kwargs"].update(depth=3), r"lacks 'blocks.2.attn.proj.bias'"),
-        (lambda d: d["ranks"].clear(), r"lacks 'blocks.0.attn.proj.bias'"),
-        (lambda d: d["tied"].update({"head.U.weight": "nowhere"}), r"'head.U.weight' has shape None, the model needs"),
+def test_what_does_not_fit_the_weights_is_refused_and_not_reinitialised(tmp_path):
+    for model, change, says in (
+        (
+            low_rank(),
+            lambda d: d["ranks"].update({"blocks.0.mlp.fc1": 3}),
+            "has shape (128, 15), the model needs (128, 3)",
+        ),
+        (low_rank(), lambda d: d["ranks"].pop("blocks.1.mlp.fc2"), "lacks 'blocks.1.mlp.fc2.bias'"),
+        (low_rank(), lambda d: d["ranks"].clear(), "lacks 'blocks.0.attn.proj.bias'"),
+        (low_rank(), lambda d: d["tied"].update({"head.U.weight": "?"}), "'head.U.weight' has shape None, the model"),
+        (low_rank(), lambda d: d["recipe"]["kwargs"].update(depth=3), "lacks 'blocks.2.attn.proj.bias'"),
+        (vit(), lambda d: d["recipe"]["kwargs"].update(depth=1), "has the unknown tensor 'blocks.1.attn.proj.bias'"),
+        (rewritten(vit(), split_qkv), lambda d: d.update(rewrites=[]), "lacks 'blocks.0.attn.qkv.bias'"),
+        (rewritten(gpt2(), to_linear), lambda d: d.update(rewrites=[]), "has shape ("),
     ):
-        save(low_rank(), folder)
+        folder = save(model, tmp_path / "model")
         rewrite(folder, change)
-        with pytest.raises(ValueError, match=says):
-            load(folder)
-    dense = save(vit(), tmp_path / "dense")
-    rewrite(dense, lambda d: d["recipe"]["kwargs"].update(depth=1))
-    with pytest.raises(ValueError, match="has the unknown tensor 'blocks.1.attn.proj.bias'"):
-        load(dense)
-    for model in (rewritten(vit(), split_qkv), rewritten(gpt2(), to_linear)):
-        saved = save(model, tmp_path / "rewritten")
-        rewrite(saved, lambda d: d.update(rewrites=[]))
-        with pytest.raises(ValueError, match="lacks|has shape"):
-            load(saved)
+        assert says in refused(ValueError, load, folder)
 
 
 def test_a_tampered_description_is_one_sentence(folder):
     pipeline = {"library": "transformers", "class": "pipeline", "config": {}, "attention": "sdpa"}
-    whole = read(folder)
+    whole = (folder / DESCRIPTION).read_text()
     for number, change in enumerate(
         (
             lambda d: d["ranks"].update({"blocks.0.mlp.fc1": "x"}),
@@ -167,14 +174,9 @@ def test_a_tampered_description_is_one_sentence(folder):
             lambda d: d.clear(),
         )
     ):
-        rewrite(folder, lambda d: (d.clear(), d.update(copy.deepcopy(whole))))
+        (folder / DESCRIPTION).write_text(whole)
         rewrite(folder, change)
-        try:
-            load(folder)
-        except ValueError as problem:
-            said = str(problem)
-        else:
-            said = "nothing"
+        said = refused(ValueError, load, folder)
         assert "describes no model this version can build" in said or "of another format" in said, (number, said)
 
 
@@ -182,37 +184,26 @@ def test_damaged_and_missing_files_are_named(folder, tmp_path):
     whole = (folder / WEIGHTS).read_bytes()
     for keep in (0, 4, 100, 5000):
         (folder / WEIGHTS).write_bytes(whole[:keep])
-        with pytest.raises(ValueError, match=r"model.safetensors is damaged"):
-            load(folder)
+        assert "model.safetensors is damaged" in refused(ValueError, load, folder), keep
     (folder / WEIGHTS).unlink()
-    with pytest.raises(FileNotFoundError, match=r"model.safetensors is missing"):
-        load(folder)
+    assert "model.safetensors is missing" in refused(FileNotFoundError, load, folder)
     (folder / DESCRIPTION).write_text("{")
-    with pytest.raises(ValueError, match=r"prehab.json is damaged"):
-        load(folder)
-    with pytest.raises(FileNotFoundError, match=r"prehab.json is missing"):
-        load(tmp_path / "nowhere")
+    assert "prehab.json is damaged" in refused(ValueError, load, folder)
+    assert "prehab.json is missing" in refused(FileNotFoundError, load, tmp_path / "nowhere")
     with_buffers = save(llama(), tmp_path / "llama")
     (with_buffers / BUFFERS).unlink()
-    with pytest.raises(FileNotFoundError, match=r"buffers.safetensors is missing"):
-        load(with_buffers)
+    assert "buffers.safetensors is missing" in refused(FileNotFoundError, load, with_buffers)
 
 
 def test_a_missing_shard_or_a_foreign_index_is_named(tmp_path):
     folder = save(vit(), tmp_path / "model", max_shard_size="8KB")
-    second = sorted(folder.glob("*.safetensors"))[1]
-    content = second.read_bytes()
-    second.unlink()
-    with pytest.raises(FileNotFoundError, match=f"{second.name} is missing"):
-        load(folder)
-    second.write_bytes(content)
-    index = folder / INDEX
-    index.write_text(index.read_text().replace(second.name, f"../../{second.name}"))
-    with pytest.raises(ValueError, match="is no file of its folder"):
-        load(folder)
+    second, index = sorted(folder.glob("*.safetensors"))[1], folder / INDEX
+    second.rename(tmp_path / second.name)
+    assert f"{second.name} is missing" in refused(FileNotFoundError, load, folder)
+    index.write_text(index.read_text().replace(second.name, f"../{second.name}"))
+    assert "is no file of its folder" in refused(ValueError, load, folder)
     index.write_text("{")
-    with pytest.raises(ValueError, match="index.json is damaged"):
-        load(folder)
+    assert "index.json is damaged" in refused(ValueError, load, folder)
 
 
 def test_what_no_recipe_rebuilds_is_refused_before_anything_is_written(tmp_path):
@@ -223,12 +214,11 @@ def test_what_no_recipe_rebuilds_is_refused_before_anything_is_written(tmp_path)
     more.register_buffer("extra", torch.zeros(2))
     for model, says in (
         (nn.Sequential(nn.Linear(2, 2)), "neither a timm nor a transformers model"),
-        (other, r"it has '\(act\): ReLU\(\)' where the recipe gives .\(act\): GELU"),
-        (part, r"it has '\(c_fc\): Linear.* where the recipe gives .\(c_fc\): Conv1D"),
+        (other, "it has '(act): ReLU()' where the recipe gives \"(act): GELU"),
+        (part, "where the recipe gives '(c_fc): Conv1D"),
         (more, "it has 'extra' where the recipe gives 'head.bias'"),
     ):
-        with pytest.raises(ValueError, match=says):
-            save(model, tmp_path / "model")
+        assert says in refused(ValueError, save, model, tmp_path / "model")
         assert list(tmp_path.iterdir()) == []
 
 
@@ -240,6 +230,6 @@ def test_a_full_disk_is_one_sentence_and_the_old_model_survives(folder, monkeypa
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("safetensors.torch.save_file", full)  # what huggingface_hub calls
-    with pytest.raises(OSError, match=r"could not be written .* is there space left"):
-        save(vit(), folder)
+    said = refused(OSError, save, vit(), folder)
+    assert "could not be written" in said and "is there space left" in said
     assert (folder / WEIGHTS).read_bytes() == before and names(folder.parent) == {"model"}
