@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoTokenizer
 
 from prehab_lib.save import files
 from prehab_lib.save.files import DESCRIPTION, INDEX, WEIGHTS
@@ -125,5 +126,7 @@ def test_all_that_save_and_the_tokenizer_write_is_listed_and_replaced(tmp_path):
     written = files.files_in(folder)
     assert sorted([*read(folder)["files"], DESCRIPTION]) == written
     assert {"tokenizer.json", "README.md", INDEX, "generation_config.json"} < set(written)
+    again = AutoTokenizer.from_pretrained(folder)
+    assert again("some text")["input_ids"] == tokenizer("some text")["input_ids"]
     save(model, folder, tokenizer=tokenizer)
     assert INDEX not in files.files_in(folder) and torch.equal(logits(load(folder)), logits(model))
