@@ -1,8 +1,4 @@
-"""A compressed model on disk and in transformers.
-
-Importing this room tells transformers, where it is installed, the model types that `storage.save`
-writes: `AutoModelForCausalLM.from_pretrained(folder)` then opens them without remote code.
-"""
+"""A compressed model on disk and in transformers, which learns our model types by this import."""
 
 from importlib.util import find_spec
 

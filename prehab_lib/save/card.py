@@ -12,12 +12,15 @@ from torch import nn
 from prehab_lib import __version__
 from prehab_lib.factors import LowRankLinear
 
-TASKS = {
-    "AutoModelForCausalLM": "text-generation",
-    "AutoModelForSequenceClassification": "text-classification",
-    "AutoModel": "feature-extraction",
-}
+TASKS = {"AutoModelForCausalLM": "text-generation", "AutoModel": "feature-extraction"}
+TASKS |= {"AutoModelForSequenceClassification": "text-classification"}
 NAMED = ("base_model", "method", "removed", "achieved", "calibration", "commit", "license")
+IMPORT = "import prehab_lib.save  # makes the model type known to transformers\n"
+WARNING = """
+`prehab_lib.surgery.load` opens it too. Any other class of transformers draws the missing matrices
+at random and reports them as MISSING.
+"""
+MERGED = "The two factors of each layer are multiplied out again, so this copy saves no memory.\n"
 
 
 def text(model: nn.Module, auto: str, merged: bool, about: dict) -> ModelCard:
@@ -29,50 +32,55 @@ def text(model: nn.Module, auto: str, merged: bool, about: dict) -> ModelCard:
     (the hub's identifier).  Whatever else is given is listed as it is.
     """
     base = str(about.get("base_model") or getattr(model.config, "_name_or_path", "") or "")
-    front = ModelCardData(
-        library_name="transformers",
-        pipeline_tag=TASKS[auto],
-        base_model=base if _on_hub(base) else None,
-        license=about.get("license"),
-        tags=["low-rank", "svd", "compression"],
-    )
-    title = (
-        f"{Path(base).name or type(model).__name__}, compressed{' and merged' if merged else ''}"
-    )
-    sections = [f"---\n{front.to_yaml()}\n---", f"# {title}", _what(base, merged, about)]
-    sections += ["## Open it", _opening(auto, merged), "## Ranks", _ranks(model)]
-    sections += ["## How it was made", _making(about), "## Licence", _licence(about.get("license"))]
-    return ModelCard("\n\n".join(sections) + "\n")
+    on_hub = re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", base) and not os.path.isdir(base)
+    license = about.get("license")
+    front = ModelCardData(library_name="transformers", tags=["low-rank", "svd", "compression"])
+    front.pipeline_tag, front.license = TASKS[auto], license
+    front.base_model = base if on_hub else None
+    origin = f"`{base if on_hub else Path(base).name}`" if base else "a model"
+    method = f" by `{about['method']}`" if about.get("method") else ""
+    removed, achieved = about.get("removed"), about.get("achieved")
+    reached = "." if achieved is None else f", {achieved:.1%} achieved."
+    asked = "" if removed is None else f"Removed of those layers' weights: {removed:.0%} asked"
+    budget = f"{asked}{reached}\n" if asked else ""
+    given = f"`{license}`, as told by whoever made this copy. " if license else ""
+    libraries = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers"))
+    others = [name for name in about if name not in NAMED and about[name] is not None]
+    rows = "".join(f"| {name} | {_cell(about[name])} |\n" for name in others)
+    return ModelCard(f"""\
+---
+{front.to_yaml()}
+---
 
+# {Path(base).name or type(model).__name__}, compressed{" and merged" if merged else ""}
 
-def _on_hub(base: str) -> bool:
-    return bool(re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", base)) and not os.path.isdir(base)
+The linear layers of {origin}, cut down to low rank{method} with `prehab_lib`.
+{budget}{MERGED if merged else ""}
+## Open it
 
+```python
+{"" if merged else IMPORT}from transformers import {auto}
+model = {auto}.from_pretrained("this/folder")
+```
+{"" if merged else WARNING}
+## Ranks
 
-def _what(base: str, merged: bool, about: dict) -> str:
-    name = f"`{base if _on_hub(base) else Path(base).name}`" if base else "a model"
-    how = f" by `{about['method']}`" if about.get("method") else ""
-    lines = [f"The linear layers of {name}, cut down to low rank{how} with `prehab_lib`."]
-    if about.get("removed") is not None:
-        achieved = "" if about.get("achieved") is None else f", {about['achieved']:.1%} achieved"
-        lines.append(f"Removed of those layers' weights: {about['removed']:.0%} asked{achieved}.")
-    if merged:
-        lines.append(
-            "The two factors of each layer are multiplied out again, so this copy saves no memory."
-        )
-    return " ".join(lines)
+{_ranks(model)}
 
+## How it was made
 
-def _opening(auto: str, merged: bool) -> str:
-    lines = [f"from transformers import {auto}", f'model = {auto}.from_pretrained("this/folder")']
-    if merged:
-        return "\n".join(["```python", *lines, "```"])
-    lines.insert(0, "import prehab_lib.save  # makes the model type known to transformers")
-    warning = (
-        "`prehab_lib.surgery.load` opens it too. Any other class of transformers draws the missing "
-        "matrices at random and reports them as MISSING."
-    )
-    return "\n".join(["```python", *lines, "```", "", warning])
+| | |
+|---|---|
+| calibration | {_cell(about.get("calibration") or "not told")} |
+| versions | prehab_lib {__version__}, {libraries} |
+| commit of prehab_lib | {_cell(about.get("commit") or "not told")} |
+| written | {datetime.now(UTC):%Y-%m-%d} |
+{rows}
+## Licence
+
+{given}These weights are derived from the base model's, so its licence
+and terms apply to them as well.
+""")
 
 
 def _ranks(model: nn.Module) -> str:
@@ -91,31 +99,9 @@ def _ranks(model: nn.Module) -> str:
     return "\n".join(lines)
 
 
-def _making(about: dict) -> str:
-    versions = {"prehab_lib": __version__}
-    versions |= {package: version(package) for package in ("torch", "transformers")}
-    rows = {
-        "calibration": about.get("calibration") or "not told",
-        "versions": versions,
-        "commit of prehab_lib": about.get("commit") or "not told",
-        "written": f"{datetime.now(UTC):%Y-%m-%d}",
-    }
-    rows |= {name: value for name, value in about.items() if name not in NAMED}
-    lines = [f"| {name} | {_cell(value)} |" for name, value in rows.items() if value is not None]
-    return "\n".join(["| | |", "|---|---|", *lines])
-
-
 def _cell(value: object) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{name} {_cell(inner)}" for name, inner in value.items())
     if isinstance(value, float):
         return f"{value:.4g}"
     return str(value).replace("|", "\\|").replace("\n", " ")
-
-
-def _licence(license: str | None) -> str:
-    given = f"`{license}`, as told by whoever made this copy. " if license else ""
-    return given + (
-        "These weights are derived from the base model's, so its licence and terms apply to them "
-        "as well."
-    )

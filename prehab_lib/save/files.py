@@ -1,13 +1,11 @@
-"""The files of a saved model: the folder is complete or not there, and only what `save` wrote is
-ever replaced.
-"""
+"""The files of a saved model: all there or none, and only what `storage.save` wrote is replaced."""
 
 import glob
 import json
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from huggingface_hub.constants import SAFETENSORS_INDEX_FILE as INDEX
@@ -17,27 +15,27 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 DESCRIPTION = "prehab.json"
+FORMAT = 2
+FIELDS = {"recipe": dict, "rewrites": list, "ranks": dict, "packed": dict, "tied": dict}
+FIELDS |= {"rounded": list, "buffers": str, "files": list}
+# What transformers computes and leaves out of checkpoints; kept for the last bit.
+BUFFERS = "buffers.safetensors"
 
 
 def check_target(folder: str | Path) -> None:
-    """Raises ValueError where `folder` holds anything but a saved model: not even one file of
-    somebody else's.
-    """
+    """Raises ValueError where `folder` holds any file that is not of a saved model."""
     folder = Path(folder)
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
     if not (folder / DESCRIPTION).is_file():
         raise ValueError(f"{folder} holds other files than a saved model: name a new folder")
-    try:
-        ours = {DESCRIPTION, *json.loads((folder / DESCRIPTION).read_text())["files"]}
-    except (ValueError, KeyError, TypeError):  # damaged: then nothing is known to be ours
-        ours = {DESCRIPTION}
+    ours = {DESCRIPTION}
+    with suppress(ValueError, KeyError, TypeError):  # damaged: nothing else is known to be ours
+        ours |= {*json.loads((folder / DESCRIPTION).read_text())["files"]}
     foreign = [name for name in files_in(folder) if name not in ours]
     if foreign:
-        raise ValueError(
-            f"{folder} holds {foreign[0]!r}, which is no file of the saved model that would be "
-            "replaced: move it away, or name a new folder"
-        )
+        which = f"{foreign[0]!r}, which is no file of the saved model that would be replaced"
+        raise ValueError(f"{folder} holds {which}: move it away, or name a new folder")
 
 
 def files_in(folder: Path) -> list[str]:
@@ -48,11 +46,10 @@ def files_in(folder: Path) -> list[str]:
 
 @contextmanager
 def replacing(folder: Path) -> Iterator[Path]:
-    """An empty folder to write to, which takes the place of `folder` when the block ends without an
-    error.
+    """An empty folder, which takes the place of `folder` when the block ends without an error.
 
-    Whatever stops it, Ctrl-C between the two moves as well, `folder` is as it was.  After a kill
-    there `left_at` finds it.
+    Whatever stops it, Ctrl-C between the two moves as well, `folder` is as it was.  Where a kill
+    there left it, `read_description` says.
     """
     beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".part", dir=folder.parent))
     new, old = beside / "new", beside / "old"
@@ -69,43 +66,49 @@ def replacing(folder: Path) -> Iterator[Path]:
         shutil.rmtree(beside, ignore_errors=True)  # not reached where that failed
 
 
-def left_at(folder: Path) -> Path | None:
-    """Where a save that was killed between its two moves left the model of `folder`, or None."""
-    folder = folder.resolve()
-    pattern = f".{glob.escape(folder.name)}.*.part/old/{DESCRIPTION}"
-    left = sorted(folder.parent.glob(pattern))
-    return left[-1].parent if left and not folder.exists() else None
+def read_description(folder: Path) -> dict:
+    """What DESCRIPTION says.  Raises FileNotFoundError, ValueError where it is no such thing."""
+    path = folder / DESCRIPTION
+    if not path.is_file():
+        place = folder.resolve()
+        left = sorted(place.parent.glob(f".{glob.escape(place.name)}.*.part/old/{DESCRIPTION}"))
+        if left and not folder.exists():  # killed between the two moves of `replacing`
+            killed = f"a save was killed and left its model in {left[-1].parent}, move it back"
+            raise FileNotFoundError(f"{folder} is not there: {killed}")
+        missing = f"{DESCRIPTION} is missing (was it made by surgery.save?)"
+        raise FileNotFoundError(f"{folder} holds no compressed model: {missing}")
+    try:
+        description = json.loads(path.read_text())
+        wrong = [name for name in FIELDS if not isinstance(description.get(name), FIELDS[name])]
+    except (ValueError, AttributeError) as problem:
+        raise ValueError(f"{path} is damaged: {problem}") from problem
+    if wrong or description.get("format") != FORMAT:
+        other = f"of another format than this version writes ({FORMAT})"
+        raise ValueError(f"{path} is {other}: save the model again")
+    return description
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
     """The tensors of a folder, from one file or from shards.  Raises as `read_file` does."""
-    index = folder / INDEX
-    if not index.is_file():
-        return read_file(folder / WEIGHTS)
-    try:
-        shards = set(json.loads(index.read_text())["weight_map"].values())
-    except (ValueError, KeyError, TypeError, AttributeError) as problem:
-        raise ValueError(f"{index} is damaged ({problem}): copy the file again") from problem
-    outside = [shard for shard in shards if Path(shard).name != shard]
-    if outside:
-        raise ValueError(f"{index} names {outside[0]!r}, which is no file of its folder")
+    index, shards = folder / INDEX, [WEIGHTS]
+    if index.is_file():
+        try:
+            shards = sorted({*map(str, json.loads(index.read_text())["weight_map"].values())})
+        except (ValueError, KeyError, TypeError, AttributeError) as problem:
+            raise ValueError(f"{index} is damaged ({problem}): copy the file again") from problem
     tensors = {}
-    for shard in sorted(shards):
+    for shard in shards:
+        if Path(shard).name != shard:
+            raise ValueError(f"{index} names {shard!r}, which is no file of its folder")
         tensors |= read_file(folder / shard)
     return tensors
 
 
 def read_file(path: Path) -> dict[str, Tensor]:
-    """The tensors of one safetensors file.  Raises FileNotFoundError where it is missing and
-    ValueError where it is damaged, naming it.
-    """
+    """A safetensors file's tensors.  Raises FileNotFoundError, ValueError for a damaged one."""
     if not path.is_file():
-        raise FileNotFoundError(
-            f"{path} is missing: the folder is not complete, save the model again"
-        )
+        raise FileNotFoundError(f"{path} is missing: the folder is incomplete, save it again")
     try:
         return load_file(path)
     except (SafetensorError, ValueError, OSError) as problem:
-        raise ValueError(
-            f"{path} is damaged ({problem}): save the model again, or copy the file again"
-        ) from problem
+        raise ValueError(f"{path} is damaged ({problem}): save or copy it again") from problem

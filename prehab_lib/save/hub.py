@@ -5,17 +5,15 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-_OFFLINE = {"OfflineModeIsEnabled", "LocalEntryNotFoundError"}
-_OFFLINE |= {"ConnectError", "ConnectTimeout", "ConnectionError"}
-_ABSENT = {"RepositoryNotFoundError", "RevisionNotFoundError"}
-_ABSENT |= {"EntryNotFoundError", "DatasetNotFoundError"}
+_OFFLINE = {"OfflineModeIsEnabled", "ConnectError", "ConnectTimeout", "ConnectionError"}
+_OFFLINE |= {"LocalEntryNotFoundError"}  # which is an EntryNotFoundError too: asked for first
+_ABSENT = {f"{what}NotFoundError" for what in ("Repository", "Revision", "Entry", "Dataset")}
 _NO_ROOM = {"OutOfMemoryError", "MemoryError"}
 
 
 @contextmanager
 def explained(what: str, remedy: str) -> Iterator[None]:
-    """Turn a library's error while it fetches or reads `what` into one sentence: why it could not
-    be had, and the remedy.
+    """Turn a library's error while it fetches or reads `what` into one sentence with the remedy.
 
     Raises PermissionError (gated), ConnectionError (no network), FileNotFoundError (no such
     repository), and ValueError for a source that is there and cannot be read.  Running out of
@@ -28,20 +26,17 @@ def explained(what: str, remedy: str) -> Iterator[None]:
         gated = re.search(r"\bgated (repo|dataset)", text, re.IGNORECASE)
         unreached = re.search(r"offline mode|couldn't connect|cannot reach", text, re.IGNORECASE)
         if gated or "GatedRepoError" in names:
-            raise PermissionError(
-                f"{what} is gated: accept its terms on the hub and run `hf auth login`, or {remedy}"
-            ) from problem
-        if unreached or names & _OFFLINE:
-            raise ConnectionError(
-                f"{what} could not be fetched, there is no connection to the hub: {remedy}"
-            ) from problem
-        if names & _ABSENT:
-            raise FileNotFoundError(
-                f"{what} was not found on the hub: check the name, or {remedy}"
-            ) from problem
-        if names & _NO_ROOM or getattr(problem, "errno", None) == errno.ENOSPC:
+            kind = PermissionError
+            why = "is gated: accept its terms on the hub and run `hf auth login`, or"
+        elif unreached or names & _OFFLINE:
+            kind, why = ConnectionError, "could not be fetched, there is no connection to the hub:"
+        elif names & _ABSENT:
+            kind, why = FileNotFoundError, "was not found on the hub: check the name, or"
+        elif names & _NO_ROOM or getattr(problem, "errno", None) == errno.ENOSPC:
             raise
-        raise ValueError(f"{what} could not be read ({text[:200]}): {remedy}") from problem
+        else:
+            kind, why = ValueError, f"could not be read ({text[:200]}):"
+        raise kind(f"{what} {why} {remedy}") from problem
 
 
 def _names(problem: BaseException | None) -> set[str]:

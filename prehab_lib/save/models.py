@@ -1,9 +1,7 @@
-"""Models in: by hub name, by local folder, small ones built here; and the recipe that builds the
-same skeleton again.
-"""
+"""Models by hub name or local folder, small ones built here; and the recipe of a skeleton."""
 
-import inspect
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -11,6 +9,8 @@ from torch import nn
 
 from prehab_lib.save.hub import explained
 from prehab_lib.save.rewrite import to_linear
+
+LOCAL = "give the folder of a local copy instead"
 
 
 def small_vit(
@@ -24,60 +24,50 @@ def small_vit(
     channels: int = 1,
     classes: int = 100,
 ) -> nn.Module:
-    """timm's VisionTransformer for small images, random weights from `seed`; the defaults suit the
-    embedded digit pairs.
-    """
-    kwargs = dict(
-        img_size=list(image_size), patch_size=patch, in_chans=channels, num_classes=classes
-    )
-    kwargs |= dict(embed_dim=width, depth=depth, num_heads=heads)
+    """timm's VisionTransformer, random weights from `seed`; the defaults suit the digit pairs."""
+    kwargs = dict(img_size=list(image_size), patch_size=patch, in_chans=channels)
+    kwargs |= dict(num_classes=classes, embed_dim=width, depth=depth, num_heads=heads)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return build({"library": "timm", "class": "VisionTransformer", "kwargs": kwargs})
 
 
 def image_model(source: str, *, pretrained: bool = True, **kwargs) -> nn.Module:
-    """A timm model: a timm name with its tag ("vit_base_patch16_224.augreg2_in21k_ft_in1k"), or a
-    local timm folder.
+    """A timm model by name and tag ("vit_base_patch16_224.augreg2_in21k_ft_in1k") or local folder.
 
-    kwargs go to `timm.create_model` (num_classes, img_size, …).  pretrained=False gives random
-    weights.
+    kwargs go to `timm.create_model` (num_classes, img_size, …).  pretrained=False: random weights.
     Raises ConnectionError, PermissionError, FileNotFoundError or ValueError with one sentence.
     """
     import timm
 
-    name = source
     _check_folder(source)
+    name, architecture = source, source.split(".")[0]
     if os.path.isdir(source):
         if not (Path(source) / "config.json").is_file():
             raise FileNotFoundError(f"{source} is no timm model folder: it has no config.json")
         name = f"local-dir:{Path(source).resolve()}"
-    elif "/" not in source and not timm.is_model(source.split(".")[0]):
-        raise ValueError(
-            f"model = {source!r} is neither a folder nor a model timm knows: see timm.list_models()"
-        )
-    with explained(f"the model {source!r}", remedy="give the folder of a local copy instead"):
+    elif "/" not in source and not timm.is_model(architecture):
+        unknown = f"model = {source!r} is neither a folder nor a model timm knows"
+        raise ValueError(f"{unknown}: see timm.list_models()")
+    with explained(f"the model {source!r}", LOCAL):
         model = timm.create_model(name, pretrained=pretrained, **kwargs)
     if name == source and "/" not in source:
-        model.prehab_recipe = {"library": "timm", "name": source.split(".")[0], "kwargs": kwargs}
+        model.prehab_recipe = {"library": "timm", "name": architecture, "kwargs": kwargs}
     return model
 
 
 def text_model(source: str, auto_class: str, **kwargs) -> nn.Module:
-    """A transformers model: `getattr(transformers, auto_class).from_pretrained(source)`, from the
-    hub or a local folder.
+    """A transformers model by the name of its Auto class, from the hub or a local folder.
 
     Safetensors only, no remote code; GPT-2's transposed `Conv1D` layers become `nn.Linear`
-    (`rewrite.to_linear`). Raises as `image_model` does.
+    (`rewrite.to_linear`).  Raises as `image_model` does.
     """
     import transformers
 
     _check_folder(source)
-    with explained(f"the model {source!r}", remedy="give the folder of a local copy instead"):
-        loader = getattr(transformers, auto_class)
-        model = loader.from_pretrained(
-            source, use_safetensors=True, trust_remote_code=False, **kwargs
-        )
+    safe = dict(use_safetensors=True, trust_remote_code=False)
+    with explained(f"the model {source!r}", LOCAL):
+        model = getattr(transformers, auto_class).from_pretrained(source, **safe, **kwargs)
     to_linear(model)
     return model
 
@@ -88,54 +78,66 @@ def _check_folder(source: str) -> None:
 
 
 def build(recipe: dict) -> nn.Module:
-    """The skeleton a recipe describes, with fresh weights.  Recipes name classes of timm and
-    transformers only.
+    """The skeleton a recipe describes, with fresh weights.
 
-    Raises ValueError for a recipe of another kind.
+    Raises ValueError for a recipe of anything but a class of timm or transformers.
     """
-    if recipe.get("library") not in BUILDERS:
-        raise ValueError(
-            f"recipe of library {recipe.get('library')!r} is not known: choose one of "
-            f"{', '.join(BUILDERS)}"
-        )
-    model = BUILDERS[recipe["library"]](recipe)
+    library = recipe.get("library")
+    if library not in BUILDERS:
+        choices = ", ".join(BUILDERS)
+        raise ValueError(f"recipe of library {library!r} is not known: choose one of {choices}")
+    model = BUILDERS[library](recipe)
     model.prehab_recipe = recipe
     return model
 
 
 def recipe_of(model: nn.Module) -> dict:
-    """What `build` needs for the same skeleton: the model's own `prehab_recipe`, or read off a timm
-    or transformers model.
+    """What `build` needs for the same skeleton: `model.prehab_recipe`, or what the model shows.
 
-    Raises ValueError for a model of another kind.
+    Raises ValueError for one that is neither of timm nor of transformers.
     """
-    if getattr(model, "prehab_recipe", None) is not None:
-        return model.prehab_recipe
-    for read in RECIPE_READERS:
+    recipe = getattr(model, "prehab_recipe", None)
+    read = READERS.get(type(model).__module__.split(".")[0])
+    if recipe is None and read is not None:
         recipe = read(model)
-        if recipe is not None:
-            return recipe
-    raise ValueError(
-        f"{type(model).__name__} is neither a timm nor a transformers model: set "
-        "model.prehab_recipe to a recipe that prehab_lib.save.models.build understands before "
-        "saving"
-    )
+    if recipe is None:
+        unknown = f"{type(model).__name__} is neither a timm nor a transformers model"
+        remedy = "set model.prehab_recipe to what prehab_lib.save.models.build understands"
+        raise ValueError(f"{unknown}: {remedy} before saving")
+    return recipe
 
 
 def _build_timm(recipe: dict) -> nn.Module:
     import timm
 
-    loading = ("pretrained", "checkpoint", "cache")
-    unknown = [key for key in recipe["kwargs"] if key.startswith(loading)]
-    if unknown:
-        raise ValueError(f"a recipe builds an empty model: {unknown[0]!r} has no place in it")
-    if "name" in recipe:
-        if not timm.is_model(recipe["name"]):
-            raise ValueError(f"recipe of timm model {recipe['name']!r} is not known")
-        return timm.create_model(recipe["name"], pretrained=False, **recipe["kwargs"])
-    if recipe["class"] != "VisionTransformer":
-        raise ValueError(f"recipe of timm class {recipe['class']!r} is not known")
-    return timm.models.VisionTransformer(**recipe["kwargs"])
+    kwargs, name = recipe["kwargs"], recipe.get("name")
+    loading = [key for key in kwargs if key.startswith(("pretrained", "checkpoint", "cache"))]
+    if loading:
+        raise ValueError(f"a recipe builds an empty model: {loading[0]!r} has no place in it")
+    if name is None and recipe["class"] == "VisionTransformer":
+        return timm.models.VisionTransformer(**kwargs)
+    if name is None or not timm.is_model(name):
+        raise ValueError(f"recipe of timm model {name or recipe['class']!r} is not known")
+    return timm.create_model(name, pretrained=False, **kwargs)
+
+
+def _read_timm(model: nn.Module) -> dict | None:
+    kwargs = {"num_classes": model.num_classes}
+    if hasattr(model, "patch_embed"):
+        patches = model.patch_embed
+        kwargs |= {"in_chans": patches.proj.in_channels, "img_size": list(patches.img_size)}
+    name = (getattr(model, "pretrained_cfg", None) or {}).get("architecture")
+    if name:
+        return {"library": "timm", "name": name, "kwargs": kwargs}
+    if type(model).__name__ != "VisionTransformer":
+        return None
+    attn, mlp = model.blocks[0].attn, model.blocks[0].mlp
+    kwargs |= dict(patch_size=list(model.patch_embed.patch_size), embed_dim=model.embed_dim)
+    kwargs |= dict(depth=len(model.blocks), num_heads=attn.num_heads)
+    kwargs |= dict(mlp_ratio=mlp.fc1.out_features / model.embed_dim)
+    kwargs |= dict(qkv_bias=attn.qkv.bias is not None, class_token=model.cls_token is not None)
+    kwargs |= dict(global_pool=model.global_pool, no_embed_class=model.no_embed_class)
+    return {"library": "timm", "class": "VisionTransformer", "kwargs": kwargs}
 
 
 def _build_transformers(recipe: dict) -> nn.Module:
@@ -149,40 +151,16 @@ def _build_transformers(recipe: dict) -> nn.Module:
     return kind(config)
 
 
-def _read_timm(model: nn.Module) -> dict | None:
-    if not type(model).__module__.startswith("timm."):
-        return None
-    name = (getattr(model, "pretrained_cfg", None) or {}).get("architecture")
-    shape = {"num_classes": model.num_classes}
-    if hasattr(model, "patch_embed"):
-        patches = model.patch_embed
-        shape |= {"in_chans": patches.proj.in_channels, "img_size": list(patches.img_size)}
-    if name:
-        return {"library": "timm", "name": name, "kwargs": shape}
-    if type(model).__name__ != "VisionTransformer":
-        return None
-    block = model.blocks[0]
-    shape |= {"patch_size": list(model.patch_embed.patch_size), "embed_dim": model.embed_dim}
-    shape |= {"depth": len(model.blocks), "num_heads": block.attn.num_heads}
-    shape |= {"mlp_ratio": block.mlp.fc1.out_features / model.embed_dim}
-    shape |= {"qkv_bias": block.attn.qkv.bias is not None}
-    shape |= {"class_token": model.cls_token is not None}
-    plain = inspect.signature(type(model).__init__).parameters
-    shape |= {
-        name: getattr(model, name) for name in ("global_pool", "no_embed_class") if name in plain
-    }
-    return {"library": "timm", "class": "VisionTransformer", "kwargs": shape}
+def _read_transformers(model: nn.Module) -> dict:
+    about = {"config": plain(model.config), "attention": model.config._attn_implementation}
+    return {"library": "transformers", "class": type(model).__name__, **about}
 
 
-def _read_transformers(model: nn.Module) -> dict | None:
-    if not type(model).__module__.startswith("transformers."):
-        return None
-    config = model.config.to_dict()
-    for name in ("transformers_version", "architectures"):
-        config.pop(name, None)
-    recipe = {"library": "transformers", "class": type(model).__name__, "config": config}
-    return recipe | {"attention": model.config._attn_implementation}
+def plain(config, without: Iterable[str] = ()) -> dict:
+    """A configuration as `AutoConfig.for_model` takes it; it does not tell where a model lay."""
+    dropped = {*without, "transformers_version", "architectures", "_name_or_path"}
+    return {key: value for key, value in config.to_dict().items() if key not in dropped}
 
 
 BUILDERS = {"timm": _build_timm, "transformers": _build_transformers}
-RECIPE_READERS = (_read_timm, _read_transformers)
+READERS = {"timm": _read_timm, "transformers": _read_transformers}

@@ -1,96 +1,71 @@
-"""Compressed models as transformers knows models: `AutoModel….from_pretrained(folder)`, without
-remote code.
+"""Compressed models as transformers knows models: `AutoModel….from_pretrained(folder)`.
 
 A family gets a configuration of its own ("lowrank_llama"), which lists the rank of every low-rank
-layer, and subclasses of the family's models that swap those layers when they are built; everything
-else is transformers'.  `import prehab_lib.save` registers them; whoever has not imported it gets
-transformers' own error about an unknown model type.
+layer, and subclasses of its models that swap those layers when they are built.  `import
+prehab_lib.save` registers them; without it transformers says that the model type is unknown.
 
 A direct `LlamaForCausalLM.from_pretrained(folder)` knows nothing of low-rank layers.  transformers
 then warns of the foreign model type, draws the missing matrices at random and reports each as
 MISSING: open such folders by the Auto classes.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType
 
-import torch
 from torch import nn
 
 from prehab_lib.factors import LowRankLinear
 from prehab_lib.layers import replace_module
 from prehab_lib.rivals.packing import PackedLinear, Packing
+from prehab_lib.save.models import plain
 from prehab_lib.save.rewrite import REWRITES
 
-_CAUSAL, _CLASSIFIER = "ForCausalLM", "ForSequenceClassification"
-# Family -> its configuration, and its model for each of AUTO.
-FAMILIES = {
-    family.lower(): (
-        f"{family}Config",
-        f"{family}{_CAUSAL}",
-        f"{family}{_CLASSIFIER}",
-        f"{family}Model",
-    )
-    for family in ("Llama", "Mistral", "Qwen2", "Qwen3", "OPT")
-}
-FAMILIES["gpt2"] = ("GPT2Config", "GPT2LMHeadModel", f"GPT2{_CLASSIFIER}", "GPT2Model")
-FAMILIES["bert"] = ("BertConfig", "BertLMHeadModel", f"Bert{_CLASSIFIER}", "BertModel")
 AUTO = ("AutoModelForCausalLM", "AutoModelForSequenceClassification", "AutoModel")
+_GENERATING = {"GPT2": "GPT2LMHeadModel", "Bert": "BertLMHeadModel"}
+# Family -> its configuration, and its model for each of AUTO.
+FAMILIES = {}
+for family in ("Llama", "Mistral", "Qwen2", "Qwen3", "OPT", "GPT2", "Bert"):
+    causal = _GENERATING.get(family, f"{family}ForCausalLM")
+    heads = (causal, f"{family}ForSequenceClassification", f"{family}Model")
+    FAMILIES[family.lower()] = (f"{family}Config", *heads)
 PREFIX, TYPE_PREFIX = "LowRank", "lowrank_"
 NOTHING: Mapping = MappingProxyType({})
 
 
 @dataclass
 class Changes:
-    """What was done to a model since it was a skeleton fresh from its recipe.
+    """What was done to a model since it was a skeleton fresh from its recipe; false for nothing.
 
     ranks: layer -> rank.  rewrites: keys of `REWRITES`.  packed: layer or factor -> its `Packing`
-    as JSON.  buffers: names of buffers kept in the checkpoint although transformers would compute
-    them, because the model had them in another precision (`model.to(bfloat16)` rounds the
-    frequencies of rotary embeddings, `from_pretrained(dtype=...)` does not).
+    as JSON.  buffers: names of those kept although transformers computes them, because they had
+    another precision (`model.to(bfloat16)` rounds rotary frequencies, `from_pretrained` does not).
     """
 
     ranks: Mapping[str, int] = field(default_factory=dict)
-    rewrites: list[str] = field(default_factory=list)
+    rewrites: Sequence[str] = field(default_factory=list)
     packed: Mapping[str, dict] = field(default_factory=dict)
-    buffers: list[str] = field(default_factory=list)
+    buffers: Sequence[str] = field(default_factory=list)
 
-    @classmethod
-    def of(cls, description: dict) -> "Changes":
-        """From what `storage.save` wrote down."""
-        names = ("ranks", "rewrites", "packed", "rounded")
-        return cls(*(description[name] for name in names))
-
-    def any(self) -> bool:
-        return bool(self.ranks or self.rewrites or self.packed or self.buffers)
+    def __bool__(self) -> bool:
+        return any(map(bool, vars(self).values()))
 
 
 class LowRankConfig:
     """The fields of `Changes`, beside the family's own."""
 
-    ranks: Mapping[str, int] = NOTHING
-    rewrites: tuple[str, ...] = ()
-    buffers: tuple[str, ...] = ()
-    packed: Mapping[str, dict] = NOTHING
+    ranks = packed = NOTHING
+    rewrites = buffers = ()
 
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
         _register_classes(self.model_type.removeprefix(TYPE_PREFIX))
 
-    def plain(self) -> dict:
-        """The family's own configuration, as `AutoConfig.for_model` takes it."""
-        ours = ("ranks", "rewrites", "buffers", "packed", "transformers_version", "architectures")
-        kept = {key: value for key, value in self.to_dict().items() if key not in ours}
-        return kept | {"model_type": self.model_type.removeprefix(TYPE_PREFIX)}
-
 
 class LowRankModel:
-    """Mixed into a transformers model: its layers are swapped as the configuration says, before
-    weights are loaded.
-    """
+    """Mixed into a transformers model: swaps its layers before weights are loaded."""
 
     def __init__(self, config, *args, **kwargs):
         super().__init__(config, *args, **kwargs)
@@ -104,24 +79,18 @@ class LowRankModel:
             module.register_buffer(leaf, getattr(module, leaf), persistent=True)
 
     def _own(self, entries: Mapping) -> dict:
-        """The entries by the names of this model: a backbone without its head knows no prefix, and
-        nothing of the head.
-        """
-        if self.base_model is not self:
-            return dict(entries)
+        """By the names of this model: a backbone alone knows no prefix and nothing of the head."""
         prefix = f"{self.base_model_prefix}."
         inner = {n.removeprefix(prefix): entries[n] for n in entries if n.startswith(prefix)}
-        return inner or dict(entries)
+        return inner if inner and self.base_model is self else dict(entries)
 
     @property
     def prehab_recipe(self) -> dict:
         """The dense skeleton, as `models.build` takes it."""
-        recipe = {
-            "library": "transformers",
-            "class": self._get_name(),
-            "config": self.config.plain(),
-        }
-        return recipe | {"attention": self.config._attn_implementation}
+        config = plain(self.config, without=vars(Changes()))
+        config["model_type"] = self.config.model_type.removeprefix(TYPE_PREFIX)
+        about = {"config": config, "attention": self.config._attn_implementation}
+        return {"library": "transformers", "class": self._get_name(), **about}
 
     def _get_name(self) -> str:
         """It prints as the model it was made of; its layers show the ranks."""
@@ -135,39 +104,31 @@ def reshape(skeleton: nn.Module, changes: Changes) -> None:
     for name, rank in changes.ranks.items():
         dense = skeleton.get_submodule(name)
         if not isinstance(dense, LowRankLinear):
-            sizes, device = (dense.in_features, dense.out_features, rank), dense.weight.device
-            low_rank = LowRankLinear(*sizes, bias=dense.bias is not None, device=device)
-            replace_module(skeleton, name, low_rank)
+            where = dict(bias=dense.bias is not None, device=dense.weight.device)
+            new = LowRankLinear(dense.in_features, dense.out_features, rank, **where)
+            replace_module(skeleton, name, new)
     for name, packing in changes.packed.items():
-        plain = skeleton.get_submodule(name)
-        if not isinstance(plain, PackedLinear):
-            asked = str(plain.weight.dtype).removeprefix("torch.")  # of from_pretrained
+        linear = skeleton.get_submodule(name)
+        if not isinstance(linear, PackedLinear):
+            asked = str(linear.weight.dtype).removeprefix("torch.")  # of from_pretrained
             how = replace(Packing(**packing), dtype=asked)
-            sizes = (plain.in_features, plain.out_features)
-            new = PackedLinear(*sizes, how, plain.bias is not None, plain.weight.device)
+            where = dict(bias=linear.bias is not None, device=linear.weight.device)
+            new = PackedLinear(linear.in_features, linear.out_features, how, **where)
             replace_module(skeleton, name, new)
 
 
 @cache
-def config_class(family: str) -> type:
-    """LowRankLlamaConfig for "llama"."""
+def low_rank_class(family: str, name: str) -> type:
+    """LowRankLlamaForCausalLM for "llama" and "LlamaForCausalLM"; so for "LlamaConfig"."""
     import transformers
 
-    base = getattr(transformers, FAMILIES[family][0])
-    about = {"model_type": f"{TYPE_PREFIX}{family}", "__module__": __name__}
-    about["__doc__"] = LowRankConfig.__doc__
-    return type(PREFIX + base.__name__, (LowRankConfig, base), about)
-
-
-@cache
-def model_class(family: str, name: str) -> type:
-    """LowRankLlamaForCausalLM for "llama" and "LlamaForCausalLM"."""
-    import transformers
-
-    base = getattr(transformers, name)
-    about = {"config_class": config_class(family), "__module__": __name__}
-    about["__doc__"] = LowRankModel.__doc__
-    return type(PREFIX + name, (LowRankModel, base), about)
+    config = FAMILIES[family][0]
+    if name == config:
+        mixin, own = LowRankConfig, {"model_type": TYPE_PREFIX + family}
+    else:
+        mixin, own = LowRankModel, {"config_class": low_rank_class(family, config)}
+    own |= {"__module__": __name__, "__doc__": mixin.__doc__}
+    return type(PREFIX + name, (mixin, getattr(transformers, name)), own)
 
 
 def register() -> None:
@@ -179,96 +140,58 @@ def register() -> None:
 
 
 def _promise(family: str) -> type:
-    """Stands for a configuration class until the first one is built: importing those of all
-    families takes a second.
-    """
+    """Stands for a configuration class until it is needed: importing all takes a second."""
     from transformers.configuration_utils import PreTrainedConfig
 
     def build(cls, *args, **kwargs):
-        return config_class(family)(*args, **kwargs)
+        return low_rank_class(family, FAMILIES[family][0])(*args, **kwargs)
 
-    about = {"model_type": TYPE_PREFIX + family, "__new__": build}
-    return type("Promise", (PreTrainedConfig,), about)
+    attributes = {"model_type": TYPE_PREFIX + family, "__new__": build}
+    return type("Promise", (PreTrainedConfig,), attributes)
 
 
 @cache
 def _register_classes(family: str) -> None:
     import transformers
 
-    config = config_class(family)
+    config, *models = (low_rank_class(family, name) for name in FAMILIES[family])
     transformers.AutoConfig.register(TYPE_PREFIX + family, config, exist_ok=True)
-    for auto, name in zip(AUTO, FAMILIES[family][1:], strict=True):
-        getattr(transformers, auto).register(config, model_class(family, name), exist_ok=True)
+    for auto, model in zip(AUTO, models, strict=True):
+        getattr(transformers, auto).register(config, model, exist_ok=True)
 
 
 def family_of(recipe: dict) -> str | None:
-    """The family of a recipe of `models.recipe_of`, None where transformers could not open its
-    compressed form.
-    """
-    if recipe.get("library") != "transformers":
-        return None
+    """The family of a recipe, None where transformers could not open its compressed form."""
     family = recipe.get("config", {}).get("model_type")
     return family if recipe.get("class") in FAMILIES.get(family, ())[1:] else None
 
 
-def auto_class(recipe: dict) -> str:
-    """The Auto class that opens the model of a recipe of a known family."""
-    return AUTO[FAMILIES[family_of(recipe)][1:].index(recipe["class"])]
+def configuration(recipe: dict, changes: Changes):
+    """The configuration of a recipe's model: the family's own where nothing was changed."""
+    from transformers import AutoConfig
 
-
-def low_rank_config(recipe: dict, changes: Changes):
-    """The configuration of a recipe's model after surgery."""
-    plain = {key: value for key, value in recipe["config"].items() if key != "model_type"}
-    config = config_class(family_of(recipe))(
-        **plain,
-        ranks=dict(changes.ranks),
-        rewrites=list(changes.rewrites),
-        buffers=list(changes.buffers),
-        packed=dict(changes.packed),
-    )
-    config._attn_implementation = recipe["attention"]
-    return config
-
-
-def configuration(model: nn.Module, recipe: dict, changes: Changes):
-    """What config.json says of a model: the family's own where nothing was changed."""
-    import transformers
-
-    name = recipe["class"]
-    if changes.any():
-        config, name = low_rank_config(recipe, changes), PREFIX + name
+    options, name = dict(recipe["config"]), recipe["class"]
+    if changes:
+        family, name = options.pop("model_type"), PREFIX + name
+        config = low_rank_class(family, FAMILIES[family][0])(**options, **vars(changes))
     else:
-        config = transformers.AutoConfig.for_model(**recipe["config"])
-    config.architectures, config.dtype = [name], model.dtype
+        config = AutoConfig.for_model(**options)
+    config._attn_implementation, config.architectures = recipe["attention"], [name]
     return config
-
-
-def empty(recipe: dict, changes: Changes) -> nn.Module:
-    """The low-rank model of a recipe without weights: everything is on the meta device."""
-    config = low_rank_config(recipe, changes)
-    with torch.device("meta"):
-        return model_class(family_of(recipe), recipe["class"])(config)
 
 
 def restore(model: nn.Module, folder: Path) -> None:
-    """What `from_pretrained` sets beside the weights: precision and origin in the configuration,
-    generation settings.
-    """
-    if not hasattr(model, "config_class"):
-        return
-    from transformers import GenerationConfig
-
-    model.config.dtype, model.config.name_or_path = model.dtype, str(folder)
-    if (folder / "generation_config.json").is_file() and model.can_generate():
-        model.generation_config = GenerationConfig.from_pretrained(folder)
+    """What `from_pretrained` sets beside the weights: precision, origin, generation settings."""
+    if hasattr(model, "config_class"):  # of transformers
+        model.config.dtype, model.config.name_or_path = model.dtype, str(folder)
+        if (folder / "generation_config.json").is_file() and model.can_generate():
+            model.generation_config = type(model.generation_config).from_pretrained(folder)
 
 
 def __getattr__(name: str) -> type:
     """The generated classes by name, so that they can be imported and pickled like written ones."""
-    plain = name.removeprefix(PREFIX)
-    for family, (config, *models) in FAMILIES.items():
-        if name == PREFIX + config:
-            return config_class(family)
-        if name == PREFIX + plain and plain in models:
-            return model_class(family, plain)
+    for family, names in FAMILIES.items():
+        for plain_name in names:
+            if name == PREFIX + plain_name:
+                return low_rank_class(family, plain_name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,9 +1,6 @@
-"""The same function in other modules: GPT-2's `Conv1D` as `nn.Linear`, one fused query-key-value
-matrix as three, low-rank layers dense again.
-"""
+"""The same function in other modules: transposed layers straight, fused ones split, all dense."""
 
 import re
-from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -21,10 +18,9 @@ FUSED = {
 
 
 class SplitQKV(nn.Module):
-    """Three layers in the place of one fused (3h, n): x (..., n) -> [q(x), k(x), v(x)] (..., 3h).
+    """Three layers (h, n) in the place of one fused (3h, n), so that each is compressed alone.
 
-    Each part is an ordinary `nn.Linear` (h, n) at first, so that any of them can be compressed
-    alone.
+    `weight` (3h, n) and `bias` (3h,) are put together on demand, as the host model knew them.
     """
 
     def __init__(self, q: nn.Module, k: nn.Module, v: nn.Module):
@@ -32,102 +28,94 @@ class SplitQKV(nn.Module):
         self.q, self.k, self.v = q, k, v
 
     @property
-    def in_features(self) -> int:
-        return self.q.in_features
-
-    @property
-    def out_features(self) -> int:
-        return self.q.out_features + self.k.out_features + self.v.out_features
-
-    @property
     def weight(self) -> Tensor:
-        """The fused (3h, n), put together on demand, as the host model knew it."""
-        return torch.cat([self.q.weight, self.k.weight, self.v.weight])
+        return torch.cat([part.weight for part in self.children()])
 
     @property
     def bias(self) -> Tensor | None:
-        """The fused (3h,), put together on demand; None without biases."""
-        return None if self.q.bias is None else torch.cat([self.q.bias, self.k.bias, self.v.bias])
+        biases = [part.bias for part in self.children()]
+        return None if biases[0] is None else torch.cat(biases)
 
     def forward(self, x: Tensor) -> Tensor:  # (..., n) -> (..., 3h)
-        return torch.cat([self.q(x), self.k(x), self.v(x)], dim=-1)
+        return torch.cat([part(x) for part in self.children()], dim=-1)
 
 
 def split_qkv(model: nn.Module) -> list[str]:
     """Replace every fused query-key-value layer by a `SplitQKV`, in place; returns their names.
-    Outputs stay, to round-off.
 
-    For timm's VisionTransformer ("blocks.0.attn.qkv") and GPT-2 ("transformer.h.0.attn.c_attn").
-    Afterwards `default_layers` lists the parts: "blocks.0.attn.qkv.q", ".k", ".v".  Split before
-    statistics are collected.
+    Outputs stay, to round-off.  `default_layers` then lists the parts: "blocks.0.attn.qkv.q", ".k",
+    ".v".  Split before statistics are collected.
 
-    The choice matters: three (h, h) parts get three ranks and three errors, one (3h, h) matrix
-    shares its right factor. The paper does not say which it compresses.  Its released code can do
-    both, and the example in its README splits: in a ViT-B/16 that is 73 matrices with the head,
-    against 49 fused.  Not splitting is the default here.
+    Three (h, n) parts get three ranks and three errors, one (3h, n) matrix shares its right factor.
+    The paper does not say which it compresses.  Its released code can do both, and the example in
+    its README splits: a ViT-B/16 then has 73 matrices with the head, against 49 fused.
 
-    Raises ValueError where there is nothing to split, or where a fused layer is no plain dense
-    layer any more.
+    Raises ValueError where there is nothing to split, or a fused layer is not plain and dense.
     """
     pattern = of_family(model, FUSED)
-    found = {
-        name: module
-        for name, module in model.named_modules()
-        if pattern and re.fullmatch(pattern, name)
-    }
-    fused = {name: module for name, module in found.items() if not isinstance(module, SplitQKV)}
+    modules = dict(model.named_modules())
+    names = [name for name in modules if pattern and re.fullmatch(pattern, name)]
+    fused = [name for name in names if not isinstance(modules[name], SplitQKV)]
     if not fused:
-        reason = (
-            "it is split already" if found else f"known are the fused layers of {', '.join(FUSED)}"
-        )
-        raise ValueError(
-            f"{type(model).__name__} has no fused query-key-value layer to split: {reason}"
-        )
-    for name, module in fused.items():
-        if not (type(module) is nn.Linear or is_conv1d(module)):
-            kind = type(module).__name__
-            raise ValueError(
-                f"{name!r} is a {kind}, not a plain nn.Linear: split before anything else"
-            )
+        lacks = f"{type(model).__name__} has no fused query-key-value layer to split"
+        known = f"known are the fused layers of {', '.join(FUSED)}"
+        raise ValueError(f"{lacks}: {'it is split already' if names else known}")
+    for name in fused:
+        kind = type(modules[name])
+        if kind is not nn.Linear and not is_conv1d(modules[name]):
+            what = f"{name!r} is a {kind.__name__}, not a plain nn.Linear"
+            raise ValueError(f"{what}: split before anything else")
     refuse_tied_weights(model, fused)
-    for name, module in fused.items():
-        replace_module(model, name, _split(module))
-    return list(fused)
+    for name in fused:
+        split = SplitQKV(*_linear_parts(modules[name], 3))
+        replace_module(model, name, split.train(modules[name].training))
+    return fused
 
 
 def to_linear(model: nn.Module) -> list[str]:
-    """Replace every `Conv1D` of transformers (GPT-2) by the equal `nn.Linear`, in place; returns
-    their names, [] for none.
+    """Replace every `Conv1D` of transformers (GPT-2) by the equal `nn.Linear`, in place.
 
-    Outputs stay, to round-off.  The weight (n, m) becomes (m, n), so write such a model with
-    `storage.save`: transformers' own `save_pretrained` would write shapes that `from_pretrained`
-    does not expect.
-
+    Returns their names, [] for none.  Outputs stay, to round-off.  The weight (n, m) becomes
+    (m, n), which a GPT-2 of transformers cannot read back: write such a model with `storage.save`.
     Raises ValueError where one shares its weight with another module.
     """
     names = [name for name, module in model.named_modules() if is_conv1d(module)]
     refuse_tied_weights(model, names)
     for name in names:
-        module = model.get_submodule(name)
-        replace_module(model, name, _part(module, slice(None)))
+        (linear,) = _linear_parts(model.get_submodule(name), 1)
+        replace_module(model, name, linear)
     return names
 
 
+def _linear_parts(module: nn.Module, count: int) -> list[nn.Linear]:
+    """The outputs of an `nn.Linear` or `Conv1D` in equal parts; dtype, mode and flags are kept."""
+    W = module.weight.T if is_conv1d(module) else module.weight  # (m, n)
+    biases = [None] * count if module.bias is None else module.bias.chunk(count)
+    parts = []
+    for weight, bias in zip(W.chunk(count), biases, strict=True):
+        m, n = weight.shape
+        part = nn.Linear(n, m, bias=bias is not None, device="meta")  # draws no random numbers
+        part.weight = _copy(weight, module.weight)
+        if bias is not None:
+            part.bias = _copy(bias, module.bias)
+        parts.append(part.train(module.training))
+    return parts
+
+
+def _copy(values: Tensor, like: nn.Parameter) -> nn.Parameter:
+    """In memory of its own: a view of the old matrix would keep all of it alive."""
+    own = values.detach().clone(memory_format=torch.contiguous_format)
+    return nn.Parameter(own, requires_grad=like.requires_grad)
+
+
 # What `storage` writes down by name and does again on a skeleton; the order does not matter.
-REWRITES: dict[str, Callable[[nn.Module], list[str]]] = {
-    "to_linear": to_linear,
-    "split_qkv": split_qkv,
-}
+REWRITES = {"to_linear": to_linear, "split_qkv": split_qkv}
 
 
 def dense_weight(module: nn.Module) -> Tensor:
-    """W (m, n) of a dense or low-rank layer, or of a split query-key-value layer, in the layer's
-    dtype.
-
-    U V is summed in float32 or better and rounded once.
-    """
+    """W (m, n) of a dense, low-rank or split layer, in its dtype; U V is rounded to that once."""
     if isinstance(module, SplitQKV):
-        return torch.cat([dense_weight(part) for part in (module.q, module.k, module.v)])
+        return torch.cat([dense_weight(part) for part in module.children()])
     if not isinstance(module, LowRankLinear):
         return module.weight.detach()
     U, V = module.U.weight.detach(), module.V.weight.detach()
@@ -137,72 +125,21 @@ def dense_weight(module: nn.Module) -> Tensor:
 
 @torch.no_grad()
 def fill_dense(skeleton: nn.Module, model: nn.Module) -> nn.Module:
-    """Give `skeleton`, fresh from the recipe of `model`, the weights of `model`: low-rank layers
-    dense, rewrites undone.
+    """Give `skeleton`, fresh from the recipe of `model`, the weights of `model`, multiplied out.
 
-    What stayed as it was is shared with `model`, not copied.  Where the skeleton ties two tensors
-    they stay tied.
+    What stayed as it was is shared with `model`, not copied.  What the skeleton ties stays tied.
     """
     sources = dict(model.named_modules())
     filled: dict[int, Tensor] = {}  # id of the skeleton's tensor -> its value
     for name, module in skeleton.named_modules():
         source = sources[name]
-        is_matrix = type(module) is nn.Linear or is_conv1d(module)
         parameters = list(module.named_parameters(recurse=False))
         for leaf, old in [*parameters, *module.named_buffers(recurse=False)]:
             if id(old) not in filled:
-                if is_matrix and leaf == "weight" and type(source) is not type(module):
-                    value = dense_weight(source)
-                    value = value.T.contiguous() if is_conv1d(module) else value
-                else:
-                    value = getattr(source, leaf).detach()
+                is_weight = leaf == "weight"
+                value = dense_weight(source) if is_weight else getattr(source, leaf).detach()
+                if is_weight and is_conv1d(module) and not is_conv1d(source):
+                    value = value.T.contiguous()
                 filled[id(old)] = nn.Parameter(value) if isinstance(old, nn.Parameter) else value
             setattr(module, leaf, filled[id(old)])
     return skeleton.train(model.training)
-
-
-def rewrites_between(skeleton: nn.Module, model: nn.Module) -> list[str]:
-    """The keys of `REWRITES` that were done to `model` since it was a `skeleton` fresh from its
-    recipe.
-    """
-    done = {
-        "to_linear": _has_conv1d(skeleton) and not _has_conv1d(model),
-        "split_qkv": any(isinstance(module, SplitQKV) for module in model.modules()),
-    }
-    return [name for name in REWRITES if done[name]]
-
-
-def _has_conv1d(model: nn.Module) -> bool:
-    return any(is_conv1d(module) for module in model.modules())
-
-
-def _split(module: nn.Module) -> SplitQKV:
-    m = module.nf if is_conv1d(module) else module.out_features
-    h = m // 3
-    return SplitQKV(*(_part(module, slice(start, start + h)) for start in (0, h, 2 * h))).train(
-        module.training
-    )
-
-
-def _part(module: nn.Module, rows: slice) -> nn.Linear:
-    """Those outputs of an `nn.Linear` or `Conv1D` as an `nn.Linear` of its own: same device, dtype,
-    mode and flags.
-    """
-    W = module.weight.detach().T if is_conv1d(module) else module.weight.detach()  # (m, n)
-    m, n = W[rows].shape
-    linear = nn.Linear(
-        n, m, bias=module.bias is not None, device="meta"
-    )  # meta: draws no random numbers
-    linear.weight = _parameter(W[rows], module.weight)
-    if module.bias is not None:
-        linear.bias = _parameter(module.bias.detach()[rows], module.bias)
-    return linear.train(module.training)
-
-
-def _parameter(values: Tensor, like: nn.Parameter) -> nn.Parameter:
-    """`values` in memory of their own, row by row: a view of the old matrix would keep all of it
-    alive.
-    """
-    return nn.Parameter(
-        values.clone(memory_format=torch.contiguous_format), requires_grad=like.requires_grad
-    )

@@ -9,14 +9,14 @@ import torch
 import transformers
 
 from prehab_lib.factors import LowRankLinear
-from prehab_lib.layers import default_layers, linear_layers, replace_module
+from prehab_lib.layers import default_layers, linear_layers
 from prehab_lib.save.rewrite import split_qkv, to_linear
 from prehab_lib.surgery import compress, load, save
-from prehab_lib.weightings import decompose_all
 from tests.families import ENDS, FAMILIES, GROUPED, IDS, distance, gpt2, llama, logits, seeded, tiny
 
 TEXT = [family for family in FAMILIES if family != "vit"]
-every_family = pytest.mark.parametrize("family", TEXT)
+SMALL = dict(vocab_size=40, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, ffn_dim=48)
+BIASED = dict(attention_bias=True, mlp_bias=True)
 
 
 @seeded
@@ -42,90 +42,65 @@ def opened(folder):
     return model
 
 
-KINDS = [(family, dtype) for family in TEXT for dtype in (torch.float32, torch.bfloat16)]
-
-
-@pytest.mark.parametrize(("family", "dtype"), [*KINDS, ("llama", torch.float16), ("gpt2", torch.float64)])
-def test_both_ways_back_give_the_logits_to_the_last_bit(family, dtype, tmp_path):
-    model = cut(tiny(family)).to(dtype)
-    folder = save(model, tmp_path / "model")
+def check_both(model, folder, what=""):
+    """Our way back and transformers' give the logits to the last bit; returns both models."""
     by_us, by_transformers = load(folder), opened(folder)
-    assert type(by_us) is type(by_transformers) and isinstance(by_us, type(model))
-    assert by_us.config.dtype == by_transformers.config.dtype == by_transformers.dtype == dtype
-    assert torch.equal(logits(by_us), logits(model))
-    assert torch.equal(logits(by_transformers), logits(model))
-    assert str(by_transformers) == str(model)
+    assert torch.equal(logits(by_us), logits(model)) and torch.equal(logits(by_transformers), logits(model)), what
+    return by_us, by_transformers
 
 
-@pytest.mark.parametrize(
-    "make",
-    [
-        lambda: llama(attention_bias=True, mlp_bias=True),
-        lambda: llama(tie_word_embeddings=True),
-        lambda: llama(rope_parameters={"rope_type": "linear", "factor": 2.0, "rope_theta": 500.0}),
-        lambda: classifier("Llama", **GROUPED),
-        lambda: classifier(
-            "OPT", vocab_size=40, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, ffn_dim=48
-        ),
-        lambda: classifier("GPT2", vocab_size=40, n_embd=32, n_layer=2, n_head=4, n_positions=16),
-    ],
-    ids=["biases", "tied", "scaled positions", "Llama classifier", "OPT classifier", "GPT-2 classifier"],
-)
-def test_biases_ties_positions_and_heads_come_along(make, tmp_path):
-    model = cut(make())
-    folder = save(model, tmp_path / "model")
-    for again in (load(folder), opened(folder)):
-        assert torch.equal(logits(again), logits(model))
-        if hasattr(model, "lm_head") and model.config.tie_word_embeddings:
-            assert again.lm_head.weight is again.model.embed_tokens.weight
+@pytest.mark.parametrize("family", TEXT)
+def test_both_ways_back_give_the_logits_to_the_last_bit(family, tmp_path):
+    more = {"llama": [torch.float16], "gpt2": [torch.float64]}.get(family, [])
+    for dtype in (torch.float32, torch.bfloat16, *more):
+        model = cut(tiny(family)).to(dtype)
+        folder = save(model, tmp_path / str(dtype))
+        by_us, by_transformers = check_both(model, folder, dtype)
+        assert type(by_us) is type(by_transformers) and isinstance(by_us, type(model))
+        assert by_us.config.dtype == by_transformers.config.dtype == by_transformers.dtype == dtype
+        assert str(by_transformers) == str(model), dtype
+        check_both(model, save(by_us, tmp_path / "ours"), f"{dtype}, ours saved again")
+        check_both(model, save(by_transformers, tmp_path / "theirs"), f"{dtype}, theirs saved again")
+
+
+def test_biases_ties_positions_and_heads_come_along(tmp_path):
+    gpt2_sizes = dict(vocab_size=40, n_embd=32, n_layer=2, n_head=4, n_positions=16)
+    stretched = {"rope_type": "linear", "factor": 2.0, "rope_theta": 500.0}
+    split = gpt2()
+    split_qkv(split)
+    for what, model in (
+        ("biases", llama(**BIASED)),
+        ("tied", llama(tie_word_embeddings=True)),
+        ("scaled positions", llama(rope_parameters=stretched)),
+        ("Llama classifier", classifier("Llama", **GROUPED)),
+        ("OPT classifier", classifier("OPT", **SMALL)),
+        ("GPT-2 classifier", classifier("GPT2", **gpt2_sizes)),
+        ("split GPT-2", split),
+    ):
+        cut(model, every=3 if model is split else 2)
+        for again in check_both(model, save(model, tmp_path / what), what):
+            if what == "tied":
+                assert again.lm_head.weight is again.model.embed_tokens.weight
 
 
 def test_a_model_loaded_in_half_precision_keeps_its_frequencies(tmp_path):
     llama().save_pretrained(tmp_path / "base")
-    base = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "base", dtype=torch.bfloat16)
-    folder = save(cut(base), tmp_path / "model")
-    for again in (load(folder), opened(folder)):
+    base = cut(transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "base", dtype=torch.bfloat16))
+    folder = save(base, tmp_path / "model")
+    for again in check_both(base, folder):
         assert again.model.rotary_emb.inv_freq.dtype == torch.float32
-        assert torch.equal(logits(again), logits(base))
     assert "inv_freq" not in (folder / "config.json").read_text()
 
 
-@pytest.mark.parametrize("more", [dict(attention_bias=True, mlp_bias=True), dict(tie_word_embeddings=True)])
-def test_full_rank_leaves_the_logits_on_disk_too(more, tmp_path):
-    """Biases and ties; every family as it comes is in test_layers."""
-    model = llama(**more)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if name.endswith("proj.bias"):
-                parameter.copy_(torch.linspace(-1, 1, len(parameter)))
-    before = logits(model)
-    for name, found in decompose_all(model, None, "identity").items():
-        layer = model.get_submodule(name)
-        factors = found.truncate(len(found.sigma)).balanced()
-        replace_module(model, name, LowRankLinear.in_place_of(layer, factors))
-    folder = save(model, tmp_path / "model")
-    assert distance(logits(model), before) < 1e-5
-    assert torch.equal(logits(load(folder)), logits(model)) and torch.equal(logits(opened(folder)), logits(model))
-
-
-def test_gpt2_split_and_converted(tmp_path):
-    model = gpt2()
-    split_qkv(model)
-    folder = save(cut(model, every=3), tmp_path / "model")
-    assert torch.equal(logits(opened(folder)), logits(model))
-
-
-@pytest.mark.parametrize("family", ["llama", "opt", "gpt2", "bert"])
-def test_the_backbone_alone(family, tmp_path):
-    model = cut(tiny(family))
-    with torch.no_grad():
+def test_the_backbone_alone(tmp_path):
+    for family in ("llama", "opt", "gpt2", "bert"):
+        model = cut(tiny(family))
         states = model.base_model(IDS).last_hidden_state
-    backbone = transformers.AutoModel.from_pretrained(save(model, tmp_path / "headed"))
-    again = load(save(backbone, tmp_path / "bare"))
-    other = transformers.AutoModel.from_pretrained(tmp_path / "bare")
-    for each in (backbone, again, other):
-        with torch.no_grad():
-            assert torch.equal(each.eval()(IDS).last_hidden_state, states)
+        backbone = transformers.AutoModel.from_pretrained(save(model, tmp_path / "headed"))
+        ours = load(save(backbone, tmp_path / "bare"))
+        theirs = transformers.AutoModel.from_pretrained(tmp_path / "bare")
+        for again in (backbone, ours, theirs):
+            assert torch.equal(again.eval()(IDS).last_hidden_state, states), family
 
 
 def test_shards(tmp_path):
@@ -134,22 +109,21 @@ def test_shards(tmp_path):
     files = sorted(folder.glob("model-*-of-*.safetensors"))
     assert len(files) > 2 and all(file.stat().st_size < 16_000 for file in files)
     assert not (folder / "model.safetensors").exists()
-    for again in (load(folder), opened(folder)):
-        assert torch.equal(logits(again), logits(model))
+    check_both(model, folder)
     save(model, folder)  # and back to one file, nothing left over
     assert not list(folder.glob("*.index.json")) and torch.equal(logits(load(folder)), logits(model))
 
 
-@pytest.mark.parametrize("family", ["llama", "opt", "gpt2", "bert"])
-def test_merged_is_a_plain_checkpoint(family, tmp_path):
-    model = cut(tiny(family))
-    folder = save(model, tmp_path / "model", merged=True)
-    again = opened(folder)
-    assert type(again).__module__.startswith("transformers.")
-    assert distance(logits(again), logits(model)) < 1e-5
-    assert not any(isinstance(module, LowRankLinear) for module in again.modules())
-    assert sum(isinstance(module, LowRankLinear) for module in model.modules()) > 2  # the model in hand stays as it was
-    assert torch.equal(logits(load(folder)), logits(again))
+def test_merged_is_a_plain_checkpoint(tmp_path):
+    for family in ("llama", "opt", "gpt2", "bert"):
+        model = cut(tiny(family))
+        folder = save(model, tmp_path / family, merged=True)
+        again = opened(folder)
+        assert type(again).__module__.startswith("transformers."), family
+        assert distance(logits(again), logits(model)) < 1e-5, family
+        assert not any(isinstance(module, LowRankLinear) for module in again.modules()), family
+        assert sum(isinstance(module, LowRankLinear) for module in model.modules()) > 2, "the model in hand stays"
+        assert torch.equal(logits(load(folder)), logits(again)), family
 
 
 def test_merged_rounds_once(tmp_path):
@@ -160,40 +134,35 @@ def test_merged_rounds_once(tmp_path):
     assert torch.equal(again.get_submodule(name).weight, product.to(torch.bfloat16))
 
 
-def test_a_loaded_model_saves_itself_by_transformers(tmp_path):
-    model = opened(save(cut(llama()), tmp_path / "a"))
-    model.save_pretrained(tmp_path / "b")
-    assert torch.equal(logits(opened(tmp_path / "b")), logits(model))
-    ours = load(tmp_path / "a")
-    ours.save_pretrained(tmp_path / "c")
-    assert torch.equal(logits(opened(tmp_path / "c")), logits(model))
-    assert torch.equal(logits(load(save(model, tmp_path / "d"))), logits(model))
+def test_transformers_own_saving_writes_a_folder_that_opens(tmp_path):
+    model = cut(llama())
+    for again in check_both(model, save(model, tmp_path / "a")):
+        again.save_pretrained(tmp_path / "b")
+        assert torch.equal(logits(opened(tmp_path / "b")), logits(model))
 
 
 def test_a_loaded_model_can_be_cut_further_copied_and_pickled(tmp_path):
     model = load(save(cut(gpt2()), tmp_path / "a"))
     dense = [name for name in default_layers(model) if name in linear_layers(model)]
     assert compress(model, "svd", 0.6, layers=dense).achieved >= 0.6
-    assert torch.equal(logits(load(save(model, tmp_path / "b"))), logits(model))
-    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
-        assert torch.equal(logits(twin), logits(model))
-
-
-def test_a_dense_model_stays_of_its_own_type(tmp_path):
-    folder = save(llama().eval(), tmp_path / "model")
-    assert type(load(folder)) is type(opened(folder)) is transformers.LlamaForCausalLM
-    assert not (folder / "README.md").exists()
+    twins = [load(save(model, tmp_path / "b")), copy.deepcopy(model), pickle.loads(pickle.dumps(model))]
+    assert all(torch.equal(logits(twin), logits(model)) for twin in twins)
 
 
 def test_generation_is_the_same_and_keeps_its_settings(tmp_path):
     model = cut(llama())
     model.generation_config.update(max_new_tokens=6, repetition_penalty=1.3, **ENDS, pad_token_id=0)
-    folder = save(model, tmp_path / "model")
     before = model.generate(IDS)
     assert before.shape[1] > IDS.shape[1]
-    for again in (load(folder), opened(folder)):
+    for again in check_both(model, save(model, tmp_path / "model")):
         assert torch.equal(again.generate(IDS), before)
-        assert again.generation_config.repetition_penalty == 1.3
+    model.generation_config.update(eos_token_id=[2, 7], do_sample=True, temperature=0.6)
+    for merged in (False, True):
+        folder = save(model, tmp_path / "sampling", merged=merged)
+        for again in (load(folder), opened(folder)):
+            kept = again.generation_config
+            assert (kept.eos_token_id, kept.do_sample, kept.temperature) == ([2, 7], True, 0.6), merged
+            assert kept.repetition_penalty == 1.3, merged
 
 
 def test_lora_on_the_factors(tmp_path):
@@ -213,17 +182,6 @@ def test_lora_on_the_factors(tmp_path):
     assert torch.equal(logits(opened(tmp_path / "merged")), logits(merged))
 
 
-def test_a_tokenizer_is_saved_along(tmp_path):
-    from tokenizers import Tokenizer, models, pre_tokenizers
-
-    core = Tokenizer(models.WordLevel({"<s>": 0, "?": 1, "cut": 2, "the": 3, "matrix": 4}, unk_token="?"))
-    core.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=core, bos_token="<s>", unk_token="?")
-    folder = save(cut(llama()), tmp_path / "model", tokenizer=tokenizer)
-    again = transformers.AutoTokenizer.from_pretrained(folder)
-    assert again("cut the big matrix")["input_ids"] == [2, 3, 1, 4] and again.bos_token_id == 0
-
-
 def test_other_ranks_than_the_weights_are_refused(tmp_path):
     folder = save(cut(llama()), tmp_path / "model")
     text = (folder / "config.json").read_text()
@@ -234,7 +192,7 @@ def test_other_ranks_than_the_weights_are_refused(tmp_path):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@every_family
+@pytest.mark.parametrize("family", TEXT)
 def test_moves_between_devices(family, tmp_path):
     model = cut(tiny(family))
     here = logits(model)

@@ -16,14 +16,6 @@ from prehab_lib.surgery import save
 from tests.families import IDS, gpt2, llama, logits
 from tests.save.test_pretrained import cut
 
-
-def run_alone(code, *arguments):
-    """A fresh Python that has not imported prehab_lib."""
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TRANSFORMERS_VERBOSITY": "warning"}
-    command = [sys.executable, "-c", code, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=arguments[0])
-
-
 WITHOUT_US = """
 import sys, torch, transformers
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
@@ -54,7 +46,9 @@ def test_what_transformers_does_alone(tmp_path):
     for name, each in (("llama", model), ("gpt2", other)):
         save(each, tmp_path / name, merged=True)
         torch.save(logits(each), tmp_path / f"{name}.pt")
-    done = run_alone(WITHOUT_US, tmp_path)
+    quiet = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TRANSFORMERS_VERBOSITY": "warning"}
+    command = [sys.executable, "-c", WITHOUT_US, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | quiet, cwd=tmp_path)
     said = dict(line.split(" ", 1) for line in done.stdout.splitlines())
     assert said["refused:"] == said["alone:"] == said["llama"] == said["gpt2"] == "True", done.stderr
     missing = [f"{name}.weight" for name, module in model.named_modules() if isinstance(module, LowRankLinear)]

@@ -1,6 +1,7 @@
 """Rewriting changes the modules and leaves the function."""
 
 import copy
+import re
 
 import pytest
 import torch
@@ -11,14 +12,14 @@ from transformers.pytorch_utils import Conv1D
 from prehab_lib.budget import rank_for
 from prehab_lib.factors import LowRankLinear
 from prehab_lib.layers import default_layers, linear_layers
-from prehab_lib.save.rewrite import SplitQKV, rewrites_between, split_qkv, to_linear
-from prehab_lib.stats import collect
+from prehab_lib.save.rewrite import SplitQKV, split_qkv, to_linear
 from prehab_lib.surgery import compress
 from tests.families import distance, gpt2, inputs_of, logits, tiny, vit
 from tests.helpers import Toy
+from tests.save.test_storage import refused
 
 CLOSE = {torch.float64: 1e-14, torch.float32: 1e-6, torch.bfloat16: 0.02}
-every_dtype = pytest.mark.parametrize("dtype", CLOSE)
+QKV, C_ATTN = "blocks.0.attn.qkv", "transformer.h.0.attn.c_attn"
 
 
 def stirred(model, seed=1):
@@ -31,30 +32,28 @@ def stirred(model, seed=1):
     return model
 
 
-def state_of_random():
-    return torch.get_rng_state().tolist()
-
-
-@every_dtype
-@pytest.mark.parametrize("order", [(to_linear,), (split_qkv,), (to_linear, split_qkv), (split_qkv, to_linear)])
-def test_gpt2_says_the_same_in_every_form(order, dtype):
-    model = stirred(tiny("gpt2", dtype))
-    before = logits(model)
-    for rewrite in order:
-        rewrite(model)
-    assert distance(logits(model), before) < CLOSE[dtype]
-    assert {p.dtype for p in model.parameters()} == {dtype}
-
-
-@every_dtype
-@pytest.mark.parametrize("kwargs", [{}, {"qkv_bias": False}, {"qk_norm": True}])
-def test_a_split_vit_says_the_same(kwargs, dtype):
-    model = stirred(vit(**kwargs)).to(dtype)
-    before = logits(model)
+def split_vit(**kwargs):
+    model = stirred(vit(**kwargs))
     split_qkv(model)
-    assert distance(logits(model), before) < CLOSE[dtype]
-    model.blocks[1].attn.qkv.v.weight.detach().zero_()
-    assert distance(logits(model), before) > 2 * CLOSE[dtype]  # the part is in use
+    return model, model.blocks[0].attn.qkv
+
+
+@pytest.mark.parametrize("dtype", CLOSE)
+def test_a_rewritten_model_says_the_same(dtype):
+    for order in ((to_linear,), (split_qkv,), (to_linear, split_qkv), (split_qkv, to_linear)):
+        model = stirred(tiny("gpt2", dtype))
+        before = logits(model)
+        for rewrite in order:
+            rewrite(model)
+        assert distance(logits(model), before) < CLOSE[dtype], order
+        assert {p.dtype for p in model.parameters()} == {dtype}, order
+    for kwargs in ({}, {"qkv_bias": False}, {"qk_norm": True}):
+        model = stirred(vit(**kwargs)).to(dtype)
+        before = logits(model)
+        split_qkv(model)
+        assert distance(logits(model), before) < CLOSE[dtype], kwargs
+        model.blocks[1].attn.qkv.v.weight.detach().zero_()
+        assert distance(logits(model), before) > 2 * CLOSE[dtype], f"{kwargs}: the part is not in use"
 
 
 def test_the_weights_of_gpt2_are_transposed_and_named():
@@ -70,37 +69,34 @@ def test_the_weights_of_gpt2_are_transposed_and_named():
 
 
 def test_the_parts_are_the_rows_in_the_order_query_key_value():
-    fused, model = stirred(vit()), stirred(vit())
-    model.load_state_dict(fused.state_dict())
-    assert split_qkv(model) == ["blocks.0.attn.qkv", "blocks.1.attn.qkv"]
-    split, whole = model.blocks[0].attn.qkv, fused.blocks[0].attn.qkv
-    assert torch.equal(split.q.weight, whole.weight[:32]) and torch.equal(split.q.bias, whole.bias[:32])
-    assert torch.equal(split.k.weight, whole.weight[32:64]) and torch.equal(split.k.bias, whole.bias[32:64])
-    assert torch.equal(split.v.weight, whole.weight[64:]) and torch.equal(split.v.bias, whole.bias[64:])
+    whole = stirred(vit()).blocks[0].attn.qkv
+    model = stirred(vit())
+    assert split_qkv(model) == [QKV, "blocks.1.attn.qkv"]
+    split = model.blocks[0].attn.qkv
+    for start, part in ((0, split.q), (32, split.k), (64, split.v)):
+        rows = slice(start, start + 32)
+        assert type(part) is nn.Linear and torch.equal(part.weight, whole.weight[rows]), start
+        assert torch.equal(part.bias, whole.bias[rows]), start
+        own = part.weight.untyped_storage()
+        assert own.nbytes() == part.weight.numel() * 4 and own.data_ptr() != whole.weight.data_ptr(), start
     assert torch.equal(split.weight, whole.weight) and torch.equal(split.bias, whole.bias)
-    assert (split.in_features, split.out_features) == (32, 96)
-    assert all(type(part) is nn.Linear for part in split.children())
 
 
-def test_every_part_owns_its_memory():
-    model = vit()
-    split_qkv(model)
-    parts = [part.weight for part in model.blocks[0].attn.qkv.children()]
-    assert len({part.untyped_storage().data_ptr() for part in parts}) == 3
-    assert all(part.untyped_storage().nbytes() == part.numel() * part.element_size() for part in parts)
+def test_the_fused_weight_and_bias_are_there_with_a_low_rank_part_too():
+    model, split = split_vit()
+    bias = split.bias.clone()
+    compress(model, "svd", 0.4, layers=[f"{QKV}.k"])
+    assert isinstance(split.k, LowRankLinear) and torch.equal(split.bias, bias)
+    x = inputs_of(model).flatten()[:64].view(2, 32)
+    torch.testing.assert_close(split(x), nn.functional.linear(x, split.weight, split.bias))
 
 
 def test_a_vit_of_12_blocks_has_49_matrices_fused_and_73_split():
-    model = vit(depth=12)
-    assert len(default_layers(model)) == 49
-    split_qkv(model)
-    names = default_layers(model)
-    assert len(names) == 73 and [n for n in names if n.startswith("blocks.3.attn")] == [
-        "blocks.3.attn.qkv.q",
-        "blocks.3.attn.qkv.k",
-        "blocks.3.attn.qkv.v",
-        "blocks.3.attn.proj",
-    ]
+    assert len(default_layers(vit(depth=12))) == 49
+    names = default_layers(split_vit(depth=12)[0])
+    block = "blocks.3.attn"
+    assert [n for n in names if n.startswith(block)] == [f"{block}.qkv.{p}" for p in "qkv"] + [f"{block}.proj"]
+    assert len(names) == 73
 
 
 def test_gradients_are_the_rows_of_the_fused_gradient():
@@ -113,107 +109,71 @@ def test_gradients_are_the_rows_of_the_fused_gradient():
     torch.testing.assert_close(grads, fused.blocks[0].attn.qkv.weight.grad, rtol=1e-10, atol=1e-14)
 
 
-@pytest.mark.parametrize(
-    ("make", "rewrite", "name"),
-    [
-        (vit, split_qkv, "blocks.0.attn.qkv"),
-        (gpt2, to_linear, "transformer.h.0.attn.c_attn"),
-        (gpt2, split_qkv, "transformer.h.0.attn.c_attn"),
-    ],
-)
-@pytest.mark.parametrize("training", [True, False])
-def test_flags_modes_and_the_random_state_stay(make, rewrite, name, training):
-    model = make().train(training)
-    model.get_submodule(name).weight.requires_grad_(False)
-    before = state_of_random()
-    rewrite(model)
-    assert state_of_random() == before
-    linears = [module for module in model.get_submodule(name).modules() if isinstance(module, nn.Linear)]
-    assert len(linears) == (1 if rewrite is to_linear else 3)
-    assert not any(linear.weight.requires_grad for linear in linears) and all(l.bias.requires_grad for l in linears)
-    assert all(module.training is training for module in model.get_submodule(name).modules())
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("make", [vit, gpt2])
-def test_a_split_layer_is_compressed_part_by_part(make, dtype):
-    model = make().to(dtype)
-    to_linear(model)
-    split_qkv(model)
-    parts = [name for name in default_layers(model) if name.endswith((".q", ".k", ".v"))]
-    assert len(parts) == 2 * 3
-    report = compress(model, "svd", 0.4, layers=parts)
-    assert set(report.ranks.values()) == {rank_for((32, 32), 0.4)} and report.achieved >= 0.4
-    assert logits(model).isfinite().all()
-
-
-def test_the_parts_read_one_input_and_so_have_one_gram():
-    model = vit()
-    split_qkv(model)
-    batches = [(torch.rand(4, 3, 16, 16), torch.zeros(4, dtype=torch.long)) for _ in range(20)]
-    names = [f"blocks.0.attn.qkv.{part}" for part in "qkv"]
-    stats = collect(model, batches, names)
-    assert stats[names[0]].gram.shape == (32, 32)
-    assert all(torch.equal(stats[name].gram, stats[names[0]].gram) for name in names)
-
-
-def bert():
-    return tiny("bert")
-
-
-def llama():
-    return tiny("llama")
-
-
-def no_blocks():
-    return vit(depth=0)
-
-
-@pytest.mark.parametrize("make", [Toy, bert, llama, no_blocks])
-def test_nothing_to_split_is_one_sentence(make):
-    with pytest.raises(
-        ValueError, match="has no fused query-key-value layer to split: known are .*VisionTransformer, GPT2"
+def test_flags_modes_and_the_random_state_stay():
+    for make, rewrite, name, count in (
+        (vit, split_qkv, QKV, 3),
+        (gpt2, to_linear, C_ATTN, 1),
+        (gpt2, split_qkv, C_ATTN, 3),
     ):
-        split_qkv(make())
+        for training in (True, False):
+            where = f"{make.__name__}, {rewrite.__name__}, training={training}"
+            model = make().train(training)
+            model.get_submodule(name).weight.requires_grad_(False)
+            before = torch.get_rng_state()
+            rewrite(model)
+            assert torch.equal(torch.get_rng_state(), before), where
+            modules = list(model.get_submodule(name).modules())
+            linears = [module for module in modules if isinstance(module, nn.Linear)]
+            assert len(linears) == count and all(module.training is training for module in modules), where
+            assert not any(l.weight.requires_grad for l in linears) and all(l.bias.requires_grad for l in linears), (
+                where
+            )
 
 
-def test_a_second_split_says_that_the_first_was_done():
-    model = vit()
-    split_qkv(model)
-    with pytest.raises(ValueError, match="to split: it is split already"):
+def test_a_split_layer_is_compressed_part_by_part():
+    for model in (vit(), vit().bfloat16(), gpt2(), gpt2().bfloat16()):
+        to_linear(model)
         split_qkv(model)
+        parts = [name for name in default_layers(model) if name.endswith((".q", ".k", ".v"))]
+        report = compress(model, "svd", 0.4, layers=parts)
+        what = f"{type(model).__name__} in {next(model.parameters()).dtype}"
+        assert len(parts) == 2 * 3 and report.achieved >= 0.4 and logits(model).isfinite().all(), what
+        assert set(report.ranks.values()) == {rank_for((32, 32), 0.4)}, what
 
 
-def test_a_compressed_layer_is_not_split_and_nothing_changes():
-    model = vit()
-    compress(model, "svd", 0.4, layers=["blocks.1.attn.qkv"])
-    with pytest.raises(ValueError, match=r"'blocks.1.attn.qkv' is a LowRankLinear.*split before anything else"):
-        split_qkv(model)
-    assert not any(isinstance(module, SplitQKV) for module in model.modules())
+def test_what_cannot_be_split_is_one_sentence_and_nothing_changes():
+    compressed, parametrised = vit(), vit()
+    compress(compressed, "svd", 0.4, layers=["blocks.1.attn.qkv"])
+    nn.utils.parametrizations.orthogonal(parametrised.blocks[0].attn.qkv)
+    nothing = "has no fused query-key-value layer to split: known are .*VisionTransformer, GPT2"
+    for model, says in (
+        (Toy(), nothing),
+        (tiny("bert"), nothing),
+        (tiny("llama"), nothing),
+        (vit(depth=0), nothing),
+        (split_vit()[0], "to split: it is split already"),
+        (compressed, r"'blocks.1.attn.qkv' is a LowRankLinear.*split before anything else"),
+        (parametrised, "is a ParametrizedLinear, not a plain nn.Linear"),
+    ):
+        before = str(model)
+        assert re.search(says, refused(ValueError, split_qkv, model)), says
+        assert str(model) == before, says
 
 
-def test_a_parametrised_layer_is_not_split():
-    model = vit()
-    nn.utils.parametrizations.orthogonal(model.blocks[0].attn.qkv)
-    with pytest.raises(ValueError, match="is a ParametrizedLinear, not a plain nn.Linear"):
-        split_qkv(model)
-
-
-@pytest.mark.parametrize("rewrite", [to_linear, split_qkv])
-def test_tied_matrices_are_refused_and_nothing_changes(rewrite):
+def test_tied_matrices_are_refused_and_nothing_changes():
     model = gpt2()
     model.transformer.h[1].attn.c_attn.weight = model.transformer.h[0].attn.c_attn.weight
-    with pytest.raises(
-        ValueError, match=r"h.0.attn.c_attn' shares its weight with 'transformer.h.1.attn.c_attn.weight'"
-    ):
-        rewrite(model)
-    assert sum(isinstance(module, Conv1D) for module in model.modules()) == 2 * 4
+    for rewrite in (to_linear, split_qkv):
+        said = f"{C_ATTN}' shares its weight with 'transformer.h.1.attn.c_attn.weight'"
+        assert said in refused(ValueError, rewrite, model), rewrite
+        assert not any(isinstance(module, SplitQKV) for module in model.modules()), rewrite
+        assert sum(isinstance(module, Conv1D) for module in model.modules()) == 2 * 4, rewrite
 
 
 def test_cross_attention_is_converted_and_not_split():
     model = gpt2(add_cross_attention=True, is_encoder_decoder=False)
     assert "transformer.h.0.crossattention.c_attn" in to_linear(model)
-    assert split_qkv(model) == ["transformer.h.0.attn.c_attn", "transformer.h.1.attn.c_attn"]
+    assert split_qkv(model) == [C_ATTN, "transformer.h.1.attn.c_attn"]
 
 
 def test_a_rewritten_gpt2_generates_what_it_did():
@@ -225,40 +185,13 @@ def test_a_rewritten_gpt2_generates_what_it_did():
     assert torch.equal(model.generate(ids, **more), before)
 
 
-def test_what_was_rewritten_is_read_off_the_modules():
-    skeleton, model = gpt2(), gpt2()
-    assert rewrites_between(skeleton, model) == []
-    split_qkv(model)
-    assert rewrites_between(skeleton, model) == ["split_qkv"]
-    to_linear(model)
-    assert rewrites_between(skeleton, model) == ["to_linear", "split_qkv"]
-    compress(model, "svd", 0.4)
-    assert rewrites_between(skeleton, model) == ["to_linear", "split_qkv"]
-    assert rewrites_between(vit(), vit()) == []
-
-
-def test_a_conv1d_without_a_family_is_converted_too():
-    model = nn.Sequential(Conv1D(6, 4), nn.ReLU(), nn.Linear(6, 2))
-    x = torch.randn(5, 4)
+def test_a_conv1d_without_a_family_or_without_memory_is_converted_too():
+    model, x = nn.Sequential(Conv1D(6, 4), nn.ReLU(), nn.Linear(6, 2)), torch.randn(5, 4)
     before = model(x)
     assert to_linear(model) == ["0"] and list(linear_layers(model)) == ["0", "2"]
     torch.testing.assert_close(model(x), before)
-
-
-def test_weights_without_memory_are_rewritten_too():
     with torch.device("meta"):
         model = transformers.GPT2LMHeadModel(gpt2().config)
     to_linear(model)
-    assert model.transformer.h[0].mlp.c_fc.weight.is_meta and model.transformer.h[0].mlp.c_fc.weight.shape == (128, 32)
-
-
-def test_the_fused_weight_and_bias_are_there_with_a_low_rank_part_too():
-    model = stirred(vit())
-    bias = model.blocks[0].attn.qkv.bias.clone()
-    split_qkv(model)
-    compress(model, "svd", 0.4, layers=["blocks.0.attn.qkv.k"])
-    split = model.blocks[0].attn.qkv
-    assert isinstance(split.k, LowRankLinear) and torch.equal(split.bias, bias)
-    assert (split.in_features, split.out_features) == tuple(split.weight.shape)[::-1] == (32, 96)
-    x = inputs_of(model).flatten()[:64].view(2, 32)
-    torch.testing.assert_close(split(x), nn.functional.linear(x, split.weight, split.bias))
+    weight = model.transformer.h[0].mlp.c_fc.weight
+    assert weight.is_meta and weight.shape == (128, 32)
