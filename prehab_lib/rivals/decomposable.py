@@ -18,7 +18,7 @@ from torch.func import functional_call
 from prehab_lib.budget import break_even_rank, check_removed, rank_for
 from prehab_lib.inputs import check_whole
 from prehab_lib.layers import linear_layers
-from prehab_lib.stats import LayerStats
+from prehab_lib.rivals.ranks import Statistics, check_share
 
 
 class Decomposable:
@@ -37,17 +37,14 @@ class Decomposable:
     def __init__(
         self,
         task_loss: Callable[[nn.Module, object], Tensor],
-        stats: Mapping[str, LayerStats],
+        stats: Statistics,
         *,
         alpha: float = 0.5,
         removed: tuple[float, float] = (0.2, 0.8),
         refresh: int = 10,
         seed: int = 0,
     ):
-        if not 0 <= alpha <= 1:
-            raise ValueError(
-                f"alpha = {alpha}: the share of the truncated model's loss lies between 0 and 1"
-            )
+        check_share(alpha=alpha)
         low, high = removed
         if check_removed(low) > check_removed(high):
             raise ValueError(f"removed = {removed}: the range starts with the smaller fraction")
@@ -79,9 +76,7 @@ class Decomposable:
         return torch.linalg.svd(M, full_matrices=False).U.to(layer.weight.dtype)
 
 
-def truncated(
-    layers: Mapping[str, nn.Linear], U: Mapping[str, Tensor], removed: float
-) -> dict[str, Tensor]:
+def truncated(layers: Mapping, U: Mapping[str, Tensor], removed: float) -> dict[str, Tensor]:
     """Name of a weight -> Q Qᵀ W (m, n) at the rank that removes this fraction, with a graph; dense
     layers are left out.
     """

@@ -23,9 +23,9 @@ class Packing:
     """How the matrix W (m, n) of a layer lies in memory, as it is written down in JSON.
 
     axis: "rows" (m vectors of n numbers) or "columns" (n vectors of m).  vectors: how many are on
-    the 8-bit grid.  entries: how many of each such vector's numbers, from the first on, are.
-    Everything else is fp16; either all vectors are on the grid or all their entries.  mask: whether
-    one bit a vector says which are.  dtype: what the layer computes in.
+    the 8-bit grid.  entries: how many of each such vector's numbers, from the first on, are.  All
+    else is fp16; either all vectors are on the grid or all their entries.  mask: whether one bit a
+    vector says which are.  dtype: what the layer computes in.
     """
 
     axis: str
@@ -44,11 +44,7 @@ class Packing:
 
 
 def absmax_scales(F: Tensor) -> Tensor:
-    """scale (k,) in fp16 for vectors F (k, d): the least it has that is no smaller than max |f| /
-    127, 0 for a zero vector.
-
-    Raises ValueError where a vector is not finite or too large for any.
-    """
+    """scale (k,) for vectors F (k, d), 0 for zeros.  Raises ValueError where none fits a vector."""
     exact = on_factor_device(F).abs().amax(1) / LEVELS
     scale = exact.to(SCALE)
     next_up = (scale.view(torch.int16) + 1).view(SCALE)  # of positive numbers of fp16
@@ -91,10 +87,9 @@ def from_bits(bits: Tensor, count: int) -> Tensor:
 
 class PackedLinear(nn.Module):
     """y = x Wᵀ + b with W (m, n) held as codes, scales and what is left in fp16 (`Packing`); W is
-    made at each call.
+    made at each call, and nothing trains it.  The bias is a parameter as before.
 
-    The buffers keep their dtypes whatever `.to(dtype)` asks of the model: that moves what the layer
-    computes in.  The bias is a parameter as before; W is none, so nothing trains it.
+    The buffers keep their dtypes: `.to(dtype)` of the model changes what the layer computes in.
     """
 
     def __init__(
@@ -102,19 +97,20 @@ class PackedLinear(nn.Module):
     ):
         super().__init__()
         self.in_features, self.out_features, self.packing = in_features, out_features, packing
-        rows = packing.axis == "rows"
-        count, size = (out_features, in_features) if rows else (in_features, out_features)
-        rest = (count, size - packing.entries)
-        if packing.vectors < count:
-            rest = (count - packing.vectors, size)
-
-        def buffer(shape: tuple, dtype: torch.dtype, wanted: bool = True) -> Tensor | None:
-            return torch.zeros(shape, dtype=dtype, device=device) if wanted else None
-
-        self.register_buffer("codes", buffer((packing.vectors, packing.entries), torch.int8))
-        self.register_buffer("scale", buffer((packing.vectors,), SCALE))
-        self.register_buffer("rest", buffer(rest, SCALE, 0 not in rest))
-        self.register_buffer("mask", buffer((-(-count // 8),), torch.uint8, packing.mask))
+        count, size = out_features, in_features
+        if packing.axis == "columns":
+            count, size = size, count
+        vectors, entries = packing.vectors, packing.entries
+        rest = (count - vectors, size) if vectors < count else (count, size - entries)
+        shapes = {
+            "codes": ((vectors, entries), torch.int8),
+            "scale": ((vectors,), SCALE),
+            "rest": (rest if 0 not in rest else None, SCALE),
+            "mask": ((-(-count // 8),) if packing.mask else None, torch.uint8),
+        }
+        for name, (shape, dtype) in shapes.items():
+            value = torch.zeros(shape, dtype=dtype, device=device) if shape else None
+            self.register_buffer(name, value)
         self.bias = None
         if bias:
             self.bias = nn.Parameter(torch.empty(out_features, device=device, dtype=self.dtype))
@@ -128,10 +124,10 @@ class PackedLinear(nn.Module):
         entries: int | None = None,
         mask: Tensor | None = None,
     ) -> "PackedLinear":
-        """The layer for W (m, n), which has its dtype and device, and the very same bias.
+        """The layer for W (m, n), of its dtype and device, with the very same bias.
 
-        entries: how many numbers of each vector go on the grid, all by default.  mask: boolean,
-        which vectors do, all by default.  Raises ValueError for numbers that fp16 does not reach.
+        entries: how many numbers of each vector go on the grid; mask: boolean, which vectors do;
+        all by default.  Raises ValueError for numbers that fp16 does not reach.
         """
         W = W.detach()
         F = W if axis == "rows" else W.T  # (k, d)
@@ -158,7 +154,7 @@ class PackedLinear(nn.Module):
     def weight(self) -> Tensor:
         """W (m, n) as it is stored, in the dtype that the layer computes in."""
         rows = self.packing.axis == "rows"
-        F = from_codes(self.codes, self.scale)  # float32, in which every stored number is exact
+        F = from_codes(self.codes, self.scale)
         if self.mask is not None:
             chosen = from_bits(self.mask, self.out_features if rows else self.in_features)
             on_grid, F = F, F.new_empty(len(chosen), self.packing.entries)
@@ -178,11 +174,8 @@ class PackedLinear(nn.Module):
         self.packing = replace(self.packing, dtype=_name(computes_in))
         super()._apply(fn, recurse)
         for name, before in held.items():
-            moved = getattr(self, name)
-            if before is not None and moved.dtype != before.dtype:
-                setattr(
-                    self, name, before.to(moved.device)
-                )  # its bits, not its value in that dtype
+            if before is not None:  # its bits, not its value in the other dtype
+                setattr(self, name, before.to(getattr(self, name).device))
         return self
 
     def extra_repr(self) -> str:

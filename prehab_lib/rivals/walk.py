@@ -50,11 +50,9 @@ class Candidate:
     scores: list[float]
 
 
-def candidate(
-    name: str, cost: Cost, changes: Mapping, sigma: Mapping | None, rule: Rule
-) -> Candidate:
-    """The layer under a rule.  Raises ValueError naming it where changes are missing, too few, or
-    not finite.
+def candidate(name: str, cost: Cost, changes: Mapping, sigma: Mapping | None, rule: Rule):
+    """The `Candidate` of a layer.  Raises ValueError naming it where its changes are missing, too
+    few, or not finite.
     """
     if name not in changes:
         raise ValueError(f"changes lack layer {name!r}: take them from components.loss_changes")
@@ -68,9 +66,9 @@ def candidate(
         score = torch.as_tensor(sigma[name])
     for values in (change, score):
         if values.shape != (cost.full,):
+            shape = tuple(values.shape)
             raise ValueError(
-                f"layer {name!r} has {cost.full} components, and scores of shape "
-                f"{tuple(values.shape)}"
+                f"layer {name!r} has {cost.full} components, and scores of shape {shape}"
             )
         if not torch.isfinite(values).all():
             raise ValueError(f"layer {name!r}: the score of a component is NaN or infinite")

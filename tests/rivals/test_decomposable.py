@@ -90,7 +90,7 @@ def test_a_seed_draws_the_same_ranks(toy):
 
 def test_bad_options_are_named(toy):
     for change, message in (
-        ({"alpha": 1.5}, "alpha = 1.5: the share"),
+        ({"alpha": 1.5}, "alpha = 1.5: give a number from 0 to 1"),
         ({"removed": (0.8, 0.2)}, "the range starts with the smaller"),
         ({"removed": (0.0, 0.2)}, "strictly between 0 and 1"),
         ({"refresh": 0}, "refresh = 0"),

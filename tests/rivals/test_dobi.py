@@ -248,7 +248,7 @@ WRONG = [
         {"task_loss": lambda model, batch: classification_loss(model, batch).detach()},
         "task_loss of allocation 'learned' does not depend on the layers' gates",
     ),
-    ({"gates_on": "outputs"}, "gates_on = 'outputs': give 'weights' or 'activations'"),
+    ({"gates_on": "outputs"}, "gates_on = 'outputs' is not known: choose one of weights, activations"),
     ({"start": {"head": 3}}, "start lacks layer 'blocks.0.down'"),
 ]
 
