@@ -235,7 +235,10 @@ def test_what_is_missing_is_named(given):
         ({"batches": iter([])}, "batches many times.*not a generator"),
         ({"batches": []}, "batches ran out"),
         ({"task_loss": lambda *_: torch.tensor(math.inf)}, "task_loss is inf at step 0 of allocation 'learned'"),
-        ({"task_loss": lambda *_: torch.tensor(1.0)}, "task_loss of allocation 'learned' does not depend on the layers"),
+        (
+            {"task_loss": lambda *_: torch.tensor(1.0)},
+            "task_loss of allocation 'learned' does not depend on the layers",
+        ),
         ({"gates_on": "outputs"}, "gates_on = 'outputs' is not known: choose one of weights, activations"),
         ({"start": {"head": 3}}, "start lacks layer 'blocks.0.down'"),
     )

@@ -152,9 +152,7 @@ def test_every_layer_is_the_least_squares_fit_to_what_reaches_it(weighting):
 
 def test_layers_that_read_one_tensor_are_refitted_to_the_same_inputs_in_one_pass():
     names, toy = ["out", "key", "query"], Toy(n=24, m=32, classes=20)
-    model, cuts, batches, dense = compressed(
-        dense=toy, batches=toy_batches(n=24, classes=20, count=12), layers=names
-    )
+    model, cuts, batches, dense = compressed(dense=toy, batches=toy_batches(n=24, classes=20, count=12), layers=names)
     passes = []
     model.out.U.register_forward_hook(lambda module, *_: passes.append(module.training))
     closed_form(model.train(), decompositions=cuts, batches=batches)

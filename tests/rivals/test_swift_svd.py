@@ -1,7 +1,6 @@
 import itertools
 import math
 
-import pytest
 import torch
 
 from prehab_lib.budget import break_even_rank, rank_for
