@@ -15,7 +15,7 @@ from torch import nn
 
 from prehab_lib.budget import check_removed, rank_for
 from prehab_lib.progress import progress
-from prehab_lib.rivals.ranks import Decompositions, Ranks, Statistics, compressible, parameters
+from prehab_lib.rivals.ranks import Cuts, Ranks, Stats, compressible, parameters
 from prehab_lib.rivals.trial import check_given, loss_at
 
 # Kept fractions of a layer; ASVD's code starts at 0.4.
@@ -25,11 +25,11 @@ Losses = dict[str, dict[int, float]]  # layer -> rank -> mean task loss, that la
 
 
 def sensitivity(
-    decompositions: Decompositions,
+    decompositions: Cuts,
     removed: float,
     *,
     model: nn.Module | None = None,
-    stats: Statistics | None = None,
+    stats: Stats | None = None,
     task_loss: Callable | None = None,
     batches: Iterable | None = None,
     validation=None,
@@ -78,7 +78,7 @@ def check_arguments(task_loss=None, batches=None, losses=None, **_) -> None:
 
 
 def solo_losses(
-    decompositions: Decompositions,
+    decompositions: Cuts,
     model: nn.Module | None,
     task_loss: Callable | None,
     batches: Iterable | None,

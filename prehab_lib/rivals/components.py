@@ -1,11 +1,10 @@
 """What the loss says about each component of a decomposition: one number each, to first order and
 with its sign.
 
-W = left · right is a sum of k rank-one matrices left_i right_i, whatever the ruler.  Without
-component i the weight changes by −left_i right_i, so the loss changes by ΔL_i = −⟨G, left_i
-right_i⟩ = −left_iᵀ G right_iᵀ, G = ∂L/∂W: no root, no inverse, no solve.  In the papers' letters
-(Zero Sum SVD, arXiv 2602.02848) the same number is −σ_i g_i with g_i = ∂L/∂σ_i = u_iᵀ H v_i, H = G
-L⁻ᵀ.  Σ_i ΔL_i = −⟨G, W⟩ under every ruler.
+W = left · right is a sum of k rank-one matrices left_i right_i.  Without component i the loss
+changes by ΔL_i = −⟨G, left_i right_i⟩ = −left_iᵀ G right_iᵀ, G = ∂L/∂W: no root, no inverse, no
+solve.  In the letters of Zero Sum SVD (arXiv 2602.02848) that is −σ_i g_i with g_i = ∂L/∂σ_i = u_iᵀ
+H v_i, H = G L⁻ᵀ.  Σ_i ΔL_i = −⟨G, W⟩ under every ruler.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,11 +14,11 @@ from torch import Tensor
 
 from prehab_lib.decomposition import Decomposition
 from prehab_lib.progress import progress
-from prehab_lib.rivals.ranks import Decompositions, Statistics
+from prehab_lib.rivals.ranks import Cuts, Stats
 from prehab_lib.stats import LayerStats
 
 
-def loss_changes(decompositions: Decompositions, stats: Statistics | None) -> dict[str, Tensor]:
+def loss_changes(decompositions: Cuts, stats: Stats | None) -> dict[str, Tensor]:
     """ΔL_i of every component: layer -> (k,), float64 on the CPU, in the unit of the loss whose
     `grad` (m, n), a mean over samples, was collected.
 
@@ -48,15 +47,11 @@ def loss_changes(decompositions: Decompositions, stats: Statistics | None) -> di
     return changes
 
 
-def sigma_gradients(
-    changes: Mapping[str, Tensor], decompositions: Decompositions
-) -> dict[str, Tensor]:
+def sigma_gradients(changes: Mapping[str, Tensor], decompositions: Cuts) -> dict[str, Tensor]:
     """g_i = ∂L/∂σ_i = −ΔL_i / σ_i, layer -> (k,): the slope of the loss along u_i v_iᵀ L⁻¹, which
     grows σ_i alone.
 
-    changes: from `loss_changes`.  NaN where σ_i = 0: the ruler does not see that component, and
-    there is no such direction.
-    Source: Zero Sum SVD (arXiv 2602.02848), sensitivity of a singular value.
+    changes: from `loss_changes`.  NaN where σ_i = 0: the ruler does not see that component.
     """
     slopes = {}
     for name, change in changes.items():

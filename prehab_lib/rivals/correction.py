@@ -15,7 +15,7 @@ from prehab_lib.inputs import check_whole
 from prehab_lib.layers import linear_layers, refuse_packed, replace_module
 from prehab_lib.progress import progress
 from prehab_lib.rivals.components import whole
-from prehab_lib.rivals.ranks import Decompositions, Statistics
+from prehab_lib.rivals.ranks import Cuts, Stats
 from prehab_lib.rivals.trial import check_given, replaced
 from prehab_lib.roots import on_factor_device
 from prehab_lib.statistics.fisher import sample_means
@@ -28,8 +28,8 @@ RIDGE = 1e-6  # of the mean squared norm of several gradients, which may be para
 def projected_gradient(
     model: nn.Module,
     *,
-    decompositions: Decompositions,
-    stats: Statistics | None = None,
+    decompositions: Cuts,
+    stats: Stats | None = None,
     weighting: str = "gram",
     task_loss: Callable | None = None,
     batches: Iterable | None = None,

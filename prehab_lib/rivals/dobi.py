@@ -28,7 +28,7 @@ from prehab_lib.factors import LowRankLinear
 from prehab_lib.inputs import check_choice, check_options
 from prehab_lib.layers import linear_layers
 from prehab_lib.rivals.gates import Gates, Learned, Settings, gate, learn
-from prehab_lib.rivals.ranks import Decompositions, Ranks
+from prehab_lib.rivals.ranks import Cuts, Ranks
 from prehab_lib.rivals.trial import check_given, replaced
 
 NAME = "allocation 'learned'"
@@ -37,7 +37,7 @@ LIMIT = 1e4  # most that σ_j / (σ_i − σ_j) counts: σ closer than a part in
 
 
 def learn_ranks(
-    decompositions: Decompositions,
+    decompositions: Cuts,
     removed: float,
     *,
     model: nn.Module | None = None,
@@ -66,7 +66,7 @@ def learn_ranks(
     return Learned(ranks, result.gammas, result.rows)
 
 
-def learned(decompositions: Decompositions, removed: float, **given) -> Ranks:
+def learned(decompositions: Cuts, removed: float, **given) -> Ranks:
     """Ranks found by gradient: where does the loss want the cut of each layer, if all together must
     fit the budget?
 
@@ -103,7 +103,7 @@ class GatedLinear(LowRankLinear):
 
 
 @contextmanager
-def gated_weights(model: nn.Module, decompositions: Decompositions, gates: Gates) -> Iterator[None]:
+def gated_weights(model: nn.Module, decompositions: Cuts, gates: Gates) -> Iterator[None]:
     """Inside, each layer with a gate runs through its decomposition."""
     new = {}
     for name, module in linear_layers(model, gates.costs).items():
@@ -116,10 +116,8 @@ def gated_weights(model: nn.Module, decompositions: Decompositions, gates: Gates
 
 @contextmanager
 def gated_activations(model: nn.Module, gates: Gates) -> Iterator[None]:
-    """Inside, the activations A = x Wᵀ (t, m) of each layer with a gate pass it; the bias is added
-    afterwards.
-
-    The gate stands at the layer's share of the min(t, m, n) singular values that A can have.
+    """Inside, the activations A = x Wᵀ (t, m) of each layer with a gate pass it, at the layer's
+    share of the min(t, m, n) singular values that A can have; the bias is added afterwards.
     """
 
     def pass_gate(name: str, module: nn.Linear, args: tuple, out: Tensor) -> Tensor:
@@ -170,8 +168,7 @@ class GatedProduct(torch.autograd.Function):
 
 
 def divided_differences(sigma: Tensor, T: Tensor) -> tuple[Tensor, Tensor]:
-    """Ω⁺ and Ω⁻ (k, k) for d = σ T: (d_i − d_j) / (σ_i − σ_j), and (d_i + d_j) / (σ_i + σ_j).  Both
-    are symmetric.
+    """Ω⁺ and Ω⁻ (k, k) for d = σ T: (d_i − d_j) / (σ_i − σ_j), and (d_i + d_j) / (σ_i + σ_j).
 
     With σ_i ≥ σ_j, Ω⁺ = T_i + (T_i − T_j) σ_j / (σ_i − σ_j): so ties on one side of the gate, where
     T_i = T_j, need no case of their own, and only the last quotient, which has no unit, is bounded

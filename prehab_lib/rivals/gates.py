@@ -85,11 +85,10 @@ class Learned:
 
 class Gates:
     """Where the gates of several layers stand: γ from 0 to min(m, n) each, trained as a share of
-    it, in float64 on the CPU.
+    it, in float64 on the CPU.  Layers (m, n) in which no rank saves parameters have no gate.
 
-    shapes: layer -> (m, n).  Layers in which no rank saves parameters have no gate.  Start: where
-    R(γ) = 1 − removed with the same share of parameters kept in every layer, or at the ranks of
-    `start`, None being full rank.
+    Start: where R(γ) = 1 − removed with the same share of parameters kept in every layer, or at the
+    ranks of `start`, None being full rank.
     """
 
     def __init__(
@@ -110,8 +109,7 @@ class Gates:
 
     def _start(self, name: str, start: Ranks) -> int:
         if name not in start:
-            wanted = "give a rank, or None for dense, for every layer"
-            raise ValueError(f"start lacks layer {name!r}: {wanted}")
+            raise ValueError(f"start lacks layer {name!r}: give a rank, or None for dense, for all")
         full = self.costs[name].full
         rank = full if start[name] is None else start[name]
         if isinstance(rank, bool) or not isinstance(rank, int) or not 1 <= rank <= full:
@@ -140,8 +138,7 @@ class Gates:
         common share that fits, and rounded.
 
         A layer is dense where its rank passes the largest that saves parameters; rank 1 is the
-        least, whatever it costs.  Equal layers at equal γ get equal ranks, even where one of them
-        could have one more.
+        least.  Equal layers at equal γ get equal ranks, even where one could have one more.
         """
         moves = []  # (the move at which a layer takes one rank more, layer, what that costs)
         for name, gamma in self.gammas().items():
@@ -177,9 +174,9 @@ def learn(
     """Lower e^loss + λ |R(γ) − R_target| + Σ relu(−γ)² + relu(γ − min(m, n))² by Adam on γ alone,
     and round.
 
-    in_place: () -> context in which the model's layers look at `gates`.  One batch a step, again
-    and again, in eval mode.  The weights are frozen meanwhile.  Raises ValueError for a loss that
-    is not finite (naming the step) or has no gradient, and for no batch.
+    in_place: () -> context in which the model's layers look at `gates`.  One batch a step, in eval
+    mode, with frozen weights.  Raises ValueError for a loss that is not finite (naming the step) or
+    has no gradient, and for no batch.
     """
     optimizer = torch.optim.Adam([gates.shares], lr=settings.lr)
     stream = endless(batches)
@@ -203,8 +200,7 @@ def learn(
             if loss.requires_grad:
                 (slope,) = torch.autograd.grad(loss, gates.shares, allow_unused=True)
             if slope is None:
-                unmoved = "does not depend on the layers' gates: it has no gradient"
-                raise ValueError(f"task_loss of {what} {unmoved}")
+                raise ValueError(f"task_loss of {what} does not depend on the layers' gates")
             # e^loss is differentiated by hand: no large number travels through the model.
             exponential = math.exp(min(value, STEEPEST))
             if weight is None:

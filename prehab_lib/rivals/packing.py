@@ -1,10 +1,9 @@
-"""Matrices in 8 bits: real int8 numbers and fp16 scales in memory and on disk, multiplied out when
-the layer computes.
+"""Matrices in 8 bits: int8 numbers and fp16 scales in memory and on disk.
 
 A matrix is a list of vectors, its rows or its columns, and each has one scale: Q(f) = scale ·
 round(f / scale), with scale ≥ max |f| / 127 the next number that fp16 has.  So |Q(f) − f| ≤ scale /
-2 entry by entry, for the scale as it is stored.  Below max |f| = 0.008 the numbers of fp16 grow
-sparse, and the steps with them: by a tenth at most down to 0.0001.
+2 entry by entry.  Below max |f| = 0.008 the numbers of fp16 grow sparse, and the steps with them:
+by a tenth at most down to 0.0001.
 """
 
 from dataclasses import asdict, dataclass, replace
@@ -23,9 +22,9 @@ class Packing:
     """How the matrix W (m, n) of a layer lies in memory, as it is written down in JSON.
 
     axis: "rows" (m vectors of n numbers) or "columns" (n vectors of m).  vectors: how many are on
-    the 8-bit grid.  entries: how many of each such vector's numbers, from the first on, are.  All
-    else is fp16; either all vectors are on the grid or all their entries.  mask: whether one bit a
-    vector says which are.  dtype: what the layer computes in.
+    the 8-bit grid.  entries: how many of the first numbers of each such vector are; all, or all
+    vectors are on the grid.  The rest is fp16.  mask: whether one bit a vector says which are.
+    dtype: what the layer computes in.
     """
 
     axis: str
@@ -41,6 +40,11 @@ class Packing:
 
     def json(self) -> dict:
         return asdict(self)
+
+
+def as_rows(M: Tensor, axis: str) -> Tensor:
+    """The vectors (k, d) of a matrix; their own matrix, the other way round."""
+    return M if axis == "rows" else M.T
 
 
 def absmax_scales(F: Tensor) -> Tensor:
@@ -121,7 +125,7 @@ class PackedLinear(nn.Module):
         W: Tensor,
         bias: nn.Parameter | None,
         axis: str,
-        entries: int | None = None,
+        entries=None,
         mask: Tensor | None = None,
     ) -> "PackedLinear":
         """The layer for W (m, n), of its dtype and device, with the very same bias.
@@ -130,7 +134,7 @@ class PackedLinear(nn.Module):
         all by default.  Raises ValueError for numbers that fp16 does not reach.
         """
         W = W.detach()
-        F = W if axis == "rows" else W.T  # (k, d)
+        F = as_rows(W, axis)
         entries = F.shape[1] if entries is None else entries
         chosen = F if mask is None else F[mask]
         rest = (F[:, entries:] if mask is None else F[~mask]).to(SCALE)
@@ -153,9 +157,9 @@ class PackedLinear(nn.Module):
     @property
     def weight(self) -> Tensor:
         """W (m, n) as it is stored, in the dtype that the layer computes in."""
-        rows = self.packing.axis == "rows"
         F = from_codes(self.codes, self.scale)
         if self.mask is not None:
+            rows = self.packing.axis == "rows"
             chosen = from_bits(self.mask, self.out_features if rows else self.in_features)
             on_grid, F = F, F.new_empty(len(chosen), self.packing.entries)
             F[chosen] = on_grid
@@ -163,7 +167,7 @@ class PackedLinear(nn.Module):
                 F[~chosen] = self.rest.float()
         elif self.rest is not None:
             F = torch.cat([F, self.rest.float()], dim=1)
-        return (F if rows else F.T).to(self.dtype)
+        return as_rows(F, self.packing.axis).to(self.dtype)
 
     def forward(self, x: Tensor) -> Tensor:  # (..., n) -> (..., m)
         return nn.functional.linear(x, self.weight, self.bias)
@@ -180,11 +184,10 @@ class PackedLinear(nn.Module):
 
     def extra_repr(self) -> str:
         p = self.packing
-        parts = [f"in_features={self.in_features}", f"out_features={self.out_features}"]
-        parts += [f"bias={self.bias is not None}", f"int8={p.vectors} {p.axis} × {p.entries}"]
-        if self.rest is not None:
-            parts.append(f"fp16={self.rest.numel()}")
-        return ", ".join(parts + ["mask"] * p.mask)
+        sizes = f"in_features={self.in_features}, out_features={self.out_features}"
+        rest = f", fp16={self.rest.numel()}" if self.rest is not None else ""
+        grid = f"int8={p.vectors} {p.axis} × {p.entries}{rest}{', mask' if p.mask else ''}"
+        return f"{sizes}, bias={self.bias is not None}, {grid}"
 
 
 def _name(dtype: torch.dtype) -> str:

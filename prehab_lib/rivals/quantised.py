@@ -18,7 +18,7 @@ from prehab_lib.budget import check_removed
 from prehab_lib.factors import LowRankLinear
 from prehab_lib.inputs import check_choice, check_whole
 from prehab_lib.layers import default_layers, linear_layers, replace_module
-from prehab_lib.rivals.packing import PackedLinear, rounded
+from prehab_lib.rivals.packing import PackedLinear, as_rows, rounded
 from prehab_lib.roots import on_factor_device
 from prehab_lib.stats import LayerStats
 
@@ -27,11 +27,9 @@ AXES = {"U": "columns", "V": "rows"}  # of a factor, one vector for each rank in
 
 
 def hq_removed(removed: float) -> float:
-    """What to truncate before everything is halved by 8 bits: max(0, 1 − 2 (1 − removed)), exact
-    for a decimal.
-
-    0 means: truncate nothing, `quantise` alone (it then removes half, whatever was asked; scales
-    excepted).  Raises ValueError for a bad `removed`.
+    """What to truncate before 8 bits halve everything: max(0, 1 − 2 (1 − removed)), exact for a
+    decimal; 0 where `quantise` alone removes as much or more.  Raises ValueError for a bad
+    `removed`.
     """
     return float(max(0, 1 - 2 * (1 - check_removed(removed))))
 
@@ -80,8 +78,8 @@ def quantise_by_loss(model: nn.Module, stats: Mapping[str, LayerStats], budget: 
     axes = {name: _axis_of(model, name) for name in modules}
     changes, saved, total = [], [], 0
     for name, module in modules.items():
-        F = _vectors(module.weight, axes[name])
-        gamma = _vectors(stats[name].need("grad", f"layer {name!r}"), axes[name]).to(F)
+        F = as_rows(on_factor_device(module.weight), axes[name])
+        gamma = as_rows(stats[name].need("grad", f"layer {name!r}"), axes[name]).to(F)
         try:
             moved = on_factor_device(rounded(F)) - F
         except ValueError as problem:
@@ -104,11 +102,10 @@ def factor_names(model: nn.Module, layers: Iterable[str] | None = None) -> list[
     """
     low_rank = _names_of(model, LowRankLinear)
     wanted = low_rank if layers is None else list(layers)
-    missing = [name for name in wanted if name not in low_rank]
-    if missing:
-        raise ValueError(f"{missing[0]!r} is no low-rank layer: run surgery.compress first")
-    if not wanted:
-        raise ValueError("no low-rank layer is there: run surgery.compress first")
+    missing = [f"{name!r} is no low-rank layer" for name in wanted if name not in low_rank]
+    if missing or not wanted:
+        reason = missing[0] if missing else "no low-rank layer is there"
+        raise ValueError(f"{reason}: run surgery.compress first")
     return [f"{name}.{side}" for name in wanted for side in AXES]
 
 
@@ -197,12 +194,6 @@ def _axis_of(model: nn.Module, name: str) -> str:
     return AXES[side] if isinstance(model.get_submodule(parent), LowRankLinear) else "rows"
 
 
-def _vectors(M: Tensor, axis: str) -> Tensor:
-    """The rows or columns of M as rows, in float64."""
-    M = on_factor_device(M)
-    return M if axis == "rows" else M.T
-
-
 def _pack(name: str, module: nn.Linear, axis: str, **how) -> PackedLinear:
     try:
         return PackedLinear.of(module.weight, module.bias, axis, **how).train(module.training)
@@ -210,7 +201,7 @@ def _pack(name: str, module: nn.Linear, axis: str, **how) -> PackedLinear:
         raise ValueError(f"layer {name!r} cannot be put in 8 bits: {problem}") from problem
 
 
-def _put(model: nn.Module, new: Mapping[str, PackedLinear]) -> nn.Module:
+def _put(model: nn.Module, new: Mapping[str, nn.Module]) -> nn.Module:
     for name, module in new.items():
         replace_module(model, name, module)
     return model

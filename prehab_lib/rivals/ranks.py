@@ -13,12 +13,12 @@ from prehab_lib.inputs import check_choice
 from prehab_lib.stats import LayerStats
 
 Shape = tuple[int, int]  # (m, n) of a weight
-Decompositions = Mapping[str, Decomposition]  # by the name of their layer, as all that follow
-Statistics = Mapping[str, LayerStats]
-Ranks = dict[str, int | None]  # None: the layer stays dense
+Cuts = Mapping[str, Decomposition]  # layer -> its decomposition
+Stats = Mapping[str, LayerStats]  # layer -> its statistics
+Ranks = dict[str, int | None]  # layer -> its rank, None where it stays dense
 
 
-def compressible(decompositions: Decompositions) -> dict[str, Shape]:
+def compressible(decompositions: Cuts) -> dict[str, Shape]:
     """Layer -> (m, n) where some rank saves parameters, in the order of names."""
     shapes = {name: tuple(decompositions[name].shape) for name in sorted(decompositions)}
     return {name: shape for name, shape in shapes.items() if break_even_rank(shape)}
@@ -39,10 +39,8 @@ def parameters(shapes: Mapping[str, Shape], ranks: Ranks) -> int:
 
 
 def root_loss(decomposition: Decomposition, rank: int, stats: LayerStats | None = None) -> float:
-    """Root of the squared ruler at `rank`, times √tokens where `stats` counted them.
-
-    For the Gram, here a mean over tokens, that is ‖X (W − Ŵ)ᵀ‖_F over all calibration tokens: the
-    unnormalised loss of SVD-LLM V2 and Swift-SVD, whose allocations depend on this scale.
+    """Root of the squared ruler at `rank`, times √tokens where `stats` counted them: for the Gram
+    ‖X (W − Ŵ)ᵀ‖_F over all calibration tokens, as SVD-LLM V2 and Swift-SVD have it.
     """
     tokens = stats.tokens if stats is not None and stats.tokens else 1
     return (decomposition.tail_error(rank) * tokens) ** 0.5
@@ -73,9 +71,8 @@ def share_out(total: Fraction | int, weights: Mapping, caps: Mapping) -> dict[st
 class Cost:
     """What the ranks of one layer W (m, n) cost, in numbers of the size of a weight.
 
-    dense: m n.  full: min(m, n).  most: the largest rank that is stored as factors; above it the
-    layer is dense, and 0 says that no rank saves anything.  least: the smallest rank that the layer
-    may have.  unit: what one rank costs.
+    dense: m n.  full: min(m, n).  most: the largest rank that is stored as factors, 0 where none
+    saves anything.  least: the smallest rank that the layer may have.  unit: what one rank costs.
     """
 
     dense: int

@@ -16,7 +16,7 @@ from prehab_lib.inputs import warn_if_few_tokens
 from prehab_lib.layers import refuse_packed
 from prehab_lib.progress import progress
 from prehab_lib.rivals.components import whole
-from prehab_lib.rivals.ranks import Decompositions
+from prehab_lib.rivals.ranks import Cuts
 from prehab_lib.rivals.trial import check_given
 from prehab_lib.roots import on_factor_device
 from prehab_lib.statistics.activations import input_statistics, readers
@@ -26,7 +26,7 @@ from prehab_lib.statistics.activations import input_statistics, readers
 def closed_form(
     model: nn.Module,
     *,
-    decompositions: Decompositions,
+    decompositions: Cuts,
     stats=None,
     weighting=None,
     task_loss=None,
@@ -64,8 +64,8 @@ def closed_form(
                 W = cut.left.to(U) @ cut.right.to(U)
                 new = refit(W, U, V, statistics["gram"]).to(layer.U.weight)
                 if not torch.isfinite(new).all():
-                    bad = f"layer {name!r}: the refitted factor is not finite in {new.dtype}"
-                    raise ValueError(bad)
+                    bad = f"the refitted factor is not finite in {new.dtype}"
+                    raise ValueError(f"layer {name!r}: {bad}")
                 layer.U.weight.copy_(new)
     except BaseException:
         for name, layer in layers.items():
@@ -91,8 +91,8 @@ def _reading_order(model: nn.Module, layers: Mapping, batches: Iterable) -> list
     if empty:
         raise ValueError("recovery 'closed_form' got no batches: pass at least one")
     input_statistics(model, inner, batches, set())  # names a layer that no batch reaches
-    partial = "recovery 'closed_form' needs a batch that reaches all layers: pass larger ones"
-    raise ValueError(partial)
+    wanted = "a batch that reaches all layers: pass larger ones"
+    raise ValueError(f"recovery 'closed_form' needs {wanted}")
 
 
 def refit(W: Tensor, U: Tensor, V: Tensor, gram: Tensor) -> Tensor:

@@ -10,9 +10,9 @@ from fractions import Fraction
 
 from prehab_lib.budget import check_removed, rank_for
 from prehab_lib.rivals.ranks import (
-    Decompositions,
+    Cuts,
     Ranks,
-    Statistics,
+    Stats,
     compressible,
     groups_of_one_type,
     root_loss,
@@ -21,11 +21,11 @@ from prehab_lib.rivals.ranks import (
 
 
 def grouped(
-    decompositions: Decompositions,
+    decompositions: Cuts,
     removed: float,
     *,
     model=None,
-    stats: Statistics | None = None,
+    stats: Stats | None = None,
     task_loss=None,
     batches=None,
     validation=None,
@@ -42,7 +42,7 @@ def grouped(
 
 
 def removed_fractions(
-    decompositions: Decompositions, removed: float, stats: Statistics | None = None
+    decompositions: Cuts, removed: float, stats: Stats | None = None
 ) -> dict[str, Fraction]:
     """Layer -> fraction of its parameters to remove, before it is cut down to a whole rank; they
     average to `removed`.

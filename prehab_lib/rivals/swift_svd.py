@@ -6,7 +6,7 @@ log.
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from fractions import Fraction
 
 from torch import nn
@@ -14,9 +14,9 @@ from torch import nn
 from prehab_lib.budget import break_even_rank, check_removed, rank_for
 from prehab_lib.progress import progress
 from prehab_lib.rivals.ranks import (
-    Decompositions,
+    Cuts,
     Ranks,
-    Statistics,
+    Stats,
     check_share,
     compressible,
     groups_of_one_type,
@@ -31,11 +31,11 @@ DELTA = Fraction(1, 2)  # the share of its uniform rank that every layer keeps
 
 
 def importance(
-    decompositions: Decompositions,
+    decompositions: Cuts,
     removed: float,
     *,
     model: nn.Module | None = None,
-    stats: Statistics | None = None,
+    stats: Stats | None = None,
     task_loss: Callable | None = None,
     batches: Iterable | None = None,
     validation: Iterable | None = None,
@@ -61,13 +61,13 @@ def importance(
         check_arguments(task_loss, batches, validation)
         check_given("allocation 'importance' without alpha", model=model)
         data = batches if validation is None else validation
-        plans: list[dict[str, int]] = []  # each once: several α may give one plan
+        plans: list[Ranks] = []  # each once: several α may give one plan
         for choice in ALPHAS:
             plan = _ranks(decompositions, removed, stats, choice)
             if plan not in plans:
                 plans.append(plan)
 
-        def loss(plan: dict[str, int]) -> float:
+        def loss(plan: Ranks) -> float:
             return loss_at(model, decompositions, plan, task_loss, data)
 
         ranks = plans[0] if len(plans) == 1 else min(progress(plans, "importance"), key=loss)
@@ -83,11 +83,9 @@ def check_arguments(
         check_given("allocation 'importance' without alpha", task_loss=task_loss, **data)
 
 
-def _ranks(
-    decompositions: Decompositions, removed: float, stats: Statistics | None, alpha: float
-) -> dict[str, int]:
+def _ranks(decompositions: Cuts, removed: float, stats: Stats | None, alpha: float) -> Ranks:
     shapes = compressible(decompositions)
-    ranks: dict[str, int] = {}
+    ranks: Ranks = {}
     for names in groups_of_one_type(shapes):
         shape = shapes[names[0]]
         uniform = rank_for(shape, removed)
@@ -105,9 +103,7 @@ def _ranks(
     return ranks
 
 
-def _scores(
-    group: Decompositions, rank: int, stats: Statistics, alpha: float
-) -> Mapping[str, float]:
+def _scores(group: Cuts, rank: int, stats: Stats, alpha: float) -> dict[str, float]:
     """s_i of the layers of one type; 1 for a layer that is alone in it."""
     if len(group) == 1:
         return dict.fromkeys(group, 1.0)

@@ -1,6 +1,4 @@
-"""Try ranks out: low-rank layers in a model for the length of a measurement, and its own layers
-back afterwards.
-"""
+"""Try ranks out: low-rank layers in a model as long as a measurement takes."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -12,7 +10,7 @@ from torch import nn
 from prehab_lib.batches import device_of, loss_of, mode, move
 from prehab_lib.factors import LowRankLinear
 from prehab_lib.layers import linear_layers, replace_module
-from prehab_lib.rivals.ranks import Decompositions, Ranks
+from prehab_lib.rivals.ranks import Cuts, Ranks
 
 
 @contextmanager
@@ -29,7 +27,7 @@ def replaced(model: nn.Module, new: Mapping[str, nn.Module]) -> Iterator[None]:
 
 
 @contextmanager
-def truncated(model: nn.Module, decompositions: Decompositions, ranks: Ranks) -> Iterator[None]:
+def truncated(model: nn.Module, decompositions: Cuts, ranks: Ranks) -> Iterator[None]:
     """Inside, each layer with a rank is the low-rank layer that surgery would put there, in the
     model's dtype.  Memory: r (m + n) numbers a layer.
     """
@@ -44,11 +42,7 @@ def truncated(model: nn.Module, decompositions: Decompositions, ranks: Ranks) ->
 
 @torch.no_grad()
 def loss_at(
-    model: nn.Module,
-    decompositions: Decompositions,
-    ranks: Ranks,
-    task_loss: Callable,
-    batches: Iterable,
+    model: nn.Module, decompositions: Cuts, ranks: Ranks, task_loss: Callable, batches: Iterable
 ) -> float:
     """Mean of `task_loss` over the batches with these ranks in place, in eval mode; inf as soon as
     one is not finite.  Raises ValueError where there is no batch.
@@ -66,9 +60,7 @@ def loss_at(
 
 
 def check_given(wanted_by: str, **given) -> None:
-    """Raises ValueError naming the first argument that is None, or an iterator where several passes
-    are due.
-    """
+    """Raises ValueError naming the first argument that is None, or good for one pass alone."""
     for name, value in given.items():
         if value is None:
             raise ValueError(f"{wanted_by} needs {name}: pass {name}=...")

@@ -21,7 +21,7 @@ from torch import Tensor
 from prehab_lib.budget import check_removed
 from prehab_lib.inputs import check_choice, check_settings
 from prehab_lib.rivals.components import loss_changes, ordered
-from prehab_lib.rivals.ranks import Cost, Decompositions, Ranks, Shape, Statistics, costs_of
+from prehab_lib.rivals.ranks import Cost, Cuts, Ranks, Shape, Stats, costs_of
 from prehab_lib.rivals.walk import RULES, Step, candidate, walk
 
 REPLANS = 3  # rounds of the repair
@@ -31,14 +31,12 @@ REPLANS = 3  # rounds of the repair
 class Selection:
     """What the walk decided.
 
-    planned: Σ ΔL over all drops of the walk, the balance it steered.  shipped: Σ ΔL over what is
-    really dropped; layers that ended above their break-even rank stay dense, and their drops are
-    undone.
-    removed, budget: numbers taken away, as counted and as asked; less than one drop apart.
-    undone: the layers whose drops were undone.  replans: rounds of the repair that were run.
-    orders: layer -> its components in the order that `ranks` cuts, where the rule reorders them;
-    else empty.  walk: with trace, (layer, component, ΔL, running sum) of every drop; a component is
-    numbered as it came in.
+    planned: Σ ΔL over all drops of the walk.  shipped: Σ ΔL over what is really dropped; layers
+    that ended above break-even stay dense, and their drops are undone.  removed, budget: numbers
+    taken away, as counted and as asked, less than one drop apart.  undone: the layers whose drops
+    were undone.  replans: rounds of the repair.  orders: layer -> its components in the order that
+    `ranks` cuts, where the rule reorders them.  walk: with trace, (layer, component as it came in,
+    ΔL, running sum) of every drop.
     """
 
     ranks: Ranks
@@ -70,9 +68,8 @@ def select(
     changes: layer -> ΔL (k,), from `components.loss_changes`; none for layers no rank shrinks.
     shapes: layer -> (m, n), of all layers that count.  rule: a key of `RULES`.  sigma: layer ->
     (k,), for rule "sigma".  floor: every layer keeps this share of its largest useful rank, and at
-    least rank 1.  accounting: a key of `ACCOUNTINGS`.  replan: walk again without layers whose
-    drops are undone until there is none, at most REPLANS times.  trace: keep every step.
-
+    least rank 1.  accounting: a key of `ranks.ACCOUNTINGS`.  replan: walk again without layers
+    whose drops are undone until there is none, at most REPLANS times.  trace: keep every step.
     Raises ValueError for a bad option, a budget beyond the floors (with the nearest), or a layer
     whose changes are bad.
     """
@@ -109,13 +106,8 @@ def select(
 
 
 def plan(
-    decompositions: Decompositions,
-    stats: Statistics | None,
-    removed: float,
-    *,
-    rule: str = "zero_sum",
-    **options,
-) -> tuple[Decompositions, Selection]:
+    decompositions: Cuts, stats: Stats | None, removed: float, *, rule: str = "zero_sum", **options
+) -> tuple[Cuts, Selection]:
     """`select` on the loss changes of these decompositions, and decompositions whose first
     components are what it keeps.
 
@@ -135,11 +127,11 @@ def plan(
 
 
 def zero_sum(
-    decompositions: Decompositions,
+    decompositions: Cuts,
     removed: float,
     *,
     model=None,
-    stats: Statistics | None = None,
+    stats: Stats | None = None,
     task_loss=None,
     batches=None,
     validation=None,
@@ -157,16 +149,13 @@ def zero_sum(
     check_arguments(**options)
     _, selection = plan(decompositions, stats, removed, **options)
     if any(order != sorted(order) for order in selection.orders.values()):
-        other = "drops components in another order than these decompositions have"
-        remedy = "pass decompositions=zero_sum.plan(...)[0] to compress"
-        raise ValueError(f"rule = {options['rule']!r} {other}: {remedy}")
+        other = f"rule = {options['rule']!r} drops components in another order than these have"
+        raise ValueError(f"{other}: pass decompositions=zero_sum.plan(...)[0] to compress")
     return selection.ranks
 
 
-def greedy(decompositions: Decompositions, removed: float, **given) -> Ranks:
-    """As `zero_sum`, with one queue: the smallest |ΔL| of all last components goes next, whatever
-    its sign.
-    """
+def greedy(decompositions: Cuts, removed: float, **given) -> Ranks:
+    """As `zero_sum`, with one queue: the smallest |ΔL| of all last components goes next."""
     return zero_sum(decompositions, removed, rule="magnitude", **given)
 
 
@@ -176,8 +165,7 @@ def check_arguments(
     """Raises ValueError for an option that is unknown or bad: before hours of work, not after."""
     check_settings("options", options, ("rule", "floor", "accounting", "replan"))
     check_choice("rule", rule, RULES)
-    settings = {name: value for name, value in options.items() if name != "replan"}
-    costs_of({}, **settings)
+    costs_of({}, options.get("accounting", "break_even"), options.get("floor", 0.0))
 
 
 def check_greedy(task_loss=None, batches=None, validation=None, **options) -> None:
@@ -187,18 +175,10 @@ def check_greedy(task_loss=None, batches=None, validation=None, **options) -> No
 
 
 def _counted(
-    shapes: Mapping[str, Shape],
-    removed: float,
-    rule: str,
-    floor: float = 0.0,
-    accounting: str = "break_even",
-    **_,
+    shapes: Mapping[str, Shape], removed: float, rule: str, floor=0.0, accounting="break_even", **_
 ) -> tuple[dict[str, Cost], int]:
-    """What ranks cost, and the numbers to take away: ⌊removed · Σ m n⌋ over all layers, dense ones
-    included.
-
-    Raises ValueError for a bad option, or naming the nearest reachable `removed` where all layers
-    at their floors save less.
+    """What ranks cost, and the numbers to take away: ⌊removed · Σ m n⌋ over all layers.  Raises
+    ValueError for a bad option, or naming the nearest `removed` that the floors allow.
     """
     check_choice("rule", rule, RULES)
     costs = costs_of(shapes, accounting, floor)
@@ -209,9 +189,9 @@ def _counted(
     if budget <= reachable:
         return costs, budget
     nearest = math.floor(Fraction(reachable, total) * 10**4) / 10**4
-    way_out = "none of their ranks saves parameters"
-    if nearest:
-        way_out = f"the nearest reachable is removed = {nearest}"
+    way_out = f"the nearest reachable is removed = {nearest}"
+    if not nearest:
+        way_out = "none of their ranks saves parameters"
     raise ValueError(
         f"removed = {float(removed)} cannot be met: with every layer at its floor (floor = "
         f"{floor}, at least rank 1) {reachable} of these layers' {total} weights go; {way_out}"
