@@ -19,8 +19,8 @@ from prehab_lib.factors import LowRankLinear
 from prehab_lib.inputs import check_choice, check_whole
 from prehab_lib.layers import default_layers, linear_layers, replace_module
 from prehab_lib.rivals.packing import PackedLinear, as_rows, rounded
+from prehab_lib.rivals.ranks import Stats
 from prehab_lib.roots import on_factor_device
-from prehab_lib.stats import LayerStats
 
 LAYOUTS = ("int8", "remap")
 AXES = {"U": "columns", "V": "rows"}  # of a factor, one vector for each rank index
@@ -50,19 +50,17 @@ def quantise(
     model is then as it was.
     """
     check_choice("layout", layout, LAYOUTS)
-    new: dict[str, PackedLinear] = {}
+    how: dict[str, dict] = {}
     for name, module in _targets(model, layout, layers).items():
         if isinstance(module, LowRankLinear):
             entries = min(module.in_features, module.out_features) if layout == "remap" else None
-            for side, axis in AXES.items():
-                factor = f"{name}.{side}"
-                new[factor] = _pack(factor, getattr(module, side), axis, entries=entries)
+            how |= {f"{name}.{side}": {"entries": entries} for side in AXES}
         else:
-            new[name] = _pack(name, module, _axis_of(model, name))
-    return _put(model, new)
+            how[name] = {}
+    return _pack(model, how)
 
 
-def quantise_by_loss(model: nn.Module, stats: Mapping[str, LayerStats], budget: int) -> nn.Module:
+def quantise_by_loss(model: nn.Module, stats: Stats, budget: int) -> nn.Module:
     """Put those vectors in 8 bits that change the loss least, as many as `budget` asks for, the
     rest in fp16; in place.
 
@@ -75,11 +73,11 @@ def quantise_by_loss(model: nn.Module, stats: Mapping[str, LayerStats], budget: 
     """
     check_whole(1, budget=budget)
     modules = linear_layers(model, sorted(stats))  # equals go in the order of names
-    axes = {name: _axis_of(model, name) for name in modules}
     changes, saved, total = [], [], 0
     for name, module in modules.items():
-        F = as_rows(on_factor_device(module.weight), axes[name])
-        gamma = as_rows(stats[name].need("grad", f"layer {name!r}"), axes[name]).to(F)
+        axis = _axis_of(model, name)
+        F = as_rows(on_factor_device(module.weight), axis)
+        gamma = as_rows(stats[name].need("grad", f"layer {name!r}"), axis).to(F)
         try:
             moved = on_factor_device(rounded(F)) - F
         except ValueError as problem:
@@ -90,10 +88,10 @@ def quantise_by_loss(model: nn.Module, stats: Mapping[str, LayerStats], budget: 
         total += 2 * count * size + -(-count // 8)
     chosen = _cheapest(torch.cat(changes), torch.cat(saved), total, budget)
     masks = chosen.split([len(change) for change in changes])
-    new = {}
+    how = {}
     for (name, module), mask in zip(modules.items(), masks, strict=True):
-        new[name] = _pack(name, module, axes[name], mask=mask.to(module.weight.device))
-    return _put(model, new)
+        how[name] = {"mask": mask.to(module.weight.device)}
+    return _pack(model, how)
 
 
 def factor_names(model: nn.Module, layers: Iterable[str] | None = None) -> list[str]:
@@ -194,14 +192,16 @@ def _axis_of(model: nn.Module, name: str) -> str:
     return AXES[side] if isinstance(model.get_submodule(parent), LowRankLinear) else "rows"
 
 
-def _pack(name: str, module: nn.Linear, axis: str, **how) -> PackedLinear:
-    try:
-        return PackedLinear.of(module.weight, module.bias, axis, **how).train(module.training)
-    except ValueError as problem:
-        raise ValueError(f"layer {name!r} cannot be put in 8 bits: {problem}") from problem
-
-
-def _put(model: nn.Module, new: Mapping[str, nn.Module]) -> nn.Module:
-    for name, module in new.items():
-        replace_module(model, name, module)
+def _pack(model: nn.Module, how: Mapping[str, dict]) -> nn.Module:
+    """Put these dense layers or factors in 8 bits, with those options of `PackedLinear.of`."""
+    new = {}
+    for name, options in how.items():
+        module, axis = model.get_submodule(name), _axis_of(model, name)
+        try:
+            packed = PackedLinear.of(module.weight, module.bias, axis, **options)
+        except ValueError as problem:
+            raise ValueError(f"layer {name!r} cannot be put in 8 bits: {problem}") from problem
+        new[name] = packed.train(module.training)
+    for name, packed in new.items():
+        replace_module(model, name, packed)
     return model

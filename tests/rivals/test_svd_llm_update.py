@@ -117,15 +117,12 @@ def assert_least_squares(model, dense, names, batches):
         np.testing.assert_allclose(module.U.weight.detach().numpy(), expected, **options)
 
 
-def test_the_identity_on_its_own_whitening_data():
+@pytest.mark.filterwarnings("error")
+def test_only_u_changes_no_hook_stays_and_its_own_whitening_data_teach_it_nothing():
     model, decompositions, batches, _ = compressed("gram", layers=["blocks.0.up"])
     before = bits(model)
     closed_form(model, decompositions=decompositions, batches=batches)
     torch.testing.assert_close(model.blocks[0].up.U.weight, before["blocks.0.up.U.weight"], rtol=0, atol=1e-10)
-
-
-@pytest.mark.filterwarnings("error")
-def test_only_u_changes_and_no_hook_stays():
     model, decompositions, batches, _ = compressed(removed=0.2)
     model.train()
     model.head.eval()
