@@ -147,9 +147,7 @@ class Gates:
                 price = cost.saved(rank - 1) - cost.saved(rank)
                 moves.append(((rank - 0.5 - gamma) / cost.full, name, price))
         ranks = dict.fromkeys(self.costs, 1)
-        left = sum(
-            self.kept * cost.dense - cost.dense + cost.saved(1) for cost in self.costs.values()
-        )
+        left = sum(cost.saved(1) - (1 - self.kept) * cost.dense for cost in self.costs.values())
         for _, group in groupby(sorted(moves), key=lambda move: move[0]):
             together = list(group)
             left -= sum(price for _, _, price in together)
@@ -157,9 +155,8 @@ class Gates:
                 break
             for _, name, _ in together:
                 ranks[name] += 1
-        return {
-            name: rank if rank <= self.costs[name].most else None for name, rank in ranks.items()
-        }
+        most = {name: cost.most for name, cost in self.costs.items()}
+        return {name: rank if rank <= most[name] else None for name, rank in ranks.items()}
 
 
 def learn(
@@ -193,9 +190,7 @@ def learn(
             at = f"at step {step} of {what}"
             if not math.isfinite(value):
                 raise ValueError(f"task_loss is {value} {at}: look at the data and the precision")
-            rows.append(
-                {"step": step, "loss": value, "beta": gates.beta, "kept": float(kept.detach())}
-            )
+            rows.append(dict(step=step, loss=value, beta=gates.beta, kept=float(kept.detach())))
             slope = None
             if loss.requires_grad:
                 (slope,) = torch.autograd.grad(loss, gates.shares, allow_unused=True)

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
+from prehab_lib.decomposition import Decomposition
 from prehab_lib.factors import LowRankLinear
 from prehab_lib.inputs import warn_if_few_tokens
 from prehab_lib.layers import refuse_packed
@@ -59,14 +60,7 @@ def closed_form(
             for name in names:
                 layer, (statistics, _) = layers[name], read[name]
                 seen[name] = statistics["tokens"], layer.rank
-                U, V = on_factor_device(layer.U.weight), on_factor_device(layer.V.weight)
-                cut = whole(decompositions[name])
-                W = cut.left.to(U) @ cut.right.to(U)
-                new = refit(W, U, V, statistics["gram"]).to(layer.U.weight)
-                if not torch.isfinite(new).all():
-                    bad = f"the refitted factor is not finite in {new.dtype}"
-                    raise ValueError(f"layer {name!r}: {bad}")
-                layer.U.weight.copy_(new)
+                _update(name, layer, decompositions[name], statistics["gram"])
     except BaseException:
         for name, layer in layers.items():
             layer.U.weight.copy_(before[name])
@@ -77,6 +71,16 @@ def closed_form(
 def check_arguments(batches=None, **_) -> None:
     """Raises ValueError naming what the recovery will ask for, before anything is cut."""
     check_given("recovery 'closed_form'", batches=batches)
+
+
+def _update(name: str, layer: LowRankLinear, decomposition: Decomposition, gram: Tensor) -> None:
+    """In a function of its own, so that a lazy decomposition is gone before the next is made."""
+    U, V = on_factor_device(layer.U.weight), on_factor_device(layer.V.weight)
+    cut = whole(decomposition)
+    new = refit(cut.left.to(U) @ cut.right.to(U), U, V, gram).to(layer.U.weight)
+    if not torch.isfinite(new).all():
+        raise ValueError(f"layer {name!r}: the refitted factor is not finite in {new.dtype}")
+    layer.U.weight.copy_(new)
 
 
 def _reading_order(model: nn.Module, layers: Mapping, batches: Iterable) -> list[list[str]]:

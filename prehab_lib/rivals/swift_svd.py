@@ -74,9 +74,7 @@ def importance(
     return {name: ranks.get(name) for name in decompositions}
 
 
-def check_arguments(
-    task_loss=None, batches=None, validation=None, alpha: float | None = None, **_
-) -> None:
+def check_arguments(task_loss=None, batches=None, validation=None, alpha=None, **_) -> None:
     """Raises ValueError naming what the choice of α will ask for, before anything is decomposed."""
     if alpha is None:
         data = {"batches": batches} if validation is None else {"validation": validation}

@@ -81,7 +81,7 @@ def select(
         reached, planned, steps = walk(walking, budget, balanced=RULES[rule].balanced, trace=trace)
         ranks = {name: rank for name, rank in reached.items() if rank <= costs[name].most}
         undone = [
-            name for name, rank in reached.items() if costs[name].most < rank < costs[name].full
+            name for name in reached if name not in ranks and reached[name] < costs[name].full
         ]
         if not (replan and undone and replans < REPLANS):
             break
