@@ -10,7 +10,8 @@ from fractions import Fraction
 
 import torch
 
-from prehab_lib.rivals.zero_sum import ACCOUNTINGS, Selection, select
+from prehab_lib.rivals.ranks import ACCOUNTINGS
+from prehab_lib.rivals.zero_sum import Selection, select
 
 BALANCED, ALL = {"zero_sum"}, {"most_negative", "magnitude_all"}
 SHAPES = [(1, 7), (2, 2), (3, 9), (8, 8), (6, 10), (12, 5), (9, 4)]

@@ -1,5 +1,8 @@
 """A model of repeated blocks, small enough to brute-force, and everything an allocation may ask for."""
 
+import re
+
+import pytest
 import torch
 from torch import nn
 
@@ -77,6 +80,25 @@ def spectrum(shape: tuple[int, int], sigma) -> Decomposition:
     m, n = shape
     k = min(shape)
     return Decomposition(torch.zeros(m, k), torch.zeros(k, n), torch.as_tensor(sigma, dtype=torch.float64).expand(k))
+
+
+def same(one: nn.Module, other: nn.Module) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+
+
+def refuses(call, *cases, also=lambda: True):
+    """Each of `cases`, ({argument: value}, message), is refused in those words; `also` holds after each."""
+    for arguments, message in cases:
+        with pytest.raises(ValueError) as refused:
+            call(**arguments)
+            pytest.fail(f"{arguments} were taken")
+        assert re.search(message, str(refused.value)), (arguments, message)
+        assert also(), arguments
+
+
+def changed(model: nn.Module, before: dict[str, torch.Tensor]) -> set[str]:
+    """Names of the tensors whose bits are not as they were."""
+    return {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
 
 
 def bits(model: nn.Module) -> dict[str, torch.Tensor]:

@@ -1,5 +1,8 @@
 """ASVD's sensitivity search: truncate each layer alone, look at the task loss, and spend the budget
 where it hurts most.
+
+Source: ASVD (arXiv 2312.05821), truncation-rank search.  Its code counts a fraction of m n and
+applies its binary search's last midpoint; here what is stored counts, and the cut always fits.
 """
 
 import math
@@ -11,11 +14,9 @@ from numbers import Real
 from torch import nn
 
 from prehab_lib.budget import check_removed, rank_for
-from prehab_lib.decomposition import Decomposition
 from prehab_lib.progress import progress
-from prehab_lib.rivals.ranks import compressible, parameters
+from prehab_lib.rivals.ranks import Cuts, Ranks, Stats, compressible, parameters
 from prehab_lib.rivals.trial import check_given, loss_at
-from prehab_lib.stats import LayerStats
 
 # Kept fractions of a layer; ASVD's code starts at 0.4.
 CANDIDATES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
@@ -24,16 +25,16 @@ Losses = dict[str, dict[int, float]]  # layer -> rank -> mean task loss, that la
 
 
 def sensitivity(
-    decompositions: Mapping[str, Decomposition],
+    decompositions: Cuts,
     removed: float,
     *,
     model: nn.Module | None = None,
-    stats: Mapping[str, LayerStats] | None = None,
+    stats: Stats | None = None,
     task_loss: Callable | None = None,
     batches: Iterable | None = None,
     validation=None,
     losses: Losses | None = None,
-) -> dict[str, int | None]:
+) -> Ranks:
     """One threshold on the task loss: each layer takes the smallest candidate rank that alone stays
     below it, or stays dense.
 
@@ -42,11 +43,8 @@ def sensitivity(
     not even the smallest candidates fit, a layer takes its uniform rank if that is smaller still.
 
     losses: from `solo_losses`, to search many budgets with one measurement; then model, task_loss
-    and batches are not needed.  Cost otherwise: layers × candidates passes over `batches`.
-
-    Source: ASVD (arXiv 2312.05821), truncation-rank search.  Its code counts a fraction of m n and
-    applies its binary search's last midpoint; here what is stored counts, and the cut always fits.
-    Raises ValueError for a bad `removed`, or naming what is missing.
+    and batches are not needed.  Cost otherwise: layers × candidates passes over `batches`.  Raises
+    ValueError for a bad `removed`, or naming what is missing.
     """
     kept = 1 - check_removed(removed)
     shapes = compressible(decompositions)
@@ -55,19 +53,21 @@ def sensitivity(
     missing = [name for name in shapes if not losses.get(name)]
     if missing:
         raise ValueError(f"losses lack layer {missing[0]!r}: measure them with asvd.solo_losses")
-    trials = _worst_first({name: losses[name] for name in shapes})
+    worst_first = []
+    for name in shapes:
+        for rank, loss in losses[name].items():
+            worst_first.append((-loss if math.isfinite(loss) else -math.inf, rank, name))
+    worst_first.sort()
 
     def stored(struck: int) -> int:
-        return parameters(shapes, _smallest(shapes, trials[struck:]))
+        return parameters(shapes, _smallest(shapes, worst_first[struck:]))
 
     # The more of the worst trials are struck out, the larger are the ranks that the others leave.
     budget = kept * sum(m * n for m, n in shapes.values())
-    struck = bisect_right(range(len(trials) + 1), budget, key=stored) - 1
-    if struck >= 0:
-        ranks = _smallest(shapes, trials[struck:])
-    else:  # not even the smallest candidates fit
-        smallest = _smallest(shapes, trials)
-        ranks = {name: min(smallest[name], rank_for(shapes[name], removed)) for name in shapes}
+    struck = bisect_right(range(len(worst_first) + 1), budget, key=stored) - 1
+    ranks = _smallest(shapes, worst_first[max(struck, 0) :])
+    if struck < 0:  # not even the smallest candidates fit
+        ranks = {name: min(rank, rank_for(shapes[name], removed)) for name, rank in ranks.items()}
     return {name: ranks.get(name) for name in decompositions}
 
 
@@ -78,7 +78,7 @@ def check_arguments(task_loss=None, batches=None, losses=None, **_) -> None:
 
 
 def solo_losses(
-    decompositions: Mapping[str, Decomposition],
+    decompositions: Cuts,
     model: nn.Module | None,
     task_loss: Callable | None,
     batches: Iterable | None,
@@ -87,17 +87,21 @@ def solo_losses(
     """Mean `task_loss` over `batches` with one layer truncated and all others dense, for every
     layer and candidate rank.
 
-    candidates: kept fractions; those that come to the same rank are measured once.  Each truncation
-    is a slice of the given decomposition.  Raises ValueError for a bad candidate, or naming what is
-    missing.
+    candidates: kept fractions; those that come to the same rank are measured once.  Raises
+    ValueError for a bad candidate, or naming what is missing.
     """
     check_given("allocation 'sensitivity'", model=model, task_loss=task_loss, batches=batches)
-    fractions = [_check_candidate(candidate) for candidate in candidates]
+    fractions = []
+    for kept in candidates:
+        if isinstance(kept, bool) or not isinstance(kept, Real) or not 0 < kept < 1:
+            wanted = "give kept fractions strictly between 0 and 1"
+            raise ValueError(f"candidates has {kept!r}: {wanted}")
+        fractions.append(1 - Fraction(str(kept)))
     if not fractions:
         raise ValueError("candidates is empty: give at least one kept fraction")
     trials = []
     for name, shape in compressible(decompositions).items():
-        ranks = {rank_for(shape, 1 - fraction) for fraction in fractions}
+        ranks = {rank_for(shape, fraction) for fraction in fractions}
         trials += [(name, rank) for rank in sorted(ranks)]
     losses: Losses = {name: {} for name, _ in trials}
     for name, rank in progress(trials, "sensitivity"):
@@ -105,24 +109,9 @@ def solo_losses(
     return losses
 
 
-def _worst_first(losses: Losses) -> list[tuple[str, int]]:
-    """(layer, rank) from the largest loss to the smallest."""
-    trials = []
-    for name, by_rank in losses.items():
-        for rank, loss in by_rank.items():
-            trials.append((-loss if math.isfinite(loss) else -math.inf, rank, name))
-    return [(name, rank) for _, rank, name in sorted(trials)]
-
-
-def _smallest(shapes: Mapping, trials: list[tuple[str, int]]) -> dict[str, int | None]:
+def _smallest(shapes: Mapping, trials: list[tuple[float, int, str]]) -> Ranks:
     """The smallest rank that each layer has among the trials; None, dense, where it has none."""
-    ranks: dict[str, int | None] = dict.fromkeys(shapes)
-    for name, rank in trials:
+    ranks: Ranks = dict.fromkeys(shapes)
+    for _, rank, name in trials:
         ranks[name] = min(rank, ranks[name] or rank)
     return ranks
-
-
-def _check_candidate(kept: float) -> Fraction:
-    if isinstance(kept, bool) or not isinstance(kept, Real) or not 0 < kept < 1:
-        raise ValueError(f"candidates has {kept!r}: give kept fractions strictly between 0 and 1")
-    return Fraction(str(kept))

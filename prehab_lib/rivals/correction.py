@@ -2,7 +2,7 @@
 cost the loss to first order.  Once, as a recovery (`projected_gradient`), or between the stages of
 a compression that cuts several times (`compress_in_stages`).
 
-Source: Zero Sum SVD (arXiv 2602.02848); several gradients as in its code.
+Source: Zero Sum SVD (arXiv 2602.02848); several gradients, and stages, as in its code.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -10,17 +10,16 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from prehab_lib.decomposition import Decomposition
 from prehab_lib.factors import Factors, LowRankLinear
 from prehab_lib.inputs import check_whole
 from prehab_lib.layers import linear_layers, refuse_packed, replace_module
 from prehab_lib.progress import progress
 from prehab_lib.rivals.components import whole
+from prehab_lib.rivals.ranks import Cuts, Stats
 from prehab_lib.rivals.trial import check_given, replaced
 from prehab_lib.roots import on_factor_device
 from prehab_lib.statistics.fisher import sample_means
 from prehab_lib.statistics.gradients import GradientPass
-from prehab_lib.stats import LayerStats
 from prehab_lib.weightings import decompose
 
 RIDGE = 1e-6  # of the mean squared norm of several gradients, which may be parallel
@@ -29,8 +28,8 @@ RIDGE = 1e-6  # of the mean squared norm of several gradients, which may be para
 def projected_gradient(
     model: nn.Module,
     *,
-    decompositions: Mapping[str, Decomposition],
-    stats: Mapping[str, LayerStats] | None = None,
+    decompositions: Cuts,
+    stats: Stats | None = None,
     weighting: str = "gram",
     task_loss: Callable | None = None,
     batches: Iterable | None = None,
@@ -38,19 +37,17 @@ def projected_gradient(
     gradients: int = 1,
 ) -> None:
     """W' ← Trunc_k(W' + ΔW') for every low-rank layer W' = U V of rank k, in place; ΔW' is
-    `restoring_step`.
+    `restoring_step` for the lost part W − W', W = left · right of the layer's decomposition.
 
     All gradients of `task_loss` with respect to the dense W' (m, n) are taken at the weights after
-    truncation, as means over batches, which are divided into `gradients` groups.  The lost part is
-    W − W', W = left · right of the layer's decomposition.  Trunc_k is by the ruler `weighting` with
-    `stats`.  Ranks, biases, dense layers, and a layer whose gradient is zero keep their bits.  If
-    anything fails, no factor has changed.
+    truncation, as means over batches, which are divided into `gradients` groups.  Trunc_k is by the
+    ruler `weighting` with `stats`.  Ranks, biases, dense layers, and a layer whose gradient is zero
+    keep their bits.  If anything fails, no factor has changed.
 
     Cost: a forward and backward pass of every batch, and one more decomposition a layer.  Memory:
-    W' of every low-rank layer, and `gradients` matrices (m, n) of each in float64.
-
-    Raises ValueError naming what is missing, a layer that no gradient reaches, or one whose factors
-    leave its precision.
+    W' of every low-rank layer, and `gradients` matrices (m, n) of each in float64.  Raises
+    ValueError naming what is missing, a layer that no gradient reaches, or one whose factors leave
+    its precision.
     """
     check_arguments(task_loss, batches, validation, gradients)
     layers = low_rank_layers(model, decompositions)
@@ -93,13 +90,13 @@ def compress_in_stages(
 
     cut: collects statistics and calls `surgery.compress`, always from full rank to the whole
     target: this is no gradual schedule.  After every cut but the last each low-rank layer becomes
-    dense again, with the weight W' + ΔW' (m, n), where ΔW' restores, to first order of the loss,
-    what was lost of the *original* W (`restoring_step`).  So the inputs that a stage whitens by
-    have passed the others' truncation.  A layer left dense keeps the weight it has then.
+    dense again, at W' + ΔW' (m, n), where `restoring_step` restores what was lost of the *original*
+    W.  So the inputs that a stage whitens by have passed the others' truncation.  A layer left
+    dense keeps the weight it has then.
 
     layers: those that `cut` compresses, None for the model's default; their original weights stay
-    in memory.  Source: the multi-stage variant of the paper's code.  Where anything fails, the
-    model is as it was.  Raises ValueError for a bad number of stages, or naming what is missing.
+    in memory.  Where anything fails, the model is as it was.  Raises ValueError for a bad number of
+    stages, or naming what is missing.
     """
     check_whole(1, stages=stages)
     check_given("compress_in_stages", task_loss=task_loss, batches=batches)
@@ -113,6 +110,20 @@ def compress_in_stages(
         for name, module in original.items():
             replace_module(model, name, module)
         raise
+
+
+@torch.no_grad()
+def _restore(model: nn.Module, original: Mapping, task_loss: Callable, batches: Iterable) -> None:
+    """Every low-rank layer dense again, at W' + ΔW'; the gradients of all are taken at the same
+    weights, before any step.
+    """
+    layers = low_rank_layers(model, original)
+    slopes = product_gradients(model, layers, batches, task_loss)
+    for name, layer in layers.items():
+        W_k, dense = product(layer), as_linear(layer)
+        lost = on_factor_device(original[name].weight).to(W_k.device) - W_k
+        dense.weight.copy_(W_k + restoring_step(lost, slopes.pop(name)))
+        replace_module(model, name, dense)
 
 
 def restoring_step(lost: Tensor, gradients: Sequence[Tensor]) -> Tensor:
@@ -135,35 +146,26 @@ def restoring_step(lost: Tensor, gradients: Sequence[Tensor]) -> Tensor:
 
 
 def product_gradients(
-    model: nn.Module,
-    layers: Mapping[str, LowRankLinear],
-    batches: Iterable,
-    task_loss: Callable,
-    groups: int = 1,
+    model: nn.Module, layers: Mapping, batches: Iterable, task_loss: Callable, groups: int = 1
 ) -> dict[str, list[Tensor]]:
     """layer -> for each group of batches the mean of ∂ task_loss / ∂ W' (m, n) in float64; W' = U V
     counts as one free matrix.
 
-    In eval mode, a batch at once: what its loss is the mean of, with padding and labels that are
-    left out, is its own affair.  A group is every `groups`-th batch, so that it sees the data from
-    beginning to end.  Raises ValueError where there are fewer batches than groups, or no gradient
-    reaches a layer.
+    In eval mode, a batch at once: what its loss is the mean of is its own affair.  A group is every
+    `groups`-th batch, so that it sees the data from beginning to end.  Raises ValueError where
+    there are fewer batches than groups, or no gradient reaches a layer.
     """
     parts = [batches]
     if groups > 1:
         batches = list(batches)
         if len(batches) < groups:
-            raise ValueError(
-                f"gradients = {groups} needs as many batches, and there are {len(batches)}: pass "
-                "more, or smaller"
-            )
+            wanted = f"gradients = {groups} needs as many batches, and there are {len(batches)}"
+            raise ValueError(f"{wanted}: pass more, or smaller")
         parts = [batches[start::groups] for start in range(groups)]
     means: dict[str, list[Tensor]] = {name: [] for name in layers}
-    if not layers:
-        return means
     dense = {name: as_linear(layer) for name, layer in layers.items()}
     with replaced(model, dense):
-        for part in parts:
+        for part in parts if layers else ():
             run = GradientPass(model, dense, part, task_loss, per_sample=False)
             for name, values in sample_means(run, {"grad"}).items():
                 means[name].append(values["grad"])
@@ -197,19 +199,3 @@ def as_linear(layer: LowRankLinear) -> nn.Linear:
     dense.weight = nn.Parameter(W, requires_grad=layer.U.weight.requires_grad)
     dense.bias = layer.bias
     return dense.train(layer.training)
-
-
-@torch.no_grad()
-def _restore(
-    model: nn.Module, original: Mapping[str, nn.Linear], task_loss: Callable, batches: Iterable
-) -> None:
-    """Every low-rank layer dense again, at W' + ΔW'; the gradients of all are taken at the same
-    weights, before any step.
-    """
-    layers = low_rank_layers(model, original)
-    slopes = product_gradients(model, layers, batches, task_loss)
-    for name, layer in layers.items():
-        W_k, dense = product(layer), as_linear(layer)
-        lost = on_factor_device(original[name].weight).to(W_k.device) - W_k
-        dense.weight.copy_(W_k + restoring_step(lost, slopes.pop(name)))
-        replace_module(model, name, dense)

@@ -18,7 +18,7 @@ from torch.func import functional_call
 from prehab_lib.budget import break_even_rank, check_removed, rank_for
 from prehab_lib.inputs import check_whole
 from prehab_lib.layers import linear_layers
-from prehab_lib.stats import LayerStats
+from prehab_lib.rivals.ranks import Stats, check_share
 
 
 class Decomposable:
@@ -37,17 +37,14 @@ class Decomposable:
     def __init__(
         self,
         task_loss: Callable[[nn.Module, object], Tensor],
-        stats: Mapping[str, LayerStats],
+        stats: Stats,
         *,
         alpha: float = 0.5,
         removed: tuple[float, float] = (0.2, 0.8),
         refresh: int = 10,
         seed: int = 0,
     ):
-        if not 0 <= alpha <= 1:
-            raise ValueError(
-                f"alpha = {alpha}: the share of the truncated model's loss lies between 0 and 1"
-            )
+        check_share(alpha=alpha)
         low, high = removed
         if check_removed(low) > check_removed(high):
             raise ValueError(f"removed = {removed}: the range starts with the smaller fraction")
@@ -65,7 +62,8 @@ class Decomposable:
         layers = linear_layers(model, self.stats)
         if torch.is_grad_enabled():
             if self.calls % self.refresh == 0:
-                self.U = {name: self._left_vectors(name, layer) for name, layer in layers.items()}
+                for name, layer in layers.items():
+                    self.U[name] = self._left_vectors(name, layer.weight)
             self.calls += 1
         low, high = self.removed
         z = low + (high - low) * float(torch.rand((), generator=self.generator))
@@ -73,15 +71,13 @@ class Decomposable:
         return (1 - self.alpha) * whole + self.alpha * cut
 
     @torch.no_grad()
-    def _left_vectors(self, name: str, layer: nn.Linear) -> Tensor:
+    def _left_vectors(self, name: str, W: Tensor) -> Tensor:
         """U (m, p) of W L, in the weight's dtype."""
-        M = layer.weight.double() @ self.stats[name].gram_root().to(layer.weight.device)
-        return torch.linalg.svd(M, full_matrices=False).U.to(layer.weight.dtype)
+        L = self.stats[name].gram_root().to(W.device)
+        return torch.linalg.svd(W.double() @ L, full_matrices=False).U.to(W.dtype)
 
 
-def truncated(
-    layers: Mapping[str, nn.Linear], U: Mapping[str, Tensor], removed: float
-) -> dict[str, Tensor]:
+def truncated(layers: Mapping, U: Mapping[str, Tensor], removed: float) -> dict[str, Tensor]:
     """Name of a weight -> Q Qᵀ W (m, n) at the rank that removes this fraction, with a graph; dense
     layers are left out.
     """

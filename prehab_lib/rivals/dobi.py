@@ -8,9 +8,14 @@ diag(T(γ)) right on a frozen decomposition, no SVD in the loop.
 With whole ranks and the tokens of all batches stacked, the paper's update of the weights is Ŵ = U_k
 U_kᵀ W with U_k the principal directions of the outputs: the whitened truncation of
 `weightings.gram`, at the learned ranks.  So surgery needs no code of its own.
+
+Differences: β is annealed, SVDs are taken in full, and ranks are fitted to the budget exactly
+afterwards.  The released code differentiates the SVD and repairs 1 / (σ_i² − σ_j²); here U diag(σ
+T) Vᵀ is differentiated as a whole, and only pairs of near-equal σ on both sides of the gate are
+left to bound: there it is not continuous and has no gradient.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 
@@ -19,19 +24,20 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from prehab_lib.batches import padding_mask
-from prehab_lib.decomposition import Decomposition
 from prehab_lib.factors import LowRankLinear
-from prehab_lib.inputs import check_options
+from prehab_lib.inputs import check_choice, check_options
 from prehab_lib.layers import linear_layers
 from prehab_lib.rivals.gates import Gates, Learned, Settings, gate, learn
+from prehab_lib.rivals.ranks import Cuts, Ranks
 from prehab_lib.rivals.trial import check_given, replaced
 
 NAME = "allocation 'learned'"
+FORMS = ("weights", "activations")
 LIMIT = 1e4  # most that σ_j / (σ_i − σ_j) counts: σ closer than a part in 10⁴ count as so far apart
 
 
 def learn_ranks(
-    decompositions: Mapping[str, Decomposition],
+    decompositions: Cuts,
     removed: float,
     *,
     model: nn.Module | None = None,
@@ -40,11 +46,11 @@ def learn_ranks(
     batches: Iterable | None = None,
     validation=None,
     gates_on: str = "weights",
-    start: Mapping[str, int | None] | None = None,
+    start: Ranks | None = None,
     **settings,
 ) -> Learned:
     """`learned`, with the way it took: γ of every layer, and loss and budget at every step."""
-    _check_form(gates_on)
+    check_choice("gates_on", gates_on, FORMS)
     chosen = Settings(**settings)
     check_given(NAME, model=model, task_loss=task_loss, batches=batches)
     shapes = {name: tuple(cut.shape) for name, cut in decompositions.items()}
@@ -60,21 +66,16 @@ def learn_ranks(
     return Learned(ranks, result.gammas, result.rows)
 
 
-def learned(
-    decompositions: Mapping[str, Decomposition], removed: float, **given
-) -> dict[str, int | None]:
+def learned(decompositions: Cuts, removed: float, **given) -> Ranks:
     """Ranks found by gradient: where does the loss want the cut of each layer, if all together must
     fit the budget?
 
     Needs model, task_loss and batches (the gates see no other data).  Options: those of `Settings`;
     gates_on, "weights" or "activations" (the paper's own form; batches without padding); start, a
     plan {layer: rank or None} to begin with instead of equal shares.  On weights a step costs up to
-    twice a plain one, and (m + n) min(m, n) numbers a layer in the model's dtype.
-
-    Source: Dobi-SVD (arXiv 2502.02723), objective and start; here with β annealed, SVDs in full,
-    and ranks fitted to the budget exactly afterwards.  The weights come back bit by bit, whatever
-    happens.  Raises ValueError for a bad `removed` or option, a loss that is not finite, or naming
-    what is missing.
+    twice a plain one, and (m + n) min(m, n) numbers a layer in the model's dtype.  The weights come
+    back bit by bit, whatever happens.  Raises ValueError for a bad `removed` or option, a loss that
+    is not finite, or naming what is missing.
     """
     return learn_ranks(decompositions, removed, **given).ranks
 
@@ -85,7 +86,7 @@ def check_arguments(
     """Raises ValueError for an option that is unknown or bad, or naming what is missing."""
     check_options("options", settings, Settings)
     Settings(**settings)
-    _check_form(gates_on)
+    check_choice("gates_on", gates_on, FORMS)
     check_given(NAME, task_loss=task_loss, batches=batches)
 
 
@@ -102,16 +103,11 @@ class GatedLinear(LowRankLinear):
 
 
 @contextmanager
-def gated_weights(
-    model: nn.Module, decompositions: Mapping[str, Decomposition], gates: Gates
-) -> Iterator[None]:
-    """Inside, each layer with a gate runs through its decomposition; outside are the very same
-    dense modules again.
-    """
+def gated_weights(model: nn.Module, decompositions: Cuts, gates: Gates) -> Iterator[None]:
+    """Inside, each layer with a gate runs through its decomposition."""
     new = {}
     for name, module in linear_layers(model, gates.costs).items():
-        full = min(module.weight.shape)
-        factors = decompositions[name].truncate(full).balanced()
+        factors = decompositions[name].truncate(gates.costs[name].full).balanced()
         new[name] = GatedLinear.in_place_of(module, factors)
         new[name].gates, new[name].name = gates, name
     with replaced(model, new):
@@ -120,10 +116,8 @@ def gated_weights(
 
 @contextmanager
 def gated_activations(model: nn.Module, gates: Gates) -> Iterator[None]:
-    """Inside, the activations A = x Wᵀ (t, m) of each layer with a gate pass it; the bias is added
-    afterwards.
-
-    The gate stands at the layer's share of the min(t, m, n) singular values that A can have.
+    """Inside, the activations A = x Wᵀ (t, m) of each layer with a gate pass it, at the layer's
+    share of the min(t, m, n) singular values that A can have; the bias is added afterwards.
     """
 
     def pass_gate(name: str, module: nn.Linear, args: tuple, out: Tensor) -> Tensor:
@@ -142,10 +136,7 @@ def truncate_smoothly(A: Tensor, gamma: Tensor, beta: float) -> Tensor:
     """F (t, m) = U diag(σ_i T_i(γ)) Vᵀ for A (t, m), differentiable once in A and in γ.
 
     gamma: a scalar, from 0 to min(t, m).  One thin SVD, in float32 at least; F comes back in the
-    dtype of A.  The released code differentiates the SVD and repairs 1 / (σ_i² − σ_j²); here the
-    product is differentiated as a whole, and only pairs of near-equal σ on both sides of the gate
-    are left to bound: there F is not continuous and has no gradient.  Raises ValueError where A is
-    not finite.
+    dtype of A.  Raises ValueError where A is not finite.
     """
     if not torch.isfinite(A).all():
         raise ValueError(f"activations of shape {tuple(A.shape)} have NaN or infinite entries")
@@ -177,8 +168,7 @@ class GatedProduct(torch.autograd.Function):
 
 
 def divided_differences(sigma: Tensor, T: Tensor) -> tuple[Tensor, Tensor]:
-    """Ω⁺ and Ω⁻ (k, k) for d = σ T: (d_i − d_j) / (σ_i − σ_j), and (d_i + d_j) / (σ_i + σ_j).  Both
-    are symmetric.
+    """Ω⁺ and Ω⁻ (k, k) for d = σ T: (d_i − d_j) / (σ_i − σ_j), and (d_i + d_j) / (σ_i + σ_j).
 
     With σ_i ≥ σ_j, Ω⁺ = T_i + (T_i − T_j) σ_j / (σ_i − σ_j): so ties on one side of the gate, where
     T_i = T_j, need no case of their own, and only the last quotient, which has no unit, is bounded
@@ -205,14 +195,8 @@ def _unpadded(task_loss: Callable) -> Callable:
     def loss(model: nn.Module, batch) -> Tensor:
         mask = padding_mask(batch)
         if mask is not None and not bool(mask.all()):
-            raise ValueError(
-                "a batch has padding, which would count as activations: give batches of full rows"
-            )
+            padded = "a batch has padding, which would count as activations"
+            raise ValueError(f"{padded}: give batches of full rows")
         return task_loss(model, batch)
 
     return loss
-
-
-def _check_form(gates_on: str) -> None:
-    if gates_on not in ("weights", "activations"):
-        raise ValueError(f"gates_on = {gates_on!r}: give 'weights' or 'activations'")

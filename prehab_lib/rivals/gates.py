@@ -3,12 +3,15 @@ one budget?
 
 One number γ a layer, the position of its gate T(γ), and one objective.  What the gates stand on is
 the caller's: components of whitened weights, or of activations (`dobi`).  Source: Dobi-SVD (arXiv
-2502.02723).
+2502.02723), with lr 5/2048 falling to 4/2048, 640 steps, β = 10 throughout, and λ from 30 to 400 by
+target.  At β = 10 only the two components beside γ give a gradient, so β starts wide here.  A λ far
+above the slope of the loss moves all γ in step, and nothing is learned; one far below lets the
+budget go, and rounding has to find it again.
 """
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -19,10 +22,9 @@ from prehab_lib.batches import device_of, endless, frozen, loss_of, mode, move, 
 from prehab_lib.budget import check_removed
 from prehab_lib.inputs import check_positive, check_whole
 from prehab_lib.progress import progress
-from prehab_lib.rivals.ranks import Cost, costs_of
+from prehab_lib.rivals.ranks import Ranks, Shape, costs_of
 
-# A loss above this counts by the tangent of e^loss: e^89 is no number of float32 any more.
-STEEPEST = 20.0
+STEEPEST = 20.0  # above it a loss counts by the tangent of e^loss: float32 has no e^89
 
 
 def gate(gamma: Tensor, count: int, beta: float) -> Tensor:
@@ -42,12 +44,7 @@ class Settings:
     """steps of Adam at lr, in shares of min(m, n) a step; beta: steepness of the gate at the first
     and the last step, growing by a constant factor; weight_of_budget: λ, None for 3 e^loss at the
     first step, which has no unit; accounting: a key of `ACCOUNTINGS`; seed: for losses that draw
-    random numbers.
-
-    The paper: lr 5/2048 falling to 4/2048, 640 steps, β = 10 throughout, λ from 30 to 400 by
-    target.  At β = 10 only the two components beside γ give a gradient, so β starts wide here.  A λ
-    far above the slope of the loss moves all γ in step, and nothing is learned; one far below lets
-    the budget go, and rounding has to find it again.  Raises ValueError naming a bad setting.
+    random numbers.  Raises ValueError naming a bad setting.
     """
 
     steps: int = 50
@@ -61,9 +58,8 @@ class Settings:
         check_whole(1, steps=self.steps)
         check_whole(0, seed=self.seed)
         if not isinstance(self.beta, tuple | list) or len(self.beta) != 2:
-            raise ValueError(
-                f"beta = {self.beta!r}: give the first and the last steepness, for example (1, 10)"
-            )
+            wanted = "give the first and the last steepness, for example (1, 10)"
+            raise ValueError(f"beta = {self.beta!r}: {wanted}")
         for steepness in self.beta:
             check_positive(beta=steepness)
         check_positive(lr=self.lr)
@@ -78,58 +74,45 @@ class Settings:
 
 @dataclass(frozen=True)
 class Learned:
-    """ranks: layer -> whole rank within the budget, None where it stays dense.  gammas: layer -> γ
-    as it was trained.
-
-    rows: one a step, before it: step, loss (nats), beta, kept (R(γ), the fraction of parameters
-    kept).
+    """gammas: layer -> γ as it was trained.  rows: one a step, before it: step, loss (nats), beta,
+    kept (R(γ), the fraction of parameters kept).
     """
 
-    ranks: dict[str, int | None]
+    ranks: Ranks
     gammas: dict[str, float]
     rows: list[dict]
 
 
 class Gates:
     """Where the gates of several layers stand: γ from 0 to min(m, n) each, trained as a share of
-    it, in float64 on the CPU.
+    it, in float64 on the CPU.  Layers (m, n) in which no rank saves parameters have no gate.
 
-    shapes: layer -> (m, n).  Layers in which no rank saves parameters have no gate.  Start: where
-    R(γ) = 1 − removed with the same share of parameters kept in every layer, or at the ranks of
-    `start`, None being full rank.
+    Start: where R(γ) = 1 − removed with the same share of parameters kept in every layer, or at the
+    ranks of `start`, None being full rank.
     """
 
     def __init__(
-        self,
-        shapes: Mapping[str, tuple[int, int]],
-        removed: float,
-        accounting: str = "break_even",
-        start: Mapping[str, int | None] | None = None,
+        self, shapes: Mapping[str, Shape], removed: float, accounting="break_even", start=None
     ):
         costs = costs_of({name: shapes[name] for name in sorted(shapes)}, accounting)
-        self.costs: dict[str, Cost] = {name: cost for name, cost in costs.items() if cost.most}
+        self.costs = {name: cost for name, cost in costs.items() if cost.most}
         self.kept = 1 - check_removed(removed)
         self.beta = 1.0
         self._place = {name: place for place, name in enumerate(self.costs)}
-        self._full, self._unit, self._dense = (
-            torch.tensor([getattr(cost, of) for cost in self.costs.values()], dtype=torch.float64)
-            for of in ("full", "unit", "dense")
-        )
-        if start is None:
-            gammas = float(self.kept) * self._dense / self._unit
-        else:
+        numbers = [(cost.full, cost.unit, cost.dense) for cost in self.costs.values()]
+        columns = torch.tensor(numbers, dtype=torch.float64).reshape(-1, 3)
+        self._full, self._unit, self._dense = columns.T
+        gammas = float(self.kept) * self._dense / self._unit
+        if start is not None:
             gammas = torch.tensor([self._start(name, start) for name in self.costs]).double()
         self.shares = (gammas / self._full).requires_grad_()  # (layers,)
 
-    def _start(self, name: str, start: Mapping[str, int | None]) -> int:
+    def _start(self, name: str, start: Ranks) -> int:
         if name not in start:
-            raise ValueError(
-                f"start lacks layer {name!r}: give a rank, or None for dense, for every layer"
-            )
+            raise ValueError(f"start lacks layer {name!r}: give a rank, or None for dense, for all")
         full = self.costs[name].full
         rank = full if start[name] is None else start[name]
-        whole = isinstance(rank, int) and not isinstance(rank, bool)
-        if not (whole and 1 <= rank <= full):
+        if isinstance(rank, bool) or not isinstance(rank, int) or not 1 <= rank <= full:
             raise ValueError(f"start has rank {rank} for {name!r}: it allows 1 to {full}")
         return rank
 
@@ -150,13 +133,12 @@ class Gates:
         gammas = self.shares * self._full
         return (torch.relu(-gammas).square() + torch.relu(gammas - self._full).square()).sum()
 
-    def whole_ranks(self) -> dict[str, int | None]:
-        """Ranks from the trained γ that keep the budget: all γ / min(m, n) are moved by one common
-        share and rounded.
+    def whole_ranks(self) -> Ranks:
+        """Ranks from the trained γ that keep the budget: all γ / min(m, n) are moved by the largest
+        common share that fits, and rounded.
 
-        It is the largest move that fits.  A layer is dense where its rank passes the largest that
-        saves parameters; rank 1 is the least, whatever it costs.  Equal layers at equal γ get equal
-        ranks, even where one of them could have one more.
+        A layer is dense where its rank passes the largest that saves parameters; rank 1 is the
+        least.  Equal layers at equal γ get equal ranks, even where one could have one more.
         """
         moves = []  # (the move at which a layer takes one rank more, layer, what that costs)
         for name, gamma in self.gammas().items():
@@ -165,8 +147,7 @@ class Gates:
                 price = cost.saved(rank - 1) - cost.saved(rank)
                 moves.append(((rank - 0.5 - gamma) / cost.full, name, price))
         ranks = dict.fromkeys(self.costs, 1)
-        left = self.kept * sum(cost.dense for cost in self.costs.values())
-        left -= sum(cost.dense - cost.saved(1) for cost in self.costs.values())
+        left = sum(cost.saved(1) - (1 - self.kept) * cost.dense for cost in self.costs.values())
         for _, group in groupby(sorted(moves), key=lambda move: move[0]):
             together = list(group)
             left -= sum(price for _, _, price in together)
@@ -174,9 +155,8 @@ class Gates:
                 break
             for _, name, _ in together:
                 ranks[name] += 1
-        return {
-            name: rank if rank <= self.costs[name].most else None for name, rank in ranks.items()
-        }
+        most = {name: cost.most for name, cost in self.costs.items()}
+        return {name: rank if rank <= most[name] else None for name, rank in ranks.items()}
 
 
 def learn(
@@ -191,56 +171,39 @@ def learn(
     """Lower e^loss + λ |R(γ) − R_target| + Σ relu(−γ)² + relu(γ − min(m, n))² by Adam on γ alone,
     and round.
 
-    in_place: () -> context in which the model's layers look at `gates`.  One batch a step, again
-    and again, in eval mode.  The weights are frozen meanwhile.  Raises ValueError for a loss that
-    is not finite (naming the step) or has no gradient, and for no batch.
+    in_place: () -> context in which the model's layers look at `gates`.  One batch a step, in eval
+    mode, with frozen weights.  Raises ValueError for a loss that is not finite (naming the step) or
+    has no gradient, and for no batch.
     """
     optimizer = torch.optim.Adam([gates.shares], lr=settings.lr)
     stream = endless(batches)
     rows: list[dict] = []
     target, weight = float(gates.kept), settings.weight_of_budget
-    with (
-        mode(model, training=False),
-        frozen(model),
-        seeded(model, settings.seed),
-        in_place(),
-        torch.enable_grad(),
-    ):
+    with ExitStack() as inside:
+        around = mode(model, training=False), frozen(model), seeded(model, settings.seed)
+        for context in (*around, in_place(), torch.enable_grad()):
+            inside.enter_context(context)
         for step in progress(range(settings.steps), what):
             gates.beta = settings.beta_at(step)
             loss = loss_of(task_loss, model, move(next(stream), device_of(model)))
             value, kept = float(loss.detach()), gates.kept_now()
+            at = f"at step {step} of {what}"
             if not math.isfinite(value):
-                raise ValueError(
-                    f"task_loss is {value} at step {step} of {what}: look at the data and the "
-                    "precision"
-                )
-            row = {"step": step, "loss": value, "beta": gates.beta, "kept": float(kept.detach())}
-            rows.append(row)
+                raise ValueError(f"task_loss is {value} {at}: look at the data and the precision")
+            rows.append(dict(step=step, loss=value, beta=gates.beta, kept=float(kept.detach())))
+            slope = None
+            if loss.requires_grad:
+                (slope,) = torch.autograd.grad(loss, gates.shares, allow_unused=True)
+            if slope is None:
+                raise ValueError(f"task_loss of {what} does not depend on the layers' gates")
             # e^loss is differentiated by hand: no large number travels through the model.
             exponential = math.exp(min(value, STEEPEST))
             if weight is None:
                 weight = 3 * exponential
             price = weight * (kept - target).abs() + gates.outside()
-            (gradient,) = torch.autograd.grad(price, gates.shares)
-            gradient = gradient + exponential * _slope(loss, gates, what)
+            gradient = torch.autograd.grad(price, gates.shares)[0] + exponential * slope
             if not torch.isfinite(gradient).all():
-                raise ValueError(
-                    f"the gradient of γ is not finite at step {step} of {what}: look at the "
-                    "precision"
-                )
+                raise ValueError(f"the gradient of γ is not finite {at}: look at the precision")
             gates.shares.grad = gradient
             optimizer.step()
     return Learned(gates.whole_ranks(), gates.gammas(), rows)
-
-
-def _slope(loss: Tensor, gates: Gates, what: str) -> Tensor:
-    """∂ loss / ∂ shares (layers,)."""
-    slope = None
-    if loss.requires_grad:
-        (slope,) = torch.autograd.grad(loss, gates.shares, allow_unused=True)
-    if slope is None:
-        raise ValueError(
-            f"task_loss of {what} does not depend on the layers' gates: it has no gradient"
-        )
-    return slope

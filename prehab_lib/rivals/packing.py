@@ -1,10 +1,9 @@
-"""Matrices in 8 bits: real int8 numbers and fp16 scales in memory and on disk, multiplied out when
-the layer computes.
+"""Matrices in 8 bits: int8 numbers and fp16 scales in memory and on disk.
 
 A matrix is a list of vectors, its rows or its columns, and each has one scale: Q(f) = scale ·
 round(f / scale), with scale ≥ max |f| / 127 the next number that fp16 has.  So |Q(f) − f| ≤ scale /
-2 entry by entry, for the scale as it is stored.  Below max |f| = 0.008 the numbers of fp16 grow
-sparse, and the steps with them: by a tenth at most down to 0.0001.
+2 entry by entry.  Below max |f| = 0.008 the numbers of fp16 grow sparse, and the steps with them:
+by a tenth at most down to 0.0001.
 """
 
 from dataclasses import asdict, dataclass, replace
@@ -23,9 +22,9 @@ class Packing:
     """How the matrix W (m, n) of a layer lies in memory, as it is written down in JSON.
 
     axis: "rows" (m vectors of n numbers) or "columns" (n vectors of m).  vectors: how many are on
-    the 8-bit grid.  entries: how many of each such vector's numbers, from the first on, are.
-    Everything else is fp16; either all vectors are on the grid or all their entries.  mask: whether
-    one bit a vector says which are.  dtype: what the layer computes in.
+    the 8-bit grid.  entries: how many of the first numbers of each such vector are; all, or all
+    vectors are on the grid.  The rest is fp16.  mask: whether one bit a vector says which are.
+    dtype: what the layer computes in.
     """
 
     axis: str
@@ -43,12 +42,13 @@ class Packing:
         return asdict(self)
 
 
-def absmax_scales(F: Tensor) -> Tensor:
-    """scale (k,) in fp16 for vectors F (k, d): the least it has that is no smaller than max |f| /
-    127, 0 for a zero vector.
+def as_rows(M: Tensor, axis: str) -> Tensor:
+    """The vectors (k, d) of a matrix; their own matrix, the other way round."""
+    return M if axis == "rows" else M.T
 
-    Raises ValueError where a vector is not finite or too large for any.
-    """
+
+def absmax_scales(F: Tensor) -> Tensor:
+    """scale (k,) for vectors F (k, d), 0 for zeros.  Raises ValueError where none fits a vector."""
     exact = on_factor_device(F).abs().amax(1) / LEVELS
     scale = exact.to(SCALE)
     next_up = (scale.view(torch.int16) + 1).view(SCALE)  # of positive numbers of fp16
@@ -91,10 +91,9 @@ def from_bits(bits: Tensor, count: int) -> Tensor:
 
 class PackedLinear(nn.Module):
     """y = x Wᵀ + b with W (m, n) held as codes, scales and what is left in fp16 (`Packing`); W is
-    made at each call.
+    made at each call, and nothing trains it.  The bias is a parameter as before.
 
-    The buffers keep their dtypes whatever `.to(dtype)` asks of the model: that moves what the layer
-    computes in.  The bias is a parameter as before; W is none, so nothing trains it.
+    The buffers keep their dtypes: `.to(dtype)` of the model changes what the layer computes in.
     """
 
     def __init__(
@@ -102,19 +101,20 @@ class PackedLinear(nn.Module):
     ):
         super().__init__()
         self.in_features, self.out_features, self.packing = in_features, out_features, packing
-        rows = packing.axis == "rows"
-        count, size = (out_features, in_features) if rows else (in_features, out_features)
-        rest = (count, size - packing.entries)
-        if packing.vectors < count:
-            rest = (count - packing.vectors, size)
-
-        def buffer(shape: tuple, dtype: torch.dtype, wanted: bool = True) -> Tensor | None:
-            return torch.zeros(shape, dtype=dtype, device=device) if wanted else None
-
-        self.register_buffer("codes", buffer((packing.vectors, packing.entries), torch.int8))
-        self.register_buffer("scale", buffer((packing.vectors,), SCALE))
-        self.register_buffer("rest", buffer(rest, SCALE, 0 not in rest))
-        self.register_buffer("mask", buffer((-(-count // 8),), torch.uint8, packing.mask))
+        count, size = out_features, in_features
+        if packing.axis == "columns":
+            count, size = size, count
+        vectors, entries = packing.vectors, packing.entries
+        rest = (count - vectors, size) if vectors < count else (count, size - entries)
+        shapes = {
+            "codes": ((vectors, entries), torch.int8),
+            "scale": ((vectors,), SCALE),
+            "rest": (rest if 0 not in rest else None, SCALE),
+            "mask": ((-(-count // 8),) if packing.mask else None, torch.uint8),
+        }
+        for name, (shape, dtype) in shapes.items():
+            value = torch.zeros(shape, dtype=dtype, device=device) if shape else None
+            self.register_buffer(name, value)
         self.bias = None
         if bias:
             self.bias = nn.Parameter(torch.empty(out_features, device=device, dtype=self.dtype))
@@ -125,16 +125,16 @@ class PackedLinear(nn.Module):
         W: Tensor,
         bias: nn.Parameter | None,
         axis: str,
-        entries: int | None = None,
+        entries=None,
         mask: Tensor | None = None,
     ) -> "PackedLinear":
-        """The layer for W (m, n), which has its dtype and device, and the very same bias.
+        """The layer for W (m, n), of its dtype and device, with the very same bias.
 
-        entries: how many numbers of each vector go on the grid, all by default.  mask: boolean,
-        which vectors do, all by default.  Raises ValueError for numbers that fp16 does not reach.
+        entries: how many numbers of each vector go on the grid; mask: boolean, which vectors do;
+        all by default.  Raises ValueError for numbers that fp16 does not reach.
         """
         W = W.detach()
-        F = W if axis == "rows" else W.T  # (k, d)
+        F = as_rows(W, axis)
         entries = F.shape[1] if entries is None else entries
         chosen = F if mask is None else F[mask]
         rest = (F[:, entries:] if mask is None else F[~mask]).to(SCALE)
@@ -157,9 +157,9 @@ class PackedLinear(nn.Module):
     @property
     def weight(self) -> Tensor:
         """W (m, n) as it is stored, in the dtype that the layer computes in."""
-        rows = self.packing.axis == "rows"
-        F = from_codes(self.codes, self.scale)  # float32, in which every stored number is exact
+        F = from_codes(self.codes, self.scale)
         if self.mask is not None:
+            rows = self.packing.axis == "rows"
             chosen = from_bits(self.mask, self.out_features if rows else self.in_features)
             on_grid, F = F, F.new_empty(len(chosen), self.packing.entries)
             F[chosen] = on_grid
@@ -167,7 +167,7 @@ class PackedLinear(nn.Module):
                 F[~chosen] = self.rest.float()
         elif self.rest is not None:
             F = torch.cat([F, self.rest.float()], dim=1)
-        return (F if rows else F.T).to(self.dtype)
+        return as_rows(F, self.packing.axis).to(self.dtype)
 
     def forward(self, x: Tensor) -> Tensor:  # (..., n) -> (..., m)
         return nn.functional.linear(x, self.weight, self.bias)
@@ -178,20 +178,16 @@ class PackedLinear(nn.Module):
         self.packing = replace(self.packing, dtype=_name(computes_in))
         super()._apply(fn, recurse)
         for name, before in held.items():
-            moved = getattr(self, name)
-            if before is not None and moved.dtype != before.dtype:
-                setattr(
-                    self, name, before.to(moved.device)
-                )  # its bits, not its value in that dtype
+            if before is not None:  # its bits, not its value in the other dtype
+                setattr(self, name, before.to(getattr(self, name).device))
         return self
 
     def extra_repr(self) -> str:
         p = self.packing
-        parts = [f"in_features={self.in_features}", f"out_features={self.out_features}"]
-        parts += [f"bias={self.bias is not None}", f"int8={p.vectors} {p.axis} × {p.entries}"]
-        if self.rest is not None:
-            parts.append(f"fp16={self.rest.numel()}")
-        return ", ".join(parts + ["mask"] * p.mask)
+        sizes = f"in_features={self.in_features}, out_features={self.out_features}"
+        rest = f", fp16={self.rest.numel()}" if self.rest is not None else ""
+        grid = f"int8={p.vectors} {p.axis} × {p.entries}{rest}{', mask' if p.mask else ''}"
+        return f"{sizes}, bias={self.bias is not None}, {grid}"
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -1,9 +1,10 @@
 """Compressed models in 8 bits, in bytes that are really written.
 
-The papers count such files with formulas, and their codes round factors of which only the product
-with L⁻¹ is saved, in fp16.  Here the factors as they are stored lie on the grid (`packing`), and
-scales and masks are counted.  A rank index has one scale for its column of U and one for its row of
-V: 4 bytes.
+Source: Zero Sum SVD (arXiv 2602.02848), rows † (HQ) and * (remap, after Dobi-SVD); IO-SVD (arXiv
+2605.15626), loss-aware remapping.  The papers count such files with formulas, and their codes round
+factors of which only the product with L⁻¹ is saved, in fp16.  Here the factors as they are stored
+lie on the grid (`packing`), and scales and masks are counted.  A rank index has one scale for its
+column of U and one for its row of V: 4 bytes.
 """
 
 import os
@@ -15,22 +16,19 @@ from torch import Tensor, nn
 
 from prehab_lib.budget import check_removed
 from prehab_lib.factors import LowRankLinear
-from prehab_lib.inputs import check_whole
+from prehab_lib.inputs import check_choice, check_whole
 from prehab_lib.layers import default_layers, linear_layers, replace_module
-from prehab_lib.rivals.packing import PackedLinear, rounded
+from prehab_lib.rivals.packing import PackedLinear, as_rows, rounded
+from prehab_lib.rivals.ranks import Stats
 from prehab_lib.roots import on_factor_device
-from prehab_lib.stats import LayerStats
 
 LAYOUTS = ("int8", "remap")
 AXES = {"U": "columns", "V": "rows"}  # of a factor, one vector for each rank index
 
 
 def hq_removed(removed: float) -> float:
-    """What to truncate before everything is halved by 8 bits: max(0, 1 − 2 (1 − removed)), exact
-    for a decimal.
-
-    0 means: truncate nothing, `quantise` alone (it then removes half, whatever was asked; scales
-    excepted).  Source: Zero Sum SVD (arXiv 2602.02848), rows † (HQ).  Raises ValueError for a bad
+    """What to truncate before 8 bits halve everything: max(0, 1 − 2 (1 − removed)), exact for a
+    decimal; 0 where `quantise` alone removes as much or more.  Raises ValueError for a bad
     `removed`.
     """
     return float(max(0, 1 - 2 * (1 - check_removed(removed))))
@@ -47,47 +45,39 @@ def quantise(
     low-rank layers alone.  Factors go on the grid as they stand; biases and all else stay.
 
     layers: names, or None for every low-rank layer, and with "int8" those the papers compress that
-    are dense still.  Source: Zero Sum SVD (arXiv 2602.02848), rows † (HQ) and * (remap, after
-    Dobi-SVD), with the stored factors rounded.  Raises ValueError for an unknown layout, a layer
-    that is not there, quantised already, or dense under "remap", and numbers out of the reach of
-    fp16 (naming the layer); the model is then as it was.
+    are dense still.  Raises ValueError for an unknown layout, a layer that is not there, quantised
+    already, or dense under "remap", and numbers out of the reach of fp16 (naming the layer); the
+    model is then as it was.
     """
-    if layout not in LAYOUTS:
-        raise ValueError(f"layout = {layout!r} is not known: choose one of {', '.join(LAYOUTS)}")
-    new: dict[str, PackedLinear] = {}
+    check_choice("layout", layout, LAYOUTS)
+    how: dict[str, dict] = {}
     for name, module in _targets(model, layout, layers).items():
         if isinstance(module, LowRankLinear):
             entries = min(module.in_features, module.out_features) if layout == "remap" else None
-            for side, axis in AXES.items():
-                factor = f"{name}.{side}"
-                new[factor] = _pack(factor, getattr(module, side), axis, entries=entries)
+            how |= {f"{name}.{side}": {"entries": entries} for side in AXES}
         else:
-            new[name] = _pack(name, module, _axis_of(model, name))
-    return _put(model, new)
+            how[name] = {}
+    return _pack(model, how)
 
 
-def quantise_by_loss(model: nn.Module, stats: Mapping[str, LayerStats], budget: int) -> nn.Module:
+def quantise_by_loss(model: nn.Module, stats: Stats, budget: int) -> nn.Module:
     """Put those vectors in 8 bits that change the loss least, as many as `budget` asks for, the
     rest in fp16; in place.
 
     The change predicted for a vector f with gradient γ is ⟨γ, Q(f) − f⟩; the smallest magnitudes go
-    first.  One bit a vector says where it went.
-
-    stats: "grad" of the factors, `stats.collect(model, batches, factor_names(model), {"grad"},
-    task_loss)`; its names are what is stored this way (columns of U, rows of V, rows of a dense
-    layer).  budget: bytes of their matrices together, scales and bits included.
-
-    Source: IO-SVD (arXiv 2605.15626), loss-aware remapping.  Raises ValueError for a budget that
-    all in 8 bits exceed (naming theirs), a missing gradient, and as `quantise` does; the model is
-    then as it was.
+    first.  One bit a vector says where it went.  stats: "grad" of the factors,
+    `stats.collect(model, batches, factor_names(model), {"grad"}, task_loss)`; its names are what is
+    stored this way (columns of U, rows of V, rows of a dense layer).  budget: bytes of their
+    matrices together, scales and bits included.  Raises ValueError for a budget that all in 8 bits
+    exceed (naming theirs), a missing gradient, and as `quantise` does; the model is then as it was.
     """
     check_whole(1, budget=budget)
     modules = linear_layers(model, sorted(stats))  # equals go in the order of names
-    axes = {name: _axis_of(model, name) for name in modules}
     changes, saved, total = [], [], 0
     for name, module in modules.items():
-        F = _vectors(module.weight, axes[name])
-        gamma = _vectors(stats[name].need("grad", f"layer {name!r}"), axes[name]).to(F)
+        axis = _axis_of(model, name)
+        F = as_rows(on_factor_device(module.weight), axis)
+        gamma = as_rows(stats[name].need("grad", f"layer {name!r}"), axis).to(F)
         try:
             moved = on_factor_device(rounded(F)) - F
         except ValueError as problem:
@@ -98,46 +88,40 @@ def quantise_by_loss(model: nn.Module, stats: Mapping[str, LayerStats], budget: 
         total += 2 * count * size + -(-count // 8)
     chosen = _cheapest(torch.cat(changes), torch.cat(saved), total, budget)
     masks = chosen.split([len(change) for change in changes])
-    new = {}
+    how = {}
     for (name, module), mask in zip(modules.items(), masks, strict=True):
-        new[name] = _pack(name, module, axes[name], mask=mask.to(module.weight.device))
-    return _put(model, new)
+        how[name] = {"mask": mask.to(module.weight.device)}
+    return _pack(model, how)
 
 
 def factor_names(model: nn.Module, layers: Iterable[str] | None = None) -> list[str]:
     """Names of both factors of every low-rank layer, or of those named: what `stats.collect` may be
     asked about.
     """
-    low_rank = [name for name, module in model.named_modules() if isinstance(module, LowRankLinear)]
+    low_rank = _names_of(model, LowRankLinear)
     wanted = low_rank if layers is None else list(layers)
-    missing = [name for name in wanted if name not in low_rank]
-    if missing:
-        raise ValueError(f"{missing[0]!r} is no low-rank layer: run surgery.compress first")
-    if not wanted:
-        raise ValueError("no low-rank layer is there: run surgery.compress first")
+    missing = [f"{name!r} is no low-rank layer" for name in wanted if name not in low_rank]
+    if missing or not wanted:
+        reason = missing[0] if missing else "no low-rank layer is there"
+        raise ValueError(f"{reason}: run surgery.compress first")
     return [f"{name}.{side}" for name in wanted for side in AXES]
 
 
 def stored_bytes(module: nn.Module) -> int:
-    """Bytes of all parameters and buffers of a layer or a model, each once: what `surgery.save`
-    writes beside file headers.
-    """
+    """Bytes of all parameters and buffers, each once: what `surgery.save` writes beside headers."""
     tensors = [*module.parameters(), *module.buffers()]
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 def file_bytes(folder: str | os.PathLike) -> tuple[int, int]:
-    """(bytes of tensors, bytes of headers) in the safetensors files of a folder, read off the files
-    themselves.
-
-    Raises FileNotFoundError where there is none.
+    """(bytes of tensors, bytes of headers) in the safetensors files of a folder.  Raises
+    FileNotFoundError where there is none.
     """
     tensors, headers = 0, 0
     paths = sorted(Path(folder).glob("*.safetensors"))
     if not paths:
-        raise FileNotFoundError(
-            f"{folder} holds no safetensors file: give a folder that surgery.save wrote"
-        )
+        missing = f"{folder} holds no safetensors file"
+        raise FileNotFoundError(f"{missing}: give a folder that surgery.save wrote")
     for path in paths:
         with path.open("rb") as file:
             header = 8 + int.from_bytes(file.read(8), "little")
@@ -155,10 +139,8 @@ def _cheapest(changes: Tensor, saved: Tensor, total: int, budget: int) -> Tensor
     left = total - saved[order].cumsum(0)
     least = int(left[-1]) if len(order) else total
     if least > budget:
-        raise ValueError(
-            f"budget = {budget}: with all these vectors in 8 bits {least} bytes remain, give at "
-            "least that"
-        )
+        all_packed = f"with all these vectors in 8 bits {least} bytes remain"
+        raise ValueError(f"budget = {budget}: {all_packed}, give at least that")
     needed = 0 if total <= budget else int((left > budget).sum()) + 1
     chosen = torch.zeros(len(changes), dtype=torch.bool)
     chosen[order[:needed]] = True
@@ -166,15 +148,11 @@ def _cheapest(changes: Tensor, saved: Tensor, total: int, budget: int) -> Tensor
 
 
 def _targets(model: nn.Module, layout: str, layers: Iterable[str] | None) -> dict[str, nn.Module]:
-    modules = dict(model.named_modules())
-    packed = [name for name, module in modules.items() if isinstance(module, PackedLinear)]
-    low_rank = [name for name, module in modules.items() if isinstance(module, LowRankLinear)]
+    packed, low_rank = _names_of(model, PackedLinear), _names_of(model, LowRankLinear)
     if layers is None:
         if packed:
-            raise ValueError(
-                f"{packed[0]!r} is quantised already: name the layers that are not with "
-                "layers=[...]"
-            )
+            remedy = "name the layers that are not with layers=[...]"
+            raise ValueError(f"{packed[0]!r} is quantised already: {remedy}")
         names = low_rank + (_still_dense(model, low_rank) if layout == "int8" else [])
     else:
         names = list(layers)
@@ -188,11 +166,13 @@ def _targets(model: nn.Module, layout: str, layers: Iterable[str] | None) -> dic
         linear_layers(model, dense)
     if layout == "remap" and (dense or not names):
         reason = f"layer {dense[0]!r} is dense" if dense else "no low-rank layer is there"
-        raise ValueError(
-            f"layout 'remap' stores factors and {reason}: run surgery.compress first, or take "
-            "'int8'"
-        )
-    return {name: modules[name] for name in names}
+        remedy = "run surgery.compress first, or take 'int8'"
+        raise ValueError(f"layout 'remap' stores factors and {reason}: {remedy}")
+    return {name: model.get_submodule(name) for name in names}
+
+
+def _names_of(model: nn.Module, kind: type) -> list[str]:
+    return [name for name, module in model.named_modules() if isinstance(module, kind)]
 
 
 def _still_dense(model: nn.Module, low_rank: list[str]) -> list[str]:
@@ -212,20 +192,16 @@ def _axis_of(model: nn.Module, name: str) -> str:
     return AXES[side] if isinstance(model.get_submodule(parent), LowRankLinear) else "rows"
 
 
-def _vectors(M: Tensor, axis: str) -> Tensor:
-    """The rows or columns of M as rows, in float64."""
-    M = on_factor_device(M)
-    return M if axis == "rows" else M.T
-
-
-def _pack(name: str, module: nn.Linear, axis: str, **how) -> PackedLinear:
-    try:
-        return PackedLinear.of(module.weight, module.bias, axis, **how).train(module.training)
-    except ValueError as problem:
-        raise ValueError(f"layer {name!r} cannot be put in 8 bits: {problem}") from problem
-
-
-def _put(model: nn.Module, new: Mapping[str, PackedLinear]) -> nn.Module:
-    for name, module in new.items():
-        replace_module(model, name, module)
+def _pack(model: nn.Module, how: Mapping[str, dict]) -> nn.Module:
+    """Put these dense layers or factors in 8 bits, with those options of `PackedLinear.of`."""
+    new = {}
+    for name, options in how.items():
+        module, axis = model.get_submodule(name), _axis_of(model, name)
+        try:
+            packed = PackedLinear.of(module.weight, module.bias, axis, **options)
+        except ValueError as problem:
+            raise ValueError(f"layer {name!r} cannot be put in 8 bits: {problem}") from problem
+        new[name] = packed.train(module.training)
+    for name, packed in new.items():
+        replace_module(model, name, packed)
     return model

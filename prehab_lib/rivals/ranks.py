@@ -9,16 +9,17 @@ from numbers import Real
 
 from prehab_lib.budget import break_even_rank
 from prehab_lib.decomposition import Decomposition
+from prehab_lib.inputs import check_choice
 from prehab_lib.stats import LayerStats
 
 Shape = tuple[int, int]  # (m, n) of a weight
+Cuts = Mapping[str, Decomposition]  # layer -> its decomposition
+Stats = Mapping[str, LayerStats]  # layer -> its statistics
+Ranks = dict[str, int | None]  # layer -> its rank, None where it stays dense
 
 
-def compressible(decompositions: Mapping[str, Decomposition]) -> dict[str, Shape]:
-    """Layer -> (m, n), for the layers in which some rank saves parameters.
-
-    In the order of their names, so that no answer depends on the order of the dict that came in.
-    """
+def compressible(decompositions: Cuts) -> dict[str, Shape]:
+    """Layer -> (m, n) where some rank saves parameters, in the order of names."""
     shapes = {name: tuple(decompositions[name].shape) for name in sorted(decompositions)}
     return {name: shape for name, shape in shapes.items() if break_even_rank(shape)}
 
@@ -32,29 +33,24 @@ def groups_of_one_type(shapes: Mapping[str, Shape]) -> list[list[str]]:
     return list(groups.values())
 
 
-def parameters(shapes: Mapping[str, Shape], ranks: Mapping[str, int | None]) -> int:
+def parameters(shapes: Mapping[str, Shape], ranks: Ranks) -> int:
     """Numbers these layers store at these ranks: r (m + n), and m n where a layer stays dense."""
     return sum(ranks[name] * (m + n) if ranks[name] else m * n for name, (m, n) in shapes.items())
 
 
 def root_loss(decomposition: Decomposition, rank: int, stats: LayerStats | None = None) -> float:
-    """Root of the squared ruler at `rank`, times √tokens where `stats` counted them.
-
-    For the Gram, here a mean over tokens, that is ‖X (W − Ŵ)ᵀ‖_F over all calibration tokens: the
-    unnormalised loss of SVD-LLM V2 and Swift-SVD, whose allocations depend on this scale.
+    """Root of the squared ruler at `rank`, times √tokens where `stats` counted them: for the Gram
+    ‖X (W − Ŵ)ᵀ‖_F over all calibration tokens, as SVD-LLM V2 and Swift-SVD have it.
     """
     tokens = stats.tokens if stats is not None and stats.tokens else 1
     return (decomposition.tail_error(rank) * tokens) ** 0.5
 
 
-def share_out(
-    total: Fraction | int, weights: Mapping[str, float], caps: Mapping[str, Fraction | int]
-) -> dict[str, Fraction]:
+def share_out(total: Fraction | int, weights: Mapping, caps: Mapping) -> dict[str, Fraction]:
     """`total` in proportion to `weights` (> 0), nobody above their cap; the others get what a cap
     cuts off.
 
-    In exact fractions: shares sum to the total (to the sum of the caps where that is less), and
-    equal weights get equal shares.
+    In exact fractions: they sum to the total, or to the sum of the caps where that is less.
     """
     waiting = {name: Fraction(weight) for name, weight in weights.items()}
     shares: dict[str, Fraction] = {}
@@ -75,9 +71,8 @@ def share_out(
 class Cost:
     """What the ranks of one layer W (m, n) cost, in numbers of the size of a weight.
 
-    dense: m n.  full: min(m, n).  most: the largest rank that is stored as factors; above it the
-    layer is dense, and 0 says that no rank saves anything.  least: the smallest rank that the layer
-    may have.  unit: what one rank costs.
+    dense: m n.  full: min(m, n).  most: the largest rank that is stored as factors, 0 where none
+    saves anything.  least: the smallest rank that the layer may have.  unit: what one rank costs.
     """
 
     dense: int
@@ -91,40 +86,30 @@ class Cost:
         return self.dense - rank * self.unit if rank <= self.most else 0
 
 
-def break_even(shape: Shape) -> tuple[int, int]:
-    """Factors of equal precision: dense above the break-even rank r*, and m + n numbers a rank."""
-    return break_even_rank(shape), sum(shape)
-
-
-def remap(shape: Shape) -> tuple[int, int]:
-    """Dobi-SVD's storage, half in 8 bits (`quantised`): max(m, n) numbers of 16 bits a rank, every
-    layer factorised but one of one row or column, whose only rank saves nothing.
-    """
-    return min(shape) if min(shape) > 1 else 0, max(shape)
-
-
 # Name -> fn(shape) -> (largest rank that is stored as factors, numbers that one rank costs).
+# "break_even": factors of equal precision.  "remap": Dobi-SVD's storage, half in 8 bits
+# (`quantised`); every layer is factorised but one of one row or column, which that never shrinks.
 ACCOUNTINGS: dict[str, Callable[[Shape], tuple[int, int]]] = {
-    "break_even": break_even,
-    "remap": remap,
+    "break_even": lambda shape: (break_even_rank(shape), sum(shape)),
+    "remap": lambda shape: (min(shape) if min(shape) > 1 else 0, max(shape)),
 }
+
+
+def check_share(**given) -> None:
+    """Raises ValueError naming the first argument that is no number from 0 to 1."""
+    for name, value in given.items():
+        if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= value <= 1:
+            raise ValueError(f"{name} = {value!r}: give a number from 0 to 1")
 
 
 def costs_of(
     shapes: Mapping[str, Shape], accounting: str = "break_even", floor: float = 0.0
 ) -> dict[str, Cost]:
-    """Layer -> what its ranks cost; no layer gets less than max(1, ⌈floor · most⌉).
-
-    Raises ValueError for an unknown accounting, or a floor that is no number from 0 to 1.
+    """Layer -> what its ranks cost, with least = max(1, ⌈floor · most⌉).  Raises ValueError for a
+    bad accounting or floor.
     """
-    if accounting not in ACCOUNTINGS:
-        known = ", ".join(ACCOUNTINGS)
-        raise ValueError(f"accounting = {accounting!r} is not known: choose one of {known}")
-    if isinstance(floor, bool) or not isinstance(floor, Real) or not 0 <= floor <= 1:
-        raise ValueError(
-            f"floor = {floor!r}: give the share of the largest useful rank that every layer keeps, "
-            "from 0 to 1"
-        )
+    check_choice("accounting", accounting, ACCOUNTINGS)
+    check_share(floor=floor)
     costs = {}
     for name, shape in shapes.items():
         most, unit = ACCOUNTINGS[accounting](shape)

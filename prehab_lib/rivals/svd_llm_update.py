@@ -1,7 +1,9 @@
 """SVD-LLM's layer-wise closed-form update: the left factors refitted to the inputs that reach them
 in the compressed model.
 
-Source: SVD-LLM, earlier version and the released code's step 2 (arXiv 2403.07378v1).
+Source: SVD-LLM, earlier version and the released code's step 2 (arXiv 2403.07378v1).  The target is
+what W says to the inputs of the compressed model: no layer's own error grows, but the drift of its
+inputs is not repaired, and the task may gain or lose.
 """
 
 from collections.abc import Iterable, Mapping
@@ -15,6 +17,7 @@ from prehab_lib.inputs import warn_if_few_tokens
 from prehab_lib.layers import refuse_packed
 from prehab_lib.progress import progress
 from prehab_lib.rivals.components import whole
+from prehab_lib.rivals.ranks import Cuts
 from prehab_lib.rivals.trial import check_given
 from prehab_lib.roots import on_factor_device
 from prehab_lib.statistics.inputs import input_statistics, readers
@@ -24,7 +27,7 @@ from prehab_lib.statistics.inputs import input_statistics, readers
 def closed_form(
     model: nn.Module,
     *,
-    decompositions: Mapping[str, Decomposition],
+    decompositions: Cuts,
     stats=None,
     weighting=None,
     task_loss=None,
@@ -34,24 +37,19 @@ def closed_form(
     """Refit every U to the inputs that its layer gets in the compressed model, in place: U ← argmin
     ‖X̃ (W − U V)ᵀ‖_F.
 
-    In the order of execution, U' = U + (W − U V) G̃ Vᵀ (V G̃ Vᵀ)⁺, with G̃ the Gram of inputs X̃ that
-    have passed the layers before, already refitted.  W is left · right of the decomposition; V,
-    biases and dense layers stay.  If one layer fails, all get their U back.  The target is what W
-    says to X̃: no layer's own error grows, but the drift of its inputs is not repaired, and the task
-    may gain or lose.
+    In the order of execution (`refit`), with X̃ inputs that have passed the layers before, already
+    refitted.  W is left · right of the decomposition; V, biases and dense layers stay.  If one
+    layer fails, all get their U back.
 
     batches: one gives the order of the layers; then all are gone over once for each distinct input
-    of a low-rank layer.  Memory: one G̃ (n, n) at a time, and a copy of every U.
+    of a low-rank layer.  Memory: one Gram (n, n) at a time, and a copy of every U.
 
     Raises ValueError naming what is missing, or a layer that is never called, is called more than
     once, gets NaN, or leaves its precision.  Warns where a layer sees fewer than 10 r tokens.
     """
     check_arguments(batches)
-    layers = {
-        name: module
-        for name, module in model.named_modules()
-        if isinstance(module, LowRankLinear) and name in decompositions
-    }
+    modules = {name: module for name, module in model.named_modules() if name in decompositions}
+    layers = {name: module for name, module in modules.items() if isinstance(module, LowRankLinear)}
     refuse_packed(layers, "refit")
     before = {name: layer.U.weight.clone() for name, layer in layers.items()}
     seen: dict[str, tuple[int, int]] = {}  # layer -> (tokens, rank)
@@ -60,9 +58,9 @@ def closed_form(
             inner = {name: layers[name].V for name in names}
             read = input_statistics(model, inner, batches, {"gram"})
             for name in names:
-                statistics, _ = read[name]
-                seen[name] = statistics["tokens"], layers[name].rank
-                _update(name, layers[name], decompositions[name], statistics["gram"])
+                layer, (statistics, _) = layers[name], read[name]
+                seen[name] = statistics["tokens"], layer.rank
+                _update(name, layer, decompositions[name], statistics["gram"])
     except BaseException:
         for name, layer in layers.items():
             layer.U.weight.copy_(before[name])
@@ -76,18 +74,16 @@ def check_arguments(batches=None, **_) -> None:
 
 
 def _update(name: str, layer: LowRankLinear, decomposition: Decomposition, gram: Tensor) -> None:
+    """In a function of its own, so that a lazy decomposition is gone before the next is made."""
     U, V = on_factor_device(layer.U.weight), on_factor_device(layer.V.weight)
     cut = whole(decomposition)
-    W = cut.left.to(U) @ cut.right.to(U)
-    new = refit(W, U, V, gram).to(layer.U.weight)
+    new = refit(cut.left.to(U) @ cut.right.to(U), U, V, gram).to(layer.U.weight)
     if not torch.isfinite(new).all():
         raise ValueError(f"layer {name!r}: the refitted factor is not finite in {new.dtype}")
     layer.U.weight.copy_(new)
 
 
-def _reading_order(
-    model: nn.Module, layers: Mapping[str, LowRankLinear], batches: Iterable
-) -> list[list[str]]:
+def _reading_order(model: nn.Module, layers: Mapping, batches: Iterable) -> list[list[str]]:
     """Layers by the tensor they read, in the order of execution: from a batch that reaches all."""
     inner = {name: layer.V for name, layer in layers.items()}
     empty = True
@@ -99,17 +95,16 @@ def _reading_order(
     if empty:
         raise ValueError("recovery 'closed_form' got no batches: pass at least one")
     input_statistics(model, inner, batches, set())  # names a layer that no batch reaches
-    raise ValueError(
-        "recovery 'closed_form' needs a batch that reaches all layers: pass larger ones"
-    )
+    wanted = "a batch that reaches all layers: pass larger ones"
+    raise ValueError(f"recovery 'closed_form' needs {wanted}")
 
 
 def refit(W: Tensor, U: Tensor, V: Tensor, gram: Tensor) -> Tensor:
-    """A U' (m, r) that minimises tr (W − U' V) gram (W − U' V)ᵀ, as U where the data leave a
-    choice.
+    """U' = U + (W − U V) G Vᵀ (V G Vᵀ)⁺ (m, r), which minimises tr (W − U' V) G (W − U' V)ᵀ, as U
+    where the data leave a choice.
 
-    W (m, n), U (m, r), V (r, n), gram (n, n), all float64.  The least squares of W L on V L, with L
-    Lᵀ = gram.  What lies in the round-off of the Gram is no data: with inputs scaled to a unit
+    W (m, n), U (m, r), V (r, n), G = gram (n, n), all float64.  The least squares of W L on V L,
+    with L Lᵀ = G.  What lies in the round-off of the Gram is no data: with inputs scaled to a unit
     diagonal it is of the order eps √n, however far one input is above the rest.
     """
     eps = torch.finfo(gram.dtype).eps

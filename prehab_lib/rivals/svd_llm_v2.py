@@ -1,35 +1,40 @@
-"""SVD-LLM V2's ratios: among layers of one type, those that would lose most keep most."""
+"""SVD-LLM V2's ratios: among layers of one type, those that would lose most keep most.
+
+Source: SVD-LLM V2 (arXiv 2503.12340), repaired.  As printed, 1 / log(L_i) has a pole at 1 and
+another sign below it, and the fractions may pass 1; here they are clipped to what rank 1 removes,
+and the rest goes to the other layers.
+"""
 
 import math
-from collections.abc import Mapping
 from fractions import Fraction
 
 from prehab_lib.budget import check_removed, rank_for
-from prehab_lib.decomposition import Decomposition
-from prehab_lib.rivals.ranks import compressible, groups_of_one_type, root_loss, share_out
-from prehab_lib.stats import LayerStats
+from prehab_lib.rivals.ranks import (
+    Cuts,
+    Ranks,
+    Stats,
+    compressible,
+    groups_of_one_type,
+    root_loss,
+    share_out,
+)
 
 
 def grouped(
-    decompositions: Mapping[str, Decomposition],
+    decompositions: Cuts,
     removed: float,
     *,
     model=None,
-    stats: Mapping[str, LayerStats] | None = None,
+    stats: Stats | None = None,
     task_loss=None,
     batches=None,
     validation=None,
-) -> dict[str, int | None]:
+) -> Ranks:
     """Each type of layer keeps the budget; inside it, layer i loses a fraction in proportion to 1 /
-    log(e + L_i).
+    log(e + L_i), with L_i its loss at the uniform rank (`ranks.root_loss`).
 
-    L_i is the loss of layer i at the uniform rank, read off the singular values
-    (`ranks.root_loss`).  stats: only their token counts are used; without them the loss is per
-    token.  Either way the answer depends on the scale of the ruler.
-
-    Source: SVD-LLM V2 (arXiv 2503.12340), repaired.  As printed, 1 / log(L_i) has a pole at 1 and
-    another sign below it, and the fractions may pass 1; here they are clipped to what rank 1
-    removes, and the rest goes to the other layers.  Raises ValueError for a bad `removed`.
+    stats: only their token counts are used; without them the loss is per token.  Either way the
+    answer depends on the scale of the ruler.  Raises ValueError for a bad `removed`.
     """
     fractions = removed_fractions(decompositions, removed, stats)
     ranks = {name: rank_for(decompositions[name].shape, share) for name, share in fractions.items()}
@@ -37,9 +42,7 @@ def grouped(
 
 
 def removed_fractions(
-    decompositions: Mapping[str, Decomposition],
-    removed: float,
-    stats: Mapping[str, LayerStats] | None = None,
+    decompositions: Cuts, removed: float, stats: Stats | None = None
 ) -> dict[str, Fraction]:
     """Layer -> fraction of its parameters to remove, before it is cut down to a whole rank; they
     average to `removed`.

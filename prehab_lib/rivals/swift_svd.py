@@ -1,18 +1,28 @@
 """Swift-SVD's dynamic ranks: among layers of one type, rank goes to the blocks that matter and the
 layers that lose most.
+
+Source: Swift-SVD (arXiv 2604.01609), as its text has it; its code takes another loss, floor and
+log.
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from fractions import Fraction
-from numbers import Real
 
 from torch import nn
 
 from prehab_lib.budget import break_even_rank, check_removed, rank_for
-from prehab_lib.decomposition import Decomposition
 from prehab_lib.progress import progress
-from prehab_lib.rivals.ranks import compressible, groups_of_one_type, root_loss, share_out
+from prehab_lib.rivals.ranks import (
+    Cuts,
+    Ranks,
+    Stats,
+    check_share,
+    compressible,
+    groups_of_one_type,
+    root_loss,
+    share_out,
+)
 from prehab_lib.rivals.trial import check_given, loss_at
 from prehab_lib.stats import LayerStats
 
@@ -21,16 +31,16 @@ DELTA = Fraction(1, 2)  # the share of its uniform rank that every layer keeps
 
 
 def importance(
-    decompositions: Mapping[str, Decomposition],
+    decompositions: Cuts,
     removed: float,
     *,
     model: nn.Module | None = None,
-    stats: Mapping[str, LayerStats] | None = None,
+    stats: Stats | None = None,
     task_loss: Callable | None = None,
     batches: Iterable | None = None,
     validation: Iterable | None = None,
     alpha: float | None = None,
-) -> dict[str, int | None]:
+) -> Ranks:
     """Every layer gets half of its uniform rank k̄; the rest of its type's ranks goes out in
     proportion to a score s_i = β_i^α · log(e + ε_i)^(1−α).
 
@@ -40,51 +50,40 @@ def importance(
 
     alpha: α.  None tries 0, 0.1 … 1 and keeps the one with the lowest mean `task_loss` over
     `validation`, or over `batches` where there is none (then calibration data choose), the smallest
-    of equals.  That costs one pass for each distinct plan.
-
-    Source: Swift-SVD (arXiv 2604.01609), as its text has it; its code takes another loss, floor and
-    log.  Raises ValueError for a bad `removed` or alpha, or naming what is missing.
+    of equals.  That costs one pass for each distinct plan.  Raises ValueError for a bad `removed`
+    or alpha, or naming what is missing.
     """
     check_removed(removed)
     if alpha is not None:
-        if isinstance(alpha, bool) or not isinstance(alpha, Real) or not 0 <= alpha <= 1:
-            raise ValueError(f"alpha = {alpha!r}: give a number from 0 to 1")
+        check_share(alpha=alpha)
         ranks = _ranks(decompositions, removed, stats, alpha)
     else:
         check_arguments(task_loss, batches, validation)
         check_given("allocation 'importance' without alpha", model=model)
         data = batches if validation is None else validation
-        plans: list[dict[str, int]] = []  # each once: several α may give one plan
+        plans: list[Ranks] = []  # each once: several α may give one plan
         for choice in ALPHAS:
             plan = _ranks(decompositions, removed, stats, choice)
             if plan not in plans:
                 plans.append(plan)
-        ranks = plans[0]
-        if len(plans) > 1:
-            ranks = min(
-                progress(plans, "importance"),
-                key=lambda plan: loss_at(model, decompositions, plan, task_loss, data),
-            )
+
+        def loss(plan: Ranks) -> float:
+            return loss_at(model, decompositions, plan, task_loss, data)
+
+        ranks = plans[0] if len(plans) == 1 else min(progress(plans, "importance"), key=loss)
     return {name: ranks.get(name) for name in decompositions}
 
 
-def check_arguments(
-    task_loss=None, batches=None, validation=None, alpha: float | None = None, **_
-) -> None:
+def check_arguments(task_loss=None, batches=None, validation=None, alpha=None, **_) -> None:
     """Raises ValueError naming what the choice of α will ask for, before anything is decomposed."""
     if alpha is None:
         data = {"batches": batches} if validation is None else {"validation": validation}
         check_given("allocation 'importance' without alpha", task_loss=task_loss, **data)
 
 
-def _ranks(
-    decompositions: Mapping[str, Decomposition],
-    removed: float,
-    stats: Mapping[str, LayerStats] | None,
-    alpha: float,
-) -> dict[str, int]:
+def _ranks(decompositions: Cuts, removed: float, stats: Stats | None, alpha: float) -> Ranks:
     shapes = compressible(decompositions)
-    ranks: dict[str, int] = {}
+    ranks: Ranks = {}
     for names in groups_of_one_type(shapes):
         shape = shapes[names[0]]
         uniform = rank_for(shape, removed)
@@ -93,13 +92,16 @@ def _ranks(
         scores = _scores(group, uniform, stats or {}, alpha)
         caps = dict.fromkeys(names, break_even_rank(shape) - least)
         extra = share_out(len(names) * (uniform - least), scores, caps)
-        ranks |= {name: least + more for name, more in _rounded(extra, scores).items()}
+        # Whole numbers of the same sum: of equal remainders the higher score gets one more.
+        whole = {name: math.floor(share) for name, share in extra.items()}
+        left = round(sum(extra.values())) - sum(whole.values())
+        order = sorted((whole[name] - extra[name], -scores[name], name) for name in names)
+        more = {name for _, _, name in order[:left]}
+        ranks |= {name: least + whole[name] + (name in more) for name in names}
     return ranks
 
 
-def _scores(
-    group: Mapping[str, Decomposition], rank: int, stats: Mapping[str, LayerStats], alpha: float
-) -> dict[str, float]:
+def _scores(group: Cuts, rank: int, stats: Stats, alpha: float) -> dict[str, float]:
     """s_i of the layers of one type; 1 for a layer that is alone in it."""
     if len(group) == 1:
         return dict.fromkeys(group, 1.0)
@@ -114,15 +116,3 @@ def _scores(
         loss = root_loss(decomposition, rank, stats.get(name))
         scores[name] = beta**alpha * math.log(math.e + loss) ** (1 - alpha)
     return scores
-
-
-def _rounded(shares: Mapping[str, Fraction], scores: Mapping[str, float]) -> dict[str, int]:
-    """Shares in whole numbers of the same sum: rounded down, then one more for the largest
-    remainders, of equals for the higher score.
-    """
-    whole = {name: math.floor(share) for name, share in shares.items()}
-    left = round(sum(shares.values())) - sum(whole.values())
-    by_remainder = sorted(
-        shares, key=lambda name: (whole[name] - shares[name], -scores[name], name)
-    )
-    return whole | {name: whole[name] + 1 for name in by_remainder[:left]}

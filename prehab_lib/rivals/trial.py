@@ -1,6 +1,4 @@
-"""Try ranks out: low-rank layers in a model for the length of a measurement, and its own layers
-back afterwards.
-"""
+"""Try ranks out: low-rank layers in a model as long as a measurement takes."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -10,9 +8,9 @@ import torch
 from torch import nn
 
 from prehab_lib.batches import device_of, loss_of, mode, move
-from prehab_lib.decomposition import Decomposition
 from prehab_lib.factors import LowRankLinear
 from prehab_lib.layers import linear_layers, replace_module
+from prehab_lib.rivals.ranks import Cuts, Ranks
 
 
 @contextmanager
@@ -29,18 +27,13 @@ def replaced(model: nn.Module, new: Mapping[str, nn.Module]) -> Iterator[None]:
 
 
 @contextmanager
-def truncated(
-    model: nn.Module, decompositions: Mapping[str, Decomposition], ranks: Mapping[str, int | None]
-) -> Iterator[None]:
+def truncated(model: nn.Module, decompositions: Cuts, ranks: Ranks) -> Iterator[None]:
     """Inside, each layer with a rank is the low-rank layer that surgery would put there, in the
-    model's dtype.
-
-    The dense modules wait outside: no bit of them changes.  Memory: r (m + n) numbers a layer.
+    model's dtype.  Memory: r (m + n) numbers a layer.
     """
     chosen = {name: rank for name, rank in ranks.items() if rank}
-    modules = linear_layers(model, chosen) if chosen else {}
     new = {}
-    for name, module in modules.items():
+    for name, module in linear_layers(model, chosen).items() if chosen else ():
         factors = decompositions[name].truncate(chosen[name]).balanced()
         new[name] = LowRankLinear.in_place_of(module, factors)
     with replaced(model, new):
@@ -49,39 +42,28 @@ def truncated(
 
 @torch.no_grad()
 def loss_at(
-    model: nn.Module,
-    decompositions: Mapping[str, Decomposition],
-    ranks: Mapping[str, int | None],
-    task_loss: Callable,
-    batches: Iterable,
+    model: nn.Module, decompositions: Cuts, ranks: Ranks, task_loss: Callable, batches: Iterable
 ) -> float:
     """Mean of `task_loss` over the batches with these ranks in place, in eval mode; inf as soon as
-    one is not finite.
-
-    Raises ValueError where there is no batch.
+    one is not finite.  Raises ValueError where there is no batch.
     """
-    total, count = 0.0, 0
+    losses = []
     with mode(model, training=False), truncated(model, decompositions, ranks):
         for batch in batches:
             loss = float(loss_of(task_loss, model, move(batch, device_of(model))))
             if not math.isfinite(loss):
                 return math.inf
-            total += loss
-            count += 1
-    if not count:
+            losses.append(loss)
+    if not losses:
         raise ValueError("there is nothing to measure a loss on: the batches are empty")
-    return total / count
+    return sum(losses) / len(losses)
 
 
 def check_given(wanted_by: str, **given) -> None:
-    """Raises ValueError naming the first argument that is None, or an iterator where several passes
-    are due.
-    """
+    """Raises ValueError naming the first argument that is None, or good for one pass alone."""
     for name, value in given.items():
         if value is None:
             raise ValueError(f"{wanted_by} needs {name}: pass {name}=...")
         if isinstance(value, Iterator):
-            raise ValueError(
-                f"{wanted_by} goes over {name} many times: pass a list or a DataLoader, not a "
-                "generator"
-            )
+            many = f"{wanted_by} goes over {name} many times"
+            raise ValueError(f"{many}: pass a list or a DataLoader, not a generator")

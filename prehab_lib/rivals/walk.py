@@ -1,4 +1,7 @@
-"""The walk of a global selection: which layer loses its last component next?"""
+"""The walk of a global selection: which layer loses its last component next?
+
+The rules are the ablation of Zero Sum SVD (arXiv 2602.02848); "magnitude" is IO-SVD's as well.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,8 +28,6 @@ class Rule:
     reorder: bool = False
 
 
-# The ablation of Zero Sum SVD (arXiv 2602.02848); "magnitude" is also the rule of IO-SVD (arXiv
-# 2605.15626).
 RULES: dict[str, Rule] = {
     "zero_sum": Rule("size", balanced=True),
     "magnitude": Rule("size"),
@@ -38,9 +39,8 @@ RULES: dict[str, Rule] = {
 
 @dataclass(frozen=True)
 class Candidate:
-    """A layer as the walk sees it: ΔL and score of its components, which are cut from the end.
-
-    order: the components' numbers as they came in.
+    """A layer as the walk sees it: ΔL and score of its components, which are cut from the end, and
+    in `order` their numbers as they came in.
     """
 
     name: str
@@ -50,11 +50,9 @@ class Candidate:
     scores: list[float]
 
 
-def candidate(
-    name: str, cost: Cost, changes: Mapping, sigma: Mapping | None, rule: Rule
-) -> Candidate:
-    """The layer under a rule.  Raises ValueError naming it where changes are missing, too few, or
-    not finite.
+def candidate(name: str, cost: Cost, changes: Mapping, sigma: Mapping | None, rule: Rule):
+    """The `Candidate` of a layer.  Raises ValueError naming it where its changes are missing, too
+    few, or not finite.
     """
     if name not in changes:
         raise ValueError(f"changes lack layer {name!r}: take them from components.loss_changes")
@@ -68,10 +66,8 @@ def candidate(
         score = torch.as_tensor(sigma[name])
     for values in (change, score):
         if values.shape != (cost.full,):
-            raise ValueError(
-                f"layer {name!r} has {cost.full} components, and scores of shape "
-                f"{tuple(values.shape)}"
-            )
+            counted = f"layer {name!r} has {cost.full} components"
+            raise ValueError(f"{counted}, and scores of shape {tuple(values.shape)}")
         if not torch.isfinite(values).all():
             raise ValueError(f"layer {name!r}: the score of a component is NaN or infinite")
     order = torch.arange(cost.full)
@@ -91,15 +87,14 @@ def walk(
     budget must be within what the floors allow.
     """
     ranks = [layer.cost.full for layer in layers]
-    # Heaps of (score, since when it waits, number of the layer), the least on top; the second is
-    # used by balanced rules alone.
+    # Heaps of (score, since when it waits, number of the layer); only balanced rules have falls.
     rises: list[tuple[float, int, int]] = []
     falls: list[tuple[float, int, int]] = []
     steps: list[Step] | None = [] if trace else None
     balance, saved = 0.0, 0
 
     def queue(number: int, now: int) -> None:
-        """The layer's last component waits for its turn, where the layer may lose one more."""
+        """The layer's last component waits for its turn, where the layer may lose it."""
         layer, last = layers[number], ranks[number] - 1
         if last >= layer.cost.least:
             heap = falls if balanced and layer.changes[last] < 0 else rises

@@ -4,7 +4,6 @@ import copy
 
 import pytest
 import torch
-from torch import nn
 
 from prehab_lib.evaluate import classification_loss
 from prehab_lib.factors import LowRankLinear
@@ -14,15 +13,10 @@ from prehab_lib.rivals.trial import loss_at
 from prehab_lib.stats import collect
 from prehab_lib.surgery import compress
 from tests.helpers import killed_after
-from tests.stack import bits, stack_batches, untouched
-from tests.stack import trained as train
+from tests.rivals.test_correction import BASE, densified
+from tests.stack import bits, refuses, same, stack_batches, untouched
 
-BASE = train()
 LAYERS = [f"blocks.{i}.{part}" for i in range(3) for part in ("up", "down")] + ["head"]
-
-
-def trained():
-    return copy.deepcopy(BASE)
 
 
 def cutter(method="svd_llm", batches=None):
@@ -39,42 +33,34 @@ def cutter(method="svd_llm", batches=None):
 
 
 def staged(method="svd_llm", model=None, batches=None, loss=classification_loss, **more):
-    model, batches = trained() if model is None else model, batches or stack_batches()
+    model, batches = model or copy.deepcopy(BASE), batches or stack_batches()
     report = compress_in_stages(model, cutter(method, batches), loss, batches, layers=LAYERS, **more)
     return model, report
-
-
-def same(one, other):
-    return all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
 
 
 @pytest.mark.parametrize("method", ["svd", "asvd", "svd_llm_update"])
 def test_one_stage_is_the_cut(method):
     ours, report = staged(method, stages=1)
-    theirs = trained()
+    theirs = copy.deepcopy(BASE)
     assert report == cutter(method)(theirs) and same(ours, theirs)
 
 
 def test_two_stages_by_hand():
     """Cut; densify; one gradient for all; project; whiten and decompose the corrected model; cut it again."""
     ours, report = staged()
-    dense, batches, model = trained(), stack_batches(), trained()
+    batches, model = stack_batches(), copy.deepcopy(BASE)
     cutter()(model)
-    for name in LAYERS:
-        low, parent = model.get_submodule(name), model.get_submodule(name.rpartition(".")[0])
-        linear = nn.Linear(low.in_features, low.out_features)
-        linear.weight.data, linear.bias.data = low.weight.detach().clone(), low.bias.detach().clone()
-        setattr(parent, name.rpartition(".")[2], linear)
+    model = densified(model)
     for batch in batches:
         (classification_loss(model, batch) / len(batches)).backward()
     for name in LAYERS:
-        layer, W = model.get_submodule(name), dense.get_submodule(name).weight.detach()
+        layer, W = model.get_submodule(name), BASE.get_submodule(name).weight.detach()
         g, lost = layer.weight.grad, W - layer.weight.detach()
         layer.weight.data += (g * lost).sum() / (g * g).sum() * g
     cutter()(model)
     x = batches[0][0]
     torch.testing.assert_close(ours(x), model(x), rtol=1e-3, atol=1e-3)
-    plain = trained()
+    plain = copy.deepcopy(BASE)
     cutter()(plain)
     assert (plain(x) - model(x)).norm() > 20 * (ours(x) - model(x)).norm()
     assert list(report.ranks) == LAYERS
@@ -97,29 +83,27 @@ def test_stages_count_against_the_original_sizes_and_lower_the_loss(method):
     assert losses[1] < losses[0]
 
 
-@pytest.mark.parametrize("calls", [0, 3, 6])
-def test_a_kill_in_any_stage_leaves_the_very_same_layers(calls):
-    model = trained()
+def test_a_kill_in_any_stage_leaves_the_very_same_layers():
+    model = copy.deepcopy(BASE)
     before, modules = bits(model), dict(model.named_modules())
-    loss = killed_after(calls, classification_loss)  # a correction makes four calls
-    with pytest.raises(KeyboardInterrupt):
-        staged(model=model, stages=3, loss=loss)
-    assert untouched(model, before) and dict(model.named_modules()) == modules
-    assert all(p.grad is None and p.requires_grad for p in model.parameters())
+    for calls in (0, 3, 6):  # a correction makes four
+        with pytest.raises(KeyboardInterrupt):
+            staged(model=model, stages=3, loss=killed_after(calls, classification_loss))
+        assert untouched(model, before) and dict(model.named_modules()) == modules, calls
+        assert all(p.grad is None and p.requires_grad for p in model.parameters()), calls
 
 
 def test_bad_input_is_named_and_changes_nothing():
-    model = trained()
+    model = copy.deepcopy(BASE)
     before = bits(model)
-    for change, message in (
+    refuses(
+        lambda **change: staged(model=model, **change),
         ({"method": Method("gram", "evenly")}, "allocation = 'evenly' is not known"),
         ({"stages": 0}, "stages = 0"),
         ({"batches": iter([1])}, "compress_in_stages goes over batches many times"),
         ({"loss": None}, "compress_in_stages needs task_loss"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            staged(model=model, **change)
-        assert untouched(model, before)
+        also=lambda: untouched(model, before),
+    )
     compress(model, "svd", 0.4, layers=LAYERS)
     with pytest.raises(ValueError, match="compressed already"):
         staged(model=model)

@@ -15,7 +15,7 @@ from prehab_lib.stats import collect
 from prehab_lib.surgery import compress
 from prehab_lib.weightings import decompose, decompose_all
 from tests.helpers import Toy, layer, skewed, toy_batches
-from tests.stack import Stack, bits, stack_batches
+from tests.stack import Stack, bits, changed, refuses, same, stack_batches
 
 every_recovery = pytest.mark.parametrize("recovery", RECOVERIES)
 
@@ -32,7 +32,7 @@ def numpys(X, W, V) -> np.ndarray:
 # One layer
 
 
-def factors(rows: int, rank: int = 5):
+def factors(rows: int = 200, rank: int = 5):
     """W (16, 12), U and V of another ruler than the Gram's, the Gram, and its inputs (rows, 12)."""
     W, X = layer(16, 12, 300)[0], skewed(rows, 12, seed=5)
     U, s, Vt = torch.linalg.svd(W, full_matrices=False)
@@ -40,7 +40,7 @@ def factors(rows: int, rank: int = 5):
 
 
 def test_refit_is_least_squares_and_leaves_the_best_factors_alone():
-    W, U, V, gram, X = factors(rows=200)
+    W, U, V, gram, X = factors()
     np.testing.assert_allclose(refit(W, U, V, gram).numpy(), numpys(X, W, V), rtol=1e-8)
     assert loss(X, W, refit(W, U, V, gram), V) < 0.9 * loss(X, W, U, V)
     W, stats, _ = layer(16, 12, 300)
@@ -61,7 +61,7 @@ def test_fewer_tokens_than_ranks_move_only_what_they_show(rows, outlier):
 
 
 def test_dead_directions_keep_their_u():
-    W, U, V, gram, _ = factors(rows=200)
+    W, U, V, gram, _ = factors()
     V = torch.cat([V[:3], torch.zeros(1, 12), V[4:]])
     gram[2] = gram[:, 2] = 0
     new = refit(W, U, V, gram)
@@ -70,7 +70,7 @@ def test_dead_directions_keep_their_u():
 
 
 def test_neither_the_scale_of_the_gram_nor_the_split_of_the_product_changes_anything():
-    W, U, V, gram, _ = factors(rows=200)
+    W, U, V, gram, _ = factors()
     expected = refit(W, U, V, gram)
     for by in (1e-8, 1e8):
         torch.testing.assert_close(refit(W, U, V, by * gram), expected, rtol=1e-9, atol=1e-9)
@@ -81,21 +81,21 @@ def test_neither_the_scale_of_the_gram_nor_the_split_of_the_product_changes_anyt
 # A model
 
 
-def recover(recovery, model, decompositions, batches):
-    given = dict(stats=None, weighting="identity", task_loss=classification_loss, batches=batches)
-    RECOVERIES[recovery](model, decompositions=decompositions, **given)
-
-
-def compressed(weighting="gram", removed=0.5, layers=None, model=None, batches=None):
+def compressed(weighting="identity", removed=0.5, layers=None, dense=None, batches=None):
     """A compressed model, its decompositions, its batches, and the dense model, in float64."""
-    dense = (model or Stack()).double()
-    batches = batches or [(x.double(), y) for x, y in stack_batches()]
+    dense = (dense or Stack()).double()
+    batches = [(x.double(), y) for x, y in batches or stack_batches()]
     names = layers or [name for name, module in dense.named_modules() if isinstance(module, nn.Linear)]
     stats = collect(dense, batches, names)
     decompositions = decompose_all(dense, stats, weighting, names)
     model = copy.deepcopy(dense)
     compress(model, Method(weighting), removed, stats, decompositions=decompositions)
     return model, decompositions, batches, dense
+
+
+def recover(recovery, model, decompositions, batches):
+    given = dict(stats=None, weighting="identity", task_loss=classification_loss, batches=batches)
+    RECOVERIES[recovery](model, decompositions=decompositions, **given)
 
 
 def inputs_of(model, module, batches):
@@ -113,27 +113,22 @@ def assert_least_squares(model, dense, names, batches):
     for name in names:
         module = model.get_submodule(name)
         X, W, V = inputs_of(model, module.V, batches), dense.get_submodule(name).weight.detach(), module.V.weight
-        np.testing.assert_allclose(
-            module.U.weight.detach().numpy(), numpys(X, W, V.detach()), rtol=1e-6, atol=1e-9, err_msg=name
-        )
-
-
-def test_the_identity_on_its_own_whitening_data():
-    model, decompositions, batches, _ = compressed(layers=["blocks.0.up"])
-    before = bits(model)
-    closed_form(model, decompositions=decompositions, batches=batches)
-    torch.testing.assert_close(model.blocks[0].up.U.weight, before["blocks.0.up.U.weight"], rtol=0, atol=1e-10)
+        expected, options = numpys(X, W, V.detach()), dict(rtol=1e-6, atol=1e-9, err_msg=name)
+        np.testing.assert_allclose(module.U.weight.detach().numpy(), expected, **options)
 
 
 @pytest.mark.filterwarnings("error")
-def test_only_u_changes_and_no_hook_stays():
-    model, decompositions, batches, _ = compressed("identity", removed=0.2)
+def test_only_u_changes_no_hook_stays_and_its_own_whitening_data_teach_it_nothing():
+    model, decompositions, batches, _ = compressed("gram", layers=["blocks.0.up"])
+    before = bits(model)
+    closed_form(model, decompositions=decompositions, batches=batches)
+    torch.testing.assert_close(model.blocks[0].up.U.weight, before["blocks.0.up.U.weight"], rtol=0, atol=1e-10)
+    model, decompositions, batches, _ = compressed(removed=0.2)
     model.train()
     model.head.eval()
     before = bits(model)
     closed_form(model, decompositions=decompositions, batches=batches)
-    changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
-    assert changed == {name for name in before if name.endswith("U.weight")}
+    assert changed(model, before) == {name for name in before if name.endswith("U.weight")}
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
     assert model.training and not model.head.training
 
@@ -153,35 +148,36 @@ def test_every_layer_is_the_least_squares_fit_to_what_reaches_it(weighting):
 
 
 def test_layers_that_read_one_tensor_are_refitted_to_the_same_inputs_in_one_pass():
-    batches = [(x.double(), y) for x, y in toy_batches(n=24, classes=20, count=12)]
-    toy = Toy(n=24, m=32, classes=20)
-    model, cuts, batches, dense = compressed("identity", model=toy, batches=batches, layers=["out", "key", "query"])
+    names, toy = ["out", "key", "query"], Toy(n=24, m=32, classes=20)
+    model, cuts, batches, dense = compressed(dense=toy, batches=toy_batches(n=24, classes=20, count=12), layers=names)
     passes = []
     model.out.U.register_forward_hook(lambda module, *_: passes.append(module.training))
     closed_form(model.train(), decompositions=cuts, batches=batches)
     assert passes == [False] * (1 + 2 * len(batches))  # the order; query and key together, and out
-    assert_least_squares(model, dense, ("query", "key", "out"), batches)
+    assert_least_squares(model, dense, names, batches)
+
+
+class InPlace(nn.Module):
+    """Changes the input of its first layer before the second reads it."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(12, 12), nn.Linear(12, 12)
+
+    def forward(self, x):
+        x = x.clone()
+        return self.a(x) + self.b(x.sub_(1.0).relu_())
 
 
 def test_an_input_changed_in_place_is_not_the_same_input():
-    class InPlace(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.a, self.b = nn.Linear(12, 12), nn.Linear(12, 12)
-
-        def forward(self, x):
-            x = x.clone()
-            return self.a(x) + self.b(x.sub_(1.0).relu_())
-
-    batches = [(x.double(), y) for x, y in toy_batches()]
-    model, decompositions, batches, dense = compressed("identity", model=InPlace(), batches=batches)
+    model, decompositions, batches, dense = compressed(dense=InPlace(), batches=toy_batches())
     closed_form(model, decompositions=decompositions, batches=batches)
     X, W, V = torch.cat([x for x, _ in batches]).sub(1).relu(), dense.b.weight.detach(), model.b.V.weight.detach()
     np.testing.assert_allclose(model.b.U.weight.detach().numpy(), numpys(X, W, V), rtol=1e-6)
 
 
 def test_a_float32_model_with_few_tokens_gets_the_update_of_a_float64_one():
-    model, decompositions, batches, _ = compressed("identity")
+    model, decompositions, batches, _ = compressed()
     few = [(x[:1], y[:1]) for x, y in batches]  # 4 tokens for rank 7
     rough, old = copy.deepcopy(model).float(), model.blocks[0].up.U.weight.detach().clone()
     with pytest.warns(UserWarning, match="fewer than 10 tokens per rank"):
@@ -197,65 +193,61 @@ def test_a_float32_model_with_few_tokens_gets_the_update_of_a_float64_one():
 
 @every_recovery
 def test_dense_layers_and_layers_without_a_decomposition_stay(recovery):
-    model, decompositions, batches, dense = compressed("identity")
+    model, decompositions, batches, dense = compressed()
     before = bits(model)
     recover(recovery, model, {"head": decompositions["head"]}, batches)
-    changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
-    assert "head.U.weight" in changed and changed <= {"head.U.weight", "head.V.weight"}
+    assert "head.U.weight" in changed(model, before) and changed(model, before) <= {"head.U.weight", "head.V.weight"}
     before = bits(dense)
     recover(recovery, dense, decompositions, batches)
-    assert all(torch.equal(value, before[name]) for name, value in dense.state_dict().items())
+    assert not changed(dense, before)
 
 
 @every_recovery
 def test_compress_hands_it_what_it_needs(recovery):
-    _, cuts, batches, dense = compressed("identity")
-    one, other = copy.deepcopy(dense), copy.deepcopy(dense)
+    plain, cuts, batches, dense = compressed()
+    before = bits(plain)
     data = dict(decompositions=cuts, task_loss=classification_loss, batches=batches)
-    compress(one, Method("identity", recovery=recovery), 0.5, **data)
-    compress(other, Method("identity"), 0.5, decompositions=cuts)
-    assert not torch.equal(one.head.U.weight, other.head.U.weight)
-    recover(recovery, other, cuts, batches)
-    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+    compress(dense, Method("identity", recovery=recovery), 0.5, **data)
+    recover(recovery, plain, cuts, batches)
+    assert same(dense, plain) and "head.U.weight" in changed(plain, before)
 
 
 @every_recovery
 def test_missing_batches_and_a_layer_nobody_calls_are_named_and_nothing_changes(recovery):
-    model, decompositions, batches, _ = compressed("identity")
+    model, decompositions, batches, _ = compressed()
     before = bits(model)
-    for given, message in (
-        (None, f"recovery '{recovery}' needs batches"),
-        ([], "no batches"),
-        (iter([1]), f"recovery '{recovery}' goes over batches many times.*not a generator"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            recover(recovery, model, decompositions, given)
+    refuses(
+        lambda batches: recover(recovery, model, decompositions, batches),
+        ({"batches": None}, f"recovery '{recovery}' needs batches"),
+        ({"batches": []}, "no batches"),
+        ({"batches": iter([1])}, f"recovery '{recovery}' goes over batches many times.*not a generator"),
+    )
     model.forward = lambda x: model.head(x)
     with pytest.raises(ValueError, match="no (calibration input|gradient) reache[sd] layer 'blocks.0.up'"):
         recover(recovery, model, decompositions, batches)
-    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert not changed(model, before)
+
+
+class Twice(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.shared = nn.Linear(12, 12)
+
+    def forward(self, x):
+        return self.shared(torch.tanh(self.shared(x)))
 
 
 def test_a_layer_called_twice_is_named():
-    class Twice(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.shared = nn.Linear(12, 12)
-
-        def forward(self, x):
-            return self.shared(torch.tanh(self.shared(x)))
-
-    batches = [(x.double(), y) for x, y in toy_batches()]
-    model, decompositions, batches, _ = compressed("identity", model=Twice(), batches=batches)
+    model, decompositions, batches, _ = compressed(dense=Twice(), batches=toy_batches())
     with pytest.raises(ValueError, match="layer 'shared' is called more than once"):
         closed_form(model, decompositions=decompositions, batches=batches)
 
 
 def test_a_failure_midway_gives_every_u_back():
-    model, decompositions, batches, _ = compressed("identity")
+    model, decompositions, batches, _ = compressed()
     model.blocks[1].down.V.register_forward_hook(lambda *_: torch.full((100, 7), float("nan"), dtype=torch.float64))
     before = bits(model)
     with pytest.raises(ValueError, match="NaN or infinite activations reach layer 'blocks.2.up'"):
         closed_form(model, decompositions=decompositions, batches=batches)
-    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert not changed(model, before)
     assert sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules()) == 1
