@@ -140,7 +140,9 @@ def test_whitened_weights_are_made_once_a_step(toy, monkeypatch):
 
 
 def test_bad_options_are_named():
-    with pytest.raises(ValueError, match="surrogate 'entropy_rank' has no fast form, only stable_rank, nuclear"):
+    with pytest.raises(
+        ValueError, match="fast surrogate = 'entropy_rank' is not known: choose one of stable_rank, nuclear"
+    ):
         Fast("entropy_rank")
     with pytest.raises(ValueError, match="refresh = 0"):
         Fast("nuclear", refresh=0)
