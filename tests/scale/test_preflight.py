@@ -95,7 +95,7 @@ def test_it_refuses_what_cannot_fit(monkeypatch):
         seven(steps=1).check()
     with pytest.raises(ValueError, match="80.0 GiB are free: add memory"):
         seven(steps=1).check("add memory")
-    with pytest.raises(ValueError, match="about 16.6 GiB of CPU memory are needed beside cuda, where 16.0 GiB are"):
+    with pytest.raises(ValueError, match="beside cuda needs about 16.6 GiB on cpu, where 16.0 GiB"):
         seven(streamed=True).check()
     free |= {"cuda": 1000.0, "cpu": 17.0}
     seven(streamed=True).check()

@@ -236,10 +236,7 @@ class Sum(nn.Module):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (
-            lambda m: stream.collect(m, tokens(), needs={"fisher_in"}),
-            "needs = 'fisher_in' takes gradients or is not known",
-        ),
+        (lambda m: stream.collect(m, tokens(), needs={"fisher_in"}), "not 'fisher_in': use stats.collect"),
         (lambda m: stream.collect(m, []), "there are no calibration batches"),
         (lambda m: stream.collect(m, tokens(), layers=["lm_head"]), "'lm_head' is in no block"),
         (lambda m: stream.collect(Toy(), [{"x": torch.ones(2, 12)}]), "'query' is in no block"),
@@ -253,9 +250,9 @@ class Sum(nn.Module):
             ),
             "NaN or infinite",
         ),
-        (lambda m: stream.compress(m, "asvd", 0.4, tokens()), "allocation 'sensitivity' looks at all of them"),
-        (lambda m: stream.compress(m, "svd_llm_update", 0.4, tokens()), "recovery 'closed_form' looks at all of them"),
-        (lambda m: stream.compress(m, "fwsvd", 0.4, tokens()), "cannot collect the statistic 'fisher_in'"),
+        (lambda m: stream.compress(m, "asvd", 0.4, tokens()), "allocation 'sensitivity' looks at all layers"),
+        (lambda m: stream.compress(m, "svd_llm_update", 0.4, tokens()), "recovery 'closed_form' looks at all layers"),
+        (lambda m: stream.compress(m, "fwsvd", 0.4, tokens()), "not 'fisher_in': use surgery.compress"),
         (lambda m: stream.compress(m, "svd_llm", 0.4), "needs batches for the statistic 'gram'"),
         (lambda m: stream.compress(m, "svd_llm", 1.4, tokens()), "removed = 1.4"),
     ],
