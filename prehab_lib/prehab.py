@@ -234,11 +234,12 @@ def _check(model: nn.Module, stats, steps: int, lr: float, coordinates: str, red
 
 def _schedule(lam: float | Callable[[int], float]) -> Callable[[int], float]:
     if callable(lam):
-        return lambda step: _checked_lam(lam(step))
-    return constant(_checked_lam(lam))
+        return lambda step: check_lam(lam(step))
+    return constant(check_lam(lam))
 
 
-def _checked_lam(lam: float) -> float:
+def check_lam(lam: float) -> float:
+    """λ as a float.  Raises ValueError where it is no finite number of at least 0."""
     if isinstance(lam, bool) or not isinstance(lam, Real) or not math.isfinite(lam) or lam < 0:
         raise ValueError(f"lam = {lam!r}: give a finite number, 0 (the control) or larger")
     return float(lam)

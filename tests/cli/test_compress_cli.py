@@ -156,7 +156,7 @@ BAD_DATA = {
     "nowhere.txt is no file": lambda tmp: "nowhere.txt",
     "has 5 tokens, fewer than two windows of 16": lambda tmp: written(tmp / "short.txt", b"the red house"),
     "is no UTF-8 text": lambda tmp: written(tmp / "text.bin", b"\xff\xfe\x00"),
-    "holds no text": lambda tmp: written(tmp / "empty.txt", b" \n"),
+    "there is no text to tokenize": lambda tmp: written(tmp / "empty.txt", b" \n"),
     "no column 'text': it has body, id": without_text,
     "no Parquet file that can be read": lambda tmp: written(tmp / "torn.parquet", b"PAR1"),
 }
