@@ -1,12 +1,12 @@
 """In which numbers training computes, and where they lie.
 
-A bfloat16 number has 8 bits of precision: a weight of 0.02 moves only by steps of 1e-4, and a step
-of 1e-5 is rounded away.  So weights are trained as float32 masters, whatever dtype the model came
-in, and rounded once at the end.  Bytes a trained parameter: 4 master + 4 gradient + 8 AdamW = 16,
-and 2 more for the bfloat16 copy a forward pass works with (7 billion: about 104 + 13 GiB).
+bfloat16 has 8 bits of precision: a weight of 0.02 moves only by steps of 1e-4, and a step of 1e-5
+is rounded away.  So weights are trained as float32 masters, whatever dtype the model came in, and
+rounded once at the end.  Bytes a trained parameter: 4 master + 4 gradient + 8 AdamW = 16, and 2
+more for the bfloat16 copy that a forward pass works with.
 
-Outside forward and backward passes `fully_shard` leaves every parameter a `DTensor`.  Each process
-gathers one whole weight at a time and keeps its own shard's part of the gradient.
+`fully_shard` leaves every parameter a `DTensor`.  Each process gathers one whole weight at a time
+and keeps its own shard's part of the gradient.
 """
 
 from collections.abc import Iterable, Iterator
@@ -60,7 +60,7 @@ def check_precision(model: nn.Module) -> None:
 
 @contextmanager
 def master_weights(model: nn.Module, trained: Iterable[str], compute: str | None) -> Iterator[None]:
-    """Inside, the bfloat16 parameters named in `trained` are float32; all for compute="float32".
+    """Inside, bfloat16 parameters named in `trained` (compute="float32": all) are float32.
 
     On the way out each is rounded to the dtype it came in: what was not trained loses no bit.
     """
@@ -142,7 +142,7 @@ def is_sharded(tensor: Tensor) -> bool:
 
 
 def whole(weight: Tensor) -> Tensor:
-    """All of a weight (m, n) that may be sharded; its gradient goes back to the shards."""
+    """All of a weight that may be sharded; its gradient goes back to the shards."""
     return weight.full_tensor() if is_sharded(weight) else weight
 
 

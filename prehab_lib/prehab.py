@@ -41,8 +41,8 @@ class Training:
     """Options of `prehab` beside its objective.
 
     train: "layers" trains the compressed weights alone, "all" every parameter.  log_every: steps
-    between rows with surrogate and entropy rank; None logs no entropy rank, and the surrogate only
-    where λ > 0 needs it anyway.  seed: of dropout, so that arms that are compared drop alike.
+    between rows with surrogate and entropy rank; None logs only the surrogate, where λ > 0.  seed:
+    of dropout, so that arms that are compared drop alike.
     """
 
     train: str = "layers"
@@ -92,7 +92,6 @@ def prehab(
     A bfloat16 model trains as float32 masters under autocast and is rounded once at the end.  One
     that `fully_shard` has sharded trains as it is, each process on its own batches of one size.
 
-    Cost per step and layer: the surrogate, one product W L (2 m n² operations) and its gradient.
     Raises ValueError for an unknown name, a negative or NaN λ, too few batches, a combination that
     cannot be, or a loss that is no longer finite.
     """
@@ -155,9 +154,7 @@ class Whitened(nn.Module):
 
 
 @contextmanager
-def _free(
-    model: nn.Module, term: RankTerm, training: Training, memory: Memory
-) -> Iterator[list[Tensor]]:
+def _free(model: nn.Module, term: RankTerm, training: Training, memory: Memory) -> Iterator[list]:
     """The parameters to train, alone free, in train mode and as masters; all is undone after it."""
     flags = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     trained = set(flags)

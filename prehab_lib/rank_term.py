@@ -6,11 +6,12 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
+from prehab_lib.inputs import check_choice
 from prehab_lib.layers import linear_layers
 from prehab_lib.precision import Memory, whole
 from prehab_lib.roots import psd_root
 from prehab_lib.stats import LayerStats
-from prehab_lib.surrogates import surrogate_named
+from prehab_lib.surrogates import SURROGATES
 
 # Of the eigenvalues of a Gram, times their mean, in coordinates "whitened", where L is inverted.
 FLOOR = 1e-6
@@ -63,16 +64,14 @@ class RankTerm:
             if key not in shared:
                 metric = make(name)
                 if not metric.any():
-                    what = "the input Gram of a layer is zero"
-                    raise ValueError(f"{what}: look at the calibration data")
+                    raise ValueError(f"the input Gram of {name!r} is zero: look at the batches")
                 home = torch.device("cpu") if self.memory.roots_on == "cpu" else device
                 shared[key] = metric.to(home, self.dtype_on(device))
             metrics[name] = shared[key]
         return metrics
 
     def dtype_on(self, device: torch.device) -> torch.dtype:
-        """Of W L on a device: MPS has no float64."""
-        return torch.float32 if device.type == "mps" else self.dtype
+        return torch.float32 if device.type == "mps" else self.dtype  # MPS has no float64
 
     def refresh(self, step: int) -> None:
         """Called before each step: what has to be made anew."""
@@ -132,12 +131,11 @@ def term_of(surrogate, *settings) -> RankTerm:
     """
     if hasattr(surrogate, "term"):
         return surrogate.term(*settings)
-    return RankTerm(surrogate_named(surrogate), *settings)
+    check_choice("surrogate", surrogate, SURROGATES)
+    return RankTerm(SURROGATES[surrogate], *settings)
 
 
 def _total(values: Iterable[Tensor]) -> Tensor:
     """Their sum, on the device of the first; 0 where there is none."""
-    values = list(values)
-    if not values:
-        return torch.zeros(())
+    values = list(values) or [torch.zeros(())]
     return torch.stack([value.to(values[0].device) for value in values]).sum()

@@ -64,9 +64,8 @@ def rehab(
     (m, r) before and after; layers that stayed dense are not touched.  Of a bfloat16 model factors
     and adapters are float32 masters under autocast, rounded at the end.
 
-    Raises ValueError for an unknown order, a bad number, a model without low-rank layers or with
-    quantised ones, a float16 model, or a loss that is no longer finite (that phase's adapters are
-    then dropped).
+    Raises ValueError for a bad option, a model in float16, without low-rank layers or with
+    quantised ones, or a loss that is no longer finite (its phase's adapters are then dropped).
     """
     check_choice("order", order, ORDERS)
     check_whole(1, rank=rank)
@@ -126,9 +125,7 @@ def _factors_free(model: nn.Module, low_rank: Iterable[str]) -> Iterator[None]:
 
 
 @contextmanager
-def _adapters(
-    model: nn.Module, targets: list[str], rank: int, lora: Lora
-) -> Iterator[list[Tensor]]:
+def _adapters(model: nn.Module, targets: list[str], rank: int, lora: Lora) -> Iterator[list]:
     """New adapters on `targets`, alone free, in train mode; merged at the end, or dropped."""
     from peft import LoraConfig
     from peft.tuners.lora import LoraModel

@@ -10,8 +10,6 @@ sides, and a product of its vectors, 2 q p², for the gradient.
 import torch
 from torch import Tensor
 
-from prehab_lib.inputs import check_choice
-
 
 def nuclear(M: Tensor) -> Tensor:
     """‖M‖_* = Σ σᵢ.   M (m, n) -> scalar.  Source: Eq. (4).  Pulls every σᵢ down by the same 1."""
@@ -61,15 +59,7 @@ SURROGATES = {
 }
 
 
-def surrogate_named(name: str):
-    """The function behind a name; raises ValueError that lists the known ones."""
-    check_choice("surrogate", name, SURROGATES)
-    return SURROGATES[name]
-
-
-def power_iteration(
-    M: Tensor, steps: int, start: Tensor | None = None
-) -> tuple[Tensor, Tensor, Tensor]:
+def power_iteration(M: Tensor, steps: int, start: Tensor | None = None) -> tuple[Tensor, ...]:
     """Top singular triple by `steps` rounds of v ← Mᵀ(M v), normalised: u (m,), σ, v (n,).
 
     start (n,): of an earlier iteration; None is random, of a fixed seed.  The error of σ falls by

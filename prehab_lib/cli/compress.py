@@ -20,14 +20,14 @@ from transformers.utils import logging
 from prehab_lib import stats, surgery
 from prehab_lib.budget import check_removed
 from prehab_lib.fast import FAST, Fast
-from prehab_lib.inputs import check_positive, check_whole
+from prehab_lib.inputs import check_choice, check_positive, check_whole
 from prehab_lib.methods import method_named
 from prehab_lib.prehab import Memory, Training, check_lam, prehab
 from prehab_lib.save import models
 from prehab_lib.save.storage import check_target, save
 from prehab_lib.scale import preflight
 from prehab_lib.scale.skeleton import causal_config
-from prehab_lib.surrogates import surrogate_named
+from prehab_lib.surrogates import SURROGATES
 from prehab_lib.tasks.bpe import tokenizer_of
 from prehab_lib.tasks.perplexity import language_loss, perplexity
 from prehab_lib.tasks.windows import Draws, cut, token_stream
@@ -143,7 +143,7 @@ def _check_arguments(a) -> None:
     check_whole(1, samples=a.samples, batch=a.batch, scored=a.scored)
     check_whole(0, steps=a.steps)
     if a.steps:
-        surrogate_named(a.surrogate)
+        check_choice("surrogate", a.surrogate, SURROGATES)
         check_positive(lr=a.lr)
         check_lam(a.lam)
     check_target(a.out)

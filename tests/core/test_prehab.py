@@ -190,7 +190,7 @@ def test_what_cannot_be_trained_is_refused(toy):
     with pytest.raises(ValueError, match="batches ran out"):
         prehab(toy[0], classification_loss, iter(toy[1][:2]), toy[2], **SETTINGS)
     zero = {name: LayerStats(gram=torch.zeros_like(s.gram)) for name, s in toy[2].items()}
-    with pytest.raises(ValueError, match="input Gram of a layer is zero"):
+    with pytest.raises(ValueError, match="input Gram of 'query' is zero"):
         run((toy[0], toy[1], zero))
     with pytest.raises(ValueError, match="in float16.*train in bfloat16 or float32"):
         run(toy, copy.deepcopy(toy[0]).half())

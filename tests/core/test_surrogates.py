@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from prehab_lib.surrogates import SURROGATES, nuclear, nuclear_ratio, power_iteration, stable_rank, surrogate_named
+from prehab_lib.surrogates import SURROGATES, nuclear, nuclear_ratio, power_iteration, stable_rank
 
 RATIOS = ("nuclear_ratio", "stable_rank", "entropy_rank")  # invariant to scale
 
@@ -108,8 +108,3 @@ def test_power_iteration_never_overestimates_and_a_warm_start_goes_on():
     (exact,) = torch.autograd.grad(stable_rank(M), M)
     (iterated,) = torch.autograd.grad(stable_rank(M, iterations=3000), M)
     torch.testing.assert_close(iterated, exact, rtol=1e-6, atol=1e-8)
-
-
-def test_unknown_surrogate_names_the_known_ones():
-    with pytest.raises(ValueError, match=r"surrogate = 'rank' is not known.*nuclear_ratio"):
-        surrogate_named("rank")

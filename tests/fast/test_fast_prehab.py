@@ -149,7 +149,7 @@ def test_bad_options_are_named():
 
 
 def test_a_gram_that_is_none_is_refused_though_no_root_is_made(toy):
-    for spoil, message in ((float("nan"), "NaN or infinite"), (0.0, "the input Gram of a layer is zero")):
+    for spoil, message in ((float("nan"), "NaN or infinite"), (0.0, "the input Gram of 'query' is zero")):
         stats = {name: LayerStats(gram=torch.full_like(s.gram, spoil)) for name, s in toy[2].items()}
         with pytest.raises(ValueError, match=message):
             run((toy[0], toy[1], stats), surrogate=Fast("stable_rank"))
