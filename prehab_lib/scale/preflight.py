@@ -1,5 +1,4 @@
-"""Before anything is loaded: the memory that each phase of a compression needs at its peak, from
-the model's configuration alone.
+"""The memory that each phase of a compression needs at its peak, before anything is loaded.
 
 One formula a phase, in bytes.  Surgery is counted with lazy decompositions (`scale.lazy`), one
 layer's at a time.  Expect the measured peak within a factor of 1.5.  Not counted: attention that
@@ -24,10 +23,8 @@ from prehab_lib.statistics.influence import block_of
 GIB = 2**30
 # Layers of one parent that read the same tensor, by the names that the families give them.
 SHARING = (r"(q|k|v|query|key|value)(_proj|_lin)?", r"(gate|up)_proj")
-LESS = (
-    "try Plan's streamed=True, gradient_checkpointing=True, rank_dtype='float32' or "
-    "roots_on='cpu', a smaller model or a larger device"
-)
+OPTIONS = "streamed=True, gradient_checkpointing=True, rank_dtype='float32' or roots_on='cpu'"
+LESS = f"try Plan's {OPTIONS}, a smaller model or a larger device"
 FEWER = "use fewer calibration samples or a smaller model"
 
 
@@ -63,10 +60,8 @@ class Plan:
 
 @dataclass(frozen=True)
 class Phase:
-    """gib: what takes memory on the device -> GiB at the peak; host: what waits on the CPU."""
-
-    gib: dict[str, float]
-    host: dict[str, float]
+    gib: dict[str, float]  # what takes memory on the device at the peak
+    host: dict[str, float]  # what waits on the CPU
 
     @property
     def total(self) -> float:
@@ -75,10 +70,8 @@ class Phase:
 
 @dataclass(frozen=True)
 class Estimate:
-    """parameters: of the model; compressed: those of the layers to compress."""
-
-    parameters: int
-    compressed: int
+    parameters: int  # of the model
+    compressed: int  # of the layers to compress
     device: str
     phases: dict[str, Phase]
 

@@ -40,8 +40,9 @@ class Streamed:
             with _opened(self.files[name]) as file:
                 tensor = file.get_tensor(name)
             if tensor.shape != self.model.get_parameter(name).shape:
-                what = f"{name!r} has another shape on the disk than by config.json"
-                raise ValueError(f"{what}: take both from the same checkpoint")
+                raise ValueError(
+                    f"{name!r} has not the shape of config.json: copy the folder again"
+                )
             set_module_tensor_to_device(self.model, name, "cpu", tensor, self.dtype)
 
     def _below(self, prefix: str) -> list[tuple[str, nn.Parameter]]:
@@ -49,12 +50,8 @@ class Streamed:
         return [named for named in self.model.named_parameters() if named[0].startswith(start)]
 
 
-def open_streamed(
-    folder: str | os.PathLike,
-    auto_class: str = "AutoModelForCausalLM",
-    dtype: torch.dtype | None = None,
-) -> Streamed:
-    """Open a transformers checkpoint without reading its blocks.  dtype: None is its own.
+def open_streamed(folder: str | os.PathLike, dtype: torch.dtype | None = None) -> Streamed:
+    """Open a causal language model's checkpoint without its blocks.  dtype: None is its own.
 
     Raises FileNotFoundError where a file is missing, ValueError where one is damaged, names do not
     match the model's or the family cannot be streamed (GPT-2, whose weights are transposed).
@@ -63,7 +60,7 @@ def open_streamed(
     config = config_of(folder)
     dtype = dtype or getattr(config, "dtype", None) or torch.float32
     with init_empty_weights(include_buffers=False):  # buffers are small and computed, not stored
-        model = getattr(transformers, auto_class).from_config(config, dtype=dtype).eval()
+        model = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
     kind, remedy = type(model).__name__, "load it with models.text_model"
     if any(is_conv1d(module) for module in model.modules()):
         raise ValueError(f"{folder}: weights of {kind} are stored transposed, {remedy}")
@@ -72,9 +69,10 @@ def open_streamed(
     names = [name for name, _ in model.named_parameters()]
     missing = [name for name in names if name not in files]
     if missing:
-        what = f"{folder} has no tensor {missing[0]!r} ({len(missing)} in all are missing)"
-        remedy = f"{remedy} and save it again"
-        raise ValueError(f"{what}: its names are not those of {kind}, {remedy}")
+        what = (
+            f"{folder} has no tensor {missing[0]!r} of {kind} ({len(missing)} in all are missing)"
+        )
+        raise ValueError(f"{what}: {remedy} and save it again")
     blocks = {block_of(layer) for layer in default_layers(model)} - {None}
     inside = tuple(f"{block}." for block in blocks)
     streamed = Streamed(model, files, dtype)
@@ -129,12 +127,9 @@ def _files(folder: Path) -> dict[str, Path]:
     if index.is_file():
         try:
             named = dict(json.loads(index.read_text())["weight_map"])
-            outside = [file for file in named.values() if Path(file).name != file]
+            files = {name: folder / Path(file).name for name, file in named.items()}
         except (ValueError, KeyError, TypeError) as problem:
             raise _damaged(index, problem) from problem
-        if outside:
-            raise ValueError(f"{index} names {outside[0]!r}, which is no file of its folder")
-        files = {name: folder / file for name, file in named.items()}
     elif single.is_file():
         with _opened(single) as file:
             files = dict.fromkeys(file.keys(), single)

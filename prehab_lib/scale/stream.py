@@ -1,9 +1,8 @@
 """Statistics and surgery one block at a time, for models that fill the memory alone.
 
-`collect` gives what `stats.collect` gives; `compress` what `surgery.compress` gives with a uniform
-allocation.  Beyond the model, the device holds one block, its statistics and one layer's
-decomposition.  From a `skeleton.Streamed` folder not even the model: each block is read from
-safetensors when its turn comes.
+The results are those of `stats.collect` and, with a uniform allocation, `surgery.compress`.  Beyond
+the model the device holds one block, its statistics and one layer's decomposition.  From a
+`skeleton.Streamed` folder not even the model: each block is read when its turn comes.
 """
 
 from collections.abc import Iterable
@@ -36,9 +35,8 @@ def collect(
 ) -> dict[str, LayerStats]:
     """As `stats.collect`, block by block: layer name -> `LayerStats`, on the CPU.
 
-    source: a model, or a folder opened by `skeleton.open_streamed`.  needs: gram, mean_abs,
-    max_abs, influence: what comes from activations alone.  device: where each block computes; None
-    is where it lies.  The forward pass of every block runs once.
+    source: a model, or a folder opened by `skeleton.open_streamed`.  needs: of `NEEDS`, what comes
+    from activations alone.  device: where each block computes; None is where it lies.
 
     Raises ValueError for other needs (naming one), layers outside the row of blocks, a host that
     does something between its blocks, no batch, or what `stats.collect` refuses.
@@ -69,9 +67,8 @@ def compress(
     """Statistics and surgery in one walk, in place: collect a block, cut its layers, forget, go on.
 
     method: one with the uniform allocation, statistics of activations alone and no recovery (svd,
-    svd_llm; or asvd's ruler as `Method("activation", needs=...)`).  batches: calibration data; not
-    needed for plain svd.  dtype: of the factorisation; float32 halves memory and costs accuracy in
-    the tail.  From a folder, blocks behind the last of `layers` are read too.  Where something
+    svd_llm; or asvd's ruler as `Method("activation", needs=...)`).  batches: not needed for svd.
+    dtype: of the factorisation.  From a folder all blocks are read in the end.  Where something
     fails midway, the model stays partly compressed.
     Raises ValueError for what the walk cannot do (naming it) before anything is changed.
     """
