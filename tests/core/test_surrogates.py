@@ -25,19 +25,14 @@ def test_by_hand_on_diag_2_1():
 
 
 @pytest.mark.parametrize("name", SURROGATES)
-@pytest.mark.parametrize("shape", [(7, 5), (5, 7), (4, 4)])
-def test_gradient(name, shape):
-    M = matrix(*shape).requires_grad_()
-    assert torch.autograd.gradcheck(SURROGATES[name], (M,), eps=1e-6, atol=1e-7)
-
-
-@pytest.mark.parametrize("name", SURROGATES)
-@pytest.mark.parametrize("sigma", [[3.0, 3.0, 1.0], [2.0, 1.0, 0.0, 0.0], [0.0]])
-def test_gradient_is_finite_at_ties_rank_deficiency_and_zero(name, sigma):
-    M = with_singular_values(sigma).requires_grad_()
-    value = SURROGATES[name](M)
-    value.backward()
-    assert torch.isfinite(value) and torch.isfinite(M.grad).all()
+def test_gradient_also_at_ties_rank_deficiency_and_zero(name):
+    for shape in ((7, 5), (5, 7), (4, 4)):
+        assert torch.autograd.gradcheck(SURROGATES[name], (matrix(*shape).requires_grad_(),), eps=1e-6, atol=1e-7)
+    for sigma in ([3.0, 3.0, 1.0], [2.0, 1.0, 0.0, 0.0], [0.0]):
+        M = with_singular_values(sigma).requires_grad_()
+        value = SURROGATES[name](M)
+        value.backward()
+        assert torch.isfinite(value) and torch.isfinite(M.grad).all(), sigma
 
 
 @pytest.mark.parametrize("name", RATIOS)
