@@ -145,8 +145,7 @@ class Whitened(nn.Module):
         self.register_buffer("L_inverse", L_inverse.to(W0), persistent=False)
 
     def forward(self, delta: Tensor) -> Tensor:
-        # A weight keeps the precision of its master, also under autocast.
-        with torch.autocast(delta.device.type, enabled=False):
+        with torch.autocast(delta.device.type, enabled=False):  # in its master's precision
             return self.W0 + delta @ self.L_inverse
 
     def right_inverse(self, W: Tensor) -> Tensor:

@@ -66,15 +66,11 @@ def _compress(a) -> None:
     size, kind = f"{model.num_parameters() / 1e6:.4g} M", str(model.dtype).removeprefix("torch.")
     _say("model", f"{a.model}: {size} parameters, {kind} on {device}")
     _say("text", f"{a.data}: {len(stream)} tokens, {len(held_out)} windows of {a.window} held out")
-
-    def scored(when: str) -> float:
-        found = perplexity(model, held_out, a.batch)
-        _say(when, f"perplexity {found:.4g} on the held-out windows")
-        return found
-
-    scores = {"before": scored("before")}
+    before = perplexity(model, held_out, a.batch)
+    _say("before", f"perplexity {before:.4g} on the held-out windows")
     report = _cut(model, calibration, a)
-    scores["after"] = scored("after")
+    after = perplexity(model, held_out, a.batch)
+    _say("after", f"perplexity {after:.4g} on the held-out windows")
 
     text, windows = Path(a.data).name, f"windows of {a.window} tokens of"
     drawn, last = a.batch * len(calibration), f"{windows} the last part of {text}"
@@ -82,7 +78,7 @@ def _compress(a) -> None:
     about["base_model"] = Path(a.model).resolve().name if os.path.isdir(a.model) else a.model
     about["calibration"] = f"{drawn} {windows} {text}, drawn with seed {a.seed}"
     about["prehab"] = _described(a) if a.steps else "none"
-    about |= {"achieved": report.achieved, "perplexity": scores}
+    about |= {"achieved": report.achieved, "perplexity": {"before": before, "after": after}}
     about["perplexity on"] = f"{len(held_out)} {last}, which did not calibrate"
     folder = save(model, a.out, tokenizer=tokenizer, merged=a.merged, **about)
     size = sum(file.stat().st_size for file in folder.iterdir())
@@ -156,15 +152,14 @@ def _check_settings(config, dtype: torch.dtype, stream, a) -> None:
     """What the arguments ask and the model's configuration or the text does not allow."""
     positions = getattr(config, "max_position_embeddings", None)
     if positions is not None and a.window > positions:
-        longer = f"window = {a.window} is longer than the {positions} positions of the model"
-        raise ValueError(f"{longer}: make it smaller")
+        raise ValueError(
+            f"window = {a.window} is longer than the {positions} positions of the model"
+        )
     if a.steps and dtype == torch.float16:
-        remedy = "add --dtype bfloat16 or float32, or leave out --steps"
-        raise ValueError(f"prehab cannot train in float16: {remedy}")
+        raise ValueError("prehab cannot train in float16: add --dtype bfloat16 or float32")
     if len(stream) < 2 * a.window:
         fewer = f"{a.data} has {len(stream)} tokens, fewer than two windows of {a.window}"
-        remedy = "give more text, or a smaller --window"
-        raise ValueError(f"{fewer}, one to calibrate and one to score: {remedy}")
+        raise ValueError(f"{fewer}: give more text, or a smaller --window")
     known, highest = getattr(config, "vocab_size", None), int(stream.max())
     if known is not None and highest >= known:
         outside = f"token {highest} is outside the model's vocabulary of {known}"
@@ -184,8 +179,7 @@ def _device(name: str) -> str:
 def _texts(path: Path) -> list[str]:
     """The texts of a UTF-8 file, which is one, or of a Parquet file's column "text"."""
     if not path.is_file():
-        remedy = "give a text file, or a Parquet file with a column 'text'"
-        raise FileNotFoundError(f"--data {path} is no file: {remedy}")
+        raise FileNotFoundError(f"--data {path} is no file: give a text or a Parquet file")
     try:
         if path.suffix == ".parquet":
             names = parquet.read_schema(path).names

@@ -37,16 +37,14 @@ class Fast:
 
 
 class FastTerm(RankTerm):
-    """R of all layers as its tangent c + ⟨D, W⟩, renewed every `every` steps; D is the gradient.
-
-    With every=1 one stack of layers has its D at a time, else all stay, where the roots are.
-    """
+    """R of all layers as its tangent c + ⟨D, W⟩, renewed every `every` steps; D is the gradient."""
 
     usual_dtype = "float32"
 
     def __init__(self, fast: Fast, *settings):
         self.kind, self.every = FAST[fast.name], fast.refresh
-        self.held: dict[int, tuple[Tensor, Tensor]] = {}  # stack -> c (b,), D (b, m, n)
+        # stack -> c (b,), D (b, m, n); none with every=1, so that one stack has its D at a time
+        self.held: dict[int, tuple[Tensor, Tensor]] = {}
         super().__init__(SURROGATES[fast.name], *settings)
 
     def made_metrics(self) -> dict[str, Tensor]:

@@ -30,21 +30,17 @@ FEWER = "use fewer calibration samples or a smaller model"
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run will do.  batch × window: tokens of a forward pass; samples: calibration windows.
+    """What a run will do."""
 
-    steps: of prehab, 0 leaves it out; lora: rank of rehab, 0 leaves it out.  dtype: of the weights
-    as loaded.  streamed: `stream.collect` and `stream.compress` with the model in CPU memory; all
-    Grams wait there for prehab.  The others are options of `prehab`.
-    """
-
-    batch: int = 1
-    window: int = 2048
-    samples: int = 256
+    batch: int = 1  # windows of a forward pass
+    window: int = 2048  # its tokens
+    samples: int = 256  # calibration windows
     removed: float = 0.4
-    steps: int = 0
-    lora: int = 0
-    dtype: torch.dtype = torch.bfloat16
-    streamed: bool = False
+    steps: int = 0  # of prehab, 0 leaves it out
+    lora: int = 0  # rank of rehab, 0 leaves it out
+    dtype: torch.dtype = torch.bfloat16  # of the weights as loaded
+    streamed: bool = False  # by `scale.stream`, with the model (and Grams for prehab) in CPU memory
+    # Options of `prehab`:
     train: str = "layers"
     compute: str | None = None
     optimizer: str = "adamw"
@@ -77,7 +73,6 @@ class Estimate:
 
     @property
     def peak(self) -> float:
-        """GiB of the phase that needs most."""
         return max(phase.total for phase in self.phases.values())
 
     @property
