@@ -31,7 +31,6 @@ from prehab_lib.surrogates import SURROGATES
 from prehab_lib.tasks.bpe import tokenizer_of
 from prehab_lib.tasks.perplexity import language_loss, perplexity
 from prehab_lib.tasks.windows import Draws, cut, token_stream
-from prehab_lib.weightings import decompose_lazily
 
 HELD_OUT = 0.1  # the last tenth of the text is scored, the rest calibrates
 # Of prehab: recomputed activations, half the roots, and those one at a time on the device.
@@ -97,8 +96,7 @@ def _estimate(config, dtype: torch.dtype, device: str, a) -> None:
     plan = preflight.Plan(removed=a.removed, dtype=dtype, **options)
     needed = preflight.estimate(config, plan, device)
     _say("estimate", f"{needed.peak:.3g} GiB on {device} at most")
-    blocks = "go block by block with prehab_lib.scale.stream"
-    needed.check(f"add --less-memory or --dtype bfloat16, take a smaller model, or {blocks}")
+    needed.check("add --less-memory or --dtype bfloat16, or go by blocks with scale.stream")
 
 
 def _cut(model, calibration, a) -> surgery.Report:
@@ -119,8 +117,7 @@ def _cut(model, calibration, a) -> surgery.Report:
         found = stats.collect(model, calibration, needs=method.needs, task_loss=language_loss)
         said.append(f"{', '.join(sorted(method.needs)) or 'none needed'} of {len(found)} layers")
     with _step("surgery") as said:
-        lazy = decompose_lazily(model, found, method.weighting)
-        data = {"decompositions": lazy, "task_loss": language_loss, "batches": calibration}
+        data = {"task_loss": language_loss, "batches": calibration}
         report = surgery.compress(model, a.method, a.removed, found, **data)
         said.append(str(report))
     return report
@@ -152,9 +149,8 @@ def _check_settings(config, dtype: torch.dtype, stream, a) -> None:
     """What the arguments ask and the model's configuration or the text does not allow."""
     positions = getattr(config, "max_position_embeddings", None)
     if positions is not None and a.window > positions:
-        raise ValueError(
-            f"window = {a.window} is longer than the {positions} positions of the model"
-        )
+        longer = f"window = {a.window} is longer than the {positions} positions"
+        raise ValueError(f"{longer} of the model: make it smaller")
     if a.steps and dtype == torch.float16:
         raise ValueError("prehab cannot train in float16: add --dtype bfloat16 or float32")
     if len(stream) < 2 * a.window:

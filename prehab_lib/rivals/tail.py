@@ -93,8 +93,7 @@ class TailTerm(RankTerm):
                 raise ValueError(f"{what} names {name!r}, which is not among the layers of stats")
             rank, most = ranks[name], min(self.layers[name].weight.shape)
             if rank is not None and (type(rank) is not int or not 1 <= rank <= most):
-                allowed = f"it allows 1 to {most}, or None"
-                raise ValueError(f"{what} gives {name!r} rank {rank!r}: {allowed}")
+                raise ValueError(f"{what} gives {name!r} rank {rank!r}: give 1 to {most}, or None")
 
 
 def tail_ratio(A: Tensor, Q: Tensor) -> Tensor:

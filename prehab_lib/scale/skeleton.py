@@ -26,28 +26,25 @@ class Streamed:
         self.files = files  # parameter -> the safetensors file that holds it
 
     def load(self, prefix: str = "") -> None:
-        """Read the parameters whose names begin so and that are not there yet."""
-        self.read([name for name, p in self._below(prefix) if p.is_meta])
+        """Read the parameters below `prefix` that are not there yet.
+
+        Raises ValueError for a damaged file, or a tensor of another shape than the model's.
+        """
+        for name, parameter in list(self.model.get_submodule(prefix).named_parameters(prefix)):
+            if parameter.is_meta:
+                self.read(name)
+
+    def read(self, name: str) -> None:
+        with _opened(self.files[name]) as file:
+            tensor = file.get_tensor(name)
+        if tensor.shape != self.model.get_parameter(name).shape:
+            raise ValueError(f"{name!r} has not the shape of config.json: copy the folder again")
+        set_module_tensor_to_device(self.model, name, "cpu", tensor, self.dtype)
 
     def unload(self, prefix: str) -> None:
         """Forget the parameters below `prefix`; `load` reads them again as they are on the disk."""
-        for name, _ in self._below(prefix):
+        for name, _ in list(self.model.get_submodule(prefix).named_parameters(prefix)):
             set_module_tensor_to_device(self.model, name, "meta")
-
-    def read(self, names: list[str]) -> None:
-        """Raises ValueError for a damaged file, or a tensor of another shape than the model's."""
-        for name in names:
-            with _opened(self.files[name]) as file:
-                tensor = file.get_tensor(name)
-            if tensor.shape != self.model.get_parameter(name).shape:
-                raise ValueError(
-                    f"{name!r} has not the shape of config.json: copy the folder again"
-                )
-            set_module_tensor_to_device(self.model, name, "cpu", tensor, self.dtype)
-
-    def _below(self, prefix: str) -> list[tuple[str, nn.Parameter]]:
-        start = f"{prefix}." if prefix else ""
-        return [named for named in self.model.named_parameters() if named[0].startswith(start)]
 
 
 def open_streamed(folder: str | os.PathLike, dtype: torch.dtype | None = None) -> Streamed:
@@ -69,14 +66,14 @@ def open_streamed(folder: str | os.PathLike, dtype: torch.dtype | None = None) -
     names = [name for name, _ in model.named_parameters()]
     missing = [name for name in names if name not in files]
     if missing:
-        what = (
-            f"{folder} has no tensor {missing[0]!r} of {kind} ({len(missing)} in all are missing)"
-        )
-        raise ValueError(f"{what}: {remedy} and save it again")
+        lacks = f"{folder} has no tensor {missing[0]!r} of {kind} (of {len(missing)} missing)"
+        raise ValueError(f"{lacks}: {remedy} and save it again")
     blocks = {block_of(layer) for layer in default_layers(model)} - {None}
     inside = tuple(f"{block}." for block in blocks)
     streamed = Streamed(model, files, dtype)
-    streamed.read([name for name in names if not name.startswith(inside)])
+    for name in names:
+        if not name.startswith(inside):
+            streamed.read(name)
     model.tie_weights()
     return streamed
 

@@ -81,8 +81,7 @@ def compress(
     _check_needs(chosen.needs, "surgery.compress")
     check_removed(removed)
     if chosen.needs and batches is None:
-        need = sorted(chosen.needs)[0]
-        raise ValueError(f"this method needs batches for the statistic {need!r}: pass batches=...")
+        raise ValueError(f"the method needs {', '.join(chosen.needs)}: pass batches=...")
     walk = Walk(source, layers, device)
     before = {name: module.weight.numel() for name, module in walk.layers.items()}
     if chosen.needs:
