@@ -1,13 +1,12 @@
-"""In which numbers training computes, and where they lie: float32 master weights, products in
-bfloat16, activations kept or recomputed, weights whole or in shards.
+"""In which numbers training computes, and where they lie.
 
-A bfloat16 number has 8 bits of precision: a weight of 0.02 moves only by steps of 1e-4, and a step
-of 1e-5 is rounded away. So weights are trained as float32 masters, whatever dtype the model came
-in, and rounded once at the end. Bytes a trained parameter: 4 master + 4 gradient + 8 AdamW = 16,
-and 2 more for the bfloat16 copy a forward pass works with (7 billion: about 104 + 13 GiB).
+bfloat16 has 8 bits of precision: a weight of 0.02 moves only by steps of 1e-4, and a step of 1e-5
+is rounded away.  So weights are trained as float32 masters, whatever dtype the model came in, and
+rounded once at the end.  Bytes a trained parameter: 4 master + 4 gradient + 8 AdamW = 16, and 2
+more for the bfloat16 copy that a forward pass works with.
 
-Outside forward and backward passes `fully_shard` leaves every parameter a `DTensor`.  Each process
-gathers one whole weight at a time and keeps its own shard's part of the gradient.
+`fully_shard` leaves every parameter a `DTensor`.  Each process gathers one whole weight at a time
+and keeps its own shard's part of the gradient.
 """
 
 from collections.abc import Iterable, Iterator
@@ -30,9 +29,8 @@ class Memory:
 
     compute: "bfloat16" multiplies in bfloat16 (autocast), "float32" does not; None follows the
     model.  optimizer: a key of `OPTIMIZERS`.  gradient_checkpointing: recompute activations.
-    rank_dtype: "float64" or "float32", of W L; None is the surrogate's own choice (exact: float64,
-    `fast`: float32).  roots_on: "cpu" keeps roots or Grams there (n² numbers a distinct input) and
-    moves one at a time; "device" keeps them beside the weights.
+    rank_dtype: "float64" or "float32", of W L; None is the surrogate's own (`fast`: float32).
+    roots_on: "cpu" keeps roots or Grams there (n² numbers a distinct input), not on the device.
     """
 
     compute: str | None = None
@@ -51,10 +49,8 @@ class Memory:
 def check_precision(model: nn.Module) -> None:
     """Raises ValueError for a float16 model, or bfloat16 shards, which have no masters here."""
     half = "is in float16, in which AdamW's steps overflow or vanish: train in bfloat16 or float32"
-    shard = (
-        "is sharded in bfloat16: shard the model in float32 and give fully_shard a "
-        "MixedPrecisionPolicy(param_dtype=torch.bfloat16)"
-    )
+    policy = "MixedPrecisionPolicy(param_dtype=torch.bfloat16)"
+    shard = f"is sharded in bfloat16: shard it in float32 and give fully_shard a {policy}"
     for name, parameter in model.named_parameters():
         if parameter.dtype == torch.float16:
             raise ValueError(f"{name!r} {half}")
@@ -64,10 +60,9 @@ def check_precision(model: nn.Module) -> None:
 
 @contextmanager
 def master_weights(model: nn.Module, trained: Iterable[str], compute: str | None) -> Iterator[None]:
-    """Inside, the bfloat16 parameters named in `trained` are float32; all for compute="float32".
+    """Inside, bfloat16 parameters named in `trained` (compute="float32": all) are float32.
 
-    On the way out each is rounded to the dtype it came in; what was not trained comes back to the
-    last bit.
+    On the way out each is rounded to the dtype it came in: what was not trained loses no bit.
     """
     trained = set(trained)
     dtypes = {name: parameter.dtype for name, parameter in model.named_parameters()}
@@ -88,10 +83,7 @@ def _change_dtype(parameter: nn.Parameter, dtype: torch.dtype) -> None:
 
 
 def forward_precision(model: nn.Module, compute: str | None):
-    """A function that makes the context for one forward pass: autocast to bfloat16, or nothing.
-
-    compute: None follows the model: bfloat16 where it came in bfloat16.
-    """
+    """A maker of the forward pass's context: autocast, or nothing; compute=None: as the model."""
     dtypes = {parameter.dtype for parameter in model.parameters()}
     if compute == "bfloat16" or (compute is None and torch.bfloat16 in dtypes):
         device = next(model.parameters()).device.type
@@ -99,25 +91,22 @@ def forward_precision(model: nn.Module, compute: str | None):
     return nullcontext
 
 
-# What transformers and timm note on their modules when they are told to recompute activations.
+# What transformers and timm note on their modules when they recompute activations.
 FLAGS = ("gradient_checkpointing", "_gradient_checkpointing_func", "grad_checkpointing")
 
 
 @contextmanager
 def recomputed_activations(model: nn.Module, on: bool) -> Iterator[None]:
-    """Inside, each block keeps its input alone and is computed again for the gradient.
+    """Inside, each block keeps its input alone and is computed again for the same gradient.
 
-    The same gradients for about a third more operations.  Every flag is back afterwards.  Raises
-    ValueError for models other than those of transformers and timm.
+    About a third more operations.  Raises ValueError for models not of transformers or timm.
     """
     if not on:
         yield
         return
-    before = []
+    before = {}
     for module in model.modules():
-        before.append(
-            (module, {flag: vars(module)[flag] for flag in FLAGS if flag in vars(module)})
-        )
+        before[module] = {flag: vars(module)[flag] for flag in FLAGS if flag in vars(module)}
     config = getattr(model, "config", None)
     use_cache = getattr(config, "use_cache", None)
     try:
@@ -126,7 +115,7 @@ def recomputed_activations(model: nn.Module, on: bool) -> Iterator[None]:
             config.use_cache = False
         yield
     finally:
-        for module, flags in before:
+        for module, flags in before.items():
             for flag in FLAGS:
                 vars(module).pop(flag, None)
             vars(module).update(flags)
@@ -135,8 +124,7 @@ def recomputed_activations(model: nn.Module, on: bool) -> Iterator[None]:
 
 
 def _recompute(model: nn.Module) -> None:
-    # Not reentrant: the other kind loses the gradient where a block's input needs none, as behind a
-    # frozen embedding.
+    # Not reentrant: that loses the gradient where a block's input needs none (a frozen embedding).
     options = {"use_reentrant": False}
     if hasattr(model, "activation_checkpointing_enable"):  # transformers since 5.2
         model.activation_checkpointing_enable(activation_checkpointing_kwargs=options)
@@ -145,19 +133,16 @@ def _recompute(model: nn.Module) -> None:
     elif hasattr(model, "set_grad_checkpointing"):
         model.set_grad_checkpointing(True)
     else:
-        raise ValueError(
-            f"{type(model).__name__} offers no gradient checkpointing: leave "
-            "gradient_checkpointing out, or make its batches smaller"
-        )
+        lacks = f"{type(model).__name__} offers no gradient checkpointing"
+        raise ValueError(f"{lacks}: leave it out, or make the batches smaller")
 
 
 def is_sharded(tensor: Tensor) -> bool:
-    """True for a `DTensor`."""
     return hasattr(tensor, "full_tensor")
 
 
 def whole(weight: Tensor) -> Tensor:
-    """All of a weight (m, n) that may be sharded; its gradient goes back to the shards."""
+    """All of a weight that may be sharded; its gradient goes back to the shards."""
     return weight.full_tensor() if is_sharded(weight) else weight
 
 

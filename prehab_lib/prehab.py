@@ -1,6 +1,4 @@
-"""Low-Rank Prehab: fine-tune with a rank surrogate of the whitened weights added to the task loss
-(Algorithm 1).
-"""
+"""Low-Rank Prehab (Algorithm 1): fine-tune with a rank surrogate of the whitened weights."""
 
 import math
 import time
@@ -13,17 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from prehab_lib import precision
 from prehab_lib.batches import device_of, endless, mode, move, seeded
 from prehab_lib.inputs import check_choice, check_positive, check_whole
-from prehab_lib.precision import (
-    OPTIMIZERS,
-    Memory,
-    check_precision,
-    forward_precision,
-    master_weights,
-    recomputed_activations,
-    refuse_sharded,
-)
+from prehab_lib.precision import Memory
 from prehab_lib.progress import progress
 from prehab_lib.rank_term import RankTerm, term_of
 from prehab_lib.stats import LayerStats
@@ -32,11 +23,10 @@ from prehab_lib.surrogates import entropy_rank
 
 @dataclass
 class History:
-    """One row a step: step, task_loss, lam, surrogate and entropy_rank (mean over layers; None
-    where not computed).
+    """A row a step: step, task_loss, lam, and where computed surrogate and (mean) entropy_rank.
 
-    Some surrogates add to it: `fast.Fast` "fell_back", the layers of this step for which the fast
-    way did not suffice; `rivals.tail.Tail` at each refresh "tail": ranks, tails τ_ℓ, weights λ_ℓ/λ.
+    `fast.Fast` adds "fell_back", the layers of this step for which the fast way did not suffice;
+    `rivals.tail.Tail` at each refresh "tail": ranks, tails τ_ℓ, weights λ_ℓ / λ.
     """
 
     rows: list[dict] = field(default_factory=list)
@@ -51,8 +41,8 @@ class Training:
     """Options of `prehab` beside its objective.
 
     train: "layers" trains the compressed weights alone, "all" every parameter.  log_every: steps
-    between rows with surrogate and entropy rank; None logs no entropy rank, and the surrogate only
-    where λ > 0 needs it anyway.  seed: of dropout, so that arms that are compared drop alike.
+    between rows with surrogate and entropy rank; None logs only the surrogate, where λ > 0.  seed:
+    of dropout, so that arms that are compared drop alike.
     """
 
     train: str = "layers"
@@ -102,23 +92,21 @@ def prehab(
     A bfloat16 model trains as float32 masters under autocast and is rounded once at the end.  One
     that `fully_shard` has sharded trains as it is, each process on its own batches of one size.
 
-    Cost per step and layer: the surrogate, one product W L (2 m n² operations) and its gradient.
     Raises ValueError for an unknown name, a negative or NaN λ, too few batches, a combination that
     cannot be, or a loss that is no longer finite.
     """
-    schedule = _schedule(lam)
+    schedule = lam if callable(lam) else constant(check_lam(lam))
     _check(model, stats, steps, lr, coordinates, reduction)
     term = term_of(surrogate, model, stats, coordinates, reduction, memory)
-    autocast = forward_precision(model, memory.compute)
+    autocast = precision.forward_precision(model, memory.compute)
     history, started = History(), time.perf_counter()
     with seeded(model, training.seed), _free(model, term, training, memory) as parameters:
-        optimizer = OPTIMIZERS[memory.optimizer](
-            parameters, lr=lr, weight_decay=training.weight_decay
-        )
+        adamw = precision.OPTIMIZERS[memory.optimizer]
+        optimizer = adamw(parameters, lr=lr, weight_decay=training.weight_decay)
         minibatches = endless(batches)
         for step in progress(range(steps), "prehab"):  # line 2 of Algorithm 1
             batch = move(next(minibatches), device_of(model))  # line 3
-            lam_now = schedule(step)
+            lam_now = check_lam(schedule(step))
             term.refresh(step)
             with _weights_made_once(term):
                 with autocast():
@@ -150,14 +138,14 @@ def _logged(term: RankTerm, rank: Tensor | None, training: Training, step: int, 
 class Whitened(nn.Module):
     """W = W₀ + Δ L⁻¹: at Δ = 0 the weight is W₀ to the last bit, also for an ill-conditioned L."""
 
-    def __init__(self, W0: Tensor, L_inverse: Tensor):
+    def __init__(self, W0: Tensor, L: Tensor):
         super().__init__()
+        L_inverse = (L / L.square().sum(0)).T  # L = Q √λ, so L⁻¹ = (L / λ)ᵀ
         self.register_buffer("W0", W0.clone(), persistent=False)
         self.register_buffer("L_inverse", L_inverse.to(W0), persistent=False)
 
     def forward(self, delta: Tensor) -> Tensor:
-        # A weight keeps the precision of its master, also under autocast.
-        with torch.autocast(delta.device.type, enabled=False):
+        with torch.autocast(delta.device.type, enabled=False):  # in its master's precision
             return self.W0 + delta @ self.L_inverse
 
     def right_inverse(self, W: Tensor) -> Tensor:
@@ -165,27 +153,24 @@ class Whitened(nn.Module):
 
 
 @contextmanager
-def _free(
-    model: nn.Module, term: RankTerm, training: Training, memory: Memory
-) -> Iterator[list[Tensor]]:
-    """The parameters to train, alone free, in train mode and as masters.
-
-    On the way out weights are folded back and rounded, flags and mode as before.
-    """
+def _free(model: nn.Module, term: RankTerm, training: Training, memory: Memory) -> Iterator[list]:
+    """The parameters to train, alone free, in train mode and as masters; all is undone after it."""
     flags = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     trained = set(flags)
     if training.train == "layers":
         trained = {f"{name}.weight" for name in term.layers}
     with (
-        master_weights(model, trained, memory.compute),
-        recomputed_activations(model, memory.gradient_checkpointing),
+        precision.master_weights(model, trained, memory.compute),
+        precision.recomputed_activations(model, memory.gradient_checkpointing),
         mode(model, training=True),
     ):
         try:
             for name, parameter in model.named_parameters():
                 parameter.requires_grad_(name in trained)
             if term.joint:
-                _whiten(term)
+                for name, layer in term.layers.items():
+                    whitened = Whitened(layer.weight.detach(), term.roots[name])
+                    parametrize.register_parametrization(layer, "weight", whitened)
             yield [parameter for parameter in model.parameters() if parameter.requires_grad]
         finally:
             _fold_back(term.layers.values())
@@ -201,14 +186,6 @@ def _weights_made_once(term: RankTerm) -> Iterator[None]:
         for layer in term.layers.values():
             _ = layer.weight  # now: a block that is recomputed would find it made the second time
         yield
-
-
-def _whiten(term: RankTerm) -> None:
-    for name, layer in term.layers.items():
-        L = term.roots[name]
-        L_inverse = (L / L.square().sum(0)).T  # L = Q √λ, so L⁻¹ = (L / λ)ᵀ
-        whitened = Whitened(layer.weight.detach(), L_inverse)
-        parametrize.register_parametrization(layer, "weight", whitened)
 
 
 def _fold_back(layers: Iterable[nn.Linear]) -> None:
@@ -227,18 +204,13 @@ def _check(model: nn.Module, stats, steps: int, lr: float, coordinates: str, red
     check_positive(lr=lr)
     if not stats:
         raise ValueError("prehab needs the statistic 'gram': pass stats=stats.collect(...)")
-    check_precision(model)
+    precision.check_precision(model)
     if coordinates == "whitened":
-        refuse_sharded(model, "coordinates='whitened'", "use coordinates='weight'")
+        precision.refuse_sharded(model, "coordinates='whitened'", "use coordinates='weight'")
 
 
-def _schedule(lam: float | Callable[[int], float]) -> Callable[[int], float]:
-    if callable(lam):
-        return lambda step: _checked_lam(lam(step))
-    return constant(_checked_lam(lam))
-
-
-def _checked_lam(lam: float) -> float:
+def check_lam(lam: float) -> float:
+    """λ as a float; raises ValueError where it is no finite number of at least 0."""
     if isinstance(lam, bool) or not isinstance(lam, Real) or not math.isfinite(lam) or lam < 0:
         raise ValueError(f"lam = {lam!r}: give a finite number, 0 (the control) or larger")
     return float(lam)

@@ -1,19 +1,17 @@
-"""The second term of prehab's objective: a rank surrogate over the whitened weights of all layers,
-and its gradient.
-"""
+"""The second term of prehab's objective: a surrogate over the whitened weights of all layers."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from prehab_lib.inputs import check_choice
 from prehab_lib.layers import linear_layers
 from prehab_lib.precision import Memory, whole
 from prehab_lib.roots import psd_root
 from prehab_lib.stats import LayerStats
-from prehab_lib.surrogates import surrogate_named
+from prehab_lib.surrogates import SURROGATES
 
 # Of the eigenvalues of a Gram, times their mean, in coordinates "whitened", where L is inverted.
 FLOOR = 1e-6
@@ -25,7 +23,7 @@ class RankTerm:
     A surrogate of another kind derives from it: `fast.FastTerm`, `rivals.tail.TailTerm`.
     """
 
-    usual_dtype: ClassVar[str] = "float64"
+    usual_dtype = "float64"
 
     def __init__(
         self,
@@ -66,17 +64,14 @@ class RankTerm:
             if key not in shared:
                 metric = make(name)
                 if not metric.any():
-                    raise ValueError(
-                        "the input Gram of a layer is zero: look at the calibration data"
-                    )
+                    raise ValueError(f"the input Gram of {name!r} is zero: look at the batches")
                 home = torch.device("cpu") if self.memory.roots_on == "cpu" else device
                 shared[key] = metric.to(home, self.dtype_on(device))
             metrics[name] = shared[key]
         return metrics
 
     def dtype_on(self, device: torch.device) -> torch.dtype:
-        """Of W L on a device: MPS has no float64."""
-        return torch.float32 if device.type == "mps" else self.dtype
+        return torch.float32 if device.type == "mps" else self.dtype  # MPS has no float64
 
     def refresh(self, step: int) -> None:
         """Called before each step: what has to be made anew."""
@@ -87,30 +82,31 @@ class RankTerm:
             loss.backward()
             return None
         if self.joint:
-            value = self._sum(list(self.values()))
+            value = self.share * _total(self.values())
             (loss + lam * value).backward()
             return value.detach()
         loss.backward()
-        return self._sum(list(self.pulls(lam)))
+        pulled = []
+        for value in self.values():
+            (lam * (self.share * value)).backward()
+            pulled.append(value.detach())
+            del value  # and with it the graph of W L, before the next one is made
+        return self.share * _total(pulled)
 
     def values(self) -> Iterator[Tensor]:
         """R of each layer, with its graph."""
         for name in self.names:
             yield self._value(name)
 
-    def pulls(self, lam: float) -> Iterator[Tensor]:
-        """R of each layer, after λ times its gradient was added to the weight's."""
-        for name in self.names:
-            yield self._pull(name, lam)
-
     @torch.no_grad()
     def value(self) -> Tensor:
-        return self._sum([self._value(name) for name in self.names])
+        """R, without a graph; exact whatever `values` does."""
+        return self.share * _total(self._value(name) for name in self.names)
 
     @torch.no_grad()
     def mean(self, of: Callable[[Tensor], Tensor]) -> float:
         """Another function of W L, averaged over all layers."""
-        return float(_total([of(self.whitened(name)) for name in self.layers])) / len(self.layers)
+        return float(_total(of(self.whitened(name)) for name in self.layers)) / len(self.layers)
 
     def whitened(self, name: str) -> Tensor:
         """A = W L (m, n)."""
@@ -120,15 +116,6 @@ class RankTerm:
 
     def _value(self, name: str) -> Tensor:
         return self.of(self.whitened(name))
-
-    def _pull(self, name: str, lam: float) -> Tensor:
-        # A function of its own: on its return the graph of W L goes, before the next one is made.
-        value = self._value(name)
-        (lam * (self.share * value)).backward()
-        return value.detach()
-
-    def _sum(self, values: list[Tensor]) -> Tensor:
-        return self.share * _total(values)
 
     def _root(self, name: str) -> Tensor:
         # Kept with the statistics for whoever comes next, unless they are so large that it hurts.
@@ -144,11 +131,11 @@ def term_of(surrogate, *settings) -> RankTerm:
     """
     if hasattr(surrogate, "term"):
         return surrogate.term(*settings)
-    return RankTerm(surrogate_named(surrogate), *settings)
+    check_choice("surrogate", surrogate, SURROGATES)
+    return RankTerm(SURROGATES[surrogate], *settings)
 
 
-def _total(values: list[Tensor]) -> Tensor:
+def _total(values: Iterable[Tensor]) -> Tensor:
     """Their sum, on the device of the first; 0 where there is none."""
-    if not values:
-        return torch.zeros(())
+    values = list(values) or [torch.zeros(())]
     return torch.stack([value.to(values[0].device) for value in values]).sum()

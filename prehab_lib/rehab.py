@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
 
 from prehab_lib.batches import device_of, endless, mode, move
 from prehab_lib.factors import LowRankLinear
@@ -21,11 +22,10 @@ ORDERS = {"UV": (("U",), ("V",)), "VU": (("V",), ("U",)), "joint": (("U", "V"),)
 
 @dataclass(frozen=True)
 class Lora:
-    """Options of `rehab`.
+    """alpha, dropout: of peft's adapters; alpha is 2 · rank by default.
 
-    alpha, dropout: of peft's adapters; alpha is 2 · rank by default.  warmup: steps in which the
-    learning rate of a phase rises linearly; decay: it falls linearly to 0 after them.  accumulate:
-    batches a step; the loss is the mean of theirs.
+    warmup: steps in which the learning rate of a phase rises linearly; decay: it falls linearly to
+    0 after them.  accumulate: batches a step; the loss is the mean of theirs.
     """
 
     alpha: float | None = None
@@ -57,17 +57,15 @@ def rehab(
     order: str = "UV",
     lora: Lora = Lora(),
 ) -> History:
-    """LoRA on one factor at a time with everything else frozen, `steps` steps of AdamW a phase, in
-    place.   Source: Tables II and IV, rows †.
+    """LoRA on one factor at a time, in place, all else frozen; `steps` steps of AdamW a phase.
 
-    order: "UV" (all U, merge, all V, merge; SVD-LLM's scripts), "VU", or "joint" (both at once, one
-    phase).  rank: of the adapters.  A factor of rank r is (m, r) before and after; layers that
-    stayed dense are not touched.
-    Of a bfloat16 model factors and adapters are float32 masters under autocast, rounded at the end.
+    Source: Tables II and IV, rows †.  order: "UV" (all U, merge, all V, merge; SVD-LLM's scripts),
+    "VU", or "joint" (both at once, one phase).  rank: of the adapters.  A factor of rank r is
+    (m, r) before and after; layers that stayed dense are not touched.  Of a bfloat16 model factors
+    and adapters are float32 masters under autocast, rounded at the end.
 
-    Raises ValueError for an unknown order, a number that makes no sense, a model without low-rank
-    layers or with quantised ones, a float16 model, or a loss that is no longer finite (that phase's
-    adapters are then dropped).
+    Raises ValueError for a bad option, a model in float16, without low-rank layers or with
+    quantised ones, or a loss that is no longer finite (its phase's adapters are then dropped).
     """
     check_choice("order", order, ORDERS)
     check_whole(1, rank=rank)
@@ -101,9 +99,7 @@ def rehab(
             phase = "".join(sides)
             with _adapters(model, targets, rank, lora) as free:
                 optimizer = torch.optim.AdamW(free, lr=lr, weight_decay=lora.weight_decay)
-                schedule = torch.optim.lr_scheduler.LambdaLR(
-                    optimizer, lambda step: lora.rate(step, steps)
-                )
+                schedule = LambdaLR(optimizer, lambda step: lora.rate(step, steps))
                 for step in progress(range(steps), f"rehab {phase}"):
                     optimizer.zero_grad(set_to_none=True)
                     loss = backward(f"rehab step {step} of phase {phase}")
@@ -129,24 +125,13 @@ def _factors_free(model: nn.Module, low_rank: Iterable[str]) -> Iterator[None]:
 
 
 @contextmanager
-def _adapters(
-    model: nn.Module, targets: list[str], rank: int, lora: Lora
-) -> Iterator[list[Tensor]]:
-    """The parameters of new adapters on `targets`, alone free, in train mode.
-
-    Merged afterwards, or dropped where training fails.
-    """
+def _adapters(model: nn.Module, targets: list[str], rank: int, lora: Lora) -> Iterator[list]:
+    """New adapters on `targets`, alone free, in train mode; merged at the end, or dropped."""
     from peft import LoraConfig
     from peft.tuners.lora import LoraModel
 
-    config = LoraConfig(
-        r=rank,
-        lora_alpha=lora.alpha or 2 * rank,
-        lora_dropout=lora.dropout,
-        bias="none",
-        target_modules=targets,
-    )
-    adapted = LoraModel(model, config, "rehab")
+    options = {"lora_alpha": lora.alpha or 2 * rank, "lora_dropout": lora.dropout, "bias": "none"}
+    adapted = LoraModel(model, LoraConfig(r=rank, target_modules=targets, **options), "rehab")
     try:
         with mode(model, training=True):
             yield [parameter for parameter in model.parameters() if parameter.requires_grad]

@@ -1,16 +1,14 @@
 """Smooth stand-ins for the rank of a matrix, each a function of its singular values.
 
 In prehab the matrix is M = W L (m, n): the weight times a root L of its input Gram, so that a
-singular value says how much of the layer's *output* one direction carries.  All of them are
-differentiable by autograd: the gradient of Σ gᵢ σᵢ is U diag(g) Vᵀ, finite at ties and at rank
-deficiency.  Cost: one thin singular value decomposition of M, about 6 q p² + 20 p³ operations with
-p = min(m, n), q = max(m, n), and a product of its vectors, 2 q p², for the gradient.
+singular value says how much of the layer's *output* one direction carries.  The gradient of Σ gᵢ σᵢ
+is U diag(g) Vᵀ, finite at ties and at rank deficiency; a zero matrix has value and gradient 0.
+Cost: one thin singular value decomposition of M, about 6 q p² + 20 p³ operations with p ≤ q its
+sides, and a product of its vectors, 2 q p², for the gradient.
 """
 
 import torch
 from torch import Tensor
-
-from prehab_lib.inputs import check_choice
 
 
 def nuclear(M: Tensor) -> Tensor:
@@ -21,9 +19,7 @@ def nuclear(M: Tensor) -> Tensor:
 def nuclear_ratio(M: Tensor) -> Tensor:
     """‖M‖_*² / ‖M‖_F², between 1 and rank M.   M (m, n) -> scalar.  Source: Eq. (5) as printed.
 
-    The paper calls it "stable rank"; the reference it cites, and the released code, mean
-    `stable_rank`.
-    A zero matrix has value 0 and gradient 0.
+    The paper calls it "stable rank"; its reference and the released code mean `stable_rank`.
     """
     sigma = torch.linalg.svdvals(M)
     return _ratio(sigma.sum() ** 2, sigma.square().sum())
@@ -32,9 +28,8 @@ def nuclear_ratio(M: Tensor) -> Tensor:
 def stable_rank(M: Tensor, iterations: int | None = None) -> Tensor:
     """‖M‖_F² / ‖M‖₂², between 1 and rank M.   M (m, n) -> scalar.
 
-    Source: Rudelson and Vershynin, the reference [6] of Eq. (5), and the released code.  A zero
-    matrix has value 0 and gradient 0.  iterations: σ₁ from so many power iterations (4 m n
-    operations each), which never overestimate it, instead of a full decomposition.
+    Source: Rudelson and Vershynin, the reference [6] of Eq. (5), and the released code.
+    iterations: σ₁ from so many power iterations (4 m n operations each), never above it.
     """
     if iterations is None:
         top = torch.linalg.svdvals(M)[0]
@@ -50,8 +45,7 @@ def entropy_rank(M: Tensor) -> Tensor:
     Source: Roy and Vetterli's effective rank; used for analysis, as in Swift-SVD (arXiv
     2604.01609): it predicts the compressible rank better than `stable_rank`.
     """
-    sigma = torch.linalg.svdvals(M)
-    tiny = torch.finfo(M.dtype).tiny
+    sigma, tiny = torch.linalg.svdvals(M), torch.finfo(M.dtype).tiny
     share = sigma / sigma.sum().clamp_min(tiny)
     share = share.clamp_min(tiny)  # the slope of p ln p is infinite at 0
     return torch.special.entr(share).sum().exp()
@@ -65,19 +59,11 @@ SURROGATES = {
 }
 
 
-def surrogate_named(name: str):
-    """The function behind a name.  Raises ValueError that lists the known names."""
-    check_choice("surrogate", name, SURROGATES)
-    return SURROGATES[name]
-
-
-def power_iteration(
-    M: Tensor, steps: int, start: Tensor | None = None
-) -> tuple[Tensor, Tensor, Tensor]:
+def power_iteration(M: Tensor, steps: int, start: Tensor | None = None) -> tuple[Tensor, ...]:
     """Top singular triple by `steps` rounds of v ← Mᵀ(M v), normalised: u (m,), σ, v (n,).
 
-    start (n,) continues an earlier iteration (a warm start); None is random, of a fixed seed.  The
-    error of σ falls by (σ₂/σ₁)⁴ a step, so a small gap needs many steps.
+    start (n,): of an earlier iteration; None is random, of a fixed seed.  The error of σ falls by
+    (σ₂/σ₁)⁴ a step, so a small gap needs many.
     """
     if start is None:
         generator = torch.Generator(device=M.device).manual_seed(0)

@@ -1,9 +1,7 @@
-"""`python -m prehab_lib compress MODEL --data FILE --out DIR`: statistics, optional prehab,
-surgery, scores and saving.
+"""`python -m prehab_lib compress`: statistics, optional prehab, surgery, scores and saving.
 
-Works on any causal language model of transformers, by hub name or folder, with any text.
-Everything that can be wrong with the arguments is found before the weights are loaded; DIR appears
-when it is complete, or not at all.
+Works on any causal language model of transformers with any text.  Whatever can be wrong with the
+arguments is found before the weights are loaded; the folder appears when it is complete.
 """
 
 import math
@@ -22,15 +20,14 @@ from transformers.utils import logging
 from prehab_lib import stats, surgery
 from prehab_lib.budget import check_removed
 from prehab_lib.fast import FAST, Fast
-from prehab_lib.inputs import check_positive, check_whole
+from prehab_lib.inputs import check_choice, check_positive, check_whole
 from prehab_lib.methods import method_named
-from prehab_lib.prehab import Memory, Training, prehab
+from prehab_lib.prehab import Memory, Training, check_lam, prehab
 from prehab_lib.save import models
 from prehab_lib.save.storage import check_target, save
 from prehab_lib.scale import preflight
-from prehab_lib.scale.lazy import decompose_lazily
 from prehab_lib.scale.skeleton import causal_config
-from prehab_lib.surrogates import surrogate_named
+from prehab_lib.surrogates import SURROGATES
 from prehab_lib.tasks.perplexity import language_loss, perplexity
 from prehab_lib.tasks.tokenizers import tokenizer_of
 from prehab_lib.tasks.windows import cut, drawn_windows, token_stream
@@ -42,10 +39,10 @@ LESS_MEMORY = {"gradient_checkpointing": True, "rank_dtype": "float32", "roots_o
 
 def run(arguments) -> int:
     """Exit code 0, or 130 on Ctrl-C; bad input raises as the other commands do."""
-    _check_arguments(arguments)
     if not sys.stderr.isatty():  # transformers' bars only where somebody watches, as ours
         logging.disable_progress_bar()
     try:
+        _check_arguments(arguments)
         _compress(arguments)
     except KeyboardInterrupt:
         print(f"prehab_lib: stopped; {arguments.out} is as it was", file=sys.stderr)
@@ -55,21 +52,19 @@ def run(arguments) -> int:
 
 def _compress(a) -> None:
     config, device = causal_config(a.model), _device(a.device)
-    _check_settings(config, a)
+    dtype = getattr(torch, a.dtype) if a.dtype != "auto" else config.dtype or torch.float32
     texts, tokenizer = _texts(Path(a.data)), tokenizer_of(a.model)
     stream = token_stream(texts, tokenizer)
-    _check_stream(config, stream, a)
+    _check_settings(config, dtype, stream, a)
     spared = max(a.window, int(HELD_OUT * len(stream)))
     held_out = cut(stream[-spared:], a.window, a.scored, a.data)
     count = math.ceil(a.samples / a.batch)
     calibration = drawn_windows(stream[:-spared], a.window, a.batch, a.seed, count)
-    _estimate(config, device, a)
+    _estimate(config, dtype, device, a)
 
-    model = models.text_model(a.model, "AutoModelForCausalLM", dtype=a.dtype)
-    dtype = str(model.dtype).removeprefix("torch.")
-    size = f"{model.num_parameters() / 1e6:.4g} M parameters"
-    _say("model", f"{a.model}: {size}, {dtype} on {device}")
-    model = model.to(device).eval()
+    model = models.text_model(a.model, "AutoModelForCausalLM", dtype=a.dtype).to(device).eval()
+    size, kind = f"{model.num_parameters() / 1e6:.4g} M", str(model.dtype).removeprefix("torch.")
+    _say("model", f"{a.model}: {size} parameters, {kind} on {device}")
     _say("text", f"{a.data}: {len(stream)} tokens, {len(held_out)} windows of {a.window} held out")
     before = perplexity(model, held_out, a.batch)
     _say("before", f"perplexity {before:.4g} on the held-out windows")
@@ -78,76 +73,60 @@ def _compress(a) -> None:
     _say("after", f"perplexity {after:.4g} on the held-out windows")
 
     text, windows = Path(a.data).name, f"windows of {a.window} tokens of"
-    drawn, scored = a.batch * len(calibration), len(held_out)
-    about = {
-        "base_model": Path(a.model).resolve().name if os.path.isdir(a.model) else a.model,
-        "method": a.method,
-        "removed": a.removed,
-        "achieved": report.achieved,
-        "license": a.license,
-        "calibration": f"{drawn} {windows} {text}, drawn with seed {a.seed}",
-        "prehab": _described(a) if a.steps else "none",
-        "perplexity": {"before": before, "after": after},
-        "perplexity on": f"{scored} {windows} the last part of {text}, which did not calibrate",
-    }
+    drawn, last = a.batch * len(calibration), f"{windows} the last part of {text}"
+    about = {name: getattr(a, name) for name in ("method", "removed", "license")}
+    about["base_model"] = Path(a.model).resolve().name if os.path.isdir(a.model) else a.model
+    about["calibration"] = f"{drawn} {windows} {text}, drawn with seed {a.seed}"
+    about["prehab"] = _described(a) if a.steps else "none"
+    about |= {"achieved": report.achieved, "perplexity": {"before": before, "after": after}}
+    about["perplexity on"] = f"{len(held_out)} {last}, which did not calibrate"
     folder = save(model, a.out, tokenizer=tokenizer, merged=a.merged, **about)
     size = sum(file.stat().st_size for file in folder.iterdir())
     _say("saved", f"{a.out}: {size / 1e6:.4g} MB; its README.md says how to open it")
 
 
-def _estimate(config, device: str, a) -> None:
-    """Say what it will take; raises ValueError where the device has not the memory.  Known for
-    rulers of activations only.
-    """
+def _estimate(config, dtype: torch.dtype, device: str, a) -> None:
+    """Say what it will take; raises ValueError where the device has not the memory."""
     method = method_named(a.method)
     if method.allocation == "learned" or not method.needs <= {"gram", "influence", "mean_abs"}:
-        return
+        return  # known for rulers of activations only
     options = {"rank_dtype": "float32" if a.surrogate in FAST else "float64"}
     if a.less_memory:
         options |= LESS_MEMORY
     options |= {name: getattr(a, name) for name in ("batch", "window", "samples", "steps")}
-    plan = preflight.Plan(removed=a.removed, dtype=_dtype(config, a), **options)
+    plan = preflight.Plan(removed=a.removed, dtype=dtype, **options)
     needed = preflight.estimate(config, plan, device)
     _say("estimate", f"{needed.peak:.3g} GiB on {device} at most")
-    needed.check(
-        "add --less-memory or --dtype bfloat16, take a smaller model, or go block by block with "
-        "prehab_lib.scale.stream"
-    )
+    needed.check("add --less-memory or --dtype bfloat16, or go by blocks with scale.stream")
 
 
-def _cut(model, calibration, a):
-    """Statistics, prehab where it is asked for, surgery; the surgeon's report."""
+def _cut(model, calibration, a) -> surgery.Report:
+    """Prehab by the Gram ruler where it is asked for, statistics, surgery."""
     method = method_named(a.method)
     if a.steps:
+        options = {name: getattr(a, name) for name in ("lam", "reduction", "steps", "lr")}
+        options["surrogate"] = Fast(a.surrogate) if a.surrogate in FAST else a.surrogate
+        options["training"] = Training(log_every=None)
+        options["memory"] = Memory(**LESS_MEMORY) if a.less_memory else Memory()
         with _step("prehab") as said:
-            losses = _prehab(model, calibration, a).column("task_loss")
+            grams = stats.collect(model, calibration)
+            history = prehab(model, language_loss, calibration, grams, **options)
+            losses = history.column("task_loss")
+            del grams
             said.append(f"{_described(a)}: loss {losses[0]:.4g} to {losses[-1]:.4g}")
     with _step("statistics") as said:
         found = stats.collect(model, calibration, needs=method.needs, task_loss=language_loss)
         said.append(f"{', '.join(sorted(method.needs)) or 'none needed'} of {len(found)} layers")
     with _step("surgery") as said:
-        lazy = decompose_lazily(model, found, method.weighting)
-        data = {"decompositions": lazy, "task_loss": language_loss, "batches": calibration}
+        data = {"task_loss": language_loss, "batches": calibration}
         report = surgery.compress(model, a.method, a.removed, found, **data)
         said.append(str(report))
     return report
 
 
-def _prehab(model, calibration, a):
-    """The history of prehab by the Gram ruler."""
-    options = {name: getattr(a, name) for name in ("lam", "reduction", "steps", "lr")}
-    options["surrogate"] = Fast(a.surrogate) if a.surrogate in FAST else a.surrogate
-    options["training"] = Training(log_every=None)
-    options["memory"] = Memory(**LESS_MEMORY) if a.less_memory else Memory()
-    grams = stats.collect(model, calibration)
-    return prehab(model, language_loss, calibration, grams, **options)
-
-
 def _described(a) -> str:
-    return (
-        f"{a.surrogate}, {a.reduction} over the layers, λ = {a.lam:g}, {a.steps} steps, "
-        f"learning rate {a.lr:g}"
-    )
+    over = f"{a.surrogate}, {a.reduction} over the layers, λ = {a.lam:g}"
+    return f"{over}, {a.steps} steps, learning rate {a.lr:g}"
 
 
 def _check_arguments(a) -> None:
@@ -158,55 +137,33 @@ def _check_arguments(a) -> None:
     check_whole(1, samples=a.samples, batch=a.batch, scored=a.scored)
     check_whole(0, steps=a.steps)
     if a.steps:
-        surrogate_named(a.surrogate)
+        check_choice("surrogate", a.surrogate, SURROGATES)
         check_positive(lr=a.lr)
-        if not (math.isfinite(a.lam) and a.lam >= 0):
-            raise ValueError(
-                f"lam = {a.lam}: the weight of the surrogate is a finite number, 0 (the control) "
-                "or larger"
-            )
+        check_lam(a.lam)
     check_target(a.out)
     above = next(folder for folder in Path(a.out).resolve().parents if folder.exists())
     if not above.is_dir() or not os.access(above, os.W_OK):
         raise ValueError(f"--out {a.out} cannot be made: {above} is no folder one may write to")
 
 
-def _check_settings(config, a) -> None:
-    """What the arguments ask of the model and its configuration does not allow."""
+def _check_settings(config, dtype: torch.dtype, stream, a) -> None:
+    """What the arguments ask and the model's configuration or the text does not allow."""
     positions = getattr(config, "max_position_embeddings", None)
     if positions is not None and a.window > positions:
-        raise ValueError(
-            f"window = {a.window} is longer than the {positions} positions of the model: make it "
-            "smaller"
-        )
-    if a.steps and _dtype(config, a) == torch.float16:
-        raise ValueError(
-            "prehab cannot train in float16: add --dtype bfloat16 or float32, or leave out --steps"
-        )
-
-
-def _check_stream(config, stream, a) -> None:
+        longer = f"window = {a.window} is longer than the {positions} positions"
+        raise ValueError(f"{longer} of the model: make it smaller")
+    if a.steps and dtype == torch.float16:
+        raise ValueError("prehab cannot train in float16: add --dtype bfloat16 or float32")
     if len(stream) < 2 * a.window:
-        raise ValueError(
-            f"{a.data} has {len(stream)} tokens, fewer than two windows of {a.window}, one to "
-            "calibrate and one to score: give more text, or a smaller --window"
-        )
+        fewer = f"{a.data} has {len(stream)} tokens, fewer than two windows of {a.window}"
+        raise ValueError(f"{fewer}: give more text, or a smaller --window")
     known, highest = getattr(config, "vocab_size", None), int(stream.max())
     if known is not None and highest >= known:
-        raise ValueError(
-            f"token {highest} is outside the model's vocabulary of {known}: the tokenizer belongs "
-            "to another model"
-        )
-
-
-def _dtype(config, a):
-    """The torch dtype of the weights as they will be loaded."""
-
-    return getattr(torch, a.dtype) if a.dtype != "auto" else config.dtype or torch.float32
+        outside = f"token {highest} is outside the model's vocabulary of {known}"
+        raise ValueError(f"{outside}: the tokenizer belongs to another model")
 
 
 def _device(name: str) -> str:
-
     if name == "auto":
         gpus = {"cuda": torch.cuda, "mps": torch.backends.mps}
         return next((kind for kind, gpu in gpus.items() if gpu.is_available()), "cpu")
@@ -217,31 +174,20 @@ def _device(name: str) -> str:
 
 
 def _texts(path: Path) -> list[str]:
-    """The texts of a UTF-8 file, which is one, or of a Parquet file's column "text".
-
-    Raises FileNotFoundError where there is none, ValueError where it cannot be read or holds none.
-    """
+    """The texts of a UTF-8 file, which is one, or of a Parquet file's column "text"."""
     if not path.is_file():
-        raise FileNotFoundError(
-            f"--data {path} is no file: give a text file, or a Parquet file with a column 'text'"
-        )
+        raise FileNotFoundError(f"--data {path} is no file: give a text or a Parquet file")
     try:
         if path.suffix == ".parquet":
             names = parquet.read_schema(path).names
             if "text" not in names:
                 raise ValueError(f"--data {path} has no column 'text': it has {', '.join(names)}")
             column = parquet.read_table(path, columns=["text"])["text"].to_pylist()
-            texts = [text for text in column if isinstance(text, str)]
-        else:
-            texts = [path.read_text(encoding="utf-8")]
+            return [text for text in column if isinstance(text, str)]
+        return [path.read_text(encoding="utf-8")]
     except (UnicodeDecodeError, pyarrow.ArrowInvalid) as problem:
-        raise ValueError(
-            f"--data {path} is no UTF-8 text and no Parquet file that can be read ({problem}): "
-            "convert it"
-        ) from problem
-    if not any(text.strip() for text in texts):
-        raise ValueError(f"--data {path} holds no text")
-    return texts
+        what = f"--data {path} is no UTF-8 text and no Parquet file that can be read"
+        raise ValueError(f"{what} ({problem}): convert it") from problem
 
 
 def _say(what: str, text: str) -> None:

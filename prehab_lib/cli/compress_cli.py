@@ -1,7 +1,5 @@
 """The arguments of `python -m prehab_lib compress`; what they do is in `cli.compress`."""
 
-DTYPES = ("auto", "float32", "bfloat16", "float16")
-
 # Option -> default, help.
 OPTIONS = {
     "--removed": (0.4, "fraction of the layers' weights to remove"),
@@ -12,41 +10,34 @@ OPTIONS = {
     "--scored": (64, "held-out windows to score, at most"),
     "--seed": (0, "of the calibration windows"),
     "--device": ("auto", "cpu, cuda, cuda:1, mps; auto: the first GPU there is"),
+    "--dtype": ("auto", "of the weights: float32, bfloat16, float16; auto: the checkpoint's"),
 }
 PREHAB_OPTIONS = {
     "--steps": (0, "steps of prehab before surgery"),
     "--lam": (1e-3, "weight of the surrogate; 0 is the control"),
     "--surrogate": ("stable_rank", "a name in prehab_lib.surrogates"),
     "--lr": (1e-5, "learning rate"),
+    "--reduction": ("sum", 'over the layers: "sum" is Eq. (2), "mean" the authors\' release'),
 }
+CHOICES = {"--dtype": ("auto", "float32", "bfloat16", "float16"), "--reduction": ("sum", "mean")}
 
 
 def add_to(commands) -> None:
     """The subcommand's arguments.  Imports nothing heavy."""
-    command = commands.add_parser(
-        "compress", help="compress a causal language model with a text of yours"
-    )
+    command = commands.add_parser("compress", help="compress a causal language model with a text")
     command.set_defaults(act=_run)
-    what = "hub name or folder of a transformers causal language model"
-    command.add_argument("model", metavar="MODEL", help=what)
-    what = "text (UTF-8), or Parquet with a column 'text'"
-    command.add_argument("--data", required=True, metavar="FILE", help=what)
-    what = "new folder, or one with a saved model to replace"
-    command.add_argument("--out", required=True, metavar="DIR", help=what)
+    add = command.add_argument
+    add("model", metavar="MODEL", help="hub name or folder of a transformers causal language model")
+    add("--data", required=True, metavar="FILE", help="UTF-8 text, or Parquet with a column 'text'")
+    add("--out", required=True, metavar="DIR", help="new folder, or a saved model's to replace")
     prehab = command.add_argument_group("prehab, left out where --steps is 0")
     for group, options in ((command, OPTIONS), (prehab, PREHAB_OPTIONS)):
         for flag, (default, text) in options.items():
-            text = f"{text} ({default})"
-            group.add_argument(flag, type=type(default), default=default, help=text)
-    what = 'over the layers: "sum" is Eq. (2), "mean" the authors\' release (sum)'
-    prehab.add_argument("--reduction", default="sum", choices=("sum", "mean"), help=what)
+            more = {"type": type(default), "default": default, "choices": CHOICES.get(flag)}
+            group.add_argument(flag, help=f"{text} ({default})", **more)
     prehab.add_argument("--less-memory", action="store_true", help="slower, for large models")
-    what = "of the weights; auto: the checkpoint's (auto)"
-    command.add_argument("--dtype", default="auto", choices=DTYPES, help=what)
-    what = "save dense weights, for tools without low-rank layers"
-    command.add_argument("--merged", action="store_true", help=what)
-    what = "the hub's identifier of the base model's licence, for the model card"
-    command.add_argument("--license", help=what)
+    add("--merged", action="store_true", help="save dense weights, for tools without low rank")
+    add("--license", help="the base model's licence as the hub names it, for the model card")
 
 
 def _run(arguments) -> int:

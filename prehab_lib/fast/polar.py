@@ -1,10 +1,8 @@
-"""The polar factor U Vᵀ of M = U Σ Vᵀ: all that the nuclear norm and its gradient need, without a
-singular value decomposition.
+"""The polar factor U Vᵀ of M = U Σ Vᵀ: all that the nuclear norm and its gradient need.
 
-‖M‖_* = ⟨P, M⟩ with P = U Vᵀ, and P is the gradient.  Two ways to it: an eigendecomposition of the
-Gram of M's smaller side, which suits CPUs, and a few polynomials of M made of matrix products
-alone, which suit GPUs.  Both square M and so lose directions whose singular values are small beside
-σ₁; how many, ‖P Pᵀ − I‖ tells, and then float64 takes over.
+‖M‖_* = ⟨P, M⟩, and P is the gradient.  Eigenvectors of M Mᵀ give it, which suits CPUs, or a few
+polynomials of M, matrix products alone, which suit GPUs.  Both square M and so lose directions with
+small σᵢ.  ‖P Pᵀ − I‖ tells how many, and then float64 takes over.
 """
 
 from collections.abc import Callable
@@ -17,10 +15,9 @@ from prehab_lib.roots import on_factor_device
 
 TOLERANCE = 1e-3  # of the defect: the cosine to the true factor is then above 0.999
 
-# Polar Express (arXiv 2505.16932): a, b, c of a x + b x³ + c x⁵, each the best polynomial of its
-# degree on the interval that those before it left of [1e-5, 1]; the last leaves 1 ± 1e-6.  (Below
-# 1e-5 float32 products leave noise.)  Each interval is taken 1e-3 longer at its upper end: a value
-# that round-off pushes out of it would grow without bound.
+# Polar Express (arXiv 2505.16932): a, b, c of a x + b x³ + c x⁵, each the best of its degree on the
+# interval that those before it left of [1e-5, 1]; the last leaves 1 ± 1e-6.  Each interval is taken
+# 1e-3 longer above: a value that round-off pushes out of it would grow without bound.
 POLYNOMIALS = (
     (8.505355465588796, -25.204318233446983, 18.672511482352256),
     (4.252141439248473, -3.15023495157414, 0.5834997588157632),
@@ -36,35 +33,27 @@ POLYNOMIALS = (
 
 
 class Polar(NamedTuple):
-    """P (..., m, n).  fell_back (...,): where float64 was needed.
-
-    Directions that are lost even then have singular values below round-off: M is of lower rank, and
-    P is one of many gradients.
-    """
-
-    P: Tensor
-    fell_back: Tensor
+    P: Tensor  # (..., m, n)
+    fell_back: Tensor  # (...,): where float64 was needed
 
 
-def polar(M: Tensor, known: Tensor | None = None) -> Polar:
+def polar(M: Tensor, known: Tensor | None = None, way: Callable | None = None) -> Polar:
     """The polar factors of M (..., m, n), batched, in M's dtype and without a graph.
 
-    By products on a GPU, by eigenvectors elsewhere.  known (...,): matrices that go to float64 at
-    once, as the last call found them to need it.
+    known (...,): matrices that go to float64 at once, as the last call found them to need it.
+    way: None is `by_products` on a GPU, `by_eigh` elsewhere.
 
-    Error against the float64 factor: with a defect below `TOLERANCE` the cosine is above 0.999 and
-    ⟨P, M⟩ is within 1e-3 of ‖M‖_*; where the defect is larger the matrix is redone in float64,
-    whose eigendecomposition keeps these bounds up to σ₁ / σ_p = 1e6.  Operations, the defect's
-    2 p² q included, with p = min(m, n), q = max(m, n): by eigenvectors 9 p³ + 8 p² q, by products
-    10 × (4 p² q + 2 p³) + 4 p² q.
+    The cosine to the true factor is above 0.999 and ⟨P, M⟩ within 1e-3 of ‖M‖_*, in float64 where
+    the defect is too large, up to σ₁ / σ_p = 1e6; beyond, P is one of many gradients.
     """
     M = M.detach()
+    way = way or (by_products if M.is_cuda else by_eigh)
     flat = M.reshape(-1, *M.shape[-2:])
     P = torch.empty_like(flat)
     exact = torch.zeros(len(flat), dtype=torch.bool) if known is None else known.flatten().clone()
-    quick = (~exact).nonzero().flatten()
-    if len(quick):
-        P[quick] = _quickest(M)(flat[quick])
+    quick = ~exact
+    if quick.any():
+        P[quick] = way(flat[quick])
         if M.dtype != torch.float64:
             exact[quick] = ~(_defect(P[quick]) <= TOLERANCE).cpu()  # NaN is redone too
     for i in exact.nonzero().flatten().tolist():
@@ -72,33 +61,23 @@ def polar(M: Tensor, known: Tensor | None = None) -> Polar:
     return Polar(P.reshape(M.shape), exact.reshape(M.shape[:-2]))
 
 
-def _quickest(M: Tensor) -> Callable[[Tensor], Tensor]:
-    return by_products if M.is_cuda else by_eigh
-
-
 def by_eigh(M: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """K^(−1/2) M with K = M Mᵀ (or the same from the right) by eigenvectors of K; directions below
-    round-off become 0.
+    """K^(−1/2) M by eigenvectors of K = M Mᵀ (or from the right); directions below round-off are 0.
 
-    dtype: of the result and of the last product, whose factors are orthonormal and lose nothing;
-    None is M's.
+    dtype: of the result and of the last product, whose factors are orthonormal; None is M's.
     """
     if M.shape[-2] > M.shape[-1]:
         return by_eigh(M.mT, dtype).mT
     eigenvalues, Q = torch.linalg.eigh(M @ M.mT)  # (..., m), (..., m, m)
-    tiny = torch.finfo(M.dtype).tiny
-    round_off = 4 * torch.finfo(M.dtype).eps * eigenvalues[..., -1:].clamp_min(tiny)
+    tiny, eps = torch.finfo(M.dtype).tiny, torch.finfo(M.dtype).eps
+    round_off = 4 * eps * eigenvalues[..., -1:].clamp_min(tiny)
     scale = torch.where(eigenvalues > round_off, eigenvalues.clamp_min(tiny).rsqrt(), 0)
     dtype = dtype or M.dtype
     return Q.to(dtype) @ (scale[..., None] * (Q.mT @ M)).to(dtype)
 
 
 def by_products(M: Tensor) -> Tensor:
-    """`POLYNOMIALS` in turn, X ← a X + b X Xᵀ X + c (X Xᵀ)² X: matrix products alone take the
-    singular values to 1.
-
-    M is first divided by ‖M Mᵀ‖_F^(1/2), which is at least σ₁.
-    """
+    """`POLYNOMIALS` in turn, X ← a X + b X Xᵀ X + c (X Xᵀ)² X, from M / ‖M Mᵀ‖_F^(1/2) (≥ σ₁)."""
     if M.shape[-2] > M.shape[-1]:
         return by_products(M.mT).mT
     norm = torch.linalg.matrix_norm(M @ M.mT, keepdim=True).sqrt()

@@ -1,10 +1,9 @@
 """Heterogeneous prehab: a penalty on what truncation at the *planned* ranks will drop.
 
-τ(k) = Σ_{i>k} σᵢ² / Σ σᵢ² of A = W L, the share of a layer's output that its planned rank k loses.
-Between refreshes the penalty is ‖A − Q Qᵀ A‖_F² / ‖A‖_F² with Q = U_k held fixed: it lies above τ,
-touches it where Q was made, and its gradient, 2 (A − Q Qᵀ A) Lᵀ / ‖A‖_F² with ‖A‖_F² as a constant,
-takes no decomposition.  Layers that the plan leaves dense get no penalty.  Source: the paper's
-future work on heterogeneous ranks, in a form of our own.
+τ(k) = Σ_{i>k} σᵢ² / Σ σᵢ² of A = W L is the share of a layer's output that its rank k loses.  With
+Q = U_k held fixed between refreshes, ‖A − Q Qᵀ A‖_F² / ‖A‖_F² lies above τ, touches it where Q was
+made, and has a gradient that takes no decomposition.
+Source: the paper's future work on heterogeneous ranks, in a form of our own.
 """
 
 from collections.abc import Callable, Mapping
@@ -27,11 +26,7 @@ class Tail:
     ranks: layer -> planned rank, None where it stays dense; every trained layer has one.  Or plan:
     model -> such ranks, called with the model in training at every refresh.  refresh: steps from
     one Q, and one plan, to the next.  The weight w is the same for all planned layers, such that
-    they sum to the number of *all* layers.
-
-    Memory: beside the roots one Q (m, k) of every planned layer; each refresh makes one
-    decomposition a layer.  On small examples optima of λ were 10 to 100 (the paper's λ belongs to
-    another penalty).
+    they sum to the number of *all* layers.  On small examples optima of λ were 10 to 100.
     """
 
     ranks: Ranks | None = None
@@ -40,10 +35,8 @@ class Tail:
 
     def __post_init__(self):
         if (self.ranks is None) == (self.plan is None):
-            raise ValueError(
-                "Tail needs planned ranks: give either ranks={layer: rank or None} or "
-                "plan=function of the model"
-            )
+            either = "either ranks={layer: rank or None} or plan=function of the model"
+            raise ValueError(f"Tail needs planned ranks: give {either}")
         check_whole(1, refresh=self.refresh)
 
     def term(self, *settings) -> "TailTerm":
@@ -59,17 +52,13 @@ class TailTerm(RankTerm):
         if tail.plan is None:
             self._check_ranks("ranks", tail.ranks)
             return
-        refuse_sharded(self.model, "a plan", "fix the ranks with Tail(ranks=...)")
+        fix = "fix Tail(ranks=...)"
+        refuse_sharded(self.model, "a plan", fix)
         if self.joint:
-            raise ValueError(
-                "a plan looks at plain weights: use coordinates='weight', or fix Tail(ranks=...)"
-            )
+            raise ValueError(f"a plan looks at plain weights: use coordinates='weight', or {fix}")
         in_bfloat16 = any(weight.dtype == torch.bfloat16 for weight in self.model.parameters())
         if in_bfloat16 and self.memory.compute != "float32":
-            raise ValueError(
-                "a plan runs the model in one precision: pass compute='float32', or fix "
-                "Tail(ranks=...)"
-            )
+            raise ValueError(f"a plan runs in one precision: pass compute='float32', or {fix}")
 
     @torch.no_grad()
     def refresh(self, step: int) -> None:
@@ -78,20 +67,18 @@ class TailTerm(RankTerm):
         if step % self.tail.refresh:
             return
         ranks = self.tail.ranks
-        if self.tail.plan is not None:
+        if ranks is None:
             with torch.enable_grad():
                 ranks = self.tail.plan(self.model)
             self._check_ranks("the plan", ranks)
         self.Q, tails = {}, {}
-        for name in self.layers:
-            if ranks[name] is not None:
-                Q, tails[name] = leading(self.whitened(name), ranks[name])
-                self.Q[name] = Q.to(self.roots[name].device)
-        self.names = list(tails)
+        self.names = [name for name in self.layers if ranks[name] is not None]
+        for name in self.names:
+            Q, tails[name] = leading(self.whitened(name), ranks[name])
+            self.Q[name] = Q.to(self.roots[name].device)
         self.weight = len(self.layers) / max(len(tails), 1)
         weights = dict.fromkeys(tails, self.weight)
-        ranks = {name: ranks[name] for name in self.layers}
-        self.notes = {"tail": {"ranks": ranks, "tails": tails, "weights": weights}}
+        self.notes = {"tail": {"ranks": dict(ranks), "tails": tails, "weights": weights}}
 
     def _value(self, name: str) -> Tensor:
         A = self.whitened(name)
@@ -106,17 +93,11 @@ class TailTerm(RankTerm):
                 raise ValueError(f"{what} names {name!r}, which is not among the layers of stats")
             rank, most = ranks[name], min(self.layers[name].weight.shape)
             if rank is not None and (type(rank) is not int or not 1 <= rank <= most):
-                raise ValueError(
-                    f"{what} gives {name!r} rank {rank!r}: it allows 1 to {most}, or None"
-                )
+                raise ValueError(f"{what} gives {name!r} rank {rank!r}: give 1 to {most}, or None")
 
 
 def tail_ratio(A: Tensor, Q: Tensor) -> Tensor:
-    """‖A − Q Qᵀ A‖_F² / ‖A‖_F² for A (m, n) and orthonormal columns Q (m, k), with ‖A‖_F² as a
-    constant; 0 for A = 0.
-
-    At least τ(k) of A, and equal to it where Q spans the top k left singular vectors.
-    """
+    """‖A − Q Qᵀ A‖_F² / ‖A‖_F² for A (m, n), orthonormal Q (m, k), with ‖A‖_F² as a constant."""
     rest = A - Q @ (Q.T @ A)
     return rest.square().sum() / A.detach().square().sum().clamp_min(torch.finfo(A.dtype).tiny)
 

@@ -1,5 +1,4 @@
-"""Before anything is loaded: how much memory each phase of a compression needs at its peak, from
-the model's configuration alone.
+"""The memory that each phase of a compression needs at its peak, before anything is loaded.
 
 One formula a phase, in bytes.  Surgery is counted with lazy decompositions (`scale.lazy`), one
 layer's at a time.  Expect the measured peak within a factor of 1.5.  Not counted: attention that
@@ -9,6 +8,7 @@ holds a number for every pair of tokens, and what libraries keep for themselves.
 import os
 import re
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import psutil
 import torch
@@ -23,25 +23,24 @@ from prehab_lib.statistics.influence import block_of
 GIB = 2**30
 # Layers of one parent that read the same tensor, by the names that the families give them.
 SHARING = (r"(q|k|v|query|key|value)(_proj|_lin)?", r"(gate|up)_proj")
+OPTIONS = "streamed=True, gradient_checkpointing=True, rank_dtype='float32' or roots_on='cpu'"
+LESS = f"try Plan's {OPTIONS}, a smaller model or a larger device"
+FEWER = "use fewer calibration samples or a smaller model"
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run will do.  batch × window: tokens of a forward pass; samples: calibration windows.
+    """What a run will do."""
 
-    steps: of prehab, 0 leaves it out; lora: rank of rehab, 0 leaves it out.  dtype: of the weights
-    as loaded.  streamed: `stream.collect` and `stream.compress` with the model in CPU memory; all
-    Grams wait there for prehab.  The others are options of `prehab`.
-    """
-
-    batch: int = 1
-    window: int = 2048
-    samples: int = 256
+    batch: int = 1  # windows of a forward pass
+    window: int = 2048  # its tokens
+    samples: int = 256  # calibration windows
     removed: float = 0.4
-    steps: int = 0
-    lora: int = 0
-    dtype: torch.dtype = torch.bfloat16
-    streamed: bool = False
+    steps: int = 0  # of prehab, 0 leaves it out
+    lora: int = 0  # rank of rehab, 0 leaves it out
+    dtype: torch.dtype = torch.bfloat16  # of the weights as loaded
+    streamed: bool = False  # by `scale.stream`, with the model (and Grams for prehab) in CPU memory
+    # Options of `prehab`:
     train: str = "layers"
     compute: str | None = None
     optimizer: str = "adamw"
@@ -57,10 +56,8 @@ class Plan:
 
 @dataclass(frozen=True)
 class Phase:
-    """gib: what takes memory on the device -> GiB at the peak; host: what waits on the CPU."""
-
-    gib: dict[str, float]
-    host: dict[str, float]
+    gib: dict[str, float]  # what takes memory on the device at the peak
+    host: dict[str, float]  # what waits on the CPU
 
     @property
     def total(self) -> float:
@@ -69,16 +66,13 @@ class Phase:
 
 @dataclass(frozen=True)
 class Estimate:
-    """parameters: of the model; compressed: those of the layers to compress."""
-
-    parameters: int
-    compressed: int
+    parameters: int  # of the model
+    compressed: int  # of the layers to compress
     device: str
     phases: dict[str, Phase]
 
     @property
     def peak(self) -> float:
-        """GiB of the phase that needs most."""
         return max(phase.total for phase in self.phases.values())
 
     @property
@@ -86,35 +80,20 @@ class Estimate:
         """The most GiB of CPU memory beside the device; 0 where the CPU is the device."""
         return max(sum(phase.host.values()) for phase in self.phases.values())
 
-    def check(self, remedy: str | None = None) -> None:
-        """Raises ValueError where a phase needs more GiB than are free now, on the device or on the
-        CPU beside it.  remedy: what the sentence advises.
-        """
-        remedy = remedy or (
-            "try Plan's streamed=True, gradient_checkpointing=True, rank_dtype='float32' or "
-            "roots_on='cpu', a smaller model or a larger device"
-        )
-        free, worst = available_gib(self.device), max(self.phases, key=self._total)
-        if self.peak > free:
-            raise ValueError(
-                f"{worst} needs about {self.peak:.1f} GiB on {self.device}, where {free:.1f} GiB "
-                f"are free: {remedy}"
-            )
-        free = available_gib("cpu")
-        if self.host > free:
-            raise ValueError(
-                f"about {self.host:.1f} GiB of CPU memory are needed beside {self.device}, where "
-                f"{free:.1f} GiB are free: use fewer calibration samples or a smaller model"
-            )
-
-    def _total(self, name: str) -> float:
-        return self.phases[name].total
+    def check(self, remedy: str = LESS) -> None:
+        """Raises ValueError where less is free now; `remedy` is the advice for the device."""
+        worst = max(self.phases, key=lambda name: self.phases[name].total)
+        beside = f"what waits beside {self.device}"
+        needs = (worst, self.peak, self.device, remedy), (beside, self.host, "cpu", FEWER)
+        for what, gib, device, advice in needs:
+            free = available_gib(device)
+            if gib > free:
+                there = f"on {device}, where {free:.1f} GiB are free"
+                raise ValueError(f"{what} needs about {gib:.1f} GiB {there}: {advice}")
 
     def __str__(self) -> str:
-        lines = [
-            f"{self.parameters / 1e9:.2f} billion parameters, "
-            f"{self.compressed / 1e9:.2f} in layers to compress"
-        ]
+        billions, chosen = self.parameters / 1e9, self.compressed / 1e9
+        lines = [f"{billions:.2f} billion parameters, {chosen:.2f} in layers to compress"]
         for name, phase in self.phases.items():
             parts = [f"{part} {gib:.2f}" for part, gib in phase.gib.items() if gib >= 0.005]
             lines.append(f"{name:10} {phase.total:8.2f} GiB   {', '.join(parts)}")
@@ -124,14 +103,13 @@ class Estimate:
         return "\n".join(lines)
 
 
-def estimate(source, plan: Plan | None = None, device: str = "cpu") -> Estimate:
+def estimate(source, plan: Plan = Plan(), device: str = "cpu") -> Estimate:
     """The memory of each phase: statistics, prehab, surgery by the Gram ruler, rehab, scoring.
 
     source: a transformers configuration, a model that has one, a hub name or a folder, of a causal
-    language model.
-    Raises ValueError for a source without a transformers configuration, or a compressed one.
+    language model.  Raises ValueError for one without such a configuration, or a compressed one.
     """
-    plan, on_cpu = plan or Plan(), torch.device(device).type == "cpu"
+    on_cpu = torch.device(device).type == "cpu"
     sizes = _sizes(source, plan.dtype)
     phases = {}
     for name, (parts, waiting) in _needed(sizes, plan, on_cpu).items():
@@ -149,67 +127,49 @@ def available_gib(device: str = "cpu") -> float:
     return psutil.virtual_memory().available / GIB
 
 
-@dataclass(frozen=True)
-class _Sizes:
-    """Numbers (not bytes) of a model: parameters of everything and of one block, of the layers to
-    compress and the largest of them; inputs: widths n of the distinct tensors that layers read;
-    outputs: the sum of what they give.
-    """
-
-    parameters: int
-    block: int
-    blocks: int
-    compressed: int
-    largest: int
-    inputs: list[int]
-    outputs: int
-    width: int
-    vocabulary: int
-
-
-def _sizes(source, dtype: torch.dtype) -> _Sizes:
+def _sizes(source, dtype: torch.dtype) -> SimpleNamespace:
+    """Numbers (not bytes) of a model and its parts."""
     import transformers
 
+    kind = type(source).__name__
     if isinstance(source, str | os.PathLike):
         config = config_of(source)
     else:
         config = getattr(source, "config", None) if isinstance(source, nn.Module) else source
-        refuse_compressed(config, type(source).__name__)
+        refuse_compressed(config, kind)
     if not hasattr(config, "num_hidden_layers"):
-        raise ValueError(
-            f"{type(source).__name__} has no transformers configuration with num_hidden_layers: "
-            "the estimate is for models of repeated blocks that transformers can build"
-        )
+        lacks = f"{kind} has no transformers configuration with num_hidden_layers"
+        raise ValueError(f"{lacks}: give a model of repeated blocks that transformers can build")
     with torch.device("meta"):  # shapes only, nothing is allocated
         model = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype)
         to_linear(model)
     layers, inputs = linear_layers(model), {}
     for name, layer in layers.items():
         parent, _, leaf = name.rpartition(".")
-        reader = next((kind for kind in SHARING if re.fullmatch(kind, leaf)), leaf)
+        reader = next((pattern for pattern in SHARING if re.fullmatch(pattern, leaf)), leaf)
         inputs[parent, reader] = layer.in_features
     weights = [layer.weight.numel() for layer in layers.values()]
     block = model.get_submodule(block_of(next(iter(layers))))
-    return _Sizes(
+    return SimpleNamespace(
         parameters=sum(p.numel() for p in model.parameters()),
         block=sum(p.numel() for p in block.parameters()),
         blocks=config.num_hidden_layers,
         compressed=sum(weights),
         largest=max(weights),
-        inputs=list(inputs.values()),
+        inputs=list(inputs.values()),  # widths n of the distinct tensors that layers read
         outputs=sum(layer.out_features for layer in layers.values()),
         width=config.hidden_size,
         vocabulary=config.vocab_size,
     )
 
 
-def _needed(s: _Sizes, plan: Plan, on_cpu: bool) -> dict[str, tuple[dict, dict]]:
+def _needed(s: SimpleNamespace, plan: Plan, on_cpu: bool) -> dict[str, tuple[dict, dict]]:
     """phase -> bytes on the device at its peak, bytes that wait on the CPU meanwhile."""
     b, tokens = torch.finfo(plan.dtype).bits // 8, plan.batch * plan.window
     share = 1 / s.blocks if plan.streamed else 1  # of what is on the device at a time
     weights = b * (s.block if plan.streamed else s.parameters)
     grams, logits = 8 * sum(n**2 for n in s.inputs), tokens * s.vocabulary
-    factors = (1 - plan.removed) * s.compressed
+    widest, factors = tokens * max(s.inputs), (1 - plan.removed) * s.compressed
     waiting = {}
     if plan.streamed:
         states = plan.samples * plan.window * s.width
@@ -225,7 +185,7 @@ def _needed(s: _Sizes, plan: Plan, on_cpu: bool) -> dict[str, tuple[dict, dict]]
     recomputed = tokens * (product * s.width * s.blocks + saved / s.blocks) + 8 * logits
 
     statistics = {"weights": weights, "Grams": grams * share}
-    statistics["passing"] = (3 * b + 8) * tokens * max(s.inputs)  # the widest, once in float64
+    statistics["passing"] = (3 * b + 8) * widest  # once in float64
     statistics["logits"] = 0 if plan.streamed else b * logits
     needed = {"statistics": (statistics, waiting)}
 
@@ -234,16 +194,13 @@ def _needed(s: _Sizes, plan: Plan, on_cpu: bool) -> dict[str, tuple[dict, dict]]
         rank = torch.finfo(getattr(torch, plan.rank_dtype)).bits // 8
         # AdamW on a GPU has a temporary of all parameters' size, unless it is fused.
         temporary = plan.optimizer == "adamw" and not on_cpu
-        parts = {
-            "masters": 4 * trained,
-            "frozen weights": b * (s.parameters - trained),
-            "bfloat16 copies": 2 * trained if halved else 0,
-            "gradients": 4 * trained,
-            "optimizer": (12 if temporary else 8) * trained,
-            "Grams": 0 if plan.streamed else grams,
-            "activations": recomputed if plan.gradient_checkpointing else activations,
-            "one layer": 7 * rank * s.largest,
-        }
+        parts = {"masters": 4 * trained, "gradients": 4 * trained}
+        parts["optimizer"] = (12 if temporary else 8) * trained
+        parts["frozen weights"] = b * (s.parameters - trained)
+        parts["bfloat16 copies"] = 2 * trained if halved else 0
+        parts["activations"] = recomputed if plan.gradient_checkpointing else activations
+        parts["one layer"] = 7 * rank * s.largest
+        parts["Grams"] = 0 if plan.streamed else grams
         beside = {"Grams": grams} if plan.streamed else {}
         roots = parts if plan.roots_on == "device" else beside
         roots["roots"] = rank * grams / 8
@@ -255,16 +212,12 @@ def _needed(s: _Sizes, plan: Plan, on_cpu: bool) -> dict[str, tuple[dict, dict]]
     needed["surgery"] = (surgery, waiting)
 
     if plan.lora:
-        parts = {
-            "masters": 4 * factors,
-            "frozen weights": b * (s.parameters - s.compressed),
-            "bfloat16 copies": 2 * factors if halved else 0,
-            "adapters": 16 * plan.lora * 2 * s.outputs,
-            "activations": activations,
-        }
+        parts = {"masters": 4 * factors, "frozen weights": b * (s.parameters - s.compressed)}
+        parts["bfloat16 copies"] = 2 * factors if halved else 0
+        parts |= {"adapters": 16 * plan.lora * 2 * s.outputs, "activations": activations}
         needed["rehab"] = (parts, {})
 
-    scoring = {"weights": b * s.parameters, "passing": 3 * b * tokens * max(s.inputs)}
+    scoring = {"weights": b * s.parameters, "passing": 3 * b * widest}
     scoring["logits"] = (b + 8) * logits  # twice in float32
     needed["scoring"] = (scoring, {})
     return needed

@@ -1,9 +1,8 @@
 """Statistics and surgery one block at a time, for models that fill the memory alone.
 
-`collect` gives what `stats.collect` gives; `compress` what `surgery.compress` gives with a uniform
-allocation.  Beyond the model, the device holds one block, its statistics and one layer's
-decomposition.  From a `skeleton.Streamed` folder not even the model: each block is read from
-safetensors when its turn comes.
+The results are those of `stats.collect` and, with a uniform allocation, `surgery.compress`.  Beyond
+the model the device holds one block, its statistics and one layer's decomposition.  From a
+`skeleton.Streamed` folder not even the model: each block is read when its turn comes.
 """
 
 from collections.abc import Iterable
@@ -36,20 +35,14 @@ def collect(
 ) -> dict[str, LayerStats]:
     """As `stats.collect`, block by block: layer name -> `LayerStats`, on the CPU.
 
-    source: a model, or a folder opened by `skeleton.open_streamed`.  needs: gram, mean_abs,
-    max_abs, influence: what comes from activations alone.  device: where each block computes; None
-    is where it lies.  The forward pass of every block runs once.
+    source: a model, or a folder opened by `skeleton.open_streamed`.  needs: of `NEEDS`, what comes
+    from activations alone.  device: where each block computes; None is where it lies.
 
     Raises ValueError for other needs (naming one), layers outside the row of blocks, a host that
     does something between its blocks, no batch, or what `stats.collect` refuses.
     """
     needs = {needs} if isinstance(needs, str) else set(needs)
-    other = sorted(needs - NEEDS)
-    if other:
-        raise ValueError(
-            f"needs = {other[0]!r} takes gradients or is not known: stream.collect has "
-            f"{', '.join(sorted(NEEDS))}; use stats.collect"
-        )
+    _check_needs(needs, "stats.collect")
     walk = Walk(source, layers, device, forget=True)
     walk.enter(batches)
     stats: dict[str, LayerStats] = {}
@@ -71,47 +64,44 @@ def compress(
     dtype: torch.dtype = torch.float64,
     device: torch.device | str | None = None,
 ) -> Report:
-    """Statistics and surgery in one walk, in place: collect a block, decompose and cut its layers,
-    forget, go on.
+    """Statistics and surgery in one walk, in place: collect a block, cut its layers, forget, go on.
 
     method: one with the uniform allocation, statistics of activations alone and no recovery (svd,
-    svd_llm; or asvd's ruler as `Method("activation", needs=...)`).  batches: calibration data; not
-    needed for plain svd.  dtype: of the factorisation; float32 halves memory and costs accuracy in
-    the tail.  From a folder, blocks behind the last of `layers` are read too.  Where something
+    svd_llm; or asvd's ruler as `Method("activation", needs=...)`).  batches: not needed for svd.
+    dtype: of the factorisation.  From a folder all blocks are read in the end.  Where something
     fails midway, the model stays partly compressed.
     Raises ValueError for what the walk cannot do (naming it) before anything is changed.
     """
-    chosen = _streamable(method)
+    chosen = method_named(method)
+    for axis, usual in (("allocation", "uniform"), ("recovery", None)):
+        value = getattr(chosen, axis)
+        if value != usual:
+            wants = f"{axis} {value!r} looks at all layers, and streaming forgets each that is cut"
+            raise ValueError(f"{wants}: use surgery.compress")
+    _check_needs(chosen.needs, "surgery.compress")
     check_removed(removed)
     if chosen.needs and batches is None:
-        need = sorted(chosen.needs)[0]
-        raise ValueError(f"this method needs batches for the statistic {need!r}: pass batches=...")
+        raise ValueError(f"the method needs {', '.join(chosen.needs)}: pass batches=...")
     walk = Walk(source, layers, device)
     before = {name: module.weight.numel() for name, module in walk.layers.items()}
     if chosen.needs:
         walk.enter(batches)
     ranks: dict[str, int | None] = {}
     for block in progress(walk, "surgery", total=len(walk.names)):
-        stats = block.collect(set(chosen.needs)) if chosen.needs else None
+        stats = block.collect(chosen.needs) if chosen.needs else None
         give_back()  # what the pass let go of: the decompositions want larger pieces
-        ranks |= _cut(walk, block, chosen, removed, stats, dtype)
+        if block.names:
+            ranks |= _cut(walk, block, chosen, removed, stats, dtype)
     if walk.streamed:
         walk.streamed.load()
     return recount(walk.model, removed, {name: ranks[name] for name in before}, before)
 
 
 def _cut(
-    walk: Walk,
-    block: Block,
-    method: Method,
-    removed: float,
-    stats: dict[str, LayerStats] | None,
-    dtype: torch.dtype,
+    walk: Walk, block: Block, method: Method, removed: float, stats: dict | None, dtype: torch.dtype
 ) -> dict[str, int | None]:
     """Decompose and cut the layers of one block; of them only the factors are left afterwards."""
-    if not block.layers:
-        return {}
-    lazy = decompose_lazily(walk.model, stats, method.weighting, block.layers, keep=0, dtype=dtype)
+    lazy = decompose_lazily(walk.model, stats, method.weighting, block.names, keep=0, dtype=dtype)
     ranks = uniform(lazy, removed)
     for name, rank in ranks.items():
         if rank:
@@ -123,21 +113,11 @@ def _cut(
     return ranks
 
 
-def _streamable(method: str | Method) -> Method:
-    chosen = method_named(method)
-    for axis, usual in (("allocation", "uniform"), ("recovery", None)):
-        value = getattr(chosen, axis)
-        if value != usual:
-            raise ValueError(
-                f"stream.compress forgets each layer when it is cut, and {axis} {value!r} looks at "
-                "all of them: use surgery.compress"
-            )
-    other = sorted(chosen.needs - NEEDS)
+def _check_needs(needs: Iterable[str], remedy: str) -> None:
+    other = sorted(set(needs) - NEEDS)
     if other:
-        raise ValueError(
-            f"stream.compress cannot collect the statistic {other[0]!r}: use surgery.compress"
-        )
-    return chosen
+        what = f"streaming has {', '.join(sorted(NEEDS))}, without gradients, and not {other[0]!r}"
+        raise ValueError(f"{what}: use {remedy}")
 
 
 def _on_cpu(stats: dict[str, LayerStats]) -> dict[str, LayerStats]:

@@ -1,18 +1,16 @@
-"""Hidden states carried through a model one block at a time: what streaming needs and what it
-costs.
+"""Hidden states carried through a model one block at a time: what streaming needs and costs.
 
-The blocks of a decoder (of any model that hands one hidden state from block to block) are called by
-their host in a row.  For the arguments beside the hidden state (masks, positions, rotary tables)
-the host is asked: its forward pass with empty blocks, which give their input back, up to the block
-in question.  So what stands before the blocks, an embedding as a rule, runs once for each block.
+A host hands one hidden state from block to block.  For the arguments beside it (masks, positions,
+rotary tables) the host is asked: its forward pass runs with empty blocks, which give their input
+back, up to the block in question.  So what stands before the blocks runs once for each block.
 
-Memory: one block on the device.  On the CPU samples × tokens × width numbers for the hidden states
-(256 × 2048 × 4096 in bfloat16: 4 GiB), and the batches.
+Memory: one block on the device, and on the CPU the batches and samples × tokens × width numbers for
+the hidden states (256 × 2048 × 4096 in bfloat16: 4 GiB).
 """
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, suppress
 from typing import NamedTuple
 
 import torch
@@ -27,33 +25,24 @@ from prehab_lib.statistics.influence import block_of
 from prehab_lib.statistics.inputs import version_of
 
 NEEDS = {"gram", "mean_abs", "max_abs", "influence"}  # statistics without gradients
+REMEDY = "use stats.collect"  # of all that is no plain row of blocks
 
 
 class Call(NamedTuple):
-    """What a host calls a block with: the hidden state, its version then, everything else."""
-
     hidden: Tensor
-    version: int
+    version: int  # of `hidden` at the call
     args: tuple
     kwargs: dict
 
 
 class Walk:
-    """The blocks that hold `layers`, and all before the last of them, in the order of execution.
+    """The blocks up to the last that holds one of `layers`, in the order of execution.
 
-    device: where a block computes; None leaves it where it is.  Iterate to get each `Block` on the
-    device, loaded.  forget: a block that was read from a folder is dropped after its turn.
-    Raises ValueError where a layer is in no numbered block, or the layers are in several rows of
-    blocks.
+    Iterate to get each `Block` loaded and on the device (None: its own).  forget: one that was
+    read from a folder is dropped after its turn.  Raises ValueError for layers in no row.
     """
 
-    def __init__(
-        self,
-        source: nn.Module | Streamed,
-        layers: Iterable[str] | None,
-        device: torch.device | str | None = None,
-        forget: bool = False,
-    ):
+    def __init__(self, source: nn.Module | Streamed, layers, device=None, forget: bool = False):
         self.streamed = source if isinstance(source, Streamed) else None
         self.model = source.model if self.streamed else source
         self.layers, self.device, self.forget = linear_layers(self.model, layers), device, forget
@@ -62,23 +51,15 @@ class Walk:
         self.hidden: list[Tensor] = []  # one a batch, in front of the block whose turn it is
 
     def enter(self, batches: Iterable) -> None:
-        """Run everything before the first block.
-
-        Raises ValueError where there is no batch, or where the host does more than hand the hidden
-        state from block to block.
-        """
+        """Run everything before the first block; raises ValueError for no batch or no plain row."""
         for batch in batches:
             calls = self.calls(batch, self.names[-1])
-            entered = calls.get(self.names[0])
             for name in self.names:
                 if name not in calls:
-                    raise ValueError(f"forward does not call block {name!r}: use stats.collect")
-                call = calls[name]
+                    raise ValueError(f"forward does not call block {name!r}: {REMEDY}")
+                call, entered = calls[name], calls[self.names[0]]
                 if call.hidden is not entered.hidden or call.version != entered.version:
-                    raise ValueError(
-                        f"something changes the hidden state before block {name!r}: "
-                        "use stats.collect"
-                    )
+                    raise ValueError(f"the hidden state changes before block {name!r}: {REMEDY}")
             self.batches.append(batch)
             self.hidden.append(entered.hidden.cpu())
         if not self.batches:
@@ -92,10 +73,7 @@ class Walk:
         def empty(name: str) -> Callable[..., Tensor]:
             def give_back(*args, **kwargs) -> Tensor:
                 if name in calls:
-                    raise ValueError(
-                        f"block {name!r} is called more than once in a forward pass: "
-                        "use stats.collect"
-                    )
+                    raise ValueError(f"forward calls block {name!r} more than once: {REMEDY}")
                 hidden = args[0] if args else kwargs.pop("hidden_states")
                 calls[name] = Call(hidden, version_of(hidden), args[1:], kwargs)
                 if name == last:
@@ -118,94 +96,74 @@ class Walk:
             forward(self.model, move(batch, self._outside()))
         return calls
 
-    def __iter__(self) -> Iterator["Block"]:
-        for name in self.names:
-            with self._on_device(name):
-                yield Block(self, name)
-
-    @contextmanager
-    def _on_device(self, name: str) -> Iterator[None]:
-        if self.streamed:
-            self.streamed.load(name)
-        block = self.model.get_submodule(name)
-        home = device_of(block)
-        if self.device is not None:
-            block.to(self.device)
-        try:
-            yield
-        finally:
-            if self.streamed and self.forget:
-                self.streamed.unload(name)
-            elif self.device is not None:
-                block.to(home)
-
     def _outside(self) -> torch.device:
         """Where the parts beside the blocks are."""
         inside = tuple(f"{name}." for name in self.names)
-        for name, parameter in self.model.named_parameters():
-            if not name.startswith(inside):
-                return parameter.device
-        return torch.device("cpu")
+        parameters = self.model.named_parameters()
+        devices = (
+            parameter.device for name, parameter in parameters if not name.startswith(inside)
+        )
+        return next(devices, torch.device("cpu"))
+
+    def __iter__(self) -> Iterator["Block"]:
+        for name in self.names:
+            if self.streamed:
+                self.streamed.load(name)
+            module = self.model.get_submodule(name)
+            home = device_of(module)
+            if self.device is not None:
+                module.to(self.device)
+            try:
+                yield Block(self, name)
+            finally:
+                if self.streamed and self.forget:
+                    self.streamed.unload(name)
+                elif self.device is not None:
+                    module.to(home)
 
 
-class Block:
-    """One block on the device, and the names of its layers."""
-
-    def __init__(self, walk: Walk, name: str):
-        self.walk, self.name = walk, name
-        self.module = walk.model.get_submodule(name)
-        self.layers = [layer for layer in walk.layers if block_of(layer) == name]
-
-    def collect(
-        self, needs: set[str], dtype: torch.dtype = torch.float64
-    ) -> dict[str, stats.LayerStats]:
-        """Statistics of the block's layers, as `stats.collect` has them; the hidden states pass the
-        block.
-        """
-        alone, batches = _Alone(self), []
-        for number, batch in enumerate(self.walk.batches):
-            mask = batch.get("attention_mask") if isinstance(batch, Mapping) else None
-            padding = {} if mask is None else {"attention_mask": mask}
-            batches.append({"number": number} | padding)
-        if not self.layers:
-            with torch.no_grad(), mode(alone, training=False):
-                for batch in batches:
-                    alone(**batch)
-            return {}
-        with warnings.catch_warnings():  # whoever wants statistics alone is warned once, at the end
-            warnings.filterwarnings("ignore", message=".*tokens per input channel")
-            return stats.collect(alone, batches, self.layers, needs, dtype=dtype)
-
-    def carry(self, number: int) -> None:
-        """Take the hidden state of one batch through the block."""
-        call = self.walk.calls(self.walk.batches[number], self.name)[self.name]
-        waiting, device = self.walk.hidden[number], device_of(self.module)
-        args, kwargs = tree_map_only(Tensor, lambda x: x.to(device), (call.args, call.kwargs))
-        x = waiting.to(device, copy=True)  # a block may add to its input in place
-        out = self.module(x, *args, **kwargs)
-        out = out[0] if isinstance(out, tuple | list) else out
-        last = self.name == self.walk.names[-1]  # nobody asks for what comes out of it
-        self.walk.hidden[number] = waiting if last else out.to(waiting.device)
-
-
-class _Alone(nn.Module):
+class Block(nn.Module):
     """A model of one block, which has its own name there, so that `stats.collect` finds its layers.
 
-    forward(number, attention_mask=None): the hidden state of that batch passes.
+    forward(number): the hidden state of that batch passes.
     """
 
-    def __init__(self, block: Block):
+    def __init__(self, walk: Walk, name: str):
         super().__init__()
-        self._carry = block.carry
+        self._walk, self._name = walk, name
+        self.names = [layer for layer in walk.layers if block_of(layer) == name]
         parent = self
-        *path, number = block.name.split(".")
+        *path, number = name.split(".")
         for part in path:
             parent.add_module(part, nn.Module())
             parent = parent.get_submodule(part)
-        parent.add_module(number, block.module)
+        parent.add_module(number, walk.model.get_submodule(name))
 
-    def forward(self, number: int, attention_mask: Tensor | None = None) -> None:
-        self._carry(number)  # the mask is for the statistics, which leave padding out
+    def collect(self, needs: Iterable[str], dtype: torch.dtype = torch.float64) -> dict:
+        """Statistics of the block's layers, as by `stats.collect`; the hidden states pass it."""
+        batches = []
+        for number, batch in enumerate(self._walk.batches):
+            mask = batch.get("attention_mask") if isinstance(batch, Mapping) else None
+            batches.append({"number": number, "attention_mask": mask})
+        if not self.names:
+            with torch.no_grad(), mode(self, training=False):
+                for batch in batches:
+                    self(**batch)
+            return {}
+        with warnings.catch_warnings():  # whoever wants statistics alone is warned once, at the end
+            warnings.filterwarnings("ignore", message=".*tokens per input channel")
+            return stats.collect(self, batches, self.names, needs, dtype=dtype)
+
+    def forward(self, number: int, attention_mask: Tensor | None) -> None:  # mask: for statistics
+        walk, name = self._walk, self._name
+        call, waiting = walk.calls(walk.batches[number], name)[name], walk.hidden[number]
+        device = device_of(self)
+        args, kwargs = tree_map_only(Tensor, lambda x: x.to(device), (call.args, call.kwargs))
+        x = waiting.to(device, copy=True)  # a block may add to its input in place
+        out = self.get_submodule(name)(x, *args, **kwargs)
+        out = out[0] if isinstance(out, tuple | list) else out
+        if name != walk.names[-1]:  # nobody asks for what comes out of the last
+            walk.hidden[number] = out.to(waiting.device)
 
 
 class _Reached(Exception):
@@ -217,16 +175,10 @@ def _row_of_blocks(model: nn.Module, layers: Iterable[str]) -> list[str]:
     blocks = {layer: block_of(layer) for layer in layers}
     for layer, block in blocks.items():
         if block is None:
-            raise ValueError(
-                f"{layer!r} is in no block, and streaming goes block by block: name other layers, "
-                "or use stats.collect"
-            )
-    rows = sorted({block.rpartition(".")[0] for block in blocks.values()})
-    if len(rows) > 1:
-        raise ValueError(
-            f"the layers are in several rows of blocks, {rows[0]} and {rows[1]}: stream one at a "
-            "time"
-        )
-    row = f"{rows[0]}." if rows[0] else ""
-    names = [f"{row}{number}" for number, _ in model.get_submodule(rows[0]).named_children()]
+            raise ValueError(f"{layer!r} is in no block: name other layers, or {REMEDY}")
+    row, *others = sorted({block.rpartition(".")[0] for block in blocks.values()})
+    if others:
+        raise ValueError(f"the layers are in rows {row} and {others[0]}: stream one at a time")
+    children = model.get_submodule(row).named_children()
+    names = [f"{row}.{number}".removeprefix(".") for number, _ in children]
     return names[: max(names.index(block) for block in blocks.values()) + 1]

@@ -1,7 +1,6 @@
 """`python -m prehab_lib compress`, on tiny checkpoints with a tokenizer learnt on the spot."""
 
 import json
-import re
 from pathlib import Path
 
 import pyarrow
@@ -45,10 +44,8 @@ def words(model, data, out, *more):
 
 def test_from_a_text_to_a_model_that_everybody_opens(base, text, tokenizer, tmp_path, capsys):
     out = tmp_path / "out"
-    assert (
-        main(words(base, text, out, "--steps", 3, "--less-memory", "--lr", "1e-3", "--lam", "0.1", "--license", "mit"))
-        == 0
-    )
+    more = ["--steps", 3, "--less-memory", "--lr", "1e-3", "--lam", "0.1", "--license", "mit"]
+    assert main(words(base, text, out, *more)) == 0
     printed = capsys.readouterr()
     said = dict(line.split(maxsplit=1) for line in printed.out.splitlines())
     steps = [line.split()[0] for line in printed.out.splitlines() if not line.startswith("note")]
@@ -104,14 +101,6 @@ def test_a_method_that_needs_gradients_and_one_that_searches(base, text, tmp_pat
     assert "fisher_in of 7 layers" in capsys.readouterr().out
 
 
-class GatedRepoError(Exception):
-    pass
-
-
-def gated(*_, **__):
-    raise GatedRepoError("403")
-
-
 def compressed(tmp, base, name="small"):
     model = transformers.AutoModelForCausalLM.from_pretrained(base)
     compress(model, "svd", 0.4)
@@ -119,9 +108,12 @@ def compressed(tmp, base, name="small"):
 
 
 def compressed_before_config_json(tmp, base):
-    folder = compressed(tmp, base, "before")
-    (folder / "config.json").unlink()
-    return folder
+    (compressed(tmp, base, "before") / "config.json").unlink()
+    return tmp / "before"
+
+
+def smaller(tmp, base):
+    return causal_model(tmp / "less", vocabulary=200, tokenizer=tiny_tokenizer())
 
 
 def encoder(tmp, base):
@@ -147,16 +139,14 @@ BAD_MODELS = {
     "small' is compressed already": compressed,
     "before' is compressed already": compressed_before_config_json,
     "has no tokenizer": lambda tmp, base: causal_model(tmp / "bare"),
-    "outside the model's vocabulary of 200: the tokenizer belongs to another model": lambda tmp, base: causal_model(
-        tmp / "less", vocabulary=200, tokenizer=tiny_tokenizer()
-    ),
+    "outside the model's vocabulary of 200: the tokenizer belongs to another model": smaller,
     "is a BertForMaskedLM: a causal language model is needed": encoder,
 }
 BAD_DATA = {
     "nowhere.txt is no file": lambda tmp: "nowhere.txt",
     "has 5 tokens, fewer than two windows of 16": lambda tmp: written(tmp / "short.txt", b"the red house"),
     "is no UTF-8 text": lambda tmp: written(tmp / "text.bin", b"\xff\xfe\x00"),
-    "holds no text": lambda tmp: written(tmp / "empty.txt", b" \n"),
+    "there is no text to tokenize": lambda tmp: written(tmp / "empty.txt", b" \n"),
     "no column 'text': it has body, id": without_text,
     "no Parquet file that can be read": lambda tmp: written(tmp / "torn.parquet", b"PAR1"),
 }
@@ -193,17 +183,18 @@ def test_bad_input_is_one_sentence_before_any_work(base, text, tmp_path, capsys,
         assert not (tmp_path / "out").exists(), says
 
 
-def test_a_gated_model_says_so(text, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("transformers.AutoConfig.from_pretrained", gated)
-    assert main(words("org/model", text, tmp_path / "out")) == 2
-    assert re.search(r"'org/model' is gated: accept its terms", capsys.readouterr().err)
-
-
-def test_a_model_that_cannot_fit_is_refused_before_it_is_loaded(base, text, tmp_path, capsys, monkeypatch):
+def test_what_is_gated_or_cannot_fit_is_refused_before_it_is_loaded(base, text, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("prehab_lib.scale.preflight.available_gib", lambda device: 1e-6)
     monkeypatch.setattr("prehab_lib.save.models.text_model", lambda *_, **__: pytest.fail("it was loaded"))
     assert main(words(base, text, tmp_path / "out")) == 2
-    assert re.search(r"needs about 0.0 GiB on cpu, where 0.0 GiB are free: add --less-memory", capsys.readouterr().err)
+    assert "needs about 0.0 GiB on cpu, where 0.0 GiB are free: add --less-memory" in capsys.readouterr().err
+
+    def gated(*_, **__):
+        raise type("GatedRepoError", (Exception,), {})("403")
+
+    monkeypatch.setattr("transformers.AutoConfig.from_pretrained", gated)
+    assert main(words("org/model", text, tmp_path / "out")) == 2
+    assert "'org/model' is gated: accept its terms" in capsys.readouterr().err
 
 
 def test_stopped_while_writing_leaves_the_earlier_model(base, text, tmp_path, capsys, monkeypatch):

@@ -96,45 +96,35 @@ def test_bfloat16_compute_of_a_float32_model_is_near_float32(coordinates, text):
     assert torch.nn.functional.cosine_similarity(step, wanted, dim=0) > 0.95
 
 
-def test_compute_float32_says_what_no_option_says_for_a_float32_model(toy):
-    ours, plain = copy.deepcopy(toy[0]), copy.deepcopy(toy[0])
-    one = prehab(ours, classification_loss, toy[1], toy[2], memory=Memory(compute="float32"), **SETTINGS)
-    other = prehab(plain, classification_loss, toy[1], toy[2], **SETTINGS)
-    assert torch.equal(weights(ours), weights(plain)) and one.rows == other.rows
-
-
 @pytest.mark.parametrize(
-    ("family", "coordinates"), [("llama", "weight"), ("llama", "whitened"), ("gpt2", "weight"), ("vit", "weight")]
+    ("make", "first", "coordinates"),
+    [
+        (llama, "model.layers.0", "weight"),
+        (llama, "model.layers.0", "whitened"),
+        (gpt2, "transformer.h.0", "weight"),
+        (vit, "blocks.0", "weight"),
+    ],
 )
-def test_recomputed_activations_give_the_same_weights_and_flags_come_back(family, coordinates):
-    model = {"llama": llama, "gpt2": gpt2, "vit": vit}[family]()
+def test_recomputed_activations_give_the_same_weights_and_flags_come_back(make, first, coordinates):
+    model = make()
     to_linear(model)
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.1  # the recomputation must drop the same numbers
     generator = torch.Generator().manual_seed(0)
     images = [(torch.rand(4, 3, 16, 16, generator=generator), torch.arange(4)) for _ in range(4)]
-    batches, loss = (images, classification_loss) if family == "vit" else (tokens(), token_loss)
+    batches, loss = (images, classification_loss) if make is vit else (tokens(), token_loss)
     stats = collect(model, batches, dtype=torch.float32)
     trained, calls = {}, {}
     for on in (False, True):
         trained[on], calls[on] = copy.deepcopy(model), 0
-        block = trained[on].get_submodule(
-            {"llama": "model.layers.0", "gpt2": "transformer.h.0", "vit": "blocks.0"}[family]
-        )
+        block = trained[on].get_submodule(first)
         inner = next(module for module in block.modules() if isinstance(module, nn.Linear))
         inner.register_forward_hook(lambda *_, on=on: calls.__setitem__(on, calls[on] + 1))
         before = flags_of(trained[on])
         torch.manual_seed(0)
-        prehab(
-            trained[on],
-            loss,
-            batches,
-            stats,
-            coordinates=coordinates,
-            memory=Memory(gradient_checkpointing=on),
-            **SETTINGS | dict(steps=2),
-        )
+        more = SETTINGS | dict(steps=2, coordinates=coordinates, memory=Memory(gradient_checkpointing=on))
+        prehab(trained[on], loss, batches, stats, **more)
         assert flags_of(trained[on]) == before
     assert calls[True] == 2 * calls[False]  # each block ran again
     torch.testing.assert_close(weights(trained[True]), weights(trained[False]), rtol=0, atol=1e-7)
@@ -157,16 +147,21 @@ def test_checkpointing_that_was_on_stays_on():
     assert model.is_gradient_checkpointing and model.model.layers[0]._gradient_checkpointing_func is before
 
 
-def test_float32_roots_on_the_cpu_give_nearly_the_same_surrogate(toy):
-    rows = {}
-    for name, memory in {"exact": Memory(), "cheap": Memory(rank_dtype="float32", roots_on="cpu")}.items():
-        model = copy.deepcopy(toy[0])
-        rows[name] = prehab(model, classification_loss, toy[1], toy[2], memory=memory, **SETTINGS).rows
-    for cheap, exact in zip(rows["cheap"], rows["exact"], strict=True):
-        assert cheap["surrogate"] == pytest.approx(exact["surrogate"], rel=1e-5)
+def test_other_options_give_the_same_surrogate_and_weights(toy):
+    """compute="float32" to the last bit; float32 roots on the CPU, and the fused optimizer, nearly."""
+    cheap = Memory(rank_dtype="float32", roots_on="cpu")
+    options = {"float32": Memory(compute="float32"), "cheap": cheap, "fused": Memory(optimizer="adamw_fused")}
+    models, rows = {}, {}
+    for name, memory in ({"exact": Memory()} | options).items():
+        models[name] = copy.deepcopy(toy[0])
+        history = prehab(models[name], classification_loss, toy[1], toy[2], memory=memory, **SETTINGS)
+        rows[name] = history.column("surrogate")
+        assert rows[name] == pytest.approx(rows["exact"], rel=1e-5), name
+        torch.testing.assert_close(weights(models[name]), weights(models["exact"]), rtol=0, atol=1e-6, msg=name)
+    assert torch.equal(weights(models["float32"]), weights(models["exact"])) and rows["float32"] == rows["exact"]
 
 
-def test_one_layer_of_the_surrogate_lives_at_a_time(toy):
+def test_one_layer_of_the_surrogate_lives_at_a_time(toy, monkeypatch):
     """The graph of one W L is gone before the next is made: at most one product is alive."""
 
     class Token:
@@ -183,25 +178,13 @@ def test_one_layer_of_the_surrogate_lives_at_a_time(toy):
         most.append(sum(ref() is not None for ref in alive))
         return nuclear(M)
 
-    surrogates.SURROGATES["watched"] = watched
-    try:
-        for coordinates in ("weight", "whitened"):
-            alive.clear(), most.clear()
-            more = SETTINGS | dict(
-                surrogate="watched", steps=1, training=Training(log_every=None), coordinates=coordinates
-            )
-            prehab(copy.deepcopy(toy[0]), classification_loss, toy[1], toy[2], **more)
-            assert max(most) == (1 if coordinates == "weight" else 3)
-    finally:
-        del surrogates.SURROGATES["watched"]
-
-
-def test_the_fused_optimizer_takes_the_same_steps(toy):
-    found = {}
-    for name in ("adamw", "adamw_fused"):
-        found[name] = copy.deepcopy(toy[0])
-        prehab(found[name], classification_loss, toy[1], toy[2], memory=Memory(optimizer=name), **SETTINGS)
-    torch.testing.assert_close(weights(found["adamw"]), weights(found["adamw_fused"]), rtol=0, atol=1e-6)
+    monkeypatch.setitem(surrogates.SURROGATES, "watched", watched)
+    for coordinates, at_once in {"weight": 1, "whitened": 3}.items():
+        alive.clear()
+        most.clear()
+        more = SETTINGS | dict(surrogate="watched", steps=1, training=Training(log_every=None))
+        prehab(copy.deepcopy(toy[0]), classification_loss, toy[1], toy[2], coordinates=coordinates, **more)
+        assert max(most) == at_once, coordinates
 
 
 def test_bad_options_are_named(toy):
@@ -224,7 +207,6 @@ def test_half_precision_of_every_family_of_language_models_trains():
         model = tiny(family, torch.bfloat16)
         stats = collect(model, tokens(2), dtype=torch.float32)
         for train in ("layers", "all"):
-            history = prehab(
-                model, token_loss, tokens(2), stats, training=Training(train=train), **SETTINGS | dict(steps=1)
-            )
+            more = SETTINGS | dict(steps=1, training=Training(train=train))
+            history = prehab(model, token_loss, tokens(2), stats, **more)
             assert history.rows[0]["task_loss"] > 0 and {p.dtype for p in model.parameters()} == {torch.bfloat16}

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from prehab_lib.surrogates import SURROGATES, nuclear, nuclear_ratio, power_iteration, stable_rank, surrogate_named
+from prehab_lib.surrogates import SURROGATES, nuclear, nuclear_ratio, power_iteration, stable_rank
 
 RATIOS = ("nuclear_ratio", "stable_rank", "entropy_rank")  # invariant to scale
 
@@ -25,19 +25,14 @@ def test_by_hand_on_diag_2_1():
 
 
 @pytest.mark.parametrize("name", SURROGATES)
-@pytest.mark.parametrize("shape", [(7, 5), (5, 7), (4, 4)])
-def test_gradient(name, shape):
-    M = matrix(*shape).requires_grad_()
-    assert torch.autograd.gradcheck(SURROGATES[name], (M,), eps=1e-6, atol=1e-7)
-
-
-@pytest.mark.parametrize("name", SURROGATES)
-@pytest.mark.parametrize("sigma", [[3.0, 3.0, 1.0], [2.0, 1.0, 0.0, 0.0], [0.0]])
-def test_gradient_is_finite_at_ties_rank_deficiency_and_zero(name, sigma):
-    M = with_singular_values(sigma).requires_grad_()
-    value = SURROGATES[name](M)
-    value.backward()
-    assert torch.isfinite(value) and torch.isfinite(M.grad).all()
+def test_gradient_also_at_ties_rank_deficiency_and_zero(name):
+    for shape in ((7, 5), (5, 7), (4, 4)):
+        assert torch.autograd.gradcheck(SURROGATES[name], (matrix(*shape).requires_grad_(),), eps=1e-6, atol=1e-7)
+    for sigma in ([3.0, 3.0, 1.0], [2.0, 1.0, 0.0, 0.0], [0.0]):
+        M = with_singular_values(sigma).requires_grad_()
+        value = SURROGATES[name](M)
+        value.backward()
+        assert torch.isfinite(value) and torch.isfinite(M.grad).all(), sigma
 
 
 @pytest.mark.parametrize("name", RATIOS)
@@ -108,8 +103,3 @@ def test_power_iteration_never_overestimates_and_a_warm_start_goes_on():
     (exact,) = torch.autograd.grad(stable_rank(M), M)
     (iterated,) = torch.autograd.grad(stable_rank(M, iterations=3000), M)
     torch.testing.assert_close(iterated, exact, rtol=1e-6, atol=1e-8)
-
-
-def test_unknown_surrogate_names_the_known_ones():
-    with pytest.raises(ValueError, match=r"surrogate = 'rank' is not known.*nuclear_ratio"):
-        surrogate_named("rank")

@@ -1,8 +1,10 @@
+import itertools
+
 import pytest
 import torch
 
 from prehab_lib.fast import FAST, tangents
-from prehab_lib.fast.tangents import COLD, RESIDUAL
+from prehab_lib.fast.tangents import COLD
 from prehab_lib.surrogates import SURROGATES
 from tests.helpers import cosine, log_spaced
 
@@ -28,10 +30,9 @@ def layers(m, n, count=3, condition=1e3, seed=0):
 
 
 @pytest.mark.parametrize("name", FAST)
-@pytest.mark.parametrize("condition", [1.0, 1e3, 1e6])
-def test_value_and_gradient_are_those_of_the_decomposition(name, condition):
+def test_value_and_gradient_are_those_of_the_decomposition(name):
     """The bounds of the docstrings: value 1e-3, cosine above 0.999, for roots of condition up to 1e6."""
-    for shape in ((16, 24), (24, 16), (20, 20)):
+    for shape, condition in itertools.product(((16, 24), (24, 16), (20, 20)), (1.0, 1e3, 1e6)):
         W, L = layers(*shape, condition=condition)
         surrogate = fast_form(name, L)
         for _ in range(3):
@@ -39,8 +40,8 @@ def test_value_and_gradient_are_those_of_the_decomposition(name, condition):
         values, gradients = exact(name, W, L)
         torch.testing.assert_close(tangent.value.double(), values, rtol=1e-3, atol=0)
         for ours, theirs in zip(tangent.gradient, gradients, strict=True):
-            assert cosine(ours, theirs) > 0.999, shape
-            assert float(ours.norm()) == pytest.approx(float(theirs.norm()), rel=0.02), shape
+            assert cosine(ours, theirs) > 0.999, (shape, condition)
+            assert float(ours.norm()) == pytest.approx(float(theirs.norm()), rel=0.02), (shape, condition)
 
 
 @pytest.mark.parametrize("name", FAST)
@@ -81,20 +82,14 @@ def test_stable_rank_is_warm_from_step_to_step(monkeypatch):
         moved = W + 1e-4 * step * torch.sign(W)
         tangent = surrogate(moved)
     assert 5 <= sum(rounds) <= 10 and not tangent.fell_back.any()
-    values, _ = exact("stable_rank", moved, L)
-    torch.testing.assert_close(tangent.value.double(), values, rtol=1e-3, atol=0)
+    torch.testing.assert_close(tangent.value.double(), exact("stable_rank", moved, L)[0], rtol=1e-3, atol=0)
     rounds.clear()
     other = torch.stack([W[0], layers(40, 30, count=1, seed=9)[0][0]])
     tangent = surrogate(other)
     assert sum(rounds) > 4 and not tangent.fell_back.any()
     torch.testing.assert_close(tangent.value.double(), exact("stable_rank", other, L)[0], rtol=1e-3, atol=0)
-
-
-def test_rounds_that_do_not_suffice_are_said(monkeypatch):
     monkeypatch.setattr(tangents, "COLD", 1)
-    W, L = layers(40, 30, count=2)
-    tangent = fast_form("stable_rank", L)(W)
-    assert tangent.fell_back.all() and RESIDUAL < 0.01
+    assert fast_form("stable_rank", L)(W).fell_back.all(), "rounds that do not suffice are said"
 
 
 @pytest.mark.parametrize("name", FAST)

@@ -45,9 +45,6 @@ def tails_of(model, stats, ranks):
     return found
 
 
-# The penalty and its gradient
-
-
 def test_the_fixed_projection_lies_above_the_tail_and_touches_it():
     W, stats, _ = layer(14, 10, 300)
     A = W @ stats.gram_root()

@@ -1,5 +1,4 @@
 import copy
-import warnings
 
 import pytest
 import torch
@@ -19,22 +18,6 @@ def toy():
     return start()
 
 
-def test_the_objective_is_task_loss_plus_weighted_tails(toy):
-    model, history = run(toy, steps=1, lam=0.3)
-    byhand, stats = copy.deepcopy(toy[0]), toy[2]
-    optimizer = torch.optim.AdamW([layer.weight for layer in byhand.children()], lr=1e-2, weight_decay=0.0)
-    rank = 0.0
-    for name in ("query", "out"):
-        A = byhand.get_submodule(name).weight.double() @ stats[name].gram_root()
-        sigma = torch.linalg.svdvals(A)
-        rank = rank + 1.5 * sigma[RANKS[name] :].square().sum() / A.detach().square().sum()
-    (classification_loss(byhand, toy[1][0]) + 0.3 * rank).backward()
-    optimizer.step()
-    for ours, theirs in zip(model.parameters(), byhand.parameters(), strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
-    assert history.rows[0]["surrogate"] == pytest.approx(float(rank.detach()), rel=1e-6)
-
-
 @pytest.mark.parametrize("coordinates", ["weight", "whitened"])
 def test_planned_tails_fall_below_the_controls(coordinates, toy):
     more = dict(steps=30, coordinates=coordinates, surrogate=Tail(RANKS, refresh=10))
@@ -52,10 +35,9 @@ def test_zero_lambda_is_plain_fine_tuning_to_the_bit(toy):
 @pytest.mark.parametrize("coordinates", ["weight", "whitened"])
 def test_a_layer_planned_dense_feels_no_penalty(coordinates, toy):
     ours, control = (run(toy, steps=1, lam=lam, coordinates=coordinates)[0] for lam in (50.0, 0.0))
-    moved = {
-        name for name in RANKS if not torch.equal(ours.get_submodule(name).weight, control.get_submodule(name).weight)
-    }
-    assert moved == {"query", "out"}
+    for name, rank in RANKS.items():
+        alike = torch.equal(ours.get_submodule(name).weight, control.get_submodule(name).weight)
+        assert alike == (rank is None), name
     everything_dense = Tail(dict.fromkeys(RANKS), refresh=3)
     assert same(run(toy, surrogate=everything_dense, lam=50.0)[0], run(toy, lam=0.0)[0])
 
@@ -94,9 +76,6 @@ def test_a_plan_that_says_the_same_leaves_no_trace(toy):
     assert same(ours, fixed) and history.rows == expected.rows
 
 
-# Bad input
-
-
 def test_bad_options_are_named_and_nothing_changes(toy):
     cases = [
         ({}, "give either ranks=.* or plan="),
@@ -104,7 +83,7 @@ def test_bad_options_are_named_and_nothing_changes(toy):
         ({"ranks": RANKS, "refresh": 0}, "refresh = 0"),
         ({"ranks": {"query": 3, "key": 3}}, "ranks of the tail penalty lacks layer 'out'"),
         ({"ranks": RANKS | {"nope": 1}}, "names 'nope', which is not among the layers"),
-        ({"ranks": RANKS | {"out": 5}}, "gives 'out' rank 5: it allows 1 to 4, or None"),
+        ({"ranks": RANKS | {"out": 5}}, "gives 'out' rank 5: give 1 to 4, or None"),
         ({"ranks": RANKS | {"out": True}}, "gives 'out' rank True"),
         ({"plan": lambda model: {"query": 3}}, "the plan of the tail penalty lacks layer 'key'"),
     ]
@@ -116,18 +95,13 @@ def test_bad_options_are_named_and_nothing_changes(toy):
 
 
 def test_where_a_plan_cannot_look_at_the_model_it_is_refused(toy):
-    def never(model):
-        raise AssertionError("asked")
-
-    tail = Tail(plan=never)
+    tail = Tail(plan=lambda model: pytest.fail("asked"))
     with pytest.raises(ValueError, match="use coordinates='weight', or fix"):
         run(toy, surrogate=tail, coordinates="whitened")
     half = copy.deepcopy(toy[0]).bfloat16(), toy[1], toy[2]
     with pytest.raises(ValueError, match="pass compute='float32', or fix"):
         run(half, surrogate=tail)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        fixed, _ = run(half)
-        planned, _ = run(half, surrogate=Tail(plan=lambda model: RANKS, refresh=3), memory=Memory(compute="float32"))
+    fixed, _ = run(half)
+    planned, _ = run(half, surrogate=Tail(plan=lambda model: RANKS, refresh=3), memory=Memory(compute="float32"))
     assert {p.dtype for p in (*fixed.parameters(), *planned.parameters())} == {torch.bfloat16}
     assert not same(fixed, half[0])

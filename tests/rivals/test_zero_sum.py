@@ -16,8 +16,8 @@ from prehab_lib.evaluate import classification_loss
 from prehab_lib.methods import Method
 from prehab_lib.rivals.ranks import ACCOUNTINGS
 from prehab_lib.rivals.zero_sum import RULES, plan, select
+from prehab_lib.scale.lazy import decompose_lazily
 from prehab_lib.surgery import check_arguments, compress
-from prehab_lib.weightings import decompose_lazily
 from tests.slow_selection import chosen, crowd, instance, reachable, slowly
 from tests.stack import refuses
 

@@ -75,37 +75,20 @@ def sharded(tmp_path_factory):
     return torch.load(folder / "result.pt", weights_only=True)
 
 
-def test_shards_are_trained_to_the_weights_of_one_process(sharded):
+@pytest.mark.parametrize(("what", "settings", "rel"), [("", SETTINGS, 1e-5), ("fast ", FAST, 1e-4)])
+def test_shards_are_trained_to_the_weights_of_one_process(what, settings, rel, sharded):
+    """Each step on its own, and with a held tangent.  The control says that a lost gradient would have been seen."""
     model, batches, stats = start()
-    before = copy.deepcopy(model)
-    history = prehab(model, classification_loss, batches, stats, **SETTINGS)
+    control, before = copy.deepcopy(model), copy.deepcopy(model)
+    history = prehab(model, classification_loss, batches, stats, **settings)
     for name, parameter in model.named_parameters():
-        torch.testing.assert_close(sharded["weights"][name], parameter.detach(), rtol=1e-4, atol=1e-6)
+        ours = sharded[f"{what}weights"][name]
+        torch.testing.assert_close(ours, parameter.detach(), rtol=10 * rel, atol=rel / 10)
         assert not torch.allclose(parameter, before.get_parameter(name), rtol=1e-3, atol=1e-4)
-    for ours, alone in zip(sharded["rows"], history.rows, strict=True):
-        assert ours["surrogate"] == pytest.approx(alone["surrogate"], rel=1e-5)
-        assert ours["entropy_rank"] == pytest.approx(alone["entropy_rank"], rel=1e-5)
-
-
-def test_the_surrogate_is_part_of_what_shards_learn(sharded):
-    """Without it they end elsewhere, so that the comparison above would have seen a lost gradient."""
-    model, batches, stats = start()
-    prehab(model, classification_loss, batches, stats, **SETTINGS | dict(lam=0.0))
-    assert not torch.allclose(sharded["weights"]["head.weight"], model.head.weight, rtol=1e-2, atol=1e-3)
-
-
-def test_held_tangents_of_shards_are_those_of_one_process(sharded):
-    model, batches, stats = start()
-    history = prehab(model, classification_loss, batches, stats, **FAST)
-    for name, parameter in model.named_parameters():
-        torch.testing.assert_close(sharded["fast weights"][name], parameter.detach(), rtol=1e-3, atol=1e-5)
-    for ours, alone in zip(sharded["fast rows"], history.rows, strict=True):
-        assert ours["surrogate"] == pytest.approx(alone["surrogate"], rel=1e-4)
-    control, batches, stats = start()
-    prehab(control, classification_loss, batches, stats, **FAST | dict(lam=0.0))
+    for ours, alone in zip(sharded[f"{what}rows"], history.rows, strict=True):
+        assert ours["surrogate"] == pytest.approx(alone["surrogate"], rel=rel)
+        assert ours["entropy_rank"] == pytest.approx(alone["entropy_rank"], rel=rel)
+    prehab(control, classification_loss, batches, stats, **settings | dict(lam=0.0))
     assert not torch.allclose(control.head.weight, model.head.weight, rtol=1e-2, atol=1e-3)
-
-
-def test_what_needs_whole_weights_is_refused(sharded):
     message = "coordinates='whitened' needs whole weights, and 'blocks.0.up.weight' is sharded"
     assert message in sharded["refused"]
