@@ -40,7 +40,7 @@ def lines(profile: str, data_root: str | None = None) -> list[str]:
             line, at_hand = _line(name, data_root)
             told.append(f"{notebook}: {line}")
             if not at_hand:
-                folders.append(data.DATASETS[name].folder)
+                folders.append(name)
     if folders:
         inside = ", ".join(dict.fromkeys(folders))
         told.append(

@@ -6,7 +6,7 @@ still small enough for two CPU cores.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 
 from prehab_lib.inputs import check_choice, check_whole
 from prehab_lib.tasks import data
-from prehab_lib.tasks.drawn import Drawn, Task, drawn_rows
+from prehab_lib.tasks.drawn import Drawn, Task, drawn_rows, shuffled_rows
 
 DIGITS = {"train": (0, 1000), "validation": (1000, 1297), "test": (1297, 1797)}  # of a shuffle
 SMALL = 64  # up to this side images are cropped with padding, else by a random resized crop as timm
@@ -55,14 +55,12 @@ def digit_task(batch: int, test_images: int | None = None) -> ImageTask:
         part = "validation" if purpose == "validation" else "train"
         return digit_pairs(part, batch, count, seed)
 
+    def test() -> Drawn:
+        return digit_pairs("test", size, batches, seed=0)
+
     first, last = DIGITS["test"]
-    return ImageTask(
-        name="digit pairs",
-        classes=100,
-        draw=draw,
-        test=lambda: digit_pairs("test", size, batches, seed=0),
-        protocol=f"top-1 on {size * batches} fixed pairs of {last - first} held-out digit images",
-    )
+    protocol = f"top-1 on {size * batches} fixed pairs of {last - first} held-out digit images"
+    return ImageTask("digit pairs", 100, draw, test, protocol)
 
 
 def digit_pairs(part: str, batch: int, count: int, seed: int) -> Drawn:
@@ -83,76 +81,58 @@ def _digits(part: str) -> tuple[Tensor, Tensor]:
 
     check_choice("part", part, DIGITS)
     images, digits = (torch.tensor(array) for array in load_digits(return_X_y=True))
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
-    mine = order[slice(*DIGITS[part])]
+    mine = shuffled_rows(len(images))[slice(*DIGITS[part])]
     return (images / 16).float().view(-1, 1, 8, 8)[mine], digits[mine]
 
 
 def image_task(
-    name: str,
-    model: nn.Module,
-    batch: int,
-    *,
-    test_images: int | None = None,
-    data_root: str | None = None,
-    workers: int = 0,
+    name: str, model: nn.Module, batch: int, *, test_images=None, data_root=None, workers=0
 ) -> ImageTask:
     """A data set of `data.DATASETS`, or a folder, sized and normalised as this timm model wants it.
 
-    test_images: score on so many of the test images, the same ones always (None: all).  Raises as
-    `data.load` does.
+    test_images: score on so many of the test images, the same ones always (None: all).  workers:
+    processes that read files.  Raises as `data.load` does.
     """
-    train, test = (data.load(name, part, data_root) for part in ("train", "test"))
-    if train.features["label"] != test.features["label"]:
+    images, tested = (data.load(name, part, data_root) for part in ("train", "test"))
+    if images.features["label"] != tested.features["label"]:
         raise ValueError(f"the training and test parts of {name!r} name different classes")
     if test_images is not None:
         check_whole(1, test_images=test_images)
         # Shuffled first: a folder is sorted by class.
-        order = torch.randperm(len(test), generator=torch.Generator().manual_seed(0))
-        test = test.select(order[:test_images].tolist())
+        tested = tested.select(shuffled_rows(len(tested))[:test_images])
     plain, augmented = transforms(model)
-    loader = {"batch_size": batch, "num_workers": workers}
 
-    def draw(purpose: str, seed: int, count: int) -> ImageBatches:
-        transform = augmented if purpose == "train" else plain
-        return ImageBatches(train, transform, loader, seed, count)
+    def loader(dataset: Prepared, rows: Sequence[int]) -> DataLoader:
+        return DataLoader(dataset, batch, sampler=list(enumerate(rows)), num_workers=workers)
+
+    def draw(purpose: str, seed: int, count: int) -> DataLoader:
+        rows = drawn_rows(len(images), count * batch, seed, replacement=True)
+        return loader(Prepared(images, augmented if purpose == "train" else plain, seed), rows)
+
+    def test() -> DataLoader:
+        return loader(Prepared(tested, plain), range(len(tested)))
 
     size = f"{image_size(model)} pixels"
-    return ImageTask(
-        name=name,
-        classes=train.features["label"].num_classes,
-        draw=draw,
-        test=lambda: ImageBatches(test, plain, loader),
-        protocol=f"top-1 on {len(test)} images of {name}, resized and centre-cropped to {size}",
-    )
+    protocol = f"top-1 on {len(tested)} images of {name}, resized and centre-cropped to {size}"
+    return ImageTask(name, images.features["label"].num_classes, draw, test, protocol)
 
 
-class ImageBatches:
-    """Batches of a `datasets.Dataset`: `count` of them drawn with replacement, or, without a seed,
-    one pass in order.
+@dataclass(frozen=True)
+class Prepared:
+    """(number in the sequence of draws, row of a `datasets.Dataset`) -> the image transformed, and
+    its label.
     """
 
-    def __init__(
-        self, images, transform: Callable, loader: dict, seed: int | None = None, count: int = 0
-    ):
-        self.images, self.transform, self.loader, self.seed = images, transform, loader, seed
-        self.wanted = len(images) if seed is None else count * loader["batch_size"]
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        rows = range(self.wanted)
-        if self.seed is not None:
-            rows = drawn_rows(len(self.images), self.wanted, self.seed, replacement=True)
-        return iter(DataLoader(self, sampler=list(enumerate(rows)), **self.loader))
-
-    def __len__(self) -> int:
-        return math.ceil(self.wanted / self.loader["batch_size"])
+    images: object
+    transform: Callable
+    seed: int = 0
 
     def __getitem__(self, place: tuple[int, int]) -> tuple[Tensor, int]:
         number, row = place
         image = self.images[row]
         with torch.random.fork_rng(devices=[]):
             # Each image has its own random crop, whatever the number of workers.
-            torch.manual_seed((self.seed or 0) * 1_000_003 + number)
+            torch.manual_seed(self.seed * 1_000_003 + number)
             return self.transform(image["image"].convert("RGB")), image["label"]
 
 

@@ -1,15 +1,17 @@
 """Instructions and their answers, for rehab: prompts are read, only answers are learnt."""
 
 from dataclasses import dataclass
-from itertools import takewhile
+from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from prehab_lib.inputs import check_choice, check_whole
 from prehab_lib.statistics.gradients import IGNORED
 from prehab_lib.tasks import data, prose
-from prehab_lib.tasks.drawn import Drawn
+from prehab_lib.tasks.drawn import Drawn, shuffled_rows
 
 MAX_LENGTH = 256  # tokens of SVD-LLM's scripts
 HELD_OUT = 2000  # validation rows of SVD-LLM's scripts, or a tenth where there are fewer
@@ -22,11 +24,8 @@ _PLAIN = _HEAD.format("")
 _WITH_INPUT = _HEAD.format(", paired with an input that provides further context")
 
 
-@dataclass(frozen=True, eq=False)
-class Instruction:
-    """ids: prompt, answer and EOS, cut off at the longest length.  prompt: how many of them are the
-    prompt's.
-    """
+class Instruction(NamedTuple):
+    """ids: prompt, answer and EOS, cut off at the longest length.  prompt: how many are the prompt's."""
 
     ids: tuple[int, ...]
     prompt: int
@@ -37,8 +36,8 @@ class InstructionData:
     """train and validation (seed, count): batches as `encode` makes them."""
 
     batch: int
-    training: tuple[Instruction, ...]
-    held_out: tuple[Instruction, ...]
+    training: list[Instruction]
+    held_out: list[Instruction]
     pad: int
 
     def train(self, seed: int, count: int) -> Drawn:
@@ -47,26 +46,21 @@ class InstructionData:
     def validation(self, seed: int, count: int) -> Drawn:
         return self._draw(self.held_out, 5000 + seed, count)
 
-    def _draw(self, rows: tuple[Instruction, ...], seed: int, count: int) -> Drawn:
-        def batch(numbers: list[int]) -> dict[str, Tensor]:
-            return encode([rows[i] for i in numbers], self.pad)
-
-        return Drawn(batch, len(rows), self.batch, seed, count)
+    def _draw(self, rows: list[Instruction], seed: int, count: int) -> Drawn:
+        return Drawn(partial(encode, rows, self.pad), len(rows), self.batch, seed, count)
 
 
-def encode(rows: list[Instruction], pad: int) -> dict[str, Tensor]:
-    """Rows as one batch: input_ids (B, T), attention_mask (B, T), labels (B, T) with -100 on
+def encode(rows: list[Instruction], pad: int, numbers: list[int]) -> dict[str, Tensor]:
+    """Some rows as one batch: input_ids (B, T), attention_mask (B, T), labels (B, T) with -100 on
     prompts and padding, which is on the right.  T is the longest of the batch.
     """
-    longest = max(len(row.ids) for row in rows)
-    ids = torch.full((len(rows), longest), pad)
-    mask, labels = torch.zeros_like(ids), torch.full_like(ids, IGNORED)
-    for i, row in enumerate(rows):
-        length = len(row.ids)
-        ids[i, :length] = torch.tensor(row.ids)
-        mask[i, :length] = 1
-        labels[i, row.prompt : length] = ids[i, row.prompt : length]
-    return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+    some = [rows[i] for i in numbers]
+    ids = pad_sequence([torch.tensor(row.ids) for row in some], True, pad)
+    places = torch.arange(ids.shape[1])
+    real = places < torch.tensor([[len(row.ids)] for row in some])
+    answer = real & (places >= torch.tensor([[row.prompt] for row in some]))
+    labels = ids.masked_fill(~answer, IGNORED)
+    return {"input_ids": ids, "attention_mask": real.long(), "labels": labels}
 
 
 def prompt_of(instruction: str, input: str = "") -> str:
@@ -106,19 +100,19 @@ def open_instructions(
 def _alpaca(name: str, data_root: str | None) -> list[list[tuple[str, str]]]:
     """[training, validation] pairs of prompt and answer, shuffled."""
     loaded = data.load(name, "train", data_root, data.DATASETS[name])
-    columns = [list(loaded[column]) for column in ("instruction", "input", "output")]
     pairs = []
-    for instruction, text, answer in zip(*columns, strict=True):
-        pairs.append((prompt_of(instruction or "", text or ""), answer or ""))
-    order = torch.randperm(len(pairs), generator=torch.Generator().manual_seed(0)).tolist()
+    for row in loaded:
+        prompt = prompt_of(row["instruction"] or "", row["input"] or "")
+        pairs.append((prompt, row["output"] or ""))
+    pairs = [pairs[i] for i in shuffled_rows(len(pairs))]
     first = min(HELD_OUT, len(pairs) // 10)
-    return [[pairs[i] for i in order[first:]], [pairs[i] for i in order[:first]]]
+    return [pairs[first:], pairs[:first]]
 
 
-def _tokenized(pairs: list[tuple[str, str]], tokenizer, max_length: int) -> tuple[Instruction, ...]:
+def _tokenized(pairs: list[tuple[str, str]], tokenizer, max_length: int) -> list[Instruction]:
     pairs = [(prompt, answer) for prompt, answer in pairs if answer.strip()]
     if not pairs:
-        return ()
+        return []
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     prompts = tokenizer([prompt for prompt, _ in pairs], verbose=False)["input_ids"]
     wholes = tokenizer([prompt + answer for prompt, answer in pairs], verbose=False)["input_ids"]
@@ -126,10 +120,9 @@ def _tokenized(pairs: list[tuple[str, str]], tokenizer, max_length: int) -> tupl
     for prompt, whole in zip(prompts, wholes, strict=True):
         # What both begin with: a token that spans the border belongs to the answer, an EOS after
         # the prompt to neither.
-        both = zip(prompt, whole, strict=False)
-        shared = len(list(takewhile(lambda pair: pair[0] == pair[1], both)))
-        if whole[-1:] != end:
-            whole = whole + end
-        if shared < min(len(whole), max_length):
-            rows.append(Instruction(tuple(whole[:max_length]), shared))
-    return tuple(rows)
+        same = [one == other for one, other in zip(prompt, whole, strict=False)]
+        shared = [*same, False].index(False)
+        ids = whole if whole[-1:] == end else whole + end
+        if shared < min(len(ids), max_length):
+            rows.append(Instruction(tuple(ids[:max_length]), shared))
+    return rows

@@ -42,8 +42,8 @@ _NO_TEXT = re.compile(
 
 
 class Docstring(NamedTuple):
-    """module: top-level name.  name: dotted.  arguments: as written, of a function or method; else
-    None, also for a function inside another.
+    """module: top-level name.  name: dotted.  arguments: as written, of a function or method; None
+    of a class, a module, or a function inside another.
     """
 
     module: str
@@ -60,8 +60,7 @@ class Documentation(NamedTuple):
 
 
 def part_of(module: str) -> str:
-    """The part a module belongs to: seven tenths of the names train, a tenth for choices, two for
-    scores.
+    """The part of a module: seven tenths of the names train, one is for choices, two for scores.
 
     A Python twin goes with its module ("_pyio" with "io"); the topics, which overlap one another,
     all train.
@@ -72,27 +71,19 @@ def part_of(module: str) -> str:
     return "validation" if place == 7 else "test"
 
 
-def files() -> list[tuple[Path, tuple[str, ...]]]:
-    """(file, its dotted name's parts), by top-level module, `SKIPPED` ones left out."""
-    home, chosen = _library(), []
+def read_once(what: str, read: Callable, wanted: Iterable[str] = PARTS) -> list:
+    """What `read(file, parts of its dotted name)` finds in every file of the wanted parts, by
+    top-level module, kept until a file or the code changes.
+    """
+    home, places = _library(), []
     for module in sorted(sys.stdlib_module_names - SKIPPED):
         for file in (home / f"{module}.py", *sorted((home / module).rglob("*.py"))):
             name = file.relative_to(home).with_suffix("").parts
-            if file.is_file() and not SKIPPED.intersection(name):
-                chosen.append((file, name))
-    return chosen
-
-
-def read_once(
-    what: str, read: Callable[[Path, tuple[str, ...]], Iterable], wanted: Iterable[str] = PARTS
-) -> list:
-    """What `read(file, name)` finds in every file of the wanted parts, kept until a file or the
-    code changes.
-    """
-    chosen = [(file, name) for file, name in files() if part_of(name[0]) in wanted]
-    stamps = [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file, _ in chosen]
+            if part_of(module) in wanted and file.is_file() and not SKIPPED.intersection(name):
+                places.append((file, name))
+    stamps = [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file, _ in places]
     key = [sys.version, stamps, inspect.getsource(inspect.getmodule(read))]
-    return remembered(what, key, lambda: [item for place in chosen for item in read(*place)])
+    return remembered(what, key, lambda: [item for place in places for item in read(*place)])
 
 
 @cache
@@ -103,8 +94,7 @@ def docstrings() -> tuple[Docstring, ...]:
 
 @cache
 def texts() -> tuple[tuple[str, str, str], ...]:
-    """(module, name, text) of every docstring of the standard library, by module, then of every
-    help topic.
+    """(module, name, text) of every docstring, by module, then of every help topic.
 
     Raises FileNotFoundError where this Python keeps its library without sources.
     """
@@ -130,19 +120,17 @@ def checksum() -> str:
 
 @cache
 def documentation(part: str) -> tuple[Documentation, ...]:
-    """Every text of a part that has a sentence; a sentence that an earlier part has as well is left
-    out there.
-
+    """Every text of a part that has a sentence, without the sentences that an earlier part has.
     Raises ValueError for an unknown part.
     """
     check_choice("part", part, PARTS)
     earlier = {sentence for name in PARTS[: PARTS.index(part)] for sentence in sentences(name)}
     entries = []
     for module, _, text in texts():
-        if part_of(module) == part:
-            own = tuple(sentence for sentence in _sentences(text) if sentence not in earlier)
-            if own:
-                entries.append(Documentation(module, own))
+        own = _sentences(text) if part_of(module) == part else ()
+        own = tuple(sentence for sentence in own if sentence not in earlier)
+        if own:
+            entries.append(Documentation(module, own))
     return tuple(entries)
 
 
@@ -155,8 +143,8 @@ def sentences(part: str) -> tuple[str, ...]:
 
 @cache
 def comments(part: str) -> tuple[str, ...]:
-    """Comments that fill whole lines, adjoining lines as one text, in the order of modules and
-    lines.  Raises ValueError for an unknown part.
+    """Comments that fill whole lines, adjoining lines as one text, by module and line.  Raises
+    ValueError for an unknown part.
     """
     check_choice("part", part, PARTS)
     return tuple(read_once("comments", _comments_in, [part]))
@@ -164,11 +152,9 @@ def comments(part: str) -> tuple[str, ...]:
 
 @cache
 def questions(part: str) -> list[tuple[str, str]]:
-    """(question, answer) of every documented function and method of a part's modules, in the order
-    of the files: the answer is the first sentence of the docstring.
-
-    An answer that the training part has as well is left out elsewhere.  Raises ValueError for an
-    unknown part.
+    """(question, answer) of every documented function and method of a part, in the order of the
+    files: the answer is the first sentence of the docstring.  One that the training part has as
+    well is left out elsewhere.  Raises ValueError for an unknown part.
     """
     check_choice("part", part, PARTS)
     earlier = {answer for _, answer in questions("train")} if part != "train" else set()
@@ -199,9 +185,7 @@ def _documented(node: ast.AST, name: tuple[str, ...], inside: bool) -> list[Docs
 
 @cache
 def _sentences(text: str) -> tuple[str, ...]:
-    """Distinct sentences of plain words, lower-cased and without punctuation: case and full stop
-    would tell their order.
-    """
+    """Distinct sentences, lower-cased and bare: case and full stop would tell the words' order."""
     written = []
     for paragraph in re.split(r"\n\s*\n", text):
         if not _NOT_PROSE.search(paragraph):
@@ -214,26 +198,24 @@ def _sentences(text: str) -> tuple[str, ...]:
 
 
 def _is_prose(sentence: str) -> bool:
-    """A sentence that begins and ends like one, and has few words with digits, brackets or
-    underscores.
-    """
+    """It begins and ends like one, and has few words with digits, brackets or underscores."""
     words = sentence.split()
     plain = sum(_PLAIN_WORD.fullmatch(word) is not None for word in words)
     return sentence[:1].isupper() and sentence[-1] in ".!?" and plain >= 0.85 * len(words)
 
 
-def _comments_in(file: Path, name: tuple[str, ...] = ()) -> Iterator[str]:
-    block, last = [], -1
-    for line, text in [*_comment_lines(file), (-1, "")]:  # the last one ends the last block
-        says_something = not _NO_TEXT.fullmatch(text)
-        if block and (line != last + 1 or not says_something):
-            joined = "\n".join(block)
-            if len(joined.split()) >= COMMENT_WORDS:
-                yield joined
-            block = []
-        if says_something:
-            block.append(text)
+def _comments_in(file: Path, name: tuple[str, ...] = ()) -> list[str]:
+    blocks, last = [], -1
+    for line, text in _comment_lines(file):
+        if _NO_TEXT.fullmatch(text):
+            continue
+        if line == last + 1:
+            blocks[-1].append(text)
+        else:
+            blocks.append([text])
         last = line
+    texts = ["\n".join(block) for block in blocks]
+    return [text for text in texts if len(text.split()) >= COMMENT_WORDS]
 
 
 def _comment_lines(file: Path) -> Iterator[tuple[int, str]]:

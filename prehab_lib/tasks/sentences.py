@@ -4,8 +4,7 @@ tokenizer, and its score.
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
-from itertools import chain
+from functools import cache, cached_property, partial
 from statistics import fmean
 
 import numpy as np
@@ -17,12 +16,12 @@ from prehab_lib.evaluate import each_answer, logits_and_labels
 from prehab_lib.inputs import check_choice, check_whole
 from prehab_lib.statistics.gradients import mean_over_samples
 from prehab_lib.tasks import data, prose, prose_tasks
-from prehab_lib.tasks.drawn import Drawn, Task
+from prehab_lib.tasks.drawn import Drawn, Task, shuffled_rows
 from prehab_lib.tasks.glue import GLUE
 from prehab_lib.tasks.metrics import Score, score
 from prehab_lib.tasks.prose_tasks import PROSE
-from prehab_lib.tasks.rows import Rows, check_rows, count_longer, drawn_rows_of, every_row
-from prehab_lib.tasks.tokenizers import prose_wordpiece
+from prehab_lib.tasks.rows import Rows, check_rows, encode
+from prehab_lib.tasks.tokenizers import train_wordpiece
 
 SCORED_BATCH = 64  # rows scored at a time; the score does not depend on it
 RANDOM_DRAWS = 20  # the random baseline is their mean
@@ -43,12 +42,12 @@ class SentenceTask(Task):
     tokenizer: object
     batch: int
     max_length: int
+    test_rows: int | None
     training: Rows
     chosen_on: Rows
     splits: dict[str, Rows]
     where: str
     recipe: dict
-    test_rows: int | None = None
 
     @property
     def outputs(self) -> int:
@@ -63,7 +62,12 @@ class SentenceTask(Task):
     @cached_property
     def scored(self) -> dict[str, Rows]:
         """Column of the table -> its rows."""
-        return {column: _capped(rows, self.test_rows) for column, rows in self.splits.items()}
+        if not self.test_rows:
+            return self.splits
+        columns = self.splits.items()
+        return {
+            name: rows.take(shuffled_rows(len(rows))[: self.test_rows]) for name, rows in columns
+        }
 
     @cached_property
     def protocol(self) -> str:
@@ -71,7 +75,8 @@ class SentenceTask(Task):
         counts, longer = [], 0
         for column, rows in self.scored.items():
             counts.append(f"{column} {len(rows)} of {len(self.splits[column])} rows")
-            longer += count_longer(rows, self.tokenizer, self.max_length)
+            tokens = self.tokenizer(*map(list, rows.texts), verbose=False)["input_ids"]
+            longer += sum(len(ids) > self.max_length for ids in tokens)
         return (
             f"{self.metric} on {self.where}: {', '.join(counts)}; at most {self.max_length} tokens "
             f"a row, {longer} rows are longer and cut off there"
@@ -79,21 +84,23 @@ class SentenceTask(Task):
 
     def draw(self, purpose: str, seed: int, count: int) -> Drawn:
         rows = self.chosen_on if purpose == "validation" else self.training
-        return drawn_rows_of(rows, self.tokenizer, self.batch, self.max_length, seed, count)
+        make = partial(encode, rows, self.tokenizer, self.max_length)
+        return Drawn(make, len(rows), self.batch, seed, count)
 
     def test(self) -> Iterator[dict[str, Tensor]]:
         """Every scored row once, column after column."""
-        return chain.from_iterable(map(self._once, self.scored.values()))
+        for rows in self.scored.values():
+            yield from self._once(rows)
 
     def scores(self, model: nn.Module) -> dict[str, Score]:
         """Column of the table -> the metric on its rows, between -1 and 1, in eval mode.
 
         Raises ValueError for logits that are not finite.
         """
-        return {
-            column: score(self.metric, *predict(model, self._once(rows)))
-            for column, rows in self.scored.items()
-        }
+        scores = {}
+        for column, rows in self.scored.items():
+            scores[column] = score(self.metric, *predict(model, self._once(rows)))
+        return scores
 
     def score(self, model: nn.Module) -> float:
         """The one number of the task: of its column, or the mean of MNLI's two, which the paper
@@ -102,9 +109,9 @@ class SentenceTask(Task):
         return fmean(map(float, self.scores(model).values()))
 
     def baselines(self) -> dict[str, dict[str, Score]]:
-        """What needs no model, each as column -> score: "constant", the best of the answers that
-        are always the same (for accuracy the majority class, for F1 often the other one), and
-        "random", labels drawn like the training rows', the mean of 20 draws.
+        """What needs no model, each as column -> score.  "constant": the best of the answers that
+        are always the same (for accuracy the majority class, for F1 often the other one).
+        "random": labels drawn like the training rows', the mean of 20 draws.
         """
         labels = np.asarray(self.training.labels)
         answers = range(len(self.labels)) if self.labels else [labels.mean()]
@@ -120,17 +127,16 @@ class SentenceTask(Task):
         return {"constant": constant, "random": drawn}
 
     def _once(self, rows: Rows) -> Iterator[dict[str, Tensor]]:
-        return every_row(rows, self.tokenizer, SCORED_BATCH, self.max_length)
+        """Every row once, shortest first, so that little is padded."""
+        lengths = [sum(map(len, texts)) for texts in zip(*rows.texts, strict=True)]
+        order = sorted(range(len(rows)), key=lengths.__getitem__)
+        for start in range(0, len(order), SCORED_BATCH):
+            indices = order[start : start + SCORED_BATCH]
+            yield encode(rows, self.tokenizer, self.max_length, indices)
 
 
 def open_task(
-    name: str,
-    batch: int,
-    tokenizer=None,
-    *,
-    data_root: str | None = None,
-    max_length: int | None = None,
-    test_rows: int | None = None,
+    name: str, batch: int, tokenizer=None, *, data_root=None, max_length=None, test_rows=None
 ) -> SentenceTask:
     """The task of a name: an embedded one of `PROSE`, or one of `GLUE`, trained on its training
     split and scored on its validation split.
@@ -145,35 +151,33 @@ def open_task(
     check_whole(0, test_rows=test_rows or 0)
     check_choice("task", name, (*PROSE, *GLUE))
     if name in PROSE:
-        task = PROSE[name]
+        task, usual = PROSE[name], 48
         tokenizer = prose_wordpiece() if tokenizer is None else tokenizer
-        parts = {part: prose_tasks.rows(name, part) for part in prose.PARTS}
-        training, chosen_on, splits = parts["train"], parts["validation"], {name: parts["test"]}
+        training, chosen_on, tested = (prose_tasks.rows(name, part) for part in prose.PARTS)
+        splits = {name: tested}
         where = f"held-out modules of the standard library (checksum {prose.checksum()})"
         recipe = dict(lr=task.lr, steps=task.steps, beta2=task.beta2, warmup=0.3)
     else:
-        task = GLUE[name]
+        task, usual = GLUE[name], 128
         if tokenizer is None:
             raise ValueError(f"task {name!r} needs a tokenizer: pass tokenizers.tokenizer_of(...)")
-        parts = {split: _glue_rows(name, split, data_root) for split in task.splits}
-        training = chosen_on = parts["train"]
-        splits = {column: parts[split] for column, split in task.scored.items()}
+        training = chosen_on = _glue_rows(name, "train", data_root)
+        splits = {key: _glue_rows(name, split, data_root) for key, split in task.scored.items()}
         where = f"GLUE's validation split (glue/{name})"
         recipe = dict(lr=task.lr, epochs=3)
-    return SentenceTask(
-        name=name,
-        metric=task.metric,
-        labels=task.labels,
-        tokenizer=tokenizer,
-        batch=batch,
-        max_length=_length(max_length, 48 if name in PROSE else 128, tokenizer),
-        training=training,
-        chosen_on=chosen_on,
-        splits=splits,
-        where=where,
-        recipe=recipe,
-        test_rows=test_rows,
-    )
+    most = tokenizer.model_max_length
+    length = min(usual, most) if max_length is None else max_length
+    check_whole(8, max_length=length)
+    if length > most:
+        raise ValueError(f"max_length = {length}: the tokenizer's model takes at most {most}")
+    about = (name, task.metric, task.labels, tokenizer, batch, length, test_rows)
+    return SentenceTask(*about, training, chosen_on, splits, where, recipe)
+
+
+@cache
+def prose_wordpiece():
+    """The tokenizer of the embedded tasks, learnt from their training part alone."""
+    return train_wordpiece(prose.sentences("train"))
 
 
 @mean_over_samples
@@ -208,20 +212,3 @@ def _glue_rows(name: str, split: str, data_root: str | None) -> Rows:
     rows = Rows(tuple(tuple(loaded[column]) for column in task.columns), labels)
     check_rows(rows, f"{place} {split!r}", len(task.labels))
     return rows
-
-
-def _capped(rows: Rows, most: int | None) -> Rows:
-    if not most:
-        return rows
-    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))
-    return rows.take(order[:most].tolist())
-
-
-def _length(wanted: int | None, usual: int, tokenizer) -> int:
-    if wanted is None:
-        return min(usual, tokenizer.model_max_length)
-    check_whole(8, max_length=wanted)
-    if wanted > tokenizer.model_max_length:
-        most = tokenizer.model_max_length
-        raise ValueError(f"max_length = {wanted}: the tokenizer's model takes at most {most}")
-    return wanted

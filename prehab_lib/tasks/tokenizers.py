@@ -4,18 +4,15 @@ spot, and those of real checkpoints.
 The same texts give the same vocabulary in every process.
 """
 
-import os
 from collections.abc import Iterable
-from functools import cache
+from pathlib import Path
 
 from prehab_lib.save.hub import explained
-from prehab_lib.tasks import corpora, prose
 
 BOS, EOS = "<s>", "</s>"
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 _WORD_START = "▁"
-_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tekken.json", "vocab.txt")
-_FILES += ("spiece.model", "sentencepiece.bpe.model")
+_FILES = ("tokenizer.json", "tekken.json", "vocab.*", "*.model")
 
 
 def train_bpe(texts: Iterable[str], size: int = 1000):
@@ -30,9 +27,10 @@ def train_bpe(texts: Iterable[str], size: int = 1000):
     from tokenizers import decoders, pre_tokenizers, processors
 
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    if size < len(letters) + 2:
+    least = len(letters) + 2
+    if size < least:
         raise ValueError(
-            f"vocabulary = {size}: a byte-level tokenizer needs at least {len(letters) + 2} tokens"
+            f"vocabulary = {size}: a byte-level tokenizer needs at least {least} tokens"
         )
     learner = tokenizers.Tokenizer(tokenizers.models.BPE())
     learner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -44,12 +42,9 @@ def train_bpe(texts: Iterable[str], size: int = 1000):
     learner.post_processor = processors.TemplateProcessing(
         single=f"{BOS} $A", pair=f"{BOS} $A $B", special_tokens=[(BOS, learner.token_to_id(BOS))]
     )
+    special = dict(bos_token=BOS, eos_token=EOS, pad_token=EOS)
     return transformers.PreTrainedTokenizerFast(
-        tokenizer_object=learner,
-        bos_token=BOS,
-        eos_token=EOS,
-        pad_token=EOS,
-        clean_up_tokenization_spaces=False,
+        tokenizer_object=learner, clean_up_tokenization_spaces=False, **special
     )
 
 
@@ -73,23 +68,9 @@ def train_wordpiece(texts: Iterable[str], size: int = 2000, max_length: int = 64
     pieces = [piece for piece in sorted(numbers, key=numbers.get) if piece != _WORD_START]
     letters = [piece for piece in pieces if len(piece) == 1]
     spelled = [p[1:] if p.startswith(_WORD_START) else f"##{p}" for p in pieces]
-    vocabulary = dict.fromkeys((*SPECIAL, *letters, *spelled))
-    return transformers.BertTokenizer(
-        vocab={piece: number for number, piece in enumerate(vocabulary)},
-        model_max_length=max_length,
-    )
-
-
-@cache
-def prose_bpe(size: int = 1000):
-    """The tokenizer of the embedded corpus, learnt from its training part alone."""
-    return train_bpe(corpora.prose_corpus().train, size)
-
-
-@cache
-def prose_wordpiece():
-    """The tokenizer of the embedded sentence tasks, learnt from their training part alone."""
-    return train_wordpiece(prose.sentences("train"))
+    distinct = dict.fromkeys((*SPECIAL, *letters, *spelled))
+    vocabulary = {piece: number for number, piece in enumerate(distinct)}
+    return transformers.BertTokenizer(vocab=vocabulary, model_max_length=max_length)
 
 
 def tokenizer_of(source: str):
@@ -100,14 +81,14 @@ def tokenizer_of(source: str):
     """
     import transformers
 
-    here = os.path.isdir(source)
-    if source.startswith((".", "/", "~")) and not here:
+    folder = Path(source)
+    if source.startswith((".", "/", "~")) and not folder.is_dir():
         raise FileNotFoundError(f"model = {source!r} is no folder: check the path")
+    files = "tokenizer.json, tokenizer_config.json"
     missing = FileNotFoundError(
-        f"{source!r} has no tokenizer: copy the tokenizer files of its model there "
-        "(tokenizer.json, tokenizer_config.json)"
+        f"{source!r} has no tokenizer: copy the tokenizer files of its model there ({files})"
     )
-    if here and not any(os.path.isfile(os.path.join(source, name)) for name in _FILES):
+    if folder.is_dir() and not any(any(folder.glob(pattern)) for pattern in _FILES):
         raise missing
     remedy = "give the folder of a local copy that has its tokenizer files"
     with explained(f"the tokenizer of {source!r}", remedy):
