@@ -35,8 +35,9 @@ class Source:
     files: dict[str, str] = field(default_factory=dict)
 
 
-_IMAGES, _SPLITS = _same("image", "label"), _same("train", "test")
-_WIKITEXT = ("Salesforce/wikitext", _same("train", "validation", "test"), _same("text"))
+_IMAGES, _SPLITS, _TEXT = _same("image", "label"), _same("train", "test"), _same("text")
+_VALIDATED, _HELD_OUT = ({"train": "train", "test": name} for name in ("validation", "heldout"))
+_WIKITEXT = ("Salesforce/wikitext", _same("train", "validation", "test"), _TEXT)
 _ALPACA = (_same("train"), _same("instruction", "input", "output"))
 _C4 = {
     "train": "en/c4-train.00000-of-01024.json.gz",
@@ -47,20 +48,11 @@ FOLDER = Source(None, _SPLITS, _IMAGES)  # what a folder of your own is taken fo
 DATASETS = {
     "cifar10": Source("uoft-cs/cifar10", _SPLITS, {"image": "img", "label": "label"}),
     "imagenet-1k": Source(
-        "ILSVRC/imagenet-1k",
-        {"train": "train", "test": "validation"},
-        _IMAGES,
-        note="gated on the hub, 150 GB",
+        "ILSVRC/imagenet-1k", _VALIDATED, _IMAGES, note="gated on the hub, 150 GB"
     ),
     "wikitext-2-raw-v1": Source(*_WIKITEXT, config="wikitext-2-raw-v1"),
     "wikitext-2-v1": Source(*_WIKITEXT, config="wikitext-2-v1"),
-    "c4": Source(
-        "allenai/c4",
-        {"train": "train", "test": "heldout"},
-        _same("text"),
-        note="one shard of each split",
-        files=_C4,
-    ),
+    "c4": Source("allenai/c4", _HELD_OUT, _TEXT, note="one shard of each split", files=_C4),
     "alpaca": Source("tatsu-lab/alpaca", *_ALPACA),
     "alpaca-cleaned": Source("yahma/alpaca-cleaned", *_ALPACA),
 }
@@ -83,7 +75,7 @@ def where(name: str, data_root: str | os.PathLike | None = None) -> Path | None:
     """The local folder of a data set, a key of `DATASETS` or a folder itself; None where it would
     come from the hub.
 
-    Raises ValueError for an unknown name, FileNotFoundError for a folder that is missing or empty.
+    Raises ValueError for an unknown name, FileNotFoundError for a folder that is missing.
     """
     folder = Path(name)
     if name in DATASETS:
@@ -100,8 +92,6 @@ def where(name: str, data_root: str | os.PathLike | None = None) -> Path | None:
     elif not folder.is_dir():
         names = ", ".join(("digits", *DATASETS))
         raise ValueError(f"dataset = {name!r} is neither a folder nor one of {names}")
-    if all(entry.name.startswith(".") for entry in folder.iterdir()):
-        raise FileNotFoundError(f"the folder {folder} of the data set {name!r} is empty")
     return folder
 
 

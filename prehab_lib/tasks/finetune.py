@@ -1,6 +1,4 @@
-"""From a pretrained encoder, or a small BERT built here, to the base model of a task: fine-tuned
-once, then cached.
-"""
+"""The base model of a sentence task: an encoder, or a small BERT, fine-tuned once, then cached."""
 
 import json
 import math
@@ -104,8 +102,8 @@ def base_model(
     check_fits(model, -1, max_length=task.max_length)
     if ready:
         return model.to(device).eval(), "given"
-    fed = dict(batch=task.batch, max_length=task.max_length, data=task.training.checksum)
-    fed |= dict(tokenizer=_described(task.tokenizer))
+    fed = dict(batch=task.batch, max_length=task.max_length, tokenizer=_described(task.tokenizer))
+    fed |= dict(texts=task.training.texts, labels=task.training.labels)
     return training.base_model(model, fine_tune, task, device, seed, recipe, **fed)
 
 

@@ -1,6 +1,4 @@
-"""The eight GLUE tasks of Table III: where their rows are, what they ask, and how the paper scores
-and averages them.
-"""
+"""The eight GLUE tasks of Table III: what they ask, and how the paper scores and averages them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -24,8 +24,9 @@ SMALL = 64  # up to this side images are cropped with padding, else by a random 
 
 @dataclass(frozen=True)
 class ImageTask(Task):
-    """Batches, of `test()` and of draws, are (images (B, C, H, W), labels (B,)); only those of
-    "train" are augmented.  protocol: how the score is taken, stored with every number.
+    """Batches are (images (B, C, H, W), labels (B,)); only those of "train" are augmented.
+
+    protocol: how the score is taken, stored with every number.
     """
 
     name: str
@@ -33,15 +34,6 @@ class ImageTask(Task):
     draw: Callable[[str, int, int], Iterable]
     test: Callable[[], Iterable]
     protocol: str
-
-
-def open_task(dataset: str, model: nn.Module, batch: int, **options) -> ImageTask:
-    """The task of a name: "digits" is embedded, anything else goes to `image_task`, with its
-    options and errors.
-    """
-    if dataset == "digits":
-        return digit_task(batch, options.get("test_images"))
-    return image_task(dataset, model, batch, **options)
 
 
 def digit_task(batch: int, test_images: int | None = None) -> ImageTask:
@@ -85,22 +77,25 @@ def _digits(part: str) -> tuple[Tensor, Tensor]:
     return (images / 16).float().view(-1, 1, 8, 8)[mine], digits[mine]
 
 
-def image_task(
-    name: str, model: nn.Module, batch: int, *, test_images=None, data_root=None, workers=0
+def open_task(
+    dataset: str, model: nn.Module, batch: int, *, test_images=None, data_root=None, workers=0
 ) -> ImageTask:
-    """A data set of `data.DATASETS`, or a folder, sized and normalised as this timm model wants it.
+    """The task of a name: "digits" is embedded; a data set of `data.DATASETS`, or a folder, is
+    sized and normalised as this timm model wants it.
 
     test_images: score on so many of the test images, the same ones always (None: all).  workers:
     processes that read files.  Raises as `data.load` does.
     """
-    images, tested = (data.load(name, part, data_root) for part in ("train", "test"))
+    if dataset == "digits":
+        return digit_task(batch, test_images)
+    images, tested = (data.load(dataset, part, data_root) for part in ("train", "test"))
     if images.features["label"] != tested.features["label"]:
-        raise ValueError(f"the training and test parts of {name!r} name different classes")
+        raise ValueError(f"the training and test parts of {dataset!r} name different classes")
     if test_images is not None:
         check_whole(1, test_images=test_images)
         # Shuffled first: a folder is sorted by class.
         tested = tested.select(shuffled_rows(len(tested))[:test_images])
-    plain, augmented = transforms(model)
+    plain, augmented, size = transforms(model)
 
     def loader(dataset: Prepared, rows: Sequence[int]) -> DataLoader:
         return DataLoader(dataset, batch, sampler=list(enumerate(rows)), num_workers=workers)
@@ -112,16 +107,14 @@ def image_task(
     def test() -> DataLoader:
         return loader(Prepared(tested, plain), range(len(tested)))
 
-    size = f"{image_size(model)} pixels"
-    protocol = f"top-1 on {len(tested)} images of {name}, resized and centre-cropped to {size}"
-    return ImageTask(name, images.features["label"].num_classes, draw, test, protocol)
+    prepared = f"resized and centre-cropped to {size} pixels"
+    protocol = f"top-1 on {len(tested)} images of {dataset}, {prepared}"
+    return ImageTask(dataset, images.features["label"].num_classes, draw, test, protocol)
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """(number in the sequence of draws, row of a `datasets.Dataset`) -> the image transformed, and
-    its label.
-    """
+    """(number of the draw, row) -> the image of a `datasets.Dataset` transformed, and its label."""
 
     images: object
     transform: Callable
@@ -136,29 +129,21 @@ class Prepared:
             return self.transform(image["image"].convert("RGB")), image["label"]
 
 
-def transforms(model: nn.Module) -> tuple[Callable, Callable]:
-    """(plain, augmented): PIL image -> (3, H, W), by the model's own size, mean, deviation and crop
-    as timm records them.
-    """
+def transforms(model: nn.Module) -> tuple[Callable, Callable, tuple[int, int]]:
+    """(plain, augmented): PIL image -> (3, H, W), and (H, W), by what timm records of the model."""
     import timm.data
     from torchvision import transforms as T
 
-    size = image_size(model)
-    config = timm.data.resolve_data_config({"input_size": (3, *size)}, model=model)
+    config = timm.data.resolve_data_config(model=model)
+    if hasattr(model, "patch_embed"):
+        own = {"input_size": (3, *model.patch_embed.img_size)}
+        config = timm.data.resolve_data_config(own, model=model)
+    size = tuple(config["input_size"][1:])
     ending = [T.ToTensor(), T.Normalize(config["mean"], config["std"])]
     flip = T.RandomHorizontalFlip()
     if max(size) <= SMALL:
         resize, crop = T.Resize(size), T.RandomCrop(size, padding=max(size) // 8)
-        return T.Compose([resize, *ending]), T.Compose([resize, crop, flip, *ending])
+        return T.Compose([resize, *ending]), T.Compose([resize, crop, flip, *ending]), size
     crop = T.RandomResizedCrop(size, interpolation=T.InterpolationMode.BICUBIC)
     plain = timm.data.create_transform(**config, is_training=False)
-    return plain, T.Compose([crop, flip, *ending])
-
-
-def image_size(model: nn.Module) -> tuple[int, int]:
-    """(H, W) the timm model takes."""
-    import timm.data
-
-    if hasattr(model, "patch_embed"):
-        return tuple(model.patch_embed.img_size)
-    return tuple(timm.data.resolve_data_config(model=model)["input_size"][1:])
+    return plain, T.Compose([crop, flip, *ending]), size

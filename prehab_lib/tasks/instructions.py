@@ -16,16 +16,14 @@ from prehab_lib.tasks.drawn import Drawn, shuffled_rows
 MAX_LENGTH = 256  # tokens of SVD-LLM's scripts
 HELD_OUT = 2000  # validation rows of SVD-LLM's scripts, or a tenth where there are fewer
 
-_HEAD = (
-    "Below is an instruction that describes a task{}. Write a response that appropriately "
-    "completes the request.\n\n### Instruction:\n"
+_PROMPT = (
+    "Below is an instruction that describes a task{more}. Write a response that appropriately "
+    "completes the request.\n\n### Instruction:\n{instruction}\n\n{input}### Response:\n"
 )
-_PLAIN = _HEAD.format("")
-_WITH_INPUT = _HEAD.format(", paired with an input that provides further context")
 
 
 class Instruction(NamedTuple):
-    """ids: prompt, answer and EOS, cut off at the longest length.  prompt: how many are the prompt's."""
+    """ids: prompt, answer and EOS, cut off at the longest length.  prompt: its tokens."""
 
     ids: tuple[int, ...]
     prompt: int
@@ -65,9 +63,11 @@ def encode(rows: list[Instruction], pad: int, numbers: list[int]) -> dict[str, T
 
 def prompt_of(instruction: str, input: str = "") -> str:
     """Stanford Alpaca's prompt, with or without an input."""
+    more = ""
     if input.strip():
-        return f"{_WITH_INPUT}{instruction}\n\n### Input:\n{input}\n\n### Response:\n"
-    return f"{_PLAIN}{instruction}\n\n### Response:\n"
+        more = ", paired with an input that provides further context"
+        input = f"### Input:\n{input}\n\n"
+    return _PROMPT.format(more=more, instruction=instruction, input=input if more else "")
 
 
 def open_instructions(

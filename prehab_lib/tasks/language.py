@@ -1,6 +1,4 @@
-"""Text for a language model: windows to train on, to calibrate and choose by, and the columns of
-the table it is scored in; for one tokenizer.
-"""
+"""Text for a language model, as windows for one tokenizer, and the columns it is scored in."""
 
 import re
 from collections.abc import Iterable
@@ -27,9 +25,7 @@ _BLANK_LINES = re.compile(r"\n(?:[ \t]*\n)+")
 
 
 class Corpus(NamedTuple):
-    """Texts in their order.  tests: column of the table -> its texts, the training text's own
-    domain first.  source: what the scored texts are, as the protocol names them.
-    """
+    """Texts in their order; tests and source are as `LanguageTask` has them."""
 
     train: tuple[str, ...]
     validation: tuple[str, ...]
@@ -42,7 +38,7 @@ class LanguageTask(Task):
     """Batches are random windows, {"input_ids": (batch, window)}.
 
     chosen_on: fixed windows for choices, never scored.  tests: column of the table -> its windows,
-    the training text's own domain first.  source: what the scored text is.
+    the training text's own domain first.  source: what the scored text is, for the protocol.
     """
 
     name: str
@@ -64,9 +60,7 @@ class LanguageTask(Task):
         return {name: perplexity(model, windows) for name, windows in self.tests.items()}
 
     def unigram(self) -> dict[str, float]:
-        """Column -> perplexity of the tokens' frequencies in the training part, each counted once
-        more: what needs no model.
-        """
+        """Column -> perplexity of the training part's token frequencies, each counted once more."""
         size = max(len(self.tokenizer), 1 + self._highest())
         counts = torch.bincount(self.training, minlength=size).double() + 1
         nats = -(counts / counts.sum()).log()
@@ -120,10 +114,9 @@ def open_language_task(
     check_whole(2, window=window)
     check_whole(1, batch=batch)
     check_whole(0, test_windows=test_windows or 0)
-    embedded = name == "prose"
-    corpus = prose_corpus() if embedded else wikitext(CORPORA[name], data_root, dataset)
+    corpus = prose_corpus() if name == "prose" else wikitext(CORPORA[name], data_root, dataset)
     if tokenizer is None:
-        tokenizer = prose_bpe(vocabulary) if embedded else train_bpe(corpus.train, vocabulary)
+        tokenizer = train_bpe(corpus.train, vocabulary)
     training = token_stream(corpus.train, tokenizer)
     held_out = token_stream(corpus.validation, tokenizer)
     chosen_on = cut(held_out, window, CHOSEN_ON, "the validation text")
@@ -133,12 +126,6 @@ def open_language_task(
         tests[column] = cut(stream, window, test_windows, f"the test text {column!r}")
     streams = (training, held_out, chosen_on, tests)
     return LanguageTask(name, tokenizer, window, batch, *streams, corpus.source)
-
-
-@cache
-def prose_bpe(size: int = 1000):
-    """The tokenizer of the embedded corpus, learnt from its training part alone."""
-    return train_bpe(prose_corpus().train, size)
 
 
 @cache

@@ -1,10 +1,9 @@
-"""A sentence task: training, calibration and scored batches of one data set, ready for one
-tokenizer, and its score.
-"""
+"""A sentence task: batches of one data set for one tokenizer, and how it is scored."""
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import cache, cached_property, partial
+from functools import cache, partial
 from statistics import fmean
 
 import numpy as np
@@ -20,7 +19,7 @@ from prehab_lib.tasks.drawn import Drawn, Task, shuffled_rows
 from prehab_lib.tasks.glue import GLUE
 from prehab_lib.tasks.metrics import Score, score
 from prehab_lib.tasks.prose_tasks import PROSE
-from prehab_lib.tasks.rows import Rows, check_rows, encode
+from prehab_lib.tasks.rows import Rows, encode
 from prehab_lib.tasks.tokenizers import train_wordpiece
 
 SCORED_BATCH = 64  # rows scored at a time; the score does not depend on it
@@ -31,9 +30,8 @@ RANDOM_DRAWS = 20  # the random baseline is their mean
 class SentenceTask(Task):
     """Batches are as `rows.encode` makes them.  labels: class names, empty for a regression.
 
-    splits: column of the table -> all rows there, of which `test_rows` are scored (None or 0: all).
-    where: what is scored.  recipe: arguments of `finetune.fine_tune`: the paper's, or the small
-    model's.
+    scored: column of the table -> its rows.  protocol: how the score is taken, one sentence, stored
+    with every number.  recipe: arguments of `finetune.fine_tune`.
     """
 
     name: str
@@ -42,11 +40,10 @@ class SentenceTask(Task):
     tokenizer: object
     batch: int
     max_length: int
-    test_rows: int | None
     training: Rows
     chosen_on: Rows
-    splits: dict[str, Rows]
-    where: str
+    scored: dict[str, Rows]
+    protocol: str
     recipe: dict
 
     @property
@@ -59,53 +56,20 @@ class SentenceTask(Task):
         """Batches in one pass over the training rows."""
         return -(-len(self.training) // self.batch)
 
-    @cached_property
-    def scored(self) -> dict[str, Rows]:
-        """Column of the table -> its rows."""
-        if not self.test_rows:
-            return self.splits
-        columns = self.splits.items()
-        return {
-            name: rows.take(shuffled_rows(len(rows))[: self.test_rows]) for name, rows in columns
-        }
-
-    @cached_property
-    def protocol(self) -> str:
-        """How the score is taken, one sentence, stored with every number."""
-        counts, longer = [], 0
-        for column, rows in self.scored.items():
-            counts.append(f"{column} {len(rows)} of {len(self.splits[column])} rows")
-            tokens = self.tokenizer(*map(list, rows.texts), verbose=False)["input_ids"]
-            longer += sum(len(ids) > self.max_length for ids in tokens)
-        return (
-            f"{self.metric} on {self.where}: {', '.join(counts)}; at most {self.max_length} tokens "
-            f"a row, {longer} rows are longer and cut off there"
-        )
-
     def draw(self, purpose: str, seed: int, count: int) -> Drawn:
         rows = self.chosen_on if purpose == "validation" else self.training
         make = partial(encode, rows, self.tokenizer, self.max_length)
         return Drawn(make, len(rows), self.batch, seed, count)
 
-    def test(self) -> Iterator[dict[str, Tensor]]:
-        """Every scored row once, column after column."""
-        for rows in self.scored.values():
-            yield from self._once(rows)
-
     def scores(self, model: nn.Module) -> dict[str, Score]:
-        """Column of the table -> the metric on its rows, between -1 and 1, in eval mode.
-
-        Raises ValueError for logits that are not finite.
-        """
+        """Column of the table -> the metric on its rows.  Raises as `predict` does."""
         scores = {}
         for column, rows in self.scored.items():
-            scores[column] = score(self.metric, *predict(model, self._once(rows)))
+            scores[column] = score(self.metric, *predict(model, self.once(rows)))
         return scores
 
     def score(self, model: nn.Module) -> float:
-        """The one number of the task: of its column, or the mean of MNLI's two, which the paper
-        merges in its averages.
-        """
+        """The one number of the task: of its column, or the mean of MNLI's two."""
         return fmean(map(float, self.scores(model).values()))
 
     def baselines(self) -> dict[str, dict[str, Score]]:
@@ -126,7 +90,7 @@ class SentenceTask(Task):
             drawn[column] = Score(fmean(map(float, scores)))
         return {"constant": constant, "random": drawn}
 
-    def _once(self, rows: Rows) -> Iterator[dict[str, Tensor]]:
+    def once(self, rows: Rows) -> Iterator[dict[str, Tensor]]:
         """Every row once, shortest first, so that little is padded."""
         lengths = [sum(map(len, texts)) for texts in zip(*rows.texts, strict=True)]
         order = sorted(range(len(rows)), key=lengths.__getitem__)
@@ -170,8 +134,19 @@ def open_task(
     check_whole(8, max_length=length)
     if length > most:
         raise ValueError(f"max_length = {length}: the tokenizer's model takes at most {most}")
-    about = (name, task.metric, task.labels, tokenizer, batch, length, test_rows)
-    return SentenceTask(*about, training, chosen_on, splits, where, recipe)
+    scored, counts, longer = {}, [], 0
+    for column, rows in splits.items():
+        some = rows.take(shuffled_rows(len(rows))[:test_rows]) if test_rows else rows
+        scored[column] = some
+        counts.append(f"{column} {len(some)} of {len(rows)} rows")
+        tokens = tokenizer(*map(list, some.texts), verbose=False)["input_ids"]
+        longer += sum(len(ids) > length for ids in tokens)
+    protocol = (
+        f"{task.metric} on {where}: {', '.join(counts)}; at most {length} tokens a row, {longer} "
+        "rows are longer and cut off there"
+    )
+    about = (name, task.metric, task.labels, tokenizer, batch, length)
+    return SentenceTask(*about, training, chosen_on, scored, protocol, recipe)
 
 
 @cache
@@ -182,9 +157,7 @@ def prose_wordpiece():
 
 @mean_over_samples
 def sentence_loss(model: nn.Module, batch) -> Tensor:
-    """Mean cross-entropy in nats, or the mean squared error of a head with one output: the task
-    loss of Table III.
-    """
+    """Mean cross-entropy in nats, or squared error of one output: the loss of Table III."""
     logits, labels = logits_and_labels(model, move(batch, device_of(model)))
     logits = logits if logits.dtype == torch.float64 else logits.float()
     if logits.shape[-1] == 1:
@@ -193,9 +166,7 @@ def sentence_loss(model: nn.Module, batch) -> Tensor:
 
 
 def predict(model: nn.Module, batches: Iterable) -> tuple[np.ndarray, np.ndarray]:
-    """Predicted classes (N,), or real values for a head with one output, and the labels (N,).
-    Raises as `each_answer` does.
-    """
+    """Predicted classes (N,), or values of one output, and labels, as `each_answer` checks them."""
     predictions, labels = [], []
     for logits, right in each_answer(model, batches):
         predictions.append(logits.squeeze(-1) if logits.shape[-1] == 1 else logits.argmax(-1))
@@ -204,11 +175,22 @@ def predict(model: nn.Module, batches: Iterable) -> tuple[np.ndarray, np.ndarray
 
 
 def _glue_rows(name: str, split: str, data_root: str | None) -> Rows:
-    place = f"glue/{name}"
-    loaded = data.load(place, split, data_root, data.DATASETS[place])
-    task, labels = GLUE[name], tuple(loaded["label"])
-    if not task.labels and all(isinstance(label, int) for label in labels):
-        labels = tuple(map(float, labels))
-    rows = Rows(tuple(tuple(loaded[column]) for column in task.columns), labels)
-    check_rows(rows, f"{place} {split!r}", len(task.labels))
-    return rows
+    """Raises ValueError naming what no model can be trained or scored on."""
+    task, place = GLUE[name], f"glue/{name}"
+    loaded, what = data.load(place, split, data_root, data.DATASETS[place]), f"{place} {split!r}"
+    texts, labels = tuple(tuple(loaded[column]) for column in task.columns), tuple(loaded["label"])
+    if not labels:
+        raise ValueError(f"{what} has no rows: check its files")
+    if any(not isinstance(text, str) for column in texts for text in column):
+        raise ValueError(f"{what} has a row without text: every row must hold text")
+    hidden, classes = labels.count(-1), len(task.labels)
+    if hidden == len(labels) or (classes and hidden):  # a regression may have a -1
+        raise ValueError(f"{what} has labels of -1, which hide the answers: score another split")
+    wanted = f"classes 0 to {classes - 1}" if classes else "a finite number a row"
+    for label in labels:
+        good = isinstance(label, int | float) and math.isfinite(label)
+        if classes:
+            good = isinstance(label, int) and 0 <= label < classes
+        if not good:
+            raise ValueError(f"{what} has the label {label!r}: its task wants {wanted}")
+    return Rows(texts, labels if classes else tuple(map(float, labels)))

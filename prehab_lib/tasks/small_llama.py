@@ -1,6 +1,4 @@
-"""A LLaMA small enough to be trained on the spot, and the base model of a language task by any of
-its doors.
-"""
+"""A small LLaMA, trained on the spot, and the base model of a language task."""
 
 import copy
 import math
@@ -90,9 +88,9 @@ def base_model(
 
     checkpoint: "small" trains `small_llama(**small)` by `pretrain(**recipe)`, once (`training`).
     Else the hub name or folder of any causal language model of transformers, used as it is.  dtype:
-    of a given model's weights, by default as they are stored.  Raises as `models.text_model` does, and
-    ValueError for a model that is compressed already or no causal one, has no embedding for a token
-    of the task's text, or fewer positions than its window.
+    of its weights, "auto" as they are stored.  Raises as `models.text_model` does, and ValueError
+    for a model that is compressed already or no causal one, has no embedding for a token of the
+    task's text, or fewer positions than its window.
     """
     if checkpoint != SMALL:
         causal_config(checkpoint)

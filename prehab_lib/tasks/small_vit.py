@@ -1,6 +1,4 @@
-"""The base model of an image task: a small vision transformer that is trained here, once, or a timm
-model as it comes.
-"""
+"""The base model of an image task: a small vision transformer trained here, or a timm model."""
 
 import torch
 from torch import nn
@@ -17,7 +15,6 @@ from prehab_lib.tasks.training import SMALL
 
 def train(model: nn.Module, task: ImageTask, *, seed: int, steps: int, lr: float) -> None:
     """Train every parameter by AdamW with a one-cycle learning rate, whose peak is `lr`, in place.
-
     Raises ValueError for a bad number, or a loss that is no longer finite.
     """
     check_whole(1, steps=steps)

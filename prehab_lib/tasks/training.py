@@ -1,7 +1,6 @@
 """How base models come to be: one training loop, and one cache, so that each is trained once.
 
-The cache is the folder `PREHAB_CACHE`, else ~/.cache/prehab_lib.  It also keeps texts that take
-seconds to read out of source files.
+The cache is the folder `PREHAB_CACHE`, else ~/.cache/prehab_lib.
 """
 
 import hashlib
@@ -33,12 +32,7 @@ def adamw(model: nn.Module, rate: Callable[[int], float], **settings):
 
 
 def descend(
-    model: nn.Module,
-    batches: Iterable,
-    task_loss: Callable,
-    schedule: torch.optim.lr_scheduler.LRScheduler,
-    what: str,
-    clip: float = math.inf,
+    model: nn.Module, batches: Iterable, task_loss: Callable, schedule, what: str, clip=math.inf
 ) -> Iterator[float]:
     """The loss of each batch, before the step that it makes; the caller may stop early.
 
@@ -99,24 +93,7 @@ def cache_folder() -> Path:
     return Path(os.environ.get("PREHAB_CACHE") or Path.home() / ".cache" / "prehab_lib")
 
 
-def remembered(name: str, key, make: Callable[[], list]) -> list:
-    """`make()`, or what it gave when it was last called with this key, as JSON has it: a tuple
-    returns as a list.
-
-    A damaged entry is made again; a disk that is full or read-only costs the keeping only.
-    """
-    file = cache_folder() / "texts" / f"{name}-{_digest(key)}.json"
-    with suppress(OSError, ValueError):
-        return json.loads(file.read_text(encoding="utf-8"))
-    value, part = make(), file.with_suffix(f".{os.getpid()}.part")
-    with suppress(OSError):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(json.dumps(value), encoding="utf-8")
-        part.replace(file)
-    return value
-
-
-def _digest(key) -> str:
+def _digest(key: dict) -> str:
     """Of JSON that may hold tensors."""
 
     def of_tensor(tensor: Tensor) -> str:
