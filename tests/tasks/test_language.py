@@ -2,9 +2,9 @@ import math
 
 import pytest
 import torch
+from prehab_lib.tasks.corpora import Corpus, prose_corpus, wikitext
 
 from prehab_lib.tasks import corpora, language, prose
-from prehab_lib.tasks.corpora import Corpus, prose_corpus, wikitext
 from prehab_lib.tasks.language import open_language_task
 from prehab_lib.tasks.perplexity import perplexity
 from prehab_lib.tasks.small_llama import small_llama

@@ -5,9 +5,9 @@ import sys
 
 import pytest
 import transformers
+from prehab_lib.tasks.corpora import Corpus
 
 from prehab_lib.tasks import corpora
-from prehab_lib.tasks.corpora import Corpus
 from prehab_lib.tasks.tokenizers import prose_bpe, tokenizer_of, train_bpe, train_wordpiece
 from tests.glue_files import WORDS
 from tests.text_files import causal_model, sentence, tiny_tokenizer
