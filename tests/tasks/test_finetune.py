@@ -67,11 +67,16 @@ def test_the_learning_rate_is_the_papers_cosine_or_rises_first(task, monkeypatch
     fine_tune(model, task, seed=0, lr=1.0e-3, steps=6, warmup=0.5)
     assert rates == pytest.approx([2.5e-4, 5e-4, 7.5e-4, 1e-3, 7.5e-4, 2.5e-4])
     assert fine_tune(model, task, seed=0, lr=1e-3, steps=0) == []
-    made, adamw = [], training.adamw
-    monkeypatch.setattr(training, "adamw", lambda *args, **settings: made.append(settings) or adamw(*args, **settings))
+    memories, adamw = [], training.adamw
+
+    def watched(model, rate, **settings):
+        memories.append(settings["betas"])
+        return adamw(model, rate, **settings)
+
+    monkeypatch.setattr(training, "adamw", watched)
     for options in ({}, {"beta2": 0.98}):
         fine_tune(model, task, seed=0, lr=1e-3, steps=0, **options)
-    assert [settings["betas"] for settings in made] == [(0.9, 0.999), (0.9, 0.98)]
+    assert memories == [(0.9, 0.999), (0.9, 0.98)]
 
 
 def test_bad_numbers_and_a_loss_that_explodes_are_named(task):
