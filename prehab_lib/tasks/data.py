@@ -21,10 +21,8 @@ def _same(*names: str) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Source:
-    """A data set as the hub names it.  splits, columns: our name -> its name.
-
-    config: the part of a hub data set that holds several.  files: of a hub data set too large to
-    fetch whole, its name of a split -> the file to take.
+    """A data set as the hub names it.  splits, columns: our name -> its name.  files: of one too
+    large to fetch whole, its name of a split -> the file to take.
     """
 
     hub: str | None
@@ -99,10 +97,8 @@ def load(name: str, part: str, data_root: str | os.PathLike | None = None, like:
     """A `datasets.Dataset` of one part of a data set, with the columns of `like` under our names.
 
     part: a key of the source's `splits`.  like: what the caller expects, and how a folder of your
-    own is read: images and classes by default, a GLUE task's texts and labels with
-    DATASETS["glue/cola"].  From `where(name)` if that is a folder, else from the hub.  Raises
-    FileNotFoundError, ConnectionError (no network), PermissionError (gated) or ValueError, each one
-    sentence with the remedy.
+    own is read.  From `where(name)` if that is a folder, else from the hub.  Raises
+    FileNotFoundError, ConnectionError (no network), PermissionError (gated) or ValueError.
     """
     import datasets
 

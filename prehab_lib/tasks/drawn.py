@@ -8,8 +8,7 @@ from torch.utils.data import BatchSampler, RandomSampler
 
 
 class Task:
-    """What every task has: batches for three purposes, drawn by its own `draw(purpose, seed,
-    count)`, which never draws what is scored.
+    """Batches for three purposes, by the task's `draw(purpose, seed, count)`, none that is scored.
 
     validation is for choices: held-out embedded data, or other draws of a data set's training part.
     """

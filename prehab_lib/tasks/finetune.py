@@ -1,6 +1,5 @@
 """The base model of a sentence task: an encoder, or a small BERT, fine-tuned once, then cached."""
 
-import json
 import math
 
 import torch
@@ -57,10 +56,9 @@ def fine_tune(
     """Train every parameter by AdamW on the task's own loss, in place; the loss of each step.
 
     epochs: passes over the training rows, unless `steps` says how many batches.  The learning rate
-    rises linearly over the first `warmup` of the steps, then falls to 0 as a cosine.  beta2:
-    AdamW's memory of squared gradients, near 1 for long training.  The defaults are the paper's (3
-    epochs, cosine, `glue.GLUE[...].lr`) with the release's weight decay.  Raises ValueError for a
-    bad number, or a loss that is no longer finite.
+    rises linearly over the first `warmup` of the steps, then falls to 0 as a cosine.  The defaults
+    are the paper's, with the release's weight decay.  Raises ValueError for a bad number, or a loss
+    that is no longer finite.
     """
     check_positive(lr=lr, epochs=epochs)
     steps = math.ceil(epochs * task.epoch) if steps is None else steps
@@ -142,9 +140,7 @@ def classifier(checkpoint: str, task: SentenceTask, seed: int = 0) -> tuple[nn.M
 
 def _described(tokenizer) -> str:
     """All that a tokenizer does, but how it was called last."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:
-        return json.dumps(tokenizer.get_vocab(), sort_keys=True)
+    backend = tokenizer.backend_tokenizer
     backend.no_truncation()
     backend.no_padding()
     return backend.to_str()

@@ -8,7 +8,7 @@ still small enough for two CPU cores.
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 
 import torch
 from torch import Tensor, nn
@@ -24,16 +24,13 @@ SMALL = 64  # up to this side images are cropped with padding, else by a random 
 
 @dataclass(frozen=True)
 class ImageTask(Task):
-    """Batches are (images (B, C, H, W), labels (B,)); only those of "train" are augmented.
-
-    protocol: how the score is taken, stored with every number.
-    """
+    """Batches are (images (B, C, H, W), labels (B,)); only those of "train" are augmented."""
 
     name: str
     classes: int
     draw: Callable[[str, int, int], Iterable]
     test: Callable[[], Iterable]
-    protocol: str
+    protocol: str  # how the score is taken, stored with every number
 
 
 def digit_task(batch: int, test_images: int | None = None) -> ImageTask:
@@ -47,9 +44,7 @@ def digit_task(batch: int, test_images: int | None = None) -> ImageTask:
         part = "validation" if purpose == "validation" else "train"
         return digit_pairs(part, batch, count, seed)
 
-    def test() -> Drawn:
-        return digit_pairs("test", size, batches, seed=0)
-
+    test = partial(digit_pairs, "test", size, batches, seed=0)
     first, last = DIGITS["test"]
     protocol = f"top-1 on {size * batches} fixed pairs of {last - first} held-out digit images"
     return ImageTask("digit pairs", 100, draw, test, protocol)

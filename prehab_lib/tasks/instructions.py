@@ -76,10 +76,10 @@ def open_instructions(
     """The instructions of a name: "prose" is embedded, "alpaca" and "alpaca-cleaned" are of
     `data.DATASETS`.
 
-    tokenizer: of the model that learns.  max_length: tokens of prompt and answer, the rest is cut
-    off; rows whose prompt fills it, and rows without an answer, are left out.  Alpaca has one part:
-    2,000 rows, or a tenth, are held out by a fixed shuffle.  Raises as `data.load` does, and
-    ValueError for an unknown name, a bad number, or where no row is left.
+    max_length: tokens of prompt and answer, the rest is cut off.  Rows whose prompt fills it, and
+    rows without an answer, are left out.  Alpaca has one part: 2,000 rows, or a tenth, are held out
+    by a fixed shuffle.  Raises as `data.load` does, and ValueError for an unknown name, a bad
+    number, or where no row is left.
     """
     check_choice("instructions", name, ("prose", "alpaca", "alpaca-cleaned"))
     check_whole(1, batch=batch)
@@ -87,26 +87,19 @@ def open_instructions(
     if name == "prose":
         parts = [prose.questions("train"), prose.questions("validation")]
     else:
-        parts = _alpaca(name, data_root)
+        pairs = []
+        for row in data.load(name, "train", data_root, data.DATASETS[name]):
+            prompt = prompt_of(row["instruction"] or "", row["input"] or "")
+            pairs.append((prompt, row["output"] or ""))
+        pairs = [pairs[i] for i in shuffled_rows(len(pairs))]
+        first = min(HELD_OUT, len(pairs) // 10)
+        parts = [pairs[first:], pairs[:first]]
     training, held_out = (_tokenized(part, tokenizer, max_length) for part in parts)
     if not training or not held_out:
         few = f"no row whose answer begins within max_length = {max_length} tokens"
         raise ValueError(f"instructions {name!r} have {few}: raise it")
-    pads = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
-    pad = next(token for token in pads if token is not None)
+    pad = tokenizer.pad_token_id or tokenizer.eos_token_id or 0  # any token will do: it is masked
     return InstructionData(batch, training, held_out, pad)
-
-
-def _alpaca(name: str, data_root: str | None) -> list[list[tuple[str, str]]]:
-    """[training, validation] pairs of prompt and answer, shuffled."""
-    loaded = data.load(name, "train", data_root, data.DATASETS[name])
-    pairs = []
-    for row in loaded:
-        prompt = prompt_of(row["instruction"] or "", row["input"] or "")
-        pairs.append((prompt, row["output"] or ""))
-    pairs = [pairs[i] for i in shuffled_rows(len(pairs))]
-    first = min(HELD_OUT, len(pairs) // 10)
-    return [pairs[first:], pairs[:first]]
 
 
 def _tokenized(pairs: list[tuple[str, str]], tokenizer, max_length: int) -> list[Instruction]:

@@ -35,10 +35,8 @@ class Corpus(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class LanguageTask(Task):
-    """Batches are random windows, {"input_ids": (batch, window)}.
-
-    chosen_on: fixed windows for choices, never scored.  tests: column of the table -> its windows,
-    the training text's own domain first.  source: what the scored text is, for the protocol.
+    """Batches are random windows, {"input_ids": (batch, window)}.  tests: column of the table ->
+    its windows, the training text's own domain first.  source: what the scored text is.
     """
 
     name: str
@@ -47,7 +45,7 @@ class LanguageTask(Task):
     batch: int
     training: Tensor  # (N,)
     held_out: Tensor  # (N,) of the validation part
-    chosen_on: Windows
+    chosen_on: Windows  # never scored
     tests: dict[str, Windows]
     source: str
 

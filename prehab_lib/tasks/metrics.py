@@ -1,5 +1,4 @@
-"""GLUE's metrics, between -1 and 1 as the paper prints them: scikit-learn and SciPy do the
-arithmetic.
+"""GLUE's metrics, between -1 and 1 as the paper prints them.
 
 A compressed model often says the same thing to every sentence.  Matthews and F1 are then 0 by
 convention; a rank correlation does not exist.  It counts as 0 here, and the note says so: no NaN
@@ -38,8 +37,7 @@ METRICS = {
 
 
 def score(metric: str, predictions: Sequence, labels: Sequence) -> Score:
-    """The metric of that name, higher is better, with a note where the predictions are constant or
-    it is undefined.
+    """The metric of that name, higher is better, noted where it is undefined or predictions equal.
 
     predictions, labels: N classes (whole numbers), or N real values for "spearman".  Raises
     ValueError for an unknown metric, sides of different length, no rows, values that are not

@@ -86,10 +86,8 @@ def texts() -> tuple[tuple[str, str, str], ...]:
     entries = [(entry.module, entry.name, entry.text) for entry in docstrings()]
     topics = _library() / "pydoc_data" / "topics.py"
     if not entries or not topics.is_file():
-        raise FileNotFoundError(
-            f"this Python has no library sources at {_library()}: the embedded prose is read from "
-            "them; use another Python, or data of your own"
-        )
+        without = f"this Python has no library sources at {_library()}"
+        raise FileNotFoundError(f"{without}: use another Python, or data of your own")
     statements = ast.parse(topics.read_bytes()).body
     literal = next(node.value for node in statements if isinstance(node, ast.Assign))
     entries += [(TOPICS, name, text) for name, text in sorted(ast.literal_eval(literal).items())]

@@ -106,10 +106,9 @@ def open_task(
     split and scored on its validation split.
 
     tokenizer: the checkpoint's (`tokenizers.tokenizer_of`); None, for embedded ones, a small one.
-    data_root: the folder that holds GLUE, else PREHAB_DATA, else the hub.  max_length: None is 48
-    tokens, of GLUE 128.  test_rows: score on so many rows of each split, the same ones always (None
-    or 0: all).  Raises as `data.load` does, and ValueError for an unknown name, a bad number,
-    labels of -1 (a test set), or outside the task's classes.
+    max_length: None is 48 tokens, of GLUE 128.  test_rows: score on so many rows of each split, the
+    same ones always (None or 0: all).  Raises as `data.load` does, and ValueError for an unknown
+    name, a bad number, labels of -1 (a test set), or outside the task's classes.
     """
     check_whole(1, batch=batch)
     check_whole(0, test_rows=test_rows or 0)

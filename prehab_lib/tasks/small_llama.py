@@ -45,11 +45,10 @@ def pretrain(
     """Train every parameter by AdamW on random windows, in place, and keep the weights of the best
     validation.
 
-    The learning rate rises, then falls as a cosine.  A validation is the perplexity of the task's
-    validation windows, taken every `VALIDATE_EVERY` steps and at the end; after three in a row
-    without a better one training stops.  Returns a row for each: step, loss (mean of the steps
-    since the last), validation.  Raises ValueError for a bad number, or a loss that is no longer
-    finite.
+    A validation is the perplexity of `task.chosen_on`, every `VALIDATE_EVERY` steps and at the end;
+    after three in a row without a better one training stops.  Returns a row for each: step, loss
+    (mean of the steps since the last), validation.  Raises ValueError for a bad number, or a loss
+    that is no longer finite.
     """
     check_whole(0, steps=steps)
     check_positive(lr=lr)

@@ -1,8 +1,4 @@
-"""Tokenizers: a byte-level one for language models and a WordPiece one for BERT, both learnt on the
-spot, and those of real checkpoints.
-
-The same texts give the same vocabulary in every process.
-"""
+"""Tokenizers: two learnt on the spot, the same in every process, and those of real checkpoints."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -16,11 +12,10 @@ _FILES = ("tokenizer.json", "tekken.json", "vocab.*", "*.model")
 
 
 def train_bpe(texts: Iterable[str], size: int = 1000):
-    """A transformers fast tokenizer: byte-level BPE of at most `size` tokens, BOS in front of a
-    text.  Token 0 is BOS, 1 is EOS.
+    """A byte-level BPE of at most `size` tokens for language models: any text can be spelled.
 
-    Any text can be spelled: the 256 bytes are tokens.  Padding is EOS, masked.  Raises ValueError
-    for a size that does not hold the bytes and the two special tokens.
+    Token 0 is BOS, in front of a text; 1 is EOS, also for padding.  Raises ValueError for a size
+    that does not hold them and the 256 bytes.
     """
     import tokenizers
     import transformers
@@ -76,8 +71,7 @@ def train_wordpiece(texts: Iterable[str], size: int = 2000, max_length: int = 64
 def tokenizer_of(source: str):
     """The tokenizer of a transformers checkpoint, by hub name or folder, without remote code.
 
-    Raises ConnectionError, PermissionError (gated), FileNotFoundError (no such folder, or no
-    tokenizer in it) or ValueError (one that cannot be read), in one sentence.
+    Raises as `hub.explained` does, and FileNotFoundError for no folder, or no tokenizer in it.
     """
     import transformers
 

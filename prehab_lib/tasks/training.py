@@ -1,7 +1,4 @@
-"""How base models come to be: one training loop, and one cache, so that each is trained once.
-
-The cache is the folder `PREHAB_CACHE`, else ~/.cache/prehab_lib.
-"""
+"""How base models come to be: one training loop, and one cache, so that each is trained once."""
 
 import hashlib
 import json
@@ -90,6 +87,7 @@ def base_model(
 
 
 def cache_folder() -> Path:
+    """The variable PREHAB_CACHE, else ~/.cache/prehab_lib."""
     return Path(os.environ.get("PREHAB_CACHE") or Path.home() / ".cache" / "prehab_lib")
 
 
