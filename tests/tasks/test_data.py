@@ -42,12 +42,6 @@ def test_an_argument_a_variable_and_a_path_open_the_same_door(holder, monkeypatc
     assert data.where("cifar10") == holder / "cifar10" and len(data.load("cifar10", "test")) == 5
 
 
-def test_image_folders(tmp_path):
-    name = image_folder(tmp_path / "mine", "train/cat", "train/dog", "test/cat", "test/dog")
-    loaded = data.load(name, "train")
-    assert len(loaded) == 2 and loaded.features["label"].names == ["cat", "dog"]
-
-
 def test_missing_folders_names_parts_and_columns_are_named(holder, tmp_path):
     missing = dict(error=FileNotFoundError)
     refuses("data_root = .*nowhere.* is no folder", data.load, "cifar10", "train", tmp_path / "nowhere", **missing)
@@ -70,7 +64,10 @@ def test_missing_folders_names_parts_and_columns_are_named(holder, tmp_path):
     refuses(fetched, data.load, "cifar10", "train", error=ConnectionError)
 
 
-def test_damaged_files_and_plain_labels(tmp_path):
+def test_image_folders_damaged_files_and_plain_labels(tmp_path):
+    name = image_folder(tmp_path / "folders", "train/cat", "train/dog", "test/cat", "test/dog")
+    loaded = data.load(name, "train")
+    assert len(loaded) == 2 and loaded.features["label"].names == ["cat", "dog"]
     (tmp_path / "mine").mkdir()
     file = tmp_path / "mine" / "train.parquet"
     file.write_bytes(b"torn")

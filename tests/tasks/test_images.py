@@ -42,25 +42,21 @@ def test_the_embedded_task():
     assert not any(torch.equal(drawn[i], drawn[i - 1]) for i in range(3))
 
 
-def test_an_image_task_is_sized_for_its_model_and_repeats_itself(holder):
+def test_an_image_task_is_sized_for_its_model_and_draws_as_ever(holder):
     task = open_task("cifar10", timm_model(), batch=4, data_root=str(holder), test_images=3)
     first, again = list(task.train(0, 2)), list(task.train(0, 2))
     assert task.classes == 3 and first[0][0].shape == (4, 3, 32, 32) and len(task.train(0, 2)) == len(first) == 2
     assert all(a[0].equal(b[0]) and a[1].equal(b[1]) for a, b in zip(first, again, strict=True))
     assert not first[0][0].equal(next(iter(task.train(1, 1)))[0])
     assert sum(len(labels) for _, labels in task.test()) == 3 and "3 images of cifar10" in task.protocol
-
-
-def test_images_are_drawn_as_ever(holder):
-    train = images(18)
-    task = open_task("cifar10", timm_model(), batch=4, data_root=str(holder))
+    kinds = images(18)["label"]
+    labels = [*kinds[:12], *kinds[:6]]  # as the two files hold them
     rows = torch.randint(18, (12,), generator=torch.Generator().manual_seed(2007)).tolist()
     drawn = torch.cat([labels for _, labels in task.calibration(7, 3)]).tolist()
-    labels = [*train["label"][:12], *train["label"][:6]]  # as the two files hold them
     assert drawn == [labels[row] for row in rows]
 
 
-def test_a_few_test_images_are_of_more_than_one_class(holder):
+def test_a_few_test_images_are_of_more_than_one_class_and_parts_have_the_same_ones(holder, tmp_path):
     for file in (holder / "cifar10").iterdir():
         file.unlink()
     for part in ("train", "test"):
@@ -68,9 +64,6 @@ def test_a_few_test_images_are_of_more_than_one_class(holder):
     task = open_task("cifar10", timm_model(), 4, data_root=str(holder), test_images=9)
     assert len({int(label) for _, labels in task.test() for label in labels}) > 1
     refuses("test_images = 0", open_task, "cifar10", timm_model(), 4, data_root=str(holder), test_images=0)
-
-
-def test_parts_with_other_classes_are_refused(tmp_path):
     name = image_folder(tmp_path / "mine", "train/a", "train/b", "train/c", "test/a", "test/c")
     refuses("name different classes", open_task, name, timm_model(), 4)
 

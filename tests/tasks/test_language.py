@@ -66,14 +66,6 @@ def test_draws_are_windows_of_the_stream_and_as_ever():
     assert next(iter(drawn_windows(torch.arange(5), 5, 2, 0, 1)))["input_ids"].tolist() == [list(range(5))] * 2
 
 
-def test_too_little_text_is_one_sentence():
-    said = "the text 'C4' has 4 tokens, fewer than one window of 5: give more text"
-    refuses(said, cut, torch.arange(4), 5, what="the text 'C4'")
-    refuses("the text to draw from has 4 tokens, fewer than one window", drawn_windows, torch.arange(4), 5, 1, 0, 1)
-    for nothing in ([], ["", " \n"]):
-        refuses("there is no text to tokenize", token_stream, nothing, Letters())
-
-
 def test_no_paragraph_of_one_part_is_in_another():
     corpus = prose_corpus()
     parts = [corpus.train, corpus.validation, *corpus.tests.values()]
@@ -159,6 +151,7 @@ def test_each_part_is_of_its_own_text_and_draws_repeat_themselves(tmp_path):
 def test_scores_are_perplexities_a_column_and_unigrams_are_counted(tmp_path):
     task = opened(tmp_path)
     model = small_llama(300, depth=1, width=16, heads=2, kv_heads=1, positions=16)
+    task.check(model)
     assert task.scores(model) == {name: perplexity(model, windows) for name, windows in task.tests.items()}
     assert list(task.scores(model)) == ["WikiText-2", "C4"]
     tokens = task.training.tolist()
@@ -171,14 +164,10 @@ def test_scores_are_perplexities_a_column_and_unigrams_are_counted(tmp_path):
 def test_the_protocol_says_what_was_done(tmp_path):
     task = opened(tmp_path, test_windows=3)
     windows, c4 = task.tests["WikiText-2"], task.tests["C4"]
-    for said in (
-        "texts joined by blank lines, BOS in front of the text",
-        "non-overlapping windows of 16 tokens",
-        "remainder dropped",
-        f"WikiText-2 3 of {windows.whole} windows ({windows.dropped} tokens dropped)",
-        f"C4 3 of {c4.whole} windows",
-        "the test split of wikitext-2-raw-v1 and 40 held-out documents of C4",
-    ):
+    scored = f"WikiText-2 3 of {windows.whole} windows ({windows.dropped} tokens dropped), C4 3 of {c4.whole} windows"
+    source = "the test split of wikitext-2-raw-v1 and 40 held-out documents of C4"
+    cut = "non-overlapping windows of 16 tokens"
+    for said in ("texts joined by blank lines, BOS in front of the text", cut, "remainder dropped", scored, source):
         assert said in task.protocol
     tokenizer = tiny_tokenizer()
     tokenizer.backend_tokenizer.post_processor = None
@@ -202,12 +191,13 @@ def test_bad_input_is_one_sentence(tmp_path):
         ({"window": 9999}, "text has [0-9]+ tokens, fewer than one window of 9999"),
     ):
         refuses(said, opened, tmp_path, **wrong)
-
-
-def test_a_model_of_another_vocabulary_or_fewer_positions_is_refused(tmp_path):
+    said = "the text 'C4' has 4 tokens, fewer than one window of 5: give more text"
+    refuses(said, cut, torch.arange(4), 5, what="the text 'C4'")
+    refuses("the text to draw from has 4 tokens, fewer than one window", drawn_windows, torch.arange(4), 5, 1, 0, 1)
+    for nothing in ([], ["", " \n"]):
+        refuses("there is no text to tokenize", token_stream, nothing, Letters())
     task = opened(tmp_path)
-    task.check(small_llama(300, 1, 16, 2, 1, positions=16))
-    foreign, small = small_llama(270, 1, 16, 2, 1, positions=16), small_llama(300, 1, 16, 2, 1, positions=8)
+    foreign, small = (small_llama(size, 1, 16, 2, 1, positions=places) for size, places in ((270, 16), (300, 8)))
     refuses("outside the model's vocabulary of 270: the tokenizer belongs to another", task.check, foreign)
     refuses("window = 16 is longer than the 8 positions", task.check, small)
     assert int(task.training.max()) >= 270

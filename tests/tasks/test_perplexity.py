@@ -52,8 +52,11 @@ def test_perplexity_is_the_slow_loops(model, windows):
     nats = slow(model, windows.ids.tolist())
     wanted = math.exp(sum(nats) / len(nats))
     assert len(nats) == 5 * 8
+    model.train()
     for batch in (1, 2, 8):
         assert perplexity(model, windows, batch) == pytest.approx(wanted, rel=1e-5)
+    assert model.training and all(p.grad is None for p in model.parameters())
+    model.eval()
 
 
 def test_other_families_and_half_precision(windows):
@@ -123,13 +126,6 @@ def test_whole_rows_go_at_once_and_give_the_gradients_of_each_alone(model):
         calls.clear()
         for need in needs:
             torch.testing.assert_close(getattr(one, need), getattr(other, need), rtol=1e-4, atol=1e-8)
-
-
-def test_mode_and_gradients_are_left_alone(model, windows):
-    model.train()
-    perplexity(model, windows)
-    assert model.training and all(p.grad is None for p in model.parameters())
-    model.eval()
 
 
 class Table(nn.Module):
