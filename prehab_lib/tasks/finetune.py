@@ -140,7 +140,9 @@ def classifier(checkpoint: str, task: SentenceTask, seed: int = 0) -> tuple[nn.M
 
 def _described(tokenizer) -> str:
     """All that a tokenizer does, but how it was called last."""
-    backend = tokenizer.backend_tokenizer
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return repr(sorted(tokenizer.get_vocab().items()))
     backend.no_truncation()
     backend.no_padding()
     return backend.to_str()
