@@ -17,26 +17,22 @@ def sentence(i: int) -> str:
     return " ".join([*words, "garden"] if i % 2 else words)
 
 
-def glue_folder(
-    root: Path,
-    name: str,
-    label: Callable[[str, int], int | float] | None = None,
-    text: Callable[[int], str | None] = sentence,
-    columns: tuple[str, ...] | None = None,
-) -> Path:
-    """Write root/glue/<name>/<split>.parquet for every split of the task, and return the task's folder."""
-    task = GLUE[name]
-    folder = root / "glue" / name
+def glue_folder(root: Path, name: str, label: Callable | None = None, text: Callable = sentence, columns=None) -> Path:
+    """Write root/glue/<name>/<split>.parquet for every split of the task; the task's folder.
+
+    label: fn(split, row), text: fn(row); columns: other names of the text columns.
+    """
+    task, folder = GLUE[name], root / "glue" / name
     folder.mkdir(parents=True, exist_ok=True)
     if label is None:
         label = (lambda split, i: i % len(task.labels)) if task.labels else (lambda split, i: (i % 6) / 2)
+    kind = "int64" if task.labels or isinstance(label("train", 0), int) else "float32"
     for split in task.splits:
         first = 0 if split == "train" else 100
         indices = range(first, first + ROWS.get(split, 12))
         rows = {column: [text(i) for i in indices] for column in columns or task.columns}
-        kind = "int64" if task.labels or isinstance(label(split, 0), int) else "float32"
-        rows |= {"label": [label(split, i) for i in indices], "idx": list(indices)}
-        features = {column: datasets.Value("string") for column in columns or task.columns}
-        features |= {"label": datasets.Value(kind), "idx": datasets.Value("int64")}
-        datasets.Dataset.from_dict(rows, features=datasets.Features(features)).to_parquet(folder / f"{split}.parquet")
+        features = dict.fromkeys(rows, datasets.Value("string")) | {"label": datasets.Value(kind)}
+        rows["label"] = [label(split, i) for i in indices]
+        written = datasets.Dataset.from_dict(rows, features=datasets.Features(features))
+        written.to_parquet(folder / f"{split}.parquet")
     return folder

@@ -35,8 +35,8 @@ def lines(profile: str, data_root: str | None = None) -> list[str]:
         for name in names:
             line, at_hand = _line(name, data_root)
             said.append(f"{notebook}: {line}")
-            if not at_hand and data.DATASETS[name].folder not in missing:
-                missing.append(data.DATASETS[name].folder)
+            if not at_hand and name not in missing:
+                missing.append(name)
     if missing:
         remedy = "For data of your own: set PREHAB_DATA, or -p data_root=FOLDER, to the folder"
         said.append(f"{remedy} that holds {', '.join(missing)}.")

@@ -1,13 +1,6 @@
-"""From a pretrained encoder, or a small BERT built here, to the base model of a task: fine-tuned
-once, then cached.
-"""
+"""The base model of a sentence task: an encoder, or a small BERT, fine-tuned once, then cached."""
 
-import json
 import math
-import os
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
 from torch import nn
@@ -16,49 +9,36 @@ from prehab_lib.batches import mode, seeded
 from prehab_lib.inputs import check_options, check_positive, check_whole
 from prehab_lib.save import rewrite
 from prehab_lib.save.hub import explained
-from prehab_lib.tasks import rows, sentences, training
+from prehab_lib.scale.skeleton import config_of
+from prehab_lib.tasks import training
 from prehab_lib.tasks.perplexity import check_fits
 from prehab_lib.tasks.sentences import SentenceTask, sentence_loss
 from prehab_lib.tasks.training import SMALL
 
-SPREAD = 1.4  # size of the small model's starting weights, in 1/√width
+# Size of the small model's starting weights, in 1/√width: what is learnt stands beside random
+# directions of its own size.  With 1 or less, truncation costs next to nothing at 60 % removed.
+SPREAD = 1.4
 
 
 def small_bert(
-    vocabulary: int,
-    outputs: int,
-    depth: int = 2,
-    width: int = 64,
-    heads: int = 4,
-    seed: int = 0,
-    positions: int = 64,
+    vocabulary: int, outputs: int, depth=2, width=64, heads=4, seed=0, positions=64
 ) -> nn.Module:
     """transformers' `BertForSequenceClassification`, random weights from `seed`, with `outputs`
-    classes (1: a regression).
+    classes (1: a regression).  width: even, a multiple of heads.
 
-    width: even, a multiple of heads.  Places start as sinusoids, and in half of the heads the keys
-    as copies of the queries, so that a word looks for its like from the first step on; else the
-    tasks on pairs stay at chance for hundreds of steps.  What is learnt stands beside random
-    directions of its own size, and truncation costs something; with a `SPREAD` of 1 or less the
-    single-sentence task loses next to nothing at 60 % removed.
+    Places start as sinusoids, and in half of the heads the keys as copies of the queries.  A word
+    then looks for its like from the first step on; else the tasks on pairs stay at chance for
+    hundreds of steps.
     """
     import transformers
 
-    config = transformers.BertConfig(
-        vocab_size=vocabulary,
-        hidden_size=width,
-        num_hidden_layers=depth,
-        num_attention_heads=heads,
-        intermediate_size=4 * width,
-        max_position_embeddings=positions,
-        num_labels=outputs,
-        initializer_range=SPREAD * width**-0.5,
-        hidden_dropout_prob=0.0,
-        attention_probs_dropout_prob=0.0,
-    )
+    sizes = dict(hidden_size=width, num_hidden_layers=depth, num_attention_heads=heads)
+    sizes |= dict(vocab_size=vocabulary, max_position_embeddings=positions, num_labels=outputs)
+    sizes |= dict(intermediate_size=4 * width, initializer_range=SPREAD * width**-0.5)
+    sizes |= dict(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
-        model = transformers.BertForSequenceClassification(config)
+        model = transformers.BertForSequenceClassification(transformers.BertConfig(**sizes))
         half = width // heads * (heads // 2)
         for layer in model.bert.encoder.layer:
             query, key = layer.attention.self.query.weight, layer.attention.self.key.weight
@@ -71,23 +51,14 @@ def small_bert(
 
 
 def fine_tune(
-    model: nn.Module,
-    task: SentenceTask,
-    *,
-    seed: int,
-    lr: float,
-    epochs: float = 3,
-    steps: int | None = None,
-    warmup: float = 0.0,
-    beta2: float = 0.999,
+    model: nn.Module, task: SentenceTask, *, seed, lr, epochs=3, steps=None, warmup=0.0, beta2=0.999
 ) -> list[float]:
     """Train every parameter by AdamW on the task's own loss, in place; the loss of each step.
 
     epochs: passes over the training rows, unless `steps` says how many batches.  The learning rate
-    rises linearly over the first `warmup` of the steps, then falls to 0 as a cosine.  beta2:
-    AdamW's memory of squared gradients, near 1 for long training.  The defaults are the paper's (3
-    epochs, cosine, `glue.GLUE[...].lr`) with the release's weight decay.  Raises ValueError for a
-    bad number, or a loss that is no longer finite.
+    rises linearly over the first `warmup` of the steps, then falls to 0 as a cosine.  The defaults
+    are the paper's, with the release's weight decay.  Raises ValueError for a bad number, or a loss
+    that is no longer finite.
     """
     check_positive(lr=lr, epochs=epochs)
     steps = math.ceil(epochs * task.epoch) if steps is None else steps
@@ -103,22 +74,15 @@ def fine_tune(
             return (step + 1) / (rising + 1)
         return 0.5 + 0.5 * math.cos(math.pi * (step - rising) / max(steps - rising, 1))
 
-    settings = dict(lr=lr, weight_decay=0.01, betas=(0.9, beta2), fused=True)
-    optimizer = torch.optim.AdamW(model.parameters(), **settings)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
-    how = dict(optimizer=optimizer, schedule=schedule, what="fine-tuning", clip=1.0)
+    schedule = training.adamw(model, rate, lr=lr, weight_decay=0.01, betas=(0.9, beta2))
+    batches = task.train(seed, steps)
     with mode(model, training=True), seeded(model, seed):
-        return list(training.descend(model, task.train(seed, steps), sentence_loss, **how))
+        descent = training.descend(model, batches, sentence_loss, schedule, "fine-tuning", clip=1.0)
+        return list(descent)
 
 
 def base_model(
-    task: SentenceTask,
-    checkpoint: str,
-    *,
-    seed: int,
-    device: str | torch.device = "cpu",
-    small: dict | None = None,
-    **recipe,
+    task: SentenceTask, checkpoint: str, *, seed: int, device="cpu", small=None, **recipe
 ) -> tuple[nn.Module, str]:
     """The model of a task before prehab, in eval mode on `device`, and where it is from: "given",
     "cached" or "trained".
@@ -127,27 +91,18 @@ def base_model(
     classifier of the task's size it is used as it is; an encoder gets a new one and is fine-tuned
     by `fine_tune(**recipe)`, once (`training`).  Raises as `fine_tune` and `classifier` do.
     """
+    small, ready = small or {}, False
     if checkpoint == SMALL:
-        check_options("small", small or {}, small_bert)
-        model = small_bert(len(task.tokenizer), task.outputs, seed=seed, **(small or {}))
-        ready = False
+        check_options("small", small, small_bert)
+        model = small_bert(len(task.tokenizer), task.outputs, seed=seed, **small)
     else:
         model, ready = classifier(checkpoint, task, seed)
     check_fits(model, -1, max_length=task.max_length)
     if ready:
         return model.to(device).eval(), "given"
-    return training.base_model(
-        model,
-        lambda network: fine_tune(network, task, seed=seed, **recipe),
-        device,
-        code=(sys.modules[__name__], sentences, rows, rewrite),
-        seed=seed,
-        recipe=recipe,
-        max_length=task.max_length,
-        batch=task.batch,
-        data=task.training.checksum,
-        tokenizer=_described(task.tokenizer),
-    )
+    fed = dict(batch=task.batch, max_length=task.max_length, tokenizer=_described(task.tokenizer))
+    fed |= dict(texts=task.training.texts, labels=task.training.labels)
+    return training.base_model(model, fine_tune, task, device, seed, recipe, **fed)
 
 
 def classifier(checkpoint: str, task: SentenceTask, seed: int = 0) -> tuple[nn.Module, bool]:
@@ -155,15 +110,15 @@ def classifier(checkpoint: str, task: SentenceTask, seed: int = 0) -> tuple[nn.M
     it then is fine-tuned.
 
     checkpoint: hub name or folder, safetensors only, no remote code.  A new head is random, from
-    `seed`.  Raises as `models.text_model` does, and ValueError for a head that is not the task's.
+    `seed`.  Raises as `skeleton.config_of` and `models.text_model` do, and ValueError for a head
+    that is not the task's.
     """
-    from transformers import AutoConfig, AutoModelForSequenceClassification
+    from transformers import AutoModelForSequenceClassification
+    from transformers.utils import logging
 
-    if checkpoint.startswith((".", "/", "~")) and not os.path.isdir(checkpoint):
-        raise FileNotFoundError(f"checkpoint = {checkpoint!r} is no folder: check the path")
-    what, remedy = f"the model {checkpoint!r}", "give the folder of a local copy instead"
-    with explained(what, remedy), _quiet():
-        config = AutoConfig.from_pretrained(checkpoint, trust_remote_code=False)
+    logging.set_verbosity_error()  # its note on a new head is the second value here
+    logging.disable_progress_bar()
+    config = config_of(checkpoint)
     if any(name.endswith("ForSequenceClassification") for name in config.architectures or ()):
         _check_head(config, checkpoint, task)
     else:
@@ -171,15 +126,13 @@ def classifier(checkpoint: str, task: SentenceTask, seed: int = 0) -> tuple[nn.M
         if task.labels:
             config.id2label = dict(enumerate(task.labels))
             config.label2id = {name: i for i, name in enumerate(task.labels)}
-    with explained(what, remedy), _quiet(), torch.random.fork_rng(devices=[]):
+    # Half precision cannot be trained.
+    options = dict(use_safetensors=True, trust_remote_code=False, dtype=torch.float32)
+    what, remedy = f"the model {checkpoint!r}", "give the folder of a local copy instead"
+    with explained(what, remedy), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model, report = AutoModelForSequenceClassification.from_pretrained(
-            checkpoint,
-            config=config,
-            output_loading_info=True,
-            use_safetensors=True,
-            trust_remote_code=False,
-            dtype=torch.float32,  # half precision cannot be trained
+            checkpoint, config=config, output_loading_info=True, **options
         )
     rewrite.to_linear(model)
     return model, not report["missing_keys"]
@@ -189,7 +142,7 @@ def _described(tokenizer) -> str:
     """All that a tokenizer does, but how it was called last."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
-        return json.dumps(tokenizer.get_vocab(), sort_keys=True)
+        return repr(sorted(tokenizer.get_vocab().items()))
     backend.no_truncation()
     backend.no_padding()
     return backend.to_str()
@@ -200,26 +153,8 @@ def _check_head(config, checkpoint: str, task: SentenceTask) -> None:
     ours = list(task.labels)
     unnamed = not ours or names == [f"label_{i}" for i in range(len(names))]
     if len(names) != task.outputs or not (unnamed or names == ours):
+        has, wanted = ", ".join(names), ", ".join(ours) or "one real number"
         raise ValueError(
-            f"checkpoint {checkpoint!r} is a classifier of {', '.join(names)}, and task "
-            f"{task.name!r} needs {', '.join(ours) or 'one real number'}, in this order: give an "
-            "encoder, or a model fine-tuned on this task"
+            f"checkpoint {checkpoint!r} is a classifier of {has}, and task {task.name!r} needs "
+            f"{wanted}, in this order: give an encoder, or a model fine-tuned on this task"
         )
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """transformers' notes on new heads and its progress bars go to stderr; here both are said in
-    the result.
-    """
-    from transformers.utils import logging
-
-    level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bar:
-            logging.enable_progress_bar()

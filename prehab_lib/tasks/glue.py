@@ -1,6 +1,4 @@
-"""The eight GLUE tasks of Table III: where their rows are, what they ask, and how the paper scores
-and averages them.
-"""
+"""The eight GLUE tasks of Table III: what they ask, and how the paper scores and averages them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,9 +9,7 @@ HUB = "nyu-mll/glue"
 
 @dataclass(frozen=True)
 class GlueTask:
-    """One task.
-
-    columns: the text columns, one or two.  metric: a key of `metrics.METRICS`.  labels: names of
+    """columns: the text columns, one or two.  metric: a key of `metrics.METRICS`.  labels: names of
     the classes 0, 1, …; empty for a regression.  scored: column of Table III -> the split it is
     scored on.  lr: peak learning rate of the paper's fine-tuning, 3 epochs with a cosine schedule.
     """
@@ -29,25 +25,22 @@ class GlueTask:
         return ("train", *self.scored.values())
 
 
-_ONE = ("sentence",)
-_PAIR = ("sentence1", "sentence2")
-_QUESTIONS = ("question1", "question2")
+_ONE, _PAIR = ("sentence",), ("sentence1", "sentence2")
+_ACCEPTABLE = ("unacceptable", "acceptable")
+_DUPLICATE = ("not_duplicate", "duplicate")
 _ENTAILS = ("entailment", "not_entailment")
-_SAME = ("not_equivalent", "equivalent")
 _INFERENCE = ("entailment", "neutral", "contradiction")
 _MNLI = {"MNLI-m": "validation_matched", "MNLI-mm": "validation_mismatched"}
-_DUPLICATE = ("not_duplicate", "duplicate")
-_ACCEPTABLE = ("unacceptable", "acceptable")
 
 # The hub's name of the configuration -> the task.
 GLUE = {
     "cola": GlueTask(_ONE, "matthews", _ACCEPTABLE, {"CoLA": "validation"}, lr=5e-5),
     "sst2": GlueTask(_ONE, "accuracy", ("negative", "positive"), {"SST-2": "validation"}),
-    "mrpc": GlueTask(_PAIR, "f1", _SAME, {"MRPC": "validation"}),
+    "mrpc": GlueTask(_PAIR, "f1", ("not_equivalent", "equivalent"), {"MRPC": "validation"}),
     "rte": GlueTask(_PAIR, "accuracy", _ENTAILS, {"RTE": "validation"}),
     "stsb": GlueTask(_PAIR, "spearman", (), {"STS-B": "validation"}),
     "qnli": GlueTask(("question", "sentence"), "accuracy", _ENTAILS, {"QNLI": "validation"}),
-    "qqp": GlueTask(_QUESTIONS, "f1", _DUPLICATE, {"QQP": "validation"}),
+    "qqp": GlueTask(("question1", "question2"), "f1", _DUPLICATE, {"QQP": "validation"}),
     "mnli": GlueTask(("premise", "hypothesis"), "accuracy", _INFERENCE, _MNLI),
 }
 
@@ -63,11 +56,8 @@ def average(scores: Mapping[str, float], merged: bool = True) -> float:
     only the table's 0 % row is.  Raises ValueError naming the columns that are missing: a mean over
     other tasks is another number.
     """
-    missing = [column for column in COLUMNS if column not in scores]
+    missing = ", ".join(column for column in COLUMNS if column not in scores)
     if missing:
-        raise ValueError(
-            f"the average is over all columns of Table III: {', '.join(missing)} not scored"
-        )
-    if not merged:
-        return fmean(float(scores[column]) for column in COLUMNS)
-    return fmean(fmean(float(scores[column]) for column in task.scored) for task in GLUE.values())
+        raise ValueError(f"the average is over all columns of Table III: {missing} not scored")
+    groups = [task.scored for task in GLUE.values()] if merged else [[name] for name in COLUMNS]
+    return fmean(fmean(float(scores[column]) for column in group) for group in groups)

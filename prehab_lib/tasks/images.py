@@ -6,9 +6,9 @@ still small enough for two CPU cores.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 
 from prehab_lib.inputs import check_choice, check_whole
 from prehab_lib.tasks import data
-from prehab_lib.tasks.drawn import Drawn, Task, drawn_rows
+from prehab_lib.tasks.drawn import Drawn, Task, drawn_rows, shuffled_rows
 
 DIGITS = {"train": (0, 1000), "validation": (1000, 1297), "test": (1297, 1797)}  # of a shuffle
 SMALL = 64  # up to this side images are cropped with padding, else by a random resized crop as timm
@@ -24,24 +24,13 @@ SMALL = 64  # up to this side images are cropped with padding, else by a random 
 
 @dataclass(frozen=True)
 class ImageTask(Task):
-    """Batches, of `test()` and of draws, are (images (B, C, H, W), labels (B,)); only those of
-    "train" are augmented.  protocol: how the score is taken, stored with every number.
-    """
+    """Batches are (images (B, C, H, W), labels (B,)); only those of "train" are augmented."""
 
     name: str
     classes: int
     draw: Callable[[str, int, int], Iterable]
     test: Callable[[], Iterable]
-    protocol: str
-
-
-def open_task(dataset: str, model: nn.Module, batch: int, **options) -> ImageTask:
-    """The task of a name: "digits" is embedded, anything else goes to `image_task`, with its
-    options and errors.
-    """
-    if dataset == "digits":
-        return digit_task(batch, options.get("test_images"))
-    return image_task(dataset, model, batch, **options)
+    protocol: str  # how the score is taken, stored with every number
 
 
 def digit_task(batch: int, test_images: int | None = None) -> ImageTask:
@@ -55,14 +44,10 @@ def digit_task(batch: int, test_images: int | None = None) -> ImageTask:
         part = "validation" if purpose == "validation" else "train"
         return digit_pairs(part, batch, count, seed)
 
+    test = partial(digit_pairs, "test", size, batches, seed=0)
     first, last = DIGITS["test"]
-    return ImageTask(
-        name="digit pairs",
-        classes=100,
-        draw=draw,
-        test=lambda: digit_pairs("test", size, batches, seed=0),
-        protocol=f"top-1 on {size * batches} fixed pairs of {last - first} held-out digit images",
-    )
+    protocol = f"top-1 on {size * batches} fixed pairs of {last - first} held-out digit images"
+    return ImageTask("digit pairs", 100, draw, test, protocol)
 
 
 def digit_pairs(part: str, batch: int, count: int, seed: int) -> Drawn:
@@ -83,102 +68,77 @@ def _digits(part: str) -> tuple[Tensor, Tensor]:
 
     check_choice("part", part, DIGITS)
     images, digits = (torch.tensor(array) for array in load_digits(return_X_y=True))
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
-    mine = order[slice(*DIGITS[part])]
+    mine = shuffled_rows(len(images))[slice(*DIGITS[part])]
     return (images / 16).float().view(-1, 1, 8, 8)[mine], digits[mine]
 
 
-def image_task(
-    name: str,
-    model: nn.Module,
-    batch: int,
-    *,
-    test_images: int | None = None,
-    data_root: str | None = None,
-    workers: int = 0,
+def open_task(
+    dataset: str, model: nn.Module, batch: int, *, test_images=None, data_root=None, workers=0
 ) -> ImageTask:
-    """A data set of `data.DATASETS`, or a folder, sized and normalised as this timm model wants it.
+    """The task of a name: "digits" is embedded; a data set of `data.DATASETS`, or a folder, is
+    sized and normalised as this timm model wants it.
 
-    test_images: score on so many of the test images, the same ones always (None: all).  Raises as
-    `data.load` does.
+    test_images: score on so many of the test images, the same ones always (None: all).  workers:
+    processes that read files.  Raises as `data.load` does.
     """
-    train, test = (data.load(name, part, data_root) for part in ("train", "test"))
-    if train.features["label"] != test.features["label"]:
-        raise ValueError(f"the training and test parts of {name!r} name different classes")
+    if dataset == "digits":
+        return digit_task(batch, test_images)
+    images, tested = (data.load(dataset, part, data_root) for part in ("train", "test"))
+    if images.features["label"] != tested.features["label"]:
+        raise ValueError(f"the training and test parts of {dataset!r} name different classes")
     if test_images is not None:
         check_whole(1, test_images=test_images)
         # Shuffled first: a folder is sorted by class.
-        order = torch.randperm(len(test), generator=torch.Generator().manual_seed(0))
-        test = test.select(order[:test_images].tolist())
-    plain, augmented = transforms(model)
-    loader = {"batch_size": batch, "num_workers": workers}
+        tested = tested.select(shuffled_rows(len(tested))[:test_images])
+    plain, augmented, size = transforms(model)
 
-    def draw(purpose: str, seed: int, count: int) -> ImageBatches:
-        transform = augmented if purpose == "train" else plain
-        return ImageBatches(train, transform, loader, seed, count)
+    def loader(dataset: Prepared, rows: Sequence[int]) -> DataLoader:
+        return DataLoader(dataset, batch, sampler=list(enumerate(rows)), num_workers=workers)
 
-    size = f"{image_size(model)} pixels"
-    return ImageTask(
-        name=name,
-        classes=train.features["label"].num_classes,
-        draw=draw,
-        test=lambda: ImageBatches(test, plain, loader),
-        protocol=f"top-1 on {len(test)} images of {name}, resized and centre-cropped to {size}",
-    )
+    def draw(purpose: str, seed: int, count: int) -> DataLoader:
+        rows = drawn_rows(len(images), count * batch, seed, replacement=True)
+        return loader(Prepared(images, augmented if purpose == "train" else plain, seed), rows)
+
+    def test() -> DataLoader:
+        return loader(Prepared(tested, plain), range(len(tested)))
+
+    prepared = f"resized and centre-cropped to {size} pixels"
+    protocol = f"top-1 on {len(tested)} images of {dataset}, {prepared}"
+    return ImageTask(dataset, images.features["label"].num_classes, draw, test, protocol)
 
 
-class ImageBatches:
-    """Batches of a `datasets.Dataset`: `count` of them drawn with replacement, or, without a seed,
-    one pass in order.
-    """
+@dataclass(frozen=True)
+class Prepared:
+    """(number of the draw, row) -> the image of a `datasets.Dataset` transformed, and its label."""
 
-    def __init__(
-        self, images, transform: Callable, loader: dict, seed: int | None = None, count: int = 0
-    ):
-        self.images, self.transform, self.loader, self.seed = images, transform, loader, seed
-        self.wanted = len(images) if seed is None else count * loader["batch_size"]
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        rows = range(self.wanted)
-        if self.seed is not None:
-            rows = drawn_rows(len(self.images), self.wanted, self.seed, replacement=True)
-        return iter(DataLoader(self, sampler=list(enumerate(rows)), **self.loader))
-
-    def __len__(self) -> int:
-        return math.ceil(self.wanted / self.loader["batch_size"])
+    images: object
+    transform: Callable
+    seed: int = 0
 
     def __getitem__(self, place: tuple[int, int]) -> tuple[Tensor, int]:
         number, row = place
         image = self.images[row]
         with torch.random.fork_rng(devices=[]):
             # Each image has its own random crop, whatever the number of workers.
-            torch.manual_seed((self.seed or 0) * 1_000_003 + number)
+            torch.manual_seed(self.seed * 1_000_003 + number)
             return self.transform(image["image"].convert("RGB")), image["label"]
 
 
-def transforms(model: nn.Module) -> tuple[Callable, Callable]:
-    """(plain, augmented): PIL image -> (3, H, W), by the model's own size, mean, deviation and crop
-    as timm records them.
-    """
+def transforms(model: nn.Module) -> tuple[Callable, Callable, tuple[int, int]]:
+    """(plain, augmented): PIL image -> (3, H, W), and (H, W), by what timm records of the model."""
     import timm.data
     from torchvision import transforms as T
 
-    size = image_size(model)
-    config = timm.data.resolve_data_config({"input_size": (3, *size)}, model=model)
+    config = timm.data.resolve_data_config(model=model)
+    if hasattr(model, "patch_embed"):
+        own = {"input_size": (3, *model.patch_embed.img_size)}
+        config = timm.data.resolve_data_config(own, model=model)
+    size = tuple(config["input_size"][1:])
     ending = [T.ToTensor(), T.Normalize(config["mean"], config["std"])]
     flip = T.RandomHorizontalFlip()
     if max(size) <= SMALL:
         resize, crop = T.Resize(size), T.RandomCrop(size, padding=max(size) // 8)
-        return T.Compose([resize, *ending]), T.Compose([resize, crop, flip, *ending])
+        return T.Compose([resize, *ending]), T.Compose([resize, crop, flip, *ending]), size
     crop = T.RandomResizedCrop(size, interpolation=T.InterpolationMode.BICUBIC)
     plain = timm.data.create_transform(**config, is_training=False)
-    return plain, T.Compose([crop, flip, *ending])
-
-
-def image_size(model: nn.Module) -> tuple[int, int]:
-    """(H, W) the timm model takes."""
-    import timm.data
-
-    if hasattr(model, "patch_embed"):
-        return tuple(model.patch_embed.img_size)
-    return tuple(timm.data.resolve_data_config(model=model)["input_size"][1:])
+    return plain, T.Compose([crop, flip, *ending]), size

@@ -1,32 +1,29 @@
 """Instructions and their answers, for rehab: prompts are read, only answers are learnt."""
 
 from dataclasses import dataclass
-from itertools import takewhile
+from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from prehab_lib.batches import IGNORED
 from prehab_lib.inputs import check_choice, check_whole
 from prehab_lib.tasks import data, prose
-from prehab_lib.tasks.drawn import Drawn
+from prehab_lib.tasks.drawn import Drawn, shuffled_rows
 
 MAX_LENGTH = 256  # tokens of SVD-LLM's scripts
 HELD_OUT = 2000  # validation rows of SVD-LLM's scripts, or a tenth where there are fewer
 
-_HEAD = (
-    "Below is an instruction that describes a task{}. Write a response that appropriately "
-    "completes the request.\n\n### Instruction:\n"
+_PROMPT = (
+    "Below is an instruction that describes a task{more}. Write a response that appropriately "
+    "completes the request.\n\n### Instruction:\n{instruction}\n\n{input}### Response:\n"
 )
-_PLAIN = _HEAD.format("")
-_WITH_INPUT = _HEAD.format(", paired with an input that provides further context")
 
 
-@dataclass(frozen=True, eq=False)
-class Instruction:
-    """ids: prompt, answer and EOS, cut off at the longest length.  prompt: how many of them are the
-    prompt's.
-    """
+class Instruction(NamedTuple):
+    """ids: prompt, answer and EOS, cut off at the longest length.  prompt: its tokens."""
 
     ids: tuple[int, ...]
     prompt: int
@@ -37,8 +34,8 @@ class InstructionData:
     """train and validation (seed, count): batches as `encode` makes them."""
 
     batch: int
-    training: tuple[Instruction, ...]
-    held_out: tuple[Instruction, ...]
+    training: list[Instruction]
+    held_out: list[Instruction]
     pad: int
 
     def train(self, seed: int, count: int) -> Drawn:
@@ -47,33 +44,30 @@ class InstructionData:
     def validation(self, seed: int, count: int) -> Drawn:
         return self._draw(self.held_out, 5000 + seed, count)
 
-    def _draw(self, rows: tuple[Instruction, ...], seed: int, count: int) -> Drawn:
-        def batch(numbers: list[int]) -> dict[str, Tensor]:
-            return encode([rows[i] for i in numbers], self.pad)
-
-        return Drawn(batch, len(rows), self.batch, seed, count)
+    def _draw(self, rows: list[Instruction], seed: int, count: int) -> Drawn:
+        return Drawn(partial(encode, rows, self.pad), len(rows), self.batch, seed, count)
 
 
-def encode(rows: list[Instruction], pad: int) -> dict[str, Tensor]:
-    """Rows as one batch: input_ids (B, T), attention_mask (B, T), labels (B, T) with -100 on
+def encode(rows: list[Instruction], pad: int, numbers: list[int]) -> dict[str, Tensor]:
+    """Some rows as one batch: input_ids (B, T), attention_mask (B, T), labels (B, T) with -100 on
     prompts and padding, which is on the right.  T is the longest of the batch.
     """
-    longest = max(len(row.ids) for row in rows)
-    ids = torch.full((len(rows), longest), pad)
-    mask, labels = torch.zeros_like(ids), torch.full_like(ids, IGNORED)
-    for i, row in enumerate(rows):
-        length = len(row.ids)
-        ids[i, :length] = torch.tensor(row.ids)
-        mask[i, :length] = 1
-        labels[i, row.prompt : length] = ids[i, row.prompt : length]
-    return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+    some = [rows[i] for i in numbers]
+    ids = pad_sequence([torch.tensor(row.ids) for row in some], True, pad)
+    places = torch.arange(ids.shape[1])
+    real = places < torch.tensor([[len(row.ids)] for row in some])
+    answer = real & (places >= torch.tensor([[row.prompt] for row in some]))
+    labels = ids.masked_fill(~answer, IGNORED)
+    return {"input_ids": ids, "attention_mask": real.long(), "labels": labels}
 
 
 def prompt_of(instruction: str, input: str = "") -> str:
     """Stanford Alpaca's prompt, with or without an input."""
+    more = ""
     if input.strip():
-        return f"{_WITH_INPUT}{instruction}\n\n### Input:\n{input}\n\n### Response:\n"
-    return f"{_PLAIN}{instruction}\n\n### Response:\n"
+        more = ", paired with an input that provides further context"
+        input = f"### Input:\n{input}\n\n"
+    return _PROMPT.format(more=more, instruction=instruction, input=input if more else "")
 
 
 def open_instructions(
@@ -82,10 +76,10 @@ def open_instructions(
     """The instructions of a name: "prose" is embedded, "alpaca" and "alpaca-cleaned" are of
     `data.DATASETS`.
 
-    tokenizer: of the model that learns.  max_length: tokens of prompt and answer, the rest is cut
-    off; rows whose prompt fills it, and rows without an answer, are left out.  Alpaca has one part:
-    2,000 rows, or a tenth, are held out by a fixed shuffle.  Raises as `data.load` does, and
-    ValueError for an unknown name, a bad number, or where no row is left.
+    max_length: tokens of prompt and answer, the rest is cut off.  Rows whose prompt fills it, and
+    rows without an answer, are left out.  Alpaca has one part: 2,000 rows, or a tenth, are held out
+    by a fixed shuffle.  Raises as `data.load` does, and ValueError for an unknown name, a bad
+    number, or where no row is left.
     """
     check_choice("instructions", name, ("prose", "alpaca", "alpaca-cleaned"))
     check_whole(1, batch=batch)
@@ -93,32 +87,25 @@ def open_instructions(
     if name == "prose":
         parts = [prose.questions("train"), prose.questions("validation")]
     else:
-        parts = _alpaca(name, data_root)
+        pairs = []
+        for row in data.load(name, "train", data_root, data.DATASETS[name]):
+            prompt = prompt_of(row["instruction"] or "", row["input"] or "")
+            pairs.append((prompt, row["output"] or ""))
+        pairs = [pairs[i] for i in shuffled_rows(len(pairs))]
+        first = min(HELD_OUT, len(pairs) // 10)
+        parts = [pairs[first:], pairs[:first]]
     training, held_out = (_tokenized(part, tokenizer, max_length) for part in parts)
     if not training or not held_out:
         few = f"no row whose answer begins within max_length = {max_length} tokens"
         raise ValueError(f"instructions {name!r} have {few}: raise it")
-    pads = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
-    pad = next(token for token in pads if token is not None)
+    pad = tokenizer.pad_token_id or tokenizer.eos_token_id or 0  # any token will do: it is masked
     return InstructionData(batch, training, held_out, pad)
 
 
-def _alpaca(name: str, data_root: str | None) -> list[list[tuple[str, str]]]:
-    """[training, validation] pairs of prompt and answer, shuffled."""
-    loaded = data.load(name, "train", data_root, data.DATASETS[name])
-    columns = [list(loaded[column]) for column in ("instruction", "input", "output")]
-    pairs = []
-    for instruction, text, answer in zip(*columns, strict=True):
-        pairs.append((prompt_of(instruction or "", text or ""), answer or ""))
-    order = torch.randperm(len(pairs), generator=torch.Generator().manual_seed(0)).tolist()
-    first = min(HELD_OUT, len(pairs) // 10)
-    return [[pairs[i] for i in order[first:]], [pairs[i] for i in order[:first]]]
-
-
-def _tokenized(pairs: list[tuple[str, str]], tokenizer, max_length: int) -> tuple[Instruction, ...]:
+def _tokenized(pairs: list[tuple[str, str]], tokenizer, max_length: int) -> list[Instruction]:
     pairs = [(prompt, answer) for prompt, answer in pairs if answer.strip()]
     if not pairs:
-        return ()
+        return []
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     prompts = tokenizer([prompt for prompt, _ in pairs], verbose=False)["input_ids"]
     wholes = tokenizer([prompt + answer for prompt, answer in pairs], verbose=False)["input_ids"]
@@ -126,10 +113,9 @@ def _tokenized(pairs: list[tuple[str, str]], tokenizer, max_length: int) -> tupl
     for prompt, whole in zip(prompts, wholes, strict=True):
         # What both begin with: a token that spans the border belongs to the answer, an EOS after
         # the prompt to neither.
-        both = zip(prompt, whole, strict=False)
-        shared = len(list(takewhile(lambda pair: pair[0] == pair[1], both)))
-        if whole[-1:] != end:
-            whole = whole + end
-        if shared < min(len(whole), max_length):
-            rows.append(Instruction(tuple(whole[:max_length]), shared))
-    return tuple(rows)
+        same = [one == other for one, other in zip(prompt, whole, strict=False)]
+        shared = [*same, False].index(False)
+        ids = whole if whole[-1:] == end else whole + end
+        if shared < min(len(ids), max_length):
+            rows.append(Instruction(tuple(ids[:max_length]), shared))
+    return rows

@@ -1,31 +1,42 @@
-"""A language task: training, calibration and scored windows of one corpus, for one tokenizer, and
-its perplexities.
-"""
+"""Text for a language model, as windows for one tokenizer, and the columns it is scored in."""
 
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from prehab_lib.inputs import check_choice, check_whole
-from prehab_lib.tasks.corpora import prose_corpus, wikitext
+from prehab_lib.tasks import data, prose
 from prehab_lib.tasks.drawn import Drawn, Task
 from prehab_lib.tasks.perplexity import check_fits, perplexity
-from prehab_lib.tasks.tokenizers import prose_bpe, train_bpe
+from prehab_lib.tasks.tokenizers import train_bpe
 from prehab_lib.tasks.windows import Windows, cut, drawn_windows, token_stream
 
-# Name of the task -> its data set.
+# Name of the task -> its data set: "prose" is embedded, WikiText-2 is raw or has "<unk>".
 CORPORA = {"prose": None, "wikitext2": "wikitext-2-raw-v1", "wikitext2-v1": "wikitext-2-v1"}
+C4_DOCUMENTS = 2000  # of the validation shard, as the released evaluation codes take
 CHOSEN_ON = 128  # validation windows that choices are made by, spread evenly
-SCORED_BATCH = 8  # windows scored at a time; the score does not depend on it
+
+_BLANK_LINES = re.compile(r"\n(?:[ \t]*\n)+")
+
+
+class Corpus(NamedTuple):
+    """Texts in their order; tests and source are as `LanguageTask` has them."""
+
+    train: tuple[str, ...]
+    validation: tuple[str, ...]
+    tests: dict[str, tuple[str, ...]]
+    source: str
 
 
 @dataclass(frozen=True, eq=False)
 class LanguageTask(Task):
-    """Batches are random windows, {"input_ids": (batch, window)}.
-
-    chosen_on: fixed windows for choices, never scored.  tests: column of the table -> its windows,
-    the training text's own domain first.  source: what the scored text is.
+    """Batches are random windows, {"input_ids": (batch, window)}.  tests: column of the table ->
+    its windows, the training text's own domain first.  source: what the scored text is.
     """
 
     name: str
@@ -34,7 +45,7 @@ class LanguageTask(Task):
     batch: int
     training: Tensor  # (N,)
     held_out: Tensor  # (N,) of the validation part
-    chosen_on: Windows
+    chosen_on: Windows  # never scored
     tests: dict[str, Windows]
     source: str
 
@@ -44,39 +55,37 @@ class LanguageTask(Task):
 
     def scores(self, model: nn.Module) -> dict[str, float]:
         """Column of the table -> perplexity, lower is better.  Raises as `perplexity` does."""
-        return {
-            name: perplexity(model, windows, SCORED_BATCH) for name, windows in self.tests.items()
-        }
+        return {name: perplexity(model, windows) for name, windows in self.tests.items()}
 
     def unigram(self) -> dict[str, float]:
-        """Column -> perplexity of the tokens' frequencies in the training part, each counted once
-        more: what needs no model.
-        """
-        highest = max(int(windows.ids.max()) for windows in self.tests.values())
-        size = max(len(self.tokenizer), 1 + highest, 1 + int(self.training.max()))
+        """Column -> perplexity of the training part's token frequencies, each counted once more."""
+        size = max(len(self.tokenizer), 1 + self._highest())
         counts = torch.bincount(self.training, minlength=size).double() + 1
         nats = -(counts / counts.sum()).log()
         return {name: float(nats[w.ids[:, 1:]].mean().exp()) for name, w in self.tests.items()}
 
     def check(self, model: nn.Module) -> None:
         """Raises ValueError as `check_fits` does, for all text of the task."""
+        check_fits(model, self._highest(), window=self.window)
+
+    def _highest(self) -> int:
         streams = (self.training, self.held_out, *(w.ids for w in self.tests.values()))
-        check_fits(model, max(int(ids.max()) for ids in streams), window=self.window)
+        return max(int(ids.max()) for ids in streams)
 
     @property
     def protocol(self) -> str:
         """How the score is taken, one sentence, stored with every number."""
         first = next(iter(self.tests.values())).ids[0, 0]
         led = int(first) == self.tokenizer.bos_token_id
-        counts = ", ".join(
-            f"{column} {len(w)} of {w.whole} windows ({w.dropped} tokens dropped)"
-            for column, w in self.tests.items()
-        )
+        counts = []
+        for column, windows in self.tests.items():
+            dropped = f"({windows.dropped} tokens dropped)"
+            counts.append(f"{column} {len(windows)} of {windows.whole} windows {dropped}")
         return (
             f"perplexity, exp of the mean cross-entropy of a token, on {self.source}: texts joined "
             f"by blank lines, {'BOS in front of the text' if led else 'no BOS'}, non-overlapping "
             f"windows of {self.window} tokens, each read alone and its first token not scored, the "
-            f"remainder dropped: {counts}"
+            f"remainder dropped: {', '.join(counts)}"
         )
 
 
@@ -91,36 +100,79 @@ def open_language_task(
     test_windows: int | None = None,
     vocabulary: int = 1000,
 ) -> LanguageTask:
-    """The task of a name: "prose" is embedded; "wikitext2" is WikiText-2 raw, "wikitext2-v1" the
-    one with "<unk>".
+    """The task of a name, a key of `CORPORA`.
 
     window: tokens (the paper: 2048).  batch: windows of a drawn batch.  tokenizer: the checkpoint's
     (`tokenizers.tokenizer_of`); None trains a byte-level BPE of `vocabulary` tokens on the training
-    part.  data_root, dataset: as `corpora.wikitext` takes them.  test_windows: score so many
-    windows a column, spread evenly (None or 0: all).  Raises as `data.load` does, and ValueError
-    for an unknown name, a bad number, or a text shorter than one window.
+    part.  data_root, dataset: as `wikitext` takes them.  test_windows: score so many windows a
+    column, spread evenly (None or 0: all).  Raises as `data.load` does, and ValueError for an
+    unknown name, a bad number, or a text shorter than one window.
     """
     check_choice("task", name, CORPORA)
     check_whole(2, window=window)
     check_whole(1, batch=batch)
     check_whole(0, test_windows=test_windows or 0)
-    embedded = name == "prose"
-    corpus = prose_corpus() if embedded else wikitext(CORPORA[name], data_root, dataset)
+    corpus = prose_corpus() if name == "prose" else wikitext(CORPORA[name], data_root, dataset)
     if tokenizer is None:
-        tokenizer = prose_bpe(vocabulary) if embedded else train_bpe(corpus.train, vocabulary)
+        tokenizer = train_bpe(corpus.train, vocabulary)
+    training = token_stream(corpus.train, tokenizer)
     held_out = token_stream(corpus.validation, tokenizer)
+    chosen_on = cut(held_out, window, CHOSEN_ON, "the validation text")
     tests = {}
     for column, texts in corpus.tests.items():
         stream = token_stream(texts, tokenizer)
         tests[column] = cut(stream, window, test_windows, f"the test text {column!r}")
-    return LanguageTask(
-        name=name,
-        tokenizer=tokenizer,
-        window=window,
-        batch=batch,
-        training=token_stream(corpus.train, tokenizer),
-        held_out=held_out,
-        chosen_on=cut(held_out, window, CHOSEN_ON, "the validation text"),
-        tests=tests,
-        source=corpus.source,
-    )
+    streams = (training, held_out, chosen_on, tests)
+    return LanguageTask(name, tokenizer, window, batch, *streams, corpus.source)
+
+
+@cache
+def prose_corpus() -> Corpus:
+    """Documentation and comments of the standard library, raw, a paragraph a text.
+
+    The modules are split by `prose.part_of`.  Trained on: documentation of the training modules and
+    the language reference.  Scored: documentation of held-out modules, and their comments.  A
+    paragraph that an earlier part has, however it is wrapped, is left out.
+    """
+    written = {part: [] for part in prose.PARTS}
+    for module, _, text in prose.texts():
+        written[prose.part_of(module)] += _BLANK_LINES.split(text)
+    earlier: set[str] = set()
+    train, validation, test = (_new(written[part], earlier) for part in prose.PARTS)
+    tests = {"documentation": test, "comments": _new(prose.comments("test"), earlier)}
+    source = f"held-out modules of Python's standard library (checksum {prose.checksum()})"
+    return Corpus(train, validation, tests, source)
+
+
+def wikitext(name: str, data_root: str | None = None, dataset: str | None = None) -> Corpus:
+    """WikiText-2: trained on, chosen by and scored on its own splits; held-out documents of C4 are
+    the second column.
+
+    name: "wikitext-2-raw-v1", on which papers report, or "wikitext-2-v1".  dataset: a folder of
+    your own with such Parquet files instead.  Raises as `data.load` does.
+    """
+    place, like = dataset or name, data.DATASETS[name]
+    train, validation, test = (_texts(place, part, data_root, like) for part in prose.PARTS)
+    c4 = _texts("c4", "test", data_root, like)[:C4_DOCUMENTS]
+    tests = {"WikiText-2" if dataset is None else "own text": test, "C4": c4}
+    source = f"the test split of {place} and {len(c4)} held-out documents of C4"
+    return Corpus(train, validation, tests, source)
+
+
+def _new(texts: Iterable[str], earlier: set[str]) -> tuple[str, ...]:
+    """The texts whose words are not in `earlier`, which grows by them."""
+    kept = []
+    for text in texts:
+        words = " ".join(text.split())
+        if words and words not in earlier:
+            earlier.add(words)
+            kept.append(text.strip("\n"))
+    return tuple(kept)
+
+
+def _texts(name: str, part: str, data_root: str | None, like: data.Source) -> tuple[str, ...]:
+    texts = tuple(data.load(name, part, data_root, like)["text"])
+    if any(not isinstance(text, str) for text in texts):
+        without = f"a row without text in its part {part!r}"
+        raise ValueError(f"data set {name!r} has {without}: every row must hold text")
+    return texts

@@ -13,14 +13,14 @@ from prehab_lib.tasks.windows import Windows
 
 
 def token_losses(model: nn.Module, batch: Mapping) -> tuple[Tensor, int]:
-    """Sum of the cross-entropies in nats of predicting token t + 1 from tokens 0..t, and the number
-    of tokens scored.
+    """Sum of the cross-entropies in nats of predicting token t + 1 from tokens 0..t, in float32 or
+    better, and the number of tokens scored.
 
     batch: input_ids (B, T) int64; attention_mask (B, T), 1 where a token is real; labels (B, T),
     -100 where a token is not scored.  Without labels all real tokens are scored, but the first of
     each row, which nothing predicts.  Padding may stand on either side: positions are counted from
-    the first real token, where the model's forward takes position_ids.  The sum is taken in
-    float32, of a float64 model in float64.  Raises ValueError for logits that are not finite.
+    the first real token, where forward takes them.  Raises ValueError for logits that are not
+    finite.
     """
     ids, mask = batch["input_ids"], batch.get("attention_mask")
     targets = batch.get("labels", ids)[:, 1:]
@@ -81,18 +81,14 @@ def perplexity(model: nn.Module, windows: Windows | Iterable[Mapping], batch: in
 
 
 def check_fits(model: nn.Module, highest: int, **length: int) -> None:
-    """Raises ValueError where the model has no embedding for the token number `highest`, or fewer
-    positions than the length, given under its own name.
-    """
+    """Raises ValueError where the model lacks the token `highest`, or positions for a length."""
     if hasattr(model, "get_input_embeddings"):
         size = model.get_input_embeddings().num_embeddings
         if highest >= size:
-            raise ValueError(
-                f"token {highest} is outside the model's vocabulary of {size}: the tokenizer "
-                "belongs to another model"
-            )
-    positions = getattr(getattr(model, "config", None), "max_position_embeddings", None)
+            outside = f"token {highest} is outside the model's vocabulary of {size}"
+            raise ValueError(f"{outside}: the tokenizer belongs to another model")
+    positions = getattr(getattr(model, "config", None), "max_position_embeddings", math.inf)
     for name, value in length.items():
-        if positions is not None and value > positions:
+        if value > positions:
             few = f"is longer than the {positions} positions of the model"
             raise ValueError(f"{name} = {value} {few}: make it smaller")

@@ -1,25 +1,23 @@
 """Embedded text: what every Python carries, the documentation and comments of its own library.
 
-Sources are read with `ast` and `tokenize`, never imported, and what was found is kept in the cache.
-The text differs between Python versions, so its checksum is recorded.  Everything is split by
-module: no sentence that is scored is of a module that was trained on.
+Sources are read with `ast` and `tokenize`, never imported.  The text differs between Python
+versions, so its checksum is recorded.  Everything is split by module: no sentence that is scored is
+of a module that was trained on.  Whatever takes a part raises ValueError for an unknown one.
 """
 
 import ast
 import hashlib
-import inspect
 import re
 import sys
 import sysconfig
 import tokenize
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
 from prehab_lib.inputs import check_choice
-from prehab_lib.tasks.training import remembered
 
 PARTS = ("train", "validation", "test")
 TOPICS = "topics"  # the module name under which the language reference of `pydoc_data.topics` goes
@@ -42,9 +40,7 @@ _NO_TEXT = re.compile(
 
 
 class Docstring(NamedTuple):
-    """module: top-level name.  name: dotted.  arguments: as written, of a function or method; else
-    None, also for a function inside another.
-    """
+    """arguments: as written, of a function or method that is not inside another; else None."""
 
     module: str
     name: str
@@ -52,19 +48,10 @@ class Docstring(NamedTuple):
     arguments: str | None
 
 
-class Documentation(NamedTuple):
-    """The sentences of one docstring or topic.  module: top-level name, the unit of the split."""
-
-    module: str
-    sentences: tuple[str, ...]
-
-
 def part_of(module: str) -> str:
-    """The part a module belongs to: seven tenths of the names train, a tenth for choices, two for
-    scores.
+    """The part of a module: seven tenths of the names train, one is for choices, two for scores.
 
-    A Python twin goes with its module ("_pyio" with "io"); the topics, which overlap one another,
-    all train.
+    A Python twin goes with its module ("_pyio" with "io").  All topics train: they overlap.
     """
     place = zlib.crc32(re.sub(r"^_(py_?)?", "", module).encode()) % 10
     if module == TOPICS or place < 7:
@@ -72,49 +59,35 @@ def part_of(module: str) -> str:
     return "validation" if place == 7 else "test"
 
 
-def files() -> list[tuple[Path, tuple[str, ...]]]:
-    """(file, its dotted name's parts), by top-level module, `SKIPPED` ones left out."""
-    home, chosen = _library(), []
+def files() -> Iterator[tuple[Path, tuple[str, ...]]]:
+    """(file, parts of its dotted name) of the library, by top-level module."""
+    home = _library()
     for module in sorted(sys.stdlib_module_names - SKIPPED):
         for file in (home / f"{module}.py", *sorted((home / module).rglob("*.py"))):
             name = file.relative_to(home).with_suffix("").parts
             if file.is_file() and not SKIPPED.intersection(name):
-                chosen.append((file, name))
-    return chosen
-
-
-def read_once(
-    what: str, read: Callable[[Path, tuple[str, ...]], Iterable], wanted: Iterable[str] = PARTS
-) -> list:
-    """What `read(file, name)` finds in every file of the wanted parts, kept until a file or the
-    code changes.
-    """
-    chosen = [(file, name) for file, name in files() if part_of(name[0]) in wanted]
-    stamps = [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file, _ in chosen]
-    key = [sys.version, stamps, inspect.getsource(inspect.getmodule(read))]
-    return remembered(what, key, lambda: [item for place in chosen for item in read(*place)])
+                yield file, name
 
 
 @cache
 def docstrings() -> tuple[Docstring, ...]:
     """Of the whole library, in the order of the files; none where this Python has no sources."""
-    return tuple(Docstring(*entry) for entry in read_once("docstrings", _docstrings_in))
+    entries = []
+    for file, name in files():
+        entries += _documented(ast.parse(file.read_bytes()), name)
+    return tuple(entries)
 
 
 @cache
 def texts() -> tuple[tuple[str, str, str], ...]:
-    """(module, name, text) of every docstring of the standard library, by module, then of every
-    help topic.
-
-    Raises FileNotFoundError where this Python keeps its library without sources.
+    """(module, name, text) of every docstring, by module, then of every help topic.  Raises
+    FileNotFoundError where this Python keeps its library without sources.
     """
     entries = [(entry.module, entry.name, entry.text) for entry in docstrings()]
     topics = _library() / "pydoc_data" / "topics.py"
     if not entries or not topics.is_file():
-        raise FileNotFoundError(
-            f"this Python has no library sources at {_library()}: the embedded prose is read from "
-            "them; use another Python, or data of your own"
-        )
+        without = f"this Python has no library sources at {_library()}"
+        raise FileNotFoundError(f"{without}: use another Python, or data of your own")
     statements = ast.parse(topics.read_bytes()).body
     literal = next(node.value for node in statements if isinstance(node, ast.Assign))
     entries += [(TOPICS, name, text) for name, text in sorted(ast.literal_eval(literal).items())]
@@ -129,46 +102,37 @@ def checksum() -> str:
 
 
 @cache
-def documentation(part: str) -> tuple[Documentation, ...]:
-    """Every text of a part that has a sentence; a sentence that an earlier part has as well is left
-    out there.
-
-    Raises ValueError for an unknown part.
-    """
+def documentation(part: str) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    """(module, sentences) of every text of a part, without the sentences of an earlier part."""
     check_choice("part", part, PARTS)
     earlier = {sentence for name in PARTS[: PARTS.index(part)] for sentence in sentences(name)}
     entries = []
     for module, _, text in texts():
         if part_of(module) == part:
             own = tuple(sentence for sentence in _sentences(text) if sentence not in earlier)
-            if own:
-                entries.append(Documentation(module, own))
+            entries.append((module, own))
     return tuple(entries)
 
 
 @cache
 def sentences(part: str) -> tuple[str, ...]:
     """Every distinct sentence of a part, in order of appearance."""
-    every = (sentence for entry in documentation(part) for sentence in entry.sentences)
+    every = (sentence for _, own in documentation(part) for sentence in own)
     return tuple(dict.fromkeys(every))
 
 
 @cache
 def comments(part: str) -> tuple[str, ...]:
-    """Comments that fill whole lines, adjoining lines as one text, in the order of modules and
-    lines.  Raises ValueError for an unknown part.
-    """
+    """Comments that fill whole lines, adjoining lines as one text, by module and line."""
     check_choice("part", part, PARTS)
-    return tuple(read_once("comments", _comments_in, [part]))
+    chosen = [file for file, name in files() if part_of(name[0]) == part]
+    return tuple(text for file in chosen for text in _comments_in(file))
 
 
 @cache
 def questions(part: str) -> list[tuple[str, str]]:
-    """(question, answer) of every documented function and method of a part's modules, in the order
-    of the files: the answer is the first sentence of the docstring.
-
-    An answer that the training part has as well is left out elsewhere.  Raises ValueError for an
-    unknown part.
+    """(question, answer) of every documented function and method of a part, in the order of the
+    files: the answer is the docstring's first sentence, and none that the training part has.
     """
     check_choice("part", part, PARTS)
     earlier = {answer for _, answer in questions("train")} if part != "train" else set()
@@ -180,11 +144,7 @@ def _library() -> Path:
     return Path(sysconfig.get_path("stdlib"))
 
 
-def _docstrings_in(file: Path, name: tuple[str, ...]) -> list[Docstring]:
-    return _documented(ast.parse(file.read_bytes()), name, inside=False)
-
-
-def _documented(node: ast.AST, name: tuple[str, ...], inside: bool) -> list[Docstring]:
+def _documented(node: ast.AST, name: tuple[str, ...], inside=False) -> list[Docstring]:
     """inside: whether a function is around the node."""
     function = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
     text, entries = ast.get_docstring(node), []
@@ -199,9 +159,7 @@ def _documented(node: ast.AST, name: tuple[str, ...], inside: bool) -> list[Docs
 
 @cache
 def _sentences(text: str) -> tuple[str, ...]:
-    """Distinct sentences of plain words, lower-cased and without punctuation: case and full stop
-    would tell their order.
-    """
+    """Distinct sentences, lower-cased and bare: case and full stop would tell the words' order."""
     written = []
     for paragraph in re.split(r"\n\s*\n", text):
         if not _NOT_PROSE.search(paragraph):
@@ -214,34 +172,28 @@ def _sentences(text: str) -> tuple[str, ...]:
 
 
 def _is_prose(sentence: str) -> bool:
-    """A sentence that begins and ends like one, and has few words with digits, brackets or
-    underscores.
-    """
+    """It begins and ends like one, and has few words with digits, brackets or underscores."""
     words = sentence.split()
     plain = sum(_PLAIN_WORD.fullmatch(word) is not None for word in words)
     return sentence[:1].isupper() and sentence[-1] in ".!?" and plain >= 0.85 * len(words)
 
 
-def _comments_in(file: Path, name: tuple[str, ...] = ()) -> Iterator[str]:
-    block, last = [], -1
-    for line, text in [*_comment_lines(file), (-1, "")]:  # the last one ends the last block
-        says_something = not _NO_TEXT.fullmatch(text)
-        if block and (line != last + 1 or not says_something):
-            joined = "\n".join(block)
-            if len(joined.split()) >= COMMENT_WORDS:
-                yield joined
-            block = []
-        if says_something:
-            block.append(text)
-        last = line
-
-
-def _comment_lines(file: Path) -> Iterator[tuple[int, str]]:
-    """(line number, text) of every comment that has its line for itself."""
+def _comments_in(file: Path) -> list[str]:
+    blocks, last = [], -1
     with tokenize.open(file) as source:
-        for token in tokenize.generate_tokens(source.readline):
-            if token.type == tokenize.COMMENT and token.line.lstrip().startswith("#"):
-                yield token.start[0], token.string.lstrip("#").rstrip().removeprefix(" ")
+        tokens = list(tokenize.generate_tokens(source.readline))
+    for token in tokens:
+        text, line = token.string.lstrip("#").rstrip().removeprefix(" "), token.start[0]
+        alone = token.type == tokenize.COMMENT and token.line.lstrip().startswith("#")
+        if not alone or _NO_TEXT.fullmatch(text):
+            continue
+        if line == last + 1:
+            blocks[-1].append(text)
+        else:
+            blocks.append([text])
+        last = line
+    texts = ["\n".join(block) for block in blocks]
+    return [text for text in texts if len(text.split()) >= COMMENT_WORDS]
 
 
 def _asked(entries: Iterable[Docstring]) -> Iterator[tuple[str, str]]:

@@ -1,11 +1,9 @@
-"""A sentence task: training, calibration and scored batches of one data set, ready for one
-tokenizer, and its score.
-"""
+"""A sentence task: batches of one data set for one tokenizer, and how it is scored."""
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
-from itertools import chain
+from functools import cache, partial
 from statistics import fmean
 
 import numpy as np
@@ -16,12 +14,12 @@ from prehab_lib.batches import device_of, mean_over_samples, move
 from prehab_lib.evaluate import each_answer, logits_and_labels
 from prehab_lib.inputs import check_choice, check_whole
 from prehab_lib.tasks import data, prose, prose_tasks
-from prehab_lib.tasks.drawn import Drawn, Task
+from prehab_lib.tasks.drawn import Drawn, Task, shuffled_rows
 from prehab_lib.tasks.glue import GLUE
 from prehab_lib.tasks.metrics import Score, score
 from prehab_lib.tasks.prose_tasks import PROSE
-from prehab_lib.tasks.rows import Rows, check_rows, count_longer, drawn_rows_of, every_row
-from prehab_lib.tasks.tokenizers import prose_wordpiece
+from prehab_lib.tasks.rows import Rows, encode
+from prehab_lib.tasks.tokenizers import train_wordpiece
 
 SCORED_BATCH = 64  # rows scored at a time; the score does not depend on it
 RANDOM_DRAWS = 20  # the random baseline is their mean
@@ -31,9 +29,8 @@ RANDOM_DRAWS = 20  # the random baseline is their mean
 class SentenceTask(Task):
     """Batches are as `rows.encode` makes them.  labels: class names, empty for a regression.
 
-    splits: column of the table -> all rows there, of which `test_rows` are scored (None or 0: all).
-    where: what is scored.  recipe: arguments of `finetune.fine_tune`: the paper's, or the small
-    model's.
+    scored: column of the table -> its rows.  protocol: how the score is taken, one sentence, stored
+    with every number.  recipe: arguments of `finetune.fine_tune`.
     """
 
     name: str
@@ -44,10 +41,9 @@ class SentenceTask(Task):
     max_length: int
     training: Rows
     chosen_on: Rows
-    splits: dict[str, Rows]
-    where: str
+    scored: dict[str, Rows]
+    protocol: str
     recipe: dict
-    test_rows: int | None = None
 
     @property
     def outputs(self) -> int:
@@ -59,51 +55,26 @@ class SentenceTask(Task):
         """Batches in one pass over the training rows."""
         return -(-len(self.training) // self.batch)
 
-    @cached_property
-    def scored(self) -> dict[str, Rows]:
-        """Column of the table -> its rows."""
-        return {column: _capped(rows, self.test_rows) for column, rows in self.splits.items()}
-
-    @cached_property
-    def protocol(self) -> str:
-        """How the score is taken, one sentence, stored with every number."""
-        counts, longer = [], 0
-        for column, rows in self.scored.items():
-            counts.append(f"{column} {len(rows)} of {len(self.splits[column])} rows")
-            longer += count_longer(rows, self.tokenizer, self.max_length)
-        return (
-            f"{self.metric} on {self.where}: {', '.join(counts)}; at most {self.max_length} tokens "
-            f"a row, {longer} rows are longer and cut off there"
-        )
-
     def draw(self, purpose: str, seed: int, count: int) -> Drawn:
         rows = self.chosen_on if purpose == "validation" else self.training
-        return drawn_rows_of(rows, self.tokenizer, self.batch, self.max_length, seed, count)
-
-    def test(self) -> Iterator[dict[str, Tensor]]:
-        """Every scored row once, column after column."""
-        return chain.from_iterable(map(self._once, self.scored.values()))
+        make = partial(encode, rows, self.tokenizer, self.max_length)
+        return Drawn(make, len(rows), self.batch, seed, count)
 
     def scores(self, model: nn.Module) -> dict[str, Score]:
-        """Column of the table -> the metric on its rows, between -1 and 1, in eval mode.
-
-        Raises ValueError for logits that are not finite.
-        """
-        return {
-            column: score(self.metric, *predict(model, self._once(rows)))
-            for column, rows in self.scored.items()
-        }
+        """Column of the table -> the metric on its rows.  Raises as `predict` does."""
+        scores = {}
+        for column, rows in self.scored.items():
+            scores[column] = score(self.metric, *predict(model, self.once(rows)))
+        return scores
 
     def score(self, model: nn.Module) -> float:
-        """The one number of the task: of its column, or the mean of MNLI's two, which the paper
-        merges in its averages.
-        """
+        """The one number of the task: of its column, or the mean of MNLI's two."""
         return fmean(map(float, self.scores(model).values()))
 
     def baselines(self) -> dict[str, dict[str, Score]]:
-        """What needs no model, each as column -> score: "constant", the best of the answers that
-        are always the same (for accuracy the majority class, for F1 often the other one), and
-        "random", labels drawn like the training rows', the mean of 20 draws.
+        """What needs no model, each as column -> score.  "constant": the best of the answers that
+        are always the same (for accuracy the majority class, for F1 often the other one).
+        "random": labels drawn like the training rows', the mean of 20 draws.
         """
         labels = np.asarray(self.training.labels)
         answers = range(len(self.labels)) if self.labels else [labels.mean()]
@@ -118,68 +89,73 @@ class SentenceTask(Task):
             drawn[column] = Score(fmean(map(float, scores)))
         return {"constant": constant, "random": drawn}
 
-    def _once(self, rows: Rows) -> Iterator[dict[str, Tensor]]:
-        return every_row(rows, self.tokenizer, SCORED_BATCH, self.max_length)
+    def once(self, rows: Rows) -> Iterator[dict[str, Tensor]]:
+        """Every row once, shortest first, so that little is padded."""
+        lengths = [sum(map(len, texts)) for texts in zip(*rows.texts, strict=True)]
+        order = sorted(range(len(rows)), key=lengths.__getitem__)
+        for start in range(0, len(order), SCORED_BATCH):
+            indices = order[start : start + SCORED_BATCH]
+            yield encode(rows, self.tokenizer, self.max_length, indices)
 
 
 def open_task(
-    name: str,
-    batch: int,
-    tokenizer=None,
-    *,
-    data_root: str | None = None,
-    max_length: int | None = None,
-    test_rows: int | None = None,
+    name: str, batch: int, tokenizer=None, *, data_root=None, max_length=None, test_rows=None
 ) -> SentenceTask:
     """The task of a name: an embedded one of `PROSE`, or one of `GLUE`, trained on its training
     split and scored on its validation split.
 
     tokenizer: the checkpoint's (`tokenizers.tokenizer_of`); None, for embedded ones, a small one.
-    data_root: the folder that holds GLUE, else PREHAB_DATA, else the hub.  max_length: None is 48
-    tokens, of GLUE 128.  test_rows: score on so many rows of each split, the same ones always (None
-    or 0: all).  Raises as `data.load` does, and ValueError for an unknown name, a bad number,
-    labels of -1 (a test set), or outside the task's classes.
+    max_length: None is 48 tokens, of GLUE 128.  test_rows: score on so many rows of each split, the
+    same ones always (None or 0: all).  Raises as `data.load` does, and ValueError for an unknown
+    name, a bad number, labels of -1 (a test set), or outside the task's classes.
     """
     check_whole(1, batch=batch)
     check_whole(0, test_rows=test_rows or 0)
     check_choice("task", name, (*PROSE, *GLUE))
     if name in PROSE:
-        task = PROSE[name]
+        task, usual = PROSE[name], 48
         tokenizer = prose_wordpiece() if tokenizer is None else tokenizer
-        parts = {part: prose_tasks.rows(name, part) for part in prose.PARTS}
-        training, chosen_on, splits = parts["train"], parts["validation"], {name: parts["test"]}
+        training, chosen_on, tested = (prose_tasks.rows(name, part) for part in prose.PARTS)
+        splits = {name: tested}
         where = f"held-out modules of the standard library (checksum {prose.checksum()})"
         recipe = dict(lr=task.lr, steps=task.steps, beta2=task.beta2, warmup=0.3)
     else:
-        task = GLUE[name]
+        task, usual = GLUE[name], 128
         if tokenizer is None:
             raise ValueError(f"task {name!r} needs a tokenizer: pass tokenizers.tokenizer_of(...)")
-        parts = {split: _glue_rows(name, split, data_root) for split in task.splits}
-        training = chosen_on = parts["train"]
-        splits = {column: parts[split] for column, split in task.scored.items()}
+        training = chosen_on = _glue_rows(name, "train", data_root)
+        splits = {key: _glue_rows(name, split, data_root) for key, split in task.scored.items()}
         where = f"GLUE's validation split (glue/{name})"
         recipe = dict(lr=task.lr, epochs=3)
-    return SentenceTask(
-        name=name,
-        metric=task.metric,
-        labels=task.labels,
-        tokenizer=tokenizer,
-        batch=batch,
-        max_length=_length(max_length, 48 if name in PROSE else 128, tokenizer),
-        training=training,
-        chosen_on=chosen_on,
-        splits=splits,
-        where=where,
-        recipe=recipe,
-        test_rows=test_rows,
+    most = tokenizer.model_max_length
+    length = min(usual, most) if max_length is None else max_length
+    check_whole(8, max_length=length)
+    if length > most:
+        raise ValueError(f"max_length = {length}: the tokenizer's model takes at most {most}")
+    scored, counts, longer = {}, [], 0
+    for column, rows in splits.items():
+        some = rows.take(shuffled_rows(len(rows))[:test_rows]) if test_rows else rows
+        scored[column] = some
+        counts.append(f"{column} {len(some)} of {len(rows)} rows")
+        tokens = tokenizer(*map(list, some.texts), verbose=False)["input_ids"]
+        longer += sum(len(ids) > length for ids in tokens)
+    protocol = (
+        f"{task.metric} on {where}: {', '.join(counts)}; at most {length} tokens a row, {longer} "
+        "rows are longer and cut off there"
     )
+    about = (name, task.metric, task.labels, tokenizer, batch, length)
+    return SentenceTask(*about, training, chosen_on, scored, protocol, recipe)
+
+
+@cache
+def prose_wordpiece():
+    """The tokenizer of the embedded tasks, learnt from their training part alone."""
+    return train_wordpiece(prose.sentences("train"))
 
 
 @mean_over_samples
 def sentence_loss(model: nn.Module, batch) -> Tensor:
-    """Mean cross-entropy in nats, or the mean squared error of a head with one output: the task
-    loss of Table III.
-    """
+    """Mean cross-entropy in nats, or squared error of one output: the loss of Table III."""
     logits, labels = logits_and_labels(model, move(batch, device_of(model)))
     logits = logits if logits.dtype == torch.float64 else logits.float()
     if logits.shape[-1] == 1:
@@ -188,9 +164,7 @@ def sentence_loss(model: nn.Module, batch) -> Tensor:
 
 
 def predict(model: nn.Module, batches: Iterable) -> tuple[np.ndarray, np.ndarray]:
-    """Predicted classes (N,), or real values for a head with one output, and the labels (N,).
-    Raises as `each_answer` does.
-    """
+    """Predicted classes (N,), or values of one output, and labels, as `each_answer` checks them."""
     predictions, labels = [], []
     for logits, right in each_answer(model, batches):
         predictions.append(logits.squeeze(-1) if logits.shape[-1] == 1 else logits.argmax(-1))
@@ -199,28 +173,22 @@ def predict(model: nn.Module, batches: Iterable) -> tuple[np.ndarray, np.ndarray
 
 
 def _glue_rows(name: str, split: str, data_root: str | None) -> Rows:
-    place = f"glue/{name}"
-    loaded = data.load(place, split, data_root, data.DATASETS[place])
-    task, labels = GLUE[name], tuple(loaded["label"])
-    if not task.labels and all(isinstance(label, int) for label in labels):
-        labels = tuple(map(float, labels))
-    rows = Rows(tuple(tuple(loaded[column]) for column in task.columns), labels)
-    check_rows(rows, f"{place} {split!r}", len(task.labels))
-    return rows
-
-
-def _capped(rows: Rows, most: int | None) -> Rows:
-    if not most:
-        return rows
-    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))
-    return rows.take(order[:most].tolist())
-
-
-def _length(wanted: int | None, usual: int, tokenizer) -> int:
-    if wanted is None:
-        return min(usual, tokenizer.model_max_length)
-    check_whole(8, max_length=wanted)
-    if wanted > tokenizer.model_max_length:
-        most = tokenizer.model_max_length
-        raise ValueError(f"max_length = {wanted}: the tokenizer's model takes at most {most}")
-    return wanted
+    """Raises ValueError naming what no model can be trained or scored on."""
+    task, place = GLUE[name], f"glue/{name}"
+    loaded, what = data.load(place, split, data_root, data.DATASETS[place]), f"{place} {split!r}"
+    texts, labels = tuple(tuple(loaded[column]) for column in task.columns), tuple(loaded["label"])
+    if not labels:
+        raise ValueError(f"{what} has no rows: check its files")
+    if any(not isinstance(text, str) for column in texts for text in column):
+        raise ValueError(f"{what} has a row without text: every row must hold text")
+    hidden, classes = labels.count(-1), len(task.labels)
+    if hidden == len(labels) or (classes and hidden):  # a regression may have a -1
+        raise ValueError(f"{what} has labels of -1, which hide the answers: score another split")
+    wanted = f"classes 0 to {classes - 1}" if classes else "a finite number a row"
+    for label in labels:
+        good = isinstance(label, int | float) and math.isfinite(label)
+        if classes:
+            good = isinstance(label, int) and 0 <= label < classes
+        if not good:
+            raise ValueError(f"{what} has the label {label!r}: its task wants {wanted}")
+    return Rows(texts, labels if classes else tuple(map(float, labels)))

@@ -1,8 +1,4 @@
-"""The base model of an image task: a small vision transformer that is trained here, once, or a timm
-model as it comes.
-"""
-
-import sys
+"""The base model of an image task: a small vision transformer trained here, or a timm model."""
 
 import torch
 from torch import nn
@@ -12,28 +8,25 @@ from prehab_lib.evaluate import classification_loss
 from prehab_lib.inputs import check_options, check_positive, check_whole
 from prehab_lib.save import models
 from prehab_lib.save.rewrite import split_qkv as split_qkv  # offered here with the models it splits
-from prehab_lib.tasks import images, training
+from prehab_lib.tasks import training
 from prehab_lib.tasks.images import ImageTask
 from prehab_lib.tasks.training import SMALL
 
 
 def train(model: nn.Module, task: ImageTask, *, seed: int, steps: int, lr: float) -> None:
     """Train every parameter by AdamW with a one-cycle learning rate, whose peak is `lr`, in place.
-
     Raises ValueError for a bad number, or a loss that is no longer finite.
     """
     check_whole(1, steps=steps)
     check_positive(lr=lr)
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps)
-    how = dict(optimizer=optimizer, schedule=schedule, what="base model")
+    batches = task.train(seed, steps)
     with mode(model, training=True):
-        list(training.descend(model, task.train(seed, steps), classification_loss, **how))
+        list(training.descend(model, batches, classification_loss, schedule, "base model"))
 
 
-def new_model(
-    name: str, *, seed: int = 0, small: dict | None = None, pretrained: bool = True
-) -> nn.Module:
+def new_model(name: str, *, seed: int = 0, small=None, pretrained=True) -> nn.Module:
     """The network before any training here: `models.small_vit(**small)` from `seed`, or
     `models.image_model(name)`.
 
@@ -41,19 +34,13 @@ def new_model(
     """
     if name != SMALL:
         return models.image_model(name, pretrained=pretrained)
-    check_options("small", small or {}, models.small_vit)
-    return models.small_vit(**(small or {}), seed=seed)
+    small = small or {}
+    check_options("small", small, models.small_vit)
+    return models.small_vit(**small, seed=seed)
 
 
 def base_model(
-    task: ImageTask,
-    name: str,
-    *,
-    seed: int,
-    device: str | torch.device = "cpu",
-    small: dict | None = None,
-    pretrained: bool = True,
-    **recipe,
+    task: ImageTask, name: str, *, seed: int, device="cpu", small=None, pretrained=True, **recipe
 ) -> tuple[nn.Module, str]:
     """The model of a task before prehab, in eval mode on `device`, and where it is from: "given",
     "cached" or "trained".
@@ -64,13 +51,5 @@ def base_model(
     model = new_model(name, seed=seed, small=small, pretrained=pretrained)
     if name != SMALL:
         return model.to(device).eval(), "given"
-    return training.base_model(
-        model,
-        lambda network: train(network, task, seed=seed, **recipe),
-        device,
-        code=(sys.modules[__name__], images, models),
-        seed=seed,
-        recipe=recipe,
-        task=task.name,
-        first_batch=next(iter(task.train(seed, 1))),
-    )
+    fed = dict(data=task.name, first_batch=next(iter(task.train(seed, 1))))
+    return training.base_model(model, train, task, device, seed, recipe, **fed)

@@ -1,38 +1,31 @@
-"""Tokenizers: a byte-level one for language models and a WordPiece one for BERT, both learnt on the
-spot, and those of real checkpoints.
+"""Tokenizers: two learnt on the spot, the same in every process, and those of real checkpoints."""
 
-The same texts give the same vocabulary in every process.
-"""
-
-import os
 from collections.abc import Iterable
-from functools import cache
+from pathlib import Path
 
 from prehab_lib.save.hub import explained
-from prehab_lib.tasks import corpora, prose
 
 BOS, EOS = "<s>", "</s>"
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 _WORD_START = "▁"
-_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tekken.json", "vocab.txt")
-_FILES += ("spiece.model", "sentencepiece.bpe.model")
+_FILES = ("tokenizer.json", "tekken.json", "vocab.*", "*.model")
 
 
 def train_bpe(texts: Iterable[str], size: int = 1000):
-    """A transformers fast tokenizer: byte-level BPE of at most `size` tokens, BOS in front of a
-    text.  Token 0 is BOS, 1 is EOS.
+    """A byte-level BPE of at most `size` tokens for language models: any text can be spelled.
 
-    Any text can be spelled: the 256 bytes are tokens.  Padding is EOS, masked.  Raises ValueError
-    for a size that does not hold the bytes and the two special tokens.
+    Token 0 is BOS, in front of a text; 1 is EOS, also for padding.  Raises ValueError for a size
+    that does not hold them and the 256 bytes.
     """
     import tokenizers
     import transformers
     from tokenizers import decoders, pre_tokenizers, processors
 
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    if size < len(letters) + 2:
+    least = len(letters) + 2
+    if size < least:
         raise ValueError(
-            f"vocabulary = {size}: a byte-level tokenizer needs at least {len(letters) + 2} tokens"
+            f"vocabulary = {size}: a byte-level tokenizer needs at least {least} tokens"
         )
     learner = tokenizers.Tokenizer(tokenizers.models.BPE())
     learner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -44,12 +37,9 @@ def train_bpe(texts: Iterable[str], size: int = 1000):
     learner.post_processor = processors.TemplateProcessing(
         single=f"{BOS} $A", pair=f"{BOS} $A $B", special_tokens=[(BOS, learner.token_to_id(BOS))]
     )
+    special = dict(bos_token=BOS, eos_token=EOS, pad_token=EOS)
     return transformers.PreTrainedTokenizerFast(
-        tokenizer_object=learner,
-        bos_token=BOS,
-        eos_token=EOS,
-        pad_token=EOS,
-        clean_up_tokenization_spaces=False,
+        tokenizer_object=learner, clean_up_tokenization_spaces=False, **special
     )
 
 
@@ -73,41 +63,26 @@ def train_wordpiece(texts: Iterable[str], size: int = 2000, max_length: int = 64
     pieces = [piece for piece in sorted(numbers, key=numbers.get) if piece != _WORD_START]
     letters = [piece for piece in pieces if len(piece) == 1]
     spelled = [p[1:] if p.startswith(_WORD_START) else f"##{p}" for p in pieces]
-    vocabulary = dict.fromkeys((*SPECIAL, *letters, *spelled))
-    return transformers.BertTokenizer(
-        vocab={piece: number for number, piece in enumerate(vocabulary)},
-        model_max_length=max_length,
-    )
-
-
-@cache
-def prose_bpe(size: int = 1000):
-    """The tokenizer of the embedded corpus, learnt from its training part alone."""
-    return train_bpe(corpora.prose_corpus().train, size)
-
-
-@cache
-def prose_wordpiece():
-    """The tokenizer of the embedded sentence tasks, learnt from their training part alone."""
-    return train_wordpiece(prose.sentences("train"))
+    distinct = dict.fromkeys((*SPECIAL, *letters, *spelled))
+    vocabulary = {piece: number for number, piece in enumerate(distinct)}
+    return transformers.BertTokenizer(vocab=vocabulary, model_max_length=max_length)
 
 
 def tokenizer_of(source: str):
     """The tokenizer of a transformers checkpoint, by hub name or folder, without remote code.
 
-    Raises ConnectionError, PermissionError (gated), FileNotFoundError (no such folder, or no
-    tokenizer in it) or ValueError (one that cannot be read), in one sentence.
+    Raises as `hub.explained` does, and FileNotFoundError for no folder, or no tokenizer in it.
     """
     import transformers
 
-    here = os.path.isdir(source)
-    if source.startswith((".", "/", "~")) and not here:
+    folder = Path(source)
+    if source.startswith((".", "/", "~")) and not folder.is_dir():
         raise FileNotFoundError(f"model = {source!r} is no folder: check the path")
+    files = "tokenizer.json, tokenizer_config.json"
     missing = FileNotFoundError(
-        f"{source!r} has no tokenizer: copy the tokenizer files of its model there "
-        "(tokenizer.json, tokenizer_config.json)"
+        f"{source!r} has no tokenizer: copy the tokenizer files of its model there ({files})"
     )
-    if here and not any(os.path.isfile(os.path.join(source, name)) for name in _FILES):
+    if folder.is_dir() and not any(any(folder.glob(pattern)) for pattern in _FILES):
         raise missing
     remedy = "give the folder of a local copy that has its tokenizer files"
     with explained(f"the tokenizer of {source!r}", remedy):

@@ -1,20 +1,13 @@
-"""How base models come to be: one training loop, and one cache, so that each is trained once.
-
-The cache is the folder `PREHAB_CACHE`, else ~/.cache/prehab_lib.  It also keeps texts that take
-seconds to read out of source files.
-"""
+"""How base models come to be: one training loop, and one cache, so that each is trained once."""
 
 import hashlib
-import inspect
 import json
 import math
 import os
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
-from types import ModuleType
 
 import torch
 from filelock import FileLock
@@ -23,26 +16,27 @@ from torch import Tensor, nn
 from prehab_lib import evaluate
 from prehab_lib.progress import progress
 from prehab_lib.save import models, storage
-from prehab_lib.tasks import drawn
 
 SMALL = "small"  # the name of a model that is built and trained here
-DECIDING = (sys.modules[__name__], drawn, evaluate)  # their code decides weights, for every task
+# The code that decides the weights: this room and the losses.
+DECIDING = (*sorted(Path(__file__).parent.glob("*.py")), Path(evaluate.__file__))
+
+
+def adamw(model: nn.Module, rate: Callable[[int], float], **settings):
+    """A schedule of AdamW on every parameter: learning rate lr · rate(step)."""
+    optimizer = torch.optim.AdamW(model.parameters(), fused=True, **settings)
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
 
 
 def descend(
-    model: nn.Module,
-    batches: Iterable,
-    task_loss: Callable,
-    optimizer: torch.optim.Optimizer,
-    schedule: torch.optim.lr_scheduler.LRScheduler,
-    what: str,
-    clip: float = math.inf,
+    model: nn.Module, batches: Iterable, task_loss: Callable, schedule, what: str, clip=math.inf
 ) -> Iterator[float]:
     """The loss of each batch, before the step that it makes; the caller may stop early.
 
     what: names the work in messages.  clip: largest norm of the gradient.  Raises ValueError for a
     loss that is no longer finite.
     """
+    optimizer = schedule.optimizer
     for step, batch in enumerate(progress(batches, what)):
         loss = task_loss(model, batch)
         value = float(loss.detach())
@@ -58,55 +52,22 @@ def descend(
     model.zero_grad()
 
 
-class Best:
-    """Keeps a copy of some parameters as they were at the lowest value offered so far.
-
-    value: that value, infinite before the first.  since: offers in a row that were not lower.
-    Memory: one copy.
-    """
-
-    def __init__(self, parameters: Iterable[Tensor]):
-        self.parameters = list(parameters)
-        self.value, self.since = float("inf"), 0
-        self.kept: list[Tensor] | None = None
-
-    def offer(self, value: float) -> bool:
-        """Keep the parameters as they are if `value` is lower than every one before; whether it
-        was.
-        """
-        if value < self.value:
-            self.value, self.since = value, 0
-            self.kept = [parameter.detach().clone() for parameter in self.parameters]
-            return True
-        self.since += 1
-        return False
-
-    @torch.no_grad()
-    def restore(self) -> None:
-        """Put the kept values back; nothing where none was ever kept."""
-        for parameter, value in zip(self.parameters, self.kept or [], strict=False):
-            parameter.copy_(value)
-
-
 def base_model(
-    model: nn.Module,
-    train: Callable[[nn.Module], object],
-    device: str | torch.device,
-    code: Iterable[ModuleType],
-    **key,
+    model: nn.Module, train: Callable, task, device, seed: int, recipe: dict, **key
 ) -> tuple[nn.Module, str]:
-    """The model after `train(model)`, in eval mode on `device`, and "trained"; or "cached", where
-    the cache has it.
+    """The model after `train(model, task, seed=seed, **recipe)`, in eval mode on `device`, and
+    "trained"; or "cached", where the cache has it.
 
-    key: what decides the trained weights, as JSON or tensors.  Added are the model itself, the
-    device, the source of the modules `code`, library versions, and the number of threads, on which
-    all digits depend.  Two processes that want the same model wait for one training.  A
+    key: what of the task decides the trained weights, as JSON or tensors.  Added are the seed and
+    the recipe, the model itself, the device, the code, library versions, and the number of threads,
+    on which all digits depend.  Two processes that want the same model wait for one training.  A
     damaged entry is trained again; a full disk costs the caching only.
     """
+    key |= {"seed": seed, "recipe": recipe, "device": str(device)}
     key |= {"weights": list(model.state_dict().values()), "skeleton": models.recipe_of(model)}
-    key |= {"code": [inspect.getsource(module) for module in (*DECIDING, *code)]}
+    key |= {"code": [file.read_text(encoding="utf-8") for file in DECIDING]}
     key |= {name: version(name) for name in ("torch", "timm", "transformers")}
-    key |= {"threads": torch.get_num_threads(), "device": str(device)}
+    key |= {"threads": torch.get_num_threads()}
     folder = cache_folder() / "models" / _digest(key)
     lock = FileLock(folder.with_suffix(".lock"))
     try:
@@ -115,7 +76,7 @@ def base_model(
             lock.acquire()
         with suppress(OSError, ValueError):
             return storage.load(folder).to(device), "cached"
-        train(model.to(device))
+        train(model.to(device), task, seed=seed, **recipe)
         try:
             storage.save(model.eval(), folder)
         except OSError as problem:
@@ -126,27 +87,11 @@ def base_model(
 
 
 def cache_folder() -> Path:
+    """The variable PREHAB_CACHE, else ~/.cache/prehab_lib."""
     return Path(os.environ.get("PREHAB_CACHE") or Path.home() / ".cache" / "prehab_lib")
 
 
-def remembered(name: str, key, make: Callable[[], list]) -> list:
-    """`make()`, or what it gave when it was last called with this key, as JSON has it: a tuple
-    returns as a list.
-
-    A damaged entry is made again; a disk that is full or read-only costs the keeping only.
-    """
-    file = cache_folder() / "texts" / f"{name}-{_digest(key)}.json"
-    with suppress(OSError, ValueError):
-        return json.loads(file.read_text(encoding="utf-8"))
-    value, part = make(), file.with_suffix(f".{os.getpid()}.part")
-    with suppress(OSError):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(json.dumps(value), encoding="utf-8")
-        part.replace(file)
-    return value
-
-
-def _digest(key) -> str:
+def _digest(key: dict) -> str:
     """Of JSON that may hold tensors."""
 
     def of_tensor(tensor: Tensor) -> str:

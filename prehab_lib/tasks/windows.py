@@ -11,9 +11,8 @@ from prehab_lib.tasks.drawn import Drawn
 
 def token_stream(texts: Iterable[str], tokenizer) -> Tensor:
     """(N,) int64: the texts joined by blank lines and tokenized once, with the special tokens this
-    tokenizer adds: LLaMA's puts BOS in front, GPT-2's adds nothing.
-
-    Raises ValueError where there is no text.
+    tokenizer adds (LLaMA's puts BOS in front, GPT-2's adds nothing).  Raises ValueError where there
+    is no text.
     """
     joined, ids = "\n\n".join(texts), []
     if joined.strip():
@@ -25,9 +24,8 @@ def token_stream(texts: Iterable[str], tokenizer) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Windows:
-    """ids (N, T): non-overlapping windows in the order of the text, all of one length.
-
-    dropped: tokens left over at the end.  whole: windows the text has, of which N are scored.
+    """ids (N, T): non-overlapping windows in the order of the text.  dropped: tokens left over at
+    the end.  whole: windows the text has, of which N are scored.
     """
 
     ids: Tensor
@@ -44,9 +42,7 @@ class Windows:
 
 def cut(stream: Tensor, window: int, most: int | None = None, what: str = "the text") -> Windows:
     """A stream (N,) as windows of `window` tokens.  most: only so many, evenly spread over the text
-    (None or 0: all).
-
-    Raises ValueError where the stream is shorter than one window.
+    (None or 0: all).  Raises ValueError where the stream is shorter than one window.
     """
     _check_length(stream, window, what)
     whole = len(stream) // window
@@ -58,7 +54,6 @@ def cut(stream: Tensor, window: int, most: int | None = None, what: str = "the t
 
 def drawn_windows(stream: Tensor, window: int, batch: int, seed: int, count: int) -> Drawn:
     """`count` batches of windows at random places of a stream (N,): {"input_ids": (B, T)}.
-
     Raises ValueError where the stream is shorter than one window.
     """
     _check_length(stream, window, "the text to draw from")

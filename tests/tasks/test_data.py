@@ -3,6 +3,7 @@ import pytest
 from PIL import Image
 
 from prehab_lib.tasks import data
+from tests.tasks.helpers import refuses
 
 pytestmark = pytest.mark.usefixtures("own_folders")
 
@@ -41,52 +42,36 @@ def test_an_argument_a_variable_and_a_path_open_the_same_door(holder, monkeypatc
     assert data.where("cifar10") == holder / "cifar10" and len(data.load("cifar10", "test")) == 5
 
 
-def test_image_folders(tmp_path):
-    name = image_folder(tmp_path / "mine", "train/cat", "train/dog", "test/cat", "test/dog")
-    loaded = data.load(name, "train")
-    assert len(loaded) == 2 and loaded.features["label"].names == ["cat", "dog"]
-
-
-def test_missing_and_empty_folders_are_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match="data_root = .*nowhere.* is no folder"):
-        data.load("cifar10", "train", tmp_path / "nowhere")
-    with pytest.raises(FileNotFoundError, match="'cifar10' is not at .*put it there"):
-        data.load("cifar10", "train", tmp_path)
+def test_missing_folders_names_parts_and_columns_are_named(holder, tmp_path):
+    missing = dict(error=FileNotFoundError)
+    refuses("data_root = .*nowhere.* is no folder", data.load, "cifar10", "train", tmp_path / "nowhere", **missing)
+    refuses("'cifar10' is not at .*put it there", data.load, "cifar10", "train", tmp_path, **missing)
     (tmp_path / "cifar10").mkdir()
-    with pytest.raises(FileNotFoundError, match="of the data set 'cifar10' is empty"):
-        data.load("cifar10", "train", tmp_path)
+    needed = r"has no part 'train': it needs train\*.parquet"
+    refuses(needed, data.load, "cifar10", "train", tmp_path, **missing)
     (tmp_path / "cifar10" / "notes.txt").write_text("no images")
-    with pytest.raises(FileNotFoundError, match=r"has no part 'train': it needs train\*.parquet"):
-        data.load("cifar10", "train", tmp_path)
-
-
-def test_unknown_names_parts_and_columns_are_named(holder, tmp_path):
-    with pytest.raises(ValueError, match="dataset = 'cifar11' is neither a folder nor one of digits, cifar10"):
-        data.load("cifar11", "train")
-    with pytest.raises(ValueError, match="part = 'dev' is not known: choose one of train, test"):
-        data.load("cifar10", "dev", holder)
+    refuses(needed, data.load, "cifar10", "train", tmp_path, **missing)
+    refuses("dataset = 'cifar11' is neither a folder nor one of digits, cifar10", data.load, "cifar11", "train")
+    refuses("part = 'dev' is not known: choose one of train, test", data.load, "cifar10", "dev", holder)
     other = tmp_path / "other"
     other.mkdir()
     images(3).rename_column("label", "kind").rename_column("img", "image").to_parquet(other / "train.parquet")
-    with pytest.raises(ValueError, match="has no column 'label': it has image, kind"):
-        data.load(str(other), "train")
-    with pytest.raises(ValueError, match="'glue/cola' holds sentence, label: what is wanted here is image, label"):
-        data.load("glue/cola", "train")
-    with pytest.raises(ValueError, match="'cifar10' holds image, label"):
-        data.load("cifar10", "train", holder, data.DATASETS["glue/cola"])
+    refuses("has no column 'label': it has image, kind", data.load, str(other), "train")
+    cola = data.DATASETS["glue/cola"]
+    refuses("'glue/cola' holds sentence, label: what is wanted here is image, label", data.load, "glue/cola", "train")
+    refuses("'cifar10' holds image, label", data.load, "cifar10", "train", holder, cola)
+    fetched = r"'uoft-cs/cifar10' could not be fetched.*data_root .or PREHAB_DATA."
+    refuses(fetched, data.load, "cifar10", "train", error=ConnectionError)
 
 
-def test_no_network_is_one_sentence():
-    with pytest.raises(ConnectionError, match=r"'uoft-cs/cifar10' could not be fetched.*data_root .or PREHAB_DATA."):
-        data.load("cifar10", "train")
-
-
-def test_damaged_files_and_plain_labels(tmp_path):
+def test_image_folders_damaged_files_and_plain_labels(tmp_path):
+    name = image_folder(tmp_path / "folders", "train/cat", "train/dog", "test/cat", "test/dog")
+    loaded = data.load(name, "train")
+    assert len(loaded) == 2 and loaded.features["label"].names == ["cat", "dog"]
     (tmp_path / "mine").mkdir()
     file = tmp_path / "mine" / "train.parquet"
     file.write_bytes(b"torn")
-    with pytest.raises(ValueError, match="the data in .*mine could not be read .*fresh copy"):
-        data.load(str(file.parent), "train")
+    refuses("the data in .*mine could not be read .*fresh copy", data.load, str(file.parent), "train")
     images(4).rename_column("img", "image").cast_column("label", datasets.Value("int64")).to_parquet(file)
     assert data.load(str(file.parent), "train").features["label"].num_classes == 3
 

@@ -1,5 +1,4 @@
 import copy
-import inspect
 from dataclasses import replace
 
 import pytest
@@ -8,19 +7,19 @@ import torch
 import transformers
 
 from prehab_lib import surgery
+from prehab_lib.evaluate import logits_and_labels
 from prehab_lib.methods import METHODS
 from prehab_lib.prehab import prehab
 from prehab_lib.stats import collect
 from prehab_lib.surgery import compress
-from prehab_lib.tasks import finetune
+from prehab_lib.tasks import finetune, training
 from prehab_lib.tasks.finetune import base_model, classifier, fine_tune, small_bert
-from prehab_lib.tasks.sentences import open_task, predict, sentence_loss
+from prehab_lib.tasks.sentences import open_task, sentence_loss
 from prehab_lib.tasks.tokenizers import tokenizer_of, train_wordpiece
 from tests.glue_files import WORDS, glue_folder
+from tests.tasks.helpers import learning_rates, refuses, same_weights
 
-TINY = dict(
-    hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=24, max_position_embeddings=32
-)
+TINY = dict(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=24)
 RECIPE = dict(lr=1e-2, steps=30, warmup=0.2)
 
 pytestmark = pytest.mark.usefixtures("own_folders")
@@ -30,26 +29,29 @@ pytestmark = pytest.mark.usefixtures("own_folders")
 def checkpoint(tmp_path):
     """A tiny pretrained encoder with its tokenizer, as `save_pretrained` leaves them."""
     tokenizer = train_wordpiece(WORDS * 3, size=120, max_length=32)
-    config = transformers.BertConfig(vocab_size=len(tokenizer), **TINY)
+    config = transformers.BertConfig(vocab_size=len(tokenizer), max_position_embeddings=32, **TINY)
     torch.manual_seed(0)
     transformers.BertModel(config).save_pretrained(tmp_path / "encoder")
     tokenizer.save_pretrained(tmp_path / "encoder")
     return str(tmp_path / "encoder")
 
 
-def opened(tmp_path, checkpoint, name="sst2", **options):
+def opened(tmp_path, checkpoint, name="sst2"):
     glue_folder(tmp_path / "sets", name)
-    tokenizer = tokenizer_of(checkpoint)
-    return open_task(name, 8, tokenizer, data_root=str(tmp_path / "sets"), max_length=32, **options)
+    return open_task(name, 8, tokenizer_of(checkpoint), data_root=str(tmp_path / "sets"), max_length=32)
 
 
-def same_weights(one, other):
-    return all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+@pytest.fixture
+def task(tmp_path, checkpoint):
+    return opened(tmp_path, checkpoint)
 
 
-def test_fine_tuning_learns_repeats_itself_and_leaves_the_random_state(tmp_path, checkpoint):
-    task = opened(tmp_path, checkpoint)
-    one, other = (small_bert(len(task.tokenizer), 2, 1, 16, 2, positions=32) for _ in range(2))
+def tiny(task):
+    return small_bert(len(task.tokenizer), 2, 1, 16, 2, positions=32)
+
+
+def test_fine_tuning_learns_repeats_itself_and_leaves_the_random_state(task):
+    one, other = tiny(task), tiny(task)
     state = torch.get_rng_state()
     losses = fine_tune(one, task, seed=0, **RECIPE)
     assert torch.equal(state, torch.get_rng_state())
@@ -57,30 +59,28 @@ def test_fine_tuning_learns_repeats_itself_and_leaves_the_random_state(tmp_path,
     assert len(losses) == 30 and sum(losses[-5:]) < 0.5 * sum(losses[:5]) and task.score(one) > 0.9
 
 
-def test_the_learning_rate_is_the_papers_cosine_or_rises_first(tmp_path, checkpoint, monkeypatch):
-    task, rates, memories = opened(tmp_path, checkpoint), [], set()
-    step = torch.optim.AdamW.step
-
-    def watched(self, *args, **kwargs):
-        rates.append(self.param_groups[0]["lr"])
-        memories.add(self.param_groups[0]["betas"])
-        return step(self, *args, **kwargs)
-
-    monkeypatch.setattr(torch.optim.AdamW, "step", watched)
-    model = small_bert(len(task.tokenizer), 2, 1, 16, 2, positions=32)
+def test_the_learning_rate_is_the_papers_cosine_or_rises_first(task, monkeypatch):
+    rates, model = learning_rates(monkeypatch), tiny(task)
     fine_tune(model, task, seed=0, lr=1.0e-3, epochs=4 / 3)  # 20 rows, batch 8: 3 steps a pass
     assert rates == pytest.approx([1e-3, 8.5355e-4, 5e-4, 1.4645e-4], rel=1e-4)
     rates.clear()
-    assert memories == {(0.9, 0.999)}
-    fine_tune(model, task, seed=0, lr=1.0e-3, steps=6, warmup=0.5, beta2=0.98)
-    assert memories == {(0.9, 0.999), (0.9, 0.98)}
+    fine_tune(model, task, seed=0, lr=1.0e-3, steps=6, warmup=0.5)
     assert rates == pytest.approx([2.5e-4, 5e-4, 7.5e-4, 1e-3, 7.5e-4, 2.5e-4])
     assert fine_tune(model, task, seed=0, lr=1e-3, steps=0) == []
+    memories, adamw = [], training.adamw
+
+    def watched(model, rate, **settings):
+        memories.append(settings["betas"])
+        return adamw(model, rate, **settings)
+
+    monkeypatch.setattr(training, "adamw", watched)
+    for options in ({}, {"beta2": 0.98}):
+        fine_tune(model, task, seed=0, lr=1e-3, steps=0, **options)
+    assert memories == [(0.9, 0.999), (0.9, 0.98)]
 
 
-def test_bad_numbers_and_a_loss_that_explodes_are_named(tmp_path, checkpoint):
-    task = opened(tmp_path, checkpoint)
-    model = small_bert(len(task.tokenizer), 2, 1, 16, 2, positions=32)
+def test_bad_numbers_and_a_loss_that_explodes_are_named(task):
+    model = tiny(task)
     for wrong, named in (
         ({"lr": 0}, "lr = 0"),
         ({"lr": 1e-3, "epochs": -1}, "epochs = -1"),
@@ -88,65 +88,45 @@ def test_bad_numbers_and_a_loss_that_explodes_are_named(tmp_path, checkpoint):
         ({"lr": 1, "warmup": 1.0}, "warmup = 1.0"),
         ({"lr": 1, "beta2": 1}, "beta2 = 1"),
     ):
-        with pytest.raises(ValueError, match=named):
-            fine_tune(model, task, seed=0, **wrong)
-    with torch.no_grad():
-        model.classifier.bias.fill_(float("nan"))
-    with pytest.raises(ValueError, match="the loss is nan at fine-tuning step 0: lower lr = 0.001"):
-        fine_tune(model, task, seed=0, lr=1e-3, steps=2)
+        refuses(named, fine_tune, model, task, seed=0, **wrong)
+    torch.nn.init.constant_(model.classifier.bias, float("nan"))
+    said = "the loss is nan at fine-tuning step 0: lower lr = 0.001"
+    refuses(said, fine_tune, model, task, seed=0, lr=1e-3, steps=2)
 
 
-def test_an_encoder_is_fine_tuned_once_then_cached(tmp_path, checkpoint, capfd):
-    task = opened(tmp_path, checkpoint)
+def test_an_encoder_is_fine_tuned_once_then_cached(tmp_path, task, checkpoint, capfd):
     first, how = base_model(task, checkpoint, seed=0, **RECIPE)
     again, how_again = base_model(task, checkpoint, seed=0, **RECIPE)
     assert (how, how_again) == ("trained", "cached") and same_weights(first, again)
     assert not first.training and not again.training and task.score(first) > 0.9
     for change in ({"seed": 1}, {"seed": 0, "lr": 2e-2}):
         assert base_model(task, checkpoint, **RECIPE | change)[1] == "trained", change
-    assert base_model(opened(tmp_path, checkpoint, "rte"), checkpoint, seed=0, **RECIPE)[1] == "trained"
+    upper = copy.deepcopy(task.tokenizer)
+    upper.backend_tokenizer.normalizer = tokenizers.normalizers.BertNormalizer(lowercase=False)
+    fewer = task.training.take(range(len(task.training) - 1))
+    changes = (dict(batch=9), dict(max_length=31), dict(training=fewer), dict(tokenizer=upper))
+    for fed in (*(replace(task, **change) for change in changes), opened(tmp_path, checkpoint, "rte")):
+        assert base_model(fed, checkpoint, seed=0, **RECIPE)[1] == "trained"
     assert capfd.readouterr().err == ""
 
 
-def test_what_is_fed_in_is_part_of_the_key(tmp_path, checkpoint, monkeypatch):
-    task = opened(tmp_path, checkpoint)
-    base_model(task, checkpoint, seed=0, **RECIPE)
-
-    def how(task):
-        return base_model(task, checkpoint, seed=0, **RECIPE)[1]
-
-    assert how(task) == "cached"
-    assert how(replace(task, batch=task.batch + 1)) == how(replace(task, max_length=task.max_length - 1)) == "trained"
-    assert how(replace(task, training=task.training.take(range(len(task.training) - 1)))) == "trained"
-    upper = copy.deepcopy(task.tokenizer)
-    upper.backend_tokenizer.normalizer = tokenizers.normalizers.BertNormalizer(lowercase=False)
-    assert how(replace(task, tokenizer=upper)) == "trained"
-    monkeypatch.setattr(inspect, "getsource", lambda part: f"another {part.__name__}")
-    assert how(task) == "trained"
-
-
-def test_a_half_precision_checkpoint_is_trained_in_float32(tmp_path, checkpoint):
+def test_a_half_precision_checkpoint_is_trained_in_float32(tmp_path, task, checkpoint):
     transformers.AutoModel.from_pretrained(checkpoint, dtype=torch.float16).save_pretrained(tmp_path / "half")
-    task = opened(tmp_path, checkpoint)
     model, _ = base_model(task, str(tmp_path / "half"), seed=0, **RECIPE)
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32} and task.score(model) > 0.9
 
 
-def test_bad_sizes_are_one_sentence(tmp_path, checkpoint):
-    task = opened(tmp_path, checkpoint)
-    with pytest.raises(ValueError, match="small has an unknown entry 'wdth': choose from vocabulary"):
-        base_model(task, "small", seed=0, small={"wdth": 3})
-    with pytest.raises(ValueError, match="max_length = 24 is longer than the 8 positions of the model"):
-        base_model(replace(task, max_length=24), "small", seed=0, small={"positions": 8}, **RECIPE)
-
-
 def test_the_small_model_goes_through_the_same_door(tmp_path, checkpoint):
-    task = opened(tmp_path, checkpoint, "stsb")
-    small = dict(depth=1, width=16, heads=2, positions=32)
-    model, how = base_model(task, "small", seed=0, small=small, lr=1e-3, steps=2)
+    task, small = opened(tmp_path, checkpoint, "stsb"), dict(depth=1, width=16, heads=2, positions=32)
+
+    def base(**changed):
+        return base_model(task, "small", seed=0, small=small | changed, lr=1e-3, steps=2)
+
+    model, how = base()
     assert how == "trained" and model.config.num_labels == 1
-    assert base_model(task, "small", seed=0, small=small, lr=1e-3, steps=2)[1] == "cached"
-    assert base_model(task, "small", seed=0, small=small | {"width": 24}, lr=1e-3, steps=2)[1] == "trained"
+    assert base()[1] == "cached" and base(width=24)[1] == "trained"
+    refuses("small has an unknown entry 'wdth': choose from vocabulary", base, wdth=3)
+    refuses("max_length = 32 is longer than the 8 positions of the model", base, positions=8)
 
 
 def test_a_fine_tuned_checkpoint_is_used_as_it_is(tmp_path, checkpoint, monkeypatch):
@@ -167,44 +147,27 @@ def test_heads_that_do_not_fit_the_task_are_refused(tmp_path, checkpoint):
         return str(tmp_path / "head")
 
     reverse = {0: "Contradiction", 1: "Neutral", 2: "Entailment"}
+    inference = "a classifier of entailment, neutral, contradiction, and task 'rte' needs entailment, not_"
+    backwards = "of contradiction, neutral, entailment, and .* entailment, neutral, .*, in this order"
     for name, labels, task, said in (
-        (
-            "mnli",
-            None,
-            "rte",
-            "a classifier of entailment, neutral, contradiction, and task 'rte' needs entailment, not_",
-        ),
+        ("mnli", None, "rte", inference),
         ("sst2", None, "rte", "a classifier of negative, positive, and task 'rte' needs .* give an encoder"),
-        (
-            "mnli",
-            reverse,
-            "mnli",
-            "of contradiction, neutral, entailment, and .* entailment, neutral, .*, in this order",
-        ),
+        ("mnli", reverse, "mnli", backwards),
         ("rte", None, "stsb", "task 'stsb' needs one real number"),
     ):
-        with pytest.raises(ValueError, match=said):
-            classifier(saved(name, labels), opened(tmp_path, checkpoint, task))
+        refuses(said, classifier, saved(name, labels), opened(tmp_path, checkpoint, task))
     assert classifier(saved("sst2", {0: "LABEL_0", 1: "LABEL_1"}), opened(tmp_path, checkpoint, "rte"))[1]
 
 
-def test_a_new_head_comes_from_its_seed(tmp_path, checkpoint):
-    task = opened(tmp_path, checkpoint)
+def test_a_new_head_comes_from_its_seed_and_missing_checkpoints_are_named(tmp_path, task, checkpoint):
     state = torch.get_rng_state()
     heads = [classifier(checkpoint, task, seed)[0].classifier.weight for seed in (1, 1, 2)]
     assert torch.equal(state, torch.get_rng_state())
     assert torch.equal(heads[0], heads[1]) and not torch.equal(heads[0], heads[2])
-
-
-def test_checkpoints_that_are_not_there_are_named(tmp_path, checkpoint):
-    task = opened(tmp_path, checkpoint)
-    with pytest.raises(FileNotFoundError, match="is no folder"):
-        classifier(str(tmp_path / "nowhere"), task)
+    refuses("is no folder", classifier, str(tmp_path / "nowhere"), task, error=FileNotFoundError)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="could not be read.*local copy"):
-        classifier(str(tmp_path / "empty"), task)
-    with pytest.raises(ConnectionError, match="'nobody/nothing' could not be fetched"):
-        classifier("nobody/nothing", task)
+    refuses("is no model folder", classifier, str(tmp_path / "empty"), task, error=FileNotFoundError)
+    refuses("'nobody/nothing' could not be fetched", classifier, "nobody/nothing", task, error=ConnectionError)
 
 
 @pytest.mark.parametrize("name", ["stsb", "mnli"])
@@ -230,4 +193,5 @@ def test_the_real_path_offline_from_checkpoint_to_saved_model(tmp_path, checkpoi
         surgery.save(model, tmp_path / method)
         loaded = surgery.load(tmp_path / method)
         assert task.scores(loaded) == task.scores(model)
-        assert predict(loaded, task.test())[0].tolist() == predict(model, task.test())[0].tolist()
+        batch = next(iter(task.train(0, 1)))
+        assert torch.equal(logits_and_labels(loaded, batch)[0], logits_and_labels(model, batch)[0]), method

@@ -4,7 +4,8 @@ import torch
 from prehab_lib.evaluate import classification_loss
 from prehab_lib.save import models
 from prehab_lib.tasks import small_vit
-from prehab_lib.tasks.images import DIGITS, _digits, digit_pairs, digit_task, image_task
+from prehab_lib.tasks.images import DIGITS, _digits, digit_pairs, digit_task, open_task
+from tests.tasks.helpers import refuses, same_weights
 from tests.tasks.test_data import holder as holder
 from tests.tasks.test_data import image_folder, images
 
@@ -17,28 +18,20 @@ def timm_model():
     return models.image_model("vit_tiny_patch16_224", pretrained=False, num_classes=3, img_size=32)
 
 
-def test_pairs_are_two_digits_side_by_side():
-    pictures, labels = next(iter(digit_pairs("train", 16, 1, seed=0)))
-    assert pictures.shape == (16, 1, 8, 16) and float(pictures.min()) >= 0 and float(pictures.max()) == 1
-    singles, digits = _digits("train")
-    for picture, label in zip(pictures, labels, strict=True):
-        left, right = (int((singles == half[None]).all((1, 2, 3)).nonzero()[0]) for half in picture.split(8, dim=2))
-        assert int(label) == 10 * int(digits[left]) + int(digits[right])
-
-
-def test_digits_are_drawn_as_ever():
+def test_pairs_are_two_digits_side_by_side_drawn_as_ever():
     """The numbers of the notebooks rest on this order: all left digits of a batch, then all right ones."""
     generator, (singles, digits) = torch.Generator().manual_seed(4), _digits("train")
     for pictures, labels in digit_pairs("train", 8, 3, seed=4):
         left, right = torch.randint(len(singles), (2, 8), generator=generator)
-        assert torch.equal(pictures[..., :8], singles[left]) and torch.equal(labels, 10 * digits[left] + digits[right])
+        assert pictures.shape == (8, 1, 8, 16) and float(pictures.min()) >= 0 and float(pictures.max()) == 1
+        assert torch.equal(pictures, torch.cat([singles[left], singles[right]], dim=3))
+        assert torch.equal(labels, 10 * digits[left] + digits[right])
 
 
 def test_no_digit_of_one_part_is_in_another():
     parts = [{image.numpy().tobytes() for image in _digits(part)[0]} for part in DIGITS]
     assert sum(map(len, parts)) == len(set.union(*parts)) == 1797
-    with pytest.raises(ValueError, match="part = 'dev' is not known: choose one of train, validation, test"):
-        digit_pairs("dev", 8, 1, seed=0)
+    refuses("part = 'dev' is not known: choose one of train, validation, test", digit_pairs, "dev", 8, 1, seed=0)
 
 
 def test_the_embedded_task():
@@ -49,39 +42,30 @@ def test_the_embedded_task():
     assert not any(torch.equal(drawn[i], drawn[i - 1]) for i in range(3))
 
 
-def test_an_image_task_is_sized_for_its_model_and_repeats_itself(holder):
-    task = image_task("cifar10", timm_model(), batch=4, data_root=str(holder), test_images=3)
+def test_an_image_task_is_sized_for_its_model_and_draws_as_ever(holder):
+    task = open_task("cifar10", timm_model(), batch=4, data_root=str(holder), test_images=3)
     first, again = list(task.train(0, 2)), list(task.train(0, 2))
     assert task.classes == 3 and first[0][0].shape == (4, 3, 32, 32) and len(task.train(0, 2)) == len(first) == 2
     assert all(a[0].equal(b[0]) and a[1].equal(b[1]) for a, b in zip(first, again, strict=True))
     assert not first[0][0].equal(next(iter(task.train(1, 1)))[0])
     assert sum(len(labels) for _, labels in task.test()) == 3 and "3 images of cifar10" in task.protocol
-
-
-def test_images_are_drawn_as_ever(holder):
-    train = images(18)
-    task = image_task("cifar10", timm_model(), batch=4, data_root=str(holder))
+    kinds = images(18)["label"]
+    labels = [*kinds[:12], *kinds[:6]]  # as the two files hold them
     rows = torch.randint(18, (12,), generator=torch.Generator().manual_seed(2007)).tolist()
     drawn = torch.cat([labels for _, labels in task.calibration(7, 3)]).tolist()
-    labels = [*train["label"][:12], *train["label"][:6]]  # as the two files hold them
     assert drawn == [labels[row] for row in rows]
 
 
-def test_a_few_test_images_are_of_more_than_one_class(holder):
+def test_a_few_test_images_are_of_more_than_one_class_and_parts_have_the_same_ones(holder, tmp_path):
     for file in (holder / "cifar10").iterdir():
         file.unlink()
     for part in ("train", "test"):
         images(30).sort("label").to_parquet(holder / "cifar10" / f"{part}.parquet")
-    task = image_task("cifar10", timm_model(), 4, data_root=str(holder), test_images=9)
+    task = open_task("cifar10", timm_model(), 4, data_root=str(holder), test_images=9)
     assert len({int(label) for _, labels in task.test() for label in labels}) > 1
-    with pytest.raises(ValueError, match="test_images = 0"):
-        image_task("cifar10", timm_model(), 4, data_root=str(holder), test_images=0)
-
-
-def test_parts_with_other_classes_are_refused(tmp_path):
+    refuses("test_images = 0", open_task, "cifar10", timm_model(), 4, data_root=str(holder), test_images=0)
     name = image_folder(tmp_path / "mine", "train/a", "train/b", "train/c", "test/a", "test/c")
-    with pytest.raises(ValueError, match="name different classes"):
-        image_task(name, timm_model(), 4)
+    refuses("name different classes", open_task, name, timm_model(), 4)
 
 
 def test_the_small_model_is_trained_once_for_one_setting():
@@ -91,14 +75,8 @@ def test_the_small_model_is_trained_once_for_one_setting():
     assert (how, how_again) == ("trained", "cached") and not again.training
     pictures, _ = next(iter(task.test()))
     assert torch.equal(first(pictures), again(pictures))
-    changes = (
-        {"seed": 1},
-        {"steps": 3},
-        {"lr": 1e-3},
-        {"small": SMALL | {"width": 16}},
-        {"small": SMALL | {"heads": 1}},
-    )
-    for change in changes:
+    sizes = [{"small": SMALL | {"width": 16}}, {"small": SMALL | {"heads": 1}}]
+    for change in ({"seed": 1}, {"steps": 3}, {"lr": 1e-3}, *sizes):
         assert small_vit.base_model(task, "small", **({"seed": 0} | RECIPE | change))[1] == "trained", change
     assert small_vit.base_model(digit_task(5, 10), "small", seed=0, **RECIPE)[1] == "trained"  # other batches
 
@@ -115,17 +93,14 @@ def test_training_is_adamw_on_the_one_cycle():
         classification_loss(by_hand.train(), examples).backward()
         optimizer.step()
         schedule.step()
-    for ours, theirs in zip(model.parameters(), by_hand.parameters(), strict=True):
-        assert torch.equal(ours, theirs) and ours.grad is None
+    assert same_weights(model, by_hand) and all(p.grad is None for p in model.parameters())
 
 
 def test_another_model_is_used_as_it_is_and_bad_settings_are_named():
     task = digit_task(4, 10)
     given, how = small_vit.base_model(task, "vit_tiny_patch16_224", seed=0, pretrained=False)
     assert how == "given" and not given.training and given.num_classes == 1000
-    with pytest.raises(ValueError, match="small has an unknown entry 'wdth'"):
-        small_vit.new_model("small", small={"wdth": 8})
-    with pytest.raises(ValueError, match="steps = 0: give a whole number, 1 or larger"):
-        small_vit.train(models.small_vit(**SMALL), task, seed=0, steps=0, lr=1e-2)
-    with pytest.raises(ValueError, match="neither a folder nor a model timm knows"):
-        small_vit.base_model(task, "vit_nonesuch", seed=0)
+    refuses("small has an unknown entry 'wdth'", small_vit.new_model, "small", small={"wdth": 8})
+    untrained = models.small_vit(**SMALL)
+    refuses("steps = 0: give a whole number, 1 or larger", small_vit.train, untrained, task, seed=0, steps=0, lr=1e-2)
+    refuses("neither a folder nor a model timm knows", small_vit.base_model, task, "vit_nonesuch", seed=0)

@@ -2,13 +2,13 @@ import pytest
 import torch
 
 from prehab_lib.tasks import instructions
-from prehab_lib.tasks.instructions import HELD_OUT, encode, open_instructions, prompt_of
+from prehab_lib.tasks.instructions import HELD_OUT, Instruction, encode, open_instructions, prompt_of
 from prehab_lib.tasks.perplexity import language_loss
 from prehab_lib.tasks.small_llama import small_llama
+from tests.tasks.helpers import refuses
 from tests.text_files import alpaca_folder, parquet, sentence, tiny_tokenizer
 
-LENGTH = 200  # tokens: the prompts of the tests have about 150
-
+KEYS = ("input_ids", "attention_mask", "labels")
 pytestmark = pytest.mark.usefixtures("own_folders")
 
 
@@ -17,11 +17,10 @@ def tokenizer():
     return tiny_tokenizer()
 
 
-def opened(tmp_path, tokenizer, **options):
-    alpaca_folder(tmp_path / "sets")
-    return open_instructions(
-        "alpaca", tokenizer, 4, data_root=str(tmp_path / "sets"), **{"max_length": LENGTH} | options
-    )
+@pytest.fixture
+def opened(tmp_path, tokenizer):
+    root = str(alpaca_folder(tmp_path / "sets"))
+    return lambda max_length=300: open_instructions("alpaca", tokenizer, 4, data_root=root, max_length=max_length)
 
 
 def answers(batch, tokenizer):
@@ -41,14 +40,11 @@ def test_the_prompt_is_alpacas():
     assert prompt_of("A.", "  ") == prompt_of("A.")
 
 
-def test_only_answers_and_their_end_are_scored(tmp_path, tokenizer):
-    data = opened(tmp_path, tokenizer, max_length=300)
+def test_only_answers_and_their_end_are_scored(opened, tokenizer):
     outputs = {sentence(i).upper() + "</s>" for i in range(40)}
-    seen = 0
-    for batch in data.train(0, 5):
-        assert {name: value.shape for name, value in batch.items()} == dict.fromkeys(
-            ("input_ids", "attention_mask", "labels"), batch["input_ids"].shape
-        )
+    for batch in opened().train(0, 5):
+        shape = batch["input_ids"].shape
+        assert {name: value.shape for name, value in batch.items()} == dict.fromkeys(KEYS, shape) and len(shape) == 2
         for row, mask, label, said in zip(*batch.values(), answers(batch, tokenizer), strict=True):
             length = int(mask.sum())
             assert said in outputs and (mask[:length] == 1).all()  # padded on the right
@@ -56,48 +52,37 @@ def test_only_answers_and_their_end_are_scored(tmp_path, tokenizer):
             assert (label[length:] == -100).all() and label[label != -100].equal(row[label != -100])
             prompt = tokenizer.decode(row[:length][label[:length] == -100])
             assert prompt.startswith("<s>Below is an instruction") and prompt.endswith("### Response:\n")
-            seen += 1
-    assert seen == 20
 
 
-def test_rows_without_a_scored_token_are_left_out_and_long_ones_cut_off(tmp_path, tokenizer):
+def test_rows_without_a_scored_token_are_left_out_and_long_ones_cut_off(opened):
     """Row 1 has no answer, row 2 a prompt that fills any length."""
-    whole, short = opened(tmp_path, tokenizer, max_length=300), opened(tmp_path, tokenizer, max_length=160)
+    whole, short = opened(), opened(160)
     assert len(whole.training) + len(whole.held_out) == 38
     assert all(row.prompt < len(row.ids) <= 300 for row in whole.training)
     by_prompt = {row.ids[: row.prompt]: row for row in whole.training}
     cut = [row for row in short.training if len(row.ids) == 160]
     assert cut and all(row.ids == by_prompt[row.ids[: row.prompt]].ids[:160] for row in cut)
-    with pytest.raises(
-        ValueError, match="'alpaca' have no row whose answer begins within max_length = 8 tokens: raise"
-    ):
-        opened(tmp_path, tokenizer, max_length=8)
+    refuses("'alpaca' have no row whose answer begins within max_length = 8 tokens: raise", opened, 8)
+    refuses("max_length = 2", opened, 2)
 
 
-def test_the_order_is_seeded_and_a_pass_takes_every_row_once(tmp_path, tokenizer):
-    data = opened(tmp_path, tokenizer, max_length=300)
-    one, again, other = ([batch["input_ids"].tolist() for batch in data.train(seed, 3)] for seed in (0, 0, 1))
-    assert one == again and one != other and len(data.train(0, 3)) == 3
-    rows = [
-        tuple(r[: int(m.sum())].tolist())
-        for b in data.train(0, -(-len(data.training) // 4))
-        for r, m in zip(b["input_ids"], b["attention_mask"], strict=True)
-    ]
-    assert set(rows) == {row.ids for row in data.training}
-    assert len(set(rows[: len(data.training)])) == len({row.ids for row in data.training})
-
-
-def test_held_out_rows_are_not_trained_on_and_the_split_stays(tmp_path, tokenizer):
-    data, again = (opened(tmp_path, tokenizer, max_length=300) for _ in range(2))
+def test_the_order_is_seeded_a_pass_takes_every_row_once_and_the_split_stays(opened):
+    data, again = opened(), opened()
+    one, same, other = ([batch["input_ids"].tolist() for batch in data.train(seed, 3)] for seed in (0, 0, 1))
+    assert one == same and one != other and len(data.train(0, 3)) == 3
+    rows = []
+    for batch in data.train(0, -(-len(data.training) // 4)):
+        for row, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True):
+            rows.append(tuple(row[: int(mask.sum())].tolist()))
+    distinct = {row.ids for row in data.training}
+    assert set(rows) == set(rows[: len(data.training)]) == distinct
     assert 2 <= len(data.held_out) <= 4 and HELD_OUT == 2000
-    assert not {row.ids for row in data.training} & {row.ids for row in data.held_out}
-    assert [row.ids for row in again.held_out] == [row.ids for row in data.held_out]
+    assert not distinct & {row.ids for row in data.held_out} and again.held_out == data.held_out
 
 
-def test_the_loss_of_a_padded_batch_is_that_of_its_rows(tmp_path, tokenizer):
-    data = opened(tmp_path, tokenizer, max_length=300)
+def test_the_loss_of_a_padded_batch_is_that_of_its_rows(opened):
     model = small_llama(300, 1, 16, 2, 1, positions=300).eval()
-    batch = next(iter(data.train(0, 1)))
+    batch = next(iter(opened().train(0, 1)))
     assert (batch["attention_mask"] == 0).any()
     total, count = 0.0, 0
     with torch.no_grad():
@@ -124,24 +109,19 @@ def test_a_tokenizer_that_merges_over_the_border_or_ends_prompts(tokenizer):
     assert row.ids == (1, 3, 9) and row.prompt == 1
 
 
-def test_padding_takes_what_the_tokenizer_has(tmp_path, tokenizer):
-    row = opened(tmp_path, tokenizer, max_length=300).training[0]
-    short = type(row)(row.ids[:5], 2)
-    batch = encode([row, short], pad=7)
-    assert (batch["input_ids"][1, 5:] == 7).all() and batch["attention_mask"][1].sum() == 5
-    assert batch["labels"][1, :5].tolist() == [-100, -100, *row.ids[2:5]]
+def test_padding_is_what_it_is_told():
+    rows = [Instruction((3, 4, 5, 6, 7, 8), 3), Instruction((3, 4, 5, 6, 7), 2)]
+    batch = encode(rows, 9, [0, 1])
+    assert batch["input_ids"][1].tolist() == [3, 4, 5, 6, 7, 9] and batch["attention_mask"].sum(1).tolist() == [6, 5]
+    assert batch["labels"].tolist() == [[-100] * 3 + [6, 7, 8], [-100, -100, 5, 6, 7, -100]]
 
 
 def test_bad_input_is_one_sentence(tmp_path, tokenizer):
-    with pytest.raises(ValueError, match="instructions = 'dolly' is not known: choose one of prose, alpaca"):
-        open_instructions("dolly", tokenizer, 4)
-    with pytest.raises(ValueError, match="max_length = 2"):
-        opened(tmp_path, tokenizer, max_length=2)
-    with pytest.raises(ConnectionError, match="'yahma/alpaca-cleaned' could not be fetched"):
-        open_instructions("alpaca-cleaned", tokenizer, 4)
+    refuses("instructions = 'dolly' is not known: choose one of prose, alp", open_instructions, "dolly", tokenizer, 4)
+    said = "'yahma/alpaca-cleaned' could not be fetched"
+    refuses(said, open_instructions, "alpaca-cleaned", tokenizer, 4, error=ConnectionError)
     parquet(tmp_path / "alpaca", "train", instruction=["a"], input=[""])
-    with pytest.raises(ValueError, match="has no column 'output'"):
-        open_instructions("alpaca", tokenizer, 4, data_root=str(tmp_path))
+    refuses("has no column 'output'", open_instructions, "alpaca", tokenizer, 4, data_root=str(tmp_path))
 
 
 def test_embedded_questions(tokenizer):

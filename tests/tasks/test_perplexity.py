@@ -9,10 +9,14 @@ from prehab_lib.stats import collect
 from prehab_lib.tasks.perplexity import language_loss, perplexity, token_losses
 from prehab_lib.tasks.windows import Windows, cut
 from tests.families import llama, tiny
+from tests.tasks.helpers import refuses
+
+ROWS = [[3, 5, 8, 2, 9, 11], [7, 7, 1]]  # of different lengths, for padding
+LAYER = "model.layers.0.self_attn.q_proj"
 
 
 def slow(model, rows):
-    """Token by token: -log p(token | what stands before it in its row), and how many there were."""
+    """-log p(token | what stands before it in its row), token by token."""
     nats = []
     for row in rows:
         for t in range(1, len(row)):
@@ -20,6 +24,17 @@ def slow(model, rows):
                 logits = model(torch.tensor([row[:t]])).logits[0, -1].double()
             nats.append(float(torch.logsumexp(logits, 0) - logits[row[t]]))
     return nats
+
+
+def padded(rows, left=False):
+    """The rows as one batch with a mask."""
+    longest = max(map(len, rows))
+    ids, mask = [], []
+    for row in rows:
+        fill, real = [0] * (longest - len(row)), [1] * len(row)
+        ids.append(fill + row if left else row + fill)
+        mask.append(fill + real if left else real + fill)
+    return {"input_ids": torch.tensor(ids), "attention_mask": torch.tensor(mask)}
 
 
 @pytest.fixture(scope="module")
@@ -37,8 +52,11 @@ def test_perplexity_is_the_slow_loops(model, windows):
     nats = slow(model, windows.ids.tolist())
     wanted = math.exp(sum(nats) / len(nats))
     assert len(nats) == 5 * 8
+    model.train()
     for batch in (1, 2, 8):
         assert perplexity(model, windows, batch) == pytest.approx(wanted, rel=1e-5)
+    assert model.training and all(p.grad is None for p in model.parameters())
+    model.eval()
 
 
 def test_other_families_and_half_precision(windows):
@@ -54,31 +72,17 @@ def test_other_families_and_half_precision(windows):
 
 
 def test_padding_and_masked_prompts_do_not_count(model):
-    """Rows of different lengths, padded on the right, with prompts left out: as if each were read alone."""
-    rows, prompts = [[3, 5, 8, 2, 9, 11], [7, 7, 1]], [2, 1]
-    ids, mask, labels = (torch.full((2, 6), fill) for fill in (0, 0, -100))
-    for i, (row, prompt) in enumerate(zip(rows, prompts, strict=True)):
-        ids[i, : len(row)] = torch.tensor(row)
-        mask[i, : len(row)] = 1
-        labels[i, prompt : len(row)] = torch.tensor(row[prompt:])
-    batch = {"input_ids": ids, "attention_mask": mask}
-    first, second = slow(model, rows[:1]), slow(model, rows[1:])
-    total, count = token_losses(model, batch)
-    assert count == 7 and float(total.detach()) == pytest.approx(sum(first + second), rel=1e-5)
-    answers = first[prompts[0] - 1 :] + second[prompts[1] - 1 :]
-    loss = language_loss(model, batch | {"labels": labels})
-    assert float(loss.detach()) == pytest.approx(sum(answers) / len(answers), rel=1e-5) and len(answers) == 6
-
-
-def test_padding_on_the_left_counts_as_little():
-    """Nothing predicts the first real token, and positions are counted from it."""
-    rows = [[3, 5, 8, 2, 9, 11], [7, 7, 1]]
-    ids = torch.tensor([rows[0], [0] * 3 + rows[1]])
-    mask = torch.tensor([[1] * 6, [0] * 3 + [1] * 3])
+    """As if each row were read alone; positions are counted from its first real token."""
     for family in ("llama", "gpt2", "opt"):
-        model = tiny(family)
-        total, count = token_losses(model, {"input_ids": ids, "attention_mask": mask})
-        assert count == 7 and float(total.detach()) == pytest.approx(sum(slow(model, rows)), rel=1e-5), family
+        network = tiny(family)
+        for left in (False, True):
+            total, count = token_losses(network, padded(ROWS, left))
+            wanted = pytest.approx(sum(slow(network, ROWS)), rel=1e-5)
+            assert count == 7 and float(total.detach()) == wanted, (family, left)
+    labels = torch.tensor([[-100, -100, 8, 2, 9, 11], [-100, 7, 1, -100, -100, -100]])  # prompts of 2 and 1 tokens
+    answers = slow(model, ROWS[:1])[1:] + slow(model, ROWS[1:])
+    loss = language_loss(model, padded(ROWS) | {"labels": labels})
+    assert float(loss.detach()) == pytest.approx(sum(answers) / 6, rel=1e-5) and len(answers) == 6
 
 
 def test_the_loss_is_differentiable_and_as_precise_as_the_model(windows):
@@ -92,17 +96,13 @@ def test_the_loss_is_differentiable_and_as_precise_as_the_model(windows):
 
 def test_gradients_are_those_of_each_sample_alone(model):
     """The Fisher of a padded batch is that of its rows one by one: no sample weighs more for being longer."""
-    ids = torch.tensor([[3, 5, 8, 2, 9, 11], [7, 7, 1, 0, 0, 0]])
-    mask = torch.tensor([[1] * 6, [1, 1, 1, 0, 0, 0]])
-    layer = ["model.layers.0.self_attn.q_proj"]
-    padded = [{"input_ids": ids, "attention_mask": mask}]
-    alone = [{"input_ids": ids[:1]}, {"input_ids": ids[1:, :3]}]
-    one, other = (collect(model, some, layer, {"fisher_in"}, language_loss)[layer[0]] for some in (padded, alone))
-    torch.testing.assert_close(one.fisher_in, other.fisher_in, rtol=1e-4, atol=0)
+    alone = [{"input_ids": torch.tensor([row])} for row in ROWS]
+    one, other = (collect(model, some, [LAYER], {"fisher_in"}, language_loss) for some in ([padded(ROWS)], alone))
+    torch.testing.assert_close(one[LAYER].fisher_in, other[LAYER].fisher_in, rtol=1e-4, atol=0)
 
 
 def test_whole_rows_go_at_once_and_give_the_gradients_of_each_alone(model):
-    layer, calls = ["model.layers.0.self_attn.q_proj"], []
+    calls = []
 
     @mean_over_tokens
     def counted(model, batch):
@@ -121,18 +121,11 @@ def test_whole_rows_go_at_once_and_give_the_gradients_of_each_alone(model):
         ({"labels": [[-100, -100, 8, 2, 9, 11], ids[1]]}, False),
     ):
         batch = {key: torch.tensor(value) for key, value in (more | {"input_ids": ids}).items()}
-        one, other = (collect(model, [batch], layer, needs, task_loss)[layer[0]] for task_loss in (counted, undeclared))
+        one, other = (collect(model, [batch], [LAYER], needs, loss)[LAYER] for loss in (counted, undeclared))
         assert calls == ([2] if at_once else [1, 1]), more
         calls.clear()
         for need in needs:
             torch.testing.assert_close(getattr(one, need), getattr(other, need), rtol=1e-4, atol=1e-8)
-
-
-def test_mode_and_gradients_are_left_alone(model, windows):
-    model.train()
-    perplexity(model, windows)
-    assert model.training and all(p.grad is None for p in model.parameters())
-    model.eval()
 
 
 class Table(nn.Module):
@@ -148,22 +141,16 @@ class Table(nn.Module):
 
 def test_logits_that_are_not_finite_are_an_error_and_a_huge_perplexity_is_infinite(windows):
     for value in (float("nan"), float("inf"), float("-inf")):
-        with pytest.raises(ValueError, match="logits are NaN or infinite"):
-            perplexity(Table(value), windows)
+        refuses("logits are NaN or infinite", perplexity, Table(value), windows)
     assert perplexity(Table(1e6), windows) == math.inf  # sure of a token that never comes
 
 
 def test_bad_input_is_named(model, windows):
-    far = Windows(torch.full((1, 4), 40), 0, 1)
-    with pytest.raises(ValueError, match="token 40 is outside the model's vocabulary of 40: the tokenizer belongs to"):
-        perplexity(model, far)
-    long = Windows(torch.zeros(1, 17, dtype=torch.int64), 0, 1)
-    with pytest.raises(ValueError, match="window = 17 is longer than the 16 positions of the model"):
-        perplexity(tiny("gpt2"), long)
-    with pytest.raises(ValueError, match="there is nothing to evaluate"):
-        perplexity(model, [])
+    far, long = Windows(torch.full((1, 4), 40), 0, 1), Windows(torch.zeros(1, 17, dtype=torch.int64), 0, 1)
+    said = "token 40 is outside the model's vocabulary of 40: the tokenizer belongs to another"
+    refuses(said, perplexity, model, far)
+    refuses("window = 17 is longer than the 16 positions of the model", perplexity, tiny("gpt2"), long)
+    refuses("there is nothing to evaluate", perplexity, model, [])
     batch = {"input_ids": windows.ids, "labels": torch.full_like(windows.ids, -100)}
-    with pytest.raises(ValueError, match="no token of the batch is scored"):
-        language_loss(model, batch)
-    with pytest.raises(ValueError, match="there is nothing to evaluate: no token is scored"):
-        perplexity(model, [batch])
+    refuses("no token of the batch is scored", language_loss, model, batch)
+    refuses("there is nothing to evaluate: no token is scored", perplexity, model, [batch])

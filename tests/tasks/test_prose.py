@@ -1,3 +1,4 @@
+import ast
 import subprocess
 import sys
 
@@ -5,44 +6,29 @@ import pytest
 
 from prehab_lib.tasks import prose, prose_tasks
 from prehab_lib.tasks.prose_tasks import PROSE
+from tests.tasks.helpers import refuses
 
 
-@pytest.fixture
-def small_library(tmp_path, monkeypatch, own_folders):
-    """A library of two modules."""
-    library = tmp_path / "library"
-    (library / "json" / "tests").mkdir(parents=True)
-    (library / "json" / "__init__.py").write_text('"""About json."""\ndef load(file):\n    """Load it."""\n')
-    (library / "json" / "tests" / "one.py").write_text('"""A test is no documentation."""\n')
-    (library / "csv.py").write_text('"""About csv."""\n# Nobody reads this comment at all.\n')
-    (library / "unknown.py").write_text('"""No module of the standard library."""\n')
-    monkeypatch.setattr(prose.sysconfig, "get_path", lambda name: str(library))
-    return library
-
-
-def test_docstrings_come_in_the_order_of_the_modules_and_are_parsed_once(small_library, monkeypatch):
-    read = prose.docstrings.__wrapped__
-    first = read()
-    assert [tuple(entry) for entry in first] == [
+def test_docstrings_and_comments_come_in_the_order_of_the_modules(tmp_path, monkeypatch):
+    """Of a library of two modules, one for each of two parts."""
+    (tmp_path / "json" / "tests").mkdir(parents=True)
+    (tmp_path / "json" / "__init__.py").write_text('"""About json."""\ndef load(file):\n    """Load it."""\n')
+    (tmp_path / "json" / "tests" / "one.py").write_text('"""A test is no documentation."""\n')
+    (tmp_path / "csv.py").write_text('"""About csv."""\n# Everybody reads this comment here.\n')
+    (tmp_path / "unknown.py").write_text('"""No module of the standard library."""\n')
+    monkeypatch.setattr(prose.sysconfig, "get_path", lambda name: str(tmp_path))
+    monkeypatch.setattr(prose, "part_of", {"csv": "train", "json": "test"}.get)
+    assert [tuple(entry) for entry in prose.docstrings.__wrapped__()] == [
         ("csv", "csv", "About csv.", None),
         ("json", "json.__init__", "About json.", None),
         ("json", "json.__init__.load", "Load it.", "file"),
     ]
-    with monkeypatch.context() as patch:
-        patch.setattr(prose.ast, "parse", lambda source: pytest.fail("parsed again"))
-        assert read() == first
-    (small_library / "csv.py").write_text('"""About commas."""\n')
-    assert read()[0].text == "About commas."
-
-
-def test_what_is_kept_is_of_the_wanted_parts(small_library, monkeypatch):
-    monkeypatch.setattr(prose, "part_of", {"csv": "train", "json": "test"}.get)
-    for parts, modules in ((["train"], {"csv"}), (["test"], {"json"}), (prose.PARTS, {"csv", "json"})):
-        assert set(prose.read_once("names", lambda file, name: [name[0]], parts)) == modules
+    assert prose.comments.__wrapped__("train") == ("Everybody reads this comment here.",)
+    assert prose.comments.__wrapped__("test") == ()
 
 
 def test_no_module_and_no_sentence_is_in_two_parts():
-    modules = {part: {entry.module for entry in prose.documentation(part)} for part in prose.PARTS}
+    modules = {part: {module for module, _ in prose.documentation(part)} for part in prose.PARTS}
     sentences = {part: set(prose.sentences(part)) for part in prose.PARTS}
     for one, other in (("train", "validation"), ("train", "test"), ("validation", "test")):
         assert not modules[one] & modules[other] and not sentences[one] & sentences[other]
@@ -51,11 +37,8 @@ def test_no_module_and_no_sentence_is_in_two_parts():
         words = sentence.split()
         assert sentence == " ".join(words) == sentence.lower()
         assert prose.WORDS[0] <= len(words) <= prose.WORDS[1] and len(set(words)) > 2, sentence
-
-
-def test_python_twins_of_a_module_share_its_part():
-    assert prose.part_of("_pyio") == prose.part_of("io") and prose.part_of("_pydecimal") == prose.part_of("decimal")
-    assert prose.part_of("_weakrefset") == prose.part_of("weakrefset")
+    for one, other in (("_pyio", "io"), ("_pydecimal", "decimal"), ("_weakrefset", "weakrefset")):
+        assert prose.part_of(one) == prose.part_of(other), one
     assert prose.part_of(prose.TOPICS) == "train"
 
 
@@ -89,9 +72,8 @@ def test_comments_by_hand(tmp_path):
     ]
 
 
-def test_a_question_by_hand(tmp_path):
-    source = tmp_path / "library.py"
-    source.write_text('''
+def test_a_question_by_hand():
+    source = '''
 class Shelf:
     def put(self, book, *, at=0):
         """Put a book
@@ -105,8 +87,8 @@ async def read(*titles):
     def inner(page):
         """Inside a function it is nobody's question."""
 def silent(): pass
-''')
-    assert list(prose._asked(prose._docstrings_in(source, ("library",)))) == [
+'''
+    assert list(prose._asked(prose._documented(ast.parse(source), ("library",)))) == [
         ("What does library.Shelf.put(self, book, *, at=0) do?\n", "Put a book on the shelf."),
         ("What does library.read(*titles) do?\n", "Read titles in order"),
     ]
@@ -134,43 +116,28 @@ print(sorted({"antigravity", "this", "mailbox", "turtle", "pydoc_data", "telnetl
     assert done.stdout.strip() == "[]"
 
 
-def test_the_checksum_is_of_the_text(monkeypatch):
-    before = prose.checksum()
-    changed = (("mod", "mod.f", "Another text."), *prose.texts()[1:])
-    monkeypatch.setattr(prose, "texts", lambda: changed)
-    assert len(before) == 16 and prose.checksum.__wrapped__() != before
-
-
 def test_an_unknown_part_or_task_and_a_python_without_sources_are_named(monkeypatch, tmp_path):
     for read in (prose.documentation, prose.comments, prose.questions):
-        with pytest.raises(ValueError, match="part = 'dev' is not known: choose one of train, validation, test"):
-            read("dev")
-    with pytest.raises(ValueError, match="task = 'irony' is not known: choose one of acceptability"):
-        prose_tasks.rows("irony", "train")
+        refuses("part = 'dev' is not known: choose one of train, validation, test", read, "dev")
+    refuses("task = 'irony' is not known: choose one of acceptability", prose_tasks.rows, "irony", "train")
     monkeypatch.setattr(prose.sysconfig, "get_path", lambda name: str(tmp_path))
     monkeypatch.setattr(prose, "docstrings", prose.docstrings.__wrapped__)
-    with pytest.raises(FileNotFoundError, match="has no library sources at"):
-        prose.texts.__wrapped__()
+    refuses("has no library sources at", prose.texts.__wrapped__, error=FileNotFoundError)
 
 
-def test_no_text_that_is_scored_was_trained_on():
-    for name in PROSE:
+def test_no_text_that_is_scored_was_trained_on_and_rows_fit_their_metric():
+    assert sorted(task.metric for task in PROSE.values()) == ["accuracy", "f1", "matthews", "spearman"]
+    for name, task in PROSE.items():
         train, test = (prose_tasks.rows(name, part).texts for part in ("train", "test"))
         trained, scored = ({text for column in texts for text in column} for texts in (train, test))
         assert not set(prose.sentences("train")) & scored and not set(prose.sentences("test")) & trained, name
         assert not set(zip(*train, strict=True)) & set(zip(*test, strict=True)), name
-
-
-def test_rows_are_the_same_at_every_call_and_fit_their_metric():
-    assert sorted(task.metric for task in PROSE.values()) == ["accuracy", "f1", "matthews", "spearman"]
-    for name, task in PROSE.items():
         rows = prose_tasks.rows(name, "validation")
         assert prose_tasks.rows.__wrapped__(name, "validation") == rows
+        assert min(rows.labels) >= 0 and max(rows.labels) <= 1, name
         if task.labels:
-            assert set(rows.labels) == {0, 1}, name
             assert sum(rows.labels) / len(rows) == pytest.approx(1 / 3 if task.metric == "f1" else 1 / 2), name
-        else:
-            assert min(rows.labels) >= 0 and max(rows.labels) <= 1 and len(set(rows.labels)) > 20, name
+        assert (set(rows.labels) == {0, 1}) if task.labels else (len(set(rows.labels)) > 20), name
 
 
 def test_rows_keep_their_promise():

@@ -12,10 +12,11 @@ from prehab_lib.tasks.finetune import small_bert
 from prehab_lib.tasks.glue import GLUE
 from prehab_lib.tasks.metrics import Score
 from prehab_lib.tasks.prose_tasks import PROSE
-from prehab_lib.tasks.rows import Rows, count_longer, drawn_rows_of, encode, every_row
-from prehab_lib.tasks.sentences import open_task, sentence_loss
+from prehab_lib.tasks.rows import Rows, encode
+from prehab_lib.tasks.sentences import open_task, predict, sentence_loss
 from prehab_lib.tasks.tokenizers import train_wordpiece
 from tests.glue_files import WORDS, glue_folder
+from tests.tasks.helpers import refuses
 
 
 @pytest.fixture(scope="module")
@@ -24,8 +25,16 @@ def tokenizer():
 
 
 @pytest.fixture
-def sets(tmp_path, own_folders):
-    return tmp_path / "sets"
+def opened(tmp_path, own_folders, tokenizer):
+    """Open a GLUE task whose rows lie in a folder, which is written first where it is to be."""
+    sets = tmp_path / "sets"
+
+    def open_glue(name, batch=4, write=True, tokenizer=tokenizer, files=None, **options):
+        if write:
+            glue_folder(sets, name, **(files or {}))
+        return open_task(name, batch, tokenizer, **{"data_root": str(sets), "max_length": 32} | options)
+
+    return open_glue
 
 
 def short(lengths, labels=None):
@@ -37,16 +46,11 @@ def whole(rows, tokenizer, max_length=32):
     return encode(rows, tokenizer, max_length, range(len(rows)))
 
 
-def equal(one, other):
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
-
-
 def test_a_batch_is_padded_to_its_longest_and_cut_at_the_limit(tokenizer):
     batch = whole(short([3, 5]), tokenizer)
     assert set(batch) == {"input_ids", "token_type_ids", "attention_mask", "labels"}
     assert batch["input_ids"].shape == (2, 7) and batch["attention_mask"].sum(1).tolist() == [5, 7]
     assert whole(short([3, 12]), tokenizer, 8)["input_ids"].shape == (2, 8)
-    assert [count_longer(short([3, 6, 7, 12]), tokenizer, 8)] == [2]
 
 
 def test_pairs_have_token_types_and_regressions_real_labels(tokenizer):
@@ -65,25 +69,14 @@ def test_batches_are_those_of_the_tokenizer(tokenizer, monkeypatch):
         assert set(batch) == {*expected, "labels"} and all(torch.equal(batch[key], expected[key]) for key in expected)
     assert torch.equal(encode(rows, tokenizer, 10, [2, 0])["labels"], torch.tensor([1, 0]))
 
-
-def test_a_tokenizer_without_token_types_gives_none(tokenizer):
-    tokenizer = train_wordpiece(WORDS, size=120)
-    tokenizer.model_input_names = ["input_ids", "attention_mask"]
-    assert set(whole(short([2]), tokenizer)) == {"input_ids", "attention_mask", "labels"}
+    without = train_wordpiece(WORDS, size=120)
+    without.model_input_names = ["input_ids", "attention_mask"]  # no token types
+    assert set(whole(short([2]), without)) == {"input_ids", "attention_mask", "labels"}
 
 
-def test_a_seed_is_a_sequence_of_full_batches_drawn_as_ever(tokenizer):
-    """The numbers of the notebooks rest on this order: one shuffled pass after another."""
-    generator = torch.Generator().manual_seed(3)
-    passes = torch.cat([torch.randperm(10, generator=generator) for _ in range(3)])
-    batches = drawn_rows_of(Rows((tuple(WORDS[:10]),), tuple(range(10))), tokenizer, 4, 32, seed=3, count=6)
-    first, again = list(batches), list(batches)
-    assert len(batches) == len(first) == 6 and all(map(equal, first, again))
-    assert torch.cat([batch["labels"] for batch in first]).equal(passes[:24])
-
-
-def test_scored_rows_come_once_and_shortest_first(tokenizer):
-    batches = every_row(short([9, 2, 5, 3, 7], labels=[0, 1, 2, 3, 4]), tokenizer, 2, 32)
+def test_scored_rows_come_once_and_shortest_first(opened, monkeypatch):
+    monkeypatch.setattr(sentences, "SCORED_BATCH", 2)
+    batches = opened("sst2").once(short([9, 2, 5, 3, 7], labels=[0, 1, 2, 3, 4]))
     assert [batch["labels"].tolist() for batch in batches] == [[1, 3], [2, 4], [0]]
 
 
@@ -115,119 +108,98 @@ def test_losses_by_hand(tokenizer):
     assert sentence_loss(Fixed([[0.0] * 3] * 2), classes).item() == pytest.approx(math.log(3))
     reals = {"input_ids": ids, "labels": torch.tensor([1.0, 0.0])}
     assert sentence_loss(Fixed([[3.0], [1.0]]), reals).item() == pytest.approx((4 + 1) / 2)
-    predictions, labels = sentences.predict(Fixed([[0.0, 2.0, 1.0], [3.0, 0.0, 0.0]]), [classes])
+    predictions, labels = predict(Fixed([[0.0, 2.0, 1.0], [3.0, 0.0, 0.0]]), [classes])
     assert predictions.tolist() == [1, 0] and labels.tolist() == [0, 2]
-    with pytest.raises(ValueError, match="logits are NaN or infinite"):
-        sentences.predict(Fixed([[float("nan")], [1.0]]), [reals])
-    with pytest.raises(ValueError, match="nothing to evaluate"):
-        sentences.predict(Fixed([[1.0]]), [])
+    refuses("logits are NaN or infinite", predict, Fixed([[float("nan")], [1.0]]), [reals])
+    refuses("nothing to evaluate", predict, Fixed([[1.0]]), [])
 
 
-@pytest.mark.parametrize("name", GLUE)
-def test_every_glue_task_opens_from_a_data_root(name, sets, tokenizer):
-    glue_folder(sets, name)
-    task = open_task(name, 4, tokenizer, data_root=str(sets), max_length=32)
-    batch = next(iter(task.train(0, 1)))
-    assert ("token_type_ids" in batch) and batch["token_type_ids"].any() == (len(GLUE[name].columns) == 2)
-    assert batch["labels"].dtype == (torch.float32 if name == "stsb" else torch.int64)
-    model = small_bert(len(tokenizer), task.outputs, depth=1, width=16, heads=2, positions=32)
-    assert model(**batch).loss.isfinite() and sentence_loss(model, batch).isfinite()
-    scores = task.scores(model)
-    assert list(scores) == list(GLUE[name].scored) and all(-1 <= float(score) <= 1 for score in scores.values())
-    assert task.score(model) == pytest.approx(np.mean([float(score) for score in scores.values()]))
-    assert len(list(task.test())) == len(scores) and task.epoch == 5
-    for text in (GLUE[name].metric, "32 tokens", *scores):
-        assert text in task.protocol
-    assert task.recipe == {"lr": 5e-5 if name == "cola" else 2e-5, "epochs": 3}
+def test_every_glue_task_opens_from_a_data_root(opened, tokenizer):
+    for name, glue in GLUE.items():
+        task = opened(name)
+        batch = next(iter(task.train(0, 1)))
+        assert batch["token_type_ids"].any() == (len(glue.columns) == 2), name
+        assert batch["labels"].dtype == (torch.float32 if name == "stsb" else torch.int64), name
+        model = small_bert(len(tokenizer), task.outputs, depth=1, width=16, heads=2, positions=32)
+        assert model(**batch).loss.isfinite() and sentence_loss(model, batch).isfinite(), name
+        scores = task.scores(model)
+        assert list(scores) == list(glue.scored) and all(abs(float(score)) <= 1 for score in scores.values()), name
+        assert task.score(model) == pytest.approx(np.mean([float(score) for score in scores.values()])), name
+        assert task.epoch == 5 and task.recipe == {"lr": 5e-5 if name == "cola" else 2e-5, "epochs": 3}, name
+        assert all(text in task.protocol for text in (glue.metric, "32 tokens", *scores)), name
 
 
-def test_a_cap_draws_the_same_rows_always_and_says_so(sets, tokenizer):
-    glue_folder(sets, "mnli")
-    options = dict(data_root=str(sets), max_length=32, test_rows=7)
-    task, other = (open_task("mnli", 4, tokenizer, **options) for _ in range(2))
+def test_a_cap_draws_the_same_rows_always_and_the_protocol_says_what_is_cut(opened):
+    every = opened("mnli")
+    task, other = (opened("mnli", write=False, test_rows=7) for _ in range(2))
     assert task.scored == other.scored and [len(rows) for rows in task.scored.values()] == [7, 7]
-    for name, rows in task.splits.items():
+    for name, rows in every.scored.items():
         assert task.scored[name] != rows.take(range(7))  # drawn, not the first ones
     assert "MNLI-m 7 of 12 rows, MNLI-mm 7 of 12 rows" in task.protocol
-    with pytest.raises(ValueError, match="test_rows = -3"):
-        open_task("mnli", 4, tokenizer, **options | {"test_rows": -3})
+    words = {100: 3, 101: 6, 102: 7, 103: 12}
+    files = dict(text=lambda i: " ".join(WORDS[: words.get(i, 2)]))
+    assert "at most 8 tokens a row, 2 rows are longer" in opened("sst2", files=files, max_length=8).protocol
 
 
-def test_baselines_by_hand(sets, tokenizer):
-    glue_folder(sets, "qqp", label=lambda split, i: int(i % 4 == 0))
-    task = open_task("qqp", 4, tokenizer, data_root=str(sets), max_length=32)
+def test_baselines_by_hand(opened):
+    task = opened("qqp", files=dict(label=lambda split, i: int(i % 4 == 0)))
     assert task.baselines()["constant"]["QQP"].value == pytest.approx(2 * 0.25 / 1.25)  # all 1: all 0 would score 0
-    glue_folder(sets, "mrpc", label=lambda split, i: int(i % 4 > 0))
-    task = open_task("mrpc", 4, tokenizer, data_root=str(sets), max_length=32)
-    baselines = task.baselines()
+    baselines = opened("mrpc", files=dict(label=lambda split, i: int(i % 4 > 0))).baselines()
     assert baselines["constant"]["MRPC"].value == pytest.approx(2 * 0.75 / 1.75)
     assert "same to every row" in baselines["constant"]["MRPC"].note
     assert 0.5 < baselines["random"]["MRPC"].value < 0.85
-    glue_folder(sets, "stsb")
-    regression = open_task("stsb", 4, tokenizer, data_root=str(sets), max_length=32).baselines()
+    regression = opened("stsb").baselines()
     assert regression["constant"]["STS-B"].value == 0 and "undefined" in regression["constant"]["STS-B"].note
     assert regression["random"]["STS-B"].note == "" and abs(regression["random"]["STS-B"].value) < 0.5
 
 
-def test_hidden_and_foreign_labels_are_refused(sets, tokenizer):
+def test_hidden_and_foreign_labels_are_refused(opened):
     for name, label, said in (
         ("cola", lambda split, i: -1 if split == "validation" else 1, "'validation' has labels of -1, which hide"),
         ("stsb", lambda split, i: -1.0 if split == "validation" else 1.0, "labels of -1"),
         ("rte", lambda split, i: 2, "has the label 2: its task wants classes 0 to 1"),
         ("stsb", lambda split, i: float("nan"), "has the label nan: its task wants a finite number"),
     ):
-        glue_folder(sets, name, label=label)
-        with pytest.raises(ValueError, match=said):
-            open_task(name, 4, tokenizer, data_root=str(sets), max_length=32)
-
-
-def test_whole_numbers_are_real_labels_of_a_regression(sets, tokenizer):
-    glue_folder(sets, "stsb", label=lambda split, i: i % 6)
-    task = open_task("stsb", 4, tokenizer, data_root=str(sets), max_length=32)
+        refuses(said, opened, name, files=dict(label=label))
+    task = opened("stsb", files=dict(label=lambda split, i: i % 6))  # whole numbers of a regression are real ones
     assert next(iter(task.train(0, 1)))["labels"].dtype == torch.float32
 
 
-def test_missing_splits_columns_and_texts_are_named(sets, tokenizer):
-    options = dict(data_root=str(sets), max_length=32)
-    glue_folder(sets, "mnli")
-    (sets / "glue" / "mnli" / "validation_mismatched.parquet").unlink()
-    with pytest.raises(FileNotFoundError, match=r"has no part 'validation_mismatched': it needs validation_mism.*\*"):
-        open_task("mnli", 4, tokenizer, **options)
-    glue_folder(sets, "qnli", columns=("question", "text"))
-    with pytest.raises(ValueError, match="'glue/qnli' has no column 'sentence': it has question, text, label"):
-        open_task("qnli", 4, tokenizer, **options)
-    glue_folder(sets, "sst2", text=lambda i: None)
-    with pytest.raises(ValueError, match="has a row without text"):
-        open_task("sst2", 4, tokenizer, **options)
-    with pytest.raises(FileNotFoundError, match="'glue/qqp' is not at"):
-        open_task("qqp", 4, tokenizer, **options)
-    with pytest.raises(ConnectionError, match=r"'nyu-mll/glue' could not be fetched.*data_root .or PREHAB_DATA."):
-        open_task("cola", 4, tokenizer)
+def test_missing_splits_columns_and_texts_are_named(opened, tmp_path):
+    opened("mnli")
+    (tmp_path / "sets" / "glue" / "mnli" / "validation_mismatched.parquet").unlink()
+    part = r"has no part 'validation_mismatched': it needs validation_mism.*\*"
+    refuses(part, opened, "mnli", write=False, error=FileNotFoundError)
+    said = "'glue/qnli' has no column 'sentence': it has question, text, label"
+    refuses(said, opened, "qnli", files=dict(columns=("question", "text")))
+    refuses("has a row without text", opened, "sst2", files=dict(text=lambda i: None))
+    refuses("'glue/qqp' is not at", opened, "qqp", write=False, error=FileNotFoundError)
+    said = r"'nyu-mll/glue' could not be fetched.*data_root .or PREHAB_DATA."
+    refuses(said, opened, "cola", write=False, data_root=None, error=ConnectionError)
 
 
-def test_unknown_tasks_and_bad_settings_are_named(sets, tokenizer):
-    with pytest.raises(ValueError, match="batch = 0"):
-        open_task("cola", 0)
-    with pytest.raises(ValueError, match="task = 'wnli' is not known: choose one of acceptability, .*, mnli"):
-        open_task("wnli", 4)
-    glue_folder(sets, "cola")
-    with pytest.raises(ValueError, match="task 'cola' needs a tokenizer: pass tokenizers.tokenizer_of"):
-        open_task("cola", 4, None, data_root=str(sets))
-    for wrong, named in ((64, "max_length = 64: the tokenizer's model takes at most 32"), (2, "max_length = 2")):
-        with pytest.raises(ValueError, match=named):
-            open_task("cola", 4, tokenizer, data_root=str(sets), max_length=wrong)
+def test_unknown_tasks_and_bad_settings_are_named(opened):
+    refuses("task = 'wnli' is not known: choose one of acceptability, .*, mnli", opened, "wnli", write=False)
+    for wrong, said in (
+        ({"batch": 0}, "batch = 0"),
+        ({"test_rows": -3}, "test_rows = -3"),
+        ({"tokenizer": None}, "task 'cola' needs a tokenizer: pass tokenizers.tokenizer_of"),
+        ({"max_length": 64}, "max_length = 64: the tokenizer's model takes at most 32"),
+        ({"max_length": 2}, "max_length = 2"),
+    ):
+        refuses(said, opened, "cola", **wrong)
 
 
-@pytest.mark.parametrize("name", PROSE)
-def test_embedded_tasks_have_the_same_shape(name):
-    task = open_task(name, 8, test_rows=50, data_root="ignored")
-    batch = next(iter(task.train(0, 1)))
-    assert batch["input_ids"].shape[0] == 8 and batch["input_ids"].max() < len(task.tokenizer)
-    assert sum(len(batch["labels"]) for batch in task.test()) == 50 and "checksum" in task.protocol
-    drawn = [next(iter(draw(0, 1))) for draw in (task.train, task.calibration, task.validation)]
-    assert not equal(drawn[0], drawn[1]) and not equal(drawn[1], drawn[2])
-    constant = task.baselines()["constant"][name]
-    assert isinstance(constant, Score) and (task.metric != "accuracy" or abs(constant.value - 0.5) < 0.2)
+def test_embedded_tasks_have_the_same_shape():
+    for name in PROSE:
+        task = open_task(name, 8, test_rows=50, data_root="ignored")
+        drawn = [next(iter(draw(0, 1)))["input_ids"] for draw in (task.train, task.calibration, task.validation)]
+        assert drawn[0].shape[0] == 8 and drawn[0].max() < len(task.tokenizer), name
+        assert not torch.equal(drawn[0], drawn[1]) and not torch.equal(drawn[1], drawn[2]), name
+        assert len(task.scored[name]) == 50 and "checksum" in task.protocol, name
+        constant = task.baselines()["constant"][name]
+        assert isinstance(constant, Score) and (task.metric != "accuracy" or abs(constant.value - 0.5) < 0.2), name
+    assert open_task("similarity", 4, test_rows=10).outputs == 1
 
 
 def test_the_small_model_starts_from_its_seed_and_looks_for_likes():
@@ -239,4 +211,3 @@ def test_the_small_model_starts_from_its_seed_and_looks_for_likes():
     attention = one.bert.encoder.layer[0].attention.self
     assert torch.equal(attention.query.weight[:32], attention.key.weight[:32])
     assert not torch.equal(attention.query.weight[32:], attention.key.weight[32:])
-    assert open_task("similarity", 4, test_rows=10).outputs == 1

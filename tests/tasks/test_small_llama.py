@@ -1,8 +1,6 @@
 import copy
 import dataclasses
-import inspect
 import math
-import sys
 
 import pytest
 import torch
@@ -16,6 +14,7 @@ from prehab_lib.tasks.perplexity import language_loss, perplexity
 from prehab_lib.tasks.small_llama import base_model, pretrain, small_llama
 from prehab_lib.tasks.tokenizers import tokenizer_of
 from tests.families import llama
+from tests.tasks.helpers import learning_rates, refuses, same_weights
 from tests.text_files import causal_model, text_folder, tiny_tokenizer
 
 SMALL = dict(depth=1, width=16, heads=2, kv_heads=1, positions=32)
@@ -37,10 +36,6 @@ def small(seed=0, **more):
     return small_llama(300, seed=seed, **SMALL | more)
 
 
-def same_weights(one, other):
-    return all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
-
-
 def test_it_is_a_llama_with_grouped_queries_from_its_seed():
     state = torch.get_rng_state()
     model = small_llama(500)
@@ -52,10 +47,11 @@ def test_it_is_a_llama_with_grouped_queries_from_its_seed():
     assert sum(p.numel() for p in small_llama(1000).parameters()) < 300_000
 
 
-def test_training_learns_and_repeats_itself(task):
+def test_training_learns_and_repeats_itself(task, monkeypatch):
+    monkeypatch.setattr(module, "VALIDATE_EVERY", 30)
     one, other = small(), small()
-    rows = pretrain(one, task, seed=0, steps=60, validate_every=30)
-    assert rows == pretrain(other, task, seed=0, steps=60, validate_every=30) and same_weights(one, other)
+    rows = pretrain(one, task, seed=0, steps=60)
+    assert rows == pretrain(other, task, seed=0, steps=60) and same_weights(one, other)
     assert [row["step"] for row in rows] == [30, 60] and rows[1]["loss"] < rows[0]["loss"] < math.log(300)
     scores, without = task.scores(one), task.unigram()
     assert all(scores[name] < 0.7 * without[name] for name in scores)
@@ -64,79 +60,55 @@ def test_training_learns_and_repeats_itself(task):
 
 def test_the_best_validation_is_kept_and_training_stops(task, monkeypatch):
     """The second validation is made the best; three worse ones follow, then nothing is trained any more."""
-    told = iter([5.0, 4.0, 4.5, 6.0, 7.0, 1.0])
-    kept = []
+    values, seen = iter([5.0, 4.0, 4.5, 6.0, 7.0, 1.0]), []
 
     def validation(model, windows):
-        kept.append(copy.deepcopy(model))
-        return next(told)
+        seen.append(copy.deepcopy(model))
+        return next(values)
 
     monkeypatch.setattr(module, "perplexity", validation)
+    monkeypatch.setattr(module, "VALIDATE_EVERY", 2)
     model = small()
-    rows = pretrain(model, task, seed=0, steps=100, validate_every=2)
+    rows = pretrain(model, task, seed=0, steps=100)
     assert [row["step"] for row in rows] == [2, 4, 6, 8, 10]
-    assert same_weights(model, kept[1]) and not same_weights(model, kept[-1])
+    assert same_weights(model, seen[1]) and not same_weights(model, seen[-1])
+    assert all(p.grad is None for p in model.parameters())
+    values = iter([math.inf] * 3)  # none is better than nothing: the weights stay as they were trained
+    pretrain(model, task, seed=0, steps=6)
+    assert same_weights(model, seen[-1])
 
 
 def test_the_learning_rate_rises_then_falls_as_a_cosine(task, monkeypatch):
-    rates, step = [], torch.optim.AdamW.step
-
-    def watched(self, *args, **kwargs):
-        rates.append(self.param_groups[0]["lr"])
-        return step(self, *args, **kwargs)
-
-    monkeypatch.setattr(torch.optim.AdamW, "step", watched)
-    pretrain(small(), task, seed=0, steps=4, lr=1e-2, warmup=1, validate_every=9)
+    monkeypatch.setattr(module, "WARMUP", 1)
+    rates = learning_rates(monkeypatch)
+    pretrain(small(), task, seed=0, steps=4, lr=1e-2)
     cosine = [0.5 + 0.5 * math.cos(math.pi * i / 4) for i in range(4)]
     assert rates == pytest.approx([0.5e-2 * cosine[0], *(1e-2 * c for c in cosine[1:])])
 
 
 def test_bad_numbers_and_a_loss_that_explodes_are_named(task):
-    for wrong, named in (
-        ({"steps": -1}, "steps = -1"),
-        ({"steps": 1, "lr": 0}, "lr = 0"),
-        ({"steps": 1, "warmup": 0.5}, "warmup"),
-    ):
-        with pytest.raises(ValueError, match=named):
-            pretrain(small(), task, seed=0, **wrong)
+    refuses("steps = -1", pretrain, small(), task, seed=0, steps=-1)
+    refuses("lr = 0", pretrain, small(), task, seed=0, steps=1, lr=0)
     model = small()
-    with torch.no_grad():
-        model.lm_head.weight.fill_(1e38)
-    with pytest.raises(ValueError, match="NaN or infinite|the loss is"):
-        pretrain(model, task, seed=0, steps=2)
+    torch.nn.init.constant_(model.lm_head.weight, 1e38)
+    refuses("NaN or infinite|the loss is", pretrain, model, task, seed=0, steps=2)
 
 
-def test_the_small_model_is_trained_once_then_cached(task, capfd):
-    recipe = dict(seed=0, small=SMALL, steps=6, validate_every=3)
+def test_the_small_model_is_trained_once_then_cached(tmp_path, task, capfd):
+    recipe = dict(seed=0, small=SMALL, steps=2)
     first, how = base_model(task, "small", **recipe)
     again, how_again = base_model(task, "small", **recipe)
     assert (how, how_again) == ("trained", "cached") and same_weights(first, again)
     assert not first.training and task.scores(first) == task.scores(again)
     for change in ({"seed": 1}, {"steps": 4}, {"small": SMALL | {"width": 24}}, {"small": SMALL | {"heads": 1}}):
         assert base_model(task, "small", **recipe | change)[1] == "trained", change
-    with pytest.raises(ValueError, match="small has an unknown entry 'wdth'"):
-        base_model(task, "small", seed=0, small={"wdth": 8}, steps=1)
-    assert capfd.readouterr().err == ""
-
-
-def test_other_text_trains_another_model(tmp_path, task):
-    recipe = dict(seed=0, small=SMALL, steps=2)
-    assert base_model(task, "small", **recipe)[1] == "trained"
-    assert base_model(opened(tmp_path / "b", task.tokenizer, rows=50), "small", **recipe)[1] == "trained"
-    assert base_model(opened(tmp_path / "c", task.tokenizer, window=20), "small", **recipe)[1] == "trained"
     chosen = dataclasses.replace(task.chosen_on, ids=task.chosen_on.ids.flip(0))
-    for change in ({"training": task.training.flip(0)}, {"chosen_on": chosen}):
-        assert base_model(dataclasses.replace(task, **change), "small", **recipe)[1] == "trained"
-    assert base_model(dataclasses.replace(task), "small", **recipe)[1] == "cached"
-
-
-def test_other_code_trains_another_model(task, monkeypatch):
-    recipe, getsource = dict(seed=0, small=SMALL, steps=1), inspect.getsource
-    assert base_model(task, "small", **recipe)[1] == "trained"
-    for name in ("small_llama", "language", "training", "perplexity", "windows"):
-        changed = sys.modules[f"prehab_lib.tasks.{name}"]
-        monkeypatch.setattr(inspect, "getsource", lambda part, it=changed: getsource(part) + "#" * (part is it))
-        assert base_model(task, "small", **recipe)[1] == "trained", name
+    fed = [dataclasses.replace(task, training=task.training.flip(0)), dataclasses.replace(task, chosen_on=chosen)]
+    fed += [opened(tmp_path, task.tokenizer, rows=50), opened(tmp_path, task.tokenizer, window=20)]
+    for other in fed:
+        assert base_model(other, "small", **recipe)[1] == "trained"
+    refuses("small has an unknown entry 'wdth'", base_model, task, "small", seed=0, small={"wdth": 8}, steps=1)
+    assert capfd.readouterr().err == ""
 
 
 @pytest.mark.parametrize("family", ["llama", "opt", "gpt2"])
@@ -157,24 +129,21 @@ def test_the_real_path_offline_from_checkpoint_to_surgery(tmp_path, family):
 def test_half_precision_as_it_is_stored_or_as_asked(tmp_path, task):
     folder = causal_model(tmp_path / "model", dtype="bfloat16")
     stored, asked = base_model(task, folder, seed=0)[0], base_model(task, folder, seed=0, dtype="float32")[0]
-    assert asked.dtype == torch.float32
-    other = base_model(task, folder, seed=0, dtype=torch.bfloat16)[0]
-    assert other.dtype == torch.bfloat16
-    assert perplexity(other, task.chosen_on) == pytest.approx(perplexity(stored, task.chosen_on), rel=0.05)
+    assert (stored.dtype, asked.dtype) == (torch.bfloat16, torch.float32)
+    assert perplexity(asked, task.chosen_on) == pytest.approx(perplexity(stored, task.chosen_on), rel=0.05)
 
 
 def test_a_compressed_checkpoint_and_one_that_is_not_there_are_named(tmp_path, task):
     model = llama()
     surgery.compress(model, "svd", 0.4)
     surgery.save(model, tmp_path / "compressed")
-    with pytest.raises(ValueError, match="compressed' is compressed already: give the dense model"):
-        base_model(task, str(tmp_path / "compressed"), seed=0)
-    for name, saved in (("merged", model), ("dense", llama(vocab_size=300))):
-        surgery.save(saved, tmp_path / name, merged=name == "merged")
+    surgery.save(model, tmp_path / "merged", merged=True)
+    surgery.save(llama(vocab_size=300), tmp_path / "dense")
     assert base_model(task, str(tmp_path / "dense"), seed=0)[1] == "given"
-    with pytest.raises(ValueError, match="outside the model's vocabulary of 40"):  # and not "compressed already"
-        base_model(task, str(tmp_path / "merged"), seed=0)
-    with pytest.raises(FileNotFoundError, match="nowhere' is no folder"):
-        base_model(task, str(tmp_path / "nowhere"), seed=0)
-    with pytest.raises(ConnectionError, match="'nobody/nothing' could not be fetched"):
-        base_model(task, "nobody/nothing", seed=0)
+    for name, error, said in (
+        (str(tmp_path / "compressed"), ValueError, "compressed' is compressed already: give the dense model"),
+        (str(tmp_path / "merged"), ValueError, "outside the model's vocabulary of 40"),  # and not "compressed already"
+        (str(tmp_path / "nowhere"), FileNotFoundError, "nowhere' is no folder"),
+        ("nobody/nothing", ConnectionError, "'nobody/nothing' could not be fetched"),
+    ):
+        refuses(said, base_model, task, name, seed=0, error=error)

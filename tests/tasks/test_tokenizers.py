@@ -3,13 +3,11 @@ import os
 import subprocess
 import sys
 
-import pytest
 import transformers
 
-from prehab_lib.tasks import corpora
-from prehab_lib.tasks.corpora import Corpus
-from prehab_lib.tasks.tokenizers import prose_bpe, tokenizer_of, train_bpe, train_wordpiece
+from prehab_lib.tasks.tokenizers import tokenizer_of, train_bpe, train_wordpiece
 from tests.glue_files import WORDS
+from tests.tasks.helpers import refuses
 from tests.text_files import causal_model, sentence, tiny_tokenizer
 
 TEXTS = [sentence(i) for i in range(60)]
@@ -34,24 +32,13 @@ from prehab_lib.tasks.tokenizers import train_bpe, train_wordpiece
 texts, syllables = json.load(sys.stdin)
 print(json.dumps([train_bpe(texts, 340).get_vocab(), train_wordpiece(syllables, 90).get_vocab()]))
 """
-    done = subprocess.run(
-        [sys.executable, "-c", script],
-        input=json.dumps([TEXTS, SYLLABLES]),
-        capture_output=True,
-        text=True,
-        check=True,
-        env=os.environ | {"PYTHONHASHSEED": "5", "RAYON_NUM_THREADS": "1"},
-    )
+    own = os.environ | {"PYTHONHASHSEED": "5", "RAYON_NUM_THREADS": "1"}
+    given = dict(input=json.dumps([TEXTS, SYLLABLES]), capture_output=True, text=True, check=True, env=own)
+    done = subprocess.run([sys.executable, "-c", script], **given)
     found = [train_bpe(TEXTS, 340).get_vocab(), train_wordpiece(SYLLABLES, 90).get_vocab()]
     assert json.loads(done.stdout) == found and len(found[1]) > 60
-
-
-def test_it_is_learnt_from_what_it_is_given_alone(monkeypatch):
-    assert "zebra" not in str(train_bpe(TEXTS, 340).get_vocab()) and "Ġhouse" in train_bpe(TEXTS, 340).get_vocab()
+    assert "zebra" not in str(found[0]) and "Ġhouse" in found[0]
     assert "zebra" in str(train_bpe(["zebra " * 9], 340).get_vocab())
-    corpus = Corpus("prose", tuple(TEXTS), ("zebra " * 99,), {"test": ("zebra " * 99,)}, "nowhere")
-    monkeypatch.setattr(corpora, "prose_corpus", lambda: corpus)
-    assert prose_bpe.__wrapped__(340).get_vocab() == train_bpe(TEXTS, 340).get_vocab()
 
 
 def test_saved_and_opened_they_are_the_same(tmp_path):
@@ -73,18 +60,15 @@ def test_saved_and_opened_they_are_the_same(tmp_path):
 def test_a_checkpoint_without_a_tokenizer_is_named(tmp_path):
     """transformers builds an empty GPT-2 or OPT tokenizer there, without a word."""
     for family in ("llama", "gpt2", "opt"):
-        folder = causal_model(tmp_path / family, family)
-        with pytest.raises(FileNotFoundError, match=f"{family}' has no tokenizer: copy the tokenizer files"):
-            tokenizer_of(folder)
+        said = f"{family}' has no tokenizer: copy the tokenizer files"
+        refuses(said, tokenizer_of, causal_model(tmp_path / family, family), error=FileNotFoundError)
 
 
 def test_what_cannot_be_opened_is_one_sentence(tmp_path):
-    with pytest.raises(FileNotFoundError, match="nowhere' is no folder: check the path"):
-        tokenizer_of(str(tmp_path / "nowhere"))
-    with pytest.raises(ConnectionError, match="the tokenizer of 'nobody/nothing' could not be fetched"):
-        tokenizer_of("nobody/nothing")
+    nowhere = str(tmp_path / "nowhere")
+    refuses("nowhere' is no folder: check the path", tokenizer_of, nowhere, error=FileNotFoundError)
+    said = "the tokenizer of 'nobody/nothing' could not be fetched"
+    refuses(said, tokenizer_of, "nobody/nothing", error=ConnectionError)
     (tmp_path / "tokenizer.json").write_text("{torn")
-    with pytest.raises(ValueError, match="the tokenizer of .* could not be read"):
-        tokenizer_of(str(tmp_path))
-    with pytest.raises(ValueError, match="vocabulary = 200: a byte-level tokenizer needs at least 258 tokens"):
-        train_bpe(TEXTS, 200)
+    refuses("the tokenizer of .* could not be read", tokenizer_of, str(tmp_path))
+    refuses("vocabulary = 200: a byte-level tokenizer needs at least 258 tokens", train_bpe, TEXTS, 200)
