@@ -2,13 +2,11 @@
 
 import html
 import re
-from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
 import yaml
 
-_FILE = Path(__file__).with_name("errata.yaml")
 _COLUMNS = {"item": "item", "printed": "as printed", "cited": "as cited"}
 _COLUMNS |= {"released": "as released", "ours": "what we do"}
 
@@ -16,7 +14,7 @@ _COLUMNS |= {"released": "as released", "ours": "what we do"}
 @cache
 def rows() -> tuple[dict[str, str], ...]:
     """All rows in the order of the file: topic, item, printed, cited, released, ours."""
-    topics = yaml.safe_load(_FILE.read_text(encoding="utf-8"))
+    topics = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
     return tuple({"topic": topic} | row for topic, several in topics.items() for row in several)
 
 
@@ -28,19 +26,13 @@ def to_html(topic: str | None = None) -> str:
     topics = dict.fromkeys(row["topic"] for row in rows())
     if topic is not None and topic not in topics:
         raise ValueError(f"topic = {topic!r}: the errata are sorted by {', '.join(topics)}")
-    lines = [_line("th", _COLUMNS.values())]
-    for row in rows():
-        if topic in (None, row["topic"]):
-            lines.append(_line("td", map(row.get, _COLUMNS)))
+    lines = [_line("th", _COLUMNS)]
+    lines += [_line("td", row) for row in rows() if topic in (None, row["topic"])]
     return "\n".join(["<table>", *lines, "</table>"])
 
 
-def _line(tag: str, texts: Iterable[str]) -> str:
-    style = "text-align: left; vertical-align: top; white-space: normal"
-    cells = "".join(f'<{tag} style="{style}">{_marked_up(text)}</{tag}>' for text in texts)
-    return f"<tr>{cells}</tr>"
-
-
-def _marked_up(text: str) -> str:
+def _line(tag: str, row: dict[str, str]) -> str:
+    opening = f'<{tag} style="text-align: left; vertical-align: top; white-space: normal">'
     # ‖M‖_F and ‖M‖_* get a real subscript; nuclear_ratio stays as it is
-    return re.sub(r"_([*F2X])", r"<sub>\1</sub>", html.escape(text))
+    texts = [re.sub(r"_([*F2X])", r"<sub>\1</sub>", html.escape(row[name])) for name in _COLUMNS]
+    return "<tr>" + "".join(f"{opening}{text}</{tag}>" for text in texts) + "</tr>"

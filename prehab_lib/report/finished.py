@@ -40,8 +40,7 @@ class Finished:
     @property
     def profiles(self) -> set[str]:
         """What its files say of their profile: one name, unless they were mixed."""
-        sources = [self.run, self.about, *self.claims]
-        return {source["profile"] for source in sources if source.get("profile")}
+        return {part.get("profile") for part in (self.run, self.about, *self.claims)} - {None, ""}
 
     @property
     def made_with(self) -> dict[str, str]:
@@ -76,13 +75,10 @@ def figures(folder: Path, name: str, run: dict) -> list[Path]:
 
 def _json(file: Path) -> list:
     """The objects of a file, one or one a line; none where it is not there."""
-    if not file.is_file():
-        return []
-    text = file.read_text(encoding="utf-8")
+    text = file.read_text(encoding="utf-8") if file.is_file() else ""
     try:
-        return [
-            json.loads(part) for part in (text.splitlines() if file.suffix == ".jsonl" else [text])
-        ]
+        parts = text.splitlines() if file.suffix == ".jsonl" else [text] * file.is_file()
+        return [json.loads(part) for part in parts]
     except json.JSONDecodeError:
         remedy = "remove its folder and run the profile again"
         raise ValueError(f"{file} is not JSON: {remedy}") from None

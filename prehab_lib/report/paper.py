@@ -1,11 +1,11 @@
 """What the paper printed: its tables as data.
 
 Source: Low-Rank Prehab, arXiv 2512.01980v1, Tables II to V, in `paper_tables.json` beside this
-file: 246 records, one a printed number.  A removed share above 0 is marked `ratio_label:
+file: 246 records, one a printed number. A removed share above 0 is marked `ratio_label:
 "inferred"`: the text source of the paper scatters the labels of its multi-row cells, and they were
-put back by row order.  The printed changes and the running text confirm it.
+put back by row order. The printed changes and the running text confirm it.
 
-These numbers come from other models and data than a run of yours.  Compare sign and order, never
+These numbers come from other models and data than a run of yours. Compare sign and order, never
 size.
 """
 
@@ -16,24 +16,17 @@ from pathlib import Path
 
 import pandas
 
-# Our method key -> the row name in the paper.  `lora=True` picks the dagger rows of the same name.
-ROWS = {
-    "original": "Original",
-    "svd": "SVD",
-    "fwsvd": "FWSVD",
-    "gfwsvd": "GFWSVD",
-    "asvd": "ASVD",
-    "svd_llm": "SVD-LLM",
-    "prehab": "Prehab-SVD",
-}
+# Our method key -> the row name in the paper. `lora=True` picks the dagger rows of the same name.
+ROWS = {"original": "Original", "svd": "SVD", "fwsvd": "FWSVD", "gfwsvd": "GFWSVD", "asvd": "ASVD"}
+ROWS |= {"svd_llm": "SVD-LLM", "prehab": "Prehab-SVD"}
 KEYS = {row: key for key, row in ROWS.items()}
 _OPTIONAL = ("dataset", "lam", "metric")
-_FILE = Path(__file__).with_name("paper_tables.json")
 
 
 @cache
 def _load() -> tuple[dict, ...]:
-    return tuple(json.loads(_FILE.read_text(encoding="utf-8"))["records"])
+    text = Path(__file__).with_name("paper_tables.json").read_text(encoding="utf-8")
+    return tuple(json.loads(text)["records"])
 
 
 def records(name: str | None = None) -> list[dict]:
@@ -60,22 +53,16 @@ def table(name: str) -> pandas.DataFrame:
 
     Top-1 in percent, perplexity plain, GLUE scores between 0 and 1.
     """
-    return pandas.DataFrame([named(record) for record in records(name)])
+    return pandas.DataFrame(map(named, records(name)))
 
 
 def value(
-    table: str,
-    method: str,
-    removed: float,
-    lora: bool = False,
-    lam: float | None = None,
-    dataset: str | None = None,
-    metric: str | None = None,
+    table: str, method: str, removed: float, lora=False, lam=None, dataset=None, metric=None
 ) -> float:
     """One printed number, for example value("II", "prehab", 0.4) -> 71.92.
 
-    table: "II" to "V".  method: a key of ROWS; "original" is the uncompressed model, at removed =
-    0.  lora: the dagger row. lam, dataset, metric: needed only where they leave a choice, as in
+    table: "II" to "V". method: a key of ROWS; "original" is the uncompressed model, at removed = 0.
+    lora: the dagger row. lam, dataset, metric: needed only where they leave a choice, as in
     value("III", "prehab", 0.2, dataset="CoLA"). Raises ValueError where nothing matches, naming
     what the table has, and where more than one number does.
     """

@@ -1,10 +1,5 @@
 """Figures: one size, one look, and for every method one fixed colour, dash and marker throughout
-the book.
-
-Colours are Okabe and Ito's, which stay apart for colour-blind readers; dash and marker carry the
-same information again, so a figure survives a grey printer.  Members of a family share a colour:
-blue measures the layer's output (Gram), orange the gradients (Fisher), green hands out ranks
-unevenly, vermillion is prehab.
+the book, as `plots.yaml` has them.
 """
 
 import io
@@ -12,64 +7,21 @@ import json
 import logging
 import re
 import sys
+from pathlib import Path
+
+import yaml
 
 from prehab_lib.runs import certificate
 
-BLACK, GREY = "#000000", "#7F7F7F"
-ORANGE, SKY, GREEN = "#E69F00", "#56B4E9", "#009E73"
-BLUE, VERMILLION, PURPLE = "#0072B2", "#D55E00", "#CC79A7"
-DARK, LIGHT = "#7A1F00", "#F2A77B"  # shades of vermillion: prehab with other surrogates
-DASHED, DOTTED, DASHDOT, LONG = (0, (5, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)), (0, (9, 3))
-
-# name: (colour, dash, marker, label)
-STYLES = {
-    # compressors
-    "dense": (BLACK, DOTTED, "None", "original (dense)"),
-    "svd": (GREY, "-", "x", "SVD"),
-    "fwsvd": (ORANGE, "-", "v", "FWSVD"),
-    "gfwsvd": (ORANGE, DASHED, "^", "GFWSVD"),
-    "asvd": (PURPLE, "-", "P", "ASVD"),
-    "svd_llm": (BLUE, "-", "s", "SVD-LLM"),
-    "svd_llm_v2": (BLUE, DASHED, "D", "SVD-LLM V2"),
-    "swift_svd": (BLUE, DOTTED, "p", "Swift-SVD"),
-    "zs_svd": (GREEN, "-", "h", "Zero Sum SVD"),
-    "io_svd": (GREEN, DASHED, "<", "IO-SVD"),
-    "dobi_svd": (GREEN, DOTTED, ">", "Dobi-SVD"),
-    # what is done to the weights before
-    "control": (SKY, DASHED, "d", "fine-tuned, λ = 0"),
-    "prehab": (VERMILLION, "-", "o", "prehab"),
-    "prehab_nuclear": (VERMILLION, LONG, "o", "prehab, nuclear norm"),
-    "prehab_nuclear_ratio": (DARK, DASHED, "*", "prehab, Eq. (5)"),
-    "prehab_stable_rank": (LIGHT, DOTTED, "X", "prehab, stable rank"),
-    # surrogates as functions
-    "rank": (GREY, "-", "None", "rank"),
-    "nuclear": (VERMILLION, "-", "o", "nuclear norm"),
-    "nuclear_ratio": (BLUE, DASHED, "s", "Eq. (5) as printed"),
-    "stable_rank": (GREEN, DASHDOT, "^", "stable rank"),
-    "entropy_rank": (PURPLE, DOTTED, "D", "entropy rank"),
-}
-ALIASES = {"original": "dense"}
+_SHEET = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
+COLORS, STYLES, LOOK = _SHEET["colors"], _SHEET["styles"], _SHEET["look"]
+DASHES = {name: (0, tuple(lengths)) for name, lengths in _SHEET["dashes"].items()} | {"solid": "-"}
+BLUE, GREEN, GREY = COLORS["blue"], COLORS["green"], COLORS["grey"]
+ORANGE, PURPLE, VERMILLION = COLORS["orange"], COLORS["purple"], COLORS["vermillion"]
+DOTTED = DASHES["dotted"]
 
 SIZES = {"column": (4.8, 3.4), "wide": (8.4, 3.4)}  # inches, per row of panels
-SAVED_DPI, INLINE_DPI = 200, 100
-
-LOOK = {
-    "figure.dpi": INLINE_DPI,
-    "figure.max_open_warning": 0,
-    "font.size": 10,
-    "axes.titlesize": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": "#DDDDDD",
-    "grid.linewidth": 0.6,
-    "axes.axisbelow": True,
-    "lines.linewidth": 1.8,
-    "lines.markersize": 5.5,
-    "legend.frameon": False,
-    "legend.fontsize": 9,
-    "legend.handlelength": 2.8,
-}
+SAVED_DPI, INLINE_DPI = 200, LOOK["figure.dpi"]
 
 
 def figure(kind: str = "column", nrows: int = 1, ncols: int = 1, **subplots):
@@ -98,18 +50,15 @@ def figure(kind: str = "column", nrows: int = 1, ncols: int = 1, **subplots):
 def style(method: str) -> dict:
     """Keyword arguments for `ax.plot`: color, linestyle, marker, label.
 
-    "<method>+rehab" has hollow markers.  Raises ValueError that lists the known names.
+    Raises ValueError that lists the known names.
     """
-    key, _, suffix = method.lower().replace(" ", "_").replace("-", "_").partition("+")
-    key = ALIASES.get(key, key)
-    if key not in STYLES or suffix not in ("", "rehab"):
-        names = ", ".join([*STYLES, *ALIASES])
-        choice = f"known are {names}, each also with '+rehab'"
-        raise ValueError(f"method {method!r} has no style: {choice}")
-    drawn = dict(zip(("color", "linestyle", "marker", "label"), STYLES[key], strict=True))
-    if suffix:
-        drawn |= {"markerfacecolor": "white", "label": f"{drawn['label']} + rehab"}
-    return drawn
+    key = "dense" if method == "original" else method
+    if key not in STYLES:
+        names = ", ".join([*STYLES, "original"])
+        raise ValueError(f"method {method!r} has no style: known are {names}")
+    color, dash, marker, label = STYLES[key]
+    looks = {"color": COLORS[color], "linestyle": DASHES[dash], "marker": marker}
+    return looks | {"label": label}
 
 
 def color(method: str) -> str:
