@@ -14,7 +14,8 @@ _COLUMNS |= {"released": "as released", "ours": "what we do"}
 @cache
 def rows() -> tuple[dict[str, str], ...]:
     """All rows in the order of the file: topic, item, printed, cited, released, ours."""
-    topics = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
+    file = Path(__file__).with_name("errata.yaml")
+    topics = yaml.safe_load(file.read_text(encoding="utf-8"))
     return tuple({"topic": topic} | row for topic, several in topics.items() for row in several)
 
 

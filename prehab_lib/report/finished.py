@@ -75,24 +75,25 @@ def figures(folder: Path, name: str, run: dict) -> list[Path]:
 
 def _json(file: Path) -> list:
     """The objects of a file, one or one a line; none where it is not there."""
-    text = file.read_text(encoding="utf-8") if file.is_file() else ""
+    if not file.is_file():
+        return []
+    text = file.read_text(encoding="utf-8")
     try:
-        parts = text.splitlines() if file.suffix == ".jsonl" else [text] * file.is_file()
+        parts = text.splitlines() if file.suffix == ".jsonl" else [text]
         return [json.loads(part) for part in parts]
     except json.JSONDecodeError:
         remedy = "remove its folder and run the profile again"
         raise ValueError(f"{file} is not JSON: {remedy}") from None
 
 
-def read(folder: Path) -> dict[str, list[Finished]]:
-    """Notebook -> its finished runs, of runs/PROFILE. Raises ValueError for a torn file."""
-    by_notebook: dict[str, list[Finished]] = {}
+def read(folder: Path) -> list[Finished]:
+    """The finished runs of runs/PROFILE, by name. Raises ValueError for a torn file."""
+    runs = []
     for file in sorted(folder.glob("*/run.json")):
         place = file.parent
         (run,) = _json(file)
         (result,) = _json(place / "result.json") or [{}]
         drawn = [file for file in figures(folder, place.name, run) if file.suffix == ".json"]
         figure = next((record for file in drawn for record in _json(file)), {})
-        finished = Finished(place.name, run, result, _json(place / "claims.jsonl"), figure)
-        by_notebook.setdefault(finished.notebook, []).append(finished)
-    return by_notebook
+        runs.append(Finished(place.name, run, result, _json(place / "claims.jsonl"), figure))
+    return runs

@@ -13,7 +13,8 @@ import yaml
 
 from prehab_lib.runs import certificate
 
-_SHEET = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
+_FILE = Path(__file__).with_name("plots.yaml")
+_SHEET = yaml.safe_load(_FILE.read_text(encoding="utf-8"))
 COLORS, STYLES, LOOK = _SHEET["colors"], _SHEET["styles"], _SHEET["look"]
 DASHES = {name: (0, tuple(lengths)) for name, lengths in _SHEET["dashes"].items()} | {"solid": "-"}
 BLUE, GREEN, GREY = COLORS["blue"], COLORS["green"], COLORS["grey"]

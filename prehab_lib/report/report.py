@@ -4,7 +4,6 @@ PROFILE`.
 
 import json
 import os
-from collections.abc import Collection
 from pathlib import Path
 
 import pandas
@@ -40,21 +39,8 @@ def _claims(runs: list[Finished]) -> list[str]:
     return ["Claims (compare sign and order, not size):", "", *lines, ""] if lines else []
 
 
-def _differences(names: list[str], planned: Collection[str], file: str) -> list[str]:
-    """Sentences on finished runs that the params file does not make, and on those that it does."""
-    outside = [name for name in names if name not in planned]
-    missing = [name for name in planned if name not in names]
-    lines = []
-    if outside:
-        makes = f"for {file} as it stands makes no such run"
-        lines += [f"Left out, {makes}: {', '.join(outside)}.", ""]
-    if missing:
-        lines += [f"Not there yet: {', '.join(missing)}.", ""]
-    return lines
-
-
-def _section(runs: list[Finished], printed: list[tables.Table]) -> list[str]:
-    """Lines on the runs of one notebook, with its tables."""
+def _section(runs: list[Finished]) -> tuple[list[str], list[tables.Table]]:
+    """Lines on the runs of one notebook, and the tables in them."""
     about = {}
     for name in ("model", "data"):
         values = dict.fromkeys(str(run.about[name]) for run in runs if name in run.about)
@@ -63,7 +49,7 @@ def _section(runs: list[Finished], printed: list[tables.Table]) -> list[str]:
     # One measurement that several runs record differs in its seconds alone.
     records = [record for run in runs for record in run.records]
     alike = {json.dumps(record | {"seconds": 0}, sort_keys=True): record for record in records}
-    lines = []
+    lines, printed = [], []
     for table in tables.tables(runs[0].notebook, about, list(alike.values())):
         lines += [f"### {table.title}", "", *tables.markdown(table), ""]
         if not table.refusal:
@@ -76,7 +62,7 @@ def _section(runs: list[Finished], printed: list[tables.Table]) -> list[str]:
         facts["scores"] = run.result.get("protocol")
         text = ", ".join(f"{name} {fact}" for name, fact in facts.items() if fact)
         lines.append(f"- {run.label}: {text}")
-    return lines
+    return lines, printed
 
 
 def _verdicts(folder: Path) -> list[str]:
@@ -88,36 +74,35 @@ def _verdicts(folder: Path) -> list[str]:
         return [f"Not judged: {error}."]
 
 
-def long_table(by_notebook: dict[str, list[Finished]]) -> pandas.DataFrame:
+def _cells(prefix: str, values: dict) -> dict:
+    """What cells of a table can hold: lists and dictionaries as JSON."""
+    cells = {prefix + name: value for name, value in values.items()}
+    for name, value in cells.items():
+        if isinstance(value, (list, dict)):
+            cells[name] = json.dumps(value, sort_keys=True)
+    return cells
+
+
+def long_table(runs: list[Finished]) -> pandas.DataFrame:
     """Every record of every run, a row a score; also of runs that the report leaves out.
 
     Columns: run and notebook; the record's own; `param_*`, the parameters that are not the same in
     all runs of a notebook; `about_*`, the birth certificate with the run's seconds and memory;
     protocol.
     """
+    params = pandas.DataFrame([_cells("param_", run.run.get("params", {})) for run in runs])
+    varying = params.groupby([run.notebook for run in runs]).nunique(dropna=False) > 1
     rows = []
-    for runs in by_notebook.values():
-        params = [_cells("param_", run.run.get("params", {})) for run in runs]
-        different = pandas.DataFrame(params).nunique(dropna=False)
-        varying = different.index[different > 1]
-        for run, values in zip(runs, params, strict=True):
-            beside = {name: values[name] for name in varying if name in values}
-            beside |= _cells("about_", _facts(run))
-            beside["protocol"] = run.result.get("protocol", "")
-            named = {"run": run.name, "notebook": run.notebook}
-            rows += [named | record | beside for record in run.records]
+    for run in runs:
+        values = _cells("param_", run.run.get("params", {}))
+        beside = {name: value for name, value in values.items() if varying.at[run.notebook, name]}
+        beside |= _cells("about_", _facts(run))
+        beside["protocol"] = run.result.get("protocol", "")
+        named = {"run": run.name, "notebook": run.notebook}
+        rows += [named | record | beside for record in run.records]
     table = pandas.DataFrame(rows)
     ends = ("param_", "about_", "protocol")
     return table[sorted(table, key=lambda name: [name.startswith(end) for end in ends[::-1]])]
-
-
-def _cells(prefix: str, values: dict) -> dict:
-    """What cells of a table can hold: lists and dictionaries as JSON."""
-    cells = {}
-    for name, value in values.items():
-        nested = isinstance(value, (list, dict))
-        cells[prefix + name] = json.dumps(value, sort_keys=True) if nested else value
-    return cells
 
 
 def _write_long_table(folder: Path, table: pandas.DataFrame) -> None:
@@ -142,36 +127,44 @@ def _start(what: str, profile: str) -> FileNotFoundError:
     return FileNotFoundError(f"no {what} of {profile}: {remedy}")
 
 
-def write(profile: str, home: Path | None = None) -> str:
+def write(profile: str) -> str:
     """Write runs/PROFILE/report.md, a CSV for each table, and all records in one; returns the
     report's path, relative.
 
     Raises FileNotFoundError where the profile has no finished run.
     """
-    home = home or plan.home()
-    folder = home / "runs" / profile
-    by_notebook = finished.read(folder)
-    if not by_notebook:
+    folder = plan.home() / "runs" / profile
+    found = finished.read(folder)
+    if not found:
         raise _start("finished run", profile)
-    planned = plan.expected(home, profile, by_notebook)
-    scores = long_table(by_notebook)
+    scores = long_table(found)
     _write_long_table(folder, scores)
     lines = [f"# Profile {profile}: results beside the paper's", ""]
     lines += ["## Every claim with its verdict", "", *_verdicts(folder), ""]
     lines += ["Below, rows in italics are the paper's numbers, made with its own models and data."]
     if len(scores):
         lines.append("All records of all runs, one a row: results.csv, results.parquet")
+    notebooks = sorted({run.notebook for run in found})
+    planned = plan.expected(plan.home(), profile, notebooks)
     printed: list[tables.Table] = []
-    for notebook, runs in sorted(by_notebook.items()):
+    for notebook in notebooks:
         lines += ["", f"## {notebook}", ""]
-        if notebook in planned:
-            wanted = planned[notebook]
-            by_name = {run.name: run for run in runs}
-            lines += _differences(list(by_name), wanted, f"params/{notebook}.{profile}.yaml")
-            runs = [by_name[name] for name in wanted if name in by_name]
-        else:
+        by_name = {run.name: run for run in found if run.notebook == notebook}
+        wanted = planned.get(notebook, by_name)
+        outside = [name for name in by_name if name not in wanted]
+        missing = [name for name in wanted if name not in by_name]
+        if notebook not in planned:
             lines += ["There is no such notebook any more: this is what it left.", ""]
-        lines += _section(runs, printed) if runs else []
+        if outside:
+            makes = f"for params/{notebook}.{profile}.yaml as it stands makes no such run"
+            lines += [f"Left out, {makes}: {', '.join(outside)}.", ""]
+        if missing:
+            lines += [f"Not there yet: {', '.join(missing)}.", ""]
+        kept = [by_name[name] for name in wanted if name in by_name]
+        if kept:
+            section, drawn = _section(kept)
+            lines += section
+            printed += drawn
     for file in (folder / "tables").glob("*.csv"):
         file.unlink()
     for table in printed:
@@ -182,19 +175,19 @@ def write(profile: str, home: Path | None = None) -> str:
     return os.path.relpath(folder / "report.md")
 
 
-def copy_figures(profile: str, home: Path | None = None) -> tuple[int, str]:
+def copy_figures(profile: str) -> tuple[int, str]:
     """Copy runs/PROFILE/figures to figures/PROFILE, but not those of runs that the plan has no
     more, and write the page of verdicts beside them.
 
     Returns the number of files and the folder, relative. Raises FileNotFoundError where the profile
     has made no figure.
     """
-    home = home or plan.home()
+    home = plan.home()
     folder, target = home / "runs" / profile, home / "figures" / profile
-    by_notebook = finished.read(folder)
-    planned = plan.expected(home, profile, by_notebook)
+    found = finished.read(folder)
+    planned = plan.expected(home, profile, {run.notebook for run in found})
     left_out = set()
-    for run in (run for runs in by_notebook.values() for run in runs):
+    for run in found:
         if run.name not in planned.get(run.notebook, [run.name]):
             left_out.update(finished.figures(folder, run.name, run.run))
     source = folder / "figures"
@@ -204,5 +197,5 @@ def copy_figures(profile: str, home: Path | None = None) -> tuple[int, str]:
     for file in files:
         copy(file, target / file.relative_to(source))
     if (target / "verdicts.csv").is_file():
-        verdicts.write(profile, home)
+        verdicts.write(profile)
     return len(files), os.path.relpath(target)

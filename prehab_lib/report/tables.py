@@ -64,10 +64,10 @@ def _averages(records: list[dict]) -> list[dict]:
             scored = models.setdefault(tuple(map(record.get, fields)), {})
             scored[record.get("dataset")] = record
     means = []
+    place = {"dataset": "Average", "paper_dataset": "Average", "metric": "mean", "note": ""}
     for scored in models.values():
         if scored.keys() == set(glue.COLUMNS):
             mean = glue.average({task: record["value"] for task, record in scored.items()})
-            place = {"dataset": "Average", "paper_dataset": "Average", "metric": "mean", "note": ""}
             means.append(scored[glue.COLUMNS[0]] | place | {"value": mean})
     return means
 
@@ -87,18 +87,14 @@ def _refusal(frame: pandas.DataFrame, title: str) -> str:
     return ""
 
 
-def achieved(cells: pandas.DataFrame) -> str:
-    """What was removed as recounted from the modules, beside what was asked."""
-    parts = []
+def _notes(frame: pandas.DataFrame, cells: pandas.DataFrame, about: dict) -> list[str]:
+    """Sentences below a table: what was removed, what its records note, whose models these are."""
+    counted = []
     for removed, shares in cells[cells.removed > 0].groupby("removed").achieved:
         ends = dict.fromkeys(f"{share:.1%}" for share in (shares.min(), shares.max()))
-        parts.append(f"{removed:.0%} asked, {' to '.join(ends)}")
-    return f"Removed as achieved: {'; '.join(parts)}." if parts else ""
-
-
-def _notes(frame: pandas.DataFrame, cells: pandas.DataFrame, about: dict) -> list[str]:
-    spread = "Mean ± standard deviation over seeds (number of seeds)."
-    notes = [f"{spread} {achieved(cells)}".strip()]
+        counted.append(f"{removed:.0%} asked, {' to '.join(ends)}")
+    achieved = f" Removed as achieved: {'; '.join(counted)}." if counted else ""
+    notes = [f"Mean ± standard deviation over seeds (number of seeds).{achieved}"]
     if "note" in frame:
         places = frame.row + frame.removed.map(" at {:.0%}".format)
         for note, rows in places.groupby(frame.note.replace("", None)):
@@ -121,14 +117,10 @@ def _table(notebook: str, about: dict, records: list[dict]) -> Table:
     title = f"{notebook}: {words} ({'higher' if first['higher_is_better'] else 'lower'} is better)"
     if frame.paper.notna().any():
         title += f", beside Table {first['paper_table']} of the paper"
-    cells = frame.groupby(["row", "removed"], sort=False, as_index=False).agg(
-        control=("control", "first"),
-        mean=("value", "mean"),
-        std=("value", "std"),
-        n=("seed", "nunique"),
-        achieved=("achieved", "mean"),
-        paper=("paper", "first"),
-    )
+    columns = {"control": ("control", "first"), "mean": ("value", "mean"), "std": ("value", "std")}
+    columns |= {"n": ("seed", "nunique"), "achieved": ("achieved", "mean")}
+    columns["paper"] = ("paper", "first")
+    cells = frame.groupby(["row", "removed"], sort=False, as_index=False).agg(**columns)
     name = "_".join([notebook, *split.values()]).replace(" ", "-").replace("/", "-")
     return Table(title, name, cells, _refusal(frame, title), _notes(frame, cells, about))
 

@@ -10,15 +10,9 @@ from prehab_lib.report import audit, finished
 from prehab_lib.runs import plan
 from prehab_lib.runs.certificate import replacing
 
-STATUSES = {
-    "holds": "holds in every case",
-    "mostly": "in more than half of them",
-    "rarely": "in half or fewer",
-    "does not hold": "in none",
-    "not run": "not run",
-    "not tested here": "not tested here",
-}
-DECIDED = list(STATUSES)[:4]
+DECIDED = {"holds": "holds in every case", "mostly": "in more than half of them"}
+DECIDED |= {"rarely": "in half or fewer", "does not hold": "in none"}
+STATUSES = DECIDED | {"not run": "not run", "not tested here": "not tested here"}
 
 
 def counted(statuses) -> str:
@@ -28,19 +22,15 @@ def counted(statuses) -> str:
     return f"{sum(counter.values())} claims: {', '.join(parts)}."
 
 
-def _line(*cells: str) -> str:
-    return "| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |"
-
-
-def _table(head: tuple[str, ...], table: pandas.DataFrame, columns: list[str]) -> list[str]:
-    """One Markdown table of these columns, its groups told apart by a line in bold."""
-    lines = [_line(*head), "|---" * len(head) + "|"]
+def _table(table: pandas.DataFrame, heads: dict[str, str]) -> list[str]:
+    """A Markdown table, its groups told apart by a line in bold. heads: column -> what heads it."""
+    rows = [list(heads.values())]
     for group, title in audit.GROUPS.items():
-        rows = table[table.group == group]
-        if len(rows):
-            lines.append(_line(f"**{title}**", *[""] * (len(head) - 1)))
-            lines += [_line(*row) for row in rows[columns].itertuples(index=False)]
-    return lines
+        some = table.loc[table.group == group, list(heads)].to_numpy().tolist()
+        if some:
+            rows += [[f"**{title}**", *[""] * (len(heads) - 1)], *some]
+    lines = ["| " + " | ".join(cell.replace("|", r"\|") for cell in row) + " |" for row in rows]
+    return [lines[0], "|---" * len(heads) + "|", *lines[1:]]
 
 
 def page(table: pandas.DataFrame, runs: list[finished.Finished]) -> list[str]:
@@ -57,8 +47,8 @@ def page(table: pandas.DataFrame, runs: list[finished.Finished]) -> list[str]:
     incomplete = (table.missing != "") & (table.cases > 0)
     without = ("; without " + table.missing).where(incomplete, "")
     table = table.assign(verdict="**" + table.verdict + "**" + without)
-    head = ("where", "claim", "the paper", "here", "verdict", "made otherwise")
-    return lines + _table(head, table, ["where", "says", "paper", "ours", "verdict", "differs"])
+    heads = {"where": "where", "says": "claim", "paper": "the paper", "ours": "here"}
+    return lines + _table(table, heads | {"verdict": "verdict", "differs": "made otherwise"})
 
 
 def stored(profile: str, home: Path) -> pandas.DataFrame:
@@ -72,22 +62,22 @@ def stored(profile: str, home: Path) -> pandas.DataFrame:
 
 def text(table: pandas.DataFrame, profile: str) -> str:
     """The claims that are decided, as a page of Markdown, and how many are not."""
-    decided = table[table.status.isin(DECIDED)]
-    head = ("where", "sentence", "the paper", f"{profile} profile")
+    heads = {"where": "where", "says": "sentence", "paper": "the paper"}
+    heads["verdict"] = f"{profile} profile"
     lines = [f"# The paper's claims, and what the {profile} profile says of them", ""]
     lines += ["Made from verdicts.csv beside this file by `python -m prehab_lib verdicts`.", ""]
-    lines += _table(head, decided, ["where", "says", "paper", "verdict"])
+    lines += _table(table[table.status.isin(DECIDED)], heads)
     return "\n".join([*lines, "", f"Of {counted(table.status)}", ""])
 
 
-def write(profile: str, home: Path | None = None) -> str:
+def write(profile: str) -> str:
     """Write figures/PROFILE/verdicts.md from verdicts.csv beside it; returns its path, relative.
 
     Raises FileNotFoundError where the profile has no committed verdicts.
     """
-    home = home or plan.home()
-    file = home / "figures" / profile / "verdicts.md"
+    home = plan.home()
     content = text(stored(profile, home), profile)
+    file = home / "figures" / profile / "verdicts.md"
     with replacing(file) as draft:
         draft.write_text(content, encoding="utf-8")
     return os.path.relpath(file)
