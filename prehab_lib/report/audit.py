@@ -1,5 +1,6 @@
-"""Every claim of the paper with its verdict, from the results of one profile. `claims.yaml` holds
-the claims, no verdicts.
+"""Every claim of the paper with its verdict, from the results of one profile: as a table, as a page
+for the report and notebook 10, and as figures/PROFILE/verdicts.md. `claims.yaml` holds the claims,
+no verdicts.
 
 A verdict is counted from records, pair by pair, and compared with what the notebook printed; where
 the two differ, or where scores are impossible, lack their control or come from two profiles,
@@ -7,6 +8,7 @@ nothing is judged: ValueError says which run it is.
 """
 
 import os
+from collections import Counter
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
 from functools import cache
@@ -18,6 +20,7 @@ import yaml
 from prehab_lib.report import arithmetic, finished, pairs, paper
 from prehab_lib.report.finished import Finished
 from prehab_lib.runs import plan
+from prehab_lib.runs.certificate import replacing
 
 GROUPS = {
     "paper": "What the paper claims",
@@ -25,6 +28,9 @@ GROUPS = {
     "control": "What its tables leave out: the control, λ = 0",
     "rivals": "Other papers, and its future work",
 }
+DECIDED = {"holds": "holds in every case", "mostly": "in more than half of them"}
+DECIDED |= {"rarely": "in half or fewer", "does not hold": "in none"}
+STATUSES = DECIDED | {"not run": "not run", "not tested here": "not tested here"}
 
 
 @cache
@@ -133,7 +139,7 @@ def _ours(claim: dict, runs: list[Finished]) -> str:
 
 
 def _in_words(claim: dict, held: int, cases: int, of: str) -> tuple[str, str]:
-    """The verdict, and its status, a key of `verdicts.STATUSES`; rarely is at half or fewer."""
+    """The verdict, and its status, a key of STATUSES; rarely is at half or fewer."""
     if "not_tested" in claim:
         return f"not tested here: {claim['not_tested']}", "not tested here"
     if not cases:
@@ -182,3 +188,71 @@ def judge(runs: list[Finished]) -> pandas.DataFrame:
         pairs.check(run.name, run.records)
     most = finished.usual(runs)
     return pandas.DataFrame([_verdict(claim, runs, most) for claim in claims()])
+
+
+def counted(statuses) -> str:
+    """How many claims have which verdict, in one line."""
+    counter = Counter(statuses)
+    parts = [f"{words} {counter[status]}" for status, words in STATUSES.items() if counter[status]]
+    return f"{sum(counter.values())} claims: {', '.join(parts)}."
+
+
+def _table(table: pandas.DataFrame, heads: dict[str, str]) -> list[str]:
+    """A Markdown table, its groups told apart by a line in bold. heads: column -> what heads it."""
+    rows = [list(heads.values())]
+    for group, title in GROUPS.items():
+        some = table.loc[table.group == group, list(heads)].to_numpy().tolist()
+        if some:
+            rows += [[f"**{title}**", *[""] * (len(heads) - 1)], *some]
+    lines = ["| " + " | ".join(cell.replace("|", r"\|") for cell in row) + " |" for row in rows]
+    return [lines[0], "|---" * len(heads) + "|", *lines[1:]]
+
+
+def page(table: pandas.DataFrame, runs: list[Finished]) -> list[str]:
+    """Lines of Markdown: every claim with where it stands, both sides, the verdict, and with what
+    it was made.
+
+    table: what `judge` gives of these runs.
+    """
+    lines = [counted(table.status), ""]
+    most = ", ".join(f"{name} {version}" for name, version in finished.usual(runs).items())
+    if most:
+        note = "the last column says where a row's were not"
+        lines += [f"Most runs were made with {most}; {note}.", ""]
+    incomplete = (table.missing != "") & (table.cases > 0)
+    without = ("; without " + table.missing).where(incomplete, "")
+    table = table.assign(verdict="**" + table.verdict + "**" + without)
+    heads = {"where": "where", "says": "claim", "paper": "the paper", "ours": "here"}
+    return lines + _table(table, heads | {"verdict": "verdict", "differs": "made otherwise"})
+
+
+def stored(profile: str, home: Path) -> pandas.DataFrame:
+    """The committed verdicts of a profile. Raises FileNotFoundError where there are none."""
+    name = f"figures/{profile}/verdicts.csv"
+    if not (home / name).is_file():
+        remedy = f"run {profile} 10, then `python -m prehab_lib figures {profile}`"
+        raise FileNotFoundError(f"there is no {name}: {remedy}")
+    return pandas.read_csv(home / name, keep_default_na=False)
+
+
+def text(table: pandas.DataFrame, profile: str) -> str:
+    """The claims that are decided, as a page of Markdown, and how many are not."""
+    heads = {"where": "where", "says": "sentence", "paper": "the paper"}
+    heads["verdict"] = f"{profile} profile"
+    lines = [f"# The paper's claims, and what the {profile} profile says of them", ""]
+    lines += ["Made from verdicts.csv beside this file by `python -m prehab_lib verdicts`.", ""]
+    lines += _table(table[table.status.isin(DECIDED)], heads)
+    return "\n".join([*lines, "", f"Of {counted(table.status)}", ""])
+
+
+def write(profile: str) -> str:
+    """Write figures/PROFILE/verdicts.md from verdicts.csv beside it; returns its path, relative.
+
+    Raises FileNotFoundError where the profile has no committed verdicts.
+    """
+    home = plan.home()
+    content = text(stored(profile, home), profile)
+    file = home / "figures" / profile / "verdicts.md"
+    with replacing(file) as draft:
+        draft.write_text(content, encoding="utf-8")
+    return os.path.relpath(file)

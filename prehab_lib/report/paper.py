@@ -1,4 +1,5 @@
-"""What the paper printed: its tables as data.
+"""What the paper printed: its tables as data, and where it disagrees with its reference, its
+release or itself (`errata.yaml`).
 
 Source: Low-Rank Prehab, arXiv 2512.01980v1, Tables II to V, in `paper_tables.json` beside this
 file: 246 records, one a printed number. A removed share above 0 is marked `ratio_label:
@@ -9,18 +10,19 @@ These numbers come from other models and data than a run of yours. Compare sign 
 size.
 """
 
+import html
 import json
-import math
+import re
 from functools import cache
 from pathlib import Path
 
 import pandas
+import yaml
 
 # Our method key -> the row name in the paper. `lora=True` picks the dagger rows of the same name.
 ROWS = {"original": "Original", "svd": "SVD", "fwsvd": "FWSVD", "gfwsvd": "GFWSVD", "asvd": "ASVD"}
 ROWS |= {"svd_llm": "SVD-LLM", "prehab": "Prehab-SVD"}
 KEYS = {row: key for key, row in ROWS.items()}
-_OPTIONAL = ("dataset", "lam", "metric")
 
 
 @cache
@@ -56,50 +58,68 @@ def table(name: str) -> pandas.DataFrame:
     return pandas.DataFrame(map(named, records(name)))
 
 
+@cache
+def _searched(name: str) -> pandas.DataFrame:
+    # "GLUE dev / CoLA" answers to "CoLA"
+    frame = table(name)
+    return frame.assign(dataset=frame.dataset.str.split(" / ").str[-1])
+
+
 def value(
-    table: str, method: str, removed: float, lora=False, lam=None, dataset=None, metric=None
+    table: str, method: str, removed: float, lora=False, lam=None, dataset: str | None = None
 ) -> float:
     """One printed number, for example value("II", "prehab", 0.4) -> 71.92.
 
     table: "II" to "V". method: a key of ROWS; "original" is the uncompressed model, at removed = 0.
-    lora: the dagger row. lam, dataset, metric: needed only where they leave a choice, as in
-    value("III", "prehab", 0.2, dataset="CoLA"). Raises ValueError where nothing matches, naming
-    what the table has, and where more than one number does.
+    lora: the dagger row. lam, dataset: needed only where they leave a choice, as in value("III",
+    "prehab", 0.2, dataset="CoLA"). Raises ValueError where nothing matches, naming what the table
+    has, and where more than one number does.
     """
     if method not in ROWS:
         choice = f"choose one of {', '.join(ROWS)}"
         raise ValueError(f"method = {method!r} has no row in the paper: {choice}")
-    wanted = {"method": method, "removed": removed, "lora": lora}
-    wanted |= {"dataset": dataset, "lam": lam, "metric": metric}
-    matching = [named(record) for record in records(table)]
+    matching = _searched(table)
+    # Rounded: 1 - 0.8 asks for the row of 0.2.
+    wanted = {"method": method, "removed": round(removed, 9), "lora": lora, "lam": lam}
+    wanted["dataset"] = dataset.split(" / ")[-1] if dataset else None
     for field, want in wanted.items():
-        if want is None and field in _OPTIONAL:
-            continue
-        choices = _choices(matching, field)
-        matching = [record for record in matching if _same(record[field], want)]
-        if not matching:
-            lacks = f"Table {table} has no number for {field} = {want!r} here"
-            raise ValueError(f"{lacks}: it has {choices}")
+        if want is not None:
+            choices = ", ".join(matching[field].astype(str).unique())
+            matching = matching[matching[field] == want]
+            if matching.empty:
+                lacks = f"Table {table} has no number for {field} = {want!r} here"
+                raise ValueError(f"{lacks}: it has {choices}")
     if len(matching) > 1:
-        field = next(name for name in _OPTIONAL if ", " in _choices(matching, name))
+        field = "dataset" if matching.dataset.nunique() > 1 else "lam"
+        choices = ", ".join(matching[field].astype(str).unique())
         several = f"{len(matching)} numbers for {method!r} at removed = {removed}"
-        choice = f"say which {field} ({_choices(matching, field)})"
-        raise ValueError(f"Table {table} has {several}: {choice}")
-    return matching[0]["value"]
+        raise ValueError(f"Table {table} has {several}: say which {field} ({choices})")
+    return float(matching.value.iloc[0])
 
 
-def _same(printed, want) -> bool:
-    if isinstance(printed, str):
-        return want in (printed, _short(printed))
-    if isinstance(printed, float) and isinstance(want, (int, float)):
-        return math.isclose(printed, want, abs_tol=1e-9)  # 1 - 0.8 asks for the row of 0.2
-    return printed == want
+@cache
+def errata() -> tuple[dict[str, str], ...]:
+    """All rows in the order of the file: topic, item, printed, cited, released, ours."""
+    text = Path(__file__).with_name("errata.yaml").read_text(encoding="utf-8")
+    topics = yaml.safe_load(text)
+    return tuple({"topic": topic} | row for topic, several in topics.items() for row in several)
 
 
-def _short(text: str) -> str:
-    # "GLUE dev / CoLA" answers to "CoLA" as well
-    return text.split(" / ")[-1]
+def errata_html(topic: str | None = None) -> str:
+    """The errata as an HTML table that wraps its text: of one topic, or all of them.
 
-
-def _choices(matching: list[dict], field: str) -> str:
-    return ", ".join(dict.fromkeys(_short(str(record[field])) for record in matching))
+    Raises ValueError for a topic that no row has.
+    """
+    topics = dict.fromkeys(row["topic"] for row in errata())
+    if topic is not None and topic not in topics:
+        raise ValueError(f"topic = {topic!r}: the errata are sorted by {', '.join(topics)}")
+    heads = {"item": "item", "printed": "as printed", "cited": "as cited"}
+    heads |= {"released": "as released", "ours": "what we do"}
+    lines = []
+    for row in [heads, *(row for row in errata() if topic in (None, row["topic"]))]:
+        tag = "th" if row is heads else "td"
+        opening = f'<{tag} style="text-align: left; vertical-align: top; white-space: normal">'
+        # ‖M‖_F and ‖M‖_* get a real subscript; nuclear_ratio stays as it is
+        texts = [re.sub(r"_([*F2X])", r"<sub>\1</sub>", html.escape(row[name])) for name in heads]
+        lines.append("".join(f"{opening}{text}</{tag}>" for text in texts))
+    return "\n".join(["<table>", *(f"<tr>{line}</tr>" for line in lines), "</table>"])

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas
 
-from prehab_lib.report import audit, finished, tables, verdicts
+from prehab_lib.report import audit, finished, tables
 from prehab_lib.report.finished import Finished
 from prehab_lib.runs import plan
 from prehab_lib.runs.certificate import replacing
@@ -69,7 +69,7 @@ def _verdicts(folder: Path) -> list[str]:
     """The page of notebook 10, from what lies in the folder now; or why it cannot be made."""
     try:
         runs = audit.results(folder)
-        return verdicts.page(audit.judge(runs), runs)
+        return audit.page(audit.judge(runs), runs)
     except ValueError as error:
         return [f"Not judged: {error}."]
 
@@ -197,5 +197,5 @@ def copy_figures(profile: str) -> tuple[int, str]:
     for file in files:
         copy(file, target / file.relative_to(source))
     if (target / "verdicts.csv").is_file():
-        verdicts.write(profile)
+        audit.write(profile)
     return len(files), os.path.relpath(target)
