@@ -1,8 +1,7 @@
 """The paper's own sums, done again from its printed tables.
 
-Each check compares what the paper prints with what its other numbers give. `KNOWN` lists the
-disagreements that the errata explain; any other one means that `paper_tables.json` is no longer
-what was printed, and the audit stops there.
+Each check compares what the paper prints with what its other numbers give. The errata explain the
+disagreements in `KNOWN`; any other means that `paper_tables.json` was changed: the audit stops.
 """
 
 import hashlib
@@ -17,8 +16,7 @@ from prehab_lib.tasks import glue
 CHECKSUM = "02f9a435092333f645c3dbb58540dc4b0132ba07e75c014328f6bb34bfc9b9a1"
 ROUNDING = 1e-9  # a hair for binary fractions, beside half a unit in the last printed place
 
-# LLaMA-7B: 32 blocks of four (4096, 4096) and three (11008, 4096) matrices, which are compressed;
-# the rest is not.
+# LLaMA-7B: 32 blocks of four (4096, 4096) and three (11008, 4096) matrices; the rest stays whole.
 LLAMA_BLOCKS = 32 * (4 * 4096**2 + 3 * 4096 * 11008)
 LLAMA_REST = 6_738_415_616 - LLAMA_BLOCKS
 BYTES, GIB = 2, 2**30  # 16 bits a number

@@ -22,12 +22,9 @@ from prehab_lib.report.finished import Finished
 from prehab_lib.runs import plan
 from prehab_lib.runs.certificate import replacing
 
-GROUPS = {
-    "paper": "What the paper claims",
-    "sums": "Its own arithmetic",
-    "control": "What its tables leave out: the control, λ = 0",
-    "rivals": "Other papers, and its future work",
-}
+GROUPS = {"paper": "What the paper claims", "sums": "Its own arithmetic"}
+GROUPS["control"] = "What its tables leave out: the control, λ = 0"
+GROUPS["rivals"] = "Other papers, and its future work"
 DECIDED = {"holds": "holds in every case", "mostly": "in more than half of them"}
 DECIDED |= {"rarely": "in half or fewer", "does not hold": "in none"}
 STATUSES = DECIDED | {"not run": "not run", "not tested here": "not tested here"}
@@ -209,11 +206,7 @@ def _table(table: pandas.DataFrame, heads: dict[str, str]) -> list[str]:
 
 
 def page(table: pandas.DataFrame, runs: list[Finished]) -> list[str]:
-    """Lines of Markdown: every claim with where it stands, both sides, the verdict, and with what
-    it was made.
-
-    table: what `judge` gives of these runs.
-    """
+    """Lines of Markdown: every claim, both sides and the verdict. table: `judge` of these runs."""
     lines = [counted(table.status), ""]
     most = ", ".join(f"{name} {version}" for name, version in finished.usual(runs).items())
     if most:
@@ -246,7 +239,7 @@ def text(table: pandas.DataFrame, profile: str) -> str:
 
 
 def write(profile: str) -> str:
-    """Write figures/PROFILE/verdicts.md from verdicts.csv beside it; returns its path, relative.
+    """Write figures/PROFILE/verdicts.md from verdicts.csv beside it; gives its path.
 
     Raises FileNotFoundError where the profile has no committed verdicts.
     """

@@ -9,10 +9,7 @@ import pandas
 
 @dataclass(frozen=True)
 class Finished:
-    """A finished run as it lies in runs/PROFILE/NAME.
-
-    figure: the record of one of its figures, which tells who made a run that has no scores.
-    """
+    """runs/PROFILE/NAME. figure: the record of one of its figures, for a run without scores."""
 
     name: str
     run: dict

@@ -1,13 +1,10 @@
 """What the paper printed: its tables as data, and where it disagrees with its reference, its
 release or itself (`errata.yaml`).
 
-Source: Low-Rank Prehab, arXiv 2512.01980v1, Tables II to V, in `paper_tables.json` beside this
-file: 246 records, one a printed number. A removed share above 0 is marked `ratio_label:
-"inferred"`: the text source of the paper scatters the labels of its multi-row cells, and they were
-put back by row order. The printed changes and the running text confirm it.
-
-These numbers come from other models and data than a run of yours. Compare sign and order, never
-size.
+Source: Low-Rank Prehab, arXiv 2512.01980v1, Tables II to V: a record a printed number in
+`paper_tables.json`. A removed share above 0 is marked "inferred": the text source scatters these
+labels, and they were put back by row order, which printed changes and running text confirm.
+These numbers come from other models and data than a run of yours: compare sign and order only.
 """
 
 import html
@@ -18,6 +15,8 @@ from pathlib import Path
 
 import pandas
 import yaml
+
+from prehab_lib.inputs import check_choice
 
 # Our method key -> the row name in the paper. `lora=True` picks the dagger rows of the same name.
 ROWS = {"original": "Original", "svd": "SVD", "fwsvd": "FWSVD", "gfwsvd": "GFWSVD", "asvd": "ASVD"}
@@ -36,10 +35,8 @@ def records(name: str | None = None) -> list[dict]:
 
     Raises ValueError for a table the paper does not have as numbers.
     """
-    names = sorted({record["table"] for record in _load()})
-    if name is not None and name not in names:
-        choice = f"choose one of {', '.join(names)}"
-        raise ValueError(f"table = {name!r} is not a table of numbers in the paper: {choice}")
+    if name is not None:
+        check_choice("table", name, dict.fromkeys(record["table"] for record in _load()))
     return [dict(record) for record in _load() if name in (None, record["table"])]
 
 
@@ -75,20 +72,14 @@ def value(
     "prehab", 0.2, dataset="CoLA"). Raises ValueError where nothing matches, naming what the table
     has, and where more than one number does.
     """
-    if method not in ROWS:
-        choice = f"choose one of {', '.join(ROWS)}"
-        raise ValueError(f"method = {method!r} has no row in the paper: {choice}")
     matching = _searched(table)
     # Rounded: 1 - 0.8 asks for the row of 0.2.
     wanted = {"method": method, "removed": round(removed, 9), "lora": lora, "lam": lam}
     wanted["dataset"] = dataset.split(" / ")[-1] if dataset else None
     for field, want in wanted.items():
         if want is not None:
-            choices = ", ".join(matching[field].astype(str).unique())
+            check_choice(f"Table {table}: {field}", want, matching[field].unique())
             matching = matching[matching[field] == want]
-            if matching.empty:
-                lacks = f"Table {table} has no number for {field} = {want!r} here"
-                raise ValueError(f"{lacks}: it has {choices}")
     if len(matching) > 1:
         field = "dataset" if matching.dataset.nunique() > 1 else "lam"
         choices = ", ".join(matching[field].astype(str).unique())
@@ -100,8 +91,8 @@ def value(
 @cache
 def errata() -> tuple[dict[str, str], ...]:
     """All rows in the order of the file: topic, item, printed, cited, released, ours."""
-    text = Path(__file__).with_name("errata.yaml").read_text(encoding="utf-8")
-    topics = yaml.safe_load(text)
+    file = Path(__file__).with_name("errata.yaml")
+    topics = yaml.safe_load(file.read_text(encoding="utf-8"))
     return tuple({"topic": topic} | row for topic, several in topics.items() for row in several)
 
 
@@ -110,9 +101,8 @@ def errata_html(topic: str | None = None) -> str:
 
     Raises ValueError for a topic that no row has.
     """
-    topics = dict.fromkeys(row["topic"] for row in errata())
-    if topic is not None and topic not in topics:
-        raise ValueError(f"topic = {topic!r}: the errata are sorted by {', '.join(topics)}")
+    if topic is not None:
+        check_choice("topic", topic, dict.fromkeys(row["topic"] for row in errata()))
     heads = {"item": "item", "printed": "as printed", "cited": "as cited"}
     heads |= {"released": "as released", "ours": "what we do"}
     lines = []

@@ -3,7 +3,6 @@ the book, as `plots.yaml` has them.
 """
 
 import io
-import json
 import logging
 import re
 import sys
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import yaml
 
+from prehab_lib.inputs import check_choice
 from prehab_lib.runs import certificate
 
 _FILE = Path(__file__).with_name("plots.yaml")
@@ -31,8 +31,7 @@ def figure(kind: str = "column", nrows: int = 1, ncols: int = 1, **subplots):
     `kind` "column" fills half a screen, "wide" a whole one.  `subplots` goes to
     `matplotlib.pyplot.subplots` (sharex, ...). Raises ValueError for another kind.
     """
-    if kind not in SIZES:
-        raise ValueError(f"figure kind {kind!r} is not known: choose one of {', '.join(SIZES)}")
+    check_choice("kind", kind, SIZES)
     # On a fresh machine matplotlib announces its font cache on stderr, which a notebook would keep.
     logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
     import matplotlib.pyplot as pyplot
@@ -53,11 +52,8 @@ def style(method: str) -> dict:
 
     Raises ValueError that lists the known names.
     """
-    key = "dense" if method == "original" else method
-    if key not in STYLES:
-        names = ", ".join([*STYLES, "original"])
-        raise ValueError(f"method {method!r} has no style: known are {names}")
-    color, dash, marker, label = STYLES[key]
+    check_choice("method", method, STYLES)
+    color, dash, marker, label = STYLES[method]
     looks = {"color": COLORS[color], "linestyle": DASHES[dash], "marker": marker}
     return looks | {"label": label}
 
@@ -107,26 +103,25 @@ def legend(fig, ncols: int = 3):
 def save(fig, name: str, table, caption: str = "", alt: str = "", **about) -> None:
     """Writes name.png, name.csv and name.json into the run's figures; nothing outside a run.
 
-    `table` (pandas.DataFrame) holds the numbers that are drawn.  alt: what the figure shows, for
-    who cannot see it; it also goes into the picture.  The JSON record is the run's birth
-    certificate with `caption`, `alt` and `about` (parameters, seeds: anything that JSON can hold).
-    Raises ValueError for a name that is no plain file name.
+    `table` (pandas.DataFrame) holds the numbers that are drawn. alt: what the figure shows, in
+    words; it also goes into the picture. The JSON record is the run's birth certificate with
+    `caption`, `alt` and `about` (parameters, seeds: anything that JSON can hold). Raises ValueError
+    for a name that is no plain file name.
     """
     if not re.fullmatch(r"[a-z0-9_]+", name):
         raise ValueError(f"figure name {name!r}: use lower-case letters, digits, underscores only")
-    folder = certificate.run_dir()
-    if folder is None:
+    run = certificate.run_dir()
+    if run is None:
         return
-    folder = folder / "figures"
+    folder = run / "figures"
     folder.mkdir(parents=True, exist_ok=True)
-    record = {"figure": name, "caption": caption, "alt": alt, **about}
-    record["about"] = certificate.birth_certificate()
+    made = {"about": certificate.birth_certificate()}
+    record = {"figure": name, "caption": caption, "alt": alt} | about | made
     metadata = {"Title": caption, "Description": alt} if alt else {}
     fig.savefig(folder / f"{name}.png", dpi=SAVED_DPI, metadata=metadata)
     counted = table.index.name is None and list(table.index) == list(range(len(table)))
     table.to_csv(folder / f"{name}.csv", index=not counted, float_format="%.6g")
-    text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
-    (folder / f"{name}.json").write_text(text, encoding="utf-8")
+    certificate.write_json(folder / f"{name}.json", record)
 
 
 def _compact_png(fig) -> bytes:

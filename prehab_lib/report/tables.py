@@ -1,8 +1,7 @@
 """Scores of one notebook as tables: mean and spread over seeds, the paper's value beside.
 
-A table has a row a method and a column a removed fraction. One without a control row (λ = 0, same
-steps, data, optimiser and trained parameters) is refused: without it, what fine-tuning alone does
-would be credited to the method.
+A table has a row a method and a column a removed fraction. One without a control row (λ = 0, all
+else equal) is refused: what fine-tuning alone does would be credited to the method.
 """
 
 from dataclasses import dataclass
@@ -18,10 +17,7 @@ SPLIT = ("metric", "paper_table", "dataset", "model", "split")
 
 @dataclass
 class Table:
-    """One table. cells: a row per (row, removed), with mean, std, n, achieved, paper.
-
-    refusal: why it is not printed. notes: sentences below it.
-    """
+    """cells: a row per (row, removed). refusal: why it is not printed. notes: sentences below."""
 
     title: str
     name: str
@@ -103,7 +99,7 @@ def _notes(frame: pandas.DataFrame, cells: pandas.DataFrame, about: dict) -> lis
         theirs = paper.table(frame.paper_table.iloc[0])
         data = sorted({name.partition(" / ")[0] for name in theirs.dataset})
         setting = f"{', '.join(sorted(set(theirs.model)))} on {', '.join(data)}"
-        ours = " on ".join(about.get(name, f"{name} not recorded") for name in ("model", "data"))
+        ours = " on ".join(about.get(name) or f"{name} not recorded" for name in ("model", "data"))
         notes.append(f"Ours: {ours}. The paper: {setting}. Compare sign and order, not size.")
     return notes
 
@@ -126,10 +122,7 @@ def _table(notebook: str, about: dict, records: list[dict]) -> Table:
 
 
 def tables(notebook: str, about: dict, records: list[dict]) -> list[Table]:
-    """One table for each value of the fields in SPLIT, in the order of the records.
-
-    about: `model` and `data` of the runs behind them.
-    """
+    """A table for each value of the fields in SPLIT. about: `model` and `data` of the runs."""
     groups: dict[tuple, list[dict]] = {}
     for record in [*records, *_averages(records)]:
         groups.setdefault(tuple(map(record.get, SPLIT)), []).append(record)

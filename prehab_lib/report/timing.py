@@ -13,7 +13,7 @@ import numpy as np
 import pandas
 import torch
 
-from prehab_lib.inputs import check_whole
+from prehab_lib.inputs import check_choice, check_whole
 
 LARGE = 2**28  # bytes an array: several times the caches of any machine this runs on
 
@@ -57,9 +57,7 @@ def ratios(times: pandas.DataFrame, over: str) -> pandas.DataFrame:
 
     Raises ValueError for a name that was not timed.
     """
-    if over not in times.index:
-        names = ", ".join(map(str, times.index))
-        raise ValueError(f"over = {over!r} was not timed: choose one of {names}")
+    check_choice("over", over, times.index)
     below = np.array(times.seconds[over])
     rows = {name: summary(np.array(values) / below) for name, values in times.seconds.items()}
     return pandas.DataFrame.from_dict(rows, orient="index")

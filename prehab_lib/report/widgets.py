@@ -11,6 +11,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
+from prehab_lib.inputs import check_choice
 from prehab_lib.report.plots import INLINE_DPI
 from prehab_lib.runs import certificate
 
@@ -46,12 +47,8 @@ def play(draw: Callable, /, *, zoom: float = 1.0, **controls: Sequence):
     """
     defaults = {name: one.default for name, one in inspect.signature(draw).parameters.items()}
     for name, values in controls.items():
-        if name not in defaults:
-            names = ", ".join(defaults) or "none"
-            raise ValueError(f"{draw.__name__} has no argument {name!r} to move: it has {names}")
-        if defaults[name] not in list(values):
-            allowed = f"must be one of the values {list(values)}"
-            raise ValueError(f"{name}: the default of {draw.__name__} {allowed}")
+        check_choice(f"argument of {draw.__name__}", name, defaults)
+        check_choice(f"default of {name}", defaults[name], values)
     import matplotlib.pyplot as pyplot
     from IPython.display import display
 

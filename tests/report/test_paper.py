@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from prehab_lib.report import arithmetic, errata, paper
+from prehab_lib.report import arithmetic, paper
 
 
 def test_nothing_is_missing_and_nothing_was_edited():
@@ -64,7 +64,7 @@ def test_the_errata_quote_the_tables():
 
 
 def test_the_errata_are_filled_in_and_named_once():
-    rows = errata.rows()
+    rows = paper.errata()
     assert len(rows) == 29 and len({row["item"] for row in rows}) == len(rows)
     for row in rows:
         assert all(text.strip() for text in row.values()) and len(row) == 6, row["item"]
@@ -73,15 +73,15 @@ def test_the_errata_are_filled_in_and_named_once():
 
 
 def test_the_errata_as_html_lose_nothing_and_wrap():
-    page = errata.to_html()
+    page = paper.errata_html()
     text = html.unescape(re.sub(r"</?sub>", "", page)).replace("_", "")
-    for row in errata.rows():
+    for row in paper.errata():
         for entry in list(row.values())[1:]:
             assert f">{entry.replace('_', '')}<" in text
-    assert page.count("<tr>") == len(errata.rows()) + 1
-    assert "nowrap" not in page and page == errata.to_html()
+    assert page.count("<tr>") == len(paper.errata()) + 1
+    assert "nowrap" not in page and page == paper.errata_html()
     assert "‖M‖<sub>*</sub>² / ‖M‖<sub>F</sub>²" in page and "nuclear_ratio" in page
-    both = errata.to_html("method").count("<tr>") + errata.to_html("numbers").count("<tr>")
-    assert both == len(errata.rows()) + 2
+    both = paper.errata_html("method").count("<tr>") + paper.errata_html("numbers").count("<tr>")
+    assert both == len(paper.errata()) + 2
     with pytest.raises(ValueError, match="sorted by method, numbers"):
-        errata.to_html("typos")
+        paper.errata_html("typos")

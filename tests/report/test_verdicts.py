@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from prehab_lib import __main__
-from prehab_lib.report import audit, report, verdicts
+from prehab_lib.report import audit, report
 from tests.profiles import ABOUT, enter, line, vit_records, write_run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -35,7 +35,7 @@ def cells(lines: list[str], start: str) -> list[str]:
 
 def test_report_and_notebook_print_the_same_page(home):
     table, runs = judged(home)
-    page = verdicts.page(table, runs)
+    page = audit.page(table, runs)
     report.write("laptop")
     assert "\n".join(page) in (home / "runs" / "laptop" / "report.md").read_text()
     assert page[0].startswith(f"{len(audit.claims())} claims: holds in every case ")
@@ -46,7 +46,7 @@ def test_report_and_notebook_print_the_same_page(home):
     assert cells(page, "IO-SVD | it beats")[4:] == differing and "torch 2.15.0" in page[2]
     assert all(len(cells([one], one[2:9])) == 6 for one in page if one.startswith("| "))
     source = (ROOT / "notebooks" / "10_audit.ipynb").read_text(encoding="utf-8")
-    assert "verdicts.page(judged, finished)" in source
+    assert "audit.page(judged, finished)" in source
 
 
 def test_a_report_that_cannot_be_judged_says_why_and_prints_the_rest(home):
@@ -74,7 +74,7 @@ def test_the_decided_ones_are_written_beside_the_committed_table(home, capsys):
 
 
 def test_the_committed_verdicts_are_of_the_claims_as_they_stand():
-    table = verdicts.stored("laptop", ROOT)
+    table = audit.stored("laptop", ROOT)
     assert list(table.columns) == list(audit.judge([]).columns)
     rows = list(table[["id", "group", "where", "says"]].itertuples(index=False, name=None))
     claims = [tuple(claim[name] for name in ("id", "group", "where", "says")) for claim in audit.claims()]
@@ -83,4 +83,4 @@ def test_the_committed_verdicts_are_of_the_claims_as_they_stand():
     about = json.loads((folder / "verdicts.json").read_text(encoding="utf-8"))["about"]
     assert about["profile"] == "laptop"
     page = (folder / "verdicts.md").read_text(encoding="utf-8")
-    assert page == verdicts.text(table, "laptop"), "python -m prehab_lib verdicts laptop"
+    assert page == audit.text(table, "laptop"), "python -m prehab_lib verdicts laptop"
