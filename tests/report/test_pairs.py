@@ -18,12 +18,9 @@ def judged(records, **fields) -> list[bool]:
 TWO = [record("prehab", 72.0), record("svd_llm", 70.0), record("prehab", 60.0, 0.6), record("svd_llm", 60.0, 0.6)]
 
 
-def test_a_win_and_a_tie():
+def test_a_win_and_a_tie_and_of_perplexities_the_lower_one():
     assert pairs.compare(TWO, {"arm": "prehab > svd_llm"}) == {("", 0.4, 0): True, ("", 0.6, 0): False}
     assert judged(TWO, arm="svd_llm > prehab") == [False, False]
-
-
-def test_of_perplexities_the_lower_one_wins():
     lower = [record("prehab", 7.0, metric="perplexity"), record("svd_llm", 8.0, metric="perplexity")]
     assert judged(lower, arm="prehab > svd_llm") == [True]
 
@@ -44,6 +41,7 @@ def test_places_are_sorted_by_data_set_then_fraction_then_seed():
 
 
 def test_what_a_side_may_be():
+    dense = [record("prehab", 90.0, 0.0), record("base", 89.0, 0.0), *TWO]
     lora = [*TWO[:2], record("prehab", 80.0, lora=True), record("svd_llm", 81.0, lora=True)]
     lams = [record(f"λ={lam}", 70.0 - lam, lam=lam, method="prehab") for lam in (0.1, 5.0, 10.0)]
     lams += [record("control", 60.0, lam=0.0, method="prehab")]
@@ -54,15 +52,11 @@ def test_what_a_side_may_be():
         (lams, dict(method="prehab", lam="min > max"), True),
         (lams, dict(method="prehab", lam="max > min"), False),
         (lams[1:2] + lams[3:], dict(arm="λ=* > control"), True),
+        (TWO, dict(arm="prehab > svd_llm", highest=True), False),
+        (dense, dict(arm="prehab > base", uncut=True), True),
     ):
         assert judged(records, **fields) == [held], fields
-
-
-def test_the_highest_fraction_alone_and_nothing_removed():
-    assert judged(TWO, arm="prehab > svd_llm", highest=True) == [False]
-    dense = [record("prehab", 90.0, 0.0), record("base", 89.0, 0.0), *TWO]
-    assert judged(dense, arm="prehab > base", uncut=True) == [True]
-    assert judged(dense, arm="prehab > base") == []
+    assert judged(dense, arm="prehab > base") == judged([], arm="prehab > base") == []
 
 
 def test_a_lead_that_grows():
