@@ -17,8 +17,9 @@ def laptop(tmp_path, monkeypatch):
     """runs/laptop with the ViT's run, two of a grid and one without scores."""
     enter(tmp_path, monkeypatch)
     for task, seconds, removed in (("cola", 3.0, [0.2]), ("sst2", 4.0, [0.4])):
-        row = dict(method="svd", removed=0.2, achieved=0.2, value=1.0, seed=0, control=False, dataset=task)
-        row |= dict(metric="accuracy", higher_is_better=True, seconds=1.0)
+        row = vit_records()[0] | dict(
+            method="svd", arm="svd", metric="accuracy", value=1.0, paper_table=None, dataset=task
+        )
         about = ABOUT | {"settings": "{...}", "notebook": "04_bert"}
         folder = write_run(tmp_path, f"04_bert.{task}", [row, row | {"seed": 1}], about=about)
         change(folder, params={"task": task, "removed": removed, "lam": 0.1}, seconds=seconds, peak_memory_mb=700)
