@@ -219,15 +219,6 @@ def page(table: pandas.DataFrame, runs: list[Finished]) -> list[str]:
     return lines + _table(table, heads | {"verdict": "verdict", "differs": "made otherwise"})
 
 
-def stored(profile: str, home: Path) -> pandas.DataFrame:
-    """The committed verdicts of a profile. Raises FileNotFoundError where there are none."""
-    name = f"figures/{profile}/verdicts.csv"
-    if not (home / name).is_file():
-        remedy = f"run {profile} 10, then `python -m prehab_lib figures {profile}`"
-        raise FileNotFoundError(f"there is no {name}: {remedy}")
-    return pandas.read_csv(home / name, keep_default_na=False)
-
-
 def text(table: pandas.DataFrame, profile: str) -> str:
     """The claims that are decided, as a page of Markdown, and how many are not."""
     heads = {"where": "where", "says": "sentence", "paper": "the paper"}
@@ -243,9 +234,11 @@ def write(profile: str) -> str:
 
     Raises FileNotFoundError where the profile has no committed verdicts.
     """
-    home = plan.home()
-    content = text(stored(profile, home), profile)
-    file = home / "figures" / profile / "verdicts.md"
-    with replacing(file) as draft:
-        draft.write_text(content, encoding="utf-8")
-    return os.path.relpath(file)
+    folder = plan.home() / "figures" / profile
+    if not (folder / "verdicts.csv").is_file():
+        remedy = f"run {profile} 10, then `python -m prehab_lib figures {profile}`"
+        raise FileNotFoundError(f"there is no figures/{profile}/verdicts.csv: {remedy}")
+    table = pandas.read_csv(folder / "verdicts.csv", keep_default_na=False)
+    with replacing(folder / "verdicts.md") as draft:
+        draft.write_text(text(table, profile), encoding="utf-8")
+    return os.path.relpath(folder / "verdicts.md")

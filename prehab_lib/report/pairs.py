@@ -65,9 +65,8 @@ def _scores(frame: pandas.DataFrame, wanted: dict, named: str) -> pandas.Series:
 
 
 def _where(record) -> str:
-    dataset = record.get("dataset") or ""
-    comma = ", " if dataset else ""
-    return f"{dataset}{comma}{record['removed']:.0%} removed, seed {record['seed']}"
+    dataset = f"{record['dataset']}, " if record.get("dataset") else ""
+    return f"{dataset}{record['removed']:.0%} removed, seed {record['seed']}"
 
 
 def compare(records: list[dict], fields: dict) -> dict[tuple, bool]:
@@ -123,14 +122,14 @@ def check(name: str, records: list[dict]) -> None:
             raise ValueError(f"{name}: {score}, is no score of {record['method']}: {remedy}")
     cut = [record for record in records if record["removed"] > 0]
     controls = {_partner(record) for record in cut if record["control"]}
-    tables = {record["paper_table"] for record in cut if record.get("paper_table")}
-    for table in sorted(tables - {table for table, *_ in controls}):
-        lacks = "no control row (λ = 0, all else equal)"
-        raise ValueError(f"{name}: its scores beside Table {table} have {lacks}")
+    controlled = {table for table, *_ in controls}
     for record in cut:
+        table = record.get("paper_table")
+        if table and table not in controlled:
+            lacks = "no control row (λ = 0, all else equal)"
+            raise ValueError(f"{name}: its scores beside Table {table} have {lacks}")
         prepared = "prehab" in (record["method"], record.get("arm")) and not record["control"]
         if prepared and _partner(record) not in controls:
-            table = record.get("paper_table")
             title = f"Table {table}" if table else f"its table of {record['metric']}"
             lacks = f"no control (λ = 0, all else equal) at {_where(record)}"
             raise ValueError(f"{name}: {title}: prehab has {lacks}")

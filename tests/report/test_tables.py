@@ -1,5 +1,6 @@
 """Tables: mean and spread over seeds beside the paper's numbers, refused without a control row."""
 
+import re
 import statistics
 
 import pytest
@@ -63,8 +64,7 @@ def test_a_table_without_control_or_with_two_values_for_one_cell_is_refused():
         ([*GOOD, GOOD[5] | {"note": "other"}], "two values for prehab at 40% removed, seed 0"),
     ):
         table = only(records)
-        with pytest.raises(ValueError, match=sentence):
-            raise ValueError(table.refusal)
+        assert re.search(sentence, table.refusal), sentence
         assert tables.markdown(table) == [table.refusal]
     table = only([*GOOD, GOOD[5] | {"arm": "other"}])
     assert table.refusal == "" and {"prehab, lora", "prehab", "prehab, other"} <= set(table.cells.row)
