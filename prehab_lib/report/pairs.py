@@ -4,7 +4,7 @@ must be to be paired at all.
 
 import math
 from collections.abc import Iterable
-from fnmatch import fnmatchcase
+from fnmatch import translate
 
 import pandas
 import yaml
@@ -44,14 +44,13 @@ def _sides(fields: dict) -> tuple[dict, dict]:
 def _scores(frame: pandas.DataFrame, wanted: dict, named: str) -> pandas.Series:
     """Place -> score, higher being better. Raises ValueError for two records in one place."""
     rules = {"uncut": False, "highest": False, "lam": None} | wanted
-    chosen = frame[(frame.removed == 0) == rules["uncut"]]
+    fits = (frame.removed == 0) == rules["uncut"]
     for name in wanted.keys() - {"uncut", "highest", "lam"}:
-        pattern = wanted[name]
-        if isinstance(pattern, str):
-            fits = chosen[name].map(lambda value, pattern=pattern: fnmatchcase(str(value), pattern))
+        if isinstance(wanted[name], str):
+            fits &= frame[name].astype(str).str.fullmatch(translate(wanted[name]), na=False)
         else:
-            fits = chosen[name] == pattern
-        chosen = chosen[fits.astype(bool)]
+            fits &= frame[name] == wanted[name]
+    chosen = frame[fits]
     if rules["lam"]:
         lams = chosen.lam[chosen.lam > 0]
         chosen = chosen[chosen.lam == lams.agg(rules["lam"])]
@@ -82,8 +81,8 @@ def compare(records: list[dict], fields: dict) -> dict[tuple, bool]:
     sides = _sides({name: value for name, value in fields.items() if name != "grows"})
     if not records:
         return {}
-    frame = pandas.DataFrame(records)
-    frame = frame.reindex(columns=list(dict.fromkeys([*frame, *PLACE, "lora", "lam", *fields])))
+    columns = dict.fromkeys([*PLACE, "value", "higher_is_better", "lora", "lam", *fields])
+    frame = pandas.DataFrame(records).reindex(columns=list(columns))
     frame["lora"], frame["lam"] = frame.lora.eq(True), pandas.to_numeric(frame.lam)
     frame["dataset"] = frame.dataset.astype(object).where(frame.dataset.notna(), "")
     split = [name for name in sides[0] if sides[0][name] != sides[1][name]]
