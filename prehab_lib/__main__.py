@@ -90,9 +90,9 @@ def _figures(arguments) -> int:
 
 
 def _verdicts(arguments) -> int:
-    from prehab_lib.report import verdicts
+    from prehab_lib.report import audit
 
-    print(f"written: {verdicts.write(arguments.profile)}")
+    print(f"written: {audit.write(arguments.profile)}")
     return 0
 
 

@@ -1,5 +1,6 @@
-"""Every claim of the paper with its verdict, from the results of one profile. `claims.yaml` holds
-the claims, no verdicts.
+"""Every claim of the paper with its verdict, from the results of one profile: as a table, as a page
+for the report and notebook 10, and as figures/PROFILE/verdicts.md. `claims.yaml` holds the claims,
+no verdicts.
 
 A verdict is counted from records, pair by pair, and compared with what the notebook printed; where
 the two differ, or where scores are impossible, lack their control or come from two profiles,
@@ -7,11 +8,11 @@ nothing is judged: ValueError says which run it is.
 """
 
 import os
+from collections import Counter
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
 
 import pandas
 import yaml
@@ -19,29 +20,22 @@ import yaml
 from prehab_lib.report import arithmetic, finished, pairs, paper
 from prehab_lib.report.finished import Finished
 from prehab_lib.runs import plan
+from prehab_lib.runs.certificate import replacing
 
-GROUPS = {
-    "paper": "What the paper claims",
-    "sums": "Its own arithmetic",
-    "control": "What its tables leave out: the control, λ = 0",
-    "rivals": "Other papers, and its future work",
-}
-_FILE = Path(__file__).with_name("claims.yaml")
-
-
-class _Count(NamedTuple):
-    """In how many cases it holds, of how many, and what these are; (0, 0) where nothing decides."""
-
-    held: int
-    cases: int
-    of: str
+GROUPS = {"paper": "What the paper claims", "sums": "Its own arithmetic"}
+GROUPS["control"] = "What its tables leave out: the control, λ = 0"
+GROUPS["rivals"] = "Other papers, and its future work"
+DECIDED = {"holds": "holds in every case", "mostly": "in more than half of them"}
+DECIDED |= {"rarely": "in half or fewer", "does not hold": "in none"}
+STATUSES = DECIDED | {"not run": "not run", "not tested here": "not tested here"}
 
 
 @cache
 def claims() -> tuple[dict, ...]:
     """The entries of claims.yaml with id and group, in its order; evidence is always a list."""
+    text = Path(__file__).with_name("claims.yaml").read_text(encoding="utf-8")
     entries = []
-    for group, some in yaml.safe_load(_FILE.read_text(encoding="utf-8")).items():
+    for group, some in yaml.safe_load(text).items():
         for id, entry in some.items():
             evidence = entry.get("evidence", [])
             evidence = [evidence] if isinstance(evidence, dict) else evidence
@@ -63,14 +57,13 @@ def results(folder: Path | str | None) -> list[Finished]:
     if folder is None:
         return []
     folder = Path(folder).resolve()
-    by_notebook = finished.read(folder)
-    runs = [run for several in by_notebook.values() for run in several]
-    mixed = {name: run.name for run in runs for name in run.profiles}
-    if set(mixed) - {folder.name}:
-        which = ", ".join(f"{run} is of {name}" for name, run in sorted(mixed.items()))
+    runs = finished.read(folder)
+    mixed = sorted({(name, run.name) for run in runs for name in run.profiles - {folder.name}})
+    if mixed:
+        which = ", ".join(f"{run} is of {name}" for name, run in mixed)
         remedy = f"remove what is not of {folder.name}"
         raise ValueError(f"runs/{folder.name} mixes profiles ({which}): {remedy}")
-    planned = plan.expected(plan.home(), folder.name, by_notebook)
+    planned = plan.expected(plan.home(), folder.name, {run.notebook for run in runs})
     return [run for run in runs if run.name in planned.get(run.notebook, [run.name])]
 
 
@@ -83,18 +76,8 @@ def _lines(sentence: str, run: Finished, datasets: Iterable[str] = ()) -> list[d
     return [line for line, wanted in lines if fnmatchcase(line["sentence"], wanted)]
 
 
-def _counted(places: dict[tuple, bool]) -> _Count:
-    return _Count(sum(places.values()), len(places), pairs.cases(places))
-
-
-def _total(counts: list[_Count]) -> _Count:
-    units = {count.of for count in counts}
-    of = units.pop() if len(units) == 1 else "cases"
-    return _Count(sum(count.held for count in counts), sum(count.cases for count in counts), of)
-
-
-def _judge(evidence: dict, run: Finished) -> _Count | None:
-    """The count of one run; None where it says nothing of this.
+def _judge(evidence: dict, run: Finished) -> tuple[list[bool], str]:
+    """In which cases of one run it holds, and what these are; no case where it says nothing.
 
     Raises ValueError where its records and what it printed differ.
     """
@@ -109,14 +92,13 @@ def _judge(evidence: dict, run: Finished) -> _Count | None:
     printed = [case for line in lines for case in line["each"]]
     counted = list(places.values())
     if "records" in evidence and lines and printed != counted:
-        raise ValueError(
-            f'{run.name}: "{sentence}" was printed as {sum(printed)} of {len(printed)}, but its '
-            f"records give {sum(counted)} of {len(counted)}, or other cases: result.json or "
-            "claims.jsonl was changed; run it again"
-        )
+        said = f"{sum(printed)} of {len(printed)}"
+        give = f"its records give {sum(counted)} of {len(counted)}, or other cases"
+        remedy = "result.json or claims.jsonl was changed; run it again"
+        raise ValueError(f'{run.name}: "{sentence}" was printed as {said}, but {give}: {remedy}')
     if places:
-        return _counted(places)
-    return _Count(sum(printed), len(printed), lines[0]["of"]) if lines else None
+        return counted, pairs.cases(places)
+    return printed, lines[0]["of"] if lines else ""
 
 
 def _paper_says(claim: dict) -> str:
@@ -126,66 +108,68 @@ def _paper_says(claim: dict) -> str:
     comparisons = [entry["records"] for entry in claim["evidence"] if "records" in entry]
     if not comparisons:
         return "printed"
-    total = _total([_counted(pairs.compare(pairs.printed(), fields)) for fields in comparisons])
-    return f"at {total.held} of {total.cases} {total.of}"
+    found = [pairs.compare(pairs.printed(), fields) for fields in comparisons]
+    held = [case for places in found for case in places.values()]
+    return f"at {sum(held)} of {len(held)} {_unit({pairs.cases(places) for places in found})}"
+
+
+def _unit(units: set[str]) -> str:
+    return next(iter(units)) if len(units) == 1 else "cases"
 
 
 def _ours(claim: dict, runs: list[Finished]) -> str:
     """Model, data and seeds behind records that decided; behind sentences, what those say."""
-    data: dict[tuple, dict] = {}
+    scored: dict[tuple, dict] = {}
     said: dict[str, None] = {}
     for run in runs:
         evidence = [entry for entry in claim["evidence"] if entry["notebook"] == run.notebook]
         if any("records" in entry for entry in evidence):
-            seeds = len({record["seed"] for record in run.records})
-            key = (run.about.get("model", "model not recorded"), seeds)
-            data.setdefault(key, {})[run.about.get("data", "data not recorded")] = None
+            count = len({record["seed"] for record in run.records})
+            seeds = f"{count} seed" + ("s" if count > 1 else "")
+            data = scored.setdefault((run.about.get("model", "model not recorded"), seeds), {})
+            data[run.about.get("data", "data not recorded")] = None
         else:
             lines = [line for entry in evidence for line in _lines(entry["sentence"], run)]
             said |= {line["ours"]: None for line in lines}
-    scored = []
-    for (model, seeds), sets in data.items():
-        plural = "s" if seeds > 1 else ""
-        scored.append(f"{model}, {', '.join(sets)}, {seeds} seed{plural}")
-    return "; ".join([*scored, *said])
+    models = [f"{model}, {', '.join(data)}, {seeds}" for (model, seeds), data in scored.items()]
+    return "; ".join([*models, *said])
 
 
-def _in_words(claim: dict, count: _Count) -> tuple[str, str]:
-    """The verdict, and its status, a key of `verdicts.STATUSES`; rarely is at half or fewer."""
+def _in_words(claim: dict, held: int, cases: int, of: str) -> tuple[str, str]:
+    """The verdict, and its status, a key of STATUSES; rarely is at half or fewer."""
     if "not_tested" in claim:
         return f"not tested here: {claim['not_tested']}", "not tested here"
-    if not count.cases:
+    if not cases:
         return "not run", "not run"
-    of = f"of {count.cases} {count.of}".rstrip()
-    if not count.held:
-        return f"does not hold: 0 {of}", "does not hold"
-    share = count.held / count.cases
-    status = "holds" if share == 1 else "mostly" if share > 0.5 else "rarely"
-    return f"holds at {count.held} {of}", status
+    counted = f"of {cases} {of}".rstrip()
+    if not held:
+        return f"does not hold: 0 {counted}", "does not hold"
+    status = "holds" if held == cases else "mostly" if held > cases / 2 else "rarely"
+    return f"holds at {held} {counted}", status
 
 
 def _verdict(claim: dict, runs: list[Finished], most: dict[str, str]) -> dict:
-    counts, behind, missing = [], {}, []
+    """The row of one claim, as `judge` gives it. most: with what most runs were made."""
+    cases, units, behind, missing = [], set(), {}, {}
     for evidence in claim["evidence"]:
         of_notebook = [run for run in runs if run.notebook == evidence["notebook"]]
-        judged = [(run, _judge(evidence, run)) for run in of_notebook]
-        judged = [(run, count) for run, count in judged if count]
-        several = "runs × " if len(judged) > 1 else ""
-        counts += [count._replace(of=several + count.of) for _, count in judged]
-        behind |= {run.name: run for run, _ in judged}
-        if not judged and evidence["notebook"] not in missing:
-            missing.append(evidence["notebook"])
+        judged = [(run, *_judge(evidence, run)) for run in of_notebook]
+        decided = [(run, each, of) for run, each, of in judged if each]
+        for run, each, of in decided:
+            cases += each
+            units.add(f"runs × {of}" if len(decided) > 1 else of)
+            behind[run.name] = run
+        if not decided:
+            missing[evidence["notebook"]] = None
     made_by = list(behind.values())
     ours = _ours(claim, made_by)
     if "arithmetic" in claim:
         checks = arithmetic.CHECKS[claim["arithmetic"]](paper.records())
-        agree = sum(check.agrees for check in checks)
-        counts, ours = [_Count(agree, len(checks), "numbers")], "recomputed"
-    total = _total(counts)
-    verdict, status = _in_words(claim, total)
+        cases, units, ours = [check.agrees for check in checks], {"numbers"}, "recomputed"
+    verdict, status = _in_words(claim, sum(cases), len(cases), _unit(units))
     row = {name: claim[name] for name in ("id", "group", "where", "says")}
     row |= {"paper": _paper_says(claim), "ours": ours, "verdict": verdict, "status": status}
-    row |= {"held": total.held, "cases": total.cases, "missing": ", ".join(missing)}
+    row |= {"held": sum(cases), "cases": len(cases), "missing": ", ".join(missing)}
     return row | {"differs": finished.differing(made_by, most)}
 
 
@@ -201,3 +185,60 @@ def judge(runs: list[Finished]) -> pandas.DataFrame:
         pairs.check(run.name, run.records)
     most = finished.usual(runs)
     return pandas.DataFrame([_verdict(claim, runs, most) for claim in claims()])
+
+
+def counted(statuses) -> str:
+    """How many claims have which verdict, in one line."""
+    counter = Counter(statuses)
+    parts = [f"{words} {counter[status]}" for status, words in STATUSES.items() if counter[status]]
+    return f"{sum(counter.values())} claims: {', '.join(parts)}."
+
+
+def _table(table: pandas.DataFrame, heads: dict[str, str]) -> list[str]:
+    """A Markdown table, its groups told apart by a line in bold. heads: column -> what heads it."""
+    rows = [list(heads.values())]
+    for group, title in GROUPS.items():
+        some = table.loc[table.group == group, list(heads)].to_numpy().tolist()
+        if some:
+            rows += [[f"**{title}**", *[""] * (len(heads) - 1)], *some]
+    lines = ["| " + " | ".join(cell.replace("|", r"\|") for cell in row) + " |" for row in rows]
+    return [lines[0], "|---" * len(heads) + "|", *lines[1:]]
+
+
+def page(table: pandas.DataFrame, runs: list[Finished]) -> list[str]:
+    """Lines of Markdown: every claim, both sides and the verdict. table: `judge` of these runs."""
+    lines = [counted(table.status), ""]
+    most = ", ".join(f"{name} {version}" for name, version in finished.usual(runs).items())
+    if most:
+        note = "the last column says where a row's were not"
+        lines += [f"Most runs were made with {most}; {note}.", ""]
+    incomplete = (table.missing != "") & (table.cases > 0)
+    without = ("; without " + table.missing).where(incomplete, "")
+    table = table.assign(verdict="**" + table.verdict + "**" + without)
+    heads = {"where": "where", "says": "claim", "paper": "the paper", "ours": "here"}
+    return lines + _table(table, heads | {"verdict": "verdict", "differs": "made otherwise"})
+
+
+def text(table: pandas.DataFrame, profile: str) -> str:
+    """The claims that are decided, as a page of Markdown, and how many are not."""
+    heads = {"where": "where", "says": "sentence", "paper": "the paper"}
+    heads["verdict"] = f"{profile} profile"
+    lines = [f"# The paper's claims, and what the {profile} profile says of them", ""]
+    lines += ["Made from verdicts.csv beside this file by `python -m prehab_lib verdicts`.", ""]
+    lines += _table(table[table.status.isin(DECIDED)], heads)
+    return "\n".join([*lines, "", f"Of {counted(table.status)}", ""])
+
+
+def write(profile: str) -> str:
+    """Write figures/PROFILE/verdicts.md from verdicts.csv beside it; gives its path.
+
+    Raises FileNotFoundError where the profile has no committed verdicts.
+    """
+    folder = plan.home() / "figures" / profile
+    if not (folder / "verdicts.csv").is_file():
+        remedy = f"run {profile} 10, then `python -m prehab_lib figures {profile}`"
+        raise FileNotFoundError(f"there is no figures/{profile}/verdicts.csv: {remedy}")
+    table = pandas.read_csv(folder / "verdicts.csv", keep_default_na=False)
+    with replacing(folder / "verdicts.md") as draft:
+        draft.write_text(text(table, profile), encoding="utf-8")
+    return os.path.relpath(folder / "verdicts.md")

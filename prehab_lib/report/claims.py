@@ -19,9 +19,8 @@ def claim(sentence: str, holds, *, paper: str, ours: str, of: str = "") -> None:
     cases = list(holds) if isinstance(holds, Iterable) and not isinstance(holds, str) else [holds]
     cases = [case.item() if hasattr(case, "item") else case for case in cases]
     if not cases or not all(isinstance(case, bool) for case in cases):
-        raise ValueError(
-            f'claim "{sentence}": holds must be True or False for each case, not {cases}'
-        )
+        wanted = "holds must be True or False for each case"
+        raise ValueError(f'claim "{sentence}": {wanted}, not {cases}')
     held, counted = sum(cases), f"{len(cases)} {of}".strip()
     verdict = f"holds at {held} of {counted}" if held else f"does not hold: 0 of {counted}"
     print(f"{sentence}: {verdict} | paper {paper} | ours: {ours}; compare sign and order, not size")
@@ -29,8 +28,8 @@ def claim(sentence: str, holds, *, paper: str, ours: str, of: str = "") -> None:
     if folder is None:
         return
     line = {"sentence": sentence, "holds": held, "cases": len(cases), "of": of, "each": cases}
-    line |= {"paper": paper, "ours": ours}
-    line |= {"notebook": os.environ.get("PREHAB_NOTEBOOK"), "profile": certificate.profile()}
+    line |= {"paper": paper, "ours": ours, "notebook": os.environ.get("PREHAB_NOTEBOOK")}
+    line["profile"] = certificate.profile()
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "claims.jsonl", "a", encoding="utf-8") as file:
         file.write(json.dumps(line, ensure_ascii=False) + "\n")

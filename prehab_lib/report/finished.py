@@ -9,10 +9,7 @@ import pandas
 
 @dataclass(frozen=True)
 class Finished:
-    """A finished run as it lies in runs/PROFILE/NAME.
-
-    figure: the record of one of its figures, which tells who made a run that has no scores.
-    """
+    """runs/PROFILE/NAME. figure: the record of one of its figures, for a run without scores."""
 
     name: str
     run: dict
@@ -40,8 +37,7 @@ class Finished:
     @property
     def profiles(self) -> set[str]:
         """What its files say of their profile: one name, unless they were mixed."""
-        sources = [self.run, self.about, *self.claims]
-        return {source["profile"] for source in sources if source.get("profile")}
+        return {part.get("profile") for part in (self.run, self.about, *self.claims)} - {None, ""}
 
     @property
     def made_with(self) -> dict[str, str]:
@@ -80,23 +76,21 @@ def _json(file: Path) -> list:
         return []
     text = file.read_text(encoding="utf-8")
     try:
-        return [
-            json.loads(part) for part in (text.splitlines() if file.suffix == ".jsonl" else [text])
-        ]
+        parts = text.splitlines() if file.suffix == ".jsonl" else [text]
+        return [json.loads(part) for part in parts]
     except json.JSONDecodeError:
         remedy = "remove its folder and run the profile again"
         raise ValueError(f"{file} is not JSON: {remedy}") from None
 
 
-def read(folder: Path) -> dict[str, list[Finished]]:
-    """Notebook -> its finished runs, of runs/PROFILE. Raises ValueError for a torn file."""
-    by_notebook: dict[str, list[Finished]] = {}
+def read(folder: Path) -> list[Finished]:
+    """The finished runs of runs/PROFILE, by name. Raises ValueError for a torn file."""
+    runs = []
     for file in sorted(folder.glob("*/run.json")):
         place = file.parent
         (run,) = _json(file)
         (result,) = _json(place / "result.json") or [{}]
         drawn = [file for file in figures(folder, place.name, run) if file.suffix == ".json"]
         figure = next((record for file in drawn for record in _json(file)), {})
-        finished = Finished(place.name, run, result, _json(place / "claims.jsonl"), figure)
-        by_notebook.setdefault(finished.notebook, []).append(finished)
-    return by_notebook
+        runs.append(Finished(place.name, run, result, _json(place / "claims.jsonl"), figure))
+    return runs

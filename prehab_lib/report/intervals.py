@@ -1,4 +1,4 @@
-"""How sure is a difference?  Bootstrap intervals of paired differences over seeds and over what was
+"""How sure is a difference? Bootstrap intervals of paired differences over seeds and over what was
 scored.
 """
 
@@ -25,12 +25,9 @@ class Interval(NamedTuple):
 def paired_interval(differences, draws: int = 2000, level: float = 0.95, seed: int = 0) -> Interval:
     """Percentile interval of the mean of paired differences, (seeds,) or (seeds, items).
 
-    A row is one seed: both arms started from the same base and saw the same data in the same order.
-    A column is one scored item, an image or a window, the same for all seeds.  Seeds are drawn with
-    replacement, and independently items where there are any: the interval then speaks of other
-    seeds *and* of other test items.  With few seeds percentile intervals are too narrow: of five
-    seeds they cover a true mean some 85 % of the time, not 95 % (measured in the tests).
-
+    A row is one seed: both arms started from the same base and saw the same data. A column is one
+    scored item, an image or a window. Seeds are drawn with replacement, and independently items.
+    Few seeds give too narrow intervals: five cover a true mean some 85 % of the time, not 95 %.
     Source: Efron and Tibshirani, An Introduction to the Bootstrap; crossed resampling as in Owen,
     Annals of Applied Statistics 2007. Raises ValueError for fewer than two seeds, values that are
     not finite, or a level outside (0, 1).
@@ -48,9 +45,8 @@ def paired_interval(differences, draws: int = 2000, level: float = 0.95, seed: i
     table = values.reshape(len(values), -1)
     # How often each is drawn, as weights: one product, where scipy.stats.bootstrap would gather an
     # array of (draws, seeds, items).
-    by_seed, by_item = (
-        generator.multinomial(n, np.full(n, 1 / n), draws) / n for n in table.shape
-    )  # (draws, seeds), (draws, items)
+    shares = [generator.multinomial(n, np.full(n, 1 / n), draws) / n for n in table.shape]
+    by_seed, by_item = shares  # (draws, seeds), (draws, items)
     means = ((by_seed @ table) * by_item).sum(1)
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return Interval(float(table.mean()), float(low), float(high))

@@ -4,23 +4,20 @@ must be to be paired at all.
 
 import math
 from collections.abc import Iterable
-from fnmatch import fnmatchcase
-from itertools import pairwise
+from fnmatch import translate
 
+import pandas
 import yaml
 
 from prehab_lib.report import paper
 
 # metric -> lowest and highest possible score, and whether higher is better: a score outside, or of
 # the other direction, is a file that was changed by hand or written by a slip.
-BOUNDS = {
-    "top1_percent": (0.0, 100.0, True),
-    "accuracy": (0.0, 1.0, True),
-    "f1": (0.0, 1.0, True),
-    "matthews": (-1.0, 1.0, True),
-    "spearman": (-1.0, 1.0, True),
-    "perplexity": (1.0, math.inf, False),
-}
+BOUNDS = dict.fromkeys(("accuracy", "f1"), (0.0, 1.0, True))
+BOUNDS |= dict.fromkeys(("matthews", "spearman"), (-1.0, 1.0, True))
+BOUNDS |= {"top1_percent": (0.0, 100.0, True), "perplexity": (1.0, math.inf, False)}
+
+PLACE = ["dataset", "removed", "seed"]
 
 
 def printed() -> list[dict]:
@@ -33,63 +30,42 @@ def printed() -> list[dict]:
     return records
 
 
-def _sides(fields: dict) -> tuple[dict, dict, dict]:
-    """What the better and the worse side must have, and what both must: `one > other` splits."""
-    better, worse, both = {}, {}, {}
+def _sides(fields: dict) -> tuple[dict, dict]:
+    """What the better and the worse side must have: `one > other` splits."""
+    better, worse = {"lora": False} | fields, {"lora": False} | fields
     for name, value in fields.items():
         if isinstance(value, str) and " > " in value:
             better[name], worse[name] = map(yaml.safe_load, value.split(" > "))
-        else:
-            both[name] = value
-    if not better:
+    if better == worse:
         raise ValueError(f"{fields}: no field says `one > other`")
-    return better, worse, both
+    return better, worse
 
 
-def _fits(record: dict, name: str, wanted) -> bool:
-    value = record.get(name)
-    if name == "lora":
-        value = bool(value)
-    if isinstance(value, str) and isinstance(wanted, str):
-        return fnmatchcase(value, wanted)
-    return value == wanted
+def _scores(frame: pandas.DataFrame, wanted: dict, named: str) -> pandas.Series:
+    """Place -> score, higher being better. Raises ValueError for two records in one place."""
+    rules = {"uncut": False, "highest": False, "lam": None} | wanted
+    fits = (frame.removed == 0) == rules["uncut"]
+    for name in wanted.keys() - {"uncut", "highest", "lam"}:
+        if isinstance(wanted[name], str):
+            fits &= frame[name].astype(str).str.fullmatch(translate(wanted[name]), na=False)
+        else:
+            fits &= frame[name] == wanted[name]
+    chosen = frame[fits]
+    if rules["lam"]:
+        lams = chosen.lam[chosen.lam > 0]
+        chosen = chosen[chosen.lam == lams.agg(rules["lam"])]
+    if rules["highest"]:
+        chosen = chosen[chosen.removed == chosen.removed.max()]
+    twice = chosen[chosen.duplicated(PLACE)]
+    if len(twice):
+        raise ValueError(f"two scores for {named} at {_where(twice.iloc[0])}")
+    direction = chosen.higher_is_better.map({True: 1, False: -1})
+    return (direction * chosen.value).set_axis(pandas.MultiIndex.from_frame(chosen[PLACE]))
 
 
-def _placed(records: list[dict], both: dict, side: dict) -> dict[tuple, dict]:
-    """Place -> the record of one side. Raises ValueError where two records claim the same place."""
-    wanted = {"lora": False} | both | side
-    uncut, highest = wanted.pop("uncut", False), wanted.pop("highest", False)
-    extreme = wanted.pop("lam", None)
-    chosen = [record for record in records if (record["removed"] == 0) == uncut]
-    for name, value in wanted.items():
-        chosen = [record for record in chosen if _fits(record, name, value)]
-    if extreme:
-        lams = {record["lam"] for record in chosen if record.get("lam")}
-        lam = {"max": max, "min": min}[extreme](lams, default=None)
-        chosen = [record for record in chosen if record.get("lam") == lam]
-    if highest:
-        most = max((record["removed"] for record in chosen), default=None)
-        chosen = [record for record in chosen if record["removed"] == most]
-    placed: dict[tuple, dict] = {}
-    for record in chosen:
-        place = _place(record)
-        if place in placed:
-            raise ValueError(f"two scores for {_named(side)} at {_where(place)}")
-        placed[place] = record
-    return placed
-
-
-def _place(record: dict) -> tuple:
-    return str(record.get("dataset") or ""), record["removed"], record["seed"]
-
-
-def _named(side: dict) -> str:
-    return ", ".join(f"{name} {value}" for name, value in side.items())
-
-
-def _where(place: tuple) -> str:
-    dataset, removed, seed = place
-    return f"{dataset}{', ' if dataset else ''}{removed:.0%} removed, seed {seed}"
+def _where(record) -> str:
+    dataset = f"{record['dataset']}, " if record.get("dataset") else ""
+    return f"{dataset}{record['removed']:.0%} removed, seed {record['seed']}"
 
 
 def compare(records: list[dict], fields: dict) -> dict[tuple, bool]:
@@ -102,30 +78,26 @@ def compare(records: list[dict], fields: dict) -> dict[tuple, bool]:
     Sorted; empty where one of the sides has no record. Raises ValueError for a score without its
     partner, two scores in one place, or fields that name no sides.
     """
-    fields = dict(fields)
-    grows = fields.pop("grows", False)
-    better_side, worse_side, both = _sides(fields)
-    better, worse = (_placed(records, both, side) for side in (better_side, worse_side))
-    if not better or not worse:
+    sides = _sides({name: value for name, value in fields.items() if name != "grows"})
+    if not records:
         return {}
-    alone = sorted(better.keys() ^ worse.keys())
-    if alone:
-        sides = f"{_named(better_side)} and {_named(worse_side)}"
-        raise ValueError(f"{sides} do not both stand at {_where(alone[0])}")
-    leads = {}
-    for place in sorted(better):
-        direction = 1 if better[place]["higher_is_better"] else -1
-        leads[place] = direction * (better[place]["value"] - worse[place]["value"])
-    return _growth(leads) if grows else {place: lead > 0 for place, lead in leads.items()}
-
-
-def _growth(leads: dict[tuple, float]) -> dict[tuple, bool]:
-    """At each fraction but the lowest, whether the lead is larger than at the one before."""
-    grown = {}
-    for before, place in pairwise(sorted(leads, key=lambda place: (place[0], place[2], place[1]))):
-        if (before[0], before[2]) == (place[0], place[2]):
-            grown[place] = leads[place] > leads[before]
-    return grown
+    columns = dict.fromkeys([*PLACE, "value", "higher_is_better", "lora", "lam", *fields])
+    frame = pandas.DataFrame(records).reindex(columns=list(columns))
+    frame["lora"], frame["lam"] = frame.lora.eq(True), pandas.to_numeric(frame.lam)
+    frame["dataset"] = frame.dataset.astype(object).where(frame.dataset.notna(), "")
+    split = [name for name in sides[0] if sides[0][name] != sides[1][name]]
+    names = [", ".join(f"{name} {side[name]}" for name in split) for side in sides]
+    better, worse = (_scores(frame, *side) for side in zip(sides, names, strict=True))
+    if better.empty or worse.empty:
+        return {}
+    alone = better.index.symmetric_difference(worse.index)
+    if len(alone):
+        place = dict(zip(PLACE, alone[0], strict=True))
+        raise ValueError(f"{' and '.join(names)} do not both stand at {_where(place)}")
+    leads = (better - worse).sort_index()
+    if fields.get("grows"):
+        leads = leads.groupby(level=["dataset", "seed"]).diff().dropna()
+    return (leads > 0).to_dict()
 
 
 def cases(places: Iterable[tuple]) -> str:
@@ -149,16 +121,16 @@ def check(name: str, records: list[dict]) -> None:
             raise ValueError(f"{name}: {score}, is no score of {record['method']}: {remedy}")
     cut = [record for record in records if record["removed"] > 0]
     controls = {_partner(record) for record in cut if record["control"]}
-    tables = {record["paper_table"] for record in cut if record.get("paper_table")}
-    for table in sorted(tables - {table for table, *_ in controls}):
-        lacks = "no control row (λ = 0, all else equal)"
-        raise ValueError(f"{name}: its scores beside Table {table} have {lacks}")
+    controlled = {table for table, *_ in controls}
     for record in cut:
+        table = record.get("paper_table")
+        if table and table not in controlled:
+            lacks = "no control row (λ = 0, all else equal)"
+            raise ValueError(f"{name}: its scores beside Table {table} have {lacks}")
         prepared = "prehab" in (record["method"], record.get("arm")) and not record["control"]
         if prepared and _partner(record) not in controls:
-            table = record.get("paper_table")
             title = f"Table {table}" if table else f"its table of {record['metric']}"
-            lacks = f"no control (λ = 0, all else equal) at {_where(_place(record))}"
+            lacks = f"no control (λ = 0, all else equal) at {_where(record)}"
             raise ValueError(f"{name}: {title}: prehab has {lacks}")
 
 

@@ -1,39 +1,33 @@
-"""What the paper printed: its tables as data.
+"""What the paper printed: its tables as data, and where it disagrees with its reference, its
+release or itself (`errata.yaml`).
 
-Source: Low-Rank Prehab, arXiv 2512.01980v1, Tables II to V, in `paper_tables.json` beside this
-file: 246 records, one a printed number.  A removed share above 0 is marked `ratio_label:
-"inferred"`: the text source of the paper scatters the labels of its multi-row cells, and they were
-put back by row order.  The printed changes and the running text confirm it.
-
-These numbers come from other models and data than a run of yours.  Compare sign and order, never
-size.
+Source: Low-Rank Prehab, arXiv 2512.01980v1, Tables II to V: a record a printed number in
+`paper_tables.json`. A removed share above 0 is marked "inferred": the text source scatters these
+labels, and they were put back by row order, which printed changes and running text confirm.
+These numbers come from other models and data than a run of yours: compare sign and order only.
 """
 
+import html
 import json
-import math
+import re
 from functools import cache
 from pathlib import Path
 
 import pandas
+import yaml
 
-# Our method key -> the row name in the paper.  `lora=True` picks the dagger rows of the same name.
-ROWS = {
-    "original": "Original",
-    "svd": "SVD",
-    "fwsvd": "FWSVD",
-    "gfwsvd": "GFWSVD",
-    "asvd": "ASVD",
-    "svd_llm": "SVD-LLM",
-    "prehab": "Prehab-SVD",
-}
+from prehab_lib.inputs import check_choice
+
+# Our method key -> the row name in the paper. `lora=True` picks the dagger rows of the same name.
+ROWS = {"original": "Original", "svd": "SVD", "fwsvd": "FWSVD", "gfwsvd": "GFWSVD", "asvd": "ASVD"}
+ROWS |= {"svd_llm": "SVD-LLM", "prehab": "Prehab-SVD"}
 KEYS = {row: key for key, row in ROWS.items()}
-_OPTIONAL = ("dataset", "lam", "metric")
-_FILE = Path(__file__).with_name("paper_tables.json")
 
 
 @cache
 def _load() -> tuple[dict, ...]:
-    return tuple(json.loads(_FILE.read_text(encoding="utf-8"))["records"])
+    text = Path(__file__).with_name("paper_tables.json").read_text(encoding="utf-8")
+    return tuple(json.loads(text)["records"])
 
 
 def records(name: str | None = None) -> list[dict]:
@@ -41,10 +35,8 @@ def records(name: str | None = None) -> list[dict]:
 
     Raises ValueError for a table the paper does not have as numbers.
     """
-    names = sorted({record["table"] for record in _load()})
-    if name is not None and name not in names:
-        choice = f"choose one of {', '.join(names)}"
-        raise ValueError(f"table = {name!r} is not a table of numbers in the paper: {choice}")
+    if name is not None:
+        check_choice("table", name, dict.fromkeys(record["table"] for record in _load()))
     return [dict(record) for record in _load() if name in (None, record["table"])]
 
 
@@ -60,59 +52,64 @@ def table(name: str) -> pandas.DataFrame:
 
     Top-1 in percent, perplexity plain, GLUE scores between 0 and 1.
     """
-    return pandas.DataFrame([named(record) for record in records(name)])
+    return pandas.DataFrame(map(named, records(name)))
+
+
+@cache
+def _searched(name: str) -> pandas.DataFrame:
+    # "GLUE dev / CoLA" answers to "CoLA"
+    frame = table(name)
+    return frame.assign(dataset=frame.dataset.str.split(" / ").str[-1])
 
 
 def value(
-    table: str,
-    method: str,
-    removed: float,
-    lora: bool = False,
-    lam: float | None = None,
-    dataset: str | None = None,
-    metric: str | None = None,
+    table: str, method: str, removed: float, lora=False, lam=None, dataset: str | None = None
 ) -> float:
     """One printed number, for example value("II", "prehab", 0.4) -> 71.92.
 
-    table: "II" to "V".  method: a key of ROWS; "original" is the uncompressed model, at removed =
-    0.  lora: the dagger row. lam, dataset, metric: needed only where they leave a choice, as in
-    value("III", "prehab", 0.2, dataset="CoLA"). Raises ValueError where nothing matches, naming
-    what the table has, and where more than one number does.
+    table: "II" to "V". method: a key of ROWS; "original" is the uncompressed model, at removed = 0.
+    lora: the dagger row. lam, dataset: needed only where they leave a choice, as in value("III",
+    "prehab", 0.2, dataset="CoLA"). Raises ValueError where nothing matches, naming what the table
+    has, and where more than one number does.
     """
-    if method not in ROWS:
-        choice = f"choose one of {', '.join(ROWS)}"
-        raise ValueError(f"method = {method!r} has no row in the paper: {choice}")
-    wanted = {"method": method, "removed": removed, "lora": lora}
-    wanted |= {"dataset": dataset, "lam": lam, "metric": metric}
-    matching = [named(record) for record in records(table)]
+    matching = _searched(table)
+    # Rounded: 1 - 0.8 asks for the row of 0.2.
+    wanted = {"method": method, "removed": round(removed, 9), "lora": lora, "lam": lam}
+    wanted["dataset"] = dataset.split(" / ")[-1] if dataset else None
     for field, want in wanted.items():
-        if want is None and field in _OPTIONAL:
-            continue
-        choices = _choices(matching, field)
-        matching = [record for record in matching if _same(record[field], want)]
-        if not matching:
-            lacks = f"Table {table} has no number for {field} = {want!r} here"
-            raise ValueError(f"{lacks}: it has {choices}")
+        if want is not None:
+            check_choice(f"Table {table}: {field}", want, matching[field].unique())
+            matching = matching[matching[field] == want]
     if len(matching) > 1:
-        field = next(name for name in _OPTIONAL if ", " in _choices(matching, name))
+        field = "dataset" if matching.dataset.nunique() > 1 else "lam"
+        choices = ", ".join(matching[field].astype(str).unique())
         several = f"{len(matching)} numbers for {method!r} at removed = {removed}"
-        choice = f"say which {field} ({_choices(matching, field)})"
-        raise ValueError(f"Table {table} has {several}: {choice}")
-    return matching[0]["value"]
+        raise ValueError(f"Table {table} has {several}: say which {field} ({choices})")
+    return float(matching.value.iloc[0])
 
 
-def _same(printed, want) -> bool:
-    if isinstance(printed, str):
-        return want in (printed, _short(printed))
-    if isinstance(printed, float) and isinstance(want, (int, float)):
-        return math.isclose(printed, want, abs_tol=1e-9)  # 1 - 0.8 asks for the row of 0.2
-    return printed == want
+@cache
+def errata() -> tuple[dict[str, str], ...]:
+    """All rows in the order of the file: topic, item, printed, cited, released, ours."""
+    file = Path(__file__).with_name("errata.yaml")
+    topics = yaml.safe_load(file.read_text(encoding="utf-8"))
+    return tuple({"topic": topic} | row for topic, several in topics.items() for row in several)
 
 
-def _short(text: str) -> str:
-    # "GLUE dev / CoLA" answers to "CoLA" as well
-    return text.split(" / ")[-1]
+def errata_html(topic: str | None = None) -> str:
+    """The errata as an HTML table that wraps its text: of one topic, or all of them.
 
-
-def _choices(matching: list[dict], field: str) -> str:
-    return ", ".join(dict.fromkeys(_short(str(record[field])) for record in matching))
+    Raises ValueError for a topic that no row has.
+    """
+    if topic is not None:
+        check_choice("topic", topic, dict.fromkeys(row["topic"] for row in errata()))
+    heads = {"item": "item", "printed": "as printed", "cited": "as cited"}
+    heads |= {"released": "as released", "ours": "what we do"}
+    lines = []
+    for row in [heads, *(row for row in errata() if topic in (None, row["topic"]))]:
+        tag = "th" if row is heads else "td"
+        opening = f'<{tag} style="text-align: left; vertical-align: top; white-space: normal">'
+        # ‖M‖_F and ‖M‖_* get a real subscript; nuclear_ratio stays as it is
+        texts = [re.sub(r"_([*F2X])", r"<sub>\1</sub>", html.escape(row[name])) for name in heads]
+        lines.append("".join(f"{opening}{text}</{tag}>" for text in texts))
+    return "\n".join(["<table>", *(f"<tr>{line}</tr>" for line in lines), "</table>"])

@@ -1,75 +1,28 @@
 """Figures: one size, one look, and for every method one fixed colour, dash and marker throughout
-the book.
-
-Colours are Okabe and Ito's, which stay apart for colour-blind readers; dash and marker carry the
-same information again, so a figure survives a grey printer.  Members of a family share a colour:
-blue measures the layer's output (Gram), orange the gradients (Fisher), green hands out ranks
-unevenly, vermillion is prehab.
+the book, as `plots.yaml` has them.
 """
 
 import io
-import json
 import logging
 import re
 import sys
+from pathlib import Path
 
+import yaml
+
+from prehab_lib.inputs import check_choice
 from prehab_lib.runs import certificate
 
-BLACK, GREY = "#000000", "#7F7F7F"
-ORANGE, SKY, GREEN = "#E69F00", "#56B4E9", "#009E73"
-BLUE, VERMILLION, PURPLE = "#0072B2", "#D55E00", "#CC79A7"
-DARK, LIGHT = "#7A1F00", "#F2A77B"  # shades of vermillion: prehab with other surrogates
-DASHED, DOTTED, DASHDOT, LONG = (0, (5, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)), (0, (9, 3))
-
-# name: (colour, dash, marker, label)
-STYLES = {
-    # compressors
-    "dense": (BLACK, DOTTED, "None", "original (dense)"),
-    "svd": (GREY, "-", "x", "SVD"),
-    "fwsvd": (ORANGE, "-", "v", "FWSVD"),
-    "gfwsvd": (ORANGE, DASHED, "^", "GFWSVD"),
-    "asvd": (PURPLE, "-", "P", "ASVD"),
-    "svd_llm": (BLUE, "-", "s", "SVD-LLM"),
-    "svd_llm_v2": (BLUE, DASHED, "D", "SVD-LLM V2"),
-    "swift_svd": (BLUE, DOTTED, "p", "Swift-SVD"),
-    "zs_svd": (GREEN, "-", "h", "Zero Sum SVD"),
-    "io_svd": (GREEN, DASHED, "<", "IO-SVD"),
-    "dobi_svd": (GREEN, DOTTED, ">", "Dobi-SVD"),
-    # what is done to the weights before
-    "control": (SKY, DASHED, "d", "fine-tuned, λ = 0"),
-    "prehab": (VERMILLION, "-", "o", "prehab"),
-    "prehab_nuclear": (VERMILLION, LONG, "o", "prehab, nuclear norm"),
-    "prehab_nuclear_ratio": (DARK, DASHED, "*", "prehab, Eq. (5)"),
-    "prehab_stable_rank": (LIGHT, DOTTED, "X", "prehab, stable rank"),
-    # surrogates as functions
-    "rank": (GREY, "-", "None", "rank"),
-    "nuclear": (VERMILLION, "-", "o", "nuclear norm"),
-    "nuclear_ratio": (BLUE, DASHED, "s", "Eq. (5) as printed"),
-    "stable_rank": (GREEN, DASHDOT, "^", "stable rank"),
-    "entropy_rank": (PURPLE, DOTTED, "D", "entropy rank"),
-}
-ALIASES = {"original": "dense"}
+_FILE = Path(__file__).with_name("plots.yaml")
+_SHEET = yaml.safe_load(_FILE.read_text(encoding="utf-8"))
+COLORS, STYLES, LOOK = _SHEET["colors"], _SHEET["styles"], _SHEET["look"]
+DASHES = {name: (0, tuple(lengths)) for name, lengths in _SHEET["dashes"].items()} | {"solid": "-"}
+BLUE, GREEN, GREY = COLORS["blue"], COLORS["green"], COLORS["grey"]
+ORANGE, PURPLE, VERMILLION = COLORS["orange"], COLORS["purple"], COLORS["vermillion"]
+DOTTED = DASHES["dotted"]
 
 SIZES = {"column": (4.8, 3.4), "wide": (8.4, 3.4)}  # inches, per row of panels
-SAVED_DPI, INLINE_DPI = 200, 100
-
-LOOK = {
-    "figure.dpi": INLINE_DPI,
-    "figure.max_open_warning": 0,
-    "font.size": 10,
-    "axes.titlesize": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": "#DDDDDD",
-    "grid.linewidth": 0.6,
-    "axes.axisbelow": True,
-    "lines.linewidth": 1.8,
-    "lines.markersize": 5.5,
-    "legend.frameon": False,
-    "legend.fontsize": 9,
-    "legend.handlelength": 2.8,
-}
+SAVED_DPI, INLINE_DPI = 200, LOOK["figure.dpi"]
 
 
 def figure(kind: str = "column", nrows: int = 1, ncols: int = 1, **subplots):
@@ -78,8 +31,7 @@ def figure(kind: str = "column", nrows: int = 1, ncols: int = 1, **subplots):
     `kind` "column" fills half a screen, "wide" a whole one.  `subplots` goes to
     `matplotlib.pyplot.subplots` (sharex, ...). Raises ValueError for another kind.
     """
-    if kind not in SIZES:
-        raise ValueError(f"figure kind {kind!r} is not known: choose one of {', '.join(SIZES)}")
+    check_choice("kind", kind, SIZES)
     # On a fresh machine matplotlib announces its font cache on stderr, which a notebook would keep.
     logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
     import matplotlib.pyplot as pyplot
@@ -98,18 +50,12 @@ def figure(kind: str = "column", nrows: int = 1, ncols: int = 1, **subplots):
 def style(method: str) -> dict:
     """Keyword arguments for `ax.plot`: color, linestyle, marker, label.
 
-    "<method>+rehab" has hollow markers.  Raises ValueError that lists the known names.
+    Raises ValueError that lists the known names.
     """
-    key, _, suffix = method.lower().replace(" ", "_").replace("-", "_").partition("+")
-    key = ALIASES.get(key, key)
-    if key not in STYLES or suffix not in ("", "rehab"):
-        names = ", ".join([*STYLES, *ALIASES])
-        choice = f"known are {names}, each also with '+rehab'"
-        raise ValueError(f"method {method!r} has no style: {choice}")
-    drawn = dict(zip(("color", "linestyle", "marker", "label"), STYLES[key], strict=True))
-    if suffix:
-        drawn |= {"markerfacecolor": "white", "label": f"{drawn['label']} + rehab"}
-    return drawn
+    check_choice("method", method, STYLES)
+    color, dash, marker, label = STYLES[method]
+    looks = {"color": COLORS[color], "linestyle": DASHES[dash], "marker": marker}
+    return looks | {"label": label}
 
 
 def color(method: str) -> str:
@@ -157,26 +103,25 @@ def legend(fig, ncols: int = 3):
 def save(fig, name: str, table, caption: str = "", alt: str = "", **about) -> None:
     """Writes name.png, name.csv and name.json into the run's figures; nothing outside a run.
 
-    `table` (pandas.DataFrame) holds the numbers that are drawn.  alt: what the figure shows, for
-    who cannot see it; it also goes into the picture.  The JSON record is the run's birth
-    certificate with `caption`, `alt` and `about` (parameters, seeds: anything that JSON can hold).
-    Raises ValueError for a name that is no plain file name.
+    `table` (pandas.DataFrame) holds the numbers that are drawn. alt: what the figure shows, in
+    words; it also goes into the picture. The JSON record is the run's birth certificate with
+    `caption`, `alt` and `about` (parameters, seeds: anything that JSON can hold). Raises ValueError
+    for a name that is no plain file name.
     """
     if not re.fullmatch(r"[a-z0-9_]+", name):
         raise ValueError(f"figure name {name!r}: use lower-case letters, digits, underscores only")
-    folder = certificate.run_dir()
-    if folder is None:
+    run = certificate.run_dir()
+    if run is None:
         return
-    folder = folder / "figures"
+    folder = run / "figures"
     folder.mkdir(parents=True, exist_ok=True)
-    record = {"figure": name, "caption": caption, "alt": alt, **about}
-    record["about"] = certificate.birth_certificate()
+    made = {"about": certificate.birth_certificate()}
+    record = {"figure": name, "caption": caption, "alt": alt} | about | made
     metadata = {"Title": caption, "Description": alt} if alt else {}
     fig.savefig(folder / f"{name}.png", dpi=SAVED_DPI, metadata=metadata)
     counted = table.index.name is None and list(table.index) == list(range(len(table)))
     table.to_csv(folder / f"{name}.csv", index=not counted, float_format="%.6g")
-    text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
-    (folder / f"{name}.json").write_text(text, encoding="utf-8")
+    certificate.write_json(folder / f"{name}.json", record)
 
 
 def _compact_png(fig) -> bytes:

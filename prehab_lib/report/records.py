@@ -29,14 +29,13 @@ _TYPES = {str: "text", bool: "boolean", int: "number", float: "number"}
 
 def _plain(name: str, value):
     """A Python scalar: scalars of NumPy and torch unwrapped, NaN and infinities refused."""
-    if type(value) not in _TYPES and hasattr(value, "item"):
-        value = value.item()
-    if isinstance(value, float) and not math.isfinite(value):
-        remedy = "a score that is no number is not recorded: find its cause"
-        raise ValueError(f"record: {name} is {value}, and {remedy}")
+    value = value.item() if hasattr(value, "item") else value
     if value is not None and type(value) not in _TYPES:
         kind = type(value).__name__
         raise ValueError(f"record: {name} must be text, a number, a boolean or None, not {kind}")
+    if isinstance(value, float) and not math.isfinite(value):
+        remedy = "a score that is no number is not recorded: find its cause"
+        raise ValueError(f"record: {name} is {value}, and {remedy}")
     return value
 
 

@@ -4,12 +4,11 @@ PROFILE`.
 
 import json
 import os
-from collections.abc import Collection
 from pathlib import Path
 
 import pandas
 
-from prehab_lib.report import audit, finished, tables, verdicts
+from prehab_lib.report import audit, finished, tables
 from prehab_lib.report.finished import Finished
 from prehab_lib.runs import plan
 from prehab_lib.runs.certificate import replacing
@@ -17,6 +16,7 @@ from prehab_lib.runs.store import copy
 
 # Of a birth certificate: what has columns of its own, and all parameters once more.
 LEFT_OUT = ("notebook", "versions", "settings")
+START = "start with `python -m prehab_lib run"
 
 
 def _facts(run: Finished) -> dict:
@@ -27,182 +27,142 @@ def _facts(run: Finished) -> dict:
     return facts | {name: run.run[key] for key, name in names.items() if key in run.run}
 
 
-def _claims(runs: list[Finished]) -> list[str]:
-    """A line for each claim that a run printed."""
-    lines = []
+def _section(folder: Path, runs: list[Finished]) -> list[str]:
+    """Lines on the runs of one notebook; the numbers of its tables go into the folder."""
+    about = {}
+    for name in ("model", "data"):
+        values = [str(run.about[name]) for run in runs if name in run.about]
+        about[name] = ", ".join(dict.fromkeys(values))
+    # One measurement that several runs record differs in its seconds alone.
+    records = [record for run in runs for record in run.records]
+    alike = {json.dumps(record | {"seconds": 0}, sort_keys=True): record for record in records}
+    lines, claims, makers = [], [], []
+    for table in tables.tables(runs[0].notebook, about, list(alike.values())):
+        lines += [f"### {table.title}", "", *tables.markdown(table), ""]
+        if not table.refusal:
+            lines += [f"Numbers: tables/{table.name}.csv", ""]
+            with replacing(folder / f"{table.name}.csv") as draft:
+                table.cells.to_csv(draft, index=False)
     for run in runs:
         apart = f" in {run.label}" if len(runs) > 1 else ""
         for claim in run.claims:
             verdict = f"holds at {claim['holds']}" if claim["holds"] else "does not hold: 0"
             counted = f"{verdict} of {claim['cases']} {claim['of']}".strip()
             sides = f"(paper {claim['paper']}; ours: {claim['ours']})"
-            lines.append(f"- {claim['sentence']}: **{counted}**{apart} {sides}")
-    return ["Claims (compare sign and order, not size):", "", *lines, ""] if lines else []
-
-
-def _differences(names: list[str], planned: Collection[str], file: str) -> list[str]:
-    """Sentences on finished runs that the params file does not make, and on those that it does."""
-    outside = [name for name in names if name not in planned]
-    missing = [name for name in planned if name not in names]
-    lines = []
-    if outside:
-        makes = f"for {file} as it stands makes no such run"
-        lines += [f"Left out, {makes}: {', '.join(outside)}.", ""]
-    if missing:
-        lines += [f"Not there yet: {', '.join(missing)}.", ""]
-    return lines
-
-
-def _section(runs: list[Finished], printed: list[tables.Table]) -> list[str]:
-    """Lines on the runs of one notebook, with its tables."""
-    about = {}
-    for name in ("model", "data"):
-        values = dict.fromkeys(str(run.about[name]) for run in runs if name in run.about)
-        if values:
-            about[name] = ", ".join(values)
-    # One measurement that several runs record differs in its seconds alone.
-    records = [record for run in runs for record in run.records]
-    alike = {json.dumps(record | {"seconds": 0}, sort_keys=True): record for record in records}
-    lines = []
-    for table in tables.tables(runs[0].notebook, about, list(alike.values())):
-        lines += [f"### {table.title}", "", *tables.markdown(table), ""]
-        if not table.refusal:
-            lines += [f"Numbers: tables/{table.name}.csv", ""]
-            printed.append(table)
-    lines += [*_claims(runs), "Made by:", ""]
-    for run in runs:
+            claims.append(f"- {claim['sentence']}: **{counted}**{apart} {sides}")
         seeds = sorted({record["seed"] for record in run.records})
         facts = {"profile": run.run.get("profile"), "seeds": seeds} | _facts(run)
         facts["scores"] = run.result.get("protocol")
         text = ", ".join(f"{name} {fact}" for name, fact in facts.items() if fact)
-        lines.append(f"- {run.label}: {text}")
-    return lines
+        makers.append(f"- {run.label}: {text}")
+    if claims:
+        lines += ["Claims (compare sign and order, not size):", "", *claims, ""]
+    return [*lines, "Made by:", "", *makers]
 
 
-def _verdicts(folder: Path) -> list[str]:
-    """The page of notebook 10, from what lies in the folder now; or why it cannot be made."""
-    try:
-        runs = audit.results(folder)
-        return verdicts.page(audit.judge(runs), runs)
-    except ValueError as error:
-        return [f"Not judged: {error}."]
+def _cell(value):
+    return json.dumps(value, sort_keys=True) if isinstance(value, (list, dict)) else value
 
 
-def long_table(by_notebook: dict[str, list[Finished]]) -> pandas.DataFrame:
+def long_table(runs: list[Finished]) -> pandas.DataFrame:
     """Every record of every run, a row a score; also of runs that the report leaves out.
 
     Columns: run and notebook; the record's own; `param_*`, the parameters that are not the same in
     all runs of a notebook; `about_*`, the birth certificate with the run's seconds and memory;
-    protocol.
+    protocol. Lists and dictionaries are JSON.
     """
-    rows = []
-    for runs in by_notebook.values():
-        params = [_cells("param_", run.run.get("params", {})) for run in runs]
-        different = pandas.DataFrame(params).nunique(dropna=False)
-        varying = different.index[different > 1]
-        for run, values in zip(runs, params, strict=True):
-            beside = {name: values[name] for name in varying if name in values}
-            beside |= _cells("about_", _facts(run))
-            beside["protocol"] = run.result.get("protocol", "")
-            named = {"run": run.name, "notebook": run.notebook}
-            rows += [named | record | beside for record in run.records]
-    table = pandas.DataFrame(rows)
-    ends = ("param_", "about_", "protocol")
-    return table[sorted(table, key=lambda name: [name.startswith(end) for end in ends[::-1]])]
-
-
-def _cells(prefix: str, values: dict) -> dict:
-    """What cells of a table can hold: lists and dictionaries as JSON."""
-    cells = {}
-    for name, value in values.items():
-        nested = isinstance(value, (list, dict))
-        cells[prefix + name] = json.dumps(value, sort_keys=True) if nested else value
-    return cells
+    runs = [run for run in runs if run.records]
+    if not runs:
+        return pandas.DataFrame()
+    names = pandas.DataFrame([{"run": run.name, "notebook": run.notebook} for run in runs])
+    params = pandas.DataFrame([run.run.get("params", {}) for run in runs]).map(_cell)
+    different = params.groupby(names.notebook).transform("nunique", dropna=False) > 1
+    params = params.where(different).dropna(axis=1, how="all").add_prefix("param_")
+    about = pandas.DataFrame([_facts(run) for run in runs]).map(_cell).add_prefix("about_")
+    beside = pandas.concat([names.run, params, about], axis=1)
+    beside["protocol"] = [run.result.get("protocol", "") for run in runs]
+    records = pandas.DataFrame([{"run": run.name} | one for run in runs for one in run.records])
+    return names.merge(records, on="run").merge(beside, on="run")
 
 
 def _write_long_table(folder: Path, table: pandas.DataFrame) -> None:
     """results.csv and results.parquet; older ones go where no run has scores."""
-    targets = folder / "results.csv", folder / "results.parquet"
     if table.empty:
-        for target in targets:
-            target.unlink(missing_ok=True)
+        for file in folder.glob("results.*"):
+            file.unlink()
         return
-    with replacing(targets[0]) as draft:
+    with replacing(folder / "results.csv") as draft:
         table.to_csv(draft, index=False)
     for name in table:
         # Parquet has one type a column: where runs gave texts and numbers, all become text.
         if table[name].dropna().map(type).nunique() > 1:
             table[name] = table[name].map(str, na_action="ignore")
-    with replacing(targets[1]) as draft:
+    with replacing(folder / "results.parquet") as draft:
         table.to_parquet(draft, index=False)
 
 
-def _start(what: str, profile: str) -> FileNotFoundError:
-    remedy = f"start with `python -m prehab_lib run {profile}`"
-    return FileNotFoundError(f"no {what} of {profile}: {remedy}")
-
-
-def write(profile: str, home: Path | None = None) -> str:
-    """Write runs/PROFILE/report.md, a CSV for each table, and all records in one; returns the
-    report's path, relative.
+def write(profile: str) -> str:
+    """Write runs/PROFILE/report.md, a CSV for each table, and all records in one; gives its path.
 
     Raises FileNotFoundError where the profile has no finished run.
     """
-    home = home or plan.home()
-    folder = home / "runs" / profile
-    by_notebook = finished.read(folder)
-    if not by_notebook:
-        raise _start("finished run", profile)
-    planned = plan.expected(home, profile, by_notebook)
-    scores = long_table(by_notebook)
+    folder = plan.home() / "runs" / profile
+    found = finished.read(folder)
+    if not found:
+        raise FileNotFoundError(f"no finished run of {profile}: {START} {profile}`")
+    scores = long_table(found)
     _write_long_table(folder, scores)
+    try:
+        runs = audit.results(folder)
+        verdicts = audit.page(audit.judge(runs), runs)
+    except ValueError as error:
+        verdicts = [f"Not judged: {error}."]
     lines = [f"# Profile {profile}: results beside the paper's", ""]
-    lines += ["## Every claim with its verdict", "", *_verdicts(folder), ""]
+    lines += ["## Every claim with its verdict", "", *verdicts, ""]
     lines += ["Below, rows in italics are the paper's numbers, made with its own models and data."]
     if len(scores):
         lines.append("All records of all runs, one a row: results.csv, results.parquet")
-    printed: list[tables.Table] = []
-    for notebook, runs in sorted(by_notebook.items()):
-        lines += ["", f"## {notebook}", ""]
-        if notebook in planned:
-            wanted = planned[notebook]
-            by_name = {run.name: run for run in runs}
-            lines += _differences(list(by_name), wanted, f"params/{notebook}.{profile}.yaml")
-            runs = [by_name[name] for name in wanted if name in by_name]
-        else:
-            lines += ["There is no such notebook any more: this is what it left.", ""]
-        lines += _section(runs, printed) if runs else []
+    notebooks = sorted({run.notebook for run in found})
+    planned = plan.expected(plan.home(), profile, notebooks)
     for file in (folder / "tables").glob("*.csv"):
         file.unlink()
-    for table in printed:
-        with replacing(folder / "tables" / f"{table.name}.csv") as draft:
-            table.cells.to_csv(draft, index=False)
+    for notebook in notebooks:
+        lines += ["", f"## {notebook}", ""]
+        by_name = {run.name: run for run in found if run.notebook == notebook}
+        wanted = planned.get(notebook, by_name)
+        outside = [name for name in by_name if name not in wanted]
+        missing = [name for name in wanted if name not in by_name]
+        if notebook not in planned:
+            lines += ["There is no such notebook any more: this is what it left.", ""]
+        if outside:
+            makes = f"for params/{notebook}.{profile}.yaml as it stands makes no such run"
+            lines += [f"Left out, {makes}: {', '.join(outside)}.", ""]
+        if missing:
+            lines += [f"Not there yet: {', '.join(missing)}.", ""]
+        kept = [by_name[name] for name in wanted if name in by_name]
+        lines += _section(folder / "tables", kept) if kept else []
     with replacing(folder / "report.md") as draft:
         draft.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return os.path.relpath(folder / "report.md")
 
 
-def copy_figures(profile: str, home: Path | None = None) -> tuple[int, str]:
-    """Copy runs/PROFILE/figures to figures/PROFILE, but not those of runs that the plan has no
-    more, and write the page of verdicts beside them.
+def copy_figures(profile: str) -> tuple[int, str]:
+    """Copy runs/PROFILE/figures to figures/PROFILE, with the page of verdicts: (files, folder).
 
-    Returns the number of files and the folder, relative. Raises FileNotFoundError where the profile
-    has made no figure.
+    Figures of runs that the plan has no more stay. Raises FileNotFoundError where there is none.
     """
-    home = home or plan.home()
+    home = plan.home()
     folder, target = home / "runs" / profile, home / "figures" / profile
-    by_notebook = finished.read(folder)
-    planned = plan.expected(home, profile, by_notebook)
-    left_out = set()
-    for run in (run for runs in by_notebook.values() for run in runs):
-        if run.name not in planned.get(run.notebook, [run.name]):
-            left_out.update(finished.figures(folder, run.name, run.run))
+    found = finished.read(folder)
+    planned = plan.expected(home, profile, {run.notebook for run in found})
+    stale = [run for run in found if run.name not in planned.get(run.notebook, [run.name])]
+    left_out = {file for run in stale for file in finished.figures(folder, run.name, run.run)}
     source = folder / "figures"
     files = [file for file in source.rglob("[!.]*") if file.is_file() and file not in left_out]
     if not files:
-        raise _start("figures", profile)
+        raise FileNotFoundError(f"no figures of {profile}: {START} {profile}`")
     for file in files:
         copy(file, target / file.relative_to(source))
     if (target / "verdicts.csv").is_file():
-        verdicts.write(profile, home)
+        audit.write(profile)
     return len(files), os.path.relpath(target)

@@ -1,8 +1,7 @@
 """Scores of one notebook as tables: mean and spread over seeds, the paper's value beside.
 
-A table has a row a method and a column a removed fraction. One without a control row (λ = 0, same
-steps, data, optimiser and trained parameters) is refused: without it, what fine-tuning alone does
-would be credited to the method.
+A table has a row a method and a column a removed fraction. One without a control row (λ = 0, all
+else equal) is refused: what fine-tuning alone does would be credited to the method.
 """
 
 from dataclasses import dataclass
@@ -18,10 +17,7 @@ SPLIT = ("metric", "paper_table", "dataset", "model", "split")
 
 @dataclass
 class Table:
-    """One table. cells: a row per (row, removed), with mean, std, n, achieved, paper.
-
-    refusal: why it is not printed. notes: sentences below it.
-    """
+    """cells: a row per (row, removed). refusal: why it is not printed. notes: sentences below."""
 
     title: str
     name: str
@@ -64,10 +60,10 @@ def _averages(records: list[dict]) -> list[dict]:
             scored = models.setdefault(tuple(map(record.get, fields)), {})
             scored[record.get("dataset")] = record
     means = []
+    place = {"dataset": "Average", "paper_dataset": "Average", "metric": "mean", "note": ""}
     for scored in models.values():
         if scored.keys() == set(glue.COLUMNS):
             mean = glue.average({task: record["value"] for task, record in scored.items()})
-            place = {"dataset": "Average", "paper_dataset": "Average", "metric": "mean", "note": ""}
             means.append(scored[glue.COLUMNS[0]] | place | {"value": mean})
     return means
 
@@ -87,18 +83,14 @@ def _refusal(frame: pandas.DataFrame, title: str) -> str:
     return ""
 
 
-def achieved(cells: pandas.DataFrame) -> str:
-    """What was removed as recounted from the modules, beside what was asked."""
-    parts = []
+def _notes(frame: pandas.DataFrame, cells: pandas.DataFrame, about: dict) -> list[str]:
+    """Sentences below a table: what was removed, what its records note, whose models these are."""
+    counted = []
     for removed, shares in cells[cells.removed > 0].groupby("removed").achieved:
         ends = dict.fromkeys(f"{share:.1%}" for share in (shares.min(), shares.max()))
-        parts.append(f"{removed:.0%} asked, {' to '.join(ends)}")
-    return f"Removed as achieved: {'; '.join(parts)}." if parts else ""
-
-
-def _notes(frame: pandas.DataFrame, cells: pandas.DataFrame, about: dict) -> list[str]:
-    spread = "Mean ± standard deviation over seeds (number of seeds)."
-    notes = [f"{spread} {achieved(cells)}".strip()]
+        counted.append(f"{removed:.0%} asked, {' to '.join(ends)}")
+    achieved = f" Removed as achieved: {'; '.join(counted)}." if counted else ""
+    notes = [f"Mean ± standard deviation over seeds (number of seeds).{achieved}"]
     if "note" in frame:
         places = frame.row + frame.removed.map(" at {:.0%}".format)
         for note, rows in places.groupby(frame.note.replace("", None)):
@@ -107,7 +99,7 @@ def _notes(frame: pandas.DataFrame, cells: pandas.DataFrame, about: dict) -> lis
         theirs = paper.table(frame.paper_table.iloc[0])
         data = sorted({name.partition(" / ")[0] for name in theirs.dataset})
         setting = f"{', '.join(sorted(set(theirs.model)))} on {', '.join(data)}"
-        ours = " on ".join(about.get(name, f"{name} not recorded") for name in ("model", "data"))
+        ours = " on ".join(about.get(name) or f"{name} not recorded" for name in ("model", "data"))
         notes.append(f"Ours: {ours}. The paper: {setting}. Compare sign and order, not size.")
     return notes
 
@@ -121,23 +113,16 @@ def _table(notebook: str, about: dict, records: list[dict]) -> Table:
     title = f"{notebook}: {words} ({'higher' if first['higher_is_better'] else 'lower'} is better)"
     if frame.paper.notna().any():
         title += f", beside Table {first['paper_table']} of the paper"
-    cells = frame.groupby(["row", "removed"], sort=False, as_index=False).agg(
-        control=("control", "first"),
-        mean=("value", "mean"),
-        std=("value", "std"),
-        n=("seed", "nunique"),
-        achieved=("achieved", "mean"),
-        paper=("paper", "first"),
-    )
+    columns = {"control": ("control", "first"), "mean": ("value", "mean"), "std": ("value", "std")}
+    columns |= {"n": ("seed", "nunique"), "achieved": ("achieved", "mean")}
+    columns["paper"] = ("paper", "first")
+    cells = frame.groupby(["row", "removed"], sort=False, as_index=False).agg(**columns)
     name = "_".join([notebook, *split.values()]).replace(" ", "-").replace("/", "-")
     return Table(title, name, cells, _refusal(frame, title), _notes(frame, cells, about))
 
 
 def tables(notebook: str, about: dict, records: list[dict]) -> list[Table]:
-    """One table for each value of the fields in SPLIT, in the order of the records.
-
-    about: `model` and `data` of the runs behind them.
-    """
+    """A table for each value of the fields in SPLIT. about: `model` and `data` of the runs."""
     groups: dict[tuple, list[dict]] = {}
     for record in [*records, *_averages(records)]:
         groups.setdefault(tuple(map(record.get, SPLIT)), []).append(record)

@@ -1,9 +1,8 @@
-"""Timing that can be believed: alternatives take turns in one process, medians of several rounds,
-spreads beside them.
+"""Timing that can be believed: alternatives take turns in one process, and every round counts.
 
-Other work on a machine, its temperature and its caches change from second to second.  Alternatives
-that are measured one after the other differ by that too; those that take turns (a, b, c, a, b, c,
-...) meet the same machine, so their ratio, taken round by round, is steadier than either time.
+Other work on a machine, its temperature and its caches change from second to second. Alternatives
+that take turns (a, b, c, a, b, c, ...) meet the same machine, so their ratio, taken round by round,
+is steadier than either time.
 """
 
 import time
@@ -14,7 +13,7 @@ import numpy as np
 import pandas
 import torch
 
-from prehab_lib.inputs import check_whole
+from prehab_lib.inputs import check_choice, check_whole
 
 LARGE = 2**28  # bytes an array: several times the caches of any machine this runs on
 
@@ -29,13 +28,9 @@ def wait_for(device: str | torch.device = "cpu") -> None:
 
 
 def side_by_side(
-    alternatives: Mapping[str, Callable[[], object]],
-    repeats: int,
-    warmup: int = 1,
-    device: str | torch.device = "cpu",
+    alternatives: Mapping[str, Callable[[], object]], repeats: int, warmup: int = 1, device="cpu"
 ) -> pandas.DataFrame:
-    """Seconds of each call, the alternatives taking turns: `repeats` rounds, after `warmup` rounds
-    that are not counted.
+    """Seconds of each call, the alternatives taking turns; `warmup` rounds are not counted.
 
     One row a name: median, q1 and q3 (quartiles), and `seconds`, the list of all rounds. Raises
     ValueError for no alternative, or a number of rounds that is not whole and positive.
@@ -62,9 +57,7 @@ def ratios(times: pandas.DataFrame, over: str) -> pandas.DataFrame:
 
     Raises ValueError for a name that was not timed.
     """
-    if over not in times.index:
-        names = ", ".join(map(str, times.index))
-        raise ValueError(f"over = {over!r} was not timed: choose one of {names}")
+    check_choice("over", over, times.index)
     below = np.array(times.seconds[over])
     rows = {name: summary(np.array(values) / below) for name, values in times.seconds.items()}
     return pandas.DataFrame.from_dict(rows, orient="index")
@@ -76,13 +69,11 @@ def summary(values: Sequence[float]) -> dict[str, float]:
     return {"median": middle, "q1": low, "q3": high}
 
 
-def bandwidth(
-    device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32, bytes_each: int = LARGE
-) -> float:
+def bandwidth(device="cpu", dtype: torch.dtype = torch.float32, bytes_each: int = LARGE) -> float:
     """Bytes a second between memory and the device: the triad c = a + 2 b beyond the caches.
 
     Three arrays move, as the STREAM benchmark counts; that a CPU may read c before it writes it is
-    not counted.  The best of five, because a limit is asked for.
+    not counted. The best of five, because a limit is asked for.
     """
     count = bytes_each // dtype.itemsize
     a, b, c = (torch.ones(count, dtype=dtype, device=device) for _ in range(3))
@@ -102,9 +93,8 @@ class Fit(NamedTuple):
 def fitted_exponent(sizes: Sequence[float], seconds: Sequence[float]) -> Fit:
     """The power law through measured times: least squares in logarithms.
 
-    The standard error says how well a straight line fits these points, not how well it would fit
-    larger ones. Raises ValueError for fewer than three different sizes (no error can be told from
-    two), or numbers that are not positive.
+    The error tells how well a straight line fits these points, not larger ones. Raises ValueError
+    for fewer than three different sizes (two have no error), or numbers that are not positive.
     """
     if len(sizes) != len(seconds) or len(set(sizes)) < 3:
         rest = f"a time for each, not {list(sizes)}"

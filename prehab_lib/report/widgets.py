@@ -1,10 +1,8 @@
-"""Figures to move by hand: sliders where a front end listens, the same figure drawn once where none
-does.
+"""Figures to move by hand: sliders where a front end listens, the same figure drawn once elsewhere.
 
-A kernel cannot ask whether somebody is watching.  It can see who started it: JupyterLab, Notebook,
-Colab and VS Code leave a mark, papermill, nbclient and nbval leave none.  A stored notebook must
-hold no widget, which would be an empty box in it, so without a mark there is only the figure, with
-its table under it.
+A kernel cannot ask whether somebody is watching, but JupyterLab, Notebook, Colab and VS Code leave
+a mark; papermill, nbclient and nbval leave none. A stored notebook must hold no widget, which would
+be an empty box in it, so without a mark there is only the figure, with its table under it.
 """
 
 import importlib.util
@@ -13,6 +11,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
+from prehab_lib.inputs import check_choice
 from prehab_lib.report.plots import INLINE_DPI
 from prehab_lib.runs import certificate
 
@@ -24,7 +23,7 @@ VSCODE = "__vsc_ipynb_file__"  # VS Code tells its kernel by this variable
 def interactive() -> bool:
     """Whether sliders are of use: a notebook is open in a front end, and ipywidgets is installed.
 
-    PREHAB_WIDGETS=1 or 0 in the environment decides for a front end that leaves no mark.  A run of
+    PREHAB_WIDGETS=1 or 0 in the environment decides for a front end that leaves no mark. A run of
     the runner is never interactive.
     """
     if certificate.run_dir() or importlib.util.find_spec("ipywidgets") is None:
@@ -39,22 +38,17 @@ def interactive() -> bool:
 def play(draw: Callable, /, *, zoom: float = 1.0, **controls: Sequence):
     """Show a drawing under sliders, or once where nobody can move them; the last line of a cell.
 
-    draw(**values) -> (figure, pandas.DataFrame).  Its defaults are the static figure.  It is called
-    long after the cell, when later cells may have given its letters other meanings: bind what it
-    reads by further defaults (`M=M`).
-    controls: name -> the values it takes; words become a menu, all else a slider.  zoom: size of
+    draw(**values) -> (figure, pandas.DataFrame). Its defaults are the static figure. It is called
+    long after the cell, when names may mean something else: bind what it reads (`M=M`).
+    controls: name -> the values it takes; words become a menu, all else a slider. zoom: size of
     the moving picture beside the static one.
     Gives the table of the static figure; None under sliders. Raises ValueError naming a control
     that `draw` has not, or whose default is none of its values.
     """
-    arguments = inspect.signature(draw).parameters
+    defaults = {name: one.default for name, one in inspect.signature(draw).parameters.items()}
     for name, values in controls.items():
-        if name not in arguments:
-            names = ", ".join(arguments) or "none"
-            raise ValueError(f"{draw.__name__} has no argument {name!r} to move: it has {names}")
-        if arguments[name].default not in list(values):
-            allowed = f"must be one of the values {list(values)}"
-            raise ValueError(f"{name}: the default of {draw.__name__} {allowed}")
+        check_choice(f"argument of {draw.__name__}", name, defaults)
+        check_choice(f"default of {name}", defaults[name], values)
     import matplotlib.pyplot as pyplot
     from IPython.display import display
 
@@ -71,21 +65,15 @@ def play(draw: Callable, /, *, zoom: float = 1.0, **controls: Sequence):
             display(figure, table)
         pyplot.close(figure)
 
-    moved = {
-        name: _control(name, values, arguments[name].default) for name, values in controls.items()
-    }
-    shown = ipywidgets.interactive_output(show, moved)
-    display(ipywidgets.VBox([*moved.values(), shown]))
+    moved = {}
+    for name, values in controls.items():
+        words = all(isinstance(value, str) for value in values)
+        shown = [(value.replace("_", " ") if words else f"{value:g}", value) for value in values]
+        described = SIGNS.get(name, name.replace("_", " "))
+        options = {"options": shown, "value": defaults[name], "description": described}
+        if not words:
+            options["layout"] = ipywidgets.Layout(width="32em")
+        kind = ipywidgets.Dropdown if words else ipywidgets.SelectionSlider
+        moved[name] = kind(**options)
+    display(ipywidgets.VBox([*moved.values(), ipywidgets.interactive_output(show, moved)]))
     return None
-
-
-def _control(name: str, values: Sequence, start):
-    import ipywidgets
-
-    options = dict(value=start, description=SIGNS.get(name, name.replace("_", " ")))
-    if all(isinstance(value, str) for value in values):
-        words = [(value.replace("_", " "), value) for value in values]
-        return ipywidgets.Dropdown(options=words, **options)
-    shown = [(f"{value:g}", value) for value in values]
-    wide = ipywidgets.Layout(width="32em")
-    return ipywidgets.SelectionSlider(options=shown, layout=wide, **options)

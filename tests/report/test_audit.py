@@ -12,6 +12,7 @@ from prehab_lib.runs import plan
 from tests.profiles import ABOUT, enter, line, vit_claims, vit_records, write_run
 
 NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks"
+BEATEN = vit_claims()[1]["each"]  # prehab against SVD-LLM
 EVIDENCE = [(claim, entry) for claim in audit.claims() for entry in claim["evidence"]]
 
 
@@ -36,10 +37,8 @@ def test_verdicts_are_counted_from_records(home):
         ("table2_lora", "not run", "not run"),
     ):
         assert tuple(found.loc[id, ["verdict", "status"]]) == (verdict, status), id
-    assert tuple(found.loc["table2_prehab", ["paper", "ours"]]) == (
-        "at 4 of 4 ratios",
-        "small ViT, digit pairs, 2 seeds",
-    )
+    sides = found.loc["table2_prehab", ["paper", "ours"]]
+    assert tuple(sides) == ("at 4 of 4 ratios", "small ViT, digit pairs, 2 seeds")
     assert found.paper["control_vit"] == "no control"
 
 
@@ -53,23 +52,17 @@ def test_what_has_not_run_says_so(home):
     assert audit.results(home / "runs" / "lab") == []
 
 
-def test_runs_of_a_grid_are_counted_together(home):
-    for task, score in (("cola", 0.5), ("sst2", 0.9)):
-        records = [
-            record | dict(value=score + 0.01 * (record["arm"] == "prehab"), metric="accuracy", paper_table="III")
-            for record in vit_records()
-            if record["arm"] != "svd"
-        ]
-        write_run(home, f"04_bert_glue.{task}", records, [line("Table III: prehab beats SVD-LLM", [True] * 4)])
-    found = verdicts(home).loc["table3_prehab"]
-    assert (found.verdict, found.missing) == ("holds at 8 of 8 runs × ratios × seeds", "")
-
-
-def test_a_sentence_alone_is_taken_as_printed(home):
+def test_runs_of_a_grid_are_counted_together_and_a_sentence_alone_as_printed(home):
+    for task in ("cola", "sst2"):
+        records = [one | {"paper_table": "III"} for one in vit_records() if one["arm"] != "svd"]
+        write_run(home, f"04_bert_glue.{task}", records, [line("Table III: prehab beats SVD-LLM", BEATEN)])
     write_run(home, "01_surrogates", claims=[line("Eq. (6) is the gradient of Eq. (5)", [False] * 3, of="layers")])
-    found = verdicts(home).loc["eq6"]
-    assert (found.verdict, found.ours, found.status) == ("does not hold: 0 of 3 layers", "tiny", "does not hold")
-    assert found.differs == "01_surrogates: no certificate"
+    found = verdicts(home)
+    grid = found.loc["table3_prehab"]
+    assert (grid.verdict, grid.missing) == ("holds at 6 of 8 runs × ratios × seeds", "")
+    alone = found.loc["eq6"]
+    assert (alone.verdict, alone.ours, alone.status) == ("does not hold: 0 of 3 layers", "tiny", "does not hold")
+    assert alone.differs == "01_surrogates: no certificate"
 
 
 def is_last_control(record) -> bool:
@@ -80,44 +73,41 @@ SWAPPED = {"svd": "svd_llm", "svd_llm": "svd"}
 SPOILED = [  # what somebody did to the records of 03, and what is said
     (lambda one: one | {"value": -one["value"]}, "top1_percent = -50, higher being better, is no score of svd"),
     (lambda one: one | {"higher_is_better": False}, "top1_percent = 50, lower being better, is no score of svd"),
-    (
-        lambda one: one | {"arm": SWAPPED.get(one["arm"], one["arm"])},
-        '"Table II: SVD-LLM beats SVD" was printed as 4 of 4, but its records give 0',
-    ),
-    (
-        lambda one: one | ({"value": 71.5} if one["arm"] == "prehab" and one["value"] == 71 else {}),
-        '"Table II: prehab beats SVD-LLM" was printed as 3 of 4, but its records give 4 of 4',
-    ),
+    (lambda one: one | {"arm": SWAPPED.get(one["arm"], one["arm"])}, "SVD-LLM beats SVD.* 4 of 4, .* records give 0"),
+    (lambda one: one | {"value": one["value"] + (one["arm"] == "prehab")}, "prehab beats SVD-LLM.* 3 of 4, .* give 4"),
     (lambda one: None if one["control"] else one, "its scores beside Table II have no control row"),
     (lambda one: None if is_last_control(one) else one, "Table II: prehab has no control .* at 60% removed, seed 1"),
     (lambda one: None if one["arm"] == "svd" else one, "was printed as 4 of 4, but its records give 0 of 0"),
 ]
 
 
-@pytest.mark.parametrize("number", range(len(SPOILED)))
-def test_a_result_file_that_was_changed_is_refused(home, number):
-    change, sentence = SPOILED[number]
-    write_run(home, "03_vit", [record for record in map(change, vit_records()) if record], vit_claims())
-    with pytest.raises(ValueError, match=f"03_vit: .*{sentence}"):
-        verdicts(home)
-
-
-def test_signs_that_agree_in_number_but_not_in_place_are_refused(home):
+def test_a_result_file_that_was_changed_is_refused(home):
+    for change, sentence in SPOILED:
+        write_run(home, "03_vit", [record for record in map(change, vit_records()) if record], vit_claims())
+        with pytest.raises(ValueError, match=f"03_vit: .*{sentence}"):
+            verdicts(home)
     claims = vit_claims()
     claims[1]["each"] = [False, True, True, True]  # three of four, as the records, but another one fails
     write_run(home, "03_vit", vit_records(), claims)
     with pytest.raises(ValueError, match="or other cases: result.json or claims.jsonl was changed"):
         verdicts(home)
+    (home / "runs" / "laptop" / "03_vit" / "result.json").write_text('{"about"')
+    with pytest.raises(ValueError, match="result.json is not JSON: remove its folder and run the profile again"):
+        verdicts(home)
 
 
-@pytest.mark.parametrize("where", ["run", "result", "claims", "folder"])
-def test_profiles_are_not_mixed(home, where):
-    claim = line("Table IV: SVD-LLM beats SVD", [True]) | ({"profile": "smoke"} if where == "claims" else {})
-    about = ABOUT | ({"profile": "smoke"} if where == "result" else {})
-    folder = "lab" if where == "folder" else "laptop"
-    write_run(home, "05_llama", vit_records(), [claim], about, "smoke" if where == "run" else "laptop", folder)
-    with pytest.raises(ValueError, match=rf"runs/{folder} mixes profiles \(.*05_llama is of \w+\)"):
-        audit.results(home / "runs" / folder)
+def test_profiles_are_not_mixed(home):
+    smoke = ABOUT | {"profile": "smoke"}
+    mine, other = (line("Table IV: SVD-LLM beats SVD", [True], profile=name) for name in ("laptop", "smoke"))
+    for claim, about, profile, folder in (
+        (mine, ABOUT, "smoke", "laptop"),
+        (mine, smoke, "laptop", "laptop"),
+        (other, ABOUT, "laptop", "laptop"),
+        (mine, ABOUT, "laptop", "lab"),
+    ):
+        write_run(home, "05_llama", vit_records(), [claim], about, profile, folder)
+        with pytest.raises(ValueError, match=rf"runs/{folder} mixes profiles \(.*05_llama is of \w+\)"):
+            audit.results(home / "runs" / folder)
 
 
 def test_other_versions_stand_in_their_row_alone(home):
@@ -128,18 +118,10 @@ def test_other_versions_stand_in_their_row_alone(home):
     found = verdicts(home).differs
     assert found["table2_prehab"] == found["immediate"] == "03_vit: torch 2.6.0, commit fedcba98+dirty"
     assert found["table4_svdllm_svd"] == ""
-    assert finished.usual(audit.results(home / "runs" / "laptop"))["torch"] == "2.15.0"
-
-
-def test_runs_that_the_plan_has_no_more_are_left_out(home):
-    write_run(home, "03_vit.old", vit_records(), vit_claims())
-    assert [run.name for run in audit.results(home / "runs" / "laptop")] == ["03_vit"]
-
-
-def test_a_torn_file_is_one_sentence(home):
-    (home / "runs" / "laptop" / "03_vit" / "result.json").write_text('{"about"')
-    with pytest.raises(ValueError, match="result.json is not JSON: remove its folder and run the profile again"):
-        verdicts(home)
+    write_run(home, "03_vit.old", vit_records(), vit_claims())  # the plan has it no more
+    runs = audit.results(home / "runs" / "laptop")
+    assert [run.name for run in runs] == ["03_vit", "04_bert_glue", "05_llama"]
+    assert finished.usual(runs)["torch"] == "2.15.0"
 
 
 def test_a_changed_table_of_the_paper_stops_everything(home, monkeypatch):

@@ -4,27 +4,21 @@ import pytest
 from prehab_lib.report.intervals import paired_interval
 
 
-def test_by_hand_on_two_seeds():
-    """Means of two draws out of {0, 4} are 0, 2 or 4 with chances 1/4, 1/2, 1/4."""
+def test_by_hand():
+    """Means of two draws out of {0, 4} are 0, 2 or 4 with chances 1/4, 1/2, 1/4; equal differences leave no doubt."""
     found = paired_interval([0.0, 4.0], level=0.9)
     assert found == (2.0, 0.0, 4.0) and found.sign == 0
     assert paired_interval([0.0, 4.0], level=0.2)[1:] == (2.0, 2.0)
-
-
-def test_equal_differences_leave_no_doubt():
     assert paired_interval([[1.5] * 3] * 4) == (1.5, 1.5, 1.5)
     assert paired_interval([1.5] * 4).sign == 1 and paired_interval([-1.0, -1.0]).sign == -1
 
 
-def test_its_width_is_that_of_the_mean():
-    """Of many seeds: 2 × 1.96 standard errors."""
+def test_its_width_is_that_of_the_mean_over_seeds_and_items():
+    """Of many: 2 × 1.96 standard errors. Seeds that agree on every item leave the doubt which items were scored."""
     values = np.random.default_rng(0).normal(3, 2, 400)
     found = paired_interval(values)
     assert found.high - found.low == pytest.approx(2 * 1.96 * values.std() / 20, rel=0.1)
-
-
-def test_items_count_too():
-    """Seeds that agree on every item still leave the doubt which items were scored; and the other way round."""
+    assert found == paired_interval(values) != paired_interval(values, seed=1)
     items = np.random.default_rng(1).normal(0, 1, 300)
     found = paired_interval(np.tile(items, (5, 1)))
     assert found.high - found.low == pytest.approx(2 * 1.96 * items.std() / 300**0.5, rel=0.1)
@@ -37,11 +31,6 @@ def test_coverage_of_five_seeds_is_what_the_docstring_says():
     intervals = [paired_interval(generator.normal(1, 1, 5), draws=300, seed=i) for i in range(400)]
     covered = np.mean([found.low <= 1 <= found.high for found in intervals])
     assert 0.78 < covered < 0.92
-
-
-def test_a_seed_repeats_itself():
-    values = np.random.default_rng(3).normal(size=(4, 30))
-    assert paired_interval(values) == paired_interval(values) != paired_interval(values, seed=1)
 
 
 def test_bad_input_is_named():

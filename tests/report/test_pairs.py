@@ -1,5 +1,7 @@
 """Pairs: who beats whom, and which records are refused before anybody asks."""
 
+from itertools import product
+
 import pytest
 
 from prehab_lib.report import pairs
@@ -18,24 +20,18 @@ def judged(records, **fields) -> list[bool]:
 TWO = [record("prehab", 72.0), record("svd_llm", 70.0), record("prehab", 60.0, 0.6), record("svd_llm", 60.0, 0.6)]
 
 
-def test_a_win_and_a_tie():
+def test_a_win_and_a_tie_and_of_perplexities_the_lower_one():
     assert pairs.compare(TWO, {"arm": "prehab > svd_llm"}) == {("", 0.4, 0): True, ("", 0.6, 0): False}
     assert judged(TWO, arm="svd_llm > prehab") == [False, False]
-
-
-def test_of_perplexities_the_lower_one_wins():
     lower = [record("prehab", 7.0, metric="perplexity"), record("svd_llm", 8.0, metric="perplexity")]
     assert judged(lower, arm="prehab > svd_llm") == [True]
 
 
 def test_places_are_sorted_by_data_set_then_fraction_then_seed():
-    records = [
-        record(arm, value, removed, seed, dataset=dataset)
-        for dataset in ("b", "a")
-        for removed in (0.6, 0.2)
-        for seed in (1, 0)
-        for arm, value in (("prehab", 50 + seed), ("svd_llm", 50.5))
-    ]
+    records = []
+    for dataset, removed, seed in product("ba", (0.6, 0.2), (1, 0)):
+        place = dict(removed=removed, seed=seed, dataset=dataset)
+        records += [record("prehab", 50 + seed, **place), record("svd_llm", 50.5, **place)]
     found = pairs.compare(records, {"arm": "prehab > svd_llm"})
     assert list(found) == sorted(found) and len(found) == 8
     assert all(held == (seed == 1) for (_, _, seed), held in found.items())
@@ -44,6 +40,7 @@ def test_places_are_sorted_by_data_set_then_fraction_then_seed():
 
 
 def test_what_a_side_may_be():
+    dense = [record("prehab", 90.0, 0.0), record("base", 89.0, 0.0), *TWO]
     lora = [*TWO[:2], record("prehab", 80.0, lora=True), record("svd_llm", 81.0, lora=True)]
     lams = [record(f"λ={lam}", 70.0 - lam, lam=lam, method="prehab") for lam in (0.1, 5.0, 10.0)]
     lams += [record("control", 60.0, lam=0.0, method="prehab")]
@@ -54,15 +51,11 @@ def test_what_a_side_may_be():
         (lams, dict(method="prehab", lam="min > max"), True),
         (lams, dict(method="prehab", lam="max > min"), False),
         (lams[1:2] + lams[3:], dict(arm="λ=* > control"), True),
+        (TWO, dict(arm="prehab > svd_llm", highest=True), False),
+        (dense, dict(arm="prehab > base", uncut=True), True),
     ):
         assert judged(records, **fields) == [held], fields
-
-
-def test_the_highest_fraction_alone_and_nothing_removed():
-    assert judged(TWO, arm="prehab > svd_llm", highest=True) == [False]
-    dense = [record("prehab", 90.0, 0.0), record("base", 89.0, 0.0), *TWO]
-    assert judged(dense, arm="prehab > base", uncut=True) == [True]
-    assert judged(dense, arm="prehab > base") == []
+    assert judged(dense, arm="prehab > base") == judged([], arm="prehab > base") == []
 
 
 def test_a_lead_that_grows():
@@ -100,14 +93,10 @@ WITH_CONTROL = [record("svd_llm", 70.0), record("prehab", 72.0), record("control
 
 def test_a_score_that_cannot_be_is_refused():
     pairs.check("03_vit", WITH_CONTROL)
-    for changed in (
-        {"value": -72.0},
-        {"value": 172.0},
-        {"higher_is_better": False},
-        {"metric": "perplexity", "value": 0.5, "higher_is_better": False},
-        {"metric": "matthews", "value": 1.5},
-        {"metric": "accuracy", "value": 72.0},
-    ):
+    perplexity = {"metric": "perplexity", "value": 0.5, "higher_is_better": False}
+    changes = [{"value": -72.0}, {"value": 172.0}, {"higher_is_better": False}, perplexity]
+    changes += [{"metric": "matthews", "value": 1.5}, {"metric": "accuracy", "value": 72.0}]
+    for changed in changes:
         with pytest.raises(ValueError, match="03_vit: .* is no score of prehab: its result.json was changed"):
             pairs.check("03_vit", [WITH_CONTROL[0], WITH_CONTROL[1] | changed, WITH_CONTROL[2]])
 
@@ -121,12 +110,9 @@ def test_a_table_without_control_is_refused():
         pairs.check("04_bert", both)
         with pytest.raises(ValueError, match="04_bert: Table II: prehab has no control"):
             pairs.check("04_bert", both[:-1])
-
-
-def test_a_control_of_another_ruler_does_not_count():
     fields = dict(paper_table=None, part="prehab", metric="perplexity")
     prepared = record("prehab", 9.0, method="gram × uniform", **fields)
-    control = record("control", 9.5, method="gram × zero_sum", **fields)
+    control = record("control", 9.5, method="gram × zero_sum", **fields)  # of another ruler
     with pytest.raises(ValueError, match="07_ranks: its table of perplexity: prehab has no control"):
         pairs.check("07_ranks", [prepared, control])
     pairs.check("07_ranks", [prepared, control | {"method": "gram × uniform"}])

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from prehab_lib.report import arithmetic, errata, paper
+from prehab_lib.report import arithmetic, paper
 
 
 def test_nothing_is_missing_and_nothing_was_edited():
@@ -13,11 +13,8 @@ def test_nothing_is_missing_and_nothing_was_edited():
     assert counts == {"II": 29, "III": 160, "IV": 44, "V": 13} and len(paper.records()) == 246
     assert arithmetic.CHECKSUM.startswith("02f9a435092333f6")  # of the tables as they were transcribed
     arithmetic.verify()
-
-
-def test_every_number_has_its_own_address():
-    for record in paper.records():
-        where = {name: record[name] for name in ("lora", "lam", "dataset", "metric")}
+    for record in paper.records():  # every number has its own address
+        where = {name: record[name] for name in ("lora", "lam", "dataset")}
         key = paper.KEYS[record["method"]]
         assert paper.value(record["table"], key, record["ratio_removed"], **where) == record["value"], record
 
@@ -29,9 +26,6 @@ def test_table_is_a_frame_in_our_words():
     assert frame.method.isin(paper.ROWS).all()
     frame.loc[:, "value"] = 0.0  # a caller's own copy
     assert paper.table("II")["value"].max() == 81.1
-
-
-def test_short_names_and_rounded_fractions_find_their_number():
     assert paper.value("III", "prehab", 0.2, dataset="CoLA") == 0.492
     assert paper.value("III", "prehab", 0.2, dataset="GLUE dev / CoLA") == 0.492
     assert paper.value("IV", "asvd", 1 - 0.8, dataset="C4") == 15.93
@@ -41,13 +35,12 @@ def test_short_names_and_rounded_fractions_find_their_number():
 def test_a_wrong_address_is_one_sentence_that_lists_the_right_ones():
     for arguments, sentence in (
         (("I", "svd", 0.2), "table = 'I' is not .* choose one of II, III, IV, V"),
-        (("II", "zs_svd", 0.2), "choose one of original, svd, fwsvd"),
-        (("II", "asvd", 0.2), "it has original, svd, fwsvd, gfwsvd, svd_llm, prehab$"),
-        (("II", "svd", 0.3), "removed = 0.3 here: it has 0.2, 0.4, 0.5, 0.6"),
-        (("II", "svd", 0.4, True), "lora = True here: it has False"),
+        (("II", "asvd", 0.2), "choose one of original, svd, fwsvd, gfwsvd, svd_llm, prehab$"),
+        (("II", "svd", 0.3), "Table II: removed = 0.3 is not known: choose one of 0.2, 0.4, 0.5, 0.6"),
+        (("II", "svd", 0.4, True), "lora = True is not known: choose one of False"),
         (("III", "svd", 0.2), "say which dataset .CoLA, SST-2"),
         (("V", "prehab", 0.4), "say which lam .0.1, 5.0, 10.0"),
-        (("III", "svd", 0.2, False, None, "WikiText-2"), "dataset = 'WikiText-2' here: it has CoLA"),
+        (("III", "svd", 0.2, False, None, "WikiText-2"), "dataset = 'WikiText-2' is not known: choose one of CoLA"),
     ):
         with pytest.raises(ValueError, match=sentence):
             paper.value(*arguments)
@@ -63,25 +56,22 @@ def test_the_errata_quote_the_tables():
     assert len([record for record in copied if record["ratio_removed"] > 0]) == 30
 
 
-def test_the_errata_are_filled_in_and_named_once():
-    rows = errata.rows()
+def test_the_errata_are_filled_in_and_as_html_lose_nothing_and_wrap():
+    rows = paper.errata()
     assert len(rows) == 29 and len({row["item"] for row in rows}) == len(rows)
     for row in rows:
         assert all(text.strip() for text in row.values()) and len(row) == 6, row["item"]
         assert row["printed"] + row["cited"] + row["released"] != "–––", row["item"]
         assert row["topic"] in ("method", "numbers"), row["item"]
-
-
-def test_the_errata_as_html_lose_nothing_and_wrap():
-    page = errata.to_html()
+    page = paper.errata_html()
     text = html.unescape(re.sub(r"</?sub>", "", page)).replace("_", "")
-    for row in errata.rows():
+    for row in paper.errata():
         for entry in list(row.values())[1:]:
             assert f">{entry.replace('_', '')}<" in text
-    assert page.count("<tr>") == len(errata.rows()) + 1
-    assert "nowrap" not in page and page == errata.to_html()
+    assert page.count("<tr>") == len(paper.errata()) + 1
+    assert "nowrap" not in page and page == paper.errata_html()
     assert "‖M‖<sub>*</sub>² / ‖M‖<sub>F</sub>²" in page and "nuclear_ratio" in page
-    both = errata.to_html("method").count("<tr>") + errata.to_html("numbers").count("<tr>")
-    assert both == len(errata.rows()) + 2
-    with pytest.raises(ValueError, match="sorted by method, numbers"):
-        errata.to_html("typos")
+    both = paper.errata_html("method").count("<tr>") + paper.errata_html("numbers").count("<tr>")
+    assert both == len(paper.errata()) + 2
+    with pytest.raises(ValueError, match="choose one of method, numbers"):
+        paper.errata_html("typos")

@@ -13,10 +13,8 @@ from PIL import Image
 
 from prehab_lib.report import plots
 
-COMPRESSORS = ["dense", "svd", "fwsvd", "gfwsvd", "asvd", "svd_llm", "svd_llm_v2"]
-COMPRESSORS += ["swift_svd", "zs_svd", "io_svd", "dobi_svd"]
-CONDITIONED = ["control", "prehab", "prehab_nuclear", "prehab_nuclear_ratio", "prehab_stable_rank"]
-SURROGATES = ["nuclear", "nuclear_ratio", "stable_rank", "entropy_rank"]
+METHODS = "dense svd fwsvd gfwsvd asvd svd_llm svd_llm_v2 swift_svd zs_svd io_svd dobi_svd"
+PREPARED = "control prehab prehab_nuclear prehab_nuclear_ratio prehab_stable_rank"
 
 
 @pytest.fixture
@@ -31,8 +29,8 @@ def drawn():
 
 
 def test_any_two_lines_of_one_figure_differ_in_dash_or_colour_and_in_marker_or_dash():
-    for group in (COMPRESSORS + CONDITIONED, SURROGATES):
-        for one, other in combinations(map(plots.style, group), 2):
+    for group in (f"{METHODS} {PREPARED}", "nuclear nuclear_ratio stable_rank entropy_rank"):
+        for one, other in combinations(map(plots.style, group.split()), 2):
             assert (one["color"], one["linestyle"]) != (other["color"], other["linestyle"])
             assert (one["marker"], one["linestyle"]) != (other["marker"], other["linestyle"])
             assert one["label"] != other["label"]
@@ -41,20 +39,14 @@ def test_any_two_lines_of_one_figure_differ_in_dash_or_colour_and_in_marker_or_d
 def test_style_is_accepted_by_matplotlib_for_every_name():
     fig, ax = plots.figure("wide", ncols=2)
     for name in plots.STYLES:
-        for variant in (name, f"{name}+rehab"):
-            (line,) = ax[0].plot([0, 1], [0, 1], **plots.style(variant))
-            assert line.get_color() == plots.color(name)
+        (line,) = ax[0].plot([0, 1], [0, 1], **plots.style(name))
+        assert line.get_color() == plots.color(name)
     fig.canvas.draw()
     assert plots.label("control") == "fine-tuned, λ = 0"
     assert plots.style("original") == plots.style("dense")
-    assert plots.style("prehab nuclear") == plots.style("prehab_nuclear")
-    assert plots.style("svd_llm+rehab")["markerfacecolor"] == "white"
-
-
-def test_unknown_names_are_refused_with_the_known_ones():
-    for name in ("svdllm", "prehab+lora", ""):
-        with pytest.raises(ValueError, match="svd_llm_v2"):
-            plots.style(name)
+    assert len(set(plots.shades(5))) == 5 and plots.shades(1) == plots.shades(5)[:1]
+    with pytest.raises(ValueError, match="svd_llm_v2"):
+        plots.style("svdllm")
     with pytest.raises(ValueError, match="column, wide"):
         plots.figure("huge")
 
@@ -66,9 +58,8 @@ def test_a_band_is_the_mean_within_all_seeds_in_the_look_of_its_method():
     (line,) = ax.get_lines()
     assert line.get_xydata().tolist() == [[0.2, 3.0], [0.4, 7.0]]
     look = plots.style("svd")
-    assert [line.get_color(), line.get_marker(), line.get_label()] == [
-        look[key] for key in ("color", "marker", "label")
-    ]
+    drawn = {"color": line.get_color(), "marker": line.get_marker(), "label": line.get_label()}
+    assert look == look | drawn
     assert line.get_markeredgecolor() == look["color"]  # a cross is nothing but its edge
     (shade,) = ax.collections
     edges = {tuple(corner) for corner in shade.get_paths()[0].vertices.round(6)}
@@ -84,14 +75,11 @@ def test_legend_names_each_label_once_outside_the_axes(drawn):
     assert box.get_window_extent().y1 <= fig.axes[0].get_window_extent().y0
 
 
-def test_outside_a_run_nothing_is_written(drawn, tmp_path, monkeypatch):
+def test_image_numbers_and_record_are_written_inside_a_run_only(drawn, tmp_path, monkeypatch):
     monkeypatch.delenv("PREHAB_RUN_DIR", raising=False)
     monkeypatch.chdir(tmp_path)
     plots.save(drawn[0], "fig", table=drawn[1])
     assert list(tmp_path.iterdir()) == []
-
-
-def test_inside_a_run_image_numbers_and_record_are_written(drawn, tmp_path, monkeypatch):
     monkeypatch.setenv("PREHAB_RUN_DIR", str(tmp_path))
     monkeypatch.setenv("PREHAB_PROFILE", "laptop")
     fig, table = drawn
@@ -114,10 +102,6 @@ def test_importing_costs_no_heavy_package():
     code = "import sys, prehab_lib.report.plots; print({'matplotlib', 'pandas', 'torch'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
-
-
-def test_shades_are_distinct_and_ordered():
-    assert len(set(plots.shades(5))) == 5 and plots.shades(1) == plots.shades(5)[:1]
 
 
 def test_a_picture_in_a_notebook_is_small_and_looks_the_same():

@@ -1,4 +1,4 @@
-"""Scores are checked when they are recorded, and written only where a runner asks for it."""
+"""Scores and claims are checked when they are recorded, and written only where a runner asks for it."""
 
 import json
 import sys
@@ -8,15 +8,25 @@ import pandas
 import pytest
 
 from prehab_lib.report import records
+from prehab_lib.report.claims import claim
 
 ROW = dict(method="svd_llm", removed=0.4, achieved=0.41, metric="top1_percent", value=71.5)
 ROW |= dict(higher_is_better=True, seed=0, control=False, seconds=1.5)
+SIDES = dict(paper="+2.5 % to +69.6 %", ours="tiny ViT, seeds [0, 1]")
+TAIL = " | paper +2.5 % to +69.6 % | ours: tiny ViT, seeds [0, 1]; compare sign and order, not size\n"
 
 
 @pytest.fixture
 def results(monkeypatch):
     monkeypatch.delenv("PREHAB_RUN_DIR", raising=False)
     return records.Results("top-1 on 100 held-out pairs", model="tiny ViT", data="digit pairs")
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    for name, value in (("RUN_DIR", str(tmp_path)), ("PROFILE", "laptop"), ("NOTEBOOK", "03_vit")):
+        monkeypatch.setenv(f"PREHAB_{name}", value)
+    return tmp_path
 
 
 def test_nothing_is_written_without_a_runner(results, tmp_path, monkeypatch):
@@ -26,10 +36,7 @@ def test_nothing_is_written_without_a_runner(results, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_saved_results_carry_their_birth_certificate(tmp_path, monkeypatch):
-    monkeypatch.setenv("PREHAB_RUN_DIR", str(tmp_path))
-    monkeypatch.setenv("PREHAB_PROFILE", "laptop")
-    monkeypatch.setenv("PREHAB_NOTEBOOK", "03_vit")
+def test_saved_results_carry_their_birth_certificate(run):
     results = records.Results("top-1", model="tiny ViT")
     results.add(**ROW, lora=True, paper_table="II")
     results.add(**ROW | {"control": True})
@@ -41,8 +48,8 @@ def test_saved_results_carry_their_birth_certificate(tmp_path, monkeypatch):
     assert about["versions"]["python"] == sys.version.split()[0]
     assert about["versions"]["numpy"] == np.__version__
     assert about["peak_memory_mb"] > 10 and about["device_name"]
-    assert pandas.read_parquet(tmp_path / "records.parquet").control.tolist() == [False, True]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["records.parquet", "result.json"]
+    assert pandas.read_parquet(run / "records.parquet").control.tolist() == [False, True]
+    assert sorted(path.name for path in run.iterdir()) == ["records.parquet", "result.json"]
 
 
 def test_a_wrong_field_is_named(results):
@@ -61,16 +68,36 @@ def test_a_wrong_field_is_named(results):
         records.Results(" ")
 
 
-def test_an_extra_column_keeps_one_type(results):
+def test_a_column_keeps_one_type_and_array_scalars_become_plain(results):
+    assert list(results.frame().columns) == list(records.FIELDS)  # also without a record
+    results.add(**ROW | {"value": np.float32(0.5), "control": np.bool_(True), "seed": np.int64(3)})
+    assert [type(results.records[0][name]) for name in ("value", "control", "seed")] == [float, bool, int]
     results.add(**ROW, lam=0.1)
     results.add(**ROW, lam=None)
     with pytest.raises(ValueError, match="lam must be a number"):
         results.add(**ROW, lam="none")
-    assert len(results.frame()) == 2
+    assert len(results.frame()) == 3
 
 
-def test_array_scalars_become_plain_numbers(results):
-    assert list(results.frame().columns) == list(records.FIELDS)  # also without a record
-    results.add(**ROW | {"value": np.float32(0.5), "control": np.bool_(True), "seed": np.int64(3)})
-    record = results.records[0]
-    assert [type(record[name]) for name in ("value", "control", "seed")] == [float, bool, int]
+def test_a_claim_says_in_one_line_how_often_it_holds(capsys, monkeypatch):
+    monkeypatch.delenv("PREHAB_RUN_DIR", raising=False)
+    for holds, of, verdict in (
+        (pandas.Series([1.0, 2.0, -1.0]).gt(0), "ratios", "holds at 2 of 3 ratios"),
+        (np.array([True, True]), "", "holds at 2 of 2"),
+        ([False, False], "seeds", "does not hold: 0 of 2 seeds"),
+        (True, "", "holds at 1 of 1"),
+        (np.bool_(False), "", "does not hold: 0 of 1"),
+    ):
+        claim("Table II: prehab beats SVD-LLM", holds, of=of, **SIDES)
+        assert capsys.readouterr().out == "Table II: prehab beats SVD-LLM: " + verdict + TAIL
+    for holds in ([], [0.3, 0.2], "yes", [True, None], 1):
+        with pytest.raises(ValueError, match="Table II"):
+            claim("Table II", holds, **SIDES)
+
+
+def test_claims_are_appended_to_the_run(run):
+    claim("first", [True, False], **SIDES)
+    claim("second", False, **SIDES)
+    lines = [json.loads(line) for line in (run / "claims.jsonl").read_text().splitlines()]
+    assert [(line["sentence"], line["holds"], line["cases"]) for line in lines] == [("first", 1, 2), ("second", 0, 1)]
+    assert lines[0]["each"] == [True, False] and lines[0]["notebook"] == "03_vit"

@@ -48,7 +48,7 @@ def test_a_ratio_is_taken_round_by_round(clock):
     found = timing.ratios(timing.side_by_side(rounds, repeats=3), over="plain")
     assert found["median"].to_dict() == {"plain": 1, "prehab": 2}
     assert found.q3["prehab"] == 3
-    with pytest.raises(ValueError, match="over = 'fast' was not timed: choose one of plain, prehab"):
+    with pytest.raises(ValueError, match="over = 'fast' is not known: choose one of plain, prehab"):
         timing.ratios(timing.side_by_side(rounds, repeats=1), over="fast")
 
 
@@ -61,12 +61,15 @@ def test_a_device_is_waited_for_before_and_after(clock, monkeypatch):
         assert clock.calls == calls
 
 
-def test_there_must_be_something_to_time_in_whole_rounds():
+def test_what_cannot_be_timed_or_fitted_is_refused():
     for wrong in (dict(repeats=0), dict(repeats=1.5), dict(repeats=1, warmup=-1)):
         with pytest.raises(ValueError, match="repeats|warmup"):
             timing.side_by_side({"a": lambda: None}, **wrong)
     with pytest.raises(ValueError, match="nothing to time"):
         timing.side_by_side({}, repeats=1)
+    for sizes, seconds in (([1, 2], [1, 2]), ([1, 2, 2], [1, 2, 3]), ([1, 2, 3], [1, 2]), ([1, 2, 3], [1, 0, 2])):
+        with pytest.raises(ValueError, match="three|above 0"):
+            timing.fitted_exponent(sizes, seconds)
 
 
 def test_bandwidth_counts_three_arrays_and_takes_the_best_round(monkeypatch):
@@ -75,24 +78,15 @@ def test_bandwidth_counts_three_arrays_and_takes_the_best_round(monkeypatch):
     assert timing.bandwidth("cpu", torch.float64, bytes_each=1024) == 3 * 1024 / 2
 
 
-def test_a_power_law_is_found():
+def test_a_power_law_is_found_with_the_textbooks_standard_error():
+    """Residuals (+d, -2d, +d) in logs at x = -1, 0, 1 leave slope 2 as it is; s² = 6 d² / 1, over Σ x² = 2."""
     sizes = [3, 10, 20, 50]
     for power in (-1.0, 0.0, 1.0, 2.5, 3.0):
         fit = timing.fitted_exponent(sizes, [0.7 * size**power for size in sizes])
         assert fit.exponent == pytest.approx(power, abs=1e-12) and fit.error < 1e-6
         assert fit.factor == pytest.approx(0.7)
-
-
-def test_the_standard_error_is_the_textbook_s():
-    """Residuals (+d, -2d, +d) in logs at x = -1, 0, 1 leave slope 2 as it is; s² = 6 d² / 1, over Σ x² = 2."""
     d = 0.01
     sizes = [math.exp(x) for x in (-1, 0, 1)]
     seconds = [math.exp(2 * x + off) for x, off in ((-1, d), (0, -2 * d), (1, d))]
     fit = timing.fitted_exponent(sizes, seconds)
     assert fit.exponent == pytest.approx(2) and fit.error == pytest.approx(math.sqrt(3) * d)
-
-
-def test_a_fit_needs_three_sizes_and_positive_times():
-    for sizes, seconds in (([1, 2], [1, 2]), ([1, 2, 2], [1, 2, 3]), ([1, 2, 3], [1, 2]), ([1, 2, 3], [1, 0, 2])):
-        with pytest.raises(ValueError, match="three|above 0"):
-            timing.fitted_exponent(sizes, seconds)

@@ -4,10 +4,11 @@ import json
 import re
 from pathlib import Path
 
+import pandas
 import pytest
 
 from prehab_lib import __main__
-from prehab_lib.report import audit, report, verdicts
+from prehab_lib.report import audit, report
 from tests.profiles import ABOUT, enter, line, vit_records, write_run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -23,21 +24,17 @@ def home(tmp_path, monkeypatch):
     return tmp_path
 
 
-def judged(home):
-    runs = audit.results(home / "runs" / "laptop")
-    return audit.judge(runs), runs
-
-
 def cells(lines: list[str], start: str) -> list[str]:
     found = next(one for one in lines if one.startswith(f"| {start}"))
     return [cell.strip() for cell in re.split(r"(?<!\\)\|", found)[1:-1]]
 
 
 def test_report_and_notebook_print_the_same_page(home):
-    table, runs = judged(home)
-    page = verdicts.page(table, runs)
+    runs = audit.results(home / "runs" / "laptop")
+    page = audit.page(audit.judge(runs), runs)
     report.write("laptop")
-    assert "\n".join(page) in (home / "runs" / "laptop" / "report.md").read_text()
+    written = home / "runs" / "laptop" / "report.md"
+    assert "\n".join(page) in written.read_text()
     assert page[0].startswith(f"{len(audit.claims())} claims: holds in every case ")
     ours = ["at 4 of 4 ratios", "small ViT, digit pairs, 2 seeds", "**holds at 3 of 4 ratios × seeds**", ""]
     assert cells(page, "Table II | prehab (nuclear")[2:] == ours
@@ -45,14 +42,10 @@ def test_report_and_notebook_print_the_same_page(home):
     differing = ["**holds at 1 of 2 ratios × seeds**", "07_adaptive_rank: torch 2.6.0"]
     assert cells(page, "IO-SVD | it beats")[4:] == differing and "torch 2.15.0" in page[2]
     assert all(len(cells([one], one[2:9])) == 6 for one in page if one.startswith("| "))
-    source = (ROOT / "notebooks" / "10_audit.ipynb").read_text(encoding="utf-8")
-    assert "verdicts.page(judged, finished)" in source
-
-
-def test_a_report_that_cannot_be_judged_says_why_and_prints_the_rest(home):
+    assert "audit.page(judged, finished)" in (ROOT / "notebooks" / "10_audit.ipynb").read_text(encoding="utf-8")
     write_run(home, "05_llama", vit_records(), profile="smoke")
-    report.write("laptop")
-    text = (home / "runs" / "laptop" / "report.md").read_text()
+    report.write("laptop")  # what cannot be judged says why, and the rest is printed
+    text = written.read_text()
     assert "Not judged: runs/laptop mixes profiles" in text and "## 03_vit" in text
     assert "**What the paper claims**" not in text
 
@@ -62,7 +55,7 @@ def test_the_decided_ones_are_written_beside_the_committed_table(home, capsys):
     assert "there is no figures/laptop/verdicts.csv: run laptop 10" in capsys.readouterr().err
     folder = home / "figures" / "laptop"
     folder.mkdir(parents=True)
-    table = judged(home)[0]
+    table = audit.judge(audit.results(home / "runs" / "laptop"))
     table.loc[table.id == "table2_svdllm_svd", "says"] = "the smallest |ΔL|"
     table.to_csv(folder / "verdicts.csv", index=False)
     assert __main__.main(["verdicts", "laptop"]) == 0
@@ -74,13 +67,13 @@ def test_the_decided_ones_are_written_beside_the_committed_table(home, capsys):
 
 
 def test_the_committed_verdicts_are_of_the_claims_as_they_stand():
-    table = verdicts.stored("laptop", ROOT)
-    assert list(table.columns) == list(audit.judge([]).columns)
-    rows = list(table[["id", "group", "where", "says"]].itertuples(index=False, name=None))
-    claims = [tuple(claim[name] for name in ("id", "group", "where", "says")) for claim in audit.claims()]
-    assert rows == claims, "run laptop 10, then figures"
     folder = ROOT / "figures" / "laptop"
+    table = pandas.read_csv(folder / "verdicts.csv", keep_default_na=False)
+    assert list(table.columns) == list(audit.judge([]).columns)
+    fields = ["id", "group", "where", "says"]
+    claims = [[claim[name] for name in fields] for claim in audit.claims()]
+    assert table[fields].to_numpy().tolist() == claims, "run laptop 10, then figures"
     about = json.loads((folder / "verdicts.json").read_text(encoding="utf-8"))["about"]
     assert about["profile"] == "laptop"
     page = (folder / "verdicts.md").read_text(encoding="utf-8")
-    assert page == verdicts.text(table, "laptop"), "python -m prehab_lib verdicts laptop"
+    assert page == audit.text(table, "laptop"), "python -m prehab_lib verdicts laptop"
