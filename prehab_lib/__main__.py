@@ -78,10 +78,10 @@ COMMANDS = {
     "one": "execute one run, for schedulers",
     "report": "gather a profile's results beside the paper's",
     "figures": "copy runs/PROFILE/figures to figures/PROFILE",
-    "verdicts": "write what became of the paper's claims",
-    "data": "what each notebook needs, and what is missing",
+    "verdicts": "write what became of the paper's claims (in the profile laptop)",
+    "data": "what each notebook needs (for the profile lab), and what is missing",
 }
-DEFAULTS = {"verdicts": "laptop", "data": "lab"}  # profiles; the other commands want one named
+DEFAULTS = {"verdicts": "laptop", "data": "lab"}  # the other commands want a profile named
 
 
 def parser() -> argparse.ArgumentParser:
@@ -97,10 +97,8 @@ def parser() -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=text)
         command.set_defaults(act=_act)
         add = command.add_argument
-        if name in DEFAULTS:
-            add("profile", nargs="?", default=DEFAULTS[name], help=f"{profiles} (%(default)s)")
-        else:
-            add("profile", help=profiles)
+        nargs = "?" if name in DEFAULTS else None
+        add("profile", nargs=nargs, default=DEFAULTS.get(name), help=profiles)
         if name in ("run", "plan", "one"):
             add("notebooks", nargs="*", metavar="NN", help="03 or 03_vit; none: all")
             add("-p", metavar="name=value", help="replace a parameter (repeatable)", **pair)

@@ -68,11 +68,11 @@ def test_a_notebook_is_clean(path):
 def test_a_lesson_has_parameters_that_hold(path):
     read = parameters.read(path)
     assert read, "no cell is tagged `parameters`"
-    assert [parameter.name for parameter in read.values() if not parameter.comment] == []
-    defaults = {parameter.name: parameter.default for parameter in read.values()}
-    assert parameters.resolve(path, {}) == defaults
+    assert parameters.resolve(path, {}) == {name: default for name, (_, default) in read.items()}
     tagged = [n for n, cell in enumerate(code_cells(path)) if "parameters" in cell["metadata"].get("tags", [])]
-    following = "".join(code_cells(path)[tagged[0] + 1]["source"])
+    cell, following = ("".join(code_cells(path)[tagged[0] + n]["source"]) for n in (0, 1))
+    for name in read:
+        assert re.search(rf"^{name}: (?:[^#]|\n)*  # \w", cell, re.M), f"{name} has no comment"
     assert f'parameters.check("{path.stem}", globals())' in following
 
 

@@ -41,8 +41,6 @@ class Run:
 
 def home() -> Path:
     """The folder that holds notebooks/: the current one, one above it, or this package's checkout.
-
-    Raises FileNotFoundError where none does, as where the package was installed from a wheel.
     """
     here = Path.cwd()
     for folder in (here, *here.parents, Path(__file__).resolve().parents[2]):
@@ -96,15 +94,13 @@ def _expanded(
 
 
 def expected(root: Path, profile: str, wanted: Collection[str]) -> dict[str, dict[str, dict]]:
-    """Notebook -> name of each of its runs -> parameters, as notebooks and params files stand.
-
-    wanted: names of notebooks; those that are not there are left out. No data is looked for.
+    """Notebook -> name of each of its runs -> parameters, of those among `wanted` that are there.
     """
-    return {
-        name: {run.name: run.params for run in _expanded(root, profile, file, {})}
-        for name, file in notebooks(root).items()
-        if name in wanted
-    }
+    found = {}
+    for name, file in notebooks(root).items():
+        if name in wanted:
+            found[name] = {run.name: run.params for run in _expanded(root, profile, file, {})}
+    return found
 
 
 def is_path(value) -> bool:
@@ -149,11 +145,10 @@ def runs(
 ) -> list[Run]:
     """The runs of a profile, in the order of the book.
 
-    wanted: notebooks by number or name, all where empty. overrides: parameters from the command
-    line, which every wanted notebook must have. axes: a grid from the command line, parameter ->
-    values. threads: of every run; by default half of the cores, or those that each GPU has, so that
-    numbers do not depend on what runs beside. Raises ValueError for an unknown profile, notebook or
-    parameter or a refused value or grid, FileNotFoundError for a data_root that is no folder.
+    wanted: notebooks by number or name, all where empty. overrides, axes: parameters and a grid
+    from the command line, which every wanted notebook must have. threads: of every run; by default
+    half of the cores, or those that each GPU has, so that numbers do not depend on what runs
+    beside. Raises ValueError, or FileNotFoundError for a data_root that is no folder.
     """
     check_profile(root, profile)
     known, planned = notebooks(root), []

@@ -1,8 +1,7 @@
 """The pool: runs of a profile on this machine, a thread each that waits for the run's process.
 
 Every driver goes through `Pool.work`, so that a run is the same whoever starts it: the command
-`run` with as many runs at a time as it is told, `one` with a single run, and through `one` any
-scheduler of a cluster.
+`run`, or `one` for a single run, and through `one` any scheduler of a cluster.
 """
 
 import errno
@@ -34,7 +33,6 @@ QUIET = {
     "PYDEVD_DISABLE_FILE_VALIDATION": "1",
 }
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
-GRACE = 2.0  # seconds for a process to end what it started
 
 
 @dataclass
@@ -64,10 +62,7 @@ def found(store: Store, key: str) -> Outcome | None:
 
 
 def environment(store: Store, run: Run, gpu: str | None) -> dict[str, str]:
-    """The environment of a run's process: this one's, with what notebook and libraries are told.
-
-    gpu: a name for CUDA_VISIBLE_DEVICES; None leaves that variable as it is.
-    """
+    """The environment of a run's process: this one's, with what notebook and libraries are told."""
     variables = os.environ | QUIET | dict.fromkeys(THREADS, str(run.threads))
     variables["PREHAB_PROFILE"] = run.profile
     variables["PREHAB_NOTEBOOK"] = run.notebook.stem
@@ -121,7 +116,9 @@ class Pool:
                     for future in as_completed(pending):
                         outcomes[pending[future]] = future.result()
                 except BaseException:
-                    self._stop()
+                    self.stopped = True
+                    for process in list(self.active):
+                        process.stdin.close()
                     threads.shutdown(wait=False, cancel_futures=True)
                     raise
         return {run.name: outcomes[run.name] for run in planned}
@@ -169,10 +166,9 @@ class Pool:
         self.active.append(process)
         threads = "1 thread" if run.threads == 1 else f"{run.threads} threads"
         say(f"started   {run.name} ({threads}{', GPU ' + gpu if gpu else ''})")
-        task = {"runs": str(self.store.runs), "key": key, "notebook": str(run.notebook), "gpu": gpu}
-        task |= {"profile": run.profile, "params": run.params, "threads": run.threads}
+        task = vars(run) | {"runs": self.store.runs, "key": key, "gpu": gpu}
         with suppress(BrokenPipeError):  # it ended before it read: its log says why
-            process.stdin.write(json.dumps(task).encode() + b"\n")
+            process.stdin.write(json.dumps(task, default=str).encode() + b"\n")
             process.stdin.flush()
         if self.stopped:  # while it was started
             process.stdin.close()
@@ -185,15 +181,3 @@ class Pool:
             return found(self.store, key)
         error = _complaint(process.returncode, log)
         return Outcome("failed", key, error, time.monotonic() - clock)
-
-    def _stop(self) -> None:
-        """End all processes at work, and start no other."""
-        self.stopped = True
-        working = list(self.active)
-        for process in working:
-            process.stdin.close()
-        for process in working:
-            try:
-                process.wait(GRACE)
-            except subprocess.TimeoutExpired:
-                process.kill()

@@ -25,6 +25,7 @@ from prehab_lib.runs.certificate import peak_memory_mb, write_json
 from prehab_lib.runs.store import FULL, Busy, Store
 
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
+_abandoned = threading.Event()  # the driver is dead
 
 
 def _prctl(option: int, value: int) -> None:
@@ -58,16 +59,9 @@ def end_descendants(seconds: float = 1.5) -> None:
 def _outlive_nobody() -> None:
     while os.read(0, 4096):
         pass
+    _abandoned.set()
     end_descendants()
     os._exit(1)
-
-
-def _kernel() -> None:
-    """Be a Python kernel that dies with the process that started it."""
-    die_with(int(os.environ["JPY_PARENT_PID"]))
-    from ipykernel.kernelapp import launch_new_instance
-
-    launch_new_instance()
 
 
 def _execute(notebook: Path, output: Path, params: dict, work: Path) -> str | None:
@@ -87,17 +81,11 @@ def _execute(notebook: Path, output: Path, params: dict, work: Path) -> str | No
             command = [sys.executable, "-P", "-m", "prehab_lib.runs.unit"]
             return [*command, "-f", self.connection_file, "--log-level=ERROR"]
 
+    settings = {"kernel_name": "python3", "kernel_manager_class": Manager, "cwd": str(work)}
+    settings |= {"progress_bar": False, "log_output": True}
+
     def execute():
-        executed = papermill.execute_notebook(
-            str(notebook),
-            str(output),
-            params,
-            kernel_name="python3",
-            kernel_manager_class=Manager,
-            cwd=str(work),
-            progress_bar=False,
-            log_output=True,
-        )
+        executed = papermill.execute_notebook(str(notebook), str(output), params, **settings)
         executed.metadata.pop("papermill", None)  # it holds the name of the work folder
         nbformat.write(executed, output)
 
@@ -128,6 +116,8 @@ def work_on(task: dict) -> None:
         except OSError:
             shutil.rmtree(store.part(key), ignore_errors=True)
             raise
+        if _abandoned.is_set():  # the kernel was killed by us: no failure
+            os._exit(1)
         store.finish(key, good)
 
 
@@ -173,7 +163,10 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    if "-f" in sys.argv:
-        _kernel()
+    if "-f" in sys.argv:  # a kernel, which dies with the process that started it
+        from ipykernel.kernelapp import launch_new_instance
+
+        die_with(int(os.environ["JPY_PARENT_PID"]))
+        launch_new_instance()
     else:
         main()

@@ -11,7 +11,6 @@ import difflib
 import json
 import os
 import re
-from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
@@ -24,65 +23,39 @@ _TYPES["None"] = None
 _CONFIG = ConfigDict(frozen=True, allow_inf_nan=False, protected_namespaces=())
 
 
-@dataclass(frozen=True)
-class Parameter:
-    """One line of a parameters cell: `steps: int = 20  # prehab steps`."""
-
-    name: str
-    annotation: object
-    default: object
-    comment: str
-
-
 def _type(node: ast.expr):
-    """The type that an annotation names. Raises ValueError for one that no cell may use."""
-    text = ast.unparse(node)
-    if text in _TYPES:
-        return _TYPES[text]
+    """The type that an annotation names. Raises KeyError or TypeError where it names none."""
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr):
         return _type(node.left) | _type(node.right)
-    if isinstance(node, ast.Subscript) and ast.unparse(node.value) in ("list", "dict"):
+    if isinstance(node, ast.Subscript):
         inside = node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]
         return _type(node.value)[tuple(_type(item) for item in inside)]
-    known = f"{', '.join(_TYPES)}, list[...], dict[...], ... | ..."
-    raise ValueError(f"the type {text} is none of {known}")
+    return _TYPES[ast.unparse(node)]
 
 
-def _parameter(node: ast.stmt, lines: list[str]) -> Parameter:
-    """The parameter of one statement. Raises ValueError where it is not `name: type = literal`."""
-    named = isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
-    if not named or node.value is None:
-        raise ValueError("a line of the parameters cell must read `name: type = literal`")
-    try:
-        default = ast.literal_eval(node.value)
-    except ValueError:
-        raise ValueError("the value must be a literal") from None
-    comment = lines[node.end_lineno - 1][node.end_col_offset :].partition("#")[2].strip()
-    return Parameter(node.target.id, _type(node.annotation), default, comment)
-
-
-def parse(source: str, where: str) -> dict[str, Parameter]:
-    """The parameters of one cell's source. Raises ValueError naming the line that is none."""
+def parse(source: str, where: str) -> dict[str, tuple]:
+    """Name -> (type, default) of a cell's source. Raises ValueError naming the line that is none."""
     try:
         body = ast.parse(source).body
     except SyntaxError as error:
         what = f"{error.msg}, line {error.lineno}"
         raise ValueError(f"{where}: the parameters cell is not Python: {what}") from None
-    lines, parameters = source.splitlines(), {}
+    parameters = {}
     for node in body:
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
             continue  # a text between the parameters
         try:
-            parameter = _parameter(node, lines)
-        except ValueError as error:
-            line = lines[node.lineno - 1].strip()
-            raise ValueError(f"{where}: `{line}`: {error}") from None
-        parameters[parameter.name] = parameter
+            parameters[node.target.id] = _type(node.annotation), ast.literal_eval(node.value)
+        except (AttributeError, KeyError, TypeError, ValueError):  # another statement, type, value
+            types = f"{', '.join(_TYPES)}, list[...], dict[...] or ... | ..."
+            must = f"must read `name: type = literal`, with a type among {types}"
+            line = ast.unparse(node)
+            raise ValueError(f"{where}: a line of parameters {must}, not `{line}`") from None
     return parameters
 
 
-def read(notebook: Path) -> dict[str, Parameter]:
-    """Names, types, defaults and comments of a notebook's parameters; empty without a cell.
+def read(notebook: Path) -> dict[str, tuple]:
+    """Name -> (type, default) of a notebook's parameters; empty without a cell.
 
     Raises ValueError for more than one cell, one that is no list of parameters, another file.
     """
@@ -97,7 +70,7 @@ def read(notebook: Path) -> dict[str, Parameter]:
     return parse("".join(tagged[0]["source"]), Path(notebook).name) if tagged else {}
 
 
-def validated(where: str, known: dict[str, Parameter], values: dict):
+def validated(where: str, known: dict[str, tuple], values: dict):
     """The values as attributes of one frozen object, checked by RULES and by type.
 
     Raises ValueError, one sentence that names the parameter and says what it must be.
@@ -108,10 +81,9 @@ def validated(where: str, known: dict[str, Parameter], values: dict):
         remedy = f'did you mean "{close[0]}"?' if close else f"it has {', '.join(known) or 'none'}"
         raise ValueError(f'{where} has no parameter "{unknown[0]}": {remedy}')
     ruled = {name: (rules.kind(name), ...) for name in known}
-    typed = {name: (parameter.annotation, ...) for name, parameter in known.items()}
     try:
         create_model(where, __config__=_CONFIG, **ruled).model_validate(values, strict=True)
-        return create_model(where, __config__=_CONFIG, **typed).model_validate(values, strict=True)
+        return create_model(where, __config__=_CONFIG, **known).model_validate(values, strict=True)
     except ValidationError as failed:
         raise ValueError(f"{where}: {_sentence(values, failed.errors()[0])}") from None
 
@@ -133,7 +105,7 @@ def _sentence(values: dict, error: dict) -> str:
 def resolve(notebook: Path, overrides: dict) -> dict:
     """Every parameter of a notebook: its defaults, replaced by the overrides, checked."""
     known = read(notebook)
-    defaults = {name: parameter.default for name, parameter in known.items()}
+    defaults = {name: default for name, (_, default) in known.items()}
     return validated(notebook.stem, known, defaults | overrides).model_dump()
 
 
