@@ -72,7 +72,7 @@ def test_a_lesson_has_parameters_that_hold(path):
     tagged = [n for n, cell in enumerate(code_cells(path)) if "parameters" in cell["metadata"].get("tags", [])]
     cell, following = ("".join(code_cells(path)[tagged[0] + n]["source"]) for n in (0, 1))
     for name in read:
-        assert re.search(rf"^{name}: (?:[^#]|\n)*  # \w", cell, re.M), f"{name} has no comment"
+        assert re.search(rf"^{name}: (?:[^#]|\n)*  # \S", cell, re.M), f"{name} has no comment"
     assert f'parameters.check("{path.stem}", globals())' in following
 
 

@@ -34,10 +34,6 @@ def expand(
     than MOST runs, two runs of one name, or values that the notebook refuses.
     """
     known = parameters.read(notebook)
-    if KEY in overrides:
-        raise ValueError(f"-p {KEY}: -p gives one value, write --{KEY} or a params file")
-    if KEY in values and KEY in known:
-        raise ValueError(f'{where}: {notebook.stem} has a parameter "{KEY}", rename that')
     plain = {name: value for name, value in values.items() if name != KEY}
     filed = _axes(values[KEY], f"{where}: {KEY}", known) if KEY in values else {}
     typed = _axes(axes, f"--{KEY}", known) if axes else {}

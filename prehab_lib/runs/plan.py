@@ -40,8 +40,7 @@ class Run:
 
 
 def home() -> Path:
-    """The folder that holds notebooks/: the current one, one above it, or this package's checkout.
-    """
+    """The folder that holds notebooks/: the current one, one above it, or this package's checkout."""
     here = Path.cwd()
     for folder in (here, *here.parents, Path(__file__).resolve().parents[2]):
         if notebooks(folder):
@@ -94,8 +93,7 @@ def _expanded(
 
 
 def expected(root: Path, profile: str, wanted: Collection[str]) -> dict[str, dict[str, dict]]:
-    """Notebook -> name of each of its runs -> parameters, of those among `wanted` that are there.
-    """
+    """Notebook -> name of each of its runs -> parameters, of those among `wanted` that are there."""
     found = {}
     for name, file in notebooks(root).items():
         if name in wanted:

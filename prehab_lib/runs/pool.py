@@ -89,10 +89,7 @@ def say(line: str) -> None:
 
 
 class Pool:
-    """Runs over one store, `width` at a time, those with a GPU each on one of their own.
-
-    gpus: names for CUDA_VISIBLE_DEVICES; none of them leaves every run what this process sees.
-    """
+    """Runs over one store, `width` at a time, those with a GPU each on one of `gpus`, if given."""
 
     def __init__(self, store: Store, width: int = 1, gpus: Sequence[str] = ()):
         self.store, self.width = store, width
@@ -134,13 +131,13 @@ class Pool:
             finally:
                 if gpu is not None:
                     self.gpus.put(gpu)
-        log = self.store.log(run.profile, run.name)
         seconds = f"{outcome.seconds:.0f} s"
-        if outcome.status == "failed":
+        if outcome.status == "failed" and not self.stopped:
+            log = self.store.log(run.profile, run.name)
             where = f"; log: {os.path.relpath(log)}" if log.is_file() else ""
             say(f"failed    {run.name} after {seconds}: {outcome.error}{where}")
-            return outcome
-        self.store.publish(key, run.profile, run.name)
+        elif outcome.status != "failed":
+            self.store.publish(key, run.profile, run.name)
         if outcome.status == "ran":
             say(f"finished  {run.name} in {seconds}, {outcome.peak_memory_mb} MB")
         return outcome
