@@ -40,7 +40,7 @@ class Run:
 
 
 def home() -> Path:
-    """The folder that holds notebooks/: the current one, one above it, or this package's checkout."""
+    """The folder that holds notebooks/: the current one, one above, or this package's checkout."""
     here = Path.cwd()
     for folder in (here, *here.parents, Path(__file__).resolve().parents[2]):
         if notebooks(folder):
@@ -65,13 +65,10 @@ def check_profile(root: Path, profile: str) -> None:
 
 def _select(known: dict[str, Path], wanted: Collection[str]) -> list[str]:
     """Full names for what a reader typed: "03" or "03_vit"; all where nothing was typed."""
-    chosen = set()
-    for word in wanted:
-        names = [name for name in known if word in (name, name.partition("_")[0])]
-        if not names:
-            raise ValueError(f'no notebook "{word}": there are {", ".join(known)}')
-        chosen.update(names)
-    return [name for name in known if name in chosen or not wanted]
+    missing = set(wanted) - set(known) - {name[:2] for name in known}
+    if missing:
+        raise ValueError(f'no notebook "{min(missing)}": there are {", ".join(known)}')
+    return [name for name in known if not wanted or name in wanted or name[:2] in wanted]
 
 
 def _expanded(
@@ -93,7 +90,7 @@ def _expanded(
 
 
 def expected(root: Path, profile: str, wanted: Collection[str]) -> dict[str, dict[str, dict]]:
-    """Notebook -> name of each of its runs -> parameters, of those among `wanted` that are there."""
+    """Notebook -> name of each of its runs -> parameters, of the `wanted` that are there."""
     found = {}
     for name, file in notebooks(root).items():
         if name in wanted:

@@ -34,7 +34,7 @@ def _type(node: ast.expr):
 
 
 def parse(source: str, where: str) -> dict[str, tuple]:
-    """Name -> (type, default) of a cell's source. Raises ValueError naming the line that is none."""
+    """Name -> (type, default) of a cell. Raises ValueError naming the line that is none."""
     try:
         body = ast.parse(source).body
     except SyntaxError as error:
