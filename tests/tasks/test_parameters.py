@@ -62,6 +62,9 @@ def test_bad_values_are_one_sentence(notebook):
         assert "\n" not in sentence and all(word in sentence for word in ["03_vit", *words]), sentence
 
 
+LORA = {"rank": 1, "steps": 0, "lr": 1e-3}
+
+
 def checked(name: str, value) -> None:
     """Check a parameter that its notebook gives no type, so by RULES alone."""
     parameters.validated("03_vit", {name: (Any, ...)}, {name: value})
@@ -90,12 +93,10 @@ def test_rules_go_by_name():
         ("schedule", "geometric", "linear"),
         ("task", "mnli", "wnli"),
         ("task", "paraphrase", 3),
-        ("lora", {"rank": 1, "steps": 0, "lr": 1e-3}, {"rank": 1, "steps": 0}),
-        ("lora", {"rank": 1, "steps": 0, "lr": 1e-3, "decay": True}, {"rank": 1, "steps": 0, "lr": 1e-3, "decay": 1}),
-        ("lora", {"rank": 1, "steps": 0, "lr": 1e-3, "alpha": 2}, {"rank": 1, "steps": 0, "lr": 1e-3, "beta": 2}),
-        ("lora", {"rank": 1, "steps": 0, "lr": 1e-3}, {"rank": 0, "steps": 0, "lr": 1e-3}),
-        ("lora", {"rank": 1, "steps": 0, "lr": 1e-3}, {"rank": 1, "steps": -1, "lr": 1e-3}),
-        ("lora", {"rank": 1, "steps": 0, "lr": 1e-3}, {"rank": 1, "steps": 0, "lr": 0.0}),
+        ("lora", LORA, {"rank": 1, "steps": 0}),
+        ("lora", LORA | {"decay": True}, LORA | {"decay": 1}),
+        ("lora", LORA | {"alpha": 2}, LORA | {"beta": 2}),
+        *[("lora", LORA, LORA | bad) for bad in ({"rank": 0}, {"steps": -1}, {"lr": 0.0})],
     ]:
         checked(name, good)
         checked("something_else", bad)
@@ -103,15 +104,20 @@ def test_rules_go_by_name():
             checked(name, bad)
 
 
-TABLES = [("methods", "METHODS"), ("surrogates", "SURROGATES"), ("tasks.prose_tasks", "PROSE"), ("tasks.glue", "GLUE")]
-
-
-def test_tables_are_read_without_importing_them():
+def test_tables_are_read_without_importing_torch(notebook):
     """What is read from the source, in a process of its own, is what the imported tables hold."""
-    code = f"import sys; from prehab_lib.tasks import rules; print([rules.table_keys(*t) for t in {TABLES}], 'torch' in sys.modules)"
+    tables = [
+        ("methods", "METHODS"),
+        ("surrogates", "SURROGATES"),
+        ("tasks.prose_tasks", "PROSE"),
+        ("tasks.glue", "GLUE"),
+    ]
+    code = f"""import sys; from pathlib import Path; from prehab_lib.tasks import parameters, rules
+parameters.resolve(Path({str(notebook)!r}), {{'methods': ['svd_llm']}})
+print([rules.table_keys(*table) for table in {tables}], 'torch' in sys.modules)"""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    tables = [tuple(getattr(importlib.import_module(f"prehab_lib.{module}"), table)) for module, table in TABLES]
-    assert done.stdout.strip() == f"{tables} False"
+    modules = [(importlib.import_module(f"prehab_lib.{module}"), table) for module, table in tables]
+    assert done.stdout.strip() == f"{[tuple(getattr(module, table)) for module, table in modules]} False"
 
 
 def test_a_method_added_at_run_time_is_known(monkeypatch):
@@ -121,32 +127,29 @@ def test_a_method_added_at_run_time_is_known(monkeypatch):
     checked("method", "mine")
 
 
-@pytest.mark.parametrize(
-    "cell, words",
-    [
+def test_a_cell_that_is_more_than_literals_is_refused():
+    for cell, words in [
         ("steps = 3", "name: type = literal"),
+        ("x: int", "name: type = literal"),
+        ("import os", "name: type = literal"),
         ("steps: int = 3\nhalf: float = steps / 2", "not `half: float = steps / 2`"),
         ("x: torch.Tensor = 3", "a type among .* not `x: torch.Tensor = 3`"),
         ("x: int[str] = 3", "a type among"),
-        ("x: int", "name: type = literal"),
-        ("import os", "name: type = literal"),
         ("steps: int =", "not Python"),
-    ],
-)
-def test_a_cell_that_is_more_than_literals_is_refused(cell, words):
-    with pytest.raises(ValueError, match=words):
-        parameters.parse(cell, "03_vit.ipynb")
+    ]:
+        with pytest.raises(ValueError, match=words):
+            parameters.parse(cell, "03_vit.ipynb")
 
 
-@pytest.mark.parametrize("folder", ["", "notebooks", "notebooks/solutions"])
-def test_check_finds_the_notebook_from_where_people_stand(notebook, folder, monkeypatch, write_notebook):
+def test_check_finds_the_notebook_from_where_people_stand(notebook, tmp_path, monkeypatch, write_notebook):
     monkeypatch.delenv("PREHAB_NOTEBOOK_DIR", raising=False)
-    root = notebook.parents[1]
-    write_notebook(root / "notebooks" / "solutions" / "03_vit.ipynb", "x = 1")  # has no parameters of its own
-    monkeypatch.chdir(root / folder)
-    namespace = parameters.resolve(notebook, {})
-    P = parameters.check("03_vit", namespace | {"other": 1, "steps": 7})
-    assert P.steps == 7
+    solutions = tmp_path / "notebooks" / "solutions"
+    write_notebook(solutions / "03_vit.ipynb", "x = 1")  # has no parameters of its own
+    namespace = parameters.resolve(notebook, {}) | {"other": 1, "steps": 7}
+    for folder in (tmp_path, notebook.parent, solutions):
+        monkeypatch.chdir(folder)
+        P = parameters.check("03_vit", namespace)
+        assert P.steps == 7, folder
     with pytest.raises(ValueError, match="frozen"):
         P.steps = 8
     with pytest.raises(ValueError, match=r"03_vit: lam = -1"):
@@ -154,9 +157,6 @@ def test_check_finds_the_notebook_from_where_people_stand(notebook, folder, monk
     del namespace["lam"]
     with pytest.raises(ValueError, match=r"lam is not set"):
         parameters.check("03_vit", namespace)
-
-
-def test_check_uses_the_folder_the_runner_names(notebook, tmp_path, monkeypatch):
     empty = tmp_path / "elsewhere" / "deep"
     empty.mkdir(parents=True)
     monkeypatch.chdir(empty)
@@ -179,40 +179,16 @@ def test_two_parameters_cells_and_other_files_are_refused(notebook, tmp_path):
 
 
 def test_yaml_reads_what_people_mean(tmp_path):
-    file = tmp_path / "a.yaml"
+    file = tmp_path / "03_vit.lab.yaml"
     file.write_text("# why\nlr: 1e-4\nlam: -2.5E-1\nwide: 1_000\nremoved: [.2, 4e-1]\nday: on\n")
-    assert parameters.load_file(file) == {
-        "lr": 1e-4,
-        "lam": -0.25,
-        "wide": 1000,
-        "removed": [0.2, 0.4],
-        "day": True,
-    }
+    meant = {"lr": 1e-4, "lam": -0.25, "wide": 1000, "removed": [0.2, 0.4], "day": True}
+    assert parameters.load_file(file) == meant
     file.write_text("# nothing differs\n")
     assert parameters.load_file(file) == {}
-    assert [parameters.load_value(text) for text in ("1e-4", "[0.2]", "40", "'40'", "x/y", "true")] == [
-        1e-4,
-        [0.2],
-        40,
-        "40",
-        "x/y",
-        True,
-    ]
-
-
-@pytest.mark.parametrize("text", ["- 1\n- 2\n", "a: 1\na: 2\n", "a: [1\n", "a: !!python/object:os.system {}\n", "1: 2"])
-def test_yaml_that_is_not_a_flat_list_of_names_is_refused(tmp_path, text):
-    file = tmp_path / "03_vit.lab.yaml"
-    file.write_text(text)
-    with pytest.raises(ValueError, match="03_vit") as caught:
-        parameters.load_file(file)
-    assert "\n" not in str(caught.value)
-
-
-def test_checking_imports_no_torch(notebook):
-    code = (
-        "import sys; from pathlib import Path; from prehab_lib.tasks import parameters;"
-        f"parameters.resolve(Path({str(notebook)!r}), {{'methods': ['svd_llm']}}); print('torch' in sys.modules)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "False"
+    values = [parameters.load_value(text) for text in ("1e-4", "[0.2]", "40", "'40'", "x/y", "true")]
+    assert values == [1e-4, [0.2], 40, "40", "x/y", True]
+    for text in ("- 1\n- 2\n", "a: 1\na: 2\n", "a: [1\n", "a: !!python/object:os.system {}\n", "1: 2"):
+        file.write_text(text)
+        with pytest.raises(ValueError, match="03_vit") as caught:
+            parameters.load_file(file)
+        assert "\n" not in str(caught.value), text
