@@ -10,14 +10,8 @@ import time
 from collections.abc import Sequence
 
 from prehab_lib.runs import plan
-from prehab_lib.runs.pool import Outcome, Pool, found, key_of
+from prehab_lib.runs.pool import Pool, found, key_of
 from prehab_lib.runs.store import Store
-
-
-def _error(store: Store, outcome: Outcome) -> str:
-    """Why a run failed, and where its notebook lies, with its traceback."""
-    notebook = next(store.failed(outcome.key).glob("*.ipynb"), None)
-    return outcome.error + (f" (see {os.path.relpath(notebook)})" if notebook else "")
 
 
 def main(planned: Sequence[plan.Run], store: Store, width: int) -> int:
@@ -28,8 +22,7 @@ def main(planned: Sequence[plan.Run], store: Store, width: int) -> int:
     profile, clock = planned[0].profile, time.monotonic()
     with store.hold_profile(profile):
         store.sweep()
-        gpus = plan.gpus() if any(run.gpu for run in planned) else ()
-        outcomes = Pool(store, width, gpus).work(planned)
+        outcomes = Pool(store, width, plan.gpus()).work(planned)
     by = {status: [] for status in ("ran", "cached", "failed")}
     for name, outcome in outcomes.items():
         by[outcome.status].append(name)
@@ -42,7 +35,7 @@ def main(planned: Sequence[plan.Run], store: Store, width: int) -> int:
         if by[status]:
             print(f"  {status}: {', '.join(by[status])}")
     for name in by["failed"]:
-        print(f"  failed: {name}: {_error(store, outcomes[name])}")
+        print(f"  failed: {name}: {outcomes[name].error}")
     return int(bool(by["failed"]))
 
 
@@ -68,7 +61,7 @@ def table(planned: Sequence[plan.Run], store: Store) -> str:
         outcome = found(store, key_of(store, run))
         stored = "yes" if outcome else "no"
         if outcome and outcome.error:
-            stored = f"failed: {_error(store, outcome)}"
+            stored = f"failed: {outcome.error}"
         gpu = "yes" if run.gpu else "no"
         lines.append(f"{run.name:{wide}}  {run.threads:7}  {gpu:3}  {stored}")
     return "\n".join(lines)

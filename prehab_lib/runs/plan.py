@@ -22,21 +22,15 @@ CGROUP = Path("/sys/fs/cgroup/cpu.max")
 
 @dataclass(frozen=True)
 class Run:
-    """One notebook with every parameter resolved.
+    """One notebook with every parameter resolved."""
 
-    name: the notebook's, in a grid with what sets this run apart (`04_bert_glue.cola`). last: it
-    reads whatever results the profile has, so it comes after every other run, also after one that
-    fails. threads: that each of its libraries may use. gpu: it uses one, so it is never beside
-    another run on the same.
-    """
-
-    name: str
+    name: str  # the notebook's; in a grid with what sets this run apart, `04_bert_glue.cola`
     notebook: Path
     profile: str
     params: dict
-    last: bool = False
-    threads: int = 1
-    gpu: bool = False
+    last: bool = False  # it reads all results that there are, so it comes after the other runs
+    threads: int = 1  # that each of its libraries may use
+    gpu: bool = False  # it uses one, so it is never beside another run on the same
 
 
 def home() -> Path:

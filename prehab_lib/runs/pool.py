@@ -52,11 +52,15 @@ def key_of(store: Store, run: Run) -> str:
 
 
 def found(store: Store, key: str) -> Outcome | None:
-    """What the store says of a run: it "ran", it "failed" when it was last tried, or nothing."""
+    """What the store says of a run: it "ran", it "failed" when it was last tried, or nothing.
+
+    The error of a failure says where its notebook lies, with the traceback.
+    """
     for status, folder in (("ran", store.done(key)), ("failed", store.failed(key))):
         if (folder / "run.json").is_file():
             facts = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-            error = facts["error"] or ""
+            kept = os.path.relpath(folder / f"{facts['notebook']}.ipynb")
+            error = f"{facts['error']} (see {kept})" if facts["error"] else ""
             return Outcome(status, key, error, facts["seconds"], facts["peak_memory_mb"])
     return None
 
@@ -77,10 +81,11 @@ def environment(store: Store, run: Run, gpu: str | None) -> dict[str, str]:
 
 def _complaint(code: int, log: Path) -> str:
     """Why a process ended that left nothing in the store."""
-    if code < 0:  # what it printed last is no reason
-        return f"its process was killed (signal {-code}): out of memory, or by hand"
     printed = log.read_text(encoding="utf-8", errors="replace").strip()
-    return printed.splitlines()[-1] if printed else f"its process ended with code {code}"
+    reason = printed.splitlines()[-1] if printed else f"its process ended with code {code}"
+    if code < 0:  # what it printed last is no reason
+        reason = f"its process was killed (signal {-code}): out of memory, or by hand"
+    return f"{reason} (log: {os.path.relpath(log)})"
 
 
 def say(line: str) -> None:
@@ -133,9 +138,7 @@ class Pool:
                     self.gpus.put(gpu)
         seconds = f"{outcome.seconds:.0f} s"
         if outcome.status == "failed" and not self.stopped:
-            log = self.store.log(run.profile, run.name)
-            where = f"; log: {os.path.relpath(log)}" if log.is_file() else ""
-            say(f"failed    {run.name} after {seconds}: {outcome.error}{where}")
+            say(f"failed    {run.name} after {seconds}: {outcome.error}")
         elif outcome.status != "failed":
             self.store.publish(key, run.profile, run.name)
         if outcome.status == "ran":
