@@ -55,11 +55,10 @@ def write_json(path: Path, content) -> None:
 def _git(*arguments: str) -> str | None:
     """What git prints about the repository, None where it fails."""
     command = ["git", "-C", str(REPOSITORY), *arguments]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip()
+    with suppress(OSError, subprocess.SubprocessError):
+        pipes = {"stderr": subprocess.DEVNULL, "text": True}
+        return subprocess.check_output(command, timeout=20, **pipes).strip()
+    return None
 
 
 def _commit() -> str | None:
