@@ -59,7 +59,7 @@ def _act(arguments) -> int:
     from prehab_lib.runs import plan, unit
 
     if arguments.command == "data":
-        print(plan.needed(plan.home(), arguments.profile, arguments.data_root))
+        print(run.needed(arguments.profile, arguments.data_root))
         return 0
     if arguments.command == "one" and arguments.parent:
         unit.die_with(arguments.parent)

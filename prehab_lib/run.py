@@ -5,6 +5,7 @@ missing, for a run is stored whole or not at all (`store.py`) and its processes 
 (`unit.py`).
 """
 
+import os
 import time
 from collections.abc import Sequence
 
@@ -63,4 +64,32 @@ def table(planned: Sequence[plan.Run], store: Store) -> str:
             stored = f"failed: {outcome.error}"
         gpu = "yes" if run.gpu else "no"
         lines.append(f"{run.name:{wide}}  {run.threads:7}  {gpu:3}  {stored}")
+    return "\n".join(lines)
+
+
+def needed(profile: str, data_root: str | None = None) -> str:
+    """What `data` prints: which data sets each notebook needs, and where each of them is.
+
+    data_root: the folder to look in instead of the one PREHAB_DATA names. Raises ValueError for an
+    unknown profile.
+    """
+    from prehab_lib.tasks import data  # imports torch
+
+    plan.check_profile(plan.home(), profile)
+    looked = data_root or os.environ.get("PREHAB_DATA") or "no folder: PREHAB_DATA is not set"
+    lines = [f"profile {profile}, looking in {looked}"]
+    for notebook in plan.notebooks(plan.home()):
+        names = data.NEEDS.get(notebook, {}).get(profile, [])
+        if not names:
+            lines.append(f"{notebook}: nothing, its data is embedded")
+        for name in names:
+            source = data.DATASETS[name]
+            place = f'comes from the hub ("{source.hub}") unless PREHAB_DATA has {source.folder}'
+            try:
+                folder = data.where(name, data_root)
+                place = f"is in {folder}" if folder else place
+            except FileNotFoundError as error:
+                place = f"is missing: {error}"
+            note = f" ({source.note})" if source.note else ""
+            lines.append(f"{notebook}: {name}{note} {place}")
     return "\n".join(lines)

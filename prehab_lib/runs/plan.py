@@ -152,31 +152,3 @@ def runs(
     threads = threads or max(1, cores() // max(2, devices))
     asks = [devices > 0 and wants_gpu(run.params) for run in planned]
     return [replace(run, threads=threads, gpu=gpu) for run, gpu in zip(planned, asks, strict=True)]
-
-
-def needed(root: Path, profile: str, data_root: str | None = None) -> str:
-    """What `data` prints: which data sets each notebook needs, and where each of them is.
-
-    data_root: the folder to look in instead of the one PREHAB_DATA names. Raises ValueError for an
-    unknown profile.
-    """
-    from prehab_lib.tasks import data  # imports torch
-
-    check_profile(root, profile)
-    looked = data_root or os.environ.get("PREHAB_DATA") or "no folder: PREHAB_DATA is not set"
-    lines = [f"profile {profile}, looking in {looked}"]
-    for notebook in notebooks(root):
-        names = data.NEEDS.get(notebook, {}).get(profile, [])
-        if not names:
-            lines.append(f"{notebook}: nothing, its data is embedded")
-        for name in names:
-            source = data.DATASETS[name]
-            place = f'comes from the hub ("{source.hub}") unless PREHAB_DATA has {source.folder}'
-            try:
-                folder = data.where(name, data_root)
-                place = f"is in {folder}" if folder else place
-            except FileNotFoundError as error:
-                place = f"is missing: {error}"
-            note = f" ({source.note})" if source.note else ""
-            lines.append(f"{notebook}: {name}{note} {place}")
-    return "\n".join(lines)
