@@ -1,5 +1,5 @@
-"""The command line: `python -m prehab_lib run | plan | report | figures | verdicts | data |
-compress | one`.
+"""The command line: `python -m prehab_lib run | plan | one | report | figures | verdicts | data |
+compress`.
 """
 
 import argparse
@@ -7,8 +7,6 @@ import sys
 
 from prehab_lib.cli import compress_cli
 from prehab_lib.runs.store import FULL, Store
-
-PROFILES = "smoke, laptop, lab, paper, or any other with params/NN_name.PROFILE.yaml"
 
 
 def _assignment(text: str) -> tuple[str, object]:
@@ -32,122 +30,87 @@ def _count(text: str) -> int:
     return int(text)
 
 
-def _axes(pairs: list[tuple[str, object]]) -> dict:
-    """The grid of the command line. Raises ValueError for a parameter given twice."""
-    names = [name for name, _ in pairs]
-    twice = [name for name in names if names.count(name) > 1]
-    if twice:
-        raise ValueError(f"--grid {twice[0]} is given twice: write all its values in one list")
-    return dict(pairs)
-
-
 def planned(arguments) -> list:
     """The runs that the arguments of `run`, `plan` or `one` choose."""
     from prehab_lib.runs import plan
 
-    overrides, axes = dict(arguments.p), _axes(arguments.grid)
-    chosen = (arguments.profile, arguments.notebooks, overrides, axes, arguments.threads)
-    return plan.runs(plan.home(), *chosen)
+    names = [name for name, _ in arguments.grid]
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
+        raise ValueError(f"--grid {twice[0]} is given twice: write all its values in one list")
+    chosen = (arguments.notebooks, dict(arguments.p), dict(arguments.grid), arguments.threads)
+    return plan.runs(plan.home(), arguments.profile, *chosen)
 
 
-def _run(arguments) -> int:
+def _act(arguments) -> int:
+    """Do what was asked for. Packages are imported here, so that --help is quick."""
+    if arguments.command in ("report", "figures", "verdicts"):
+        from prehab_lib.report import audit, report
+
+        if arguments.command == "figures":
+            count, folder = report.copy_figures(arguments.profile)
+            print(f"{count} files copied to {folder}")
+        else:
+            write = report.write if arguments.command == "report" else audit.write
+            print(f"written: {write(arguments.profile)}")
+        return 0
+
     from prehab_lib import run
-    from prehab_lib.runs import plan
+    from prehab_lib.runs import plan, unit
 
-    return run.main(planned(arguments), arguments.j, plan.home())
-
-
-def _plan(arguments) -> int:
-    from prehab_lib import run
-    from prehab_lib.runs import plan
-
-    print(run.table(planned(arguments), Store(plan.home() / "runs")))
+    if arguments.command == "data":
+        print(run.needed(arguments.profile, arguments.data_root))
+        return 0
+    if arguments.command == "one" and arguments.parent:
+        unit.die_with(arguments.parent)
+    runs, store = planned(arguments), Store(plan.home() / "runs")
+    if arguments.command == "run":
+        return run.main(runs, store, arguments.j)
+    if arguments.command == "one":
+        return run.one(runs, store, arguments.name)
+    print(run.table(runs, store))
     return 0
 
 
-def _one(arguments) -> int:
-    from prehab_lib import run
-    from prehab_lib.runs import kernel, plan
-
-    if arguments.parent:
-        kernel.die_with(arguments.parent)
-    return run.one(planned(arguments), arguments.name, plan.home())
-
-
-def _report(arguments) -> int:
-    from prehab_lib.report import report
-
-    print(f"written: {report.write(arguments.profile)}")
-    return 0
-
-
-def _figures(arguments) -> int:
-    from prehab_lib.report import report
-
-    count, folder = report.copy_figures(arguments.profile)
-    print(f"{count} files copied to {folder}")
-    return 0
-
-
-def _verdicts(arguments) -> int:
-    from prehab_lib.report import audit
-
-    print(f"written: {audit.write(arguments.profile)}")
-    return 0
-
-
-def _data(arguments) -> int:
-    from prehab_lib.runs import needed
-
-    print("\n".join(needed.lines(arguments.profile, arguments.data_root)))
-    return 0
-
-
-def _argument(*names: str, **options) -> tuple[tuple[str, ...], dict]:
-    """What `add_argument` is given."""
-    return names, options
-
-
-def _profile_or(default: str) -> tuple[tuple[str, ...], dict]:
-    return _argument("profile", nargs="?", default=default, help=f"{PROFILES} ({default})")
-
-
-PAIR = {"type": _assignment, "action": "append", "default": []}
-VALUES = "a run for each value, [0.01,0.1,1] or 0..4; several make every combination"
-CORES = "of every run (default: half of this machine's cores, or those of each GPU)"
-DATA = "folder holding the data sets (default: PREHAB_DATA)"
-PROFILE = _argument("profile", help=PROFILES)
-CHOICE = [  # which runs
-    PROFILE,
-    _argument("notebooks", nargs="*", metavar="NN", help="03 or 03_vit; none: all"),
-    _argument("-p", metavar="name=value", help="replace a parameter (repeatable)", **PAIR),
-    _argument("--grid", metavar="name=values", help=VALUES, **PAIR),
-    _argument("--threads", type=_count, metavar="N", help=CORES),
-]
-WIDTH = _argument("-j", type=_count, default=2, metavar="N", help="runs at a time (default 2)")
-NAME = _argument("--name", required=True, help="the run, as plan PROFILE lists it")
-PARENT = _argument("--parent", type=_count, metavar="PID", help="end when this parent does")
-FOLDER = _argument("--data-root", metavar="FOLDER", help=DATA)
-COMMANDS = {  # name: what it does, how, its arguments
-    "run": ("execute notebooks; what is stored is not run again", _run, [*CHOICE, WIDTH]),
-    "plan": ("list the runs of a profile, and which are stored", _plan, CHOICE),
-    "report": ("gather a profile's results beside the paper's", _report, [PROFILE]),
-    "figures": ("copy runs/PROFILE/figures to figures/PROFILE", _figures, [PROFILE]),
-    "verdicts": ("write what became of the paper's claims", _verdicts, [_profile_or("laptop")]),
-    "data": ("what each notebook needs, and what is missing", _data, [_profile_or("lab"), FOLDER]),
-    "one": ("execute one run, for schedulers", _one, [*CHOICE, NAME, PARENT]),
+COMMANDS = {
+    "run": "execute notebooks; what is stored is not run again",
+    "plan": "list the runs of a profile, and which are stored",
+    "one": "execute one run, for schedulers",
+    "report": "gather a profile's results beside the paper's",
+    "figures": "copy runs/PROFILE/figures to figures/PROFILE",
+    "verdicts": "write what became of the paper's claims (in the profile laptop)",
+    "data": "what each notebook needs (for the profile lab), and what is missing",
 }
+DEFAULTS = {"verdicts": "laptop", "data": "lab"}  # the other commands want a profile named
 
 
 def parser() -> argparse.ArgumentParser:
     """The parser of all commands; `arguments.act(arguments)` does what was asked for."""
     top = argparse.ArgumentParser(prog="python -m prehab_lib", description=__doc__.split(":")[0])
     commands = top.add_subparsers(dest="command", required=True)
-    for name, (text, act, arguments) in COMMANDS.items():
+    profiles = "smoke, laptop, lab, paper, or any other with params/NN_name.PROFILE.yaml"
+    values = "a run for each value, [0.01,0.1,1] or 0..4; several make every combination"
+    cores = "of every run (default: half of this machine's cores, or those of each GPU)"
+    root = "folder holding the data sets (default: PREHAB_DATA)"
+    pair = {"type": _assignment, "action": "append", "default": []}
+    for name, text in COMMANDS.items():
         command = commands.add_parser(name, help=text)
-        for names, options in arguments:
-            command.add_argument(*names, **options)
-        command.set_defaults(act=act)
+        command.set_defaults(act=_act)
+        add = command.add_argument
+        nargs = "?" if name in DEFAULTS else None
+        add("profile", nargs=nargs, default=DEFAULTS.get(name), help=profiles)
+        if name in ("run", "plan", "one"):
+            add("notebooks", nargs="*", metavar="NN", help="03 or 03_vit; none: all")
+            add("-p", metavar="name=value", help="replace a parameter (repeatable)", **pair)
+            add("--grid", metavar="name=values", help=values, **pair)
+            add("--threads", type=_count, metavar="N", help=cores)
+        if name == "run":
+            add("-j", type=_count, default=2, metavar="N", help="runs at a time (default 2)")
+        elif name == "one":
+            add("--name", required=True, help="the run, as plan PROFILE lists it")
+            add("--parent", type=_count, metavar="PID", help="end when this parent does")
+        elif name == "data":
+            add("--data-root", metavar="FOLDER", help=root)
     compress_cli.add_to(commands)
     return top
 

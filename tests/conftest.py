@@ -23,25 +23,16 @@ def pytest_runtest_setup(item):
 
 def write_notebook(path: Path, *cells: str, parameters: str = "", last: bool = False) -> Path:
     """A notebook file with one code cell a string; `parameters` becomes the tagged cell in front; last: it reads all runs."""
-    sources = [(parameters, ["parameters"])] if parameters else []
-    sources += [(source, []) for source in cells]
-    content = {
-        "nbformat": 4,
-        "nbformat_minor": 5,
-        "metadata": {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
-        | ({"prehab": {"last": True}} if last else {}),
-        "cells": [
-            {
-                "cell_type": "code",
-                "id": f"cell{number}",
-                "metadata": {"tags": tags} if tags else {},
-                "execution_count": None,
-                "outputs": [],
-                "source": source.splitlines(keepends=True),
-            }
-            for number, (source, tags) in enumerate(sources)
-        ],
-    }
+    metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    if last:
+        metadata["prehab"] = {"last": True}
+    written = []
+    for source in (parameters, *cells) if parameters else cells:
+        cell = {"cell_type": "code", "id": f"cell{len(written)}", "metadata": {}, "execution_count": None}
+        written.append(cell | {"outputs": [], "source": source.splitlines(keepends=True)})
+    if parameters:
+        written[0]["metadata"] = {"tags": ["parameters"]}
+    content = {"nbformat": 4, "nbformat_minor": 5, "metadata": metadata, "cells": written}
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content, indent=1), encoding="utf-8")
     return path

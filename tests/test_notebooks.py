@@ -15,6 +15,7 @@ from prehab_lib.tasks import parameters
 ROOT = Path(__file__).resolve().parents[1]
 LESSONS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
 SOLUTIONS = sorted((ROOT / "notebooks" / "solutions").glob("*.ipynb"))
+assert LESSONS and SOLUTIONS, "there are no notebooks"
 PROFILES = sorted((ROOT / "params").glob("*.yaml"))
 DISK = re.compile(r"(?<![\w.:/])/(?:home|root|Users|tmp|work|mnt|opt|usr|var|private)/\w|\b[A-Z]:\\+\w")
 
@@ -55,10 +56,6 @@ def faults(path: Path) -> list[str]:
     return found
 
 
-def test_there_are_notebooks():
-    assert LESSONS
-
-
 @pytest.mark.parametrize("path", LESSONS + SOLUTIONS, ids=name)
 def test_a_notebook_is_clean(path):
     assert faults(path) == []
@@ -66,19 +63,15 @@ def test_a_notebook_is_clean(path):
 
 @pytest.mark.parametrize("path", LESSONS, ids=name)
 def test_a_lesson_has_parameters_that_hold(path):
+    assert path.parent / "solutions" / path.name in SOLUTIONS
     read = parameters.read(path)
     assert read, "no cell is tagged `parameters`"
-    assert [parameter.name for parameter in read.values() if not parameter.comment] == []
-    defaults = {parameter.name: parameter.default for parameter in read.values()}
-    assert parameters.resolve(path, {}) == defaults
+    assert parameters.resolve(path, {}) == {name: default for name, (_, default) in read.items()}
     tagged = [n for n, cell in enumerate(code_cells(path)) if "parameters" in cell["metadata"].get("tags", [])]
-    following = "".join(code_cells(path)[tagged[0] + 1]["source"])
+    cell, following = ("".join(code_cells(path)[tagged[0] + n]["source"]) for n in (0, 1))
+    for name in read:
+        assert re.search(rf"^{name}: (?:[^#]|\n)*  # \S", cell, re.M), f"{name} has no comment"
     assert f'parameters.check("{path.stem}", globals())' in following
-
-
-@pytest.mark.parametrize("path", LESSONS, ids=name)
-def test_a_lesson_has_solutions(path):
-    assert path.parent / "solutions" / path.name in SOLUTIONS
 
 
 @pytest.mark.parametrize("path", PROFILES, ids=lambda path: path.name)
@@ -97,9 +90,9 @@ CELL = {"cell_type": "code", "metadata": {}, "execution_count": 1, "outputs": []
 TEXT = {"output_type": "stream", "name": "stdout", "text": "fine"}
 
 
-@pytest.mark.parametrize(
-    "cell, word",
-    [
+def test_each_fault_is_seen(tmp_path):
+    path = tmp_path / "a.ipynb"
+    for cell, word in [
         ({}, None),
         ({"execution_count": None}, "counts"),
         ({"execution_count": 2}, "counts"),
@@ -111,28 +104,23 @@ TEXT = {"output_type": "stream", "name": "stdout", "text": "fine"}
         ({"outputs": [TEXT | {"text": "x" * 300_000}]}, "kB"),
         ({"source": "1" + "\n1" * 25}, "lines"),
         ({"metadata": {"papermill": {"duration": 1}}}, "volatile"),
-    ],
-)
-def test_each_fault_is_seen(tmp_path, cell, word):
-    path = tmp_path / "a.ipynb"
-    path.write_text(json.dumps({"nbformat": 4, "nbformat_minor": 5, "metadata": {}, "cells": [CELL | cell]}))
-    found = faults(path)
-    assert (found == []) if word is None else len(found) == 1 and word in found[0]
+    ]:
+        path.write_text(json.dumps({"nbformat": 4, "nbformat_minor": 5, "metadata": {}, "cells": [CELL | cell]}))
+        found = faults(path)
+        assert (found == []) if word is None else len(found) == 1 and word in found[0], (cell, found)
 
 
-def executed(path: Path, cells: list[tuple[str, str, str]]) -> Path:
+def executed(path: Path, cells: list[tuple[str, str, str]]) -> None:
     """A notebook whose cells are (source, stored output, kind: "stream" or "result")."""
     content = []
     for number, (source, stored, kind) in enumerate(cells, 1):
-        result = {"output_type": "execute_result", "execution_count": number, "metadata": {}}
-        stream = {"output_type": "stream", "name": "stdout", "text": stored}
-        output = stream if kind == "stream" else result | {"data": {"text/plain": stored}}
-        content.append(
-            CELL
-            | {"id": f"c{number}", "execution_count": number, "outputs": [output] if stored else [], "source": source}
-        )
+        output = {"output_type": "execute_result", "execution_count": number, "metadata": {}}
+        output |= {"data": {"text/plain": stored}}
+        if kind == "stream":
+            output = TEXT | {"text": stored}
+        cell = {"id": f"c{number}", "execution_count": number, "source": source}
+        content.append(CELL | cell | {"outputs": [output] if stored else []})
     path.write_text(json.dumps({"nbformat": 4, "nbformat_minor": 5, "metadata": {}, "cells": content}))
-    return path
 
 
 def test_outputs_are_compared_with_a_tolerance_that_a_wrong_number_fails(tmp_path):
@@ -156,17 +144,11 @@ def test_outputs_are_compared_with_a_tolerance_that_a_wrong_number_fails(tmp_pat
     ]
     executed(tmp_path / "good.ipynb", good)
     executed(tmp_path / "bad.ipynb", bad)
-    command = [sys.executable, "-m", "pytest", "--nbval", "--nbval-current-env", "-q", "-rA", "-p", "no:cacheprovider"]
-    command += [
-        "--nbval-sanitize-with",
-        str(ROOT / "tests" / "sanitize.cfg"),
-        "--rootdir",
-        str(tmp_path),
-        str(tmp_path),
-    ]
+    options = ["--nbval-current-env", "-q", "-rA", "-p", "no:cacheprovider", "--rootdir", str(tmp_path)]
+    options += ["--nbval-sanitize-with", str(ROOT / "tests" / "sanitize.cfg")]
+    command = [sys.executable, "-m", "pytest", "--nbval", *options, str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     verdicts = re.findall(r"^(PASSED|FAILED) (\w+)\.ipynb::Cell (\d+)", done.stdout, re.MULTILINE)
-    expected = {("PASSED", "good", str(n)) for n in range(len(good))} | {
-        ("FAILED", "bad", str(n)) for n in range(len(bad))
-    }
+    expected = {("PASSED", "good", str(n)) for n in range(len(good))}
+    expected |= {("FAILED", "bad", str(n)) for n in range(len(bad))}
     assert set(verdicts) == expected, done.stdout[-3000:]

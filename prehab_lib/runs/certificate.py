@@ -13,7 +13,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 VERSIONED = ("torch", "timm", "transformers", "peft", "numpy")
@@ -53,12 +53,12 @@ def write_json(path: Path, content) -> None:
 
 
 def _git(*arguments: str) -> str | None:
+    """What git prints about the repository, None where it fails."""
     command = ["git", "-C", str(REPOSITORY), *arguments]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=20)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() if done.returncode == 0 else None
+    with suppress(OSError, subprocess.SubprocessError):
+        pipes = {"stderr": subprocess.DEVNULL, "text": True}
+        return subprocess.check_output(command, timeout=20, **pipes).strip()
+    return None
 
 
 def _commit() -> str | None:
@@ -76,29 +76,11 @@ def _device_name(device: str) -> str:
         import torch
 
         return torch.cuda.get_device_name(device)
-    try:
-        named = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
-    except OSError:
-        named = None
-    return named.group(1).strip() if named else platform.processor() or platform.machine()
-
-
-def _versions() -> dict[str, str]:
-    versions = {"python": platform.python_version()}
-    for package in VERSIONED:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return versions
-
-
-def _threads() -> int:
-    torch = sys.modules.get("torch")
-    if torch is not None:
-        return torch.get_num_threads()
-    threads = os.environ.get("OMP_NUM_THREADS", "")
-    return int(threads) if threads.isdigit() else os.cpu_count() or 1
+    with suppress(OSError):  # only Linux has the file
+        lines = re.findall(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
+        if lines:
+            return lines[0].strip()
+    return platform.processor() or platform.machine()
 
 
 def peak_memory_mb(device="cpu", children: bool = False) -> int:
@@ -122,14 +104,19 @@ def peak_memory_mb(device="cpu", children: bool = False) -> int:
 
 def birth_certificate(device="cpu") -> dict:
     """Profile, notebook, device, threads, versions, git commit and time, as JSON can hold them."""
-    device = str(device)
+    torch = sys.modules.get("torch")  # where it is not loaded, nothing here needs it
+    threads = os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1
+    versions = {"python": platform.python_version()}
+    for package in VERSIONED:
+        with suppress(importlib.metadata.PackageNotFoundError):
+            versions[package] = importlib.metadata.version(package)
     return {
         "profile": profile(),
         "notebook": os.environ.get("PREHAB_NOTEBOOK"),
-        "device": device,
-        "device_name": _device_name(device),
-        "threads": _threads(),
-        "versions": _versions(),
+        "device": str(device),
+        "device_name": _device_name(str(device)),
+        "threads": torch.get_num_threads() if torch else int(threads),
+        "versions": versions,
         "commit": _commit(),
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }

@@ -34,15 +34,13 @@ def expand(
     than MOST runs, two runs of one name, or values that the notebook refuses.
     """
     known = parameters.read(notebook)
-    if KEY in overrides:
-        raise ValueError(f"-p {KEY}: -p gives one value, write --{KEY} or a params file")
-    if KEY in values and KEY in known:
-        raise ValueError(f'{where}: {notebook.stem} has a parameter "{KEY}", rename that')
     plain = {name: value for name, value in values.items() if name != KEY}
     filed = _axes(values[KEY], f"{where}: {KEY}", known) if KEY in values else {}
     typed = _axes(axes, f"--{KEY}", known) if axes else {}
-    _refuse_both(filed, plain, f"{where}: {{}} stands in the grid and outside it")
-    _refuse_both(typed, overrides, f"{{}} stands in -p and in --{KEY}")
+    both = [f"{where}: {name} stands in the grid and outside it" for name in filed if name in plain]
+    both += [f"{name} stands in -p and in --{KEY}" for name in typed if name in overrides]
+    if both:
+        raise ValueError(f"{both[0]}: keep one of them")
     grid = filed | typed
     grid |= {name: [value] for name, value in overrides.items() if name in grid}
     runs = math.prod(len(listed) for listed in grid.values())
@@ -50,24 +48,17 @@ def expand(
         raise ValueError(f"{where}: the grid makes {runs} runs, more than {MOST}")
     base = {name: value for name, value in (plain | overrides).items() if name not in grid}
     parameters.resolve(notebook, base)  # what is wrong outside the grid is not the grid's fault
-    expanded, taken = [], set()
+    expanded = {}
     for point in itertools.product(*grid.values()):
         try:
             params = parameters.resolve(notebook, base | dict(zip(grid, point, strict=True)))
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from None
         name = suffix({name: params[name] for name in grid})
-        if name.casefold() in taken:  # not every file system tells upper from lower case
+        if name.casefold() in expanded:  # not every file system tells upper from lower case
             raise ValueError(f"{where}: the grid makes two runs that are called {name}")
-        taken.add(name.casefold())
-        expanded.append((name, params))
-    return expanded
-
-
-def _refuse_both(grid: dict, others: dict, sentence: str) -> None:
-    both = [name for name in grid if name in others]
-    if both:
-        raise ValueError(f"{sentence.format(both[0])}: keep one of them")
+        expanded[name.casefold()] = name, params
+    return list(expanded.values())
 
 
 def _axes(grid, where: str, known: dict) -> dict[str, list]:
@@ -75,7 +66,7 @@ def _axes(grid, where: str, known: dict) -> dict[str, list]:
     if not isinstance(grid, dict) or not grid or not all(isinstance(name, str) for name in grid):
         example = "{task: [cola, sst2], seed: 0..4}"
         raise ValueError(f"{where} must map parameters to lists of values, as in {example}")
-    axes = {name: _values(value, f"{where}: {name}") for name, value in grid.items()}
+    axes = {name: _values(value, f"{where}: {name} = {value!r}") for name, value in grid.items()}
     if "seed" in axes and "seed" not in known and "seeds" in known:
         if "seeds" in axes:
             raise ValueError(f"{where}: seed and seeds are one parameter: keep one of them")
@@ -89,25 +80,22 @@ def _values(value, where: str) -> list:
     if bounds:
         first, last = int(bounds[1]), int(bounds[2])
         if first > last:
-            raise ValueError(f"{where} = {value}: a range goes from smaller to larger")
+            raise ValueError(f"{where}: a range goes from smaller to larger")
         if last - first >= MOST:
-            raise ValueError(f"{where} = {value} makes more than {MOST} runs")
+            raise ValueError(f"{where} makes more than {MOST} runs")
         return list(range(first, last + 1))
     if not isinstance(value, list) or not value:
-        what = "a list of values, or a range of whole numbers such as 0..4"
-        raise ValueError(f"{where} = {value!r}: give {what}")
+        raise ValueError(f"{where}: give a list of values, or a range of whole numbers like 0..4")
     return value
 
 
 def suffix(point: dict) -> str:
     """What a run's name adds for its values: one path component of at most 64 plain characters."""
-    if not point:
-        return ""
     words = {}
     for name, value in point.items():
         alone = value[0] if isinstance(value, list) and len(value) == 1 else value
         words[name] = _short(alone if isinstance(alone, str) else json.dumps(alone), _WORD)
-    if len(point) == 1 and isinstance(*point.values(), str):
+    if not words or (len(words) == 1 and isinstance(*point.values(), str)):
         return "".join(words.values())
     return _short(",".join(f"{name}={word}" for name, word in words.items()), _SUFFIX, "=,")
 

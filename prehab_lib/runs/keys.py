@@ -17,12 +17,8 @@ from prehab_lib.runs.plan import Run, is_path
 LIBRARY = Path(__file__).resolve().parents[1]
 SMALL = 50 * 2**20  # bytes; larger files are told apart by name, size and time
 DATA = (".json", ".yaml")  # of the library, read by the modules that name them
-
-
-def code_cells(notebook: Path) -> list[str]:
-    """The source of every code cell."""
-    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
-    return ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+# root/set/config/file, and the hub's data/ below it. Elsewhere lie folders of a million images.
+PLACES = ("*", "*/*", "*/*/*", "*/*/data/*")
 
 
 def _imports(source: str, package: tuple[str, ...] = ()) -> set[str]:
@@ -68,38 +64,34 @@ def library_files(sources: Iterable[str], library: Path = LIBRARY) -> list[Path]
             if file.is_file() and file not in modules:
                 modules.add(file)
                 pending |= _module_imports(file, library)
-    data = [file for file in library.rglob("*") if file.suffix in DATA]
     texts = [module.read_text(encoding="utf-8") for module in modules]
+    data = [file for file in library.rglob("*") if file.suffix in DATA]
     named = [file for file in data if any(f'"{file.name}"' in text for text in texts)]
     return sorted([*modules, *named])
 
 
-def _stamp(file: Path, name) -> str:
-    facts = file.stat()
-    return f"{name} {facts.st_size} {facts.st_mtime_ns}"
-
-
 def _inputs(params: Mapping) -> list[str]:
     """One line for every file a run reads from outside the library."""
-    lines = []
-    root = params.get("data_root", None)
+    stamped = []  # (file, the folder that its name is relative to)
+    root = params.get("data_root")
     if root == "":
         root = os.environ.get("PREHAB_DATA")
     if root:
-        # root/set/config/file, and the hub's data/ below it. Elsewhere lie image folders with a
-        # million files.
-        places = ("*", "*/*", "*/*/*", "*/*/data/*")
-        files = {file for place in places for file in Path(root).glob(f"{place}.parquet")}
-        lines += [_stamp(file, file.relative_to(root)) for file in sorted(files)]
+        files = {file for place in PLACES for file in Path(root).glob(f"{place}.parquet")}
+        stamped += [(file, root) for file in sorted(files)]
+    lines = []
     for name, value in params.items():
-        path = Path(value) if is_path(value) and name != "data_root" else None
-        if path is None or not path.exists():
+        if not is_path(value) or name == "data_root":
             continue
+        path = Path(value)
         if path.is_file() and path.stat().st_size < SMALL:
             lines.append(f"{name} {hashlib.sha256(path.read_bytes()).hexdigest()}")
             continue
-        files = [path, *sorted(path.rglob("*"))]
-        lines += [_stamp(file, file.relative_to(path.parent)) for file in files if file.is_file()]
+        files = [file for file in (path, *sorted(path.rglob("*"))) if file.is_file()]
+        stamped += [(file, path.parent) for file in files]
+    for file, folder in stamped:
+        facts = file.stat()
+        lines.append(f"{file.relative_to(folder)} {facts.st_size} {facts.st_mtime_ns}")
     return lines
 
 
@@ -108,10 +100,11 @@ def key(run: Run, results: Mapping[str, bytes], library: Path = LIBRARY) -> str:
 
     results: name -> result of every other run, as bytes, for a run that reads them.
     """
-    cells = code_cells(run.notebook)
+    cells = json.loads(run.notebook.read_text(encoding="utf-8"))["cells"]
+    code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
     parts: list[str | bytes] = [f"{run.profile} {run.notebook.stem}"]
-    parts += [json.dumps(run.params, sort_keys=True), *cells, *_inputs(run.params)]
-    for file in library_files(cells, library):
+    parts += [json.dumps(run.params, sort_keys=True), *code, *_inputs(run.params)]
+    for file in library_files(code, library):
         parts += [str(file.relative_to(library)), file.read_bytes()]
     for name in sorted(results):
         parts += [name, results[name]]

@@ -22,34 +22,19 @@ CGROUP = Path("/sys/fs/cgroup/cpu.max")
 
 @dataclass(frozen=True)
 class Run:
-    """One notebook with every parameter resolved.
+    """One notebook with every parameter resolved."""
 
-    name: the notebook's, in a grid with what sets this run apart (`04_bert_glue.cola`). note: what
-    a reader should know before it starts. last: it reads whatever results the profile has, so it
-    comes after every other run, also after one that fails. threads: that each of its libraries may
-    use. gpu: it uses one, so it is never beside another run on the same.
-    """
-
-    name: str
+    name: str  # the notebook's; in a grid with what sets this run apart, `04_bert_glue.cola`
     notebook: Path
     profile: str
     params: dict
-    note: str = ""
-    last: bool = False
-    threads: int = 1
-    gpu: bool = False
-
-    @property
-    def suffix(self) -> str:
-        """What sets this run of a grid apart, "" where there is no grid."""
-        return self.name.removeprefix(self.notebook.stem).removeprefix(".")
+    last: bool = False  # it reads all results that there are, so it comes after the other runs
+    threads: int = 1  # that each of its libraries may use
+    gpu: bool = False  # it uses one, so it is never beside another run on the same
 
 
 def home() -> Path:
-    """The folder that holds notebooks/: the current one, one above it, or this package's checkout.
-
-    Raises FileNotFoundError where none does, as where the package was installed from a wheel.
-    """
+    """The folder that holds notebooks/: the current one, one above, or this package's checkout."""
     here = Path.cwd()
     for folder in (here, *here.parents, Path(__file__).resolve().parents[2]):
         if notebooks(folder):
@@ -72,18 +57,12 @@ def check_profile(root: Path, profile: str) -> None:
         raise ValueError(f'unknown profile "{profile}": {choices}')
 
 
-def select(known: dict[str, Path], wanted: Collection[str]) -> list[str]:
-    """Full names for what a reader typed: "03" or "03_vit"; all where nothing was typed.
-
-    Raises ValueError naming what is not there.
-    """
-    chosen = set()
-    for word in wanted:
-        names = [name for name in known if word in (name, name.partition("_")[0])]
-        if not names:
-            raise ValueError(f'no notebook "{word}": there are {", ".join(known)}')
-        chosen.update(names)
-    return [name for name in known if name in chosen or not wanted]
+def _select(known: dict[str, Path], wanted: Collection[str]) -> list[str]:
+    """Full names for what a reader typed: "03" or "03_vit"; all where nothing was typed."""
+    missing = set(wanted) - set(known) - {name[:2] for name in known}
+    if missing:
+        raise ValueError(f'no notebook "{min(missing)}": there are {", ".join(known)}')
+    return [name for name in known if not wanted or name in wanted or name[:2] in wanted]
 
 
 def _expanded(
@@ -91,44 +70,31 @@ def _expanded(
 ) -> list[Run]:
     """The runs of one notebook, with the paths among their parameters made absolute."""
     file = root / "params" / f"{notebook.stem}.{profile}.yaml"
-    values, note = {}, ""
-    if profile != "smoke" and file.is_file():
-        values = parameters.load_file(file)
-    elif profile != "smoke":
-        note = f"there is no params/{file.name}: {notebook.stem} runs with its own defaults"
+    values = parameters.load_file(file) if profile != "smoke" and file.is_file() else {}
     metadata = json.loads(notebook.read_text(encoding="utf-8")).get("metadata", {})
     last = metadata.get("prehab", {}).get("last", False)
     runs = []
     for suffix, params in grid.expand(notebook, values, overrides, f"params/{file.name}", axes):
+        for name, value in params.items():  # the notebook works in another folder
+            if is_path(value) or (name == "data_root" and value):
+                params[name] = os.path.abspath(os.path.expanduser(value))
         name = f"{notebook.stem}.{suffix}" if suffix else notebook.stem
-        runs.append(Run(name, notebook, profile, _absolute(params), note, last))
+        runs.append(Run(name, notebook, profile, params, last))
     return runs
 
 
 def expected(root: Path, profile: str, wanted: Collection[str]) -> dict[str, dict[str, dict]]:
-    """Notebook -> name of each of its runs -> parameters, as notebooks and params files stand.
-
-    wanted: names of notebooks; those that are not there are left out. No data is looked for.
-    """
-    return {
-        name: {run.name: run.params for run in _expanded(root, profile, file, {})}
-        for name, file in notebooks(root).items()
-        if name in wanted
-    }
+    """Notebook -> name of each of its runs -> parameters, of the `wanted` that are there."""
+    found = {}
+    for name, file in notebooks(root).items():
+        if name in wanted:
+            found[name] = {run.name: run.params for run in _expanded(root, profile, file, {})}
+    return found
 
 
 def is_path(value) -> bool:
     """Text that starts like a path is one; a name such as "timm/vit" is not."""
     return isinstance(value, str) and value.startswith(("./", "../", "~", "/"))
-
-
-def _absolute(params: dict) -> dict:
-    """Paths as seen from where the command was typed: the notebook runs elsewhere."""
-    absolute = dict(params)
-    for name, value in params.items():
-        if is_path(value) or (name == "data_root" and value):
-            absolute[name] = os.path.abspath(os.path.expanduser(value))
-    return absolute
 
 
 def wants_gpu(params: dict) -> bool:
@@ -138,12 +104,13 @@ def wants_gpu(params: dict) -> bool:
 
 def cores() -> int:
     """Cores this process may use; in a container, those of its quota (cgroup 2)."""
-    seen = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    usable = getattr(os, "sched_getaffinity", None)
+    count = len(usable(0)) if usable else os.cpu_count() or 1
     try:
         quota, period = CGROUP.read_text().split()
-        return max(1, min(seen, int(quota) // int(period)))
+        return max(1, min(count, int(quota) // int(period)))
     except (OSError, ValueError):  # no such file, or "max"
-        return seen
+        return count
 
 
 def gpus() -> list[str]:
@@ -167,16 +134,14 @@ def runs(
 ) -> list[Run]:
     """The runs of a profile, in the order of the book.
 
-    wanted: notebooks by number or name, all where empty. overrides: parameters from the command
-    line, which every wanted notebook must have. axes: a grid from the command line, parameter ->
-    values. threads: of every run; by default half of the cores, or those that each GPU has, so that
-    numbers do not depend on what runs beside. Raises ValueError for an unknown profile, notebook or
-    parameter or a refused value or grid, FileNotFoundError for a data_root that is no folder.
+    wanted: notebooks by number or name, all where empty. overrides, axes: parameters and a grid
+    from the command line, which every wanted notebook must have. threads: of every run; by default
+    half of the cores, or those that each GPU has, so that numbers do not depend on what runs
+    beside. Raises ValueError, or FileNotFoundError for a data_root that is no folder.
     """
-    known = notebooks(root)
     check_profile(root, profile)
-    planned: list[Run] = []
-    for name in select(known, wanted):
+    known, planned = notebooks(root), []
+    for name in _select(known, wanted):
         planned += _expanded(root, profile, known[name], overrides or {}, axes)
     for run in planned:
         folder = run.params.get("data_root")
@@ -185,6 +150,5 @@ def runs(
             raise FileNotFoundError(f"{run.name}: data_root = {folder} {what}")
     devices = len(gpus()) if any(wants_gpu(run.params) for run in planned) else 0
     threads = threads or max(1, cores() // max(2, devices))
-    return [
-        replace(run, threads=threads, gpu=wants_gpu(run.params) and devices > 0) for run in planned
-    ]
+    asks = [devices > 0 and wants_gpu(run.params) for run in planned]
+    return [replace(run, threads=threads, gpu=gpu) for run, gpu in zip(planned, asks, strict=True)]

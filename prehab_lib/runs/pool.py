@@ -1,8 +1,7 @@
 """The pool: runs of a profile on this machine, a thread each that waits for the run's process.
 
 Every driver goes through `Pool.work`, so that a run is the same whoever starts it: the command
-`run` with as many runs at a time as it is told, `one` with a single run, and through `one` any
-scheduler of a cluster.
+`run`, or `one` for a single run, and through `one` any scheduler of a cluster.
 """
 
 import errno
@@ -12,8 +11,8 @@ import queue
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +33,6 @@ QUIET = {
     "PYDEVD_DISABLE_FILE_VALIDATION": "1",
 }
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
-GRACE = 2.0  # seconds for a process to end what it started
 
 
 @dataclass
@@ -54,20 +52,21 @@ def key_of(store: Store, run: Run) -> str:
 
 
 def found(store: Store, key: str) -> Outcome | None:
-    """What the store says of a run: it "ran", it "failed" when it was last tried, or nothing."""
+    """What the store says of a run: it "ran", it "failed" when it was last tried, or nothing.
+
+    The error of a failure says where its notebook lies, with the traceback.
+    """
     for status, folder in (("ran", store.done(key)), ("failed", store.failed(key))):
         if (folder / "run.json").is_file():
             facts = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-            about = {name: facts[name] for name in ("seconds", "peak_memory_mb")}
-            return Outcome(status, key, facts["error"] or "", **about)
+            kept = os.path.relpath(folder / f"{facts['notebook']}.ipynb")
+            error = f"{facts['error']} (see {kept})" if facts["error"] else ""
+            return Outcome(status, key, error, facts["seconds"], facts["peak_memory_mb"])
     return None
 
 
 def environment(store: Store, run: Run, gpu: str | None) -> dict[str, str]:
-    """The environment of a run's process: this one's, with what notebook and libraries are told.
-
-    gpu: a name for CUDA_VISIBLE_DEVICES; None leaves that variable as it is.
-    """
+    """The environment of a run's process: this one's, with what notebook and libraries are told."""
     variables = os.environ | QUIET | dict.fromkeys(THREADS, str(run.threads))
     variables["PREHAB_PROFILE"] = run.profile
     variables["PREHAB_NOTEBOOK"] = run.notebook.stem
@@ -82,73 +81,52 @@ def environment(store: Store, run: Run, gpu: str | None) -> dict[str, str]:
 
 def _complaint(code: int, log: Path) -> str:
     """Why a process ended that left nothing in the store."""
+    printed = log.read_text(encoding="utf-8", errors="replace").strip()
+    reason = printed.splitlines()[-1] if printed else f"its process ended with code {code}"
     if code < 0:  # what it printed last is no reason
-        return f"its process was killed (signal {-code}): out of memory, or by hand"
-    lines = log.read_text(encoding="utf-8", errors="replace").split("\n")
-    printed = [line for line in lines if line.strip()]
-    return printed[-1] if printed else f"its process ended with code {code}"
+        reason = f"its process was killed (signal {-code}): out of memory, or by hand"
+    return f"{reason} (log: {os.path.relpath(log)})"
+
+
+def say(line: str) -> None:
+    """Print a line whole, also where several threads print."""
+    print(line + "\n", end="", flush=True)
 
 
 class Pool:
-    """Runs over one store, `width` at a time, those with a GPU each on one of their own.
+    """Runs over one store, `width` at a time, those with a GPU each on one of `gpus`, if given."""
 
-    say: called with each line of progress. gpus: names for CUDA_VISIBLE_DEVICES; none of them
-    leaves every run what this process sees.
-    """
-
-    def __init__(
-        self, store: Store, width: int, say: Callable[[str], None], gpus: Sequence[str] = ()
-    ):
-        self.store, self.width, self.say = store, width, say
+    def __init__(self, store: Store, width: int = 1, gpus: Sequence[str] = ()):
+        self.store, self.width = store, width
         self.gpus: queue.SimpleQueue[str] | None = queue.SimpleQueue() if gpus else None
         for gpu in gpus:
             self.gpus.put(gpu)
-        self.active: dict[str, tuple[subprocess.Popen, float]] = {}
+        self.active: list[subprocess.Popen] = []
         self.stopped = False
 
-    def work(
-        self, planned: Sequence[Run], tick: Callable[[int], None] = lambda settled: None
-    ) -> dict[str, Outcome]:
+    def work(self, planned: Sequence[Run]) -> dict[str, Outcome]:
         """Do all runs, those that are `last` after the others; a run that fails stops no other.
 
-        tick: called twice a second with the number of runs that are settled. Raises OSError where
-        the disk is full; processes at work are ended then, as on Ctrl-C.
+        Raises OSError where the disk is full; processes at work are ended then, as on Ctrl-C.
         """
         outcomes: dict[str, Outcome] = {}
         for last in (False, True):
             with ThreadPoolExecutor(self.width) as threads:
                 chosen = [run for run in planned if run.last == last]
-                pending = {threads.submit(self._settle, run): run for run in chosen}
+                pending = {threads.submit(self._settle, run): run.name for run in chosen}
                 try:
-                    while pending:
-                        tick(len(outcomes))
-                        for future in wait(pending, 0.5, FIRST_COMPLETED).done:
-                            run = pending.pop(future)
-                            outcomes[run.name] = future.result()
-                            self._tell(run, outcomes[run.name])
+                    for future in as_completed(pending):
+                        outcomes[pending[future]] = future.result()
                 except BaseException:
-                    self._stop()
+                    self.stopped = True
+                    for process in list(self.active):
+                        process.stdin.close()
                     threads.shutdown(wait=False, cancel_futures=True)
                     raise
         return {run.name: outcomes[run.name] for run in planned}
 
-    def at_work(self) -> str:
-        """The runs at work, each with its time."""
-        now = time.monotonic()
-        seconds = {name: int(now - started) for name, (_, started) in list(self.active.items())}
-        return ", ".join(f"{name} {time // 60}:{time % 60:02}" for name, time in seconds.items())
-
-    def _tell(self, run: Run, outcome: Outcome) -> None:
-        log = self.store.log(run.profile, run.name)
-        if outcome.status == "failed":
-            where = f"; log: {os.path.relpath(log)}" if log.is_file() else ""
-            self.say(f"failed    {run.name} after {outcome.seconds:.0f} s: {outcome.error}{where}")
-        elif outcome.status == "ran":
-            memory = f"{outcome.peak_memory_mb} MB"
-            self.say(f"finished  {run.name} in {outcome.seconds:.0f} s, {memory}")
-
     def _settle(self, run: Run) -> Outcome:
-        """Find a run stored, or execute it; publish it."""
+        """Find a run stored, or execute it; publish it, and say what became of it."""
         key = key_of(self.store, run)
         outcome = Outcome("cached", key)
         if not self.store.done(key).exists():
@@ -158,8 +136,13 @@ class Pool:
             finally:
                 if gpu is not None:
                     self.gpus.put(gpu)
-        if outcome.status != "failed":
+        seconds = f"{outcome.seconds:.0f} s"
+        if outcome.status == "failed" and not self.stopped:
+            say(f"failed    {run.name} after {seconds}: {outcome.error}")
+        elif outcome.status != "failed":
             self.store.publish(key, run.profile, run.name)
+        if outcome.status == "ran":
+            say(f"finished  {run.name} in {seconds}, {outcome.peak_memory_mb} MB")
         return outcome
 
     def _execute(self, run: Run, key: str, gpu: str | None) -> Outcome:
@@ -180,33 +163,21 @@ class Pool:
                 env=environment(self.store, run, gpu),
                 start_new_session=True,  # Ctrl-C reaches this process alone
             )
-        self.active[run.name] = (process, clock)
+        self.active.append(process)
         threads = "1 thread" if run.threads == 1 else f"{run.threads} threads"
-        self.say(f"started   {run.name} ({threads}{', GPU ' + gpu if gpu else ''})")
-        task = {"runs": str(self.store.runs), "key": key, "notebook": str(run.notebook), "gpu": gpu}
-        task |= {"profile": run.profile, "params": run.params, "threads": run.threads}
+        say(f"started   {run.name} ({threads}{', GPU ' + gpu if gpu else ''})")
+        task = vars(run) | {"runs": self.store.runs, "key": key, "gpu": gpu}
         with suppress(BrokenPipeError):  # it ended before it read: its log says why
-            process.stdin.write(json.dumps(task).encode() + b"\n")
+            process.stdin.write(json.dumps(task, default=str).encode() + b"\n")
             process.stdin.flush()
         if self.stopped:  # while it was started
             process.stdin.close()
         process.wait()
         process.stdin.close()
-        del self.active[run.name]
+        self.active.remove(process)
         if process.returncode == errno.ENOSPC:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.store.runs))
         if process.returncode == 0:
             return found(self.store, key)
         error = _complaint(process.returncode, log)
         return Outcome("failed", key, error, time.monotonic() - clock)
-
-    def _stop(self) -> None:
-        """End all processes at work, and start no other."""
-        self.stopped = True
-        for process, _ in list(self.active.values()):
-            process.stdin.close()
-        for process, _ in list(self.active.values()):
-            try:
-                process.wait(GRACE)
-            except subprocess.TimeoutExpired:
-                process.kill()

@@ -9,8 +9,8 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from prehab_lib.runs.certificate import replacing
@@ -24,24 +24,17 @@ class Busy(ValueError):
 
 def copy(source: Path, target: Path) -> None:
     """Copy a file in one step."""
-    with replacing(target) as draft:
-        shutil.copyfile(source, draft)
+    copy_all({source: target})
 
 
 def copy_all(targets: Mapping[Path, Path]) -> None:
-    """Copy files, source -> target. Where there is no room for all of them, none is touched."""
-    drafts = {
-        target: target.with_name(f".{target.name}.{os.getpid()}") for target in targets.values()
-    }
-    try:
+    """Copy files, source -> target; the first one is put in place last.
+
+    Where there is no room for all of them, none is touched.
+    """
+    with ExitStack() as drafts:
         for source, target in targets.items():
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source, drafts[target])
-        for target, draft in drafts.items():
-            os.replace(draft, target)
-    finally:
-        for draft in drafts.values():
-            draft.unlink(missing_ok=True)
+            shutil.copyfile(source, drafts.enter_context(replacing(target)))
 
 
 class Store:
@@ -73,15 +66,12 @@ class Store:
         from filelock import FileLock, Timeout
 
         self.folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.folder / f"{name}.lock")
         try:
-            lock.acquire(timeout=0)
+            held = FileLock(self.folder / f"{name}.lock").acquire(timeout=0)
         except Timeout:
             raise Busy(busy) from None
-        try:
+        with held:
             yield
-        finally:
-            lock.release()
 
     def hold_run(self, key: str):
         """Keep every other process off a run. Raises Busy."""
@@ -94,8 +84,8 @@ class Store:
 
     def begin(self, key: str) -> Path:
         """An empty work folder; an older failure goes. Call it with the key held."""
-        shutil.rmtree(self.failed(key), ignore_errors=True)
-        shutil.rmtree(self.part(key), ignore_errors=True)
+        for folder in (self.failed(key), self.part(key)):
+            shutil.rmtree(folder, ignore_errors=True)
         self.part(key).mkdir(parents=True)
         return self.part(key)
 
@@ -109,29 +99,13 @@ class Store:
             with suppress(Busy), self.hold_run(part.stem):
                 shutil.rmtree(part, ignore_errors=True)
 
-    def published(self, profile: str, name: str) -> dict:
-        """run.json of what stands in runs/PROFILE/NAME now; empty where nothing does."""
-        try:
-            return json.loads((self.runs / profile / name / "run.json").read_text(encoding="utf-8"))
-        except (OSError, json.JSONDecodeError):
-            return {}
-
-    def outside(self, profile: str, planned: Mapping[str, Collection[str]]) -> list[str]:
-        """Names published of the planned notebooks that no run of theirs has: of an earlier grid.
-
-        planned: notebook -> names of its runs.
-        """
-        names = [file.parent.name for file in sorted((self.runs / profile).glob("*/run.json"))]
-        notebook = {name: self.published(profile, name).get("notebook", name) for name in names}
-        return [name for name in names if name not in planned.get(notebook[name], [name])]
-
     def results(self, profile: str, reader: str) -> dict[str, bytes]:
         """Name -> facts, scores and claims of each published run but the reader's, as bytes."""
         results = {}
-        for file in sorted((self.runs / profile).glob("*/run.json")):
-            read = [file, file.with_name("result.json"), file.with_name("claims.jsonl")]
-            if file.parent.name != reader:
-                results[file.parent.name] = b"".join(f.read_bytes() for f in read if f.is_file())
+        for facts in sorted((self.runs / profile).glob("*/run.json")):
+            files = [facts, facts.with_name("result.json"), facts.with_name("claims.jsonl")]
+            if facts.parent.name != reader:
+                results[facts.parent.name] = b"".join(f.read_bytes() for f in files if f.is_file())
         return results
 
     def targets(self, profile: str, name: str, run: dict) -> dict[str, Path]:
@@ -144,8 +118,8 @@ class Store:
         figures = home / "figures" if run.get("notebook", name) == name else home / "figures" / name
         targets = {}
         for file in run.get("files", []):
-            inside = file.removeprefix("figures/")
-            targets[file] = home / name / file if inside == file else figures / inside
+            folder = figures if file.startswith("figures/") else home / name
+            targets[file] = folder / file.removeprefix("figures/")
         return targets
 
     def publish(self, key: str, profile: str, name: str) -> None:
@@ -153,13 +127,15 @@ class Store:
 
         run.json comes last, as it says that the rest is there. Does nothing where it all stands.
         """
-        source = self.done(key)
+        source, facts = self.done(key), self.runs / profile / name / "run.json"
         run = json.loads((source / "run.json").read_text(encoding="utf-8"))
         targets = self.targets(profile, name, run)
-        before = self.published(profile, name)
+        before = {}
+        with suppress(OSError, json.JSONDecodeError):  # nothing was published, or only half
+            before = json.loads(facts.read_text(encoding="utf-8"))
         if before.get("key") == key and all(target.is_file() for target in targets.values()):
             return
-        facts = {source / "run.json": self.runs / profile / name / "run.json"}
-        copy_all({source / file: target for file, target in targets.items()} | facts)
+        files = {source / file: target for file, target in targets.items()}
+        copy_all({source / "run.json": facts} | files)
         for stale in set(self.targets(profile, name, before).values()) - set(targets.values()):
             stale.unlink(missing_ok=True)

@@ -3,9 +3,11 @@
 It reads its task as one JSON line from stdin and leaves its result in the store: KEY or KEY.failed.
 What the notebook and its libraries print goes to stdout and stderr as it comes. The driver keeps
 stdin open: when it ends, the driver is dead, and so are soon the kernel, whatever the notebook
-started, and this process.
+started, and this process. With `-f CONNECTION_FILE` it is that kernel.
 """
 
+import contextlib
+import ctypes
 import datetime
 import errno
 import json
@@ -17,32 +19,49 @@ import threading
 import time
 from pathlib import Path
 
+import psutil
+
 from prehab_lib.runs.certificate import peak_memory_mb, write_json
-from prehab_lib.runs.kernel import adopt_orphans, end_descendants
 from prehab_lib.runs.store import FULL, Busy, Store
 
-WORK = "work"  # in a work folder: what goes before it is renamed
+PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
+_abandoned = threading.Event()  # the driver is dead
+
+
+def _prctl(option: int, value: int) -> None:
+    """Ask the Linux kernel; other systems have no such call."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(option, value)
+
+
+def die_with(parent: int) -> None:
+    """Have the system kill this process when `parent`, its parent process, dies. Linux only.
+
+    Elsewhere ipykernel polls its parent once a second, and a unit reads its driver's pipe.
+    """
+    _prctl(PR_SET_PDEATHSIG, 9)  # SIGKILL
+    if sys.platform == "linux" and os.getppid() != parent:  # it died before we asked
+        os._exit(1)
+
+
+def end_descendants(seconds: float = 1.5) -> None:
+    """Kill all that this process started, directly or not: also what a notebook left running."""
+    until = time.monotonic() + seconds
+    children = psutil.Process().children(recursive=True)
+    while children and time.monotonic() < until:
+        for child in children:
+            with contextlib.suppress(psutil.Error):
+                child.kill()
+        psutil.wait_procs(children, timeout=0.2)
+        children = psutil.Process().children(recursive=True)  # those they started meanwhile
 
 
 def _outlive_nobody() -> None:
     while os.read(0, 4096):
         pass
+    _abandoned.set()
     end_descendants()
     os._exit(1)
-
-
-def _manager_class():
-    from jupyter_client.manager import AsyncKernelManager
-
-    class Manager(AsyncKernelManager):
-        """Starts our kernel with this interpreter, whatever a kernel specification says."""
-
-        def format_kernel_cmd(self, extra_arguments=None):
-            command = [sys.executable, "-m", "prehab_lib.runs.kernel", "-f", self.connection_file]
-            # At its own level it warns of local TCP in every log.
-            return [*command, "--log-level=ERROR", *(extra_arguments or [])]
-
-    return Manager
 
 
 def _execute(notebook: Path, output: Path, params: dict, work: Path) -> str | None:
@@ -51,19 +70,22 @@ def _execute(notebook: Path, output: Path, params: dict, work: Path) -> str | No
     sys.modules["rfc3987_syntax"] = None
     import nbformat
     import papermill
+    from jupyter_client.manager import AsyncKernelManager
     from nbclient.exceptions import DeadKernelError
 
+    class Manager(AsyncKernelManager):
+        """Starts our kernel with this interpreter, whatever a kernel specification says."""
+
+        def format_kernel_cmd(self, extra_arguments=None):
+            # -P: the work folder is no place for modules. At its own level it warns of local TCP.
+            command = [sys.executable, "-P", "-m", "prehab_lib.runs.unit"]
+            return [*command, "-f", self.connection_file, "--log-level=ERROR"]
+
+    settings = {"kernel_name": "python3", "kernel_manager_class": Manager, "cwd": str(work)}
+    settings |= {"progress_bar": False, "log_output": True}
+
     def execute():
-        executed = papermill.execute_notebook(
-            str(notebook),
-            str(output),
-            params,
-            kernel_name="python3",
-            kernel_manager_class=_manager_class(),
-            cwd=str(work),
-            progress_bar=False,
-            log_output=True,
-        )
+        executed = papermill.execute_notebook(str(notebook), str(output), params, **settings)
         executed.metadata.pop("papermill", None)  # it holds the name of the work folder
         nbformat.write(executed, output)
 
@@ -84,31 +106,29 @@ def _execute(notebook: Path, output: Path, params: dict, work: Path) -> str | No
 
 
 def work_on(task: dict) -> None:
-    """Do the task unless its result is stored.
-
-    Raises Busy while another process is at work on it, OSError where the disk is full.
-    """
+    """Do the task unless its result is stored. Raises Busy, or OSError where the disk is full."""
     store, key = Store(Path(task["runs"])), task["key"]
     with store.hold_run(key):
         if store.done(key).exists():
             return
         try:
-            _work(store, key, task)
+            good = _work(store.begin(key), task)
         except OSError:
             shutil.rmtree(store.part(key), ignore_errors=True)
             raise
+        if _abandoned.is_set():  # the kernel was killed by us: no failure
+            os._exit(1)
+        store.finish(key, good)
 
 
-def _work(store: Store, key: str, task: dict) -> None:
-    part = store.begin(key)
-    work = part / WORK
+def _work(part: Path, task: dict) -> bool:
+    """Fill the work folder. Returns whether the notebook came to its end."""
+    work = part / "work"  # gone before the folder is renamed
     work.mkdir()
     # Nobody's IPython start-up files, history or connection files take part in a run.
-    os.environ.update(
-        PREHAB_RUN_DIR=str(part),
-        IPYTHONDIR=str(work / "ipython"),
-        JUPYTER_RUNTIME_DIR=str(work / "jupyter"),
-    )
+    os.environ["PREHAB_RUN_DIR"] = str(part)
+    os.environ["IPYTHONDIR"] = str(work / "ipython")
+    os.environ["JUPYTER_RUNTIME_DIR"] = str(work / "jupyter")
     started, clock = datetime.datetime.now(datetime.UTC), time.monotonic()
     notebook = Path(task["notebook"])
     error = _execute(notebook, part / notebook.name, task["params"], work)
@@ -123,28 +143,30 @@ def _work(store: Store, key: str, task: dict) -> None:
     facts["peak_memory_mb"] = peak_memory_mb(children=True)
     facts["files"] = sorted(file.as_posix() for file in inside)
     write_json(part / "run.json", facts)
-    store.finish(key, good=error is None)
+    return error is None
 
 
-def main() -> int:
+def main() -> None:
     """Exit code: 0 where the store has what became of the run, ENOSPC where the disk is full."""
-    task = json.loads(sys.stdin.readline() or "null")
-    if task is None:
-        return 1
-    adopt_orphans()
+    task = json.loads(sys.stdin.readline())
+    _prctl(PR_SET_CHILD_SUBREAPER, 1)  # orphans of a notebook become ours, to be found
     threading.Thread(target=_outlive_nobody, daemon=True).start()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     try:
         work_on(task)
     except Busy as error:
-        print(error, flush=True)
-        return 1
+        sys.exit(str(error))
     except OSError as error:
         if error.errno not in FULL:
             raise
-        return errno.ENOSPC
-    return 0
+        sys.exit(errno.ENOSPC)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    if "-f" in sys.argv:  # a kernel, which dies with the process that started it
+        from ipykernel.kernelapp import launch_new_instance
+
+        die_with(int(os.environ["JPY_PARENT_PID"]))
+        launch_new_instance()
+    else:
+        main()

@@ -11,7 +11,6 @@ import difflib
 import json
 import os
 import re
-from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
@@ -20,69 +19,45 @@ from pydantic import ConfigDict, ValidationError, create_model
 from prehab_lib.tasks import rules
 
 _TYPES = {"int": int, "float": float, "str": str, "bool": bool, "list": list, "dict": dict}
-
-
-@dataclass(frozen=True)
-class Parameter:
-    """One line of a parameters cell: `steps: int = 20  # prehab steps`."""
-
-    name: str
-    annotation: object
-    default: object
-    comment: str
+_TYPES["None"] = None
+_CONFIG = ConfigDict(frozen=True, allow_inf_nan=False, protected_namespaces=())
 
 
 def _type(node: ast.expr):
-    """The type that an annotation names. Raises ValueError for one that no cell may use."""
-    if isinstance(node, ast.Name) and node.id in _TYPES:
-        return _TYPES[node.id]
-    if isinstance(node, ast.Constant) and node.value is None:
-        return None
+    """The type that an annotation names. Raises KeyError or TypeError where it names none."""
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr):
         return _type(node.left) | _type(node.right)
-    if isinstance(node, ast.Subscript) and ast.unparse(node.value) in ("list", "dict"):
+    if isinstance(node, ast.Subscript):
         inside = node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]
         return _type(node.value)[tuple(_type(item) for item in inside)]
-    known = f"{', '.join(_TYPES)}, list[...], dict[...], ... | None"
-    raise ValueError(f"the type {ast.unparse(node)} is none of {known}")
+    return _TYPES[ast.unparse(node)]
 
 
-def parse(source: str, where: str) -> dict[str, Parameter]:
-    """The parameters of one cell's source.
-
-    Raises ValueError naming the line that is not `name: type = literal`.
-    """
+def parse(source: str, where: str) -> dict[str, tuple]:
+    """Name -> (type, default) of a cell. Raises ValueError naming the line that is none."""
     try:
         body = ast.parse(source).body
     except SyntaxError as error:
         what = f"{error.msg}, line {error.lineno}"
         raise ValueError(f"{where}: the parameters cell is not Python: {what}") from None
-    lines, parameters = source.splitlines(), {}
+    parameters = {}
     for node in body:
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
             continue  # a text between the parameters
-        line = lines[node.lineno - 1].strip()
-        named = isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
-        if not named or node.value is None:
-            must = "a line of the parameters cell must read `name: type = literal`"
-            raise ValueError(f"{where}: {must}, not `{line}`")
         try:
-            default = ast.literal_eval(node.value)
-        except ValueError:
-            raise ValueError(f"{where}: `{line}`: the value must be a literal") from None
-        try:
-            annotation = _type(node.annotation)
-        except ValueError as error:
-            raise ValueError(f"{where}: `{line}`: {error}") from None
-        comment = lines[node.end_lineno - 1][node.end_col_offset :].partition("#")[2].strip()
-        parameters[node.target.id] = Parameter(node.target.id, annotation, default, comment)
+            parameters[node.target.id] = _type(node.annotation), ast.literal_eval(node.value)
+        except (AttributeError, KeyError, TypeError, ValueError):  # another statement, type, value
+            types = f"{', '.join(_TYPES)}, list[...], dict[...] or ... | ..."
+            must = f"must read `name: type = literal`, with a type among {types}"
+            line = ast.unparse(node)
+            raise ValueError(f"{where}: a line of parameters {must}, not `{line}`") from None
     return parameters
 
 
-def cell_of(notebook: Path) -> dict | None:
-    """The cell of a notebook file that is tagged `parameters`, None where there is none.
+def read(notebook: Path) -> dict[str, tuple]:
+    """Name -> (type, default) of a notebook's parameters; empty without a cell.
 
-    Raises ValueError for more than one, or a file that is no notebook.
+    Raises ValueError for more than one cell, one that is no list of parameters, another file.
     """
     try:
         cells = json.loads(Path(notebook).read_text(encoding="utf-8"))["cells"]
@@ -90,69 +65,61 @@ def cell_of(notebook: Path) -> dict | None:
         raise ValueError(f"{notebook} is not a notebook (nbformat 4)") from None
     tagged = [cell for cell in cells if "parameters" in cell.get("metadata", {}).get("tags", [])]
     if len(tagged) > 1:
-        count = len(tagged)
-        raise ValueError(f"{notebook}: {count} cells are tagged `parameters`, tag exactly one")
-    return tagged[0] if tagged else None
+        what = f"{len(tagged)} cells are tagged `parameters`, tag exactly one"
+        raise ValueError(f"{notebook}: {what}")
+    return parse("".join(tagged[0]["source"]), Path(notebook).name) if tagged else {}
 
 
-def read(notebook: Path) -> dict[str, Parameter]:
-    """Names, types, defaults and comments of a notebook's parameters; empty without a cell."""
-    cell = cell_of(notebook)
-    return parse("".join(cell["source"]), Path(notebook).name) if cell else {}
+def validated(where: str, known: dict[str, tuple], values: dict):
+    """The values as attributes of one frozen object, checked by RULES and by type.
 
-
-def _validated(notebook: Path, known: dict[str, Parameter], values: dict):
-    """The values as attributes of a frozen pydantic object, checked by type and by RULES."""
-    where = Path(notebook).stem
-    for name in values:
-        if name not in known:
-            close = difflib.get_close_matches(name, known, n=1)
-            remedy = f"it has {', '.join(known) or 'none'}"
-            if close:
-                remedy = f'did you mean "{close[0]}"?'
-            raise ValueError(f'{where} has no parameter "{name}": {remedy}')
-    strict = ConfigDict(
-        extra="forbid", strict=True, frozen=True, allow_inf_nan=False, protected_namespaces=()
-    )
-    fields = {name: (parameter.annotation, ...) for name, parameter in known.items()}
-    model = create_model(where, __config__=strict, **fields)
+    Raises ValueError, one sentence that names the parameter and says what it must be.
+    """
+    unknown = [name for name in values if name not in known]
+    if unknown:
+        close = difflib.get_close_matches(unknown[0], known, n=1)
+        remedy = f'did you mean "{close[0]}"?' if close else f"it has {', '.join(known) or 'none'}"
+        raise ValueError(f'{where} has no parameter "{unknown[0]}": {remedy}')
+    ruled = {name: (rules.kind(name), ...) for name in known}
     try:
-        for name, value in values.items():
-            rules.check(name, value)
-        return model(**values)
+        create_model(where, __config__=_CONFIG, **ruled).model_validate(values, strict=True)
+        return create_model(where, __config__=_CONFIG, **known).model_validate(values, strict=True)
     except ValidationError as failed:
-        first = failed.errors()[0]
-        sentence = rules.sentence(first["loc"][0], None, first)
-    except ValueError as error:
-        sentence = str(error)
-    raise ValueError(f"{where}: {sentence}")
+        raise ValueError(f"{where}: {_sentence(values, failed.errors()[0])}") from None
+
+
+def _sentence(values: dict, error: dict) -> str:
+    """What pydantic found wrong with a parameter, as one sentence."""
+    name, *inside = error["loc"]
+    if error["type"] == "missing":
+        return f"{name} = {values[name]!r}: it lacks {inside[-1]}"
+    if error["type"] == "extra_forbidden":
+        return f"{name} = {values[name]!r}: it has no entry {inside[-1]}"
+    if isinstance(values[name], dict) and inside and inside[-1] != "[key]":
+        name += f"[{inside[0]!r}]"
+    message = error["msg"].removeprefix("Value error, ").replace(" after validation", "")
+    message = message.replace("Input should", "it must").replace("List should", "it must")
+    return f"{name} = {error['input']!r}: {message}"
 
 
 def resolve(notebook: Path, overrides: dict) -> dict:
-    """Every parameter of a notebook: its defaults, replaced by the overrides, checked.
-
-    Raises ValueError, one sentence, for an unknown name (with the closest known one), a wrong type
-    or a refused value.
-    """
+    """Every parameter of a notebook: its defaults, replaced by the overrides, checked."""
     known = read(notebook)
-    defaults = {name: parameter.default for name, parameter in known.items()}
-    return _validated(notebook, known, defaults | overrides).model_dump()
+    defaults = {name: default for name, (_, default) in known.items()}
+    return validated(notebook.stem, known, defaults | overrides).model_dump()
 
 
 def find(name: str) -> Path:
-    """The file of a notebook that has parameters, where the runner says or near this folder.
-
-    Raises FileNotFoundError naming the folders.
-    """
-    here, checkout = Path.cwd(), rules.LIBRARY.parent / "notebooks"
-    folders = [here, here.parent, here / "notebooks", checkout]
-    if folder := os.environ.get("PREHAB_NOTEBOOK_DIR"):
-        folders.insert(0, Path(folder))
+    """The file of a notebook that has parameters, where the runner says or near this folder."""
+    here = Path.cwd()
+    folders = [here, here.parent, here / "notebooks", rules.LIBRARY.parent / "notebooks"]
+    if os.environ.get("PREHAB_NOTEBOOK_DIR"):
+        folders.insert(0, Path(os.environ["PREHAB_NOTEBOOK_DIR"]))
     for folder in folders:
         file = folder / f"{name}.ipynb"
-        if file.is_file() and cell_of(file):
+        if file.is_file() and read(file):
             return file
-    looked = ", ".join(str(folder) for folder in folders)
+    looked = ", ".join(map(str, folders))
     raise FileNotFoundError(
         f"{name}.ipynb, with its parameters cell, is in none of {looked}: set PREHAB_NOTEBOOK_DIR"
     )
@@ -161,15 +128,13 @@ def find(name: str) -> Path:
 def check(name: str, namespace: dict):
     """First line after a parameters cell: `P = parameters.check("03_vit", globals())`.
 
-    Reads the current values from the namespace and returns them, checked, as attributes of one
-    frozen object. Raises ValueError, one sentence, naming the parameter that is missing or wrong.
+    Reads the current values from the namespace; raises and returns what `validated` does.
     """
-    notebook = find(name)
-    known = read(notebook)
+    known = read(find(name))
     missing = [parameter for parameter in known if parameter not in namespace]
     if missing:
         raise ValueError(f"{name}: {missing[0]} is not set: run the cell tagged `parameters` first")
-    return _validated(notebook, known, {parameter: namespace[parameter] for parameter in known})
+    return validated(name, known, {parameter: namespace[parameter] for parameter in known})
 
 
 class _Loader(yaml.SafeLoader):

@@ -6,20 +6,10 @@ A name that no pattern matches has no rule but the type that its notebook gives 
 import ast
 import sys
 from fnmatch import fnmatchcase
-from functools import cache
 from pathlib import Path
-from typing import Annotated, Literal, NotRequired
+from typing import Annotated, Any, Literal, NotRequired
 
-from pydantic import (
-    AfterValidator,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    FiniteFloat,
-    TypeAdapter,
-    ValidationError,
-    with_config,
-)
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, FiniteFloat, with_config
 from typing_extensions import TypedDict  # pydantic refuses that of typing below Python 3.12
 
 LIBRARY = Path(__file__).resolve().parents[1]
@@ -122,35 +112,7 @@ RULES = {
 }
 
 
-@cache
-def _rule(name: str) -> TypeAdapter | None:
-    kinds = [kind for pattern, kind in RULES.items() if fnmatchcase(name, pattern)]
-    return TypeAdapter(kinds[0]) if kinds else None
-
-
-def check(name: str, value) -> None:
-    """Check one parameter by its rule, if it has one.
-
-    Raises ValueError, one sentence that names the parameter and says what it must be.
-    """
-    rule = _rule(name)
-    if rule is None:
-        return
-    try:
-        rule.validate_python(value, strict=True)
-    except ValidationError as failed:
-        raise ValueError(sentence(name, value, failed.errors()[0])) from None
-
-
-def sentence(name: str, value, error: dict) -> str:
-    """What pydantic found wrong with a parameter, as one sentence."""
-    if error["type"] == "missing":
-        return f"{name} = {value!r}: it lacks {error['loc'][-1]}"
-    if error["type"] == "extra_forbidden":
-        return f"{name} = {value!r}: it has no entry {error['loc'][-1]}"
-    entry = name
-    if isinstance(value, dict) and error["loc"] and error["loc"][-1] != "[key]":
-        entry = f"{name}[{error['loc'][0]!r}]"
-    message = error["msg"].removeprefix("Value error, ").replace(" after validation", "")
-    message = message.replace("Input should", "it must").replace("List should", "it must")
-    return f"{entry} = {error['input']!r}: {message}"
+def kind(name: str):
+    """The pydantic type that a parameter's value must have by its name."""
+    kinds = (kind for pattern, kind in RULES.items() if fnmatchcase(name, pattern))
+    return next(kinds, Any)

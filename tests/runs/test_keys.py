@@ -29,36 +29,27 @@ def library(tmp_path):
     return folder
 
 
-def names(files, library) -> list[str]:
-    return [str(file.relative_to(library)) for file in files]
+def names(source: str, library=keys.LIBRARY) -> list[str]:
+    return [str(file.relative_to(library)) for file in keys.library_files([source], library)]
 
 
 def test_modules_are_followed_through_one_another(library):
+    deep = ["__init__.py", "deep.py", "tables.json"]
+    exercises = ["exercises/__init__.py", "exercises/ex00.py"]
     for source, modules in [
         ("import os", []),
         ("from prehab_lib import alone", ["__init__.py", "alone.py"]),
-        ("import prehab_lib.top as t", ["__init__.py", "deep.py", "middle.py", "tables.json", "top.py"]),
-        ("from prehab_lib.middle import y", ["__init__.py", "deep.py", "middle.py", "tables.json"]),
-        ("%matplotlib inline\nfrom prehab_lib import deep", ["__init__.py", "deep.py", "tables.json"]),
-        (
-            "from prehab_lib.exercises import ex00",
-            ["__init__.py", "alone.py", "exercises/__init__.py", "exercises/ex00.py"],
-        ),
+        ("import prehab_lib.top as t", sorted([*deep, "middle.py", "top.py"])),
+        ("from prehab_lib.middle import y", sorted([*deep, "middle.py"])),
+        ("%matplotlib inline\nfrom prehab_lib import deep", deep),
+        ("from prehab_lib.exercises import ex00", ["__init__.py", "alone.py", *exercises]),
+        ("this is no python", sorted([*deep, "alone.py", "middle.py", "top.py", *exercises])),
     ]:
-        assert names(keys.library_files([source], library), library) == modules, source
-
-
-def test_a_cell_that_is_no_python_counts_everything(library):
-    assert len(keys.library_files(["this is no python"], library)) == 8
-
-
-def test_the_real_library_is_followed():
-    files = names(keys.library_files(["from prehab_lib.runs import certificate, store"]), keys.LIBRARY)
-    assert {"runs/__init__.py", "runs/certificate.py", "runs/store.py"} <= set(files)
-    assert not {"runs/pool.py", "surgery.py", "ruff.toml"} & set(files)
-    assert {"methods.py", "decomposition.py"} <= set(
-        names(keys.library_files(["import prehab_lib.surgery"]), keys.LIBRARY)
-    )
+        assert names(source, library) == modules, source
+    files = set(names("from prehab_lib.runs import certificate, store"))  # of the real library
+    assert {"runs/__init__.py", "runs/certificate.py", "runs/store.py"} <= files
+    assert not {"runs/pool.py", "surgery.py", "ruff.toml"} & files
+    assert {"methods.py", "decomposition.py"} <= set(names("import prehab_lib.surgery"))
 
 
 def test_every_data_file_of_the_library_is_named_by_a_module():
@@ -106,36 +97,33 @@ def test_what_moves_the_key_and_what_does_not(tmp_path, library, write_notebook)
     moved(key())
 
 
-@pytest.mark.parametrize("place", ["cifar10", "glue/cola/data"])
-def test_data_folders_are_told_apart_by_their_files(place, tmp_path, library, write_notebook, monkeypatch):
+def test_data_folders_are_told_apart_by_their_files(tmp_path, library, write_notebook, monkeypatch):
     notebook = write_notebook(tmp_path / "00_a.ipynb", "1")
-    data = tmp_path / "data"
-    file = data / place / "train.parquet"
-    file.parent.mkdir(parents=True)
-    file.write_bytes(b"1")
-    run = Run("00_a", notebook, "lab", {"data_root": str(data)})
-    first = keys.key(run, {}, library)
-    file.write_bytes(b"12")
-    second = keys.key(run, {}, library)
-    os.utime(file, (1, 1))
-    third = keys.key(run, {}, library)
-    assert len({first, second, third}) == 3
     unset = Run("00_a", notebook, "lab", {"data_root": ""})
     without = keys.key(unset, {}, library)
-    monkeypatch.setenv("PREHAB_DATA", str(data))
+    for place in ("cifar10", "glue/cola/data"):
+        file = tmp_path / "data" / place / "train.parquet"
+        file.parent.mkdir(parents=True)
+        file.write_bytes(b"1")
+        run = Run("00_a", notebook, "lab", {"data_root": str(tmp_path / "data")})
+        seen = {keys.key(run, {}, library)}
+        file.write_bytes(b"12")
+        seen.add(keys.key(run, {}, library))
+        os.utime(file, (1, 1))
+        seen.add(keys.key(run, {}, library))
+        assert len(seen) == 3, place
+    monkeypatch.setenv("PREHAB_DATA", str(tmp_path / "data"))
     assert keys.key(unset, {}, library) != without
 
 
 def test_large_files_are_told_apart_by_size_and_time(tmp_path, library, write_notebook, monkeypatch):
     monkeypatch.setattr(keys, "SMALL", 2)
-    notebook = write_notebook(tmp_path / "00_a.ipynb", "1")
     model = tmp_path / "model.bin"
-    model.write_bytes(b"123")
-    os.utime(model, (1, 1))
-    run = Run("00_a", notebook, "lab", {"model": str(model)})
-    first = keys.key(run, {}, library)
-    model.write_bytes(b"321")
-    os.utime(model, (1, 1))
-    assert keys.key(run, {}, library) == first
-    os.utime(model, (2, 2))
-    assert keys.key(run, {}, library) != first
+    run = Run("00_a", write_notebook(tmp_path / "00_a.ipynb", "1"), "lab", {"model": str(model)})
+
+    def key(content: bytes, time: int) -> str:
+        model.write_bytes(content)
+        os.utime(model, (time, time))
+        return keys.key(run, {}, library)
+
+    assert key(b"123", 1) == key(b"321", 1) != key(b"321", 2)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from prehab_lib import __main__, run
+from prehab_lib import __main__
 from prehab_lib.runs import plan, pool
 from prehab_lib.runs.store import Store
 
@@ -17,6 +17,7 @@ PARAMETERS = "steps: int = 1  # steps\ndata_root: str = ''  # data\n"
 @pytest.fixture
 def home(tmp_path, write_notebook, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("PREHAB_DATA", raising=False)
     write_notebook(tmp_path / "notebooks" / "00_a.ipynb", "1", parameters=PARAMETERS)
     write_notebook(tmp_path / "notebooks" / "01_b.ipynb", "1", parameters=PARAMETERS)
     (tmp_path / "params").mkdir()
@@ -26,7 +27,7 @@ def home(tmp_path, write_notebook, monkeypatch):
 def test_profiles_replace_defaults_from_yaml(home):
     (home / "params" / "01_b.laptop.yaml").write_text("# why\nsteps: 7\n")
     planned = plan.runs(home, "laptop")
-    assert [(r.name, r.params["steps"], bool(r.note)) for r in planned] == [("00_a", 1, True), ("01_b", 7, False)]
+    assert [(r.name, r.params["steps"]) for r in planned] == [("00_a", 1), ("01_b", 7)]
     assert [r.params["steps"] for r in plan.runs(home, "laptop", ["01"], {"steps": 9})] == [9]
     (home / "params" / "01_b.mine.yaml").write_text("# why\nsteps: 8\n")
     assert [r.params["steps"] for r in plan.runs(home, "mine")] == [1, 8]
@@ -63,14 +64,19 @@ def test_an_installed_package_without_a_checkout_says_so(tmp_path, monkeypatch, 
         assert "an installed prehab_lib has none: run this in a checkout" in said and said.count("\n") == 1
 
 
-def test_notes_before_the_first_run(home):
-    (home / "params" / "01_b.lab.yaml").write_text("# why\ngrid: {steps: 0..39}\n")
-    planned, store = plan.runs(home, "lab"), Store(home / "runs")
-    missing, grid = run.notes(store, home, "lab", planned)
-    assert missing == "there is no params/00_a.lab.yaml: 00_a runs with its own defaults"
-    assert grid.startswith("01_b makes 40 runs: steps=0, steps=1, ") and grid.endswith(", steps=9 and 30 more")
-    strange = run.notes(store, home, "lab", plan.runs(home, "lab", ["01"], {"steps": 77}))
-    assert strange[-1].endswith("the report leaves them out: 01_b.steps=77")
+def test_data_says_what_is_where(home, write_notebook, capsys):
+    """One line a data set: in a folder, missing there, or from the hub; an embedded one needs nothing."""
+    write_notebook(home / "notebooks" / "03_vit.ipynb", "1")
+    (home / "sets" / "cifar10").mkdir(parents=True)
+    (home / "sets" / "cifar10" / "train.parquet").touch()
+    for words, said in [
+        (["lab", "--data-root", "sets"], "03_vit: cifar10 is in sets/cifar10"),
+        (["paper", "--data-root", "sets"], "is missing: the data set 'imagenet-1k' is not at sets/"),
+        (["lab"], "03_vit: cifar10 comes from the hub"),
+        (["laptop"], "03_vit: nothing, its data is embedded"),
+    ]:
+        assert __main__.main(["data", *words]) == 0
+        assert said in capsys.readouterr().out, words
 
 
 def test_a_params_file_of_another_notebook_stops_no_run(home):
@@ -107,7 +113,7 @@ def test_runs_on_one_gpu_are_never_beside_one_another(tmp_path, monkeypatch):
     monkeypatch.setattr(pool.Pool, "_execute", execute)
     monkeypatch.setattr(pool, "key_of", lambda store, run: run.name)
     runs = [plan.Run(str(number), Path("a.ipynb"), "lab", {}, gpu=True) for number in range(6)]
-    outcomes = pool.Pool(Store(tmp_path), 3, print, ["4", "7"]).work(runs)
+    outcomes = pool.Pool(Store(tmp_path), 3, ["4", "7"]).work(runs)
     assert {outcome.error for outcome in outcomes.values()} == {"only a test"} and set(seen) == {"4", "7"}
 
 

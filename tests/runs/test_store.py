@@ -26,29 +26,37 @@ def test_another_error_of_the_disk_is_not_called_a_full_one(tmp_path, monkeypatc
     assert [path.suffix for path in (tmp_path / ".store").iterdir()] == [".lock"]
 
 
+def stored(kept: store.Store, key: str, notebook: str, *names: str) -> None:
+    """A finished run with these files, its key in each."""
+    part = kept.begin(key)
+    for name in names:
+        (part / name).parent.mkdir(exist_ok=True)
+        (part / name).write_text(key)
+    (part / "run.json").write_text(json.dumps({"key": key, "notebook": notebook, "files": names}))
+    kept.finish(key, good=True)
+
+
+def files(folder) -> dict[str, bytes]:
+    return {file.relative_to(folder).as_posix(): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
 def test_a_full_disk_while_publishing_keeps_the_old_files(tmp_path, monkeypatch):
     kept = store.Store(tmp_path)
-
-    def publish(key: str, text: str):
-        part = kept.begin(key)
-        (part / "result.json").write_text(text)
-        (part / "run.json").write_text(json.dumps({"key": key, "files": ["result.json"]}))
-        kept.finish(key, good=True)
-        kept.publish(key, "smoke", "00_a")
+    for key in ("old", "new"):
+        stored(kept, key, "00_a", "result.json")
 
     def full(source, target):
         Path(target).write_text("torn")
         raise OSError(errno.ENOSPC, "No space left on device", str(target))
 
-    publish("old", "old")
+    kept.publish("old", "smoke", "00_a")
+    before = files(tmp_path / "smoke")
     with monkeypatch.context() as broken, pytest.raises(OSError, match="No space"):
         broken.setattr(store.shutil, "copyfile", full)
-        publish("new", "new")
-    folder = tmp_path / "smoke" / "00_a"
-    assert sorted(path.name for path in folder.iterdir()) == ["result.json", "run.json"]
-    assert (folder / "result.json").read_text() == "old"
+        kept.publish("new", "smoke", "00_a")
+    assert files(tmp_path / "smoke") == before and before["00_a/result.json"] == b"old"
     kept.publish("new", "smoke", "00_a")
-    assert (folder / "result.json").read_text() == "new"
+    assert files(tmp_path / "smoke")["00_a/result.json"] == b"new"
 
 
 def test_a_full_disk_is_one_sentence(monkeypatch, capsys):
@@ -72,44 +80,28 @@ def tiny_disk(tmp_path):
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-def test_a_disk_that_is_really_full(tiny_disk, write_notebook, monkeypatch, capsys):
-    fill = "import os, pathlib\n(pathlib.Path(os.environ['PREHAB_RUN_DIR']) / 'big').write_bytes(bytes(2**22))"
-    write_notebook(tiny_disk / "notebooks" / "00_a.ipynb", fill)
-    monkeypatch.chdir(tiny_disk)
-    assert __main__.main(["run", "smoke"]) == 2
-    said = capsys.readouterr().err
-    assert said.startswith("prehab_lib: no space left on ") and said.count("\n") == 1
-    assert {path.suffix for path in (tiny_disk / "runs" / ".store").iterdir()} == {".lock"}
-
-
-def resize(folder, size: str):
-    subprocess.run(["mount", "-o", f"remount,size={size}", str(folder)], check=True)
-
-
-def files(folder) -> dict[str, bytes]:
-    return {file.relative_to(folder).as_posix(): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
-
-
-def told_once(capsys) -> bool:
-    said = capsys.readouterr().err
-    return said.startswith("prehab_lib: no space left on ") and said.count("\n") == 1
-
-
-def test_a_disk_that_is_full_when_a_run_is_published(tiny_disk, write_notebook, monkeypatch, capsys):
-    """The run is stored and stays so; what was published before it stands; with more room it is published."""
+def test_a_disk_that_is_full(tiny_disk, write_notebook, monkeypatch, capsys):
+    """One sentence; what is stored and published stays; with more room the same command goes on."""
     big = "import os, pathlib\n(pathlib.Path(os.environ['PREHAB_RUN_DIR']) / 'big').write_bytes(size * 2**20 * b'x')"
-    parameters = "size: int = 1  # 2**20 bytes\n"
-    write_notebook(tiny_disk / "notebooks" / "00_a.ipynb", big, parameters=parameters)
+    write_notebook(tiny_disk / "notebooks" / "00_a.ipynb", big, parameters="size: int = 1  # 2**20 bytes\n")
     monkeypatch.chdir(tiny_disk)
-    resize(tiny_disk, "12m")
-    assert __main__.main(["run", "smoke"]) == 0
     place = tiny_disk / "runs" / "smoke" / "00_a"
+
+    def run(disk: str, size: int, code: int) -> str:
+        subprocess.run(["mount", "-o", f"remount,size={disk}", str(tiny_disk)], check=True)
+        assert __main__.main(["run", "smoke", "-p", f"size={size}"]) == code
+        said = capsys.readouterr()
+        if code == 2:
+            assert said.err.startswith("prehab_lib: no space left on ") and said.err.count("\n") == 1
+        return said.out
+
+    run("2m", 4, code=2)  # within the notebook
+    assert {path.suffix for path in (tiny_disk / "runs" / ".store").iterdir()} == {".lock"}
+    run("12m", 1, code=0)
     before = files(place)
-    assert __main__.main(["run", "smoke", "-p", "size=5"]) == 2
-    assert told_once(capsys) and files(place) == before
-    resize(tiny_disk, "30m")
-    assert __main__.main(["run", "smoke", "-p", "size=5"]) == 0
-    assert "already up to date: 1 of 1" in capsys.readouterr().out
+    run("12m", 5, code=2)  # as it is published
+    assert files(place) == before
+    assert "already up to date: 1 of 1" in run("30m", 5, code=0)
     assert len(files(place)["big"]) == 5 * 2**20 and json.loads(files(place)["run.json"])["params"] == {"size": 5}
 
 
@@ -123,19 +115,10 @@ def test_work_folders_of_killed_runs_are_swept_but_not_those_at_work(tmp_path):
     assert [part.name for part in kept.folder.glob("*.part")] == ["alive.part"]
 
 
-def publishable(kept: store.Store, key: str, notebook: str, *names: str) -> None:
-    part = kept.begin(key)
-    for name in names:
-        (part / name).parent.mkdir(exist_ok=True)
-        (part / name).write_text(key)
-    (part / "run.json").write_text(json.dumps({"key": key, "notebook": notebook, "files": names}))
-    kept.finish(key, good=True)
-
-
 def test_a_stored_run_is_published_under_whatever_name_the_plan_gives_it(tmp_path):
     """The same parameters with and without a grid share a key; each name has its files, the figures apart."""
     kept = store.Store(tmp_path)
-    publishable(kept, "key", "04_bert", "figures/a.png")
+    stored(kept, "key", "04_bert", "figures/a.png")
     for name in ("04_bert", "04_bert.cola"):
         kept.publish("key", "lab", name)
     assert sorted(files(tmp_path / "lab")) == [
@@ -144,15 +127,12 @@ def test_a_stored_run_is_published_under_whatever_name_the_plan_gives_it(tmp_pat
         "figures/04_bert.cola/a.png",
         "figures/a.png",
     ]
-    assert kept.outside("lab", {"04_bert": ["04_bert.cola"]}) == ["04_bert"]
-    assert kept.outside("lab", {"04_bert": ["04_bert"]}) == ["04_bert.cola"]
-    assert kept.outside("lab", {"03_vit": ["03_vit"]}) == []
 
 
 def test_what_an_older_result_left_goes(tmp_path):
     kept = store.Store(tmp_path)
-    publishable(kept, "old", "00_a", "figures/a.png", "figures/b.png")
-    publishable(kept, "new", "00_a", "figures/b.png")
+    stored(kept, "old", "00_a", "figures/a.png", "figures/b.png")
+    stored(kept, "new", "00_a", "figures/b.png")
     for key in ("old", "new"):
         kept.publish(key, "lab", "00_a")
     assert sorted(files(tmp_path / "lab")) == ["00_a/run.json", "figures/b.png"]
