@@ -4,10 +4,10 @@ An allocation is a function (decompositions, removed, *, model, stats, task_loss
 validation, **options) -> {layer: rank}, None for dense.  It sees the spectra of every layer at once
 and changes nothing.
 
-Whoever hands out, over the layers in which some rank saves parameters Σ r (m + n), with m n for a
-dense one, stays within (1 − removed) Σ m n, but for what rank 1, the least there is, costs beyond a
-layer's own share.  Zero-sum and greedy spend one budget over all layers instead, also those that
-stay dense, and refuse one that cannot be met.
+The layers in which some rank saves parameters hold Σ r (m + n), m n where dense.  An allocation
+keeps this within (1 − removed) Σ m n, but for what rank 1, the least there is, costs beyond a
+layer's own share.  Zero-sum and greedy spend one budget over all layers, also those that stay
+dense, and refuse one that cannot be met.
 """
 
 from collections.abc import Callable, Mapping
@@ -18,6 +18,8 @@ from prehab_lib.decomposition import Decomposition
 from prehab_lib.inputs import check_choice
 from prehab_lib.rivals import asvd, dobi, swift_svd, zero_sum
 from prehab_lib.rivals.svd_llm_v2 import grouped
+
+Ranks = dict[str, int | None]
 
 
 @dataclass(frozen=True)
@@ -36,19 +38,17 @@ class Step:
         return self.function(*args, **kwargs)
 
 
-def uniform(
-    decompositions: Mapping[str, Decomposition], removed: float, **_
-) -> dict[str, int | None]:
+def uniform(decompositions: Mapping[str, Decomposition], removed: float, **_) -> Ranks:
     """The same `removed` for every layer, each by its own shape; dense where no rank saves any.
 
     Source: SVD-LLM (arXiv 2403.07378), and Tables II to V.  Raises ValueError for a bad `removed`.
     """
     check_removed(removed)
-    shapes = {name: tuple(decomposition.shape) for name, decomposition in decompositions.items()}
-    return {
-        name: rank_for(shape, removed) if break_even_rank(shape) else None
-        for name, shape in shapes.items()
-    }
+    ranks = {}
+    for name, decomposition in decompositions.items():
+        shape = tuple(decomposition.shape)
+        ranks[name] = rank_for(shape, removed) if break_even_rank(shape) else None
+    return ranks
 
 
 ALLOCATIONS: dict[str, Step] = {

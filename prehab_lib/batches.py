@@ -40,31 +40,27 @@ def seeded(model: nn.Module, seed: int) -> Iterator[None]:
 
 
 @contextmanager
-def frozen(model: nn.Module) -> Iterator[None]:
-    """No parameter takes part in autograd inside: activations may have a gradient, weights none."""
-    with requiring_grad([p for p in model.parameters() if p.requires_grad], False):
-        yield
-
-
-@contextmanager
-def requiring_grad(parameters: list[nn.Parameter], flag: bool) -> Iterator[None]:
-    """These parameters, whose `requires_grad` is not `flag`, have it inside."""
-    for parameter in parameters:
+def requiring_grad(parameters: Iterable[nn.Parameter], flag: bool) -> Iterator[None]:
+    """All parameters have `requires_grad` = `flag` inside, and their own again afterwards."""
+    changed = [parameter for parameter in parameters if parameter.requires_grad != flag]
+    for parameter in changed:
         parameter.requires_grad_(flag)
     try:
         yield
     finally:
-        for parameter in parameters:
+        for parameter in changed:
             parameter.requires_grad_(not flag)
+
+
+def frozen(model: nn.Module):
+    """No parameter takes part in autograd inside: activations may have a gradient, weights none."""
+    return requiring_grad(model.parameters(), False)
 
 
 def move(batch, device):
     """The batch on `device`, of the same kind.  Raises ValueError for what is no batch."""
     if isinstance(batch, Mapping):
-        return {
-            name: value.to(device) if isinstance(value, Tensor) else value
-            for name, value in batch.items()
-        }
+        return {k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()}
     if isinstance(batch, tuple | list) and len(batch) == 2:
         return tuple(value.to(device) for value in batch)
     kinds = "a dict of keyword arguments to forward, or an (images, labels) tuple"
@@ -83,19 +79,18 @@ def loss_of(task_loss: Callable, model: nn.Module, batch) -> Tensor:
         loss = torch.tensor(float(loss))
     if isinstance(loss, Tensor) and loss.numel() == 1:
         return loss.reshape(())
-    kind = type(loss).__name__
-    what = f"tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else kind
-    raise ValueError(
-        f"task_loss(model, batch) must return one number as a tensor: it returned a {what}"
-    )
+    is_tensor = isinstance(loss, Tensor)
+    kind = f"tensor of shape {tuple(loss.shape)}" if is_tensor else type(loss).__name__
+    expected = "task_loss(model, batch) must return one number as a tensor"
+    raise ValueError(f"{expected}: it returned a {kind}")
 
 
 def mean_over_samples(task_loss: Callable) -> Callable:
     """A decorator: task_loss(model, batch) is the plain mean of its samples' losses.
 
-    Per-sample gradients of a batch then take one pass.  A loss without it is right too, a sample at
-    a time: a mean over tokens, class weights or ignored labels weigh samples unequally, and nothing
-    in the batch's loss alone tells.
+    Per-sample gradients of a batch then take one pass.  Without it samples go one at a time, which
+    is right for every loss: a mean over tokens, class weights or ignored labels weigh samples
+    unequally, and nothing in the batch's loss alone tells.
     """
     task_loss.mean_over_samples = True
     return task_loss

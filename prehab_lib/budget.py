@@ -15,7 +15,7 @@ def check_removed(removed: float) -> Fraction:
 
     Raises ValueError unless `removed` is a number strictly between 0 and 1.
     """
-    is_number = isinstance(removed, Real | Fraction) and not isinstance(removed, bool)
+    is_number = isinstance(removed, Real) and not isinstance(removed, bool)
     if not is_number or not math.isfinite(removed) or not 0 < removed < 1:
         raise ValueError(
             f"removed = {removed!r}: give the fraction of parameters to take away as a number "
@@ -31,8 +31,7 @@ def rank_for(shape: tuple[int, int], removed: float) -> int:
     Raises ValueError for a bad `removed` or shape.
     """
     m, n = _check_shape(shape)
-    kept = 1 - check_removed(removed)
-    return max(1, math.floor(kept * m * n / (m + n)))
+    return max(1, math.floor((1 - check_removed(removed)) * m * n / (m + n)))
 
 
 def break_even_rank(shape: tuple[int, int]) -> int:
