@@ -59,7 +59,7 @@ class GradientPass:
         return size
 
     def _backward(self, batch, count: int, receive: Receive, receive_mean) -> bool:
-        """Both passes of `count` samples; False, with nothing received, where a layer mixes them."""
+        """Both passes of `count` samples; False, and nothing received, where a layer mixes them."""
         half = any(module.weight.dtype == torch.float16 for module in self.modules.values())
         loss_scale = HALF_SCALE if half else 1.0
         calls = _Calls(count, count / loss_scale)
@@ -74,10 +74,10 @@ class GradientPass:
             raise ValueError("task_loss does not depend on the weights: it has no gradient")
         with _weight_gradients(self.modules, receive_mean, count / loss_scale) as weights:
             torch.autograd.backward(loss * loss_scale, inputs=weights)
-        for name in [name for name in self.modules if name in calls.arrived]:
-            pairs = calls.arrived.pop(name)
-            X, D = (torch.cat(parts, dim=1) for parts in zip(*pairs, strict=True))
-            receive(name, X, D)
+        for name in self.modules:
+            if name in calls.arrived:
+                pairs = zip(*calls.arrived.pop(name), strict=True)
+                receive(name, *(torch.cat(parts, dim=1) for parts in pairs))
         return True
 
 
@@ -85,7 +85,7 @@ class GradientPass:
 def _weight_gradients(
     modules: dict[str, nn.Linear], receive_mean: ReceiveMean | None, scale: float
 ) -> Iterator[list[Tensor]]:
-    """Hands each weight's gradient on as it arrives, and frees it; `.grad` is as before afterwards."""
+    """Hands each weight's gradient on as it arrives and frees it; `.grad` is restored afterwards."""
     before = {name: module.weight.grad for name, module in modules.items()}
     with ExitStack() as hooks:
         for name, module in modules.items():
