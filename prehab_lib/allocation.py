@@ -1,13 +1,10 @@
 """Which layer gets which rank: the uniform answer, and the table of all.
 
 An allocation is a function (decompositions, removed, *, model, stats, task_loss, batches,
-validation, **options) -> {layer: rank}, None for dense.  It sees the spectra of every layer at once
-and changes nothing.
-
-The layers in which some rank saves parameters hold Σ r (m + n), m n where dense.  An allocation
-keeps this within (1 − removed) Σ m n, but for what rank 1, the least there is, costs beyond a
-layer's own share.  Zero-sum and greedy spend one budget over all layers, also those that stay
-dense, and refuse one that cannot be met.
+validation, **options) -> {layer: rank}, None for dense.  It changes nothing.  Over the layers in
+which some rank saves parameters it keeps Σ r (m + n), with m n for a dense one, within (1 −
+removed) Σ m n, but for what rank 1 costs beyond a layer's own share.  Zero-sum and greedy spend one budget
+over all layers, also those that stay dense, and refuse one that cannot be met.
 """
 
 from collections.abc import Callable, Mapping
@@ -26,8 +23,8 @@ Ranks = dict[str, int | None]
 class Step:
     """A row of `ALLOCATIONS` or of `methods.RECOVERIES`; it is called as its function is.
 
-    check: (task_loss, batches, validation, **options) -> None, raises ValueError naming what the
-    function will miss, before hours of work.  shapes_only: of decompositions it asks `.shape`.
+    check(task_loss, batches, validation, **options) raises ValueError naming what the function will
+    miss, before hours of work.  shapes_only: of decompositions it asks `.shape`.
     """
 
     function: Callable

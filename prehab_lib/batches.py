@@ -1,7 +1,4 @@
-"""What a batch is: a dict of keyword arguments to `forward`, or an (images, labels) tuple.
-
-Also what a model says to one, and in which state it says it.
-"""
+"""A batch, a dict of keyword arguments or an (images, labels) tuple, and what a model says to it."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -89,18 +86,16 @@ def mean_over_samples(task_loss: Callable) -> Callable:
     """A decorator: task_loss(model, batch) is the plain mean of its samples' losses.
 
     Per-sample gradients of a batch then take one pass.  Without it samples go one at a time, which
-    is right for every loss: a mean over tokens, class weights or ignored labels weigh samples
-    unequally, and nothing in the batch's loss alone tells.
+    is right for every loss: class weights or ignored labels weigh samples unequally.
     """
     task_loss.mean_over_samples = True
     return task_loss
 
 
 def mean_over_tokens(task_loss: Callable) -> Callable:
-    """A decorator: task_loss(model, batch) is the mean over the scored tokens of a batch.
+    """A decorator, as `mean_over_samples`, for the mean over the scored tokens of a batch.
 
-    As `mean_over_samples`, where all rows score equally many: those that are padded, or have tokens
-    left out, go one at a time.
+    Batches with rows that are padded, or have tokens left out, still go one row at a time.
     """
     task_loss.mean_over_tokens = True
     return task_loss
@@ -115,10 +110,9 @@ def padding_mask(batch) -> Tensor | None:
     if mask is None:
         return None
     if mask.ndim != 2 or not bool(((mask == 0) | (mask == 1)).all()):
-        raise ValueError(
-            f"attention_mask has shape {tuple(mask.shape)} or values other than 0 and 1: give one "
-            "of shape (batch, tokens), 1 for a real token and 0 for padding"
-        )
+        problem = f"attention_mask has shape {tuple(mask.shape)} or values other than 0 and 1"
+        remedy = "give one of shape (batch, tokens), 1 for a real token and 0 for padding"
+        raise ValueError(f"{problem}: {remedy}")
     return mask.bool()
 
 

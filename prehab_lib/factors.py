@@ -72,12 +72,11 @@ class LowRankLinear(nn.Module):
         (m, rank), n, like = factors.U.shape, factors.V.shape[1], factors.U
         # By way of "meta", so that no random weights are drawn.
         layer = cls(n, m, rank, bias=bias is not None, device="meta", dtype=like.dtype)
+        values = {"U.weight": factors.U, "V.weight": factors.V, "U.bias": bias}
         layer = layer.to_empty(device=like.device)
         with torch.no_grad():
-            layer.U.weight.copy_(factors.U)
-            layer.V.weight.copy_(factors.V)
-            if bias is not None:
-                layer.U.bias.copy_(bias)
+            for name, parameter in layer.named_parameters():
+                parameter.copy_(values[name])
         return layer
 
     @classmethod
@@ -88,7 +87,7 @@ class LowRankLinear(nn.Module):
         """
         like = layer.weight
         factors = Factors(factors.U.to(like), factors.V.to(like))
-        if not (torch.isfinite(factors.U).all() and torch.isfinite(factors.V).all()):
+        if not all(torch.isfinite(part).all() for part in (factors.U, factors.V)):
             raise ValueError(f"the factors are not finite in {like.dtype}")
         new = cls.from_factors(factors, layer.bias)
         new.requires_grad_(like.requires_grad)

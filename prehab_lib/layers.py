@@ -40,8 +40,7 @@ REMEDIES = {
 
 
 def default_layers(model: nn.Module) -> list[str]:
-    """Names of the layers the papers compress in a model of this family; of every `nn.Linear` where
-    it is unknown.
+    """The layers that the papers compress in this family; every `nn.Linear` of an unknown one.
 
     Raises ValueError where there is none, or for transformers' transposed `Conv1D` (GPT-2).
     """

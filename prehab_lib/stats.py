@@ -1,7 +1,4 @@
-"""What calibration data says about each layer: `collect` looks every statistic up in a table.
-
-The table is `statistics.PASSES`, to which each file of `statistics/` adds its own.
-"""
+"""What calibration data says about each layer: `collect` looks it up in `statistics.PASSES`."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -60,8 +57,7 @@ class LayerStats:
         eigenvalues, Q = self._once("eigen", lambda: psd_eigen(gram))
         return Q * eigenvalues.clamp_min(floor * eigenvalues.mean()).sqrt()
 
-    def _once(self, name: str, compute: Callable):
-        """`compute()`, kept for as long as `gram` is the same tensor, unchanged."""
+    def _once(self, name: str, compute: Callable):  # while `gram` is the same tensor, unchanged
         gram, version, value = self.derived.get(name, (None, None, None))
         if gram is not self.gram or version != version_of(gram):
             value = compute()

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
 
 import torch
 from torch import nn
@@ -17,13 +18,12 @@ from prehab_lib.methods import RECOVERIES, Method, method_named
 from prehab_lib.progress import progress
 from prehab_lib.save.storage import load, save
 from prehab_lib.stats import LayerStats
-from prehab_lib.weightings import by_layer, decompose_all
+from prehab_lib.weightings import Stats, by_layer, decompose_all
 
 __all__ = ["Report", "compress", "compress_at", "load", "save"]
 
 
 DATA = ("task_loss", "batches", "validation")  # what allocations and recoveries may ask for
-Stats = Mapping[str, LayerStats] | None
 Cuts = Mapping[str, Decomposition]
 
 
@@ -32,9 +32,8 @@ class Report:
     """What surgery did, recounted from the modules.
 
     removed, achieved: fraction of the compressed layers' weights taken away, asked and true (biases
-    do not count).  ranks: None where a layer stayed dense.  parameters, bytes: of the whole model
-    afterwards.  kept_dense: layers for which no rank saves anything, or that the allocation spared.
-    at_floor: layers at rank 1 that still cost more than their budget.
+    do not count).  parameters, bytes: of the whole model afterwards.  kept_dense: layers for which
+    no rank saves anything, or that were spared.  at_floor: those whose rank 1 exceeds their budget.
     """
 
     removed: float
@@ -70,14 +69,12 @@ def compress(
 ) -> Report:
     """Replace dense layers by low-rank ones, in place; if anything fails, the model is as it was.
 
-    method: a key of `METHODS`, or a `Method`.  stats: from `stats.collect`.  layers: names, or None
-    for those of `decompositions`, of `stats`, or the model's default.  decompositions: of the
-    *same* weights, from `weightings.decompose_all` or `scale.lazy.decompose_lazily`.  task_loss,
-    batches, validation: for the methods that need them.  dtype: of the factorisation made here.
-
-    Raises ValueError for an unknown method, a bad `removed`, a missing statistic or argument
-    (naming it), a decomposition of other weights, or factors that are not finite (naming the
-    layer).
+    layers: names, or None for those of `decompositions`, of `stats`, or the model's default.
+    decompositions: of the *same* weights, from `weightings.decompose_all` or
+    `scale.lazy.decompose_lazily`.  task_loss, batches, validation: for the methods that need them.
+    dtype: of the factorisation made here.
+    Raises ValueError for an unknown method, a bad `removed`, a missing statistic or argument, a
+    decomposition of other weights, or factors that are not finite (naming the layer).
     """
     where = dict(layers=layers, decompositions=decompositions, dtype=dtype)
     data = dict(task_loss=task_loss, batches=batches, validation=validation)
@@ -97,11 +94,10 @@ def compress_at(
 ) -> Iterator[Report]:
     """One model at several ratios, each layer factorised once: `for report in compress_at(...)`.
 
-    In the loop the model is at that ratio; arguments (data: task_loss, batches, validation),
-    results and errors are those of `compress`.  Each ratio starts from the dense layers again; what
-    else was trained in between stays trained.  After the loop the model stays as the last ratio, or
-    a `break`, left it; where a ratio fails, it is dense.  Memory beside the dense layers: the
-    factors of the largest ranks, from which each ratio is sliced, and a copy for the one at hand.
+    In the loop the model is at that ratio; arguments (data: task_loss, batches, validation) and
+    errors are those of `compress`.  Each ratio starts from the dense layers again; what else was
+    trained in between stays trained.  After the loop the model stays as the last ratio left it;
+    where one fails, it is dense.  Memory: the factors of the largest ranks, and a ratio's copy.
     """
     check_settings("compress_at", data, DATA)
     data = dict.fromkeys(DATA) | data
@@ -125,7 +121,10 @@ def compress_at(
     if decompositions is not None:
         _check_decompositions(decompositions, modules)
     else:
-        _check_stats(chosen, method, stats, modules)
+        label = method if isinstance(method, str) else chosen.weighting
+        for name, need in product(modules, sorted(chosen.needs)):
+            statistics = (stats or {}).get(name) or LayerStats()
+            statistics.need(need, f"method {label!r} for layer {name!r}")
         if allocate.shapes_only and recover is None:  # then one can live at a time
             make = by_layer(stats, chosen.weighting, dtype=dtype)
             decompositions = {name: _Later(name, modules[name], make) for name in modules}
@@ -219,14 +218,6 @@ def recount(model: nn.Module, removed: float, ranks: Ranks, before: dict[str, in
         kept_dense=[name for name, rank in ranks.items() if rank is None],
         at_floor=[name for name in ones if after[name] > kept * before[name]],
     )
-
-
-def _check_stats(chosen: Method, method: str | Method, stats: Stats, names: Iterable[str]) -> None:
-    label = method if isinstance(method, str) else chosen.weighting
-    for name in names:
-        statistics = (stats or {}).get(name) or LayerStats()
-        for need in sorted(chosen.needs):
-            statistics.need(need, f"method {label!r} for layer {name!r}")
 
 
 def _check_decompositions(decompositions: Cuts, modules: dict[str, nn.Linear]) -> None:

@@ -20,6 +20,7 @@ from prehab_lib.stats import LayerStats
 __all__ = ["WEIGHTINGS", "Decomposition", "Weighting", "decompose", "decompose_all", "error"]
 
 Ruler = str | Weighting  # a key of `WEIGHTINGS`, or one's own
+Stats = Mapping[str, LayerStats] | None  # by layer; None for rulers that need none
 
 
 def identity(stats: LayerStats | None = None) -> Weighting:
@@ -99,17 +100,9 @@ def gram_logit(stats: LayerStats, ridge: float = 1e-3) -> Weighting:
     return Weighting(left=invertible_root(damped).T, right=stats.gram_root, gram=G)
 
 
-WEIGHTINGS: dict[str, Callable[..., Weighting]] = {
-    "identity": identity,
-    "fisher": fisher,
-    "fisher_out": fisher_out,
-    "fisher_two_sided": fisher_two_sided,
-    "kronecker": kronecker,
-    "activation": activation,
-    "activation_max": activation_max,
-    "gram": gram,
-    "gram_logit": gram_logit,
-}
+RULERS = (identity, fisher, fisher_out, fisher_two_sided, kronecker, activation, activation_max)
+RULERS += (gram, gram_logit)
+WEIGHTINGS: dict[str, Callable[..., Weighting]] = {ruler.__name__: ruler for ruler in RULERS}
 
 
 def decompose(
@@ -134,7 +127,7 @@ def decompose(
 
 def decompose_all(
     model: nn.Module,
-    stats: Mapping[str, LayerStats] | None,
+    stats: Stats,
     weighting: str = "gram",
     layers: Iterable[str] | None = None,
     **options,
@@ -150,9 +143,7 @@ def decompose_all(
     return {name: make(name, module) for name, module in watched}
 
 
-def by_layer(
-    stats: Mapping[str, LayerStats] | None, weighting: str = "gram", **options
-) -> Callable[..., Decomposition]:
+def by_layer(stats: Stats, weighting: str = "gram", **options) -> Callable[..., Decomposition]:
     """A function (name, module, most=None) -> `Decomposition`, whose errors name the layer.
 
     Layers in a row share the root of their Gram: roots kept with all Grams double the memory.

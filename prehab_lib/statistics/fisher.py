@@ -92,9 +92,8 @@ def kronecker_factors(model, modules, batches, wanted, *, task_loss, iterations=
     """layer -> {"kron_in": A (n, n), "kron_out": B (m, m)}, A ⊗ B nearest to the Fisher of vec(W).
 
     Alternating (power) iteration on the rearranged Fisher from A = I:  B ← mean G_s A G_sᵀ / ‖A‖_F²
-    and then A ← mean G_sᵀ B G_s / ‖B‖_F².  Each half is one pass over the batches, in which no
-    gradient is stored; it stops once no factor moves by more than a thousandth.  Memory: n² + m²
-    numbers a layer.  A has mean eigenvalue 1, the scale is B's.
+    and then A ← mean G_sᵀ B G_s / ‖B‖_F², each in a pass over the batches.  It stops once no factor
+    moves by more than a thousandth.  A has mean eigenvalue 1, the scale is B's.
 
     Source: GFWSVD (arXiv 2505.17974), whose authors run a Lanczos SVD on the same operator.
     """

@@ -85,7 +85,7 @@ class GradientPass:
 def _weight_gradients(
     modules: dict[str, nn.Linear], receive_mean: ReceiveMean | None, scale: float
 ) -> Iterator[list[Tensor]]:
-    """Hands each weight's gradient on as it arrives and frees it; `.grad` is restored afterwards."""
+    """Hands each weight's gradient on as it arrives and frees it; `.grad` is restored after."""
     before = {name: module.weight.grad for name, module in modules.items()}
     with ExitStack() as hooks:
         for name, module in modules.items():

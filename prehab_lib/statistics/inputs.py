@@ -70,10 +70,9 @@ def input_statistics(
 ) -> dict[str, tuple[dict, dict]]:
     """layer -> (its statistics, a dict that all layers which read the same tensor share).
 
-    One pass in eval mode; the number of tokens is always among the statistics.  needs: names of
+    One pass in eval mode; "tokens" is always among the statistics.  needs: names of
     `INPUT_STATISTICS` and `WATCHERS`.  dtype: of the products and of sums within a chunk.
-    Raises ValueError for no batch, no token, NaN or infinite activations (naming the layer), or a
-    layer nobody calls.
+    Raises ValueError for no batch, no token, a layer nobody calls, or NaN (naming the layer).
     """
     collector = _Collector([name for name in INPUT_STATISTICS if name in needs], dtype)
     watchers = {name: make(model, modules) for name, make in WATCHERS.items() if name in needs}
@@ -94,10 +93,7 @@ def input_statistics(
 
 def readers(model: nn.Module, modules: dict[str, nn.Linear], batch) -> list[list[str]] | None:
     """Names of the layers by the tensor they read, in the order of their calls; None where this
-    batch does not reach all.
-
-    What is called later feeds nothing that was called before.  So a layer called twice raises
-    ValueError, naming it.
+    batch does not reach all.  Raises ValueError for a layer called twice: it has no place in it.
     """
     groups: list[list[str]] = []
     last = _LastInput()
@@ -115,12 +111,10 @@ def readers(model: nn.Module, modules: dict[str, nn.Linear], batch) -> list[list
 
 
 class _LastInput:
-    """The tensor that was read last."""
-
     seen: tuple[Tensor, int] | None = None
 
     def is_same(self, x: Tensor) -> bool:
-        """Whether x is that tensor, unchanged; x is the last one then."""
+        """Whether x is the tensor of the last call, unchanged."""
         same = self.seen is not None and self.seen[0] is x and self.seen[1] == version_of(x)
         self.seen = (x, version_of(x))
         return same

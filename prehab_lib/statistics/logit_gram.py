@@ -1,12 +1,11 @@
 """The output side of a layer: which directions of its output move what the model says.
 
 The Hessian of the KL divergence between the model's answer and a nearby one is, in the logits, H =
-diag(p) − p pᵀ.  Pulled back to a layer's output y it is Jᵀ H J, J the Jacobian of the logits, and
-its mean over tokens is C_o (m, m), here over the K likeliest answers of each position.  No Jacobian
-is formed: a position's H is the mean of z zᵀ over random signs ε, for z = Σ_k ε_k √p_k (e_k − p),
-so one backward pass of ⟨z, logits⟩ gives g = Jᵀ z at every token, and E g gᵀ sums J_sᵀ H_s J_s over
-all positions s that the token reaches: the signs of two positions are independent, and their cross
-terms cancel.
+diag(p) − p pᵀ.  Pulled back to a layer's output it is Jᵀ H J, J the Jacobian of the logits, and its
+mean over tokens is C_o (m, m), here over the K likeliest answers of each position.  No Jacobian is
+formed: H is the mean of z zᵀ over random signs ε, for z = Σ_k ε_k √p_k (e_k − p).  One backward
+pass of ⟨z, logits⟩ gives g = Jᵀ z at every token, and E g gᵀ sums J_sᵀ H_s J_s over all positions s
+that the token reaches: signs of two positions are independent, so their cross terms cancel.
 
 Source: IO-SVD (arXiv 2605.15626), whose code is not public; the probes are ours.
 """
@@ -34,10 +33,9 @@ from prehab_lib.statistics.inputs import Gram
 class Probe:
     """How the logit Hessian is probed.
 
-    k: answers of largest probability that count at each position, all where there are fewer; IO-SVD
-    reports 5 as best.  probes: backward passes a batch, each with signs of its own; the variance
-    falls as 1 / probes.  seed: of the signs.
-    Raises ValueError for k < 2, where H is zero, or no probe.
+    k: likeliest answers that count at each position; IO-SVD reports 5 as best.  probes: backward
+    passes a batch; the variance falls as 1 / probes.  seed: of the signs.  Raises ValueError for
+    k < 2, where H is zero, or no probe.
     """
 
     k: int = 5
@@ -62,12 +60,10 @@ def logit_grams(
 ) -> dict[str, Tensor]:
     """layer -> C_o (m, m) in float64: over its tokens, the mean of an unbiased estimate of Jᵀ H J.
 
-    One forward pass a batch and `probes` backward passes, in eval mode, through activations only:
-    no weight gets a gradient.  Memory: m² numbers a layer, and a batch's activations.  The same
-    seed and batches give the same bits.  dtype: of the products, as in `stats.collect`.
-
-    The logits are `.logits` of what the model returns, or what it returns: (B, classes), or (B, T,
-    classes), of which padded positions are left out.  The layer that makes them has J = I.
+    One forward pass a batch and `probes` backward passes, in eval mode; no weight gets a gradient.
+    Memory: m² numbers a layer, and a batch's activations.  dtype: of the products.  The logits are
+    `.logits` of what the model returns, or what it returns: (B, classes), or (B, T, classes), of
+    which padded positions are left out.  The layer that makes them has J = I.
 
     Raises ValueError for a model without logits or with a single one, a layer that the logits do
     not depend on (naming it), no batch, or NaN.
@@ -97,9 +93,7 @@ LOGIT_STATISTICS = {"logit_gram": _collected}
 
 
 class _Sums:
-    """Σ g gᵀ over the output gradients of each layer; one called twice has twice the tokens, as in
-    its Gram.
-    """
+    """Σ g gᵀ over the output gradients of each layer; one called twice has twice the tokens."""
 
     def __init__(self, layers: Iterable[str], dtype: torch.dtype):
         self.dtype, self.mask = dtype, None
