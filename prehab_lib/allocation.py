@@ -2,8 +2,8 @@
 
 An allocation is a function (decompositions, removed, *, model, stats, task_loss, batches,
 validation, **options) -> {layer: rank}, None for dense.  It changes nothing.  Over the layers in
-which some rank saves parameters it keeps Σ r (m + n), with m n for a dense one, within (1 −
-removed) Σ m n, but for what rank 1 costs beyond a layer's own share.  Zero-sum and greedy spend one budget
+which some rank saves parameters it keeps Σ r (m + n), m n for a dense one, within (1 − removed) Σ
+m n, but for what rank 1 costs beyond a layer's own share.  Zero-sum and greedy spend one budget
 over all layers, also those that stay dense, and refuse one that cannot be met.
 """
 

@@ -1,4 +1,4 @@
-"""A batch, a dict of keyword arguments or an (images, labels) tuple, and what a model says to it."""
+"""A batch, a dict for `forward` or an (images, labels) tuple, and what a model says to it."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
