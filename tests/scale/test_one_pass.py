@@ -98,11 +98,11 @@ def test_each_ratio_is_what_compress_gives(method, toy):
 def test_a_ratio_that_fails_leaves_the_dense_model(toy, monkeypatch):
     model, stats, data = copy.deepcopy(toy[0]), *toy[1:]
     before = dict(model.named_modules())
-    calls = []
+    runs = []
 
     def breaks(*_, **__):
-        calls.append(1)
-        if len(calls) > 1:
+        runs.append(1)
+        if len(runs) > 1:
             raise ValueError("no luck")
 
     monkeypatch.setitem(methods.RECOVERIES, "closed_form", breaks)
