@@ -6,7 +6,7 @@ from functools import partial
 import pytest
 import torch
 
-from prehab_lib.allocation import ALLOCATIONS, step_named
+from prehab_lib.allocation import ALLOCATIONS
 from prehab_lib.budget import break_even_rank, check_removed, rank_for
 from prehab_lib.rivals.ranks import compressible, groups_of_one_type, share_out
 from prehab_lib.rivals.svd_llm_v2 import grouped, removed_fractions
@@ -66,10 +66,10 @@ def test_nothing_is_changed(allocation, given):
 
 
 @every_allocation
-@pytest.mark.parametrize("removed", [0, 1, -0.1, "40", float("nan")])
-def test_bad_removed_is_refused(allocation, removed, given):
-    with pytest.raises(ValueError, match="removed = "):
-        ALLOCATIONS[allocation](removed=removed, **given)
+def test_bad_removed_is_refused(allocation, given):
+    for removed in (0, 1, -0.1, "40", float("nan")):
+        with pytest.raises(ValueError, match="removed = "):
+            ALLOCATIONS[allocation](removed=removed, **given)
 
 
 @pytest.mark.parametrize("allocation", [name for name in ALLOCATIONS if name not in (*ONE_BUDGET, "learned")])
@@ -96,22 +96,11 @@ def test_uniform_is_the_formula(given):
     assert {name: ranks[name] for name in shapes} == {name: rank_for(shape, 0.4) for name, shape in shapes.items()}
 
 
-def test_unknown_allocation_names_the_known_ones():
-    with pytest.raises(ValueError, match="allocation = 'even' is not known.*uniform"):
-        step_named("allocation", "even", ALLOCATIONS)
-
-
 def test_groups_are_of_one_name_and_one_shape():
     shapes = {"h.0.q": (8, 8), "h.1.q": (8, 8), "h.10.q": (8, 8), "h.0.k": (4, 8), "h.1.k": (8, 8), "fc1": (8, 8)}
     groups = groups_of_one_type(shapes | {"fc2": (8, 8), "experts.0.w2": (8, 8), "experts.1.w2": (8, 8)})
-    assert groups == [
-        ["h.0.q", "h.1.q", "h.10.q"],
-        ["h.0.k"],
-        ["h.1.k"],
-        ["fc1"],
-        ["fc2"],
-        ["experts.0.w2", "experts.1.w2"],
-    ]
+    alone = [["h.0.k"], ["h.1.k"], ["fc1"], ["fc2"]]
+    assert groups == [["h.0.q", "h.1.q", "h.10.q"], *alone, ["experts.0.w2", "experts.1.w2"]]
 
 
 def test_shares_are_proportional_capped_and_complete():
