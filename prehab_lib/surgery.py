@@ -107,13 +107,11 @@ def compress_at(
     for ratio in ratios:
         check_removed(ratio)
     allocate = step_named("allocation", chosen.allocation, ALLOCATIONS)
-    if allocate.check is not None:
-        allocate.check(**data, **chosen.options)
+    allocate.check(**data, **chosen.options)
     recover = None
     if chosen.recovery is not None:
         step, options = step_named("recovery", chosen.recovery, RECOVERIES), chosen.recovery_options
-        if step.check is not None:
-            step.check(**data, **options)
+        step.check(**data, **options)
         recover = partial(step, model, weighting=chosen.weighting, stats=stats, **data, **options)
     if layers is None:
         layers = stats if decompositions is None else decompositions
@@ -164,19 +162,16 @@ def _cut_at_each(
         new = {name: longest[name] for name, rank in ranks.items() if rank}
         if len(plans) > 1:  # a ratio gets a copy: what is done to it must not reach the next
             new = {name: first_components(layer, ranks[name]) for name, layer in new.items()}
-        _put(model, modules | new)
+        for name, layer in (modules | new).items():
+            replace_module(model, name, layer)
         try:
             if recover is not None:
                 recover(decompositions={name: cuts[name] for name in new})
         except BaseException:
-            _put(model, modules)
+            for name, dense in modules.items():
+                replace_module(model, name, dense)
             raise
         yield recount(model, removed, ranks, before)
-
-
-def _put(model: nn.Module, layers: Mapping[str, nn.Module]) -> None:
-    for name, module in layers.items():
-        replace_module(model, name, module)
 
 
 def weights_of(module: nn.Module) -> int:

@@ -69,13 +69,12 @@ def activation(stats: LayerStats, alpha: float = 0.5) -> Weighting:
 
     Source: arXiv 2312.05821; α = 0 is plain SVD.  stats.mean_abs (n,).
     """
-    return Weighting(right=torch.diag(_finite(stats.need("mean_abs", "ASVD's ruler")) ** alpha))
+    return Weighting(right=_diagonal(stats.need("mean_abs", "ASVD's ruler"), alpha))
 
 
 def activation_max(stats: LayerStats, alpha: float = 0.5) -> Weighting:
     """ASVD's variant with s_j = (max |x_j|)^α.  stats.max_abs (n,)."""
-    largest = _finite(stats.need("max_abs", "ASVD's ruler by maxima"))
-    return Weighting(right=torch.diag(largest**alpha))
+    return Weighting(right=_diagonal(stats.need("max_abs", "ASVD's ruler by maxima"), alpha))
 
 
 def gram(stats: LayerStats) -> Weighting:
@@ -182,18 +181,15 @@ def _ruler(stats: LayerStats | None, weighting: Ruler, options: dict) -> Weighti
     return WEIGHTINGS[weighting](stats or LayerStats(), **options)
 
 
-def _diagonal(f: Tensor, floor: float = 0.0) -> Tensor:
-    """diag(√f), (k, k).  floor: least value as a fraction of the mean; all ones where f is zero."""
-    f = _finite(f)
-    if floor:
-        f = f.clamp_min(floor * f.mean()) if f.mean() > 0 else torch.ones_like(f)
-    return torch.diag(f.sqrt())
+def _diagonal(f: Tensor, power: float = 0.5, floor: float = 0.0) -> Tensor:
+    """diag(f^power), (k, k), in float64.  Raises ValueError where f is NaN, infinite or negative.
 
-
-def _finite(weights: Tensor) -> Tensor:
-    """In float64.  Raises ValueError for a weight that is NaN, infinite or negative."""
-    weights = on_factor_device(weights)
-    if not torch.isfinite(weights).all() or (weights < 0).any():
+    floor: least f as a fraction of the mean; all ones where f is zero.
+    """
+    f = on_factor_device(f)
+    if not torch.isfinite(f).all() or (f < 0).any():
         problem = "the statistic has NaN, infinite or negative entries"
         raise ValueError(f"{problem}: look at the calibration data")
-    return weights
+    if floor:
+        f = f.clamp_min(floor * f.mean()) if f.mean() > 0 else torch.ones_like(f)
+    return torch.diag(f**power)

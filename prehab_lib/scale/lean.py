@@ -66,7 +66,7 @@ def _principal(
     """
     k, n = B.shape
     round_off = n * torch.finfo(dtype).eps
-    view = _view(ruler, k, n, dtype)
+    view = View.of(ruler, B, dtype)
     squares, U = _eigen(view.moment(B))
     U = U.to(dtype)
     noise = round_off * float(squares.sum().clamp_min(0).sqrt())
@@ -204,6 +204,16 @@ class View:
     pairs: Callable[[Tensor], Pairs]
     blur: float = 0.0
 
+    @classmethod
+    def of(cls, ruler: Weighting, B: Tensor, dtype: torch.dtype) -> "View":
+        """For rows such as B: of few and long ones a Gram is taken without its root."""
+        n = B.shape[1]
+        if ruler.gram is None or n <= 2 * len(B):
+            return cls(partial(by_root, Q=ruler.right, dtype=dtype))
+        G = checked_gram(ruler.gram, average=False)
+        blur = float((n * torch.finfo(G.dtype).eps * torch.linalg.matrix_norm(G)).sqrt())
+        return cls(partial(by_gram, G=G), blur)
+
     def moment(self, B: Tensor) -> Tensor:
         """B Q Qᵀ Bᵀ (k, k): the symmetric part of Σ X Yᵀ."""
         K = None
@@ -219,15 +229,6 @@ class View:
             total = total + (X * Y).sum(1)
             del X, Y
         return total.clamp_min(0).sqrt()
-
-
-def _view(ruler: Weighting, k: int, n: int, dtype: torch.dtype) -> View:
-    """How the ruler looks at k rows of n numbers."""
-    if ruler.gram is not None and n > 2 * k:
-        G = checked_gram(ruler.gram, average=False)
-        blur = float((n * torch.finfo(G.dtype).eps * torch.linalg.matrix_norm(G)).sqrt())
-        return View(partial(by_gram, G=G), blur)
-    return View(partial(by_root, Q=ruler.right, dtype=dtype))
 
 
 def by_root(B: Tensor, Q: Tensor | None, dtype: torch.dtype) -> Pairs:
