@@ -106,12 +106,10 @@ def compress_at(
         raise ValueError("removed is empty: name at least one ratio")
     for ratio in ratios:
         check_removed(ratio)
-    allocate = step_named("allocation", chosen.allocation, ALLOCATIONS)
-    allocate.check(**data, **chosen.options)
-    recover = None
+    check_arguments(chosen, data)
+    allocate, recover = step_named("allocation", chosen.allocation, ALLOCATIONS), None
     if chosen.recovery is not None:
         step, options = step_named("recovery", chosen.recovery, RECOVERIES), chosen.recovery_options
-        step.check(**data, **options)
         recover = partial(step, model, weighting=chosen.weighting, stats=stats, **data, **options)
     if layers is None:
         layers = stats if decompositions is None else decompositions
@@ -132,6 +130,13 @@ def compress_at(
     options = dict(model=model, stats=stats, **data, **chosen.options)
     plans = [(ratio, allocate(cuts, ratio, **options)) for ratio in ratios]
     return _cut_at_each(model, modules, cuts, plans, recover)
+
+
+def check_arguments(method: Method, data: Mapping) -> None:
+    """Raises ValueError for an unknown allocation or recovery, or an argument it will miss."""
+    step_named("allocation", method.allocation, ALLOCATIONS).check(**data, **method.options)
+    if method.recovery is not None:
+        step_named("recovery", method.recovery, RECOVERIES).check(**data, **method.recovery_options)
 
 
 class _Later:

@@ -180,10 +180,11 @@ def test_gfwsvd_with_an_identity_is_svd_llm_and_with_a_diagonal_fwsvd():
 def test_constant_scales_are_plain_svd():
     W, stats, _ = layer(24, 20, 600)
     plain = decompose(W, None, "identity").truncate(6).dense()
-    constant = LayerStats(fisher_in=torch.full((20,), 3.0), fisher_out=torch.full((24,), 5.0))
+    constant = LayerStats(fisher_in=torch.full((20,), 3.0), fisher_out=torch.full((24,), 5.0), gram=torch.eye(20))
     for ruler, options, statistics in (
         ("activation", {"alpha": 0.0}, stats),
         ("activation_max", {"alpha": 0.0}, stats),
+        ("gram", {}, constant),
         ("fisher", {}, constant),
         ("fisher_out", {}, constant),
         ("fisher_two_sided", {}, constant),
@@ -247,15 +248,14 @@ def test_troubled_inputs_stay_optimal(ruler, trouble):
 
 
 @pytest.mark.parametrize("ruler", WEIGHTINGS)
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_weights_cost_their_rounding_alone(ruler, dtype):
-    W, stats, _ = layer(24, 20, 300, spread=1.0)
-    W = W.to(dtype)
-    whole = decompose(W, stats, ruler)
-    assert whole.left.dtype == torch.float64
-    stored = whole.truncate(6).balanced()
-    rounded = stored.U.to(dtype).double() @ stored.V.to(dtype).double()
-    assert error(W, rounded, stats, ruler) <= 1.01 * whole.tail_error(6)
+def test_half_precision_weights_cost_their_rounding_alone(ruler):
+    for dtype in (torch.float16, torch.bfloat16):
+        W, stats, _ = layer(24, 20, 300, spread=1.0)
+        whole = decompose(W.to(dtype), stats, ruler)
+        stored = whole.truncate(6).balanced()
+        rounded = stored.U.to(dtype).double() @ stored.V.to(dtype).double()
+        assert whole.left.dtype == torch.float64
+        assert error(W.to(dtype), rounded, stats, ruler) <= 1.01 * whole.tail_error(6), dtype
 
 
 @pytest.mark.parametrize("ruler", WEIGHTINGS)

@@ -115,12 +115,6 @@ def test_predicted_loss_is_the_loss_on_the_calibration_outputs():
     assert measured == pytest.approx(whole.tail_error(6), rel=1e-10)
 
 
-def test_identity_gram_is_plain_svd():
-    W, _, _ = layer(24, 20, 50)
-    white = decompose(W, LayerStats(gram=torch.eye(20, dtype=torch.float64)), "gram").truncate(6).dense()
-    torch.testing.assert_close(white, decompose(W, None, "identity").truncate(6).dense(), rtol=0, atol=1e-11)
-
-
 def test_two_sided_kernel():
     """Ŵ = P⁻¹ [P W Q]_r Q⁻¹, against the formula with both inverses."""
     W, stats, _ = layer(18, 14, 300, spread=1.0)
