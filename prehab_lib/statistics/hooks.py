@@ -17,7 +17,7 @@ def calibration(model: nn.Module, batches: Iterable, what: str) -> Iterator:
         empty = False
         yield move(batch, device)
     if empty:
-        raise ValueError("there are no calibration batches: pass at least one")
+        raise ValueError("there are no batches to calibrate with: pass at least one")
 
 
 @contextmanager

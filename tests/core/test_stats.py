@@ -114,7 +114,7 @@ def test_bad_arguments_are_named():
         ({"needs": {"gramm"}}, "needs = 'gramm' is not known"),
         ({"layers": ["nope"]}, "no module named 'nope'"),
         ({"dtype": torch.bfloat16}, "dtype = torch.bfloat16"),
-        ({"batches": []}, "no calibration batches"),
+        ({"batches": []}, "no batches to calibrate with"),
         ({"batches": [{"x": torch.zeros(0, 12)}]}, "no token left"),
         ({"batches": [{"x": x, "attention_mask": torch.zeros(2, 3)}]}, "no token left"),
         ({"batches": [{"x": x, "attention_mask": torch.ones(2, 1, 1, 3)}]}, "attention_mask has shape"),

@@ -138,7 +138,7 @@ def test_a_failure_gives_every_factor_back():
         ((bad, stats, batches), {}, "NaN"),
         ((decompositions, None, batches), {}, "needs the statistic 'gram'"),
         ((decompositions, stats, batches), {"weighting": "gramm"}, "weighting = 'gramm' is not known"),
-        ((decompositions, stats, []), {}, "no calibration batches"),
+        ((decompositions, stats, []), {}, "no batches"),
         ((decompositions, stats, batches), {"gradients": 5}, "gradients = 5 needs as many batches"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -255,5 +255,5 @@ def test_bad_losses_and_batches_are_named_and_hooks_come_off():
         assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules()), message
     with pytest.raises(ValueError, match="several passes.*list or a DataLoader"):
         collect(model, iter(batches), needs={"grad"}, task_loss=classification_loss)
-    with pytest.raises(ValueError, match="no calibration batches"):
+    with pytest.raises(ValueError, match="no batches to calibrate with"):
         collect(model, [], needs={"grad"}, task_loss=classification_loss)

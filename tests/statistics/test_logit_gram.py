@@ -211,7 +211,7 @@ def test_bad_input_is_named():
         (lambda: Probe(k=1), "k = 1: give a whole number, 2 or larger"),
         (lambda: Probe(probes=0), "probes = 0"),
         (lambda: collect(Causal(), iter([x]), needs={"logit_gram"}), "several passes over the batches"),
-        (lambda: logit_grams(Causal(), {}, []), "no calibration batches"),
+        (lambda: logit_grams(Causal(), {}, []), "no batches to calibrate with"),
         (lambda: logit_grams(broken, {"head": broken.head}, [x]), "NaN or infinite gradients reach layer 'head'"),
     ):
         with pytest.raises(ValueError, match=message):
