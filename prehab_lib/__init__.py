@@ -1,7 +1,3 @@
-"""Low-Rank Prehab, its rivals and its controls: a small library the notebooks import.
-
-Every room is imported by name (``from prehab_lib import surgery``).  Importing the package loads
-nothing heavy.
-"""
+"""Low-Rank Prehab, its rivals and its controls: a small library, imported room by room."""
 
 __version__ = "0.1.0"

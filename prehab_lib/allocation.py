@@ -1,13 +1,10 @@
 """Which layer gets which rank: the uniform answer, and the table of all.
 
 An allocation is a function (decompositions, removed, *, model, stats, task_loss, batches,
-validation, **options) -> {layer: rank}, None for dense.  It sees the spectra of every layer at once
-and changes nothing.
-
-Whoever hands out, over the layers in which some rank saves parameters Σ r (m + n), with m n for a
-dense one, stays within (1 − removed) Σ m n, but for what rank 1, the least there is, costs beyond a
-layer's own share.  Zero-sum and greedy spend one budget over all layers instead, also those that
-stay dense, and refuse one that cannot be met.
+validation, **options) -> {layer: rank}, None for dense.  It changes nothing.  Over the layers in
+which some rank saves parameters it keeps Σ r (m + n), m n for a dense one, within (1 − removed) Σ
+m n, but for what rank 1 costs beyond a layer's own share.  Zero-sum and greedy spend one budget
+over all layers, also those that stay dense, and refuse one that cannot be met.
 """
 
 from collections.abc import Callable, Mapping
@@ -19,36 +16,36 @@ from prehab_lib.inputs import check_choice
 from prehab_lib.rivals import asvd, dobi, swift_svd, zero_sum
 from prehab_lib.rivals.svd_llm_v2 import grouped
 
+Ranks = dict[str, int | None]
+
 
 @dataclass(frozen=True)
 class Step:
     """A row of `ALLOCATIONS` or of `methods.RECOVERIES`; it is called as its function is.
 
-    check: (task_loss, batches, validation, **options) -> None, raises ValueError naming what the
-    function will miss, before hours of work.  shapes_only: of decompositions it asks `.shape`.
+    check(task_loss, batches, validation, **options) raises ValueError naming what the function will
+    miss, before hours of work.  shapes_only: of decompositions it asks `.shape`.
     """
 
     function: Callable
-    check: Callable[..., None] | None = None
+    check: Callable[..., None] = lambda **_: None
     shapes_only: bool = False
 
     def __call__(self, *args, **kwargs):
         return self.function(*args, **kwargs)
 
 
-def uniform(
-    decompositions: Mapping[str, Decomposition], removed: float, **_
-) -> dict[str, int | None]:
+def uniform(decompositions: Mapping[str, Decomposition], removed: float, **_) -> Ranks:
     """The same `removed` for every layer, each by its own shape; dense where no rank saves any.
 
     Source: SVD-LLM (arXiv 2403.07378), and Tables II to V.  Raises ValueError for a bad `removed`.
     """
     check_removed(removed)
-    shapes = {name: tuple(decomposition.shape) for name, decomposition in decompositions.items()}
-    return {
-        name: rank_for(shape, removed) if break_even_rank(shape) else None
-        for name, shape in shapes.items()
-    }
+    ranks = {}
+    for name, decomposition in decompositions.items():
+        shape = tuple(decomposition.shape)
+        ranks[name] = rank_for(shape, removed) if break_even_rank(shape) else None
+    return ranks
 
 
 ALLOCATIONS: dict[str, Step] = {

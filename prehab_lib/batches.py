@@ -1,7 +1,4 @@
-"""What a batch is: a dict of keyword arguments to `forward`, or an (images, labels) tuple.
-
-Also what a model says to one, and in which state it says it.
-"""
+"""A batch, a dict for `forward` or an (images, labels) tuple, and what a model says to it."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -40,31 +37,27 @@ def seeded(model: nn.Module, seed: int) -> Iterator[None]:
 
 
 @contextmanager
-def frozen(model: nn.Module) -> Iterator[None]:
-    """No parameter takes part in autograd inside: activations may have a gradient, weights none."""
-    with requiring_grad([p for p in model.parameters() if p.requires_grad], False):
-        yield
-
-
-@contextmanager
-def requiring_grad(parameters: list[nn.Parameter], flag: bool) -> Iterator[None]:
-    """These parameters, whose `requires_grad` is not `flag`, have it inside."""
-    for parameter in parameters:
+def requiring_grad(parameters: Iterable[nn.Parameter], flag: bool) -> Iterator[None]:
+    """All parameters have `requires_grad` = `flag` inside, and their own again afterwards."""
+    changed = [parameter for parameter in parameters if parameter.requires_grad != flag]
+    for parameter in changed:
         parameter.requires_grad_(flag)
     try:
         yield
     finally:
-        for parameter in parameters:
+        for parameter in changed:
             parameter.requires_grad_(not flag)
+
+
+def frozen(model: nn.Module):
+    """No parameter takes part in autograd inside: activations may have a gradient, weights none."""
+    return requiring_grad(model.parameters(), False)
 
 
 def move(batch, device):
     """The batch on `device`, of the same kind.  Raises ValueError for what is no batch."""
     if isinstance(batch, Mapping):
-        return {
-            name: value.to(device) if isinstance(value, Tensor) else value
-            for name, value in batch.items()
-        }
+        return {k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()}
     if isinstance(batch, tuple | list) and len(batch) == 2:
         return tuple(value.to(device) for value in batch)
     kinds = "a dict of keyword arguments to forward, or an (images, labels) tuple"
@@ -83,29 +76,26 @@ def loss_of(task_loss: Callable, model: nn.Module, batch) -> Tensor:
         loss = torch.tensor(float(loss))
     if isinstance(loss, Tensor) and loss.numel() == 1:
         return loss.reshape(())
-    kind = type(loss).__name__
-    what = f"tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else kind
-    raise ValueError(
-        f"task_loss(model, batch) must return one number as a tensor: it returned a {what}"
-    )
+    is_tensor = isinstance(loss, Tensor)
+    kind = f"tensor of shape {tuple(loss.shape)}" if is_tensor else type(loss).__name__
+    expected = "task_loss(model, batch) must return one number as a tensor"
+    raise ValueError(f"{expected}: it returned a {kind}")
 
 
 def mean_over_samples(task_loss: Callable) -> Callable:
     """A decorator: task_loss(model, batch) is the plain mean of its samples' losses.
 
-    Per-sample gradients of a batch then take one pass.  A loss without it is right too, a sample at
-    a time: a mean over tokens, class weights or ignored labels weigh samples unequally, and nothing
-    in the batch's loss alone tells.
+    Per-sample gradients of a batch then take one pass.  Without it samples go one at a time, which
+    is right for every loss: class weights or ignored labels weigh samples unequally.
     """
     task_loss.mean_over_samples = True
     return task_loss
 
 
 def mean_over_tokens(task_loss: Callable) -> Callable:
-    """A decorator: task_loss(model, batch) is the mean over the scored tokens of a batch.
+    """A decorator, as `mean_over_samples`, for the mean over the scored tokens of a batch.
 
-    As `mean_over_samples`, where all rows score equally many: those that are padded, or have tokens
-    left out, go one at a time.
+    Batches with rows that are padded, or have tokens left out, still go one row at a time.
     """
     task_loss.mean_over_tokens = True
     return task_loss
@@ -120,10 +110,9 @@ def padding_mask(batch) -> Tensor | None:
     if mask is None:
         return None
     if mask.ndim != 2 or not bool(((mask == 0) | (mask == 1)).all()):
-        raise ValueError(
-            f"attention_mask has shape {tuple(mask.shape)} or values other than 0 and 1: give one "
-            "of shape (batch, tokens), 1 for a real token and 0 for padding"
-        )
+        problem = f"attention_mask has shape {tuple(mask.shape)} or values other than 0 and 1"
+        remedy = "give one of shape (batch, tokens), 1 for a real token and 0 for padding"
+        raise ValueError(f"{problem}: {remedy}")
     return mask.bool()
 
 

@@ -1,8 +1,7 @@
 """How many parameters a rank costs, and which rank a budget allows.
 
-One word with one unit: `removed` is the fraction of a layer's parameters taken away, strictly
-between 0 and 1. The papers say "ratio" for this, for the kept fraction, and for the kept share of
-the *singular values*.
+`removed` is the fraction of a layer's parameters taken away.  The papers say "ratio" for this, for
+the kept fraction, and for the kept share of the *singular values*.
 """
 
 import math
@@ -15,12 +14,11 @@ def check_removed(removed: float) -> Fraction:
 
     Raises ValueError unless `removed` is a number strictly between 0 and 1.
     """
-    is_number = isinstance(removed, Real | Fraction) and not isinstance(removed, bool)
-    if not is_number or not math.isfinite(removed) or not 0 < removed < 1:
-        raise ValueError(
-            f"removed = {removed!r}: give the fraction of parameters to take away as a number "
-            "strictly between 0 and 1, for example 0.4"
-        )
+    is_number = isinstance(removed, Real) and not isinstance(removed, bool)
+    if not (is_number and 0 < removed < 1):
+        example = "as a number strictly between 0 and 1, for example 0.4"
+        remedy = f"give the fraction of parameters to take away {example}"
+        raise ValueError(f"removed = {removed!r}: {remedy}")
     return Fraction(str(removed))
 
 
@@ -31,8 +29,7 @@ def rank_for(shape: tuple[int, int], removed: float) -> int:
     Raises ValueError for a bad `removed` or shape.
     """
     m, n = _check_shape(shape)
-    kept = 1 - check_removed(removed)
-    return max(1, math.floor(kept * m * n / (m + n)))
+    return max(1, math.floor((1 - check_removed(removed)) * m * n / (m + n)))
 
 
 def break_even_rank(shape: tuple[int, int]) -> int:

@@ -4,10 +4,9 @@ The solution is Ŵ = P⁻¹ U_r U_rᵀ P W with U_r the top left singular vector
 inverted, and a singular Gram is no failure.  Source: digest of Table I; for P = I it is SVD-LLM's
 whitened truncation, SVD-LLM V2's, and Swift-SVD's projection of the outputs, which are one map.
 
-`scale.lean` has a second kernel for large models: less memory, and 1.4 to 1.5 times as fast (1.1 to
-1.2 on the small layers of the notebooks), so this plain one is the default.  Best of five on one
-thread, float64, plain | lean: 768 × 768 0.22 | 0.16 s, 3072 × 768 0.55 | 0.39 s, 768 × 3072 0.88 |
-0.57 s; 64 × 192 0.93 | 0.86 ms, 192 × 64 0.80 | 0.67 ms.
+This plain kernel is the default; `scale.lean` has one with less memory for large models.  Best of
+five on one thread, float64, plain | lean: 768 × 768 0.22 | 0.16 s, 3072 × 768 0.55 | 0.39 s, 768 ×
+3072 0.88 | 0.57 s; 64 × 192 0.93 | 0.86 ms, 192 × 64 0.80 | 0.67 ms.
 """
 
 from collections.abc import Callable
@@ -19,6 +18,8 @@ from torch import Tensor
 from prehab_lib.factors import Factors
 from prehab_lib.inputs import check_whole
 
+Root = Tensor | Callable[[], Tensor] | None
+
 
 class Weighting:
     """The ruler ‖P E Q‖_F² for an error E (m, n): left P (m, m), invertible; right Q (n, n), any.
@@ -27,12 +28,7 @@ class Weighting:
     function that makes Q when somebody asks for it.
     """
 
-    def __init__(
-        self,
-        left: Tensor | None = None,
-        right: Tensor | Callable[[], Tensor] | None = None,
-        gram: Tensor | None = None,
-    ):
+    def __init__(self, left: Tensor | None = None, right: Root = None, gram: Tensor | None = None):
         self.left, self._right, self.gram = left, right, gram
 
     @property
@@ -57,10 +53,9 @@ class Weighting:
 class Decomposition:
     """W = left · right: the first r columns and rows are the best rank-r answer of one ruler.
 
-    left (m, k), right (k, n), sigma (k,) descending, k = min(m, n).  sigma[i] is what component i
-    carries under the ruler: dropping all from r on costs exactly Σ_{i≥r} sigma[i]² (the squared
-    ruler).  Where only the first components were made, k counts those, and rest is what the others
-    carry, squared.
+    left (m, k), right (k, n), sigma (k,) descending, k = min(m, n).  Dropping all components from r
+    on costs exactly Σ_{i≥r} sigma[i]² (the squared ruler).  Where only the first components were
+    made, k counts those, and rest is what the others carry, squared.
     """
 
     left: Tensor
@@ -74,10 +69,7 @@ class Decomposition:
         return self.left.shape[0], self.right.shape[1]
 
     def truncate(self, rank: int) -> Factors:
-        """The best factors of that rank, U (m, rank) and V (rank, n).
-
-        Raises ValueError for a rank outside 1 … k.
-        """
+        """The best factors, U (m, rank) and V (rank, n).  Raises ValueError outside 1 … k."""
         if not 1 <= rank <= len(self.sigma):
             verb = "has" if len(self.sigma) < min(self.shape) else "allows"
             raise ValueError(f"rank = {rank}: this layer {verb} 1 to {len(self.sigma)}")
@@ -101,12 +93,9 @@ def factorise(
 ) -> Decomposition:
     """The decomposition of W (m, n) under a ruler, on the device of W; dtype: None is that of W.
 
-    most: components that the answer has, the first; None for all.  Full rank gives W back, also
-    where the Gram is singular: what the ruler cannot see (sigma = 0) comes last, in the order of
-    the weights alone.
-
-    Raises ValueError for a weight that is no finite matrix, a ruler of another shape, or `most`
-    below 1.
+    most: components of the answer, the first; None for all.  Full rank gives W back, also where the
+    Gram is singular: what the ruler cannot see (sigma = 0) comes last, in the order of the weights.
+    Raises ValueError for a weight that is no finite matrix, another ruler's shape, or `most` < 1.
     """
     check_kernel_input(W, ruler, most)
     PW = ruler.apply_left(W.to(dtype or W.dtype))
@@ -137,8 +126,7 @@ def check_kernel_input(W: Tensor, ruler: Weighting, most: int | None) -> None:
     right = ruler.right if ruler.gram is None else ruler.gram  # the root of a Gram may cost much
     for side, root, size in (("left", ruler.left, W.shape[0]), ("right", right, W.shape[1])):
         if root is not None and root.shape != (size, size):
-            raise ValueError(
-                f"the {side} root has shape {tuple(root.shape)} and the weight {tuple(W.shape)}"
-            )
+            shapes = f"shape {tuple(root.shape)} and the weight {tuple(W.shape)}"
+            raise ValueError(f"the {side} root has {shapes}")
     if most is not None:
         check_whole(1, most=most)

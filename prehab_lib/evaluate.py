@@ -10,14 +10,10 @@ from prehab_lib.progress import progress
 
 
 def logits_and_labels(model: nn.Module, batch) -> tuple[Tensor, Tensor]:
-    """(B, classes) and (B,), for an (images, labels) tuple or a dict; its "labels" the model does
-    not get.
-    """
+    """(B, classes) and (B,), of an (images, labels) tuple, or of a dict without its "labels"."""
+    labels = batch["labels"] if isinstance(batch, Mapping) else batch[1]
     if isinstance(batch, Mapping):
-        labels = batch["labels"]
         batch = {name: value for name, value in batch.items() if name != "labels"}
-    else:
-        labels = batch[1]
     out = forward(model, batch)
     return getattr(out, "logits", out), labels
 
@@ -32,7 +28,7 @@ def classification_loss(model: nn.Module, batch) -> Tensor:
 
 @torch.no_grad()
 def each_answer(model: nn.Module, batches: Iterable) -> Iterator[tuple[Tensor, Tensor]]:
-    """Logits (B, classes) and labels (B,) of every batch, in eval mode, without gradients.
+    """Logits (B, classes) and labels (B,) of every batch, in eval mode.
 
     Raises ValueError where there is no batch or a logit is not finite: nothing is skipped silently.
     """
@@ -42,10 +38,8 @@ def each_answer(model: nn.Module, batches: Iterable) -> Iterator[tuple[Tensor, T
             empty = False
             logits, labels = logits_and_labels(model, move(batch, device_of(model)))
             if not torch.isfinite(logits).all():
-                raise ValueError(
-                    "the model's logits are NaN or infinite: the compressed weights do not fit "
-                    "its precision"
-                )
+                problem = "the model's logits are NaN or infinite"
+                raise ValueError(f"{problem}: the compressed weights do not fit its precision")
             yield logits, labels
     if empty:
         raise ValueError("there is nothing to evaluate: the batches are empty")

@@ -17,9 +17,8 @@ class Factors:
 
     def __post_init__(self):
         if self.U.ndim != 2 or self.V.ndim != 2 or self.U.shape[1] != self.V.shape[0]:
-            raise ValueError(
-                f"factors of shapes {tuple(self.U.shape)} and {tuple(self.V.shape)} do not multiply"
-            )
+            shapes = f"{tuple(self.U.shape)} and {tuple(self.V.shape)}"
+            raise ValueError(f"factors of shapes {shapes} do not multiply")
 
     @property
     def rank(self) -> int:
@@ -35,35 +34,33 @@ class Factors:
         return self.U @ self.V
 
     def balanced(self, like: Tensor | None = None) -> "Factors":
-        """The same product with each pair of columns on one scale: |U_:i| = |V_i:|.
+        """The same product with |U_:i| = |V_i:|, in dtype and on the device of `like`.
 
-        In dtype and on the device of `like`.  Only the split moves.  It matters for half precision
-        and for later fine-tuning, where one learning rate serves both.
+        It matters for half precision, and for fine-tuning with one learning rate for both.
         """
         like = self.U if like is None else like
         tiny = torch.finfo(self.U.dtype).tiny
         left, right = self.U.norm(dim=0), self.V.norm(dim=1)  # (r,), (r,)
         usable = (left > tiny) & (right > tiny)
-        scale = torch.where(usable, (right / left.clamp_min(tiny)).sqrt(), torch.ones_like(left))
+        scale = torch.where(usable, (right / left.clamp_min(tiny)).sqrt(), 1)
         U, V = like.new_empty(self.U.shape), like.new_empty(self.V.shape)
-        for target, part in zip(U.split(ROWS), self.U.split(ROWS), strict=True):
-            target.copy_(part * scale)
-        pieces = zip(V.split(ROWS), self.V.split(ROWS), scale.split(ROWS), strict=True)
-        for target, part, part_scale in pieces:
-            target.copy_(part / part_scale[:, None])
+        for start in range(0, len(U), ROWS):
+            rows = slice(start, start + ROWS)
+            U[rows] = self.U[rows] * scale
+        for start in range(0, len(V), ROWS):
+            rows = slice(start, start + ROWS)
+            V[rows] = self.V[rows] / scale[rows, None]
         return Factors(U, V)
 
 
 class LowRankLinear(nn.Module):
     """y = U (V x) + b, in the place of an `nn.Linear` (n -> m) of rank at most r.
 
-    `V` (n -> r, no bias) and `U` (r -> m, the bias) are ordinary `nn.Linear`s, so that optimisers,
-    LoRA and quantisers see what they know.  `in_features` and `out_features` stay those of the
-    layer replaced.
+    `V` (n -> r, no bias) and `U` (r -> m, the bias) are ordinary `nn.Linear`s: optimisers, LoRA and
+    quantisers know them.  kind: device and dtype, as `nn.Linear` takes them.
     """
 
     def __init__(self, in_features: int, out_features: int, rank: int, bias: bool = True, **kind):
-        """kind: device and dtype, as `nn.Linear` takes them."""
         super().__init__()
         self.in_features, self.out_features, self.rank = in_features, out_features, rank
         self.V = nn.Linear(in_features, rank, bias=False, **kind)
@@ -75,12 +72,11 @@ class LowRankLinear(nn.Module):
         (m, rank), n, like = factors.U.shape, factors.V.shape[1], factors.U
         # By way of "meta", so that no random weights are drawn.
         layer = cls(n, m, rank, bias=bias is not None, device="meta", dtype=like.dtype)
+        values = {"U.weight": factors.U, "V.weight": factors.V, "U.bias": bias}
         layer = layer.to_empty(device=like.device)
         with torch.no_grad():
-            layer.U.weight.copy_(factors.U)
-            layer.V.weight.copy_(factors.V)
-            if bias is not None:
-                layer.U.bias.copy_(bias)
+            for name, parameter in layer.named_parameters():
+                parameter.copy_(values[name])
         return layer
 
     @classmethod
@@ -91,11 +87,10 @@ class LowRankLinear(nn.Module):
         """
         like = layer.weight
         factors = Factors(factors.U.to(like), factors.V.to(like))
-        if not (torch.isfinite(factors.U).all() and torch.isfinite(factors.V).all()):
+        if not all(torch.isfinite(part).all() for part in (factors.U, factors.V)):
             raise ValueError(f"the factors are not finite in {like.dtype}")
         new = cls.from_factors(factors, layer.bias)
-        for parameter in (new.U.weight, new.V.weight):
-            parameter.requires_grad_(like.requires_grad)
+        new.requires_grad_(like.requires_grad)
         if layer.bias is not None:
             new.U.bias.requires_grad_(layer.bias.requires_grad)
         return new.train(layer.training)

@@ -32,20 +32,17 @@ def check_choice(name: str, value, choices: Iterable) -> None:
         raise ValueError(f"{name} = {value!r} is not known: choose one of {listed}")
 
 
-def check_options(name: str, options: Mapping, function: Callable) -> None:
-    """Raises ValueError where an entry of `options`, a setting called `name`, is no argument of
-    `function`.
-    """
-    check_settings(name, options, inspect.signature(function).parameters)
-
-
 def check_settings(name: str, options: Mapping, choices: Iterable[str]) -> None:
     """Raises ValueError where `options`, a setting called `name`, has an unknown entry."""
     for key in options:
         if key not in choices:
-            raise ValueError(
-                f"{name} has an unknown entry {key!r}: choose from {', '.join(choices)}"
-            )
+            listed = ", ".join(choices)
+            raise ValueError(f"{name} has an unknown entry {key!r}: choose from {listed}")
+
+
+def check_options(name: str, options: Mapping, function: Callable) -> None:
+    """As `check_settings`, for the arguments of a function."""
+    check_settings(name, options, inspect.signature(function).parameters)
 
 
 def warn_if_few_tokens(

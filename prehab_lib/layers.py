@@ -40,10 +40,9 @@ REMEDIES = {
 
 
 def default_layers(model: nn.Module) -> list[str]:
-    """Names of the layers the papers compress in a model of this family.
+    """The layers that the papers compress in this family; every `nn.Linear` of an unknown one.
 
-    Where the family is unknown, of every `nn.Linear`.  Raises ValueError where there is none, or
-    where the model holds transformers' transposed `Conv1D` (GPT-2).
+    Raises ValueError where there is none, or for transformers' transposed `Conv1D` (GPT-2).
     """
     modules = dict(model.named_modules())
     _refuse_not_dense(modules, [name for name, module in modules.items() if is_conv1d(module)])
@@ -55,31 +54,25 @@ def default_layers(model: nn.Module) -> list[str]:
         reason = "only nn.Linear can be factorised"
         if linear:
             reason = "none of its nn.Linear has a name known for this family"
-        raise ValueError(
-            f"{type(model).__name__} has no linear layer to compress: {reason}; name the layers "
-            "yourself with layers=[...]"
-        )
+        problem = f"{type(model).__name__} has no linear layer to compress: {reason}"
+        raise ValueError(f"{problem}; name the layers yourself with layers=[...]")
     return names
 
 
 def linear_layers(model: nn.Module, layers: Iterable[str] | None = None) -> dict[str, nn.Linear]:
     """name -> `nn.Linear` for the layers named, or for `default_layers`.
 
-    Raises ValueError that names what is missing, is no dense linear layer, or shares its weight
-    with another module.
+    Raises ValueError naming what is missing, no dense linear layer, or shares its weight.
     """
     names = default_layers(model) if layers is None else list(layers)
     if not names:
-        raise ValueError(
-            "layers is empty: name at least one layer, or leave it out for the model's default"
-        )
+        remedy = "name at least one layer, or leave it out for the model's default"
+        raise ValueError(f"layers is empty: {remedy}")
     modules = dict(model.named_modules())
     unknown = [name for name in names if name not in modules]
     if unknown:
-        raise ValueError(
-            f"{type(model).__name__} has no module named {unknown[0]!r} (of {len(unknown)} unknown "
-            "names)"
-        )
+        count = f"of {len(unknown)} unknown names"
+        raise ValueError(f"{type(model).__name__} has no module named {unknown[0]!r} ({count})")
     _refuse_not_dense(modules, names)
     refuse_tied_weights(model, names)
     return {name: modules[name] for name in names}
@@ -87,10 +80,8 @@ def linear_layers(model: nn.Module, layers: Iterable[str] | None = None) -> dict
 
 def is_linear(module: nn.Module) -> bool:
     """True for `nn.Linear` with a plain weight, not for subclasses that store it another way."""
-    if type(module) is nn.Linear:
-        return True
     parametrized = nn.utils.parametrize.is_parametrized(module, "weight")
-    return isinstance(module, nn.Linear) and parametrized
+    return type(module) is nn.Linear or (isinstance(module, nn.Linear) and parametrized)
 
 
 def is_conv1d(module: nn.Module) -> bool:
@@ -118,30 +109,22 @@ def refuse_tied_weights(model: nn.Module, names: Iterable[str]) -> None:
     for name in names:
         shared = owners.get(id(model.get_submodule(name).weight), set()) - {f"{name}.weight"}
         if shared:
-            raise ValueError(
-                f"{name!r} shares its weight with {sorted(shared)[0]!r}: a tied layer cannot be "
-                "changed alone, untie it or leave it out"
-            )
+            problem = f"{name!r} shares its weight with {sorted(shared)[0]!r}"
+            remedy = "untie it or leave it out"
+            raise ValueError(f"{problem}: a tied layer cannot be changed alone, {remedy}")
 
 
 def refuse_packed(modules: Mapping[str, nn.Module], what: str) -> None:
-    """Raises ValueError naming the first layer, dense or low-rank, that holds numbers in 8 bits.
-
-    what: is to come before.  By name, as whoever has no such layer need not import it.
-    """
+    """Raises ValueError naming the first layer in 8 bits.  what: the step that comes before."""
     for name, module in modules.items():
-        if any(type(part).__name__ == "PackedLinear" for part in module.modules()):
-            raise ValueError(
-                f"layer {name!r} is in 8 bits, which nothing can train: {what} first, quantise "
-                "afterwards"
-            )
+        if any(type(part).__name__ == "PackedLinear" for part in module.modules()):  # by name
+            problem = f"layer {name!r} is in 8 bits, which nothing can train"
+            raise ValueError(f"{problem}: {what} first, quantise afterwards")
 
 
 def _refuse_not_dense(modules: dict[str, nn.Module], names: list[str]) -> None:
     wrong = [name for name in names if not is_linear(modules[name])]
     if wrong:
         kind = type(modules[wrong[0]]).__name__
-        remedy = REMEDIES.get(kind, "leave it out")
-        raise ValueError(
-            f"{wrong[0]!r} is a {kind}, not a dense nn.Linear: {remedy} ({len(wrong)} such in all)"
-        )
+        remedy = f"{REMEDIES.get(kind, 'leave it out')} ({len(wrong)} such in all)"
+        raise ValueError(f"{wrong[0]!r} is a {kind}, not a dense nn.Linear: {remedy}")

@@ -16,11 +16,10 @@ RECOVERIES: dict[str, Step] = {
 
 @dataclass(frozen=True)
 class Method:
-    """Keys of `WEIGHTINGS`, `ALLOCATIONS` and `RECOVERIES` (or None), and what they need.
+    """Keys of `WEIGHTINGS`, `ALLOCATIONS` and `RECOVERIES` (or None).
 
-    needs: the statistics to collect.  source: where the method comes from.  options,
-    recovery_options: further arguments of the allocation and of the recovery, for a variant of
-    one's own: `replace(METHODS["swift_svd"], options={"alpha": 0.6})`.
+    needs: the statistics to collect.  options, recovery_options: further arguments of the
+    allocation and of the recovery: `replace(METHODS["swift_svd"], options={"alpha": 0.6})`.
     """
 
     weighting: str

@@ -9,16 +9,12 @@ SILENT = ("PREHAB_RUN_DIR", "PREHAB_QUIET", "PYTEST_CURRENT_TEST")
 
 def progress(items: Iterable, what: str, total: int | None = None) -> Iterable:
     """`items` behind a bar named `what` in a terminal or a live notebook, else untouched."""
-    if not _watched():
+    if "ipykernel" in sys.modules:  # a Jupyter server sets this, papermill and nbval do not
+        watched = os.environ.get("JPY_SESSION_NAME")
+    else:
+        watched = sys.stderr is not None and sys.stderr.isatty()
+    if not watched or any(os.environ.get(name) for name in SILENT):
         return items
     from tqdm.auto import tqdm
 
     return tqdm(items, desc=what, total=total, leave=False)
-
-
-def _watched() -> bool:
-    if any(os.environ.get(name) for name in SILENT):
-        return False
-    if "ipykernel" in sys.modules:  # a Jupyter server sets this, papermill and nbval do not
-        return bool(os.environ.get("JPY_SESSION_NAME"))
-    return sys.stderr is not None and sys.stderr.isatty()

@@ -7,10 +7,10 @@ ROWS = 64  # of a Gram that are compared at a time
 
 
 def psd_root(A: Tensor) -> Tensor:
-    """L (n, n) in float64 with L Lᵀ = A, positive semi-definite.  Raises as `psd_eigen` does.
+    """L (n, n) in float64 with L Lᵀ = A, positive semi-definite.  Raises as `checked_gram`.
 
-    Any root gives the same truncation.  Cholesky's (n³ / 3 operations) is taken where its pivots
-    stand clear of round-off; else eigenvectors times root eigenvalues (9 n³), for every A.
+    Any root gives the same truncation.  Cholesky's takes n³ / 3 operations; where its pivots are
+    round-off, eigenvectors times root eigenvalues take 9 n³.
     """
     A = checked_gram(A, average=False)
     L = _safe_cholesky(A)
@@ -24,7 +24,7 @@ def psd_eigen(A: Tensor) -> tuple[Tensor, Tensor]:
     """Eigenvalues (n,), ascending, and eigenvectors Q (n, n) of a positive semi-definite A.
 
     In float64.  Eigenvalues below n · eps · λ_max are round-off and become 0, so none is negative.
-    Raises ValueError where A is not finite, not square or not symmetric.
+    Raises as `checked_gram` does.
     """
     A = checked_gram(A, average=False)
     eigenvalues, Q = torch.linalg.eigh(A)
@@ -36,15 +36,13 @@ def invertible_root(A: Tensor, ridge: float = 1e-6) -> Tensor:
     """L (n, n), lower triangular, L Lᵀ = A, or A + δ (tr A / n) I where A is all but singular.
 
     For the side of a ruler that must be undone.  δ is `ridge`, ten times more as long as Cholesky
-    fails; it is relative, so the scale of A changes nothing.  A = 0 gives the identity.  Raises as
-    `psd_eigen` does, and where A is far from positive semi-definite.
+    fails.  A = 0 gives the identity.  Raises as `checked_gram` does, and where A is far from
+    positive semi-definite.
     """
     A = checked_gram(A)
     identity = torch.eye(len(A), dtype=A.dtype, device=A.device)
     mean = A.diagonal().mean()
-    if mean <= 0:
-        return identity
-    L = _safe_cholesky(A)
+    L = identity if mean <= 0 else _safe_cholesky(A)
     if L is not None:
         return L
     while ridge < 1:
@@ -52,9 +50,8 @@ def invertible_root(A: Tensor, ridge: float = 1e-6) -> Tensor:
         if not failed:
             return mean.sqrt() * L
         ridge *= 10
-    raise ValueError(
-        "the matrix has negative eigenvalues as large as its mean: it is no second moment"
-    )
+    problem = "the matrix has negative eigenvalues as large as its mean"
+    raise ValueError(f"{problem}: it is no second moment")
 
 
 def _safe_cholesky(A: Tensor) -> Tensor | None:

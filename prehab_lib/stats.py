@@ -1,7 +1,4 @@
-"""What calibration data says about each layer: `collect` looks every statistic up in a table.
-
-The table is `statistics.PASSES`, to which each file of `statistics/` adds its own.
-"""
+"""What calibration data says about each layer: `collect` looks it up in `statistics.PASSES`."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -25,8 +22,7 @@ class LayerStats:
     """Statistics of one layer W (m, n); None until collected.
 
     Gram, scales and logit Gram are means over tokens (padding excluded); Fisher, Kronecker factors
-    and `grad` are means over samples.  Layers that read the same tensor hold the same `gram` object
-    and share what is derived from it.
+    and `grad` over samples.  Layers that read one tensor share one `gram` and what is derived.
     """
 
     gram: Tensor | None = None  # (n, n)   mean of x xᵀ, uncentred
@@ -46,17 +42,14 @@ class LayerStats:
         """The statistic, or a ValueError that says how to collect it."""
         value = getattr(self, name, None)  # a statistic of one's own is no field
         if value is None:
-            raise ValueError(
-                f"{wanted_by} needs the statistic {name!r}: collect it with "
-                f"stats.collect(..., needs={{{name!r}}})"
-            )
+            remedy = f"collect it with stats.collect(..., needs={{{name!r}}})"
+            raise ValueError(f"{wanted_by} needs the statistic {name!r}: {remedy}")
         return value
 
     def gram_root(self, floor: float = 0.0) -> Tensor:
         """L (n, n) with L Lᵀ = gram, computed once for all layers that share the Gram.
 
-        floor: where L must be invertible, raise the eigenvalues to at least this times their mean;
-        L is then Q √λ.
+        floor: for an invertible L = Q √λ, the least eigenvalue as a fraction of their mean.
         """
         gram = self.need("gram", "the root of the input Gram")
         if not floor:
@@ -64,8 +57,7 @@ class LayerStats:
         eigenvalues, Q = self._once("eigen", lambda: psd_eigen(gram))
         return Q * eigenvalues.clamp_min(floor * eigenvalues.mean()).sqrt()
 
-    def _once(self, name: str, compute: Callable):
-        """`compute()`, kept for as long as `gram` is the same tensor, unchanged."""
+    def _once(self, name: str, compute: Callable):  # while `gram` is the same tensor, unchanged
         gram, version, value = self.derived.get(name, (None, None, None))
         if gram is not self.gram or version != version_of(gram):
             value = compute()
@@ -88,25 +80,30 @@ def collect(
     """Stream `batches` through the model in eval mode: layer name -> `LayerStats`.
 
     layers: names, or None for the model's default.  needs: names in `KNOWN`; those of the loss need
-    task_loss(model, batch).  `attention_mask` in a batch excludes padding.
-    fisher: "batch" squares the gradient of each batch's mean, as the released codes do, which is
-    F / b + (1 − 1 / b) (∇L)² at batch size b: for comparison only.  iterations: at most, of
-    `fisher.kronecker_factors`.  logit_probe: of `logit_gram`.  dtype: of products of 4096 tokens;
-    float32 is at least twice as fast, and up to 2 % from the optimum where one channel is 3000
-    times louder than the others.
+    task_loss(model, batch).  `attention_mask` in a batch excludes padding.  fisher: "batch" squares
+    the gradient of each batch's mean, as the released codes do, which is F / b + (1 − 1 / b) (∇L)²
+    at batch size b.  iterations: at most, of `fisher.kronecker_factors`.  logit_probe: of
+    `logit_gram`.  dtype: of products of 4096 tokens; float32 is at least twice as fast, and up to
+    2 % from the optimum where one channel is 3000 times louder than the others.
 
     Raises ValueError for an unknown need, a missing task_loss or one that is no scalar, no batch or
-    token, a one-shot generator where several passes are due, or NaN or infinite activations or
-    gradients (naming the layer).  Warns where a Gram is made of fewer than 10 n tokens.
+    token, a generator where several passes are due, or NaN or infinite activations or gradients
+    (naming the layer).  Warns where a Gram is made of fewer than 10 n tokens.
     """
     needs = {needs} if isinstance(needs, str) else set(needs)
-    _check(needs, task_loss, fisher, iterations, dtype)
+    for name in sorted(needs):
+        check_choice("needs", name, KNOWN)
+        if name in LOSS_STATISTICS and task_loss is None:
+            remedy = "pass it to stats.collect"
+            raise ValueError(f"the statistic {name!r} needs task_loss(model, batch): {remedy}")
+    check_choice("fisher", fisher, ("sample", "batch"))
+    check_whole(1, iterations=iterations)
+    check_choice("dtype", dtype, (torch.float64, torch.float32))
     modules = linear_layers(model, layers)
     passes = {name: PASSES[name] for name in sorted(needs) if name in PASSES}
     if passes and iter(batches) is batches:
-        raise ValueError(
-            "these statistics need several passes over the batches: pass a list or a DataLoader"
-        )
+        problem = "these statistics need several passes over the batches"
+        raise ValueError(f"{problem}: pass a list or a DataLoader")
     stats = {}
     inputs = input_statistics(model, modules, batches, needs, dtype=dtype)
     for name, (values, shared) in inputs.items():
@@ -122,18 +119,3 @@ def collect(
         for name, values in run(model, modules, batches, wanted, **settings).items():
             vars(stats[name]).update(values)
     return stats
-
-
-def _check(
-    needs: set[str], task_loss: Callable | None, fisher: str, iterations: int, dtype
-) -> None:
-    for name in sorted(needs):
-        check_choice("needs", name, KNOWN)
-        if name in LOSS_STATISTICS and task_loss is None:
-            raise ValueError(
-                f"the statistic {name!r} needs task_loss(model, batch): pass it to stats.collect"
-            )
-    check_choice("fisher", fisher, ("sample", "batch"))
-    check_whole(1, iterations=iterations)
-    if dtype not in (torch.float32, torch.float64):
-        raise ValueError(f"dtype = {dtype!r}: sum in torch.float64, or in torch.float32 for speed")

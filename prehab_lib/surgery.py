@@ -1,23 +1,30 @@
 """Surgery: swap the dense layers for low-rank ones, and say what was really removed."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
+from itertools import product
 
 import torch
 from torch import nn
 
-from prehab_lib.allocation import ALLOCATIONS, step_named
+from prehab_lib.allocation import ALLOCATIONS, Ranks, step_named
 from prehab_lib.budget import check_removed
 from prehab_lib.decomposition import Decomposition
 from prehab_lib.factors import Factors, LowRankLinear
+from prehab_lib.inputs import check_settings
 from prehab_lib.layers import linear_layers, replace_module
 from prehab_lib.methods import RECOVERIES, Method, method_named
 from prehab_lib.progress import progress
 from prehab_lib.save.storage import load, save
 from prehab_lib.stats import LayerStats
-from prehab_lib.weightings import by_layer, decompose_all
+from prehab_lib.weightings import Stats, by_layer, decompose_all
 
 __all__ = ["Report", "compress", "compress_at", "load", "save"]
+
+
+DATA = ("task_loss", "batches", "validation")  # what allocations and recoveries may ask for
+Cuts = Mapping[str, Decomposition]
 
 
 @dataclass(frozen=True)
@@ -25,18 +32,17 @@ class Report:
     """What surgery did, recounted from the modules.
 
     removed, achieved: fraction of the compressed layers' weights taken away, asked and true (biases
-    do not count).  ranks: None where a layer stayed dense.  parameters, bytes: of the whole model
-    afterwards.  kept_dense: layers for which no rank saves anything, or that the allocation spared.
-    at_floor: layers at rank 1 that still cost more than their budget.
+    do not count).  parameters, bytes: of the whole model afterwards.  kept_dense: layers for which
+    no rank saves anything, or that were spared.  at_floor: those whose rank 1 exceeds their budget.
     """
 
     removed: float
     achieved: float
-    ranks: dict[str, int | None]
+    ranks: Ranks
     parameters: int
     bytes: int
-    kept_dense: list[str] = field(default_factory=list)
-    at_floor: list[str] = field(default_factory=list)
+    kept_dense: list[str]
+    at_floor: list[str]
 
     def __str__(self) -> str:
         layers, asked = len(self.ranks), float(self.removed)
@@ -52,10 +58,10 @@ def compress(
     model: nn.Module,
     method: str | Method,
     removed: float,
-    stats: Mapping[str, LayerStats] | None = None,
+    stats: Stats = None,
     *,
     layers: Iterable[str] | None = None,
-    decompositions: Mapping[str, Decomposition] | None = None,
+    decompositions: Cuts | None = None,
     task_loss: Callable | None = None,
     batches: Iterable | None = None,
     validation: Iterable | None = None,
@@ -63,18 +69,15 @@ def compress(
 ) -> Report:
     """Replace dense layers by low-rank ones, in place; if anything fails, the model is as it was.
 
-    method: a key of `METHODS`, or a `Method`.  stats: from `stats.collect`.  layers: names, or None
-    for those of `decompositions`, of `stats`, or the model's default.  decompositions: of the
-    *same* weights, from `weightings.decompose_all` to serve many ratios, or from
-    `scale.lazy.decompose_lazily` for a large model.  task_loss, batches, validation: for the
-    methods that need them.  dtype: of the factorisation where it is made here.
-
-    Raises ValueError for an unknown method, a bad `removed`, a missing statistic or argument
-    (naming it), a decomposition of other weights, or factors that are not finite (naming the
-    layer).
+    layers: names, or None for those of `decompositions`, of `stats`, or the model's default.
+    decompositions: of the *same* weights, from `weightings.decompose_all` or
+    `scale.lazy.decompose_lazily`.  task_loss, batches, validation: for the methods that need them.
+    dtype: of the factorisation made here.
+    Raises ValueError for an unknown method, a bad `removed`, a missing statistic or argument, a
+    decomposition of other weights, or factors that are not finite (naming the layer).
     """
-    data = dict(task_loss=task_loss, batches=batches, validation=validation)
     where = dict(layers=layers, decompositions=decompositions, dtype=dtype)
+    data = dict(task_loss=task_loss, batches=batches, validation=validation)
     return next(compress_at(model, method, [removed], stats, **where, **data))
 
 
@@ -82,31 +85,32 @@ def compress_at(
     model: nn.Module,
     method: str | Method,
     removed: Iterable[float],
-    stats: Mapping[str, LayerStats] | None = None,
+    stats: Stats = None,
     *,
     layers: Iterable[str] | None = None,
-    decompositions: Mapping[str, Decomposition] | None = None,
-    task_loss: Callable | None = None,
-    batches: Iterable | None = None,
-    validation: Iterable | None = None,
+    decompositions: Cuts | None = None,
     dtype: torch.dtype = torch.float64,
+    **data,
 ) -> Iterator[Report]:
     """One model at several ratios, each layer factorised once: `for report in compress_at(...)`.
 
-    In the loop the model is at that ratio; arguments, results and errors are those of `compress`.
-    Each starts from the dense layers again, whatever was done to the low-rank ones before it; what
-    else was trained in between stays trained.  After the loop the model stays as the last ratio, or
-    a `break`, left it; where a ratio fails, it is dense.  Memory beside the dense layers: the
-    factors of the largest ranks, from which each ratio is sliced, and a copy for the one at hand.
+    In the loop the model is at that ratio; arguments (data: task_loss, batches, validation) and
+    errors are those of `compress`.  Each ratio starts from the dense layers again; what else was
+    trained in between stays trained.  After the loop the model stays as the last ratio left it;
+    where one fails, it is dense.  Memory: the factors of the largest ranks, and a ratio's copy.
     """
+    check_settings("compress_at", data, DATA)
+    data = dict.fromkeys(DATA) | data
     ratios, chosen = [*removed], method_named(method)
-    data = dict(task_loss=task_loss, batches=batches, validation=validation)
     if not ratios:
         raise ValueError("removed is empty: name at least one ratio")
     for ratio in ratios:
         check_removed(ratio)
     check_arguments(chosen, data)
-    allocation = step_named("allocation", chosen.allocation, ALLOCATIONS)
+    allocate, recover = step_named("allocation", chosen.allocation, ALLOCATIONS), None
+    if chosen.recovery is not None:
+        step, options = step_named("recovery", chosen.recovery, RECOVERIES), chosen.recovery_options
+        recover = partial(step, model, weighting=chosen.weighting, stats=stats, **data, **options)
     if layers is None:
         layers = stats if decompositions is None else decompositions
     modules = linear_layers(model, layers)
@@ -114,72 +118,65 @@ def compress_at(
         _check_decompositions(decompositions, modules)
     else:
         label = method if isinstance(method, str) else chosen.weighting
-        check_stats(chosen, label, stats, modules)
-        if allocation.shapes_only and chosen.recovery is None:  # then one can live at a time
+        for name, need in product(modules, sorted(chosen.needs)):
+            statistics = (stats or {}).get(name) or LayerStats()
+            statistics.need(need, f"method {label!r} for layer {name!r}")
+        if allocate.shapes_only and recover is None:  # then one can live at a time
             make = by_layer(stats, chosen.weighting, dtype=dtype)
             decompositions = {name: _Later(name, modules[name], make) for name in modules}
         else:
             decompositions = decompose_all(model, stats, chosen.weighting, modules, dtype=dtype)
     cuts = {name: decompositions[name] for name in modules}
     options = dict(model=model, stats=stats, **data, **chosen.options)
-    plans = [allocation(cuts, ratio, **options) for ratio in ratios]
-    return _cut_at_each(model, modules, chosen, ratios, plans, cuts, dict(stats=stats, **data))
+    plans = [(ratio, allocate(cuts, ratio, **options)) for ratio in ratios]
+    return _cut_at_each(model, modules, cuts, plans, recover)
+
+
+def check_arguments(method: Method, data: Mapping) -> None:
+    """Raises ValueError for an unknown allocation or recovery, or an argument it will miss."""
+    step_named("allocation", method.allocation, ALLOCATIONS).check(**data, **method.options)
+    if method.recovery is not None:
+        step_named("recovery", method.recovery, RECOVERIES).check(**data, **method.recovery_options)
 
 
 class _Later:
     """The decomposition of one layer, made when it is truncated and forgotten afterwards."""
 
     def __init__(self, name: str, module: nn.Linear, make: Callable[..., Decomposition]):
-        self.name, self.module, self.make = name, module, make
-        self.shape = tuple(module.weight.shape)
+        self.shape, self.make = tuple(module.weight.shape), partial(make, name, module)
 
     def truncate(self, rank: int) -> Factors:
-        return self.make(self.name, self.module, most=rank).truncate(rank)
+        return self.make(most=rank).truncate(rank)
 
 
 def _cut_at_each(
     model: nn.Module,
     modules: dict[str, nn.Linear],
-    method: Method,
-    ratios: list[float],
-    plans: list[dict[str, int | None]],
-    cuts: dict[str, Decomposition],
-    data: dict,
+    cuts: Cuts,
+    plans: list[tuple[float, Ranks]],
+    recover: Callable[..., None] | None,
 ) -> Iterator[Report]:
-    """Cut each layer at its largest rank, and the model at each plan."""
+    """Cut each layer at its largest rank, and the model at each plan (removed, ranks)."""
     before = {name: module.weight.numel() for name, module in modules.items()}
     longest = {}
     for name, module in progress(modules.items(), "surgery"):
-        rank = max(plan[name] or 0 for plan in plans)
+        rank = max(ranks[name] or 0 for _, ranks in plans)
         if rank:
             longest[name] = low_rank(name, module, cuts[name], rank)
-    for ratio, plan in zip(ratios, plans, strict=True):
-        new = {name: longest[name] for name, rank in plan.items() if rank}
+    for removed, ranks in plans:
+        new = {name: longest[name] for name, rank in ranks.items() if rank}
         if len(plans) > 1:  # a ratio gets a copy: what is done to it must not reach the next
-            new = {name: first_components(layer, plan[name]) for name, layer in new.items()}
-        for name, dense in modules.items():
-            replace_module(model, name, new.get(name, dense))
+            new = {name: first_components(layer, ranks[name]) for name, layer in new.items()}
+        for name, layer in (modules | new).items():
+            replace_module(model, name, layer)
         try:
-            if method.recovery is not None:
-                options = dict(weighting=method.weighting, **data, **method.recovery_options)
-                recover = step_named("recovery", method.recovery, RECOVERIES)
-                recover(model, decompositions={name: cuts[name] for name in new}, **options)
+            if recover is not None:
+                recover(decompositions={name: cuts[name] for name in new})
         except BaseException:
             for name, dense in modules.items():
                 replace_module(model, name, dense)
             raise
-        yield recount(model, ratio, plan, before)
-
-
-def check_arguments(method: Method, data: Mapping) -> None:
-    """Raises ValueError for an unknown allocation or recovery, or an argument it will miss."""
-    for axis, name, table, options in (
-        ("allocation", method.allocation, ALLOCATIONS, method.options),
-        ("recovery", method.recovery, RECOVERIES, method.recovery_options),
-    ):
-        check = None if name is None else step_named(axis, name, table).check
-        if check is not None:
-            check(**data, **options)
+        yield recount(model, removed, ranks, before)
 
 
 def weights_of(module: nn.Module) -> int:
@@ -207,13 +204,11 @@ def first_components(layer: LowRankLinear, rank: int) -> LowRankLinear:
     return new.train(layer.training)
 
 
-def recount(
-    model: nn.Module, removed: float, ranks: dict[str, int | None], before: dict[str, int]
-) -> Report:
+def recount(model: nn.Module, removed: float, ranks: Ranks, before: dict[str, int]) -> Report:
     """What was done to the layers of `ranks`, whose weights held `before` numbers each."""
     after = {name: weights_of(model.get_submodule(name)) for name in ranks}
-    budget = 1 - check_removed(removed)
-    parameters = [*model.parameters()]
+    kept, parameters = 1 - check_removed(removed), [*model.parameters()]
+    ones = [name for name, rank in ranks.items() if rank == 1]
     return Report(
         removed=removed,
         achieved=1 - sum(after.values()) / sum(before.values()),
@@ -221,37 +216,17 @@ def recount(
         parameters=sum(p.numel() for p in parameters),
         bytes=sum(p.numel() * p.element_size() for p in parameters),
         kept_dense=[name for name, rank in ranks.items() if rank is None],
-        at_floor=[
-            name
-            for name, rank in ranks.items()
-            if rank == 1 and after[name] > budget * before[name]
-        ],
+        at_floor=[name for name in ones if after[name] > kept * before[name]],
     )
 
 
-def check_stats(
-    method: Method, label: str, stats: Mapping[str, LayerStats] | None, names: Iterable[str]
-) -> None:
-    """Raises ValueError naming a statistic that the method needs and a layer lacks."""
-    for name in names:
-        statistics = (stats or {}).get(name) or LayerStats()
-        for need in sorted(method.needs):
-            statistics.need(need, f"method {label!r} for layer {name!r}")
-
-
-def _check_decompositions(
-    decompositions: Mapping[str, Decomposition], modules: dict[str, nn.Linear]
-) -> None:
+def _check_decompositions(decompositions: Cuts, modules: dict[str, nn.Linear]) -> None:
     for name, module in modules.items():
         if name not in decompositions:
             raise ValueError(f"decompositions lack layer {name!r}")
-        shape = tuple(module.weight.shape)
-        if tuple(decompositions[name].shape) != shape:
-            raise ValueError(
-                f"the decomposition of layer {name!r} has another shape than its weight {shape}"
-            )
-        if not decompositions[name].is_of(module.weight):
-            raise ValueError(
-                f"the decomposition of layer {name!r} is of other weights: decompose again after "
-                "training"
-            )
+        cut, shape = decompositions[name], tuple(module.weight.shape)
+        subject = f"the decomposition of layer {name!r}"
+        if tuple(cut.shape) != shape:
+            raise ValueError(f"{subject} has another shape than its weight {shape}")
+        if not cut.is_of(module.weight):
+            raise ValueError(f"{subject} is of other weights: decompose again after training")

@@ -25,20 +25,18 @@ def layer(
     """A weight (m, n), all its statistics, and the inputs (rows, n) they come from; each row is a sample with a gradient."""
     X = skewed(rows, n, seed, spread)
     W = torch.randn(m, n, dtype=torch.float64, generator=torch.Generator().manual_seed(seed + 1))
-    D = skewed(rows, m, seed + 2, spread=1.0)  # (rows, m): G_s = d_s x_sᵀ
+    return W, statistics_of(X, skewed(rows, m, seed + 2, spread=1.0)), X
+
+
+def statistics_of(X: torch.Tensor, D: torch.Tensor) -> LayerStats:
+    """Of inputs X (rows, n) and gradients G_s = d_s x_sᵀ, D (rows, m); summed in their dtype."""
+    rows = len(X)
     squares = (D.square().T @ X.square()) / rows  # (m, n), the diagonal of the Fisher matrix
-    stats = LayerStats(
-        gram=X.T @ X / rows,
-        mean_abs=X.abs().mean(0),
-        max_abs=X.abs().amax(0),
-        fisher_in=squares.sum(0),
-        fisher_out=squares.sum(1),
-        kron_in=(X * D.square().sum(1, keepdim=True)).T @ X / rows,
-        kron_out=(D * X.square().sum(1, keepdim=True)).T @ D / rows,
-        logit_gram=D.T @ D / rows,
-        tokens=rows,
-    )
-    return W, stats, X
+    means = dict(gram=X.T @ X / rows, mean_abs=X.abs().mean(0), max_abs=X.abs().amax(0), logit_gram=D.T @ D / rows)
+    means |= dict(fisher_in=squares.sum(0), fisher_out=squares.sum(1))
+    means["kron_in"] = (X * D.square().sum(1, keepdim=True)).T @ X / rows
+    means["kron_out"] = (D * X.square().sum(1, keepdim=True)).T @ D / rows
+    return LayerStats(tokens=rows, **{name: value.double() for name, value in means.items()})
 
 
 def scaled(stats: LayerStats, by: float) -> LayerStats:

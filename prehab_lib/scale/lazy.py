@@ -5,8 +5,7 @@ knows its shape at once; its singular values stay after the first look; its fact
 is room for them and are made again otherwise, with the same bits.
 """
 
-from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from functools import partial
 
 from torch import Tensor, nn
@@ -15,10 +14,10 @@ from prehab_lib.decomposition import Decomposition
 from prehab_lib.factors import Factors
 from prehab_lib.layers import linear_layers
 from prehab_lib.scale import lean
-from prehab_lib.stats import LayerStats
-from prehab_lib.weightings import by_layer
+from prehab_lib.weightings import Stats, by_layer
 
 KEEP = 2 * 2**30  # bytes of factors kept for a second look
+Make = Callable[..., Decomposition]
 
 
 class Shelf:
@@ -26,34 +25,25 @@ class Shelf:
 
     def __init__(self, keep: int = KEEP):
         self.keep = keep
-        self.kept: OrderedDict[object, Decomposition] = OrderedDict()
+        self.kept: dict[object, Decomposition] = {}  # the latest last
 
     def get(self, key: object, make: Callable[[], Decomposition]) -> Decomposition:
-        if key in self.kept:
-            self.kept.move_to_end(key)
-            return self.kept[key]
-        decomposition = make()
+        decomposition = self.kept.pop(key) if key in self.kept else make()
         self.kept[key] = decomposition
         while self.kept and sum(map(_bytes, self.kept.values())) > self.keep:
-            self.kept.popitem(last=False)
+            del self.kept[next(iter(self.kept))]
         return decomposition
 
 
 class LazyDecomposition:
     """Stands where a `Decomposition` stands: `shape` costs nothing, everything else makes it.
 
-    make: (most=None) -> Decomposition of its first `most` components, all for None, the same at
-    every call.  shape: (m, n) of the weight.  weight: the tensor that `make` factorises.
+    make(most=None) gives its first `most` components, all for None, the same at every call.
+    shape: (m, n) of the weight.  weight: the tensor that `make` factorises.
     """
 
-    def __init__(
-        self,
-        make: Callable[..., Decomposition],
-        shape: tuple[int, int],
-        shelf: Shelf,
-        weight: Tensor | None = None,
-    ):
-        self.make, self.shape, self.shelf, self.weight = make, shape, shelf, weight
+    def __init__(self, make: Make, shape: tuple, shelf: Shelf, weight: Tensor | None = None):
+        self.make, self.shape, self.shelf, self.weight = make, tuple(shape), shelf, weight
         self._sigma: Tensor | None = None
         self._truncated = False
 
@@ -78,8 +68,8 @@ class LazyDecomposition:
     def truncate(self, rank: int) -> Factors:
         """As `Decomposition.truncate`.
 
-        The first time without the components behind `rank`, and nothing is kept: surgery comes
-        once.  A second time it is made whole and goes to the shelf: a search comes often.
+        The first time nothing behind `rank` is made, and nothing kept: surgery comes once.  A
+        second time it is made whole and goes to the shelf: a search comes often.
         """
         if self in self.shelf.kept or self._truncated:
             return self.whole().truncate(rank)
@@ -91,18 +81,16 @@ class LazyDecomposition:
 
     def is_of(self, W: Tensor) -> bool:
         """As `Decomposition.is_of`; of one that is not made yet, whether it will be made of W."""
-        if W is self.weight and self not in self.shelf.kept:
-            return True
-        return self.whole().is_of(W)
+        return (W is self.weight and self not in self.shelf.kept) or self.whole().is_of(W)
 
 
 def decompose_lazily(
     model: nn.Module,
-    stats: Mapping[str, LayerStats] | None,
+    stats: Stats,
     weighting: str = "gram",
     layers: Iterable[str] | None = None,
     keep: int = KEEP,
-    kernel: Callable[..., Decomposition] = lean.factorise,
+    kernel: Make = lean.factorise,
     **options,
 ) -> dict[str, LazyDecomposition]:
     """As `weightings.decompose_all` with that kernel, to the last bit, but each is made when
@@ -112,15 +100,12 @@ def decompose_lazily(
     """
     modules = linear_layers(model, list(stats) if layers is None and stats else layers)
     shelf, make = Shelf(keep), by_layer(stats, weighting, kernel=kernel, **options)
-    return {
-        name: LazyDecomposition(
-            partial(make, name, module), tuple(module.weight.shape), shelf, module.weight
-        )
-        for name, module in modules.items()
-    }
+    lazy = {}
+    for name, module in modules.items():
+        W = module.weight
+        lazy[name] = LazyDecomposition(partial(make, name, module), W.shape, shelf, W)
+    return lazy
 
 
 def _bytes(decomposition: Decomposition) -> int:
-    return sum(
-        part.nbytes for part in (decomposition.left, decomposition.right, decomposition.sigma)
-    )
+    return decomposition.left.nbytes + decomposition.right.nbytes + decomposition.sigma.nbytes

@@ -2,18 +2,17 @@
 
 The smaller side is factorised, k = min(m, n).  A tall W is first made square, W = Q R with R from
 Cholesky's factor of Wᵀ W; then one eigendecomposition of the k × k moment of P W Q, about 9 k³ +
-2 k² n + k n² + 2 m n k operations, and m n k more where m > n.  The eigendecomposition is repeated
-on the remainder only where P W Q is singular to working precision.
+2 k² n + k n² + 2 m n k operations, and m n k more where m > n.  It is repeated on the remainder
+only where P W Q is singular to working precision.
 
-A ruler is asked for two things alone: the moment of some rows, and what each row carries.  Both
-are sums over pairs (X, Y) of a few hundred columns at a time, so the image of all rows is never
-there at once.  A weight with n > 2 m takes a Gram as it is: its root would cost n³ / 3 operations
-and more memory than the weight and its factors.  Squares then are exact to float64's eps times the
-largest, so what carries less than √(n eps) of sigma[0] counts as unseen.
+A ruler is asked for two things: the moment of some rows, and what each row carries.  Both are sums
+over pairs (X, Y) of a few hundred columns at a time.  A weight with n > 2 m takes a Gram as it is:
+its root would cost n³ / 3 operations and more memory than the weight and its factors.  Squares are
+exact to float64's eps times the largest: what carries less than √(n eps) of sigma[0] is unseen.
 
 Memory beside W and the Gram, with P = I and n > 2 m: LAPACK's workspace of 2 k² numbers beside the
 moment of k²; then the result, and the k² eigenvectors where it has fewer.  With n ≤ 2 m the root
-besides, and W in `dtype` or its R.  How fast it is beside the plain kernel, `decomposition` says.
+besides, and W in `dtype` or its R.
 """
 
 from collections.abc import Callable, Iterator
@@ -62,12 +61,12 @@ def factorise(
 def _principal(
     B: Tensor, ruler: Weighting, dtype: torch.dtype, most: int
 ) -> tuple[Tensor, Tensor, Tensor, float]:
-    """For B (k, n), k ≤ n: U (k, k), orthonormal; the first `most` rows of Uᵀ B; what each of them
-    carries (most,); what the others carry together, squared.
+    """For B (k, n), k ≤ n: U (k, k), orthonormal; the first `most` rows of Uᵀ B; what each carries
+    (most,); what the others carry together, squared.
     """
     k, n = B.shape
     round_off = n * torch.finfo(dtype).eps
-    view = _view(ruler, k, n, dtype)
+    view = View.of(ruler, B, dtype)
     squares, U = _eigen(view.moment(B))
     U = U.to(dtype)
     noise = round_off * float(squares.sum().clamp_min(0).sqrt())
@@ -92,8 +91,8 @@ def _principal(
 class _Rows:
     """B = Uᵀ (what came in), turned on and on; the first `done` rows are principal ones.
 
-    Squaring hides what lies below √eps, and turns a direction that carries σ by up to eps σ₁² / σ²:
-    so only rows that stand out of that are done, and the remainder is turned again.
+    Squaring turns a direction that carries σ by up to eps σ₁² / σ²: only rows that stand out of
+    that are done, and the remainder is turned again.
     """
 
     def __init__(self, U: Tensor, B: Tensor):
@@ -107,9 +106,7 @@ class _Rows:
             self.turn(view)
 
     def count_clear(self, view: "View", noise: float) -> int:
-        """Measure the rows that are not done, put the clear ones first, the largest in front, and
-        count them as done.
-        """
+        """Put the clear ones of the rows not done first, by size, and count them as done."""
         left = self.B[self.done :]
         carried = view.sizes(left)
         least = (max(left.shape[1], LEAST) * torch.finfo(carried.dtype).eps) ** 0.5
@@ -146,10 +143,7 @@ def _turned(B: Tensor, Q: Tensor, most: int) -> Tensor:
 
 
 def _eigen(K: Tensor) -> tuple[Tensor, Tensor]:
-    """Eigenvalues and eigenvectors of a symmetric K (k, k), the largest first.
-
-    K is lost: its memory takes the vectors.
-    """
+    """Eigenvalues and eigenvectors of a symmetric K (k, k), the largest first, in K's memory."""
     if K.nbytes >= WORTH:
         give_back()
     squares, K = K.new_empty(len(K)), K.mT  # as LAPACK stores matrices: no copy
@@ -170,11 +164,9 @@ def _square(
 ) -> tuple[Tensor, Callable[[Tensor, int], Tensor]]:
     """R (n, n) with P W = Q R, Q (m, n) orthonormal, for m > n; and a function.
 
-    The function (U, r) -> the first r columns of P⁻¹ Q U may overwrite U.
-
-    Cholesky's factor of (P W)ᵀ P W, summed in float64, where its pivots say that a condition
-    squared costs less than √eps; then P⁻¹ Q U = W R⁻¹ U, and full rank gives W back to eps times
-    its condition.  Householder's Q R elsewhere.
+    The function (U, r) -> the first r columns of P⁻¹ Q U may overwrite U.  R is Cholesky's factor
+    of (P W)ᵀ P W, summed in float64, where its pivots say that a condition squared costs less than
+    √eps; then P⁻¹ Q U = W R⁻¹ U.  Householder's Q R elsewhere.
     """
     S = PW.new_zeros(W.shape[1], W.shape[1], dtype=torch.float64)
     for part in PW.split(COLUMNS):
@@ -205,12 +197,22 @@ def _square(
 class View:
     """What a ruler says about rows B (k, n).
 
-    pairs: B -> pairs (k, c) with Σ X Yᵀ = B Q Qᵀ Bᵀ, but for a part that the transpose takes away.
-    blur: times its norm, what of a row the ruler cannot tell from nothing; 0: round-off alone.
+    pairs: B -> pairs (k, c) whose Σ X Yᵀ has the symmetric part B Q Qᵀ Bᵀ.  blur: times its norm,
+    what of a row the ruler cannot tell from nothing; 0: round-off alone.
     """
 
     pairs: Callable[[Tensor], Pairs]
     blur: float = 0.0
+
+    @classmethod
+    def of(cls, ruler: Weighting, B: Tensor, dtype: torch.dtype) -> "View":
+        """For rows such as B: of few and long ones a Gram is taken without its root."""
+        n = B.shape[1]
+        if ruler.gram is None or n <= 2 * len(B):
+            return cls(partial(by_root, Q=ruler.right, dtype=dtype))
+        G = checked_gram(ruler.gram, average=False)
+        blur = float((n * torch.finfo(G.dtype).eps * torch.linalg.matrix_norm(G)).sqrt())
+        return cls(partial(by_gram, G=G), blur)
 
     def moment(self, B: Tensor) -> Tensor:
         """B Q Qᵀ Bᵀ (k, k): the symmetric part of Σ X Yᵀ."""
@@ -221,7 +223,7 @@ class View:
         return (K + K.T).div_(2)
 
     def sizes(self, B: Tensor) -> Tensor:
-        """‖b_i Q‖ of each row (k,): the root of the moment's diagonal, by n numbers a row."""
+        """‖b_i Q‖ of each row, (k,): the root of the moment's diagonal."""
         total = 0.0
         for X, Y in self.pairs(B):
             total = total + (X * Y).sum(1)
@@ -229,20 +231,8 @@ class View:
         return total.clamp_min(0).sqrt()
 
 
-def _view(ruler: Weighting, k: int, n: int, dtype: torch.dtype) -> View:
-    """How the ruler looks at k rows of n numbers."""
-    if ruler.gram is not None and n > 2 * k:
-        G = checked_gram(ruler.gram, average=False)
-        blur = float((n * torch.finfo(G.dtype).eps * torch.linalg.matrix_norm(G)).sqrt())
-        return View(partial(by_gram, G=G), blur)
-    return View(partial(by_root, Q=ruler.right, dtype=dtype))
-
-
 def by_root(B: Tensor, Q: Tensor | None, dtype: torch.dtype) -> Pairs:
-    """Pairs (columns of B Q, the same), in `dtype`; None is the identity.
-
-    Of a lower triangular Q only the triangle is multiplied.
-    """
+    """Pairs (columns of B Q, the same), in `dtype`; of a triangular Q only the triangle is read."""
     B = B if Q is None else B.to(dtype)
     for start in range(0, B.shape[1], COLUMNS):
         columns = slice(start, start + COLUMNS)
@@ -256,10 +246,8 @@ def by_root(B: Tensor, Q: Tensor | None, dtype: torch.dtype) -> Pairs:
 
 
 def by_gram(B: Tensor, G: Tensor) -> Pairs:
-    """Pairs without a root, in the Gram's dtype: G = T + Tᵀ, T its lower triangle with half the
-    diagonal, so B G Bᵀ = Σ X Yᵀ with X = 2 B T, Y = B.
-
-    Half the products of B G, and G is read on and below its diagonal only.
+    """Pairs without a root: G = T + Tᵀ, T its lower triangle with half the diagonal, so B G Bᵀ =
+    Σ X Yᵀ with X = 2 B T, Y = B.  It takes half the products of B G.
     """
     blocks = [slice(start, start + COLUMNS) for start in range(0, len(G), COLUMNS)]
     for number, columns in enumerate(blocks):

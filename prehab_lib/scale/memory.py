@@ -1,5 +1,4 @@
-"""What this process holds of the machine's memory: the peak of a call, and what can be given back
-before one.
+"""What this process holds of the machine's memory: the peak of a call, and what can be given back.
 
 PyTorch's CPU tensors come from the C library, which keeps freed pieces below some size (glibc: 32
 MiB) for the next that asks. They count as the process's all the same.
@@ -16,19 +15,16 @@ CLEAR_REFS, STATUS = "/proc/self/clear_refs", "/proc/self/status"
 
 
 def give_back() -> None:
-    """Freed pieces that the C library keeps for reuse go back to the system, where the library can
-    do that (glibc).
-    """
+    """Freed pieces that the C library (glibc) keeps for reuse go back to the system."""
     with contextlib.suppress(OSError, AttributeError, TypeError):  # TypeError: Windows wants a name
         ctypes.CDLL(None).malloc_trim(0)
 
 
 def peak_memory(run: Callable[[], object], device: str | torch.device = "cpu") -> int | None:
-    """Bytes that `run` needed at its peak beyond what was held when it began; what it returns is
-    thrown away.
+    """Bytes that `run` needed at its peak beyond what was held when it began.
 
     CUDA: as PyTorch's allocator counts them.  CPU: the resident memory of this process, on Linux,
-    after `give_back`. None where the system does not say; `run` is called all the same.
+    after `give_back`.  None where the system does not say; `run` is called all the same.
     """
     device = torch.device(device)
     gc.collect()

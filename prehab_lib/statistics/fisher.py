@@ -5,17 +5,19 @@ the labels of the data ("empirical" Fisher) and the model in eval mode.  A layer
 asked for (n, m, n², m² or m n numbers in float64), a batch at most LIMIT numbers of G.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import Tensor
 
 from prehab_lib.roots import on_factor_device
 from prehab_lib.statistics.gradients import GradientPass
+from prehab_lib.statistics.hooks import check_reached
 
 LIMIT = 2**25  # numbers of per-sample gradients held at once
 TOLERANCE = 1e-3  # relative change of both factors at which the alternating iteration may stop
 TINY = torch.finfo(torch.float64).tiny
+UNREACHED = "no gradient reaches", "does the loss depend on it?"  # of `hooks.check_reached`
 
 
 def column_squares(X: Tensor, D: Tensor) -> Tensor:
@@ -51,90 +53,31 @@ SAMPLE_STATISTICS = {
 
 
 def sample_means(gradients: GradientPass, wanted: Iterable[str]) -> dict[str, dict[str, Tensor]]:
-    """layer -> {name: mean over samples}, for names of `SAMPLE_STATISTICS` or "grad" (m, n), from
-    one pass.
-    """
-    sums = [name for name in SAMPLE_STATISTICS if name in wanted]
+    """layer -> {name: mean over samples}, of `SAMPLE_STATISTICS` or "grad" (m, n), in one pass."""
     totals: dict[str, dict[str, Tensor]] = {}
 
     def add(layer: str, name: str, value: Tensor) -> None:
-        sums_of_layer = totals.setdefault(layer, {})
-        sums_of_layer[name] = sums_of_layer.get(name, 0.0) + on_factor_device(value)
+        values = totals.setdefault(layer, {})
+        values[name] = values.get(name, 0.0) + on_factor_device(value)
 
     def receive(layer: str, X: Tensor, D: Tensor) -> None:
-        for name in sums:
-            add(layer, name, SAMPLE_STATISTICS[name](X, D))
+        for name, product in SAMPLE_STATISTICS.items():
+            if name in wanted:
+                add(layer, name, product(X, D))
 
     def receive_mean(layer: str, G: Tensor) -> None:
         add(layer, "grad", G)
 
     samples = gradients.run(receive, receive_mean if "grad" in wanted else None)
-    _check_reached(gradients.modules, totals)
+    check_reached(gradients.modules, totals, *UNREACHED)
     return {
         layer: {name: total / samples for name, total in values.items()}
         for layer, values in totals.items()
     }
 
 
-def kronecker_factors(
-    gradients: GradientPass, iterations: int = 10
-) -> dict[str, tuple[Tensor, Tensor]]:
-    """layer -> A (n, n), B (m, m), positive semi-definite, A ⊗ B nearest to the Fisher of vec(W).
-
-    Alternating (power) iteration on the rearranged Fisher from A = I:  B ← mean G_s A G_sᵀ / ‖A‖_F²
-    and then A ← mean G_sᵀ B G_s / ‖B‖_F².  Each half is one pass over the batches, in which no
-    gradient is stored; it stops once no factor moves by more than a thousandth.  Memory: n² + m²
-    numbers a layer.  A has mean eigenvalue 1, the scale is B's.
-
-    Source: GFWSVD (arXiv 2505.17974), whose authors run a Lanczos SVD on the same operator.
-    """
-    shapes = {name: module.weight.shape for name, module in gradients.modules.items()}
-    A = {name: torch.eye(n, dtype=torch.float64) for name, (_, n) in shapes.items()}
-    B = {name: torch.eye(m, dtype=torch.float64) for name, (m, _) in shapes.items()}
-    for _ in range(iterations):
-        old_A, old_B = A, B
-        B = _half(gradients, A, lambda X, D, A: sandwich(X, D, A))
-        A = _half(gradients, B, lambda X, D, B: sandwich(D, X, B))
-        if all(_still(old_A[name], A[name]) and _still(old_B[name], B[name]) for name in shapes):
-            break
-    scale = {name: float(A[name].diagonal().mean()) or 1.0 for name in shapes}
-    return {name: (A[name] / scale[name], B[name] * scale[name]) for name in shapes}
-
-
-def _half(gradients: GradientPass, fixed: dict[str, Tensor], product) -> dict[str, Tensor]:
-    """Half an iteration: the factors of one side, given the fixed ones of the other."""
-    totals: dict[str, Tensor] = {}
-
-    def receive(layer: str, X: Tensor, D: Tensor) -> None:
-        fixed[layer] = fixed[layer].to("cpu" if X.device.type == "mps" else X.device)
-        unit = fixed[layer] / fixed[layer].norm().clamp_min(TINY)
-        totals[layer] = totals.get(layer, 0.0) + on_factor_device(product(X, D, unit))
-
-    samples = gradients.run(receive)
-    _check_reached(gradients.modules, totals)
-    sizes = {name: 2 * samples * fixed[name].norm().clamp_min(TINY) for name in totals}
-    return {name: (total + total.T) / sizes[name] for name, total in totals.items()}
-
-
-def _still(old: Tensor, new: Tensor) -> bool:
-    """Whether a factor has converged up to its scale."""
-    old, new = old.to(new) / old.norm().clamp_min(1e-300), new / new.norm().clamp_min(1e-300)
-    return float((old - new).norm()) < TOLERANCE
-
-
-def _check_reached(layers: Iterable[str], totals: Mapping[str, object]) -> None:
-    silent = [name for name in layers if name not in totals]
-    if silent:
-        raise ValueError(
-            f"no gradient reaches layer {silent[0]!r} (of {len(silent)}): does the loss depend on "
-            "it?"
-        )
-
-
-# What `stats.collect` calls, see `PASSES`
-
-
-def _means(model, modules, batches, wanted, *, task_loss, fisher="sample", **_) -> dict:
+def _sample_means(model, modules, batches, wanted, *, task_loss, fisher="sample", **_) -> dict:
+    """For `PASSES`.  fisher: "batch" takes the squares, but not "grad", of each batch's mean."""
     layers: dict[str, dict[str, Tensor]] = {name: {} for name in modules}
     by_batch = {name for name in wanted if name != "grad" and fisher == "batch"}
     for per_sample, names in ((False, by_batch), (True, set(wanted) - by_batch)):
@@ -145,12 +88,54 @@ def _means(model, modules, batches, wanted, *, task_loss, fisher="sample", **_) 
     return layers
 
 
-def _kronecker(model, modules, batches, wanted, *, task_loss, iterations=10, **_) -> dict:
-    run = GradientPass(model, modules, batches, task_loss)
-    factors = kronecker_factors(run, iterations)
-    return {name: {"kron_in": A, "kron_out": B} for name, (A, B) in factors.items()}
+def kronecker_factors(model, modules, batches, wanted, *, task_loss, iterations=10, **_) -> dict:
+    """layer -> {"kron_in": A (n, n), "kron_out": B (m, m)}, A ⊗ B nearest to the Fisher of vec(W).
+
+    Alternating (power) iteration on the rearranged Fisher from A = I:  B ← mean G_s A G_sᵀ / ‖A‖_F²
+    and then A ← mean G_sᵀ B G_s / ‖B‖_F², each in a pass over the batches.  It stops once no factor
+    moves by more than a thousandth.  A has mean eigenvalue 1, the scale is B's.
+
+    Source: GFWSVD (arXiv 2505.17974), whose authors run a Lanczos SVD on the same operator.
+    """
+    gradients = GradientPass(model, modules, batches, task_loss)
+    A, B = {}, {}
+    for name, module in modules.items():
+        m, n = module.weight.shape
+        A[name], B[name] = (torch.eye(size, dtype=torch.float64) for size in (n, m))
+    for _iteration in range(iterations):
+        old_A, old_B = A, B
+        B = _half(gradients, A, lambda X, D, A: sandwich(X, D, A))
+        A = _half(gradients, B, lambda X, D, B: sandwich(D, X, B))
+        if all(_still(old_A[name], A[name]) and _still(old_B[name], B[name]) for name in modules):
+            break
+    factors = {}
+    for name in modules:
+        scale = float(A[name].diagonal().mean()) or 1.0
+        factors[name] = {"kron_in": A[name] / scale, "kron_out": B[name] * scale}
+    return factors
 
 
-LOSS_STATISTICS = dict.fromkeys((*SAMPLE_STATISTICS, "grad"), _means) | dict.fromkeys(
-    ("kron_in", "kron_out"), _kronecker
-)
+def _half(gradients: GradientPass, fixed: dict[str, Tensor], product: Callable) -> dict:
+    """Half an iteration: the factors of one side, given the fixed ones of the other."""
+    totals: dict[str, Tensor] = {}
+
+    def receive(layer: str, X: Tensor, D: Tensor) -> None:
+        fixed[layer] = fixed[layer].to("cpu" if X.device.type == "mps" else X.device)
+        unit = fixed[layer] / fixed[layer].norm().clamp_min(TINY)
+        totals[layer] = totals.get(layer, 0.0) + on_factor_device(product(X, D, unit))
+
+    samples = gradients.run(receive)
+    check_reached(gradients.modules, totals, *UNREACHED)
+    sizes = {name: 2 * samples * fixed[name].norm().clamp_min(TINY) for name in totals}
+    return {name: (total + total.T) / sizes[name] for name, total in totals.items()}
+
+
+def _still(old: Tensor, new: Tensor) -> bool:
+    """Whether a factor has converged up to its scale."""
+    old, new = old.to(new) / old.norm().clamp_min(TINY), new / new.norm().clamp_min(TINY)
+    return float((old - new).norm()) < TOLERANCE
+
+
+# name -> what `stats.collect` calls, see `PASSES`
+LOSS_STATISTICS = dict.fromkeys((*SAMPLE_STATISTICS, "grad"), _sample_means)
+LOSS_STATISTICS |= dict.fromkeys(("kron_in", "kron_out"), kronecker_factors)

@@ -1,12 +1,12 @@
 """Block influence: how much a transformer block turns what passes through it."""
 
 import re
-from contextlib import ExitStack
-from functools import partial
+from collections.abc import Iterable
 
 from torch import Tensor, nn
 
 from prehab_lib.batches import padding_mask, token_rows
+from prehab_lib.statistics.hooks import hooked
 
 ALONE = 1.0  # a layer in no repeated block: as if the block had turned its input by a right angle
 
@@ -15,53 +15,42 @@ class BlockInfluence:
     """mean over tokens of 1 − cos(h, block(h)) for every block that holds one of the layers.
 
     A block is the innermost numbered module around a layer ("blocks.3" of "blocks.3.attn.qkv").
-    Used as a context manager around forward passes; padding is left out.  Source: ShortGPT's block
+    Padding is left out.  hooks: to be entered for the forward passes.  Source: ShortGPT's block
     influence, as Swift-SVD (arXiv 2604.01609) uses it for its ranks.
     """
 
-    def __init__(self, model: nn.Module, layers):
-        self.model, self.blocks = model, {name: block_of(name) for name in layers}
-        self.total: dict[str, float] = {}
-        self.tokens: dict[str, int] = {}
+    def __init__(self, model: nn.Module, layers: Iterable[str]):
+        self.block_of = {name: block_of(name) for name in layers}
+        names = sorted({block for block in self.block_of.values() if block is not None})
+        blocks = {name: model.get_submodule(name) for name in names}
+        self.hooks = hooked(blocks, self._before, self._after)
+        self.total, self.tokens = dict.fromkeys(names, 0.0), dict.fromkeys(names, 0)
         self.entered: dict[str, Tensor | None] = {}
         self.mask: Tensor | None = None
-
-    def __enter__(self) -> "BlockInfluence":
-        with ExitStack() as hooks:
-            for block in sorted({block for block in self.blocks.values() if block is not None}):
-                module = self.model.get_submodule(block)
-                before, after = partial(self._before, block), partial(self._after, block)
-                hooks.callback(module.register_forward_pre_hook(before, with_kwargs=True).remove)
-                hooks.callback(module.register_forward_hook(after).remove)
-            self._hooks = hooks.pop_all()
-        return self
-
-    def __exit__(self, *_) -> None:
-        self._hooks.close()
 
     def start_batch(self, batch) -> None:
         self.mask = padding_mask(batch)
 
-    def _before(self, block: str, module: nn.Module, args: tuple, kwargs: dict) -> None:
-        tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
+    def _before(self, block: str, x: Tensor | None) -> None:
         # A copy: a block may add to its input in place.
-        self.entered[block] = token_rows(tensors[0], self.mask).clone() if tensors else None
+        self.entered[block] = None if x is None else token_rows(x, self.mask).clone()
 
-    def _after(self, block: str, module: nn.Module, args: tuple, out) -> None:
+    def _after(self, block: str, x: Tensor | None, out) -> None:
         before, after = self.entered.pop(block), out[0] if isinstance(out, tuple | list) else out
         if before is None or not isinstance(after, Tensor) or after.shape[-1] != before.shape[-1]:
             return
         after = token_rows(after, self.mask)
         if after.shape == before.shape:
             cosine = nn.functional.cosine_similarity(before.float(), after.float(), dim=-1)
-            turned = float((1 - cosine).double().sum())
-            self.total[block] = self.total.get(block, 0.0) + turned
-            self.tokens[block] = self.tokens.get(block, 0) + len(cosine)
+            self.total[block] += float((1 - cosine).double().sum())
+            self.tokens[block] += len(cosine)
 
     def result(self) -> dict[str, float]:
         """layer -> influence of its block; `ALONE` where no block is, or one changes the width."""
-        means = {block: self.total[block] / self.tokens[block] for block in self.total}
-        return {name: means.get(block, ALONE) for name, block in self.blocks.items()}
+        means = {
+            block: self.total[block] / tokens for block, tokens in self.tokens.items() if tokens
+        }
+        return {name: means.get(block, ALONE) for name, block in self.block_of.items()}
 
 
 def block_of(layer: str) -> str | None:

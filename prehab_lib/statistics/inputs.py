@@ -6,14 +6,13 @@ read the same tensor (query, key and value of one block) keep one set together.
 
 from collections.abc import Iterable
 from contextlib import ExitStack
-from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from prehab_lib.batches import device_of, forward, mode, move, padding_mask, token_rows
-from prehab_lib.progress import progress
 from prehab_lib.roots import on_factor_device
+from prehab_lib.statistics.hooks import calibration, check_finite, check_reached, hooked
 from prehab_lib.statistics.influence import BlockInfluence
 
 CHUNK = 4096  # tokens per product; the sums over chunks are float64 whatever the products are
@@ -23,8 +22,7 @@ ROWS = 256  # of a Gram that are summed at a time, so that no second matrix of i
 class Gram:
     """mean of x xᵀ, (n, n)."""
 
-    def __init__(self):
-        self.total: Tensor | None = None
+    total: Tensor | None = None
 
     def update(self, X: Tensor) -> None:  # X (t, n)
         if self.total is None:
@@ -38,8 +36,7 @@ class Gram:
 
 
 class _MeanAbs:
-    def __init__(self):
-        self.total = 0.0
+    total: Tensor | float = 0.0
 
     def update(self, X: Tensor) -> None:
         self.total = self.total + on_factor_device(X.abs().sum(0))
@@ -49,12 +46,10 @@ class _MeanAbs:
 
 
 class _MaxAbs:
-    def __init__(self):
-        self.largest: Tensor | None = None
+    largest: Tensor | float = 0.0
 
     def update(self, X: Tensor) -> None:
-        here = on_factor_device(X.abs().amax(0))
-        self.largest = here if self.largest is None else torch.maximum(self.largest, here)
+        self.largest = on_factor_device(X.abs().amax(0)).clamp_min(self.largest)
 
     def finish(self, tokens: int) -> Tensor:
         return self.largest
@@ -62,7 +57,7 @@ class _MaxAbs:
 
 # Of a layer's inputs X (t, n), which arrive piece by piece; name -> class.
 INPUT_STATISTICS = {"gram": Gram, "mean_abs": _MeanAbs, "max_abs": _MaxAbs}
-# Of other things in the same pass: name -> context manager with start_batch(batch) and result().
+# Of other things in the same pass; name -> class with hooks, start_batch(batch) and result().
 WATCHERS = {"influence": BlockInfluence}
 
 
@@ -71,35 +66,24 @@ def input_statistics(
     modules: dict[str, nn.Linear],
     batches: Iterable,
     needs: Iterable[str],
-    hooks: Iterable = (),
     dtype: torch.dtype = torch.float64,
 ) -> dict[str, tuple[dict, dict]]:
     """layer -> (its statistics, a dict that all layers which read the same tensor share).
 
-    One pass in eval mode; the number of tokens is always among the statistics.  needs: names of
-    `INPUT_STATISTICS` and `WATCHERS`.  hooks: context managers with `start_batch(batch)`, entered
-    for the pass.  dtype: of the products and of sums within a chunk.
-
-    Raises ValueError for no batch, no token, NaN or infinite activations (naming the layer), or a
-    layer nobody calls.
+    One pass in eval mode; "tokens" is always among the statistics.  needs: names of
+    `INPUT_STATISTICS` and `WATCHERS`.  dtype: of the products and of sums within a chunk.
+    Raises ValueError for no batch, no token, a layer nobody calls, or NaN (naming the layer).
     """
     collector = _Collector([name for name in INPUT_STATISTICS if name in needs], dtype)
     watchers = {name: make(model, modules) for name, make in WATCHERS.items() if name in needs}
-    listeners = [*hooks, *watchers.values()]
-    device, empty = device_of(model), True
-    with ExitStack() as cleanup, mode(model, training=False), torch.no_grad():
-        for name, module in modules.items():
-            read = partial(collector.read, name)
-            cleanup.callback(module.register_forward_pre_hook(read, with_kwargs=True).remove)
-        for listener in listeners:
-            cleanup.enter_context(listener)
-        for batch in progress(batches, "statistics"):
-            batch, empty = move(batch, device), False
-            for listener in (collector, *listeners):
+    with ExitStack() as hooks, mode(model, training=False), torch.no_grad():
+        hooks.enter_context(hooked(modules, before=collector.read))
+        for watcher in watchers.values():
+            hooks.enter_context(watcher.hooks)
+        for batch in calibration(model, batches, "statistics"):
+            for listener in (collector, *watchers.values()):
                 listener.start_batch(batch)
             forward(model, batch)
-    if empty:
-        raise ValueError("there are no calibration batches: pass at least one")
     read = collector.finish(modules)
     for statistic, watcher in watchers.items():
         for name, value in watcher.result().items():
@@ -109,31 +93,31 @@ def input_statistics(
 
 def readers(model: nn.Module, modules: dict[str, nn.Linear], batch) -> list[list[str]] | None:
     """Names of the layers by the tensor they read, in the order of their calls; None where this
-    batch does not reach all.
-
-    What is called later feeds nothing that was called before.  So a layer called twice raises
-    ValueError, naming it.
+    batch does not reach all.  Raises ValueError for a layer called twice: it has no place in it.
     """
     groups: list[list[str]] = []
-    last: tuple[Tensor, int] | None = None
+    last = _LastInput()
 
-    def read(name: str, module: nn.Module, args: tuple, kwargs: dict) -> None:
-        nonlocal last
+    def read(name: str, x: Tensor) -> None:
         if any(name in group for group in groups):
             raise ValueError(f"layer {name!r} is called more than once in a forward pass")
-        x = args[0] if args else kwargs["input"]
-        if last is not None and last[0] is x and last[1] == version_of(x):
-            groups[-1].append(name)
-        else:
-            groups.append([name])
-        last = (x, version_of(x))
+        if not last.is_same(x):
+            groups.append([])
+        groups[-1].append(name)
 
-    with ExitStack() as cleanup, mode(model, training=False), torch.no_grad():
-        for name, module in modules.items():
-            hook = module.register_forward_pre_hook(partial(read, name), with_kwargs=True)
-            cleanup.callback(hook.remove)
+    with hooked(modules, before=read), mode(model, training=False), torch.no_grad():
         forward(model, move(batch, device_of(model)))
     return groups if sum(map(len, groups)) == len(modules) else None
+
+
+class _LastInput:
+    seen: tuple[Tensor, int] | None = None
+
+    def is_same(self, x: Tensor) -> bool:
+        """Whether x is the tensor of the last call, unchanged."""
+        same = self.seen is not None and self.seen[0] is x and self.seen[1] == version_of(x)
+        self.seen = (x, version_of(x))
+        return same
 
 
 class _Collector:
@@ -143,32 +127,23 @@ class _Collector:
         self.needs, self.dtype = needs, dtype
         self.sums: dict[str, dict] = {}  # layer that read a tensor first -> statistic -> sum
         self.tokens: dict[str, int] = {}
-        self.leader: dict[str, str] = {}  # layer -> the one that read the same tensor first
-        self.mask: Tensor | None = None
-        self.last: tuple[Tensor, int, str] | None = None  # input, its version, who read it first
+        self.leaders: dict[str, str] = {}  # layer -> the one that read the same tensor first
 
     def start_batch(self, batch) -> None:
-        self.mask = padding_mask(batch)
-        self.last = None
+        self.mask, self.last, self.leader = padding_mask(batch), _LastInput(), ""
 
-    def read(self, name: str, module: nn.Module, args: tuple, kwargs: dict) -> None:
-        x = args[0] if args else kwargs["input"]
-        same = self.last is not None and self.last[0] is x and self.last[1] == version_of(x)
-        leader = self.last[2] if same else name
-        if self.leader.setdefault(name, leader) != leader:
-            raise ValueError(
-                f"{name!r} read the same tensor as {self.leader[name]!r} in one batch and another "
-                "tensor in the next: collect one of them in a call of its own, layers=[...]"
-            )
+    def read(self, name: str, x: Tensor) -> None:
+        same = self.last.is_same(x)
+        self.leader = self.leader if same else name
+        first = self.leaders.setdefault(name, self.leader)
+        if first != self.leader:
+            problem = f"{name!r} read the same tensor as {first!r} in one batch and another tensor"
+            remedy = "collect one of them in a call of its own, layers=[...]"
+            raise ValueError(f"{problem} in the next: {remedy}")
         if same:
             return
-        self.last = (x, version_of(x), name)
         X = token_rows(x.detach(), self.mask)
-        if not torch.isfinite(X).all():
-            raise ValueError(
-                f"NaN or infinite activations reach layer {name!r}: look at the calibration data "
-                "and the weights"
-            )
+        check_finite("activations", name, X)
         X = on_factor_device(X, self.dtype)
         if name not in self.sums:
             self.sums[name] = {need: INPUT_STATISTICS[need]() for need in self.needs}
@@ -177,17 +152,13 @@ class _Collector:
         self.tokens[name] = self.tokens.get(name, 0) + len(X)
 
     def finish(self, layers: Iterable[str]) -> dict[str, tuple[dict, dict]]:
-        silent = [name for name in layers if name not in self.leader]
-        if silent:
-            raise ValueError(
-                f"no calibration input reached layer {silent[0]!r} (of {len(silent)}): does "
-                "forward call it?"
-            )
+        problem = "no calibration input reached"
+        check_reached(layers, self.leaders, problem, "does forward call it?")
         shared: dict[str, tuple[dict, dict]] = {}
         for name, sums in self.sums.items():
             values = {need: total.finish(self.tokens[name]) for need, total in sums.items()}
             shared[name] = values | {"tokens": self.tokens[name]}, {}
-        return {name: shared[self.leader[name]] for name in layers}
+        return {name: shared[self.leaders[name]] for name in layers}
 
 
 def version_of(x: Tensor) -> int:

@@ -1,27 +1,31 @@
 """The output side of a layer: which directions of its output move what the model says.
 
 The Hessian of the KL divergence between the model's answer and a nearby one is, in the logits, H =
-diag(p) − p pᵀ.  Pulled back to a layer's output y it is Jᵀ H J, J the Jacobian of the logits, and
-its mean over tokens is C_o (m, m), here over the K likeliest answers of each position.  No Jacobian
-is formed: a position's H is the mean of z zᵀ over random signs ε, for z = Σ_k ε_k √p_k (e_k − p),
-so one backward pass of ⟨z, logits⟩ gives g = Jᵀ z at every token, and E g gᵀ sums J_sᵀ H_s J_s over
-all positions s that the token reaches: the signs of two positions are independent, and their cross
-terms cancel.
+diag(p) − p pᵀ.  Pulled back to a layer's output it is Jᵀ H J, J the Jacobian of the logits, and its
+mean over tokens is C_o (m, m), here over the K likeliest answers of each position.  No Jacobian is
+formed: H is the mean of z zᵀ over random signs ε, for z = Σ_k ε_k √p_k (e_k − p).  One backward
+pass of ⟨z, logits⟩ gives g = Jᵀ z at every token, and E g gᵀ sums J_sᵀ H_s J_s over all positions s
+that the token reaches: signs of two positions are independent, so their cross terms cancel.
 
 Source: IO-SVD (arXiv 2605.15626), whose code is not public; the probes are ours.
 """
 
 from collections.abc import Iterable, Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from prehab_lib.batches import device_of, forward, frozen, mode, move, padding_mask, token_rows
+from prehab_lib.batches import forward, frozen, mode, padding_mask, token_rows
 from prehab_lib.inputs import check_whole
-from prehab_lib.progress import progress
 from prehab_lib.roots import on_factor_device
+from prehab_lib.statistics.hooks import (
+    calibration,
+    check_finite,
+    check_reached,
+    check_recorded,
+    hooked,
+)
 from prehab_lib.statistics.inputs import Gram
 
 
@@ -29,10 +33,9 @@ from prehab_lib.statistics.inputs import Gram
 class Probe:
     """How the logit Hessian is probed.
 
-    k: answers of largest probability that count at each position, all where there are fewer; IO-SVD
-    reports 5 as best.  probes: backward passes a batch, each with signs of its own; the variance
-    falls as 1 / probes.  seed: of the signs.
-    Raises ValueError for k < 2, where H is zero, or no probe.
+    k: likeliest answers that count at each position; IO-SVD reports 5 as best.  probes: backward
+    passes a batch; the variance falls as 1 / probes.  seed: of the signs.  Raises ValueError for
+    k < 2, where H is zero, or no probe.
     """
 
     k: int = 5
@@ -57,41 +60,28 @@ def logit_grams(
 ) -> dict[str, Tensor]:
     """layer -> C_o (m, m) in float64: over its tokens, the mean of an unbiased estimate of Jᵀ H J.
 
-    One forward pass a batch and `probes` backward passes, in eval mode, through activations only:
-    no weight gets a gradient.  Memory: m² numbers a layer, and a batch's activations.  The same
-    seed and batches give the same bits.  dtype: of the products, as in `stats.collect`.
-
-    The logits are `.logits` of what the model returns, or what it returns: (B, classes), or (B, T,
-    classes), of which padded positions are left out.  The layer that makes them has J = I.
+    One forward pass a batch and `probes` backward passes, in eval mode; no weight gets a gradient.
+    Memory: m² numbers a layer, and a batch's activations.  dtype: of the products.  The logits are
+    `.logits` of what the model returns, or what it returns: (B, classes), or (B, T, classes), of
+    which padded positions are left out.  The layer that makes them has J = I.
 
     Raises ValueError for a model without logits or with a single one, a layer that the logits do
     not depend on (naming it), no batch, or NaN.
     """
-    generator, device = torch.Generator().manual_seed(probe.seed), device_of(model)
-    taps, empty = {name: _Tap(name, dtype) for name in modules}, True
+    generator, sums = torch.Generator().manual_seed(probe.seed), _Sums(modules, dtype)
     with mode(model, training=False), torch.enable_grad(), frozen(model):
-        for batch in progress(batches, "logit Grams"):
-            batch, empty = move(batch, device), False
-            mask = padding_mask(batch)
-            with ExitStack() as hooks:
-                for name, module in modules.items():
-                    taps[name].mask = mask
-                    hooks.callback(module.register_forward_hook(taps[name].listen).remove)
+        for batch in calibration(model, batches, "logit Grams"):
+            sums.mask = padding_mask(batch)
+            with hooked(modules, after=sums.listen):
                 logits = _logits_of(forward(model, batch))
             likeliest = logits.topk(min(probe.k, logits.shape[-1])).values
-            top = token_rows(likeliest, mask)  # (tokens, K)
+            top = token_rows(likeliest, sums.mask)  # (tokens, K)
             for left in reversed(range(probe.probes if top.requires_grad else 0)):
                 z = _cotangent(top.detach(), generator)
                 torch.autograd.backward(top, z.to(top), retain_graph=left > 0)
-    if empty:
-        raise ValueError("there are no calibration batches: pass at least one")
-    silent = [name for name, tap in taps.items() if not tap.reached]
-    if silent:
-        raise ValueError(
-            f"the logits do not depend on layer {silent[0]!r} (of {len(silent)}), so its logit "
-            "Gram says nothing: leave it out of layers=[...]"
-        )
-    return {name: tap.gram.finish(tap.tokens * probe.probes) for name, tap in taps.items()}
+    remedy = "its logit Gram says nothing, leave it out of layers=[...]"
+    check_reached(modules, sums.grams, "the logits do not depend on", remedy)
+    return {name: sums.grams[name].finish(sums.tokens[name] * probe.probes) for name in modules}
 
 
 def _collected(model, modules, batches, wanted, *, logit_probe, dtype, **_) -> dict:
@@ -102,37 +92,25 @@ def _collected(model, modules, batches, wanted, *, logit_probe, dtype, **_) -> d
 LOGIT_STATISTICS = {"logit_gram": _collected}
 
 
-class _Tap:
-    """Sums g gᵀ over the output gradients of one layer; a layer called twice has twice the tokens,
-    as in its Gram.
-    """
+class _Sums:
+    """Σ g gᵀ over the output gradients of each layer; one called twice has twice the tokens."""
 
-    def __init__(self, name: str, dtype: torch.dtype):
-        self.name, self.dtype = name, dtype
-        self.gram, self.tokens, self.reached = Gram(), 0, False
-        self.mask: Tensor | None = None
+    def __init__(self, layers: Iterable[str], dtype: torch.dtype):
+        self.dtype, self.mask = dtype, None
+        self.tokens, self.grams = dict.fromkeys(layers, 0), {}
 
-    def listen(self, module: nn.Module, args: tuple, out: Tensor) -> Tensor:
-        if not torch.is_grad_enabled():
-            raise ValueError(
-                f"layer {self.name!r} runs without gradients: turn gradient checkpointing off for "
-                "these statistics"
-            )
+    def listen(self, name: str, x: Tensor, out: Tensor) -> Tensor:
+        check_recorded(name, torch.is_grad_enabled())
         if not out.requires_grad:  # nothing before it asks for a gradient: the graph starts here
             out = out.detach().requires_grad_().clone()  # cloned: what follows may work in place
-        self.tokens += len(token_rows(out.detach()[..., :1], self.mask))
-        out.register_hook(self.receive)
+        self.tokens[name] += len(token_rows(out.detach()[..., :1], self.mask))
+        out.register_hook(lambda D: self.receive(name, D))
         return out
 
-    def receive(self, D: Tensor) -> None:
+    def receive(self, name: str, D: Tensor) -> None:
         rows = token_rows(D.detach(), self.mask)  # (tokens, m)
-        if not torch.isfinite(rows).all():
-            raise ValueError(
-                f"NaN or infinite gradients reach layer {self.name!r}: look at the data, the "
-                "weights and the precision"
-            )
-        self.reached = True
-        self.gram.update(on_factor_device(rows, self.dtype))
+        check_finite("gradients", name, rows)
+        self.grams.setdefault(name, Gram()).update(on_factor_device(rows, self.dtype))
 
 
 def _cotangent(top: Tensor, generator: torch.Generator) -> Tensor:
@@ -149,13 +127,9 @@ def _signs(shape: torch.Size, generator: torch.Generator) -> Tensor:
 
 def _logits_of(out: object) -> Tensor:
     logits = getattr(out, "logits", out)
-    if not isinstance(logits, Tensor):
-        problem = f"a {type(logits).__name__}"
-    elif logits.ndim < 2 or logits.shape[-1] < 2:
-        problem = f"logits of shape {tuple(logits.shape)}"
-    else:
+    if isinstance(logits, Tensor) and logits.ndim > 1 and logits.shape[-1] > 1:
         return logits
-    raise ValueError(
-        "the logit Gram needs a model that says two logits or more a row: this one returns "
-        f"{problem}"
-    )
+    is_tensor = isinstance(logits, Tensor)
+    kind = f"logits of shape {tuple(logits.shape)}" if is_tensor else f"a {type(logits).__name__}"
+    needed = "the logit Gram needs a model that says two logits or more a row"
+    raise ValueError(f"{needed}: this one returns {kind}")

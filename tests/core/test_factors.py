@@ -11,19 +11,11 @@ def factors():
     return Factors(torch.randn(7, 3, dtype=torch.float64) * 100, torch.randn(3, 5, dtype=torch.float64))
 
 
-def test_product_rank_and_count(factors):
-    assert factors.rank == 3
-    assert factors.numel == 3 * (7 + 5)
-    torch.testing.assert_close(factors.dense(), factors.U @ factors.V)
-
-
 def test_balancing_moves_only_the_split(factors):
+    assert factors.rank == 3 and factors.numel == 3 * (7 + 5)
     balanced = factors.balanced()
     torch.testing.assert_close(balanced.dense(), factors.dense())
     torch.testing.assert_close(balanced.U.norm(dim=0), balanced.V.norm(dim=1))
-
-
-def test_balancing_a_zero_component_is_finite():
     zero = Factors(torch.zeros(4, 2), torch.ones(2, 3)).balanced()
     assert torch.isfinite(zero.U).all() and torch.isfinite(zero.V).all()
 
@@ -35,10 +27,8 @@ def test_layer_computes_as_the_dense_product(factors, with_bias):
     x = torch.randn(4, 6, 5, dtype=torch.float64)
     torch.testing.assert_close(layer(x), nn.functional.linear(x, factors.dense(), bias), rtol=1e-12, atol=1e-12)
     assert (layer.in_features, layer.out_features, layer.rank) == (5, 7, 3)
-    assert (layer.bias is None) == (not with_bias)
-    if with_bias:
-        assert torch.equal(layer.bias, bias)
-    assert set(dict(layer.named_parameters())) == {"U.weight", "V.weight"} | ({"U.bias"} if with_bias else set())
+    assert layer.bias is None if bias is None else torch.equal(layer.bias, bias)
+    assert {*dict(layer.named_parameters())} == {"U.weight", "V.weight", *(["U.bias"] if with_bias else [])}
 
 
 def test_a_layer_made_of_factors_draws_no_random_number(factors):

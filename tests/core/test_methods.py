@@ -5,16 +5,10 @@ from prehab_lib.methods import METHODS, RECOVERIES, Method, method_named
 from prehab_lib.weightings import WEIGHTINGS
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_every_method_is_a_point_on_the_axes(name):
-    method = METHODS[name]
-    assert method.weighting in WEIGHTINGS and method.allocation in ALLOCATIONS
-    assert method.recovery is None or method.recovery in RECOVERIES
-    assert method.source
-    assert method_named(name) is method
-
-
-def test_a_method_of_ones_own_is_a_method():
+def test_every_method_is_a_point_on_the_axes():
+    for name, method in METHODS.items():
+        assert method.weighting in WEIGHTINGS and method.allocation in ALLOCATIONS and method.source, name
+        assert method.recovery in (None, *RECOVERIES) and method_named(name) is method, name
     own = Method("identity")
     assert method_named(own) is own
 

@@ -69,29 +69,6 @@ def test_one_decomposition_serves_every_ratio(method, toy):
         assert torch.equal(shared(toy[1][0][0]), own(toy[1][0][0]))
 
 
-def test_swapping_every_layer_at_full_rank_is_a_no_op(toy):
-    model, x = toy[0], toy[1][0][0]
-    before = model(x)
-    for name, decomposition in decompose_all(model, toy[2]).items():
-        factors = decomposition.truncate(len(decomposition.sigma)).balanced()
-        U, V = factors.U.float(), factors.V.float()
-        setattr(model, name, LowRankLinear.from_factors(type(factors)(U, V), model.get_submodule(name).bias))
-    torch.testing.assert_close(model(x), before, rtol=1e-4, atol=1e-4)
-
-
-def test_svd_llm_v2_and_swift_svd_are_svd_llm_at_equal_ranks(toy):
-    """Toy has one layer of each type, so neither allocation has anybody to share with."""
-    found = {}
-    for method in ("svd_llm", "svd_llm_v2", "swift_svd"):
-        found[method] = copy.deepcopy(toy[0]).double()
-        double = [(x.double(), y) for x, y in toy[1]]
-        compress(found[method], method, 0.4, toy[2], task_loss=classification_loss, batches=double)
-    for name in LAYERS:
-        W = found["svd_llm"].get_submodule(name).weight
-        for other in ("svd_llm_v2", "swift_svd"):
-            torch.testing.assert_close(found[other].get_submodule(name).weight, W, rtol=1e-10, atol=1e-12)
-
-
 def test_whitening_loses_less_of_the_output_than_plain_svd(toy):
     x = torch.cat([b[0] for b in toy[1]]) * torch.logspace(0, 2, 24)
     batches = [{"x": part} for part in x.split(32)]
@@ -121,42 +98,6 @@ def test_options_of_a_method_reach_its_allocation(toy):
     assert compress(toy[0], spared, 0.6, toy[2]).ranks == {"query": 5, "key": 5, "out": 5}
 
 
-def test_a_thin_layer_stays_dense_and_is_listed():
-    model = nn.Sequential(nn.Linear(6, 1), nn.Linear(1, 6), nn.Linear(6, 6))
-    report = compress(model, "svd", 0.4)
-    assert report.kept_dense == ["0", "1"] and type(model[0]) is nn.Linear
-    assert "dense: 0, 1" in str(report)
-
-
-def test_the_rank_one_floor_is_reported():
-    model = nn.Sequential(nn.Linear(6, 6))
-    report = compress(model, "svd", 0.9)
-    assert report.at_floor == ["0"] and report.achieved < check_removed(0.9)
-    assert "rank 1 exceeds the budget of: 0" in str(report)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"method": "svdllm"}, "method = 'svdllm' is not known"),
-        ({"removed": 0}, "removed = 0:"),
-        ({"removed": 1}, "removed = 1:"),
-        ({"removed": -0.1}, "removed = -0.1:"),
-        ({"removed": "40"}, "removed = '40':"),
-        ({"stats": None}, "method 'svd_llm' for layer 'query' needs the statistic 'gram'"),
-        ({"stats": {"query": LayerStats()}}, "needs the statistic 'gram'"),
-        ({"layers": ["nope"]}, "no module named 'nope'"),
-        ({"method": Method("gramm")}, "weighting = 'gramm' is not known"),
-        ({"method": Method("identity", "evenly")}, "allocation = 'evenly' is not known"),
-    ],
-)
-def test_bad_input_changes_nothing(change, message, toy):
-    model = toy[0]
-    with pytest.raises(ValueError, match=message):
-        compress(model, **({"method": "svd_llm", "removed": 0.4, "stats": toy[2]} | change))
-    assert all(type(model.get_submodule(name)) is nn.Linear for name in LAYERS)
-
-
 def test_a_compressed_model_is_not_compressed_again(toy):
     compress(toy[0], "svd", 0.4)
     with pytest.raises(ValueError, match="compressed already"):
@@ -182,21 +123,6 @@ def test_a_frozen_bias_stays_frozen_and_a_recovery_must_be_known(toy):
     assert not toy[0].key.bias.requires_grad and toy[0].key.U.weight.requires_grad
 
 
-@pytest.mark.parametrize(
-    ("method", "missing"),
-    [
-        ("asvd", "task_loss"),
-        ("swift_svd", "task_loss"),
-        ("svd_llm_update", "batches"),
-        (Method("identity", "no"), "allocation"),
-    ],
-)
-def test_what_is_missing_is_said_before_any_work(method, missing, toy, monkeypatch):
-    monkeypatch.setattr("prehab_lib.weightings.decompose", lambda *_, **__: pytest.fail("work was done"))
-    with pytest.raises(ValueError, match=missing):
-        compress(toy[0], method, 0.4, toy[2])
-
-
 def test_a_recovery_touches_the_layers_of_its_own_call_alone(toy):
     model, batches = toy[0], toy[1]
     cuts = decompose_all(model, toy[2])
@@ -212,3 +138,35 @@ def test_weights_that_moved_a_little_are_other_weights(toy):
         toy[0].key.weight.mul_(1 + 1e-4)
     with pytest.raises(ValueError, match="decomposition of layer 'key' is of other weights"):
         compress(toy[0], "svd_llm", 0.4, toy[2], decompositions=cuts)
+
+
+def test_thin_layers_stay_dense_and_the_rank_one_floor_is_reported():
+    model = nn.Sequential(nn.Linear(6, 1), nn.Linear(1, 6), nn.Linear(6, 6))
+    report = compress(model, "svd", 0.9)
+    assert report.kept_dense == ["0", "1"] and type(model[0]) is nn.Linear
+    assert report.at_floor == ["2"] and report.achieved < check_removed(0.9)
+    assert "dense: 0, 1; rank 1 exceeds the budget of: 2" in str(report)
+
+
+def test_bad_input_is_named_before_any_work_and_changes_nothing(toy, monkeypatch):
+    monkeypatch.setattr("prehab_lib.weightings.decompose", lambda *_, **__: pytest.fail("work was done"))
+    for change, message in (
+        ({"method": "svdllm"}, "method = 'svdllm' is not known"),
+        ({"removed": 0}, "removed = 0:"),
+        ({"removed": 1}, "removed = 1:"),
+        ({"removed": -0.1}, "removed = -0.1:"),
+        ({"removed": "40"}, "removed = '40':"),
+        ({"stats": None}, "method 'svd_llm' for layer 'query' needs the statistic 'gram'"),
+        ({"stats": {"query": LayerStats()}}, "needs the statistic 'gram'"),
+        ({"layers": ["nope"]}, "no module named 'nope'"),
+        ({"method": Method("identity", "evenly")}, "allocation = 'evenly' is not known"),
+        ({"method": "asvd"}, "task_loss"),
+        ({"method": "swift_svd"}, "task_loss"),
+        ({"method": "svd_llm_update"}, "batches"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            compress(toy[0], **({"method": "svd_llm", "removed": 0.4, "stats": toy[2]} | change))
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match="weighting = 'gramm' is not known"):
+        compress(toy[0], Method("gramm"), 0.4, toy[2])
+    assert all(type(toy[0].get_submodule(name)) is nn.Linear for name in LAYERS)

@@ -98,14 +98,17 @@ def test_each_ratio_is_what_compress_gives(method, toy):
 def test_a_ratio_that_fails_leaves_the_dense_model(toy, monkeypatch):
     model, stats, data = copy.deepcopy(toy[0]), *toy[1:]
     before = dict(model.named_modules())
+    runs = []
+
+    def breaks(*_, **__):
+        runs.append(1)
+        if len(runs) > 1:
+            raise ValueError("no luck")
+
+    monkeypatch.setitem(methods.RECOVERIES, "closed_form", breaks)
     reports = compress_at(model, "svd_llm_update", (0.3, 0.6), stats, **data)
     next(reports)
     assert isinstance(model.query, LowRankLinear)
-
-    def breaks(*_, **__):
-        raise ValueError("no luck")
-
-    monkeypatch.setitem(methods.RECOVERIES, "closed_form", breaks)
     with pytest.raises(ValueError, match="no luck"):
         next(reports)
     assert dict(model.named_modules()) == before
@@ -116,3 +119,5 @@ def test_bad_ratios_are_named_before_any_work():
         compress_at(Block(), "svd", [0.4, 1.5])
     with pytest.raises(ValueError, match="removed is empty"):
         compress_at(Block(), "svd", [])
+    with pytest.raises(ValueError, match="unknown entry 'task_los'"):
+        compress_at(Block(), "svd", [0.4], task_los=None)

@@ -6,7 +6,9 @@ from torch import nn
 
 from prehab_lib.evaluate import classification_loss
 from prehab_lib.stats import collect
+from prehab_lib.weightings import decompose
 from tests.helpers import Toy, toy_batches
+from tests.statistics.test_gradients import slow
 
 
 class Planted(nn.Module):
@@ -34,9 +36,8 @@ def test_the_iteration_recovers_a_planted_product():
     L_A, L_B = root(n, 0), root(m, 1)
     i, j = torch.meshgrid(torch.arange(m), torch.arange(n), indexing="ij")
     x, target = L_A.T[j.flatten()] * (m * n) ** 0.5, L_B.T[i.flatten()]  # mean of vec(G) vec(G)ᵀ is A ⊗ B exactly
-    stats = collect(Planted(m, n), [{"x": x, "target": target}], needs={"kron_in", "kron_out"}, task_loss=planted_loss)[
-        "layer"
-    ]
+    batches, needs = [{"x": x, "target": target}], {"kron_in", "kron_out"}
+    stats = collect(Planted(m, n), batches, needs=needs, task_loss=planted_loss)["layer"]
     truth = torch.kron(L_A @ L_A.T, L_B @ L_B.T)
     found = torch.kron(stats.kron_in, stats.kron_out)
     assert float((found - truth).norm() / truth.norm()) < 1e-10
@@ -47,13 +48,7 @@ def test_the_iteration_finds_the_nearest_product_of_a_real_fisher():
     """Against the leading singular pair of the rearranged Fisher matrix (Van Loan and Pitsianis), formed in full."""
     model, batches = Toy().double(), [(x.double(), y) for x, y in toy_batches(3, 20)]
     stats = collect(model, batches, ["query"], {"kron_in", "kron_out"}, classification_loss, iterations=60)["query"]
-    G = []
-    for x, y in batches:
-        G += [
-            torch.autograd.grad(classification_loss(model, (x[i : i + 1], y[i : i + 1])), model.query.weight)[0]
-            for i in range(len(y))
-        ]
-    G = torch.stack(G)  # (samples, m, n)
+    G = slow(model, batches, classification_loss, "query")  # (samples, m, n)
     rearranged = torch.einsum("sij,skl->ikjl", G, G).flatten(2).flatten(0, 1) / len(G)  # (m², n²)
     s = torch.linalg.svdvals(rearranged)
     best = float(s[1:].square().sum() ** 0.5)
@@ -75,21 +70,14 @@ def test_one_iteration_is_a_rougher_answer():
     assert rough > 1e-6 and rough > 10 * near
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"fisher": "mean"}, "fisher = 'mean' is not known: choose one of sample, batch"),
-        ({"iterations": 0}, "iterations = 0"),
-    ],
-)
-def test_bad_options_are_named(options, message):
-    with pytest.raises(ValueError, match=message):
-        collect(Toy(), toy_batches(1), needs={"kron_in"}, task_loss=classification_loss, **options)
+def test_bad_options_are_named():
+    known = "fisher = 'mean' is not known: choose one of sample, batch"
+    for options, message in (({"fisher": "mean"}, known), ({"iterations": 0}, "iterations = 0")):
+        with pytest.raises(ValueError, match=message):
+            collect(Toy(), toy_batches(1), needs={"kron_in"}, task_loss=classification_loss, **options)
 
 
 def test_zero_gradients_give_zero_factors_and_a_usable_ruler():
-    from prehab_lib.weightings import decompose
-
     model = Planted(3, 4)
     batch = {"x": torch.randn(40, 4, dtype=torch.float64), "target": torch.zeros(40, 3, dtype=torch.float64)}
     needs = {"kron_in", "kron_out", "fisher_in", "fisher_out"}

@@ -16,18 +16,30 @@ from tests.helpers import Toy, toy_batches
 
 def slow(model, batches, task_loss, layer):
     """The definition: one sample, one backward pass; (samples, m, n)."""
-    found = []
-    weight = model.get_submodule(layer).weight
+    found, weight = [], model.get_submodule(layer).weight
     for batch in batches:
-        first = next(iter(batch.values())) if isinstance(batch, dict) else batch[0]
-        for i in range(len(first)):
-            cut = (
-                {k: v[i : i + 1] for k, v in batch.items()}
-                if isinstance(batch, dict)
-                else tuple(v[i : i + 1] for v in batch)
-            )
+        for i in range(len(batch["x"] if isinstance(batch, dict) else batch[0])):
+            if isinstance(batch, dict):
+                cut = {name: value[i : i + 1] for name, value in batch.items()}
+            else:
+                cut = tuple(value[i : i + 1] for value in batch)
             found.append(torch.autograd.grad(task_loss(model, cut), weight)[0])
     return torch.stack(found).double()
+
+
+def fast(model, batches, task_loss, layer, *wanted, **options):
+    return sample_means(GradientPass(model, linear_layers(model, [layer]), batches, task_loss, **options), wanted)[
+        layer
+    ]
+
+
+def check(model, batches, task_loss, layer):
+    """Hooks against the slow loop, for all three statistics."""
+    found = fast(model, batches, task_loss, layer, "fisher_in", "fisher_out", "grad")
+    G = slow(model, batches, task_loss, layer)
+    torch.testing.assert_close(found["fisher_in"], G.square().mean(0).sum(0), rtol=1e-10, atol=0)
+    torch.testing.assert_close(found["fisher_out"], G.square().mean(0).sum(1), rtol=1e-10, atol=0)
+    torch.testing.assert_close(found["grad"], G.mean(0), rtol=1e-10, atol=1e-14)
 
 
 def sequences(count=2, size=5, tokens=7, masked=False, seed=0):
@@ -77,28 +89,16 @@ def in_double(batch):
 
 
 @pytest.mark.filterwarnings("ignore:.*nan")
-@pytest.mark.parametrize(
-    ("case", "layer"),
-    [
-        (c, layer)
-        for c in CASES
-        for layer in ("query", "key", "out")
-        if (c, layer) != ("mean over padded tokens", "out")
-    ],
-)
-def test_fisher_and_gradient_equal_a_slow_loop_over_samples(case, layer):
+@pytest.mark.parametrize("case", CASES)
+def test_fisher_and_gradient_equal_a_slow_loop_over_samples(case):
     task_loss, batches = CASES[case]
     model, batches = Toy().double(), [in_double(batch) for batch in batches]
-    if "ignored" in case:  # a sample without a label has no loss of its own
-        with pytest.raises(ValueError, match="task_loss is nan.*without any label"):
-            sample_means(GradientPass(model, linear_layers(model, [layer]), batches, task_loss), {"fisher_in"})
-        return
-    modules, wanted = linear_layers(model, [layer]), {"fisher_in", "fisher_out", "grad"}
-    found = sample_means(GradientPass(model, modules, batches, task_loss), wanted)[layer]
-    G = slow(model, batches, task_loss, layer)
-    torch.testing.assert_close(found["fisher_in"], G.square().mean(0).sum(0), rtol=1e-10, atol=0)
-    torch.testing.assert_close(found["fisher_out"], G.square().mean(0).sum(1), rtol=1e-10, atol=0)
-    torch.testing.assert_close(found["grad"], G.mean(0), rtol=1e-10, atol=1e-14)
+    for layer in ("query", "key", "out"):
+        if "ignored" in case:  # a sample without a label has no loss of its own
+            with pytest.raises(ValueError, match="task_loss is nan.*without any label"):
+                fast(model, batches, task_loss, layer, "fisher_in")
+        elif (case, layer) != ("mean over padded tokens", "out"):
+            check(model, batches, task_loss, layer)
 
 
 def test_a_declared_loss_goes_a_batch_at_a_time_and_any_other_a_sample_at_a_time():
@@ -115,20 +115,35 @@ def test_a_declared_loss_goes_a_batch_at_a_time_and_any_other_a_sample_at_a_time
         assert calls == expected
 
 
-def test_a_layer_that_does_not_read_sample_by_sample_sends_the_batch_one_by_one():
-    class TokensFirst(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.layer, self.out = nn.Linear(12, 8), nn.Linear(8, 4)
+class TokensFirst(nn.Module):
+    """Its layer does not read sample by sample, so that batches go one by one."""
 
-        def forward(self, x, attention_mask=None, labels=None):
-            return self.out(torch.tanh(self.layer(x.transpose(0, 1))).mean(0))
+    def __init__(self):
+        super().__init__()
+        self.layer, self.out = nn.Linear(12, 8), nn.Linear(8, 4)
 
+    def forward(self, x, attention_mask=None, labels=None):
+        return self.out(torch.tanh(self.layer(x.transpose(0, 1))).mean(0))
+
+
+class Twice(nn.Module):
+    """A layer called twice, and one whose output is changed in place."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.inner = nn.Linear(6, 6), nn.Linear(6, 6)
+
+    def forward(self, x):
+        return self.layer(torch.relu_(self.inner(torch.tanh(self.layer(x)))))
+
+
+def test_layers_of_other_kinds_equal_the_slow_loop_too():
     torch.manual_seed(0)
-    model, batches = TokensFirst().double(), [in_double(batch) for batch in sequences()]
-    found = sample_means(GradientPass(model, linear_layers(model), batches, classification_loss), {"fisher_in"})
-    G = slow(model, batches, classification_loss, "layer")
-    torch.testing.assert_close(found["layer"]["fisher_in"], G.square().mean(0).sum(0), rtol=1e-10, atol=0)
+    check(TokensFirst().double(), [in_double(batch) for batch in sequences()], classification_loss, "layer")
+    batches = [(torch.randn(8, 6, dtype=torch.float64), torch.randint(6, (8,))) for _ in range(2)]
+    model = Twice().double()
+    for layer in ("layer", "inner"):
+        check(model, batches, classification_loss, layer)
 
 
 def test_a_batch_counts_its_samples_by_the_labels():
@@ -142,8 +157,7 @@ def test_a_batch_counts_its_samples_by_the_labels():
     model, (x, y) = Shifted().double(), in_double(toy_batches(1, 6)[0])
     batch = {"shift": torch.ones(1, 12, dtype=torch.float64), "x": x, "labels": y}
     for task_loss in (classification_loss, lambda m, b: classification_loss(m, b)):
-        run = GradientPass(model, linear_layers(model, ["query"]), [batch], task_loss)
-        found = sample_means(run, {"fisher_in"})["query"]["fisher_in"]
+        found = fast(model, [batch], task_loss, "query", "fisher_in")["fisher_in"]
         G = slow(model, [{"x": x, "labels": y, "shift": batch["shift"].expand(6, -1)}], task_loss, "query")
         torch.testing.assert_close(found, G.square().mean(0).sum(0), rtol=1e-10, atol=0)
 
@@ -155,9 +169,8 @@ def test_gradients_that_cancel_keep_their_digits():
     X[:, :, 3] = 3000 + 0.01 * X[:, :, 3]
     D = D - D.mean(1, keepdim=True)
     G = D.double().mT @ X.double()
-    torch.testing.assert_close(
-        column_squares(X, D).double(), G.square().sum((0, 1)), rtol=1e-2, atol=0
-    )  # the digits of float32 that are left
+    squares = G.square().sum((0, 1))
+    torch.testing.assert_close(column_squares(X, D).double(), squares, rtol=1e-2, atol=0)  # what float32 leaves
 
 
 @pytest.mark.parametrize("tokens", [1, 3, 50])
@@ -179,79 +192,26 @@ def test_the_square_of_a_mean_is_another_thing():
     """E ḡ² = F / b + (1 − 1 / b) (∇L)², the identity between the option and the statistic (batches drawn with replacement)."""
     model, (x, y), size = Toy().double(), toy_batches(1, 5, seed=3)[0], 2
     x = x.double()
-    layers = linear_layers(model, ["query"])
-    truth = sample_means(GradientPass(model, layers, [(x, y)], classification_loss), {"fisher_in", "grad"})["query"]
+    truth = fast(model, [(x, y)], classification_loss, "query", "fisher_in", "grad")
     pairs = [(x[[i, j]], y[[i, j]]) for i in range(5) for j in range(5)]  # every draw of two
-    mean = sample_means(GradientPass(model, layers, pairs, classification_loss, per_sample=False), {"fisher_in"})[
-        "query"
-    ]
+    mean = fast(model, pairs, classification_loss, "query", "fisher_in", per_sample=False)
     expected = truth["fisher_in"] / size + (1 - 1 / size) * truth["grad"].square().sum(0)
     torch.testing.assert_close(mean["fisher_in"], expected, rtol=1e-10, atol=0)
     assert float((mean["fisher_in"] - truth["fisher_in"]).abs().max()) > 1e-3 * float(truth["fisher_in"].max())
 
 
-def test_a_layer_called_twice_adds_up_its_calls():
-    class Twice(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.layer = nn.Linear(6, 6)
-
-        def forward(self, x):
-            return self.layer(torch.tanh(self.layer(x)))
-
-    torch.manual_seed(0)
-    model, batches = (
-        Twice().double(),
-        [(torch.randn(8, 6, dtype=torch.float64), torch.randint(6, (8,))) for _ in range(2)],
-    )
-    found = sample_means(GradientPass(model, linear_layers(model), batches, classification_loss), {"fisher_in"})[
-        "layer"
-    ]
-    G = slow(model, batches, classification_loss, "layer")
-    torch.testing.assert_close(found["fisher_in"], G.square().mean(0).sum(0), rtol=1e-10, atol=0)
-
-
-def test_an_output_changed_in_place_has_the_gradient_of_its_own():
-    class InPlace(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.a, self.b = nn.Linear(6, 6), nn.Linear(6, 4)
-
-        def forward(self, x):
-            return self.b(torch.relu_(self.a(x)))
-
-    torch.manual_seed(0)
-    model, batches = InPlace().double(), [(torch.randn(8, 6, dtype=torch.float64), torch.randint(4, (8,)))]
-    found = sample_means(
-        GradientPass(model, linear_layers(model, ["a"]), batches, classification_loss), {"fisher_out"}
-    )["a"]
-    torch.testing.assert_close(
-        found["fisher_out"], slow(model, batches, classification_loss, "a").square().mean(0).sum(1)
-    )
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_models_are_left_alone_and_close(dtype):
-    model, batches = Toy(), toy_batches(2, 16)
-    exact = collect(model, batches, needs={"fisher_in"}, task_loss=classification_loss)["query"].fisher_in
-    half = model.to(dtype)
-    rough = collect(half, [(x.to(dtype), y) for x, y in batches], needs={"fisher_in"}, task_loss=classification_loss)[
-        "query"
-    ]
-    assert half.query.weight.dtype == dtype and rough.fisher_in.dtype == torch.float64
-    assert float((rough.fisher_in - exact).norm() / exact.norm()) < 0.05
-
-
-@pytest.mark.parametrize("size", [1e-7, 30.0])  # gradients below and squares above what float16 can hold
-def test_float16_gradients_neither_vanish_nor_overflow(size):
+# In float16, gradients below and squares above what it can hold neither vanish nor overflow.
+@pytest.mark.parametrize(("dtype", "size"), [(torch.bfloat16, 1.0), *((torch.float16, s) for s in (1e-7, 1.0, 30.0))])
+def test_half_precision_models_are_left_alone_and_close(dtype, size):
     @mean_over_samples
     def loss(model, batch):
         return size * classification_loss(model, batch)
 
     model, batches = Toy(), toy_batches(2, 16)
     exact = collect(model, batches, needs={"fisher_in"}, task_loss=loss)["query"].fisher_in
-    batches = [(x.half(), y) for x, y in batches]
-    rough = collect(model.half(), batches, needs={"fisher_in"}, task_loss=loss)["query"].fisher_in
+    batches = [(x.to(dtype), y) for x, y in batches]
+    rough = collect(model.to(dtype), batches, needs={"fisher_in"}, task_loss=loss)["query"].fisher_in
+    assert model.query.weight.dtype == dtype and rough.dtype == torch.float64
     assert float((rough - exact).norm() / exact.norm()) < 0.05
 
 
@@ -265,42 +225,6 @@ def test_nothing_of_the_model_is_changed():
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
 
 
-def raising(model, batch):
-    raise RuntimeError("stop")
-
-
-@pytest.mark.parametrize(
-    ("task_loss", "error", "message"),
-    [
-        (None, ValueError, "'fisher_in' needs task_loss"),
-        (raising, RuntimeError, "stop"),
-        (lambda m, b: torch.zeros(()), ValueError, "has no gradient"),
-        (
-            lambda m, b: m(b[0]).sum(0),
-            ValueError,
-            r"must return one number as a tensor: it returned a tensor of shape \(4,\)",
-        ),
-        (lambda m, b: {"loss": 0}, ValueError, "it returned a dict"),
-        (lambda m, b: None, ValueError, "it returned a NoneType"),
-        (lambda m, b: m.query(b[0]).sum() * float("nan"), ValueError, "task_loss is nan"),
-        (lambda m, b: (m.query(b[0]) * 0).sum().sqrt(), ValueError, "NaN or infinite gradients reach layer 'query'"),
-        (lambda m, b: m.query(b[0]).square().mean(), ValueError, "no gradient reaches layer 'key'"),
-    ],
-)
-def test_bad_losses_are_named_and_hooks_come_off(task_loss, error, message):
-    model = Toy()
-    with pytest.raises(error, match=message):
-        collect(model, toy_batches(2, 4), needs={"fisher_in"}, task_loss=task_loss)
-    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
-
-
-def test_a_generator_is_refused_and_so_is_nothing():
-    with pytest.raises(ValueError, match="several passes.*list or a DataLoader"):
-        collect(Toy(), iter(toy_batches()), needs={"grad"}, task_loss=classification_loss)
-    with pytest.raises(ValueError, match="no calibration batches"):
-        collect(Toy(), [], needs={"grad"}, task_loss=classification_loss)
-
-
 def test_the_batch_variant_squares_means_and_leaves_the_plain_gradient_alone():
     model, batches = Toy(), [*toy_batches(1, 9), *toy_batches(1, 1, seed=5)]
     needs = {"fisher_in", "grad"}
@@ -310,3 +234,26 @@ def test_the_batch_variant_squares_means_and_leaves_the_plain_gradient_alone():
     )
     torch.testing.assert_close(by_batch.grad, by_sample.grad)
     assert not torch.allclose(by_batch.fisher_in, by_sample.fisher_in, rtol=0.1)
+
+
+def test_bad_losses_and_batches_are_named_and_hooks_come_off():
+    model, batches = Toy(), toy_batches(2, 4)
+    shape = r"must return one number as a tensor: it returned a tensor of shape \(4,\)"
+    for task_loss, message in (
+        (None, "'fisher_in' needs task_loss"),
+        (lambda m, b: int("stop"), "invalid literal"),
+        (lambda m, b: torch.zeros(()), "has no gradient"),
+        (lambda m, b: m(b[0]).sum(0), shape),
+        (lambda m, b: {"loss": 0}, "it returned a dict"),
+        (lambda m, b: None, "it returned a NoneType"),
+        (lambda m, b: m.query(b[0]).sum() * float("nan"), "task_loss is nan"),
+        (lambda m, b: (m.query(b[0]) * 0).sum().sqrt(), "NaN or infinite gradients reach layer 'query'"),
+        (lambda m, b: m.query(b[0]).square().mean(), "no gradient reaches layer 'key'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            collect(model, batches, needs={"fisher_in"}, task_loss=task_loss)
+        assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules()), message
+    with pytest.raises(ValueError, match="several passes.*list or a DataLoader"):
+        collect(model, iter(batches), needs={"grad"}, task_loss=classification_loss)
+    with pytest.raises(ValueError, match="no batches to calibrate with"):
+        collect(model, [], needs={"grad"}, task_loss=classification_loss)

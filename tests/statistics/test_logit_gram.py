@@ -101,17 +101,6 @@ def test_effects_on_later_positions_are_counted_and_do_not_mix(monkeypatch, name
     torch.testing.assert_close(found, by_jacobians(model, name, x, 2), rtol=0, atol=1e-7)
 
 
-def test_several_probes_lower_the_variance():
-    model, x = Causal(), inputs(4, 6, 3)
-    truth = sum(by_jacobians(model, "first", row, 5) for row in x) / 4
-
-    def spread(probes):
-        found = [grams(model, [{"x": x}], Probe(probes=probes, seed=seed))["first"] for seed in range(8)]
-        return torch.stack([(C - truth).square().sum() for C in found]).mean()
-
-    assert spread(16) < spread(1) / 5  # 1/16 in expectation
-
-
 def test_padding_is_left_out():
     model, x = Causal(), inputs(2, 5, 3)
     mask = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 0, 0]])
@@ -213,25 +202,21 @@ class Aside(Causal):
 
 
 def test_bad_input_is_named():
-    x = {"x": inputs(2, 4, 3)}
-    with pytest.raises(ValueError, match="the logits do not depend on layer 'aside' .of 1.*leave it out"):
-        grams(Aside(), [x])
-    assert set(grams(Aside(), [x], layers=["first", "head"])) == {"first", "head"}
-    with pytest.raises(ValueError, match=r"two logits or more a row: this one returns logits of shape \(4, 1\)"):
-        grams(nn.Sequential(nn.Linear(3, 1)), [{"input": torch.ones(4, 3)}])
-    with pytest.raises(ValueError, match="k = 1: give a whole number, 2 or larger"):
-        Probe(k=1)
-    with pytest.raises(ValueError, match="probes = 0"):
-        Probe(probes=0)
-    with pytest.raises(ValueError, match="several passes over the batches"):
-        collect(Causal(), iter([x]), needs={"logit_gram"})
-    with pytest.raises(ValueError, match="no calibration batches"):
-        logit_grams(Causal(), {}, [])
-    broken = Causal()
+    x, broken, one = {"x": inputs(2, 4, 3)}, Causal(), nn.Sequential(nn.Linear(3, 1))
     with torch.no_grad():
         broken.head.weight[0, 0] = float("nan")
-    with pytest.raises(ValueError, match="NaN or infinite gradients reach layer 'head'"):
-        logit_grams(broken, {"head": broken.head}, [x])
+    for call, message in (
+        (lambda: grams(Aside(), [x]), "the logits do not depend on layer 'aside' .of 1.*leave it out"),
+        (lambda: grams(one, [{"input": torch.ones(4, 3)}]), r"two logits or more a row: .* of shape \(4, 1\)"),
+        (lambda: Probe(k=1), "k = 1: give a whole number, 2 or larger"),
+        (lambda: Probe(probes=0), "probes = 0"),
+        (lambda: collect(Causal(), iter([x]), needs={"logit_gram"}), "several passes over the batches"),
+        (lambda: logit_grams(Causal(), {}, []), "no batches to calibrate with"),
+        (lambda: logit_grams(broken, {"head": broken.head}, [x]), "NaN or infinite gradients reach layer 'head'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call()
+    assert set(grams(Aside(), [x], layers=["first", "head"])) == {"first", "head"}
     assert all(p.requires_grad for p in broken.parameters()) and not broken.head._forward_hooks
 
 

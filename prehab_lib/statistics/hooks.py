@@ -1,0 +1,71 @@
+"""What all passes over calibration data share: batches, hooks on modules, and errors."""
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from prehab_lib.batches import device_of, move
+from prehab_lib.progress import progress
+
+
+def calibration(model: nn.Module, batches: Iterable, what: str) -> Iterator:
+    """The batches on the device of the model.  Raises ValueError where there is none."""
+    empty, device = True, device_of(model)
+    for batch in progress(batches, what):
+        empty = False
+        yield move(batch, device)
+    if empty:
+        raise ValueError("there are no batches to calibrate with: pass at least one")
+
+
+@contextmanager
+def hooked(
+    modules: Mapping[str, nn.Module], before: Callable | None = None, after: Callable | None = None
+) -> Iterator[None]:
+    """Inside, before(name, x) hears what a module reads and after(name, x, out) what it returns.
+
+    x: the first tensor among its arguments, or None.  A tensor that `after` returns replaces out.
+    """
+    with ExitStack() as hooks:
+        for name, module in modules.items():
+
+            def enter(module, args: tuple, kwargs: dict, name: str = name) -> None:
+                before(name, _first_tensor(args, kwargs))
+
+            def leave(module, args: tuple, kwargs: dict, out, name: str = name):
+                return after(name, _first_tensor(args, kwargs), out)
+
+            if before is not None:
+                hooks.callback(module.register_forward_pre_hook(enter, with_kwargs=True).remove)
+            if after is not None:
+                hooks.callback(module.register_forward_hook(leave, with_kwargs=True).remove)
+        yield
+
+
+def _first_tensor(args: tuple, kwargs: dict) -> Tensor | None:
+    return next((x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)), None)
+
+
+def check_finite(kind: str, name: str, x: Tensor) -> None:
+    """Raises ValueError where activations or gradients (`kind`) of a layer are not finite."""
+    if not torch.isfinite(x).all():
+        problem = f"NaN or infinite {kind} reach layer {name!r}"
+        raise ValueError(f"{problem}: look at the data, the weights, the loss and the precision")
+
+
+def check_recorded(name: str, recorded: bool) -> None:
+    """Raises ValueError where autograd does not see what a layer does."""
+    if not recorded:
+        remedy = "turn gradient checkpointing off for these statistics"
+        raise ValueError(f"layer {name!r} runs without gradients: {remedy}")
+
+
+def check_reached(
+    layers: Iterable[str], reached: Collection[str], problem: str, remedy: str
+) -> None:
+    """Raises ValueError "problem layer 'name': remedy" for the first layer that is not reached."""
+    silent = [name for name in layers if name not in reached]
+    if silent:
+        raise ValueError(f"{problem} layer {silent[0]!r} (of {len(silent)}): {remedy}")
