@@ -15,8 +15,15 @@ from torch import nn
 
 from prehab_lib.budget import check_removed, rank_for
 from prehab_lib.progress import progress
-from prehab_lib.rivals.ranks import Cuts, Ranks, Stats, compressible, parameters
-from prehab_lib.rivals.trial import check_given, loss_at
+from prehab_lib.rivals.shared import (
+    Cuts,
+    Ranks,
+    Stats,
+    check_given,
+    compressible,
+    loss_at,
+    parameters,
+)
 
 # Kept fractions of a layer; ASVD's code starts at 0.4.
 CANDIDATES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
@@ -71,7 +78,7 @@ def sensitivity(
     return {name: ranks.get(name) for name in decompositions}
 
 
-def check_arguments(task_loss=None, batches=None, losses=None, **_) -> None:
+def check_arguments(task_loss=None, batches=None, validation=None, losses=None) -> None:
     """Raises ValueError naming what the search will ask for, before anything is decomposed."""
     if losses is None:
         check_given("allocation 'sensitivity'", task_loss=task_loss, batches=batches)

@@ -18,7 +18,7 @@ from torch.func import functional_call
 from prehab_lib.budget import break_even_rank, check_removed, rank_for
 from prehab_lib.inputs import check_whole
 from prehab_lib.layers import linear_layers
-from prehab_lib.rivals.ranks import Stats, check_share
+from prehab_lib.rivals.shared import Stats, check_share
 
 
 class Decomposable:

@@ -27,16 +27,15 @@ from prehab_lib.batches import padding_mask
 from prehab_lib.factors import LowRankLinear
 from prehab_lib.inputs import check_choice, check_options
 from prehab_lib.layers import linear_layers
-from prehab_lib.rivals.gates import Gates, Learned, Settings, gate, learn
-from prehab_lib.rivals.ranks import Cuts, Ranks
-from prehab_lib.rivals.trial import check_given, replaced
+from prehab_lib.rivals.gates import Gates, Settings, gate, learn
+from prehab_lib.rivals.shared import Cuts, Ranks, check_given, replaced
 
 NAME = "allocation 'learned'"
 FORMS = ("weights", "activations")
 LIMIT = 1e4  # most that σ_j / (σ_i − σ_j) counts: σ closer than a part in 10⁴ count as so far apart
 
 
-def learn_ranks(
+def learned(
     decompositions: Cuts,
     removed: float,
     *,
@@ -46,42 +45,34 @@ def learn_ranks(
     batches: Iterable | None = None,
     validation=None,
     gates_on: str = "weights",
-    start: Ranks | None = None,
     **settings,
-) -> Learned:
-    """`learned`, with the way it took: γ of every layer, and loss and budget at every step."""
-    check_choice("gates_on", gates_on, FORMS)
-    chosen = Settings(**settings)
-    check_given(NAME, model=model, task_loss=task_loss, batches=batches)
-    shapes = {name: tuple(cut.shape) for name, cut in decompositions.items()}
-    gates = Gates(shapes, removed, chosen.accounting, start)
-    if not gates.costs:
-        return Learned(dict.fromkeys(decompositions), {}, [])
-    if gates_on == "weights":
-        in_place = partial(gated_weights, model, decompositions, gates)
-    else:
-        in_place, task_loss = partial(gated_activations, model, gates), _unpadded(task_loss)
-    result = learn(model, gates, in_place, task_loss, batches, chosen, NAME)
-    ranks = {name: result.ranks.get(name) for name in decompositions}
-    return Learned(ranks, result.gammas, result.rows)
-
-
-def learned(decompositions: Cuts, removed: float, **given) -> Ranks:
+) -> Ranks:
     """Ranks found by gradient: where does the loss want the cut of each layer, if all together must
     fit the budget?
 
     Needs model, task_loss and batches (the gates see no other data).  Options: those of `Settings`;
-    gates_on, "weights" or "activations" (the paper's own form; batches without padding); start, a
-    plan {layer: rank or None} to begin with instead of equal shares.  On weights a step costs up to
-    twice a plain one, and (m + n) min(m, n) numbers a layer in the model's dtype.  The weights come
-    back bit by bit, whatever happens.  Raises ValueError for a bad `removed` or option, a loss that
-    is not finite, or naming what is missing.
+    gates_on, "weights" or "activations" (the paper's own form; batches without padding).  On
+    weights a step costs up to twice a plain one, and (m + n) min(m, n) numbers a layer in the
+    model's dtype.  The weights come back bit by bit, whatever happens.  Raises ValueError for a bad
+    `removed` or option, a loss that is not finite, or naming what is missing.
     """
-    return learn_ranks(decompositions, removed, **given).ranks
+    check_arguments(task_loss, batches, validation, gates_on, **settings)
+    check_given(NAME, model=model)
+    chosen = Settings(**settings)
+    shapes = {name: tuple(cut.shape) for name, cut in decompositions.items()}
+    gates = Gates(shapes, removed, chosen.accounting)
+    if not gates.costs:
+        return dict.fromkeys(decompositions)
+    in_place = partial(gated_weights, model, decompositions, gates)
+    if gates_on == "activations":
+        in_place, task_loss = partial(gated_activations, model, gates), _unpadded(task_loss)
+    learn(model, gates, in_place, task_loss, batches, chosen, NAME)
+    ranks = gates.whole_ranks()
+    return {name: ranks.get(name) for name in decompositions}
 
 
 def check_arguments(
-    task_loss=None, batches=None, validation=None, gates_on="weights", start=None, **settings
+    task_loss=None, batches=None, validation=None, gates_on="weights", **settings
 ) -> None:
     """Raises ValueError for an option that is unknown or bad, or naming what is missing."""
     check_options("options", settings, Settings)

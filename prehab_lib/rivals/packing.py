@@ -21,16 +21,13 @@ SCALE = torch.float16  # of scales, and of what is not on the grid
 class Packing:
     """How the matrix W (m, n) of a layer lies in memory, as it is written down in JSON.
 
-    axis: "rows" (m vectors of n numbers) or "columns" (n vectors of m).  vectors: how many are on
-    the 8-bit grid.  entries: how many of the first numbers of each such vector are; all, or all
-    vectors are on the grid.  The rest is fp16.  mask: whether one bit a vector says which are.
-    dtype: what the layer computes in.
+    axis: "rows" (m vectors of n numbers) or "columns" (n vectors of m).  entries: how many of the
+    first numbers of each vector are on the 8-bit grid; the rest is fp16.  dtype: what the layer
+    computes in.
     """
 
     axis: str
-    vectors: int
     entries: int
-    mask: bool = False
     dtype: str = "float32"
 
     def __post_init__(self):
@@ -76,19 +73,6 @@ def rounded(F: Tensor) -> Tensor:
     return from_codes(to_codes(F, scale), scale)
 
 
-def to_bits(mask: Tensor) -> Tensor:
-    """One bit for each entry of a boolean (k,), uint8 (⌈k / 8⌉,)."""
-    padded = nn.functional.pad(mask.to(torch.uint8), (0, -len(mask) % 8)).view(-1, 8)
-    shifts = torch.arange(8, dtype=torch.uint8, device=mask.device)
-    return (padded << shifts).sum(1, dtype=torch.uint8)
-
-
-def from_bits(bits: Tensor, count: int) -> Tensor:
-    """The boolean (count,) that `to_bits` packed."""
-    shifts = torch.arange(8, dtype=torch.uint8, device=bits.device)
-    return ((bits[:, None] >> shifts) & 1).flatten()[:count].bool()
-
-
 class PackedLinear(nn.Module):
     """y = x Wᵀ + b with W (m, n) held as codes, scales and what is left in fp16 (`Packing`); W is
     made at each call, and nothing trains it.  The bias is a parameter as before.
@@ -104,48 +88,35 @@ class PackedLinear(nn.Module):
         count, size = out_features, in_features
         if packing.axis == "columns":
             count, size = size, count
-        vectors, entries = packing.vectors, packing.entries
-        rest = (count - vectors, size) if vectors < count else (count, size - entries)
         shapes = {
-            "codes": ((vectors, entries), torch.int8),
-            "scale": ((vectors,), SCALE),
-            "rest": (rest if 0 not in rest else None, SCALE),
-            "mask": ((-(-count // 8),) if packing.mask else None, torch.uint8),
+            "codes": ((count, packing.entries), torch.int8),
+            "scale": ((count,), SCALE),
+            "rest": ((count, size - packing.entries), SCALE),
         }
         for name, (shape, dtype) in shapes.items():
-            value = torch.zeros(shape, dtype=dtype, device=device) if shape else None
-            self.register_buffer(name, value)
+            value = torch.zeros(shape, dtype=dtype, device=device)
+            self.register_buffer(name, value if value.numel() else None)
         self.bias = None
         if bias:
             self.bias = nn.Parameter(torch.empty(out_features, device=device, dtype=self.dtype))
 
     @classmethod
-    def of(
-        cls,
-        W: Tensor,
-        bias: nn.Parameter | None,
-        axis: str,
-        entries=None,
-        mask: Tensor | None = None,
-    ) -> "PackedLinear":
+    def of(cls, W: Tensor, bias: nn.Parameter | None, axis: str, entries=None) -> "PackedLinear":
         """The layer for W (m, n), of its dtype and device, with the very same bias.
 
-        entries: how many numbers of each vector go on the grid; mask: boolean, which vectors do;
-        all by default.  Raises ValueError for numbers that fp16 does not reach.
+        entries: how many numbers of each vector go on the grid, None for all.  Raises ValueError
+        for numbers that fp16 does not reach.
         """
-        W = W.detach()
-        F = as_rows(W, axis)
+        F = as_rows(W.detach(), axis)
         entries = F.shape[1] if entries is None else entries
-        chosen = F if mask is None else F[mask]
-        rest = (F[:, entries:] if mask is None else F[~mask]).to(SCALE)
+        rest = F[:, entries:].to(SCALE)
         if not torch.isfinite(rest).all():
             raise ValueError("it has entries that are too large for fp16")
-        packing = Packing(axis, len(chosen), entries, mask is not None, _name(W.dtype))
+        packing = Packing(axis, entries, _name(W.dtype))
         layer = cls(W.shape[1], W.shape[0], packing, bias=False, device=W.device)
-        layer.scale = absmax_scales(chosen[:, :entries])
-        layer.codes = to_codes(chosen[:, :entries], layer.scale)
+        layer.scale = absmax_scales(F[:, :entries])
+        layer.codes = to_codes(F[:, :entries], layer.scale)
         layer.rest = rest.contiguous() if rest.numel() else None
-        layer.mask = None if mask is None else to_bits(mask)
         layer.bias = bias
         return layer
 
@@ -158,14 +129,7 @@ class PackedLinear(nn.Module):
     def weight(self) -> Tensor:
         """W (m, n) as it is stored, in the dtype that the layer computes in."""
         F = from_codes(self.codes, self.scale)
-        if self.mask is not None:
-            rows = self.packing.axis == "rows"
-            chosen = from_bits(self.mask, self.out_features if rows else self.in_features)
-            on_grid, F = F, F.new_empty(len(chosen), self.packing.entries)
-            F[chosen] = on_grid
-            if self.rest is not None:
-                F[~chosen] = self.rest.float()
-        elif self.rest is not None:
+        if self.rest is not None:
             F = torch.cat([F, self.rest.float()], dim=1)
         return as_rows(F, self.packing.axis).to(self.dtype)
 
@@ -186,7 +150,7 @@ class PackedLinear(nn.Module):
         p = self.packing
         sizes = f"in_features={self.in_features}, out_features={self.out_features}"
         rest = f", fp16={self.rest.numel()}" if self.rest is not None else ""
-        grid = f"int8={p.vectors} {p.axis} × {p.entries}{rest}{', mask' if p.mask else ''}"
+        grid = f"int8={len(self.codes)} {p.axis} × {p.entries}{rest}"
         return f"{sizes}, bias={self.bias is not None}, {grid}"
 
 

@@ -16,23 +16,14 @@ from prehab_lib.factors import LowRankLinear
 from prehab_lib.inputs import warn_if_few_tokens
 from prehab_lib.layers import refuse_packed
 from prehab_lib.progress import progress
-from prehab_lib.rivals.components import whole
-from prehab_lib.rivals.ranks import Cuts
-from prehab_lib.rivals.trial import check_given
+from prehab_lib.rivals.shared import Cuts, check_given, whole
 from prehab_lib.roots import on_factor_device
 from prehab_lib.statistics.inputs import input_statistics, readers
 
 
 @torch.no_grad()
 def closed_form(
-    model: nn.Module,
-    *,
-    decompositions: Cuts,
-    stats=None,
-    weighting=None,
-    task_loss=None,
-    batches: Iterable | None = None,
-    validation=None,
+    model: nn.Module, *, decompositions: Cuts, batches: Iterable | None = None, **_
 ) -> None:
     """Refit every U to the inputs that its layer gets in the compressed model, in place: U ← argmin
     ‖X̃ (W − U V)ᵀ‖_F.
@@ -47,7 +38,7 @@ def closed_form(
     Raises ValueError naming what is missing, or a layer that is never called, is called more than
     once, gets NaN, or leaves its precision.  Warns where a layer sees fewer than 10 r tokens.
     """
-    check_arguments(batches)
+    check_arguments(batches=batches)
     modules = {name: module for name, module in model.named_modules() if name in decompositions}
     layers = {name: module for name, module in modules.items() if isinstance(module, LowRankLinear)}
     refuse_packed(layers, "refit")
@@ -68,7 +59,7 @@ def closed_form(
     warn_if_few_tokens("layers were refitted to", seen, "rank", stacklevel=3)
 
 
-def check_arguments(batches=None, **_) -> None:
+def check_arguments(task_loss=None, batches=None, validation=None) -> None:
     """Raises ValueError naming what the recovery will ask for, before anything is cut."""
     check_given("recovery 'closed_form'", batches=batches)
 

@@ -9,7 +9,7 @@ import math
 from fractions import Fraction
 
 from prehab_lib.budget import check_removed, rank_for
-from prehab_lib.rivals.ranks import (
+from prehab_lib.rivals.shared import (
     Cuts,
     Ranks,
     Stats,
@@ -31,7 +31,7 @@ def grouped(
     validation=None,
 ) -> Ranks:
     """Each type of layer keeps the budget; inside it, layer i loses a fraction in proportion to 1 /
-    log(e + L_i), with L_i its loss at the uniform rank (`ranks.root_loss`).
+    log(e + L_i), with L_i its loss at the uniform rank (`root_loss`).
 
     stats: only their token counts are used; without them the loss is per token.  Either way the
     answer depends on the scale of the ruler.  Raises ValueError for a bad `removed`.

@@ -13,17 +13,18 @@ from torch import nn
 
 from prehab_lib.budget import break_even_rank, check_removed, rank_for
 from prehab_lib.progress import progress
-from prehab_lib.rivals.ranks import (
+from prehab_lib.rivals.shared import (
     Cuts,
     Ranks,
     Stats,
+    check_given,
     check_share,
     compressible,
     groups_of_one_type,
+    loss_at,
     root_loss,
     share_out,
 )
-from prehab_lib.rivals.trial import check_given, loss_at
 from prehab_lib.stats import LayerStats
 
 ALPHAS = tuple(tenths / 10 for tenths in range(11))  # 0, 0.1 … 1
@@ -45,7 +46,7 @@ def importance(
     proportion to a score s_i = β_i^α · log(e + ε_i)^(1−α).
 
     β_i is the influence of the layer's block, scaled to [1, 2] within the type, and ε_i the loss at
-    k̄ (`ranks.root_loss`, so the answer depends on the scale of the ruler).  A type keeps exactly
+    k̄ (`root_loss`, so the answer depends on the scale of the ruler).  A type keeps exactly
     the sum of its uniform ranks; no rank passes break-even, and the others get what that cuts off.
 
     alpha: α.  None tries 0, 0.1 … 1 and keeps the one with the lowest mean `task_loss` over
@@ -74,7 +75,7 @@ def importance(
     return {name: ranks.get(name) for name in decompositions}
 
 
-def check_arguments(task_loss=None, batches=None, validation=None, alpha=None, **_) -> None:
+def check_arguments(task_loss=None, batches=None, validation=None, alpha=None) -> None:
     """Raises ValueError naming what the choice of α will ask for, before anything is decomposed."""
     if alpha is None:
         data = {"batches": batches} if validation is None else {"validation": validation}

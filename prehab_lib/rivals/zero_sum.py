@@ -15,16 +15,49 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
+from heapq import heappop, heappush
 
+import torch
 from torch import Tensor
 
 from prehab_lib.budget import check_removed
 from prehab_lib.inputs import check_choice, check_settings
-from prehab_lib.rivals.components import loss_changes, ordered
-from prehab_lib.rivals.ranks import Cost, Cuts, Ranks, Shape, Stats, costs_of
-from prehab_lib.rivals.walk import RULES, Step, candidate, walk
+from prehab_lib.rivals.shared import (
+    Cost,
+    Cuts,
+    Ranks,
+    Shape,
+    Stats,
+    costs_of,
+    loss_changes,
+    ordered,
+)
 
 REPLANS = 3  # rounds of the repair
+Step = tuple[str, int, float, float]  # (layer, component as it came in, ΔL, sum of ΔL so far)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """by: what scores a component, "size" |ΔL|, "value" ΔL or "sigma" σ; the lowest goes first.
+
+    balanced: two queues, one for ΔL ≥ 0 and one for ΔL < 0; the next drop is the one that pulls the
+    sum towards zero.  reorder: each layer's components are sorted by score first, the lowest last,
+    so that the rule looks at all components and not only at tails.
+    """
+
+    by: str
+    balanced: bool = False
+    reorder: bool = False
+
+
+RULES: dict[str, Rule] = {
+    "zero_sum": Rule("size", balanced=True),
+    "magnitude": Rule("size"),
+    "sigma": Rule("sigma"),
+    "most_negative": Rule("value", reorder=True),
+    "magnitude_all": Rule("size", reorder=True),
+}
 
 
 @dataclass(frozen=True)
@@ -65,10 +98,10 @@ def select(
     """Drop one last component after the other, over all layers, until ⌊removed · Σ m n⌋ numbers are
     saved: while the sum of the dropped ΔL is ≤ 0 the least that rises, else the least that falls.
 
-    changes: layer -> ΔL (k,), from `components.loss_changes`; none for layers no rank shrinks.
+    changes: layer -> ΔL (k,), from `loss_changes`; none for layers no rank shrinks.
     shapes: layer -> (m, n), of all layers that count.  rule: a key of `RULES`.  sigma: layer ->
     (k,), for rule "sigma".  floor: every layer keeps this share of its largest useful rank, and at
-    least rank 1.  accounting: a key of `ranks.ACCOUNTINGS`.  replan: walk again without layers
+    least rank 1.  accounting: a key of `ACCOUNTINGS`.  replan: walk again without layers
     whose drops are undone until there is none, at most REPLANS times.  trace: keep every step.
     Raises ValueError for a bad option, a budget beyond the floors (with the nearest), or a layer
     whose changes are bad.
@@ -111,9 +144,9 @@ def plan(
     """`select` on the loss changes of these decompositions, and decompositions whose first
     components are what it keeps.
 
-    They are the given ones, but for a rule that reorders (`components.ordered`): then left · right
+    They are the given ones, but for a rule that reorders (`ordered`): then left · right
     is the same matrix, and `truncate(rank)` keeps what the rule keeps.  stats: with `grad`.
-    options: floor, accounting, replan and trace.  Raises ValueError as `components.loss_changes`
+    options: floor, accounting, replan and trace.  Raises ValueError as `loss_changes`
     and `select` do, the latter before anything is factorised.
     """
     shapes = {name: tuple(decomposition.shape) for name, decomposition in decompositions.items()}
@@ -138,7 +171,7 @@ def zero_sum(
     **options,
 ) -> Ranks:
     """The ranks at which the first-order changes of the loss cancel: `select` on
-    `components.loss_changes`.
+    `loss_changes`.
 
     stats: with `grad`.  options: rule, floor, accounting, replan.  The budget is one over all
     layers, dense ones included; one that cannot be met is an error.  A rule that reorders
@@ -196,3 +229,84 @@ def _counted(
         f"removed = {float(removed)} cannot be met: with every layer at its floor (floor = "
         f"{floor}, at least rank 1) {reachable} of these layers' {total} weights go; {way_out}"
     )
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A layer as the walk sees it: ΔL and score of its components, which are cut from the end, and
+    in `order` their numbers as they came in.
+    """
+
+    name: str
+    cost: Cost
+    order: list[int]
+    changes: list[float]
+    scores: list[float]
+
+
+def candidate(name: str, cost: Cost, changes: Mapping, sigma: Mapping | None, rule: Rule):
+    """The `Candidate` of a layer.  Raises ValueError naming it where its changes are missing, too
+    few, or not finite.
+    """
+    if name not in changes:
+        raise ValueError(f"changes lack layer {name!r}: take them from shared.loss_changes")
+    change = torch.as_tensor(changes[name], dtype=torch.float64)
+    score = change if rule.by == "value" else change.abs()
+    if rule.by == "sigma":
+        if sigma is None:
+            raise ValueError("rule 'sigma' looks at singular values: pass sigma={layer: (k,)}")
+        if name not in sigma:
+            raise ValueError(f"sigma lacks layer {name!r}: take it from its decomposition")
+        score = torch.as_tensor(sigma[name])
+    for values in (change, score):
+        if values.shape != (cost.full,):
+            counted = f"layer {name!r} has {cost.full} components"
+            raise ValueError(f"{counted}, and scores of shape {tuple(values.shape)}")
+        if not torch.isfinite(values).all():
+            raise ValueError(f"layer {name!r}: the score of a component is NaN or infinite")
+    order = torch.arange(cost.full)
+    if rule.reorder:  # stable: of equals the later goes first, as it would without
+        order = score.argsort(descending=True, stable=True).cpu()
+    return Candidate(name, cost, order.tolist(), change[order].tolist(), score[order].tolist())
+
+
+def walk(
+    layers: list[Candidate], budget: int, *, balanced: bool, trace: bool = False
+) -> tuple[dict[str, int], float, list[Step] | None]:
+    """Drop last components until `budget` numbers are saved: (layer -> rank, Σ ΔL of the drops, the
+    steps with trace).
+
+    Of equal scores goes the one that has waited longest, at the start in the order of `layers`.  A
+    layer has one entry in the queues at a time, so K drops of M layers take K log M steps.  The
+    budget must be within what the floors allow.
+    """
+    ranks = [layer.cost.full for layer in layers]
+    # Heaps of (score, since when it waits, number of the layer); only balanced rules have falls.
+    rises: list[tuple[float, int, int]] = []
+    falls: list[tuple[float, int, int]] = []
+    steps: list[Step] | None = [] if trace else None
+    balance, saved = 0.0, 0
+
+    def queue(number: int, now: int) -> None:
+        """The layer's last component waits for its turn, where the layer may lose it."""
+        layer, last = layers[number], ranks[number] - 1
+        if last >= layer.cost.least:
+            heap = falls if balanced and layer.changes[last] < 0 else rises
+            heappush(heap, (layer.scores[last], now, number))
+
+    for number in range(len(layers)):
+        queue(number, now=number)
+    now = len(layers)
+    while saved < budget:
+        # A sum above zero asks for a fall, any other for a rise; an empty heap leaves no choice.
+        wanted, other = (falls, rises) if balance > 0 else (rises, falls)
+        _, _, number = heappop(wanted if wanted else other)
+        layer, last = layers[number], ranks[number] - 1
+        ranks[number] = last
+        balance += layer.changes[last]
+        saved += layer.cost.saved(last) - layer.cost.saved(last + 1)
+        if steps is not None:
+            steps.append((layer.name, layer.order[last], layer.changes[last], balance))
+        queue(number, now)
+        now += 1
+    return {layer.name: rank for layer, rank in zip(layers, ranks, strict=True)}, balance, steps

@@ -7,8 +7,8 @@ import pytest
 from prehab_lib.budget import check_removed, rank_for
 from prehab_lib.factors import LowRankLinear
 from prehab_lib.rivals.asvd import sensitivity, solo_losses
-from prehab_lib.rivals.ranks import compressible, parameters
-from prehab_lib.rivals.trial import loss_at
+from prehab_lib.rivals.shared import compressible, parameters
+from prehab_lib.rivals.shared import loss_at
 from prehab_lib.surgery import compress
 from tests.stack import Stack, bits, refuses, spectrum, untouched
 

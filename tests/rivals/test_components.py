@@ -10,7 +10,7 @@ from torch import nn
 from prehab_lib import weightings
 from prehab_lib.decomposition import factorise
 from prehab_lib.evaluate import classification_loss
-from prehab_lib.rivals.components import loss_changes, ordered, sigma_gradients
+from prehab_lib.rivals.shared import loss_changes, ordered, sigma_gradients
 from prehab_lib.scale.lazy import decompose_lazily
 from prehab_lib.stats import LayerStats, collect
 from prehab_lib.surgery import compress

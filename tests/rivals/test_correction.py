@@ -13,7 +13,7 @@ from prehab_lib.evaluate import classification_loss
 from prehab_lib.factors import LowRankLinear
 from prehab_lib.methods import Method
 from prehab_lib.rivals.correction import as_linear, product, product_gradients, projected_gradient, restoring_step
-from prehab_lib.rivals.trial import loss_at
+from prehab_lib.rivals.shared import loss_at
 from prehab_lib.stats import collect
 from prehab_lib.surgery import compress
 from prehab_lib.weightings import decompose_all

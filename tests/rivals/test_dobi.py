@@ -13,8 +13,8 @@ from prehab_lib.methods import Method
 from prehab_lib.rivals import dobi
 from prehab_lib.rivals.dobi import gated_activations, gated_weights, learn_ranks, learned
 from prehab_lib.rivals.gates import STEEPEST, Gates
-from prehab_lib.rivals.ranks import ACCOUNTINGS
-from prehab_lib.rivals.trial import loss_at
+from prehab_lib.rivals.shared import ACCOUNTINGS
+from prehab_lib.rivals.shared import loss_at
 from prehab_lib.scale.lazy import decompose_lazily
 from prehab_lib.surgery import compress
 from prehab_lib.tasks.perplexity import language_loss

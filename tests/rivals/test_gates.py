@@ -10,7 +10,7 @@ from prehab_lib.budget import break_even_rank, rank_for
 from prehab_lib.rivals import dobi
 from prehab_lib.rivals.dobi import LIMIT, divided_differences, truncate_smoothly
 from prehab_lib.rivals.gates import Gates, Settings, gate
-from prehab_lib.rivals.ranks import ACCOUNTINGS
+from prehab_lib.rivals.shared import ACCOUNTINGS
 from tests.stack import refuses
 
 SHAPES = {"a": (24, 40), "b": (40, 24), "k": (8, 32), "square": (16, 16), "gate": (1, 24)}

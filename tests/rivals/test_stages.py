@@ -9,7 +9,7 @@ from prehab_lib.evaluate import classification_loss
 from prehab_lib.factors import LowRankLinear
 from prehab_lib.methods import METHODS, Method
 from prehab_lib.rivals.correction import compress_in_stages
-from prehab_lib.rivals.trial import loss_at
+from prehab_lib.rivals.shared import loss_at
 from prehab_lib.stats import collect
 from prehab_lib.surgery import compress
 from tests.helpers import killed_after

@@ -6,7 +6,7 @@ import torch
 from prehab_lib.budget import break_even_rank, rank_for
 from prehab_lib.rivals import swift_svd as room
 from prehab_lib.rivals.swift_svd import ALPHAS, importance
-from prehab_lib.rivals.trial import loss_at
+from prehab_lib.rivals.shared import loss_at
 from prehab_lib.stats import LayerStats
 from tests.stack import refuses, spectrum
 

@@ -14,7 +14,7 @@ from prehab_lib import weightings
 from prehab_lib.budget import break_even_rank
 from prehab_lib.evaluate import classification_loss
 from prehab_lib.methods import Method
-from prehab_lib.rivals.ranks import ACCOUNTINGS
+from prehab_lib.rivals.shared import ACCOUNTINGS
 from prehab_lib.rivals.zero_sum import RULES, plan, select
 from prehab_lib.scale.lazy import decompose_lazily
 from prehab_lib.surgery import check_arguments, compress
