@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from prehab_lib.factors import Factors, LowRankLinear
 from prehab_lib.inputs import check_whole
-from prehab_lib.layers import linear_layers, refuse_packed, replace_module
+from prehab_lib.layers import linear_layers, replace_module
 from prehab_lib.progress import progress
-from prehab_lib.rivals.shared import Cuts, Stats, check_given, replaced, whole
+from prehab_lib.rivals.shared import Cuts, Stats, check_given, low_rank_layers, replaced, whole
 from prehab_lib.roots import on_factor_device
 from prehab_lib.statistics.fisher import sample_means
 from prehab_lib.statistics.gradients import GradientPass
@@ -44,7 +44,7 @@ def projected_gradient(
     what is missing, a layer that no gradient reaches, or one whose factors leave its precision.
     """
     check_arguments(task_loss, batches)
-    layers = low_rank_layers(model, decompositions)
+    layers = low_rank_layers(model, decompositions, "correct")
     slopes = product_gradients(model, layers, batches, task_loss)
     new: dict[str, Factors] = {}
     for name, layer in progress(layers.items(), "correction"):
@@ -78,18 +78,15 @@ def compress_in_stages(
     stages: int = 2,
     layers: Iterable[str] | None = None,
 ):
-    """Cut, correct towards the original weights, look at the model as it is now, and cut anew:
-    `cut(model)` `stages` times over, in place; returns what the last one returned.
+    """Cut, correct towards the original weights, and cut the model anew: `cut(model)` `stages` times
+    over, in place; returns what the last one returned.
 
     cut: collects statistics and calls `surgery.compress`, always from full rank to the whole
-    target: this is no gradual schedule.  After every cut but the last each low-rank layer becomes
-    dense again, at W' + ΔW' (m, n), where `restoring_step` restores what was lost of the *original*
-    W.  So the inputs that a stage whitens by have passed the others' truncation.  A layer left
-    dense keeps the weight it has then.
-
-    layers: those that `cut` compresses, None for the model's default; their original weights stay
-    in memory.  Where anything fails, the model is as it was.  Raises ValueError for a bad number of
-    stages, or naming what is missing.
+    target.  After every cut but the last each low-rank layer becomes dense again, at W' + ΔW'
+    (m, n), where `restoring_step` restores what was lost of the *original* W.  So the inputs that a
+    stage whitens by have passed the others' truncation.  layers: those that `cut` compresses, None
+    for the model's default; their original weights stay in memory.  Where anything fails, the model
+    is as it was.  Raises ValueError for a bad number of stages, or naming what is missing.
     """
     check_whole(1, stages=stages)
     check_given("compress_in_stages", task_loss=task_loss, batches=batches)
@@ -110,7 +107,7 @@ def _restore(model: nn.Module, original: Mapping, task_loss: Callable, batches: 
     """Every low-rank layer dense again, at W' + ΔW'; the gradients of all are taken at the same
     weights, before any step.
     """
-    layers = low_rank_layers(model, original)
+    layers = low_rank_layers(model, original, "correct")
     slopes = product_gradients(model, layers, batches, task_loss)
     for name, layer in layers.items():
         W_k, dense = product(layer), as_linear(layer)
@@ -120,8 +117,8 @@ def _restore(model: nn.Module, original: Mapping, task_loss: Callable, batches: 
 
 
 def restoring_step(lost: Tensor, gradient: Tensor) -> Tensor:
-    """ΔW' = ⟨g, ΔW⟩ / ⟨g, g⟩ · g (m, n), the smallest matrix that changes the loss to first order as
-    giving back `lost` = ΔW = W − W' (m, n) would; zero where the gradient g (m, n) is.
+    """ΔW' = ⟨g, ΔW⟩ / ⟨g, g⟩ · g (m, n), zero where the gradient g is: the smallest matrix that
+    changes the loss to first order as giving back ΔW = `lost` = W − W' (m, n) would.
     """
     lost = on_factor_device(lost)
     g = gradient.to(lost)
@@ -132,7 +129,7 @@ def restoring_step(lost: Tensor, gradient: Tensor) -> Tensor:
 def product_gradients(
     model: nn.Module, layers: Mapping, batches: Iterable, task_loss: Callable
 ) -> dict[str, Tensor]:
-    """layer -> the mean over batches of ∂ task_loss / ∂ W' (m, n) in float64; W' = U V counts as one
+    """layer -> mean over batches of ∂ task_loss / ∂ W' (m, n), float64; W' = U V counts as one
     free matrix.
 
     In eval mode, a batch at once: what its loss is the mean of is its own affair.  Raises
@@ -145,17 +142,6 @@ def product_gradients(
         run = GradientPass(model, dense, batches, task_loss, per_sample=False)
         means = sample_means(run, {"grad"})
     return {name: values["grad"] for name, values in means.items()}
-
-
-def low_rank_layers(model: nn.Module, names: Iterable[str]) -> dict[str, LowRankLinear]:
-    """Those of `names` that are low-rank layers of the model; dense ones are left out.
-
-    Raises ValueError for one in 8 bits, which nothing could be written to.
-    """
-    modules = {name: model.get_submodule(name) for name in names}
-    layers = {name: module for name, module in modules.items() if isinstance(module, LowRankLinear)}
-    refuse_packed(layers, "correct")
-    return layers
 
 
 def product(layer: LowRankLinear) -> Tensor:

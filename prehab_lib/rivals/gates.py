@@ -1,12 +1,10 @@
-"""Gates that are trained: where does the loss want the cut of each layer, if all together must fit
-one budget?
+"""Gates that are trained: one number γ a layer, the position of its gate T(γ), under one budget.
 
-One number γ a layer, the position of its gate T(γ), and one objective.  What the gates stand on is
-the caller's: components of whitened weights, or of activations (`dobi`).  Source: Dobi-SVD (arXiv
-2502.02723), with lr 5/2048 falling to 4/2048, 640 steps, β = 10 throughout, and λ from 30 to 400 by
-target.  At β = 10 only the two components beside γ give a gradient, so β starts wide here.  A λ far
-above the slope of the loss moves all γ in step, and nothing is learned; one far below lets the
-budget go, and rounding has to find it again.
+What the gates stand on is the caller's: components of whitened weights, or of activations (`dobi`).
+Source: Dobi-SVD (arXiv 2502.02723), with lr 5/2048 falling to 4/2048, 640 steps, β = 10 throughout,
+and λ from 30 to 400 by target.  At β = 10 only the two components beside γ give a gradient, so β
+starts wide here.  A λ far above the slope of the loss moves all γ in step, and nothing is learned;
+one far below lets the budget go, and rounding has to find it again.
 """
 
 import math
@@ -28,12 +26,10 @@ STEEPEST = 20.0  # above it a loss counts by the tangent of e^loss: float32 has 
 
 
 def gate(gamma: Tensor, count: int, beta: float) -> Tensor:
-    """T (count,) in (0, 1), descending: T_i = ½ tanh(β (γ − i)) + ½ at i = ½, 1½, … for the first,
-    second, … component.
+    """T (count,) in (0, 1), descending: T_i = ½ tanh(β (γ − i)) + ½ at i = ½, 1½, … of components.
 
-    gamma: a scalar, in components.  beta: steepness; β → ∞ keeps the first γ components.  The paper
-    counts i in whole numbers.  Half a component less, our own choice, makes γ = k the cut after k
-    components, and Σ T_i ≈ γ, which is what the budget counts.
+    gamma: a scalar.  beta: steepness; β → ∞ keeps the first γ components.  The paper counts i in
+    whole numbers.  Half a component less makes γ = k the cut after k components, and Σ T_i ≈ γ.
     """
     centres = torch.arange(count, device=gamma.device, dtype=gamma.dtype) + 0.5
     return torch.sigmoid(2 * beta * (gamma - centres))  # ½ tanh(z) + ½, without its cancellation
@@ -143,8 +139,7 @@ def learn(
     settings: Settings,
     what: str,
 ) -> None:
-    """Lower e^loss + λ |R(γ) − R_target| + Σ relu(−γ)² + relu(γ − min(m, n))² by Adam on γ alone, in
-    place.
+    """Lower e^loss + λ |R(γ) − R_target| + Σ relu(−γ)² + relu(γ − min(m, n))² by Adam on γ alone.
 
     in_place: () -> context in which the model's layers look at `gates`.  One batch a step, in eval
     mode, with frozen weights.  Raises ValueError for a loss that is not finite (naming the step) or

@@ -67,17 +67,11 @@ def from_codes(codes: Tensor, scale: Tensor) -> Tensor:
     return codes.float() * scale.float()[:, None]
 
 
-def rounded(F: Tensor) -> Tensor:
-    """Q(f) of each vector of F (k, d), float32."""
-    scale = absmax_scales(F)
-    return from_codes(to_codes(F, scale), scale)
-
-
 class PackedLinear(nn.Module):
-    """y = x Wᵀ + b with W (m, n) held as codes, scales and what is left in fp16 (`Packing`); W is
-    made at each call, and nothing trains it.  The bias is a parameter as before.
+    """y = x Wᵀ + b with W (m, n) held as codes, scales and what is left in fp16 (`Packing`).
 
-    The buffers keep their dtypes: `.to(dtype)` of the model changes what the layer computes in.
+    W is made at each call, and nothing trains it; the bias is a parameter as before.  The buffers
+    keep their dtypes: `.to(dtype)` of the model changes what the layer computes in.
     """
 
     def __init__(

@@ -22,7 +22,7 @@ from prehab_lib.budget import break_even_rank
 from prehab_lib.decomposition import Decomposition
 from prehab_lib.factors import LowRankLinear
 from prehab_lib.inputs import check_choice
-from prehab_lib.layers import linear_layers, replace_module
+from prehab_lib.layers import linear_layers, refuse_packed, replace_module
 from prehab_lib.progress import progress
 from prehab_lib.stats import LayerStats
 
@@ -62,9 +62,7 @@ def root_loss(decomposition: Decomposition, rank: int, stats: LayerStats | None 
 
 def share_out(total: Fraction | int, weights: Mapping, caps: Mapping) -> dict[str, Fraction]:
     """`total` in proportion to `weights` (> 0), nobody above their cap; the others get what a cap
-    cuts off.
-
-    In exact fractions: they sum to the total, or to the sum of the caps where that is less.
+    cuts off.  In exact fractions: they sum to the total, or to the caps where that is less.
     """
     waiting = {name: Fraction(weight) for name, weight in weights.items()}
     shares: dict[str, Fraction] = {}
@@ -83,10 +81,10 @@ def share_out(total: Fraction | int, weights: Mapping, caps: Mapping) -> dict[st
 
 @dataclass(frozen=True)
 class Cost:
-    """What the ranks of one layer W (m, n) cost, in numbers of the size of a weight.
+    """What the ranks of one layer W (m, n) cost, in numbers.
 
-    dense: m n.  full: min(m, n).  most: the largest rank that is stored as factors, 0 where none
-    saves anything.  least: the smallest rank that the layer may have.  unit: what one rank costs.
+    dense: m n.  full: min(m, n).  most: the largest rank that is stored as factors, 0 for none.
+    least: the smallest rank that the layer may have.  unit: what one rank costs.
     """
 
     dense: int
@@ -147,9 +145,7 @@ def replaced(model: nn.Module, new: Mapping[str, nn.Module]) -> Iterator[None]:
 
 @contextmanager
 def truncated(model: nn.Module, decompositions: Cuts, ranks: Ranks) -> Iterator[None]:
-    """Inside, each layer with a rank is the low-rank layer that surgery would put there, in the
-    model's dtype.  Memory: r (m + n) numbers a layer.
-    """
+    """Inside, each layer with a rank is the low-rank layer that surgery would put there."""
     chosen = {name: rank for name, rank in ranks.items() if rank}
     new = {}
     for name, module in linear_layers(model, chosen).items() if chosen else ():
@@ -178,6 +174,19 @@ def loss_at(
     return sum(losses) / len(losses)
 
 
+def low_rank_layers(model: nn.Module, names: Iterable[str], verb: str) -> dict[str, LowRankLinear]:
+    """Those of `names` that are low-rank layers, in the model's order.  Raises ValueError for one
+    in 8 bits, which nothing could be written to: `verb` first.
+    """
+    wanted = set(names)
+    layers = {}
+    for name, module in model.named_modules():
+        if name in wanted and isinstance(module, LowRankLinear):
+            layers[name] = module
+    refuse_packed(layers, verb)
+    return layers
+
+
 def check_given(wanted_by: str, **given) -> None:
     """Raises ValueError naming the first argument that is None, or good for one pass alone."""
     for name, value in given.items():
@@ -192,22 +201,20 @@ def loss_changes(decompositions: Cuts, stats: Stats | None) -> dict[str, Tensor]
     """ΔL_i of every component: layer -> (k,), float64 on the CPU, in the unit of the loss whose
     `grad` (m, n), a mean over samples, was collected.
 
-    Each layer is factorised once; a lazy one stays on its shelf for surgery as far as there is
-    room.  Cost beyond that: one product (m, n) · (n, k) a layer.  Raises ValueError naming a layer
-    whose `grad` was not collected, has another shape, or is not finite, before any is factorised.
+    Each layer is factorised once; a lazy one stays on its shelf for surgery where there is room.
+    Raises ValueError naming a layer whose `grad` was not collected, has another shape, or is not
+    finite, before any is factorised.
     """
     gradients = {}
     for name, decomposition in decompositions.items():
         statistics = (stats or {}).get(name) or LayerStats()
         G = statistics.need("grad", f"the loss change of the components of layer {name!r}")
-        gradients[name], seen, shape = G, tuple(G.shape), tuple(decomposition.shape)
-        if seen != shape:
-            raise ValueError(
-                f"layer {name!r}: its gradient has shape {seen} and its weight {shape}"
-            )
+        what, shape = f"layer {name!r}: its gradient has", tuple(decomposition.shape)
+        if G.shape != shape:
+            raise ValueError(f"{what} shape {tuple(G.shape)} and its weight {shape}")
         if not torch.isfinite(G).all():
-            bad = f"layer {name!r}: its gradient has NaN or infinite entries"
-            raise ValueError(f"{bad}: look at the data and the loss")
+            raise ValueError(f"{what} NaN or infinite entries: look at the data and the loss")
+        gradients[name] = G
     changes = {}
     for name in progress(decompositions, "loss changes"):
         cut = whole(decompositions[name])
@@ -218,10 +225,8 @@ def loss_changes(decompositions: Cuts, stats: Stats | None) -> dict[str, Tensor]
 
 
 def sigma_gradients(changes: Mapping[str, Tensor], decompositions: Cuts) -> dict[str, Tensor]:
-    """g_i = ∂L/∂σ_i = −ΔL_i / σ_i, layer -> (k,): the slope of the loss along u_i v_iᵀ L⁻¹, which
-    grows σ_i alone.
-
-    changes: from `loss_changes`.  NaN where σ_i = 0: the ruler does not see that component.
+    """g_i = ∂L/∂σ_i = −ΔL_i / σ_i, layer -> (k,), from `loss_changes`: the slope of the loss along
+    u_i v_iᵀ L⁻¹.  NaN where σ_i = 0: the ruler does not see that component.
     """
     slopes = {}
     for name, change in changes.items():
@@ -231,11 +236,10 @@ def sigma_gradients(changes: Mapping[str, Tensor], decompositions: Cuts) -> dict
 
 
 def ordered(decomposition: Decomposition, order: Sequence[int] | Tensor) -> Decomposition:
-    """The same sum with its components in another order; order (k,) is a permutation of 0 … k − 1.
+    """The same sum with its components in another order, a permutation of 0 … k − 1.
 
-    `truncate(r)` then keeps the first r of that order, and `tail_error(r)` is what the others
-    carry; `sigma` no longer descends.  A lazy decomposition gives a lazy one.  Raises ValueError
-    where `order` is no permutation.
+    `truncate(r)` then keeps the first r of that order; `sigma` no longer descends.  A lazy
+    decomposition gives a lazy one.  Raises ValueError where `order` is no permutation.
     """
     order = torch.as_tensor(order)
     k = min(decomposition.shape)

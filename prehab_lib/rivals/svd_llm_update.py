@@ -14,9 +14,8 @@ from torch import Tensor, nn
 from prehab_lib.decomposition import Decomposition
 from prehab_lib.factors import LowRankLinear
 from prehab_lib.inputs import warn_if_few_tokens
-from prehab_lib.layers import refuse_packed
 from prehab_lib.progress import progress
-from prehab_lib.rivals.shared import Cuts, check_given, whole
+from prehab_lib.rivals.shared import Cuts, check_given, low_rank_layers, whole
 from prehab_lib.roots import on_factor_device
 from prehab_lib.statistics.inputs import input_statistics, readers
 
@@ -30,18 +29,14 @@ def closed_form(
 
     In the order of execution (`refit`), with X̃ inputs that have passed the layers before, already
     refitted.  W is left · right of the decomposition; V, biases and dense layers stay.  If one
-    layer fails, all get their U back.
-
-    batches: one gives the order of the layers; then all are gone over once for each distinct input
-    of a low-rank layer.  Memory: one Gram (n, n) at a time, and a copy of every U.
+    layer fails, all get their U back.  The batches are gone over once for each distinct input of a
+    low-rank layer.  Memory: one Gram (n, n) at a time, and a copy of every U.
 
     Raises ValueError naming what is missing, or a layer that is never called, is called more than
     once, gets NaN, or leaves its precision.  Warns where a layer sees fewer than 10 r tokens.
     """
     check_arguments(batches=batches)
-    modules = {name: module for name, module in model.named_modules() if name in decompositions}
-    layers = {name: module for name, module in modules.items() if isinstance(module, LowRankLinear)}
-    refuse_packed(layers, "refit")
+    layers = low_rank_layers(model, decompositions, "refit")
     before = {name: layer.U.weight.clone() for name, layer in layers.items()}
     seen: dict[str, tuple[int, int]] = {}  # layer -> (tokens, rank)
     try:

@@ -2,13 +2,12 @@
 loss cancel.
 
 Of each layer only the last component that is left may go, so what stays is always a prefix and
-every rank a slice.  The walk starts at full rank and ends when the budget is met (`select`).  With
-one queue it is IO-SVD's greedy rule, with other scores the rest of the paper's ablation (`RULES`).
+every rank a slice.  The walk starts at full rank and ends when the budget is met (`select`).  The
+other `RULES` are the paper's ablation.
 
 Source: Zero Sum SVD (arXiv 2602.02848); its scripts take floor = 0 for 20 and 40 % removed, 0.3 for
 60 %.  The repair, replan, is ours: drops of layers that end above break-even are undone, but were
-part of the balance.  Greedy: IO-SVD (arXiv 2605.15626), there on its own ruler; an arm of Zero Sum
-SVD's ablation.
+part of the balance.  Greedy, with one queue: IO-SVD (arXiv 2605.15626), there on its own ruler.
 """
 
 import math
@@ -22,18 +21,11 @@ from torch import Tensor
 
 from prehab_lib.budget import check_removed
 from prehab_lib.inputs import check_choice, check_settings
-from prehab_lib.rivals.shared import (
-    Cost,
-    Cuts,
-    Ranks,
-    Shape,
-    Stats,
-    costs_of,
-    loss_changes,
-    ordered,
-)
+from prehab_lib.rivals import shared
+from prehab_lib.rivals.shared import Cost, Cuts, Ranks, Shape, Stats
 
 REPLANS = 3  # rounds of the repair
+OPTIONS = ("rule", "floor", "accounting", "replan")  # of the allocation
 Step = tuple[str, int, float, float]  # (layer, component as it came in, ΔL, sum of ΔL so far)
 
 
@@ -68,8 +60,7 @@ class Selection:
     that ended above break-even stay dense, and their drops are undone.  removed, budget: numbers
     taken away, as counted and as asked, less than one drop apart.  undone: the layers whose drops
     were undone.  replans: rounds of the repair.  orders: layer -> its components in the order that
-    `ranks` cuts, where the rule reorders them.  walk: with trace, (layer, component as it came in,
-    ΔL, running sum) of every drop.
+    `ranks` cuts, where the rule reorders them.  walk: with trace, the `Step` of every drop.
     """
 
     ranks: Ranks
@@ -144,34 +135,25 @@ def plan(
     """`select` on the loss changes of these decompositions, and decompositions whose first
     components are what it keeps.
 
-    They are the given ones, but for a rule that reorders (`ordered`): then left · right
-    is the same matrix, and `truncate(rank)` keeps what the rule keeps.  stats: with `grad`.
-    options: floor, accounting, replan and trace.  Raises ValueError as `loss_changes`
-    and `select` do, the latter before anything is factorised.
+    They are the given ones, but for a rule that reorders (`ordered`): then left · right is the same
+    matrix, and `truncate(rank)` keeps what the rule keeps.  stats: with `grad`.  options: floor,
+    accounting, replan and trace.  Raises ValueError as `loss_changes` and `select` do, the latter
+    before anything is factorised.
     """
     shapes = {name: tuple(decomposition.shape) for name, decomposition in decompositions.items()}
     costs, _ = _counted(shapes, removed, rule, **options)
     useful = {name: cut for name, cut in decompositions.items() if costs[name].most}
-    changes = loss_changes(useful, stats)
+    changes = shared.loss_changes(useful, stats)
     sigma = {name: cut.sigma for name, cut in useful.items()} if rule == "sigma" else None
     selection = select(changes, shapes, removed, rule=rule, sigma=sigma, **options)
-    cut = {name: ordered(decompositions[name], order) for name, order in selection.orders.items()}
+    cut = {}
+    for name, order in selection.orders.items():
+        cut[name] = shared.ordered(decompositions[name], order)
     return dict(decompositions) | cut, selection
 
 
-def zero_sum(
-    decompositions: Cuts,
-    removed: float,
-    *,
-    model=None,
-    stats: Stats | None = None,
-    task_loss=None,
-    batches=None,
-    validation=None,
-    **options,
-) -> Ranks:
-    """The ranks at which the first-order changes of the loss cancel: `select` on
-    `loss_changes`.
+def zero_sum(decompositions: Cuts, removed: float, *, stats=None, model=None, **given) -> Ranks:
+    """The ranks at which the first-order changes of the loss cancel: `select` on `loss_changes`.
 
     stats: with `grad`.  options: rule, floor, accounting, replan.  The budget is one over all
     layers, dense ones included; one that cannot be met is an error.  A rule that reorders
@@ -179,7 +161,8 @@ def zero_sum(
     accounting "remap" counts numbers as `quantised.quantise(layout="remap")` stores them; until
     then a report counts plain factors, which may be more than W.  Raises ValueError as `plan` does.
     """
-    check_arguments(**options)
+    check_arguments(**given)
+    options = {name: value for name, value in given.items() if name in OPTIONS}
     _, selection = plan(decompositions, stats, removed, **options)
     if any(order != sorted(order) for order in selection.orders.values()):
         other = f"rule = {options['rule']!r} drops components in another order than these have"
@@ -196,14 +179,14 @@ def check_arguments(
     task_loss=None, batches=None, validation=None, rule: str = "zero_sum", **options
 ) -> None:
     """Raises ValueError for an option that is unknown or bad: before hours of work, not after."""
-    check_settings("options", options, ("rule", "floor", "accounting", "replan"))
+    check_settings("options", options, OPTIONS)
     check_choice("rule", rule, RULES)
-    costs_of({}, options.get("accounting", "break_even"), options.get("floor", 0.0))
+    shared.costs_of({}, options.get("accounting", "break_even"), options.get("floor", 0.0))
 
 
 def check_greedy(task_loss=None, batches=None, validation=None, **options) -> None:
     """As `check_arguments`, for `greedy`, whose rule is fixed."""
-    check_settings("options", options, ("floor", "accounting", "replan"))
+    check_settings("options", options, OPTIONS[1:])
     check_arguments(**options)
 
 
@@ -214,7 +197,7 @@ def _counted(
     ValueError for a bad option, or naming the nearest `removed` that the floors allow.
     """
     check_choice("rule", rule, RULES)
-    costs = costs_of(shapes, accounting, floor)
+    costs = shared.costs_of(shapes, accounting, floor)
     share = check_removed(removed)
     total = sum(cost.dense for cost in costs.values())
     reachable = sum(cost.saved(cost.least) for cost in costs.values())
@@ -253,17 +236,14 @@ def candidate(name: str, cost: Cost, changes: Mapping, sigma: Mapping | None, ru
     change = torch.as_tensor(changes[name], dtype=torch.float64)
     score = change if rule.by == "value" else change.abs()
     if rule.by == "sigma":
-        if sigma is None:
-            raise ValueError("rule 'sigma' looks at singular values: pass sigma={layer: (k,)}")
-        if name not in sigma:
-            raise ValueError(f"sigma lacks layer {name!r}: take it from its decomposition")
+        if name not in (sigma or {}):
+            raise ValueError(f"rule 'sigma' needs singular values: pass sigma={{{name!r}: (k,)}}")
         score = torch.as_tensor(sigma[name])
-    for values in (change, score):
-        if values.shape != (cost.full,):
-            counted = f"layer {name!r} has {cost.full} components"
-            raise ValueError(f"{counted}, and scores of shape {tuple(values.shape)}")
-        if not torch.isfinite(values).all():
-            raise ValueError(f"layer {name!r}: the score of a component is NaN or infinite")
+    if len(change) != cost.full or len(score) != cost.full:
+        counted = f"layer {name!r} has {cost.full} components"
+        raise ValueError(f"{counted}, and {len(change)} changes or {len(score)} scores")
+    if not torch.isfinite(change + score).all():
+        raise ValueError(f"layer {name!r}: the score of a component is NaN or infinite")
     order = torch.arange(cost.full)
     if rule.reorder:  # stable: of equals the later goes first, as it would without
         order = score.argsort(descending=True, stable=True).cpu()
