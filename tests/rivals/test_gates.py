@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from prehab_lib.budget import break_even_rank, rank_for
+from prehab_lib.budget import break_even_rank
 from prehab_lib.rivals import dobi
 from prehab_lib.rivals.dobi import LIMIT, divided_differences, truncate_smoothly
 from prehab_lib.rivals.gates import Gates, Settings, gate
@@ -100,23 +100,6 @@ def test_whole_ranks_by_hand():
     assert placed(Gates(TWO, 0.2), a=24.0, b=8.0).whole_ranks() == {"a": None, "b": 9}
     # 38 · 40 ≤ 1536; every rank is stored as factors.
     assert placed(Gates(TWO, 0.2, "remap"), a=24.0, b=14.4).whole_ranks() == {"a": 24, "b": 14}
-
-
-def test_without_a_step_of_learning_equal_layers_keep_their_uniform_rank():
-    for removed in (0.1, 0.37, 0.5, 0.8):
-        ranks = Gates({f"h.{i}": (24, 40) for i in range(7)}, removed).whole_ranks()
-        assert set(ranks.values()) == {rank_for((24, 40), removed)}, removed
-
-
-def test_a_plan_to_start_from():
-    gates = Gates(SHAPES, 0.4, start={"a": 3, "b": None, "k": 2, "square": 5, "gate": None})
-    assert gates.gammas() == pytest.approx({"a": 3, "b": 24, "k": 2, "square": 5})
-    refuses(
-        lambda start: Gates(SHAPES, 0.4, start=start),
-        ({"start": {"a": 3}}, "start lacks layer 'b'"),
-        ({"start": dict.fromkeys(SHAPES, 3.7)}, "start has rank 3.7 for 'a'"),
-        ({"start": dict.fromkeys(SHAPES, 25)}, "start has rank 25 for 'a': it allows 1 to 24"),
-    )
 
 
 def test_settings_take_lists_from_parameter_files_and_name_a_bad_one():
