@@ -78,8 +78,8 @@ def compress_in_stages(
     stages: int = 2,
     layers: Iterable[str] | None = None,
 ):
-    """Cut, correct towards the original weights, and cut the model anew: `cut(model)` `stages` times
-    over, in place; returns what the last one returned.
+    """`cut(model)` `stages` times over, in place, with a correction towards the original weights
+    between two cuts; returns what the last one returned.
 
     cut: collects statistics and calls `surgery.compress`, always from full rank to the whole
     target.  After every cut but the last each low-rank layer becomes dense again, at W' + ΔW'

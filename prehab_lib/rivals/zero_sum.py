@@ -89,13 +89,12 @@ def select(
     """Drop one last component after the other, over all layers, until ⌊removed · Σ m n⌋ numbers are
     saved: while the sum of the dropped ΔL is ≤ 0 the least that rises, else the least that falls.
 
-    changes: layer -> ΔL (k,), from `loss_changes`; none for layers no rank shrinks.
-    shapes: layer -> (m, n), of all layers that count.  rule: a key of `RULES`.  sigma: layer ->
-    (k,), for rule "sigma".  floor: every layer keeps this share of its largest useful rank, and at
-    least rank 1.  accounting: a key of `ACCOUNTINGS`.  replan: walk again without layers
-    whose drops are undone until there is none, at most REPLANS times.  trace: keep every step.
-    Raises ValueError for a bad option, a budget beyond the floors (with the nearest), or a layer
-    whose changes are bad.
+    changes: layer -> ΔL (k,), from `loss_changes`; none for layers no rank shrinks.  shapes: layer
+    -> (m, n), of all layers that count.  rule: a key of `RULES`.  sigma: layer -> (k,), for rule
+    "sigma".  floor: every layer keeps this share of its largest useful rank, and at least rank 1.
+    accounting: a key of `ACCOUNTINGS`.  replan: walk again without layers whose drops are undone
+    until there is none, at most REPLANS times.  trace: keep every step.  Raises ValueError for a
+    bad option, a budget beyond the floors (with the nearest), or a layer whose changes are bad.
     """
     costs, budget = _counted(shapes, removed, rule, floor, accounting)
     useful = [name for name in sorted(shapes) if costs[name].most]
@@ -238,7 +237,7 @@ def candidate(name: str, cost: Cost, changes: Mapping, sigma: Mapping | None, ru
     if rule.by == "sigma":
         if name not in (sigma or {}):
             raise ValueError(f"rule 'sigma' needs singular values: pass sigma={{{name!r}: (k,)}}")
-        score = torch.as_tensor(sigma[name])
+        score = torch.as_tensor(sigma[name]).to(change)
     if len(change) != cost.full or len(score) != cost.full:
         counted = f"layer {name!r} has {cost.full} components"
         raise ValueError(f"{counted}, and {len(change)} changes or {len(score)} scores")

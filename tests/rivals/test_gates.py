@@ -8,7 +8,7 @@ import torch
 
 from prehab_lib.budget import break_even_rank
 from prehab_lib.rivals import dobi
-from prehab_lib.rivals.dobi import LIMIT, divided_differences, truncate_smoothly
+from prehab_lib.rivals.dobi import LIMIT, truncate_smoothly
 from prehab_lib.rivals.gates import Gates, Settings, gate
 from prehab_lib.rivals.shared import ACCOUNTINGS
 from tests.stack import refuses
@@ -196,13 +196,6 @@ def test_the_gradient_has_no_unit():
     A = with_spectrum(6, 5, [4.0, 2.0 + 1e-5, 2.0, 1.0, 0.0])
     for scale in (1e-12, 1e12):
         torch.testing.assert_close(gradients(scale * A, 2.0, 3.0)[0], gradients(A, 2.0, 3.0)[0], rtol=1e-4, atol=1e-6)
-
-
-def test_divided_differences_by_hand():
-    """d = (2, 1 · ¼) of σ = (2, 1), T = (1, ¼): Ω⁺ = 7/4 and Ω⁻ = 9/12 off the diagonal, T on it."""
-    symmetric, skew = divided_differences(torch.tensor([2.0, 1.0]), torch.tensor([1.0, 0.25]))
-    torch.testing.assert_close(symmetric, torch.tensor([[1.0, 1.75], [1.75, 0.25]]))
-    torch.testing.assert_close(skew, torch.tensor([[1.0, 0.75], [0.75, 0.25]]))
 
 
 def test_gradients_agree_with_autograd_through_the_svd_and_in_lower_precisions():

@@ -12,8 +12,16 @@ from prehab_lib.evaluate import classification_loss
 from prehab_lib.factors import LowRankLinear
 from prehab_lib.rehab import rehab
 from prehab_lib.rivals.correction import projected_gradient
-from prehab_lib.rivals.packing import PackedLinear, Packing, absmax_scales, from_codes, to_codes
-from prehab_lib.rivals.quantised import file_bytes, hq_removed, quantise
+from prehab_lib.rivals.quantised import (
+    PackedLinear,
+    Packing,
+    absmax_scales,
+    file_bytes,
+    from_codes,
+    hq_removed,
+    quantise,
+    to_codes,
+)
 from prehab_lib.rivals.svd_llm_update import closed_form
 from prehab_lib.save.rewrite import split_qkv, to_linear
 from prehab_lib.surgery import compress, load, save
