@@ -56,11 +56,10 @@ RULES: dict[str, Rule] = {
 class Selection:
     """What the walk decided.
 
-    planned: Σ ΔL over all drops of the walk.  shipped: Σ ΔL over what is really dropped; layers
-    that ended above break-even stay dense, and their drops are undone.  removed, budget: numbers
-    taken away, as counted and as asked, less than one drop apart.  undone: the layers whose drops
-    were undone.  replans: rounds of the repair.  orders: layer -> its components in the order that
-    `ranks` cuts, where the rule reorders them.  walk: with trace, the `Step` of every drop.
+    planned: Σ ΔL over all drops of the walk.  shipped: the same without the layers in `undone`,
+    which ended above break-even and stay dense.  removed, budget: numbers taken away, as counted
+    and as asked, less than one drop apart.  replans: rounds of the repair.  orders: layer -> its
+    components in the order that `ranks` cuts, where the rule reorders them.
     """
 
     ranks: Ranks
@@ -154,11 +153,11 @@ def plan(
 def zero_sum(decompositions: Cuts, removed: float, *, stats=None, model=None, **given) -> Ranks:
     """The ranks at which the first-order changes of the loss cancel: `select` on `loss_changes`.
 
-    stats: with `grad`.  options: rule, floor, accounting, replan.  The budget is one over all
-    layers, dense ones included; one that cannot be met is an error.  A rule that reorders
-    components needs decompositions in that order: those of `plan`, given to `surgery.compress`.
-    accounting "remap" counts numbers as `quantised.quantise(layout="remap")` stores them; until
-    then a report counts plain factors, which may be more than W.  Raises ValueError as `plan` does.
+    stats: with `grad`.  Options: rule, floor, accounting, replan.  The budget is one over all
+    layers, dense ones included.  A rule that reorders components needs the decompositions of
+    `plan`, given to `surgery.compress`.  accounting "remap" counts numbers as `quantise` stores
+    them with that layout; until then a report counts plain factors, which may be more than W.
+    Raises ValueError as `plan` does.
     """
     check_arguments(**given)
     options = {name: value for name, value in given.items() if name in OPTIONS}
@@ -252,12 +251,10 @@ def candidate(name: str, cost: Cost, changes: Mapping, sigma: Mapping | None, ru
 def walk(
     layers: list[Candidate], budget: int, *, balanced: bool, trace: bool = False
 ) -> tuple[dict[str, int], float, list[Step] | None]:
-    """Drop last components until `budget` numbers are saved: (layer -> rank, Σ ΔL of the drops, the
-    steps with trace).
+    """Drop last components until `budget` numbers are saved: (layer -> rank, Σ ΔL, the steps).
 
     Of equal scores goes the one that has waited longest, at the start in the order of `layers`.  A
-    layer has one entry in the queues at a time, so K drops of M layers take K log M steps.  The
-    budget must be within what the floors allow.
+    layer has one entry in the queues at a time, so K drops of M layers take K log M steps.
     """
     ranks = [layer.cost.full for layer in layers]
     # Heaps of (score, since when it waits, number of the layer); only balanced rules have falls.

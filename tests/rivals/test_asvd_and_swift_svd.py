@@ -5,7 +5,6 @@ import itertools
 import math
 
 import pytest
-import torch
 
 from prehab_lib.budget import break_even_rank, check_removed, rank_for
 from prehab_lib.rivals import shared
@@ -155,19 +154,11 @@ def test_alpha_is_the_one_with_the_lowest_loss_on_validation_data_or_else_on_bat
         assert importance(removed=0.6, **arguments) == plans[losses.index(min(losses))]
 
 
-def test_of_equals_the_smallest_alpha_wins(given):
-    plans = plans_of(given, 0.5)
-    assert plans[0] != plans[-1]
-    for loss in (torch.tensor(1.0), torch.tensor(math.nan)):
-        flat = given | {"task_loss": lambda model, batch, loss=loss: loss}
-        assert importance(removed=0.5, **flat) == plans[0], loss
-
-
 def test_equal_plans_are_scored_once_and_a_single_one_never(given, monkeypatch):
     scored = []
     monkeypatch.setattr(shared, "loss_at", lambda model, decompositions, plan, *_: scored.append(plan) or 1.0)
-    importance(removed=0.5, **given)
     plans = plans_of(given, 0.5)
+    assert importance(removed=0.5, **given) == plans[0] != plans[-1]  # of equals the smallest alpha
     distinct = [plan for number, plan in enumerate(plans) if plan not in plans[:number]]
     assert [dict.fromkeys(given["decompositions"]) | plan for plan in scored] == distinct
     scored.clear()

@@ -25,8 +25,10 @@ from tests.stack import refuses
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("replan", [False, True])
 def test_a_slow_reference_finds_the_same_ranks(rule, replan):
-    dense = repaired = 0
-    for seed, given in enumerate([*map(instance, range(60 if replan else 200)), *map(crowd, range(3))]):
+    dense = repaired = unstable = 0
+    for seed, given in enumerate(
+        [*map(instance, range(60 if replan else 200)), *map(crowd, range(12 if replan else 3))]
+    ):
         ours, expected = chosen(given, rule=rule, replan=replan), slowly(**given, rule=rule, replan=replan)
         assert ours.ranks == expected["ranks"] and list(ours.ranks) == list(given["shapes"]), seed
         assert ours.walk == expected["steps"] and ours.planned == expected["planned"], seed
@@ -44,8 +46,12 @@ def test_a_slow_reference_finds_the_same_ranks(rule, replan):
             shipped += sum(given["changes"][name][i] for i in set(every) - set(kept))
             assert sorted(ours.orders.get(name, every)[: ours.ranks[name]]) == kept, seed
         assert ours.shipped == pytest.approx(shipped, abs=1e-12), seed
+        assert ours.replans <= 3 and (ours.undone or ours.planned == pytest.approx(ours.shipped, abs=1e-12)), seed
+        unstable += replan and bool(ours.undone)
         dense, repaired = dense + (None in ours.ranks.values()), repaired + ours.replans
     assert dense > 20 and (repaired > 2) == replan
+    if rule == "zero_sum" and replan:
+        assert unstable == 1  # one crowd still has a layer of which drops are undone
 
 
 def test_the_walk_by_hand():
@@ -78,20 +84,6 @@ def test_drops_of_a_layer_that_stays_dense_are_undone_or_replanned_without_it():
     assert once.undone == ("a",) and once.replans == 0 and once.planned - once.shipped == pytest.approx(0.2)
     assert again.undone == () and again.replans == 1 and again.planned == pytest.approx(again.shipped)
     assert {name for name, *_ in again.walk} == {"b"}
-
-
-def test_three_rounds_are_the_most_and_what_is_left_is_said():
-    stable = []
-    for given in [*map(instance, range(100)), *map(crowd, range(12))]:
-        once, again = chosen(given), chosen(given, replan=True)
-        assert again.replans <= 3 and again.removed >= again.budget
-        if not once.undone:
-            assert again == once
-        stable.append(not again.undone)
-        walked = {name for name, *_ in again.walk}
-        assert all((again.ranks[name] is None) == (name in again.undone) for name in walked)
-        assert stable[-1] == (again.planned == pytest.approx(again.shipped, abs=1e-12))
-    assert stable.count(False) == 1  # one crowd still has a layer of which drops are undone
 
 
 def test_a_budget_that_cannot_be_met_names_the_nearest():
