@@ -39,9 +39,6 @@ def trained(decompositions, model, task_loss, batches, gates_on="weights", stats
     return gates
 
 
-# Gates on weights
-
-
 @pytest.mark.parametrize("ruler", ["identity", "gram"])
 def test_open_gates_change_nothing_and_steep_ones_truncate(ruler, given):
     model, x = given["model"], given["batches"][0]
@@ -73,9 +70,6 @@ def test_the_slope_of_the_loss_is_its_finite_difference(gates_on, given):
         model.float()
 
 
-# Gates on activations
-
-
 def test_a_steep_gate_truncates_the_activations_batch_by_batch(given):
     """Of the layer alone: its outputs without the bias have the rank of the gate, and are the nearest such."""
     x, name = given["batches"][0][0], "blocks.0.up"
@@ -105,9 +99,6 @@ def test_a_llama_with_grouped_query_attention():
     with pytest.raises(ValueError, match="a batch has padding"):
         learned(cuts, 0.4, **data, gates_on="activations", steps=1)
     assert untouched(llama, before)
-
-
-# Learning
 
 
 @forms
