@@ -10,7 +10,7 @@ from fractions import Fraction
 
 import torch
 
-from prehab_lib.rivals.ranks import ACCOUNTINGS
+from prehab_lib.rivals.shared import ACCOUNTINGS
 from prehab_lib.rivals.zero_sum import Selection, select
 
 BALANCED, ALL = {"zero_sum"}, {"most_negative", "magnitude_all"}

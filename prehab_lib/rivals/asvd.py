@@ -15,9 +15,10 @@ from torch import nn
 
 from prehab_lib.budget import check_removed, rank_for
 from prehab_lib.progress import progress
-from prehab_lib.rivals.ranks import Cuts, Ranks, Stats, compressible, parameters
-from prehab_lib.rivals.trial import check_given, loss_at
+from prehab_lib.rivals import shared
+from prehab_lib.rivals.shared import Cuts, Ranks
 
+NAME = "allocation 'sensitivity'"
 # Kept fractions of a layer; ASVD's code starts at 0.4.
 CANDIDATES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 
@@ -29,7 +30,7 @@ def sensitivity(
     removed: float,
     *,
     model: nn.Module | None = None,
-    stats: Stats | None = None,
+    stats=None,
     task_loss: Callable | None = None,
     batches: Iterable | None = None,
     validation=None,
@@ -41,13 +42,11 @@ def sensitivity(
     The threshold is the lowest whose parameters, r (m + n) a layer, fit the budget.  Equal losses
     fall in the order of rank and name; a loss that is not finite is worse than any other.  Where
     not even the smallest candidates fit, a layer takes its uniform rank if that is smaller still.
-
-    losses: from `solo_losses`, to search many budgets with one measurement; then model, task_loss
-    and batches are not needed.  Cost otherwise: layers × candidates passes over `batches`.  Raises
-    ValueError for a bad `removed`, or naming what is missing.
+    losses: from `solo_losses`; without them layers × candidates passes over `batches` are made.
+    Raises ValueError for a bad `removed`, or naming what is missing.
     """
     kept = 1 - check_removed(removed)
-    shapes = compressible(decompositions)
+    shapes = shared.compressible(decompositions)
     if losses is None:
         losses = solo_losses(decompositions, model, task_loss, batches)
     missing = [name for name in shapes if not losses.get(name)]
@@ -60,7 +59,7 @@ def sensitivity(
     worst_first.sort()
 
     def stored(struck: int) -> int:
-        return parameters(shapes, _smallest(shapes, worst_first[struck:]))
+        return shared.parameters(shapes, _smallest(shapes, worst_first[struck:]))
 
     # The more of the worst trials are struck out, the larger are the ranks that the others leave.
     budget = kept * sum(m * n for m, n in shapes.values())
@@ -71,10 +70,10 @@ def sensitivity(
     return {name: ranks.get(name) for name in decompositions}
 
 
-def check_arguments(task_loss=None, batches=None, losses=None, **_) -> None:
+def check_arguments(task_loss=None, batches=None, validation=None, losses=None) -> None:
     """Raises ValueError naming what the search will ask for, before anything is decomposed."""
     if losses is None:
-        check_given("allocation 'sensitivity'", task_loss=task_loss, batches=batches)
+        shared.check_given(NAME, task_loss=task_loss, batches=batches)
 
 
 def solo_losses(
@@ -90,7 +89,7 @@ def solo_losses(
     candidates: kept fractions; those that come to the same rank are measured once.  Raises
     ValueError for a bad candidate, or naming what is missing.
     """
-    check_given("allocation 'sensitivity'", model=model, task_loss=task_loss, batches=batches)
+    shared.check_given(NAME, model=model, task_loss=task_loss, batches=batches)
     fractions = []
     for kept in candidates:
         if isinstance(kept, bool) or not isinstance(kept, Real) or not 0 < kept < 1:
@@ -100,12 +99,12 @@ def solo_losses(
     if not fractions:
         raise ValueError("candidates is empty: give at least one kept fraction")
     trials = []
-    for name, shape in compressible(decompositions).items():
+    for name, shape in shared.compressible(decompositions).items():
         ranks = {rank_for(shape, fraction) for fraction in fractions}
         trials += [(name, rank) for rank in sorted(ranks)]
     losses: Losses = {name: {} for name, _ in trials}
     for name, rank in progress(trials, "sensitivity"):
-        losses[name][rank] = loss_at(model, decompositions, {name: rank}, task_loss, batches)
+        losses[name][rank] = shared.loss_at(model, decompositions, {name: rank}, task_loss, batches)
     return losses
 
 

@@ -2,27 +2,23 @@
 cost the loss to first order.  Once, as a recovery (`projected_gradient`), or between the stages of
 a compression that cuts several times (`compress_in_stages`).
 
-Source: Zero Sum SVD (arXiv 2602.02848); several gradients, and stages, as in its code.
+Source: Zero Sum SVD (arXiv 2602.02848); stages as in its code.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
 
 from prehab_lib.factors import Factors, LowRankLinear
 from prehab_lib.inputs import check_whole
-from prehab_lib.layers import linear_layers, refuse_packed, replace_module
+from prehab_lib.layers import linear_layers, replace_module
 from prehab_lib.progress import progress
-from prehab_lib.rivals.components import whole
-from prehab_lib.rivals.ranks import Cuts, Stats
-from prehab_lib.rivals.trial import check_given, replaced
+from prehab_lib.rivals.shared import Cuts, Stats, check_given, low_rank_layers, replaced, whole
 from prehab_lib.roots import on_factor_device
 from prehab_lib.statistics.fisher import sample_means
 from prehab_lib.statistics.gradients import GradientPass
 from prehab_lib.weightings import decompose
-
-RIDGE = 1e-6  # of the mean squared norm of several gradients, which may be parallel
 
 
 def projected_gradient(
@@ -34,24 +30,22 @@ def projected_gradient(
     task_loss: Callable | None = None,
     batches: Iterable | None = None,
     validation: Iterable | None = None,
-    gradients: int = 1,
 ) -> None:
     """W' ← Trunc_k(W' + ΔW') for every low-rank layer W' = U V of rank k, in place; ΔW' is
     `restoring_step` for the lost part W − W', W = left · right of the layer's decomposition.
 
-    All gradients of `task_loss` with respect to the dense W' (m, n) are taken at the weights after
-    truncation, as means over batches, which are divided into `gradients` groups.  Trunc_k is by the
-    ruler `weighting` with `stats`.  Ranks, biases, dense layers, and a layer whose gradient is zero
-    keep their bits.  If anything fails, no factor has changed.
+    The gradients of `task_loss` with respect to the dense W' (m, n) are taken at the weights after
+    truncation, as means over batches.  Trunc_k is by the ruler `weighting` with `stats`.  Ranks,
+    biases, dense layers, and a layer whose gradient is zero keep their bits.  If anything fails, no
+    factor has changed.
 
     Cost: a forward and backward pass of every batch, and one more decomposition a layer.  Memory:
-    W' of every low-rank layer, and `gradients` matrices (m, n) of each in float64.  Raises
-    ValueError naming what is missing, a layer that no gradient reaches, or one whose factors leave
-    its precision.
+    W' of every low-rank layer, and a matrix (m, n) of each in float64.  Raises ValueError naming
+    what is missing, a layer that no gradient reaches, or one whose factors leave its precision.
     """
-    check_arguments(task_loss, batches, validation, gradients)
-    layers = low_rank_layers(model, decompositions)
-    slopes = product_gradients(model, layers, batches, task_loss, gradients)
+    check_arguments(task_loss, batches)
+    layers = low_rank_layers(model, decompositions, "correct")
+    slopes = product_gradients(model, layers, batches, task_loss)
     new: dict[str, Factors] = {}
     for name, layer in progress(layers.items(), "correction"):
         W_k, cut = product(layer), whole(decompositions[name])
@@ -70,10 +64,9 @@ def projected_gradient(
             layers[name].V.weight.copy_(factors.V)
 
 
-def check_arguments(task_loss=None, batches=None, validation=None, gradients: int = 1) -> None:
+def check_arguments(task_loss=None, batches=None, validation=None) -> None:
     """Raises ValueError naming what the recovery will ask for, before anything is cut."""
     check_given("recovery 'projected_gradient'", task_loss=task_loss, batches=batches)
-    check_whole(1, gradients=gradients)
 
 
 def compress_in_stages(
@@ -85,18 +78,15 @@ def compress_in_stages(
     stages: int = 2,
     layers: Iterable[str] | None = None,
 ):
-    """Cut, correct towards the original weights, look at the model as it is now, and cut anew:
-    `cut(model)` `stages` times over, in place; returns what the last one returned.
+    """`cut(model)` `stages` times over, in place, with a correction towards the original weights
+    between two cuts; returns what the last one returned.
 
     cut: collects statistics and calls `surgery.compress`, always from full rank to the whole
-    target: this is no gradual schedule.  After every cut but the last each low-rank layer becomes
-    dense again, at W' + ΔW' (m, n), where `restoring_step` restores what was lost of the *original*
-    W.  So the inputs that a stage whitens by have passed the others' truncation.  A layer left
-    dense keeps the weight it has then.
-
-    layers: those that `cut` compresses, None for the model's default; their original weights stay
-    in memory.  Where anything fails, the model is as it was.  Raises ValueError for a bad number of
-    stages, or naming what is missing.
+    target.  After every cut but the last each low-rank layer becomes dense again, at W' + ΔW'
+    (m, n), where `restoring_step` restores what was lost of the *original* W.  So the inputs that a
+    stage whitens by have passed the others' truncation.  layers: those that `cut` compresses, None
+    for the model's default; their original weights stay in memory.  Where anything fails, the model
+    is as it was.  Raises ValueError for a bad number of stages, or naming what is missing.
     """
     check_whole(1, stages=stages)
     check_given("compress_in_stages", task_loss=task_loss, batches=batches)
@@ -117,7 +107,7 @@ def _restore(model: nn.Module, original: Mapping, task_loss: Callable, batches: 
     """Every low-rank layer dense again, at W' + ΔW'; the gradients of all are taken at the same
     weights, before any step.
     """
-    layers = low_rank_layers(model, original)
+    layers = low_rank_layers(model, original, "correct")
     slopes = product_gradients(model, layers, batches, task_loss)
     for name, layer in layers.items():
         W_k, dense = product(layer), as_linear(layer)
@@ -126,61 +116,32 @@ def _restore(model: nn.Module, original: Mapping, task_loss: Callable, batches: 
         replace_module(model, name, dense)
 
 
-def restoring_step(lost: Tensor, gradients: Sequence[Tensor]) -> Tensor:
-    """ΔW' (m, n), the smallest matrix that changes the loss to first order as giving back `lost` =
-    W − W' (m, n) would.
-
-    One gradient g (m, n): ⟨g, ΔW⟩ / ⟨g, g⟩ · g.  Several: Σ_j c_j g_j with (Γ + 1e-6 (tr Γ / N) I)
-    c = b, Γ_jl = ⟨g_j, g_l⟩, b_j = ⟨g_j, ΔW⟩.  So ⟨g_j, ΔW'⟩ = ⟨g_j, ΔW⟩ for each j (but for the
-    ridge) and ‖ΔW'‖ ≤ ‖ΔW‖.  Zero where the gradients are.
+def restoring_step(lost: Tensor, gradient: Tensor) -> Tensor:
+    """ΔW' = ⟨g, ΔW⟩ / ⟨g, g⟩ · g (m, n), zero where the gradient g is: the smallest matrix that
+    changes the loss to first order as giving back ΔW = `lost` = W − W' (m, n) would.
     """
     lost = on_factor_device(lost)
-    g = torch.stack([gradient.to(lost).flatten() for gradient in gradients])  # (N, m n)
-    gamma, b = g @ g.T, g @ lost.flatten()
-    mean = gamma.diagonal().mean()
-    if not mean > 0:
-        return torch.zeros_like(lost)
-    if len(g) > 1:
-        gamma = gamma + RIDGE * mean * torch.eye(len(g)).to(gamma)
-    return (torch.linalg.solve(gamma, b) @ g).view_as(lost)
+    g = gradient.to(lost)
+    square = g.square().sum()
+    return (g * lost).sum() / square * g if square > 0 else torch.zeros_like(lost)
 
 
 def product_gradients(
-    model: nn.Module, layers: Mapping, batches: Iterable, task_loss: Callable, groups: int = 1
-) -> dict[str, list[Tensor]]:
-    """layer -> for each group of batches the mean of ∂ task_loss / ∂ W' (m, n) in float64; W' = U V
-    counts as one free matrix.
+    model: nn.Module, layers: Mapping, batches: Iterable, task_loss: Callable
+) -> dict[str, Tensor]:
+    """layer -> mean over batches of ∂ task_loss / ∂ W' (m, n), float64; W' = U V counts as one
+    free matrix.
 
-    In eval mode, a batch at once: what its loss is the mean of is its own affair.  A group is every
-    `groups`-th batch, so that it sees the data from beginning to end.  Raises ValueError where
-    there are fewer batches than groups, or no gradient reaches a layer.
+    In eval mode, a batch at once: what its loss is the mean of is its own affair.  Raises
+    ValueError where there is no batch, or no gradient reaches a layer.
     """
-    parts = [batches]
-    if groups > 1:
-        batches = list(batches)
-        if len(batches) < groups:
-            wanted = f"gradients = {groups} needs as many batches, and there are {len(batches)}"
-            raise ValueError(f"{wanted}: pass more, or smaller")
-        parts = [batches[start::groups] for start in range(groups)]
-    means: dict[str, list[Tensor]] = {name: [] for name in layers}
+    if not layers:
+        return {}
     dense = {name: as_linear(layer) for name, layer in layers.items()}
     with replaced(model, dense):
-        for part in parts if layers else ():
-            run = GradientPass(model, dense, part, task_loss, per_sample=False)
-            for name, values in sample_means(run, {"grad"}).items():
-                means[name].append(values["grad"])
-    return means
-
-
-def low_rank_layers(model: nn.Module, names: Iterable[str]) -> dict[str, LowRankLinear]:
-    """Those of `names` that are low-rank layers of the model; dense ones are left out.
-
-    Raises ValueError for one in 8 bits, which nothing could be written to.
-    """
-    modules = {name: model.get_submodule(name) for name in names}
-    layers = {name: module for name, module in modules.items() if isinstance(module, LowRankLinear)}
-    refuse_packed(layers, "correct")
-    return layers
+        run = GradientPass(model, dense, batches, task_loss, per_sample=False)
+        means = sample_means(run, {"grad"})
+    return {name: values["grad"] for name, values in means.items()}
 
 
 def product(layer: LowRankLinear) -> Tensor:

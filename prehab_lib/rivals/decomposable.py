@@ -1,12 +1,10 @@
-"""Train for truncation itself: part of the loss is that of the model as surgery would cut it.  The
-alternative to a surrogate.
+"""Train for truncation itself: part of the loss is that of the model as surgery would cut it.
 
 Source: Decomposable-Net (arXiv 1910.13141): (1 − α) L(θ) + α E_z L(Trunc_z(θ)), z drawn anew each
-step.  Differences: z is the fraction removed, the same for every layer, as surgery here hands out
-ranks; truncation is that of the Gram ruler, Ŵ = Q Qᵀ W with Q = U_r of W L; Q is made every few
-steps and held fixed in between and in the backward pass, which then takes no decomposition: Q Qᵀ Γ
-for a gradient Γ at Ŵ.  The paper decomposes at every step, has batch norms to keep apart, and
-scales the second gradient to the first's norm.
+step.  Differences: z is the fraction removed, the same for every layer.  Truncation is that of the
+Gram ruler, Ŵ = Q Qᵀ W with Q = U_r of W L.  Q is made every few steps and held fixed in between and
+in the backward pass: Q Qᵀ Γ for a gradient Γ at Ŵ.  The paper decomposes at every step, has batch
+norms to keep apart, and scales the second gradient to the first's norm.
 """
 
 from collections.abc import Callable, Mapping
@@ -18,20 +16,17 @@ from torch.func import functional_call
 from prehab_lib.budget import break_even_rank, check_removed, rank_for
 from prehab_lib.inputs import check_whole
 from prehab_lib.layers import linear_layers
-from prehab_lib.rivals.ranks import Stats, check_share
+from prehab_lib.rivals.shared import Stats, check_share
 
 
 class Decomposable:
-    """A task loss for `prehab`, whose λ is then 0: `prehab(model, Decomposable(task_loss, stats),
-    ..., lam=0)`.
+    """A task loss for `prehab`, whose λ is then 0.
 
     task_loss(model, batch) -> scalar.  stats: layer -> statistics with "gram".  alpha: share of the
     truncated model's loss, from 0 (ordinary training) to 1.  removed: the range that z is drawn
-    from, uniformly, by `seed`.  refresh: steps, that is calls with gradients, between
-    decompositions.
-
-    Memory: one U (m, p) of every layer, p = min(m, n), and the activations of two passes.
-    Raises ValueError for numbers that make no sense or a statistic that is missing.
+    from, uniformly, by `seed`.  refresh: calls with gradients between decompositions.  Memory: one
+    U (m, p) of every layer, p = min(m, n), and the activations of two passes.  Raises ValueError
+    for numbers that make no sense or a statistic that is missing.
     """
 
     def __init__(

@@ -1,18 +1,14 @@
 """Dobi-SVD: ranks that are learned by the task loss under one budget, one gate's position a layer.
 
 Source: Dobi-SVD (arXiv 2502.02723).  Its own form truncates *activations*, gates_on="activations":
-A = x Wᵀ of a batch becomes F = U diag(σ_i T_i) Vᵀ, and every step costs one thin SVD (t, m) a layer
-of all t tokens at once.  gates_on="weights" is the companion's cheap version: W(γ) = left
-diag(T(γ)) right on a frozen decomposition, no SVD in the loop.
+A = x Wᵀ of a batch becomes F = U diag(σ_i T_i) Vᵀ, at one thin SVD (t, m) a layer and step.
+gates_on="weights" is cheaper: W(γ) = left diag(T(γ)) right on a frozen decomposition.  At whole
+ranks the paper's new weights are Ŵ = U_k U_kᵀ W with U_k the principal directions of the outputs:
+the whitened truncation of `weightings.gram`.  So surgery needs no code of its own.
 
-With whole ranks and the tokens of all batches stacked, the paper's update of the weights is Ŵ = U_k
-U_kᵀ W with U_k the principal directions of the outputs: the whitened truncation of
-`weightings.gram`, at the learned ranks.  So surgery needs no code of its own.
-
-Differences: β is annealed, SVDs are taken in full, and ranks are fitted to the budget exactly
-afterwards.  The released code differentiates the SVD and repairs 1 / (σ_i² − σ_j²); here U diag(σ
-T) Vᵀ is differentiated as a whole, and only pairs of near-equal σ on both sides of the gate are
-left to bound: there it is not continuous and has no gradient.
+Differences: β is annealed, SVDs are full, and ranks are fitted to the budget exactly afterwards.
+U diag(σ T) Vᵀ is differentiated as a whole, not the SVD.  Only pairs of near-equal σ on both sides
+of the gate are left to bound: there it is not continuous and has no gradient.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -27,16 +23,15 @@ from prehab_lib.batches import padding_mask
 from prehab_lib.factors import LowRankLinear
 from prehab_lib.inputs import check_choice, check_options
 from prehab_lib.layers import linear_layers
-from prehab_lib.rivals.gates import Gates, Learned, Settings, gate, learn
-from prehab_lib.rivals.ranks import Cuts, Ranks
-from prehab_lib.rivals.trial import check_given, replaced
+from prehab_lib.rivals.gates import Gates, Settings, gate, learn
+from prehab_lib.rivals.shared import Cuts, Ranks, check_given, replaced
 
 NAME = "allocation 'learned'"
 FORMS = ("weights", "activations")
 LIMIT = 1e4  # most that σ_j / (σ_i − σ_j) counts: σ closer than a part in 10⁴ count as so far apart
 
 
-def learn_ranks(
+def learned(
     decompositions: Cuts,
     removed: float,
     *,
@@ -46,42 +41,34 @@ def learn_ranks(
     batches: Iterable | None = None,
     validation=None,
     gates_on: str = "weights",
-    start: Ranks | None = None,
     **settings,
-) -> Learned:
-    """`learned`, with the way it took: γ of every layer, and loss and budget at every step."""
-    check_choice("gates_on", gates_on, FORMS)
-    chosen = Settings(**settings)
-    check_given(NAME, model=model, task_loss=task_loss, batches=batches)
-    shapes = {name: tuple(cut.shape) for name, cut in decompositions.items()}
-    gates = Gates(shapes, removed, chosen.accounting, start)
-    if not gates.costs:
-        return Learned(dict.fromkeys(decompositions), {}, [])
-    if gates_on == "weights":
-        in_place = partial(gated_weights, model, decompositions, gates)
-    else:
-        in_place, task_loss = partial(gated_activations, model, gates), _unpadded(task_loss)
-    result = learn(model, gates, in_place, task_loss, batches, chosen, NAME)
-    ranks = {name: result.ranks.get(name) for name in decompositions}
-    return Learned(ranks, result.gammas, result.rows)
-
-
-def learned(decompositions: Cuts, removed: float, **given) -> Ranks:
+) -> Ranks:
     """Ranks found by gradient: where does the loss want the cut of each layer, if all together must
     fit the budget?
 
-    Needs model, task_loss and batches (the gates see no other data).  Options: those of `Settings`;
-    gates_on, "weights" or "activations" (the paper's own form; batches without padding); start, a
-    plan {layer: rank or None} to begin with instead of equal shares.  On weights a step costs up to
-    twice a plain one, and (m + n) min(m, n) numbers a layer in the model's dtype.  The weights come
-    back bit by bit, whatever happens.  Raises ValueError for a bad `removed` or option, a loss that
-    is not finite, or naming what is missing.
+    Needs model, task_loss and batches.  Options: those of `Settings`; gates_on, "weights" or
+    "activations" (batches without padding).  On weights a step costs up to twice a plain one, and
+    (m + n) min(m, n) numbers a layer in the model's dtype.  The weights come back bit by bit.
+    Raises ValueError for a bad `removed` or option, a loss that is not finite, or naming what is
+    missing.
     """
-    return learn_ranks(decompositions, removed, **given).ranks
+    check_arguments(task_loss, batches, validation, gates_on, **settings)
+    check_given(NAME, model=model)
+    chosen = Settings(**settings)
+    shapes = {name: tuple(cut.shape) for name, cut in decompositions.items()}
+    gates = Gates(shapes, removed, chosen.accounting)
+    if not gates.costs:
+        return dict.fromkeys(decompositions)
+    in_place = partial(gated_weights, model, decompositions, gates)
+    if gates_on == "activations":
+        in_place, task_loss = partial(gated_activations, model, gates), _unpadded(task_loss)
+    learn(model, gates, in_place, task_loss, batches, chosen, NAME)
+    ranks = gates.whole_ranks()
+    return {name: ranks.get(name) for name in decompositions}
 
 
 def check_arguments(
-    task_loss=None, batches=None, validation=None, gates_on="weights", start=None, **settings
+    task_loss=None, batches=None, validation=None, gates_on="weights", **settings
 ) -> None:
     """Raises ValueError for an option that is unknown or bad, or naming what is missing."""
     check_options("options", settings, Settings)
@@ -170,9 +157,8 @@ class GatedProduct(torch.autograd.Function):
 def divided_differences(sigma: Tensor, T: Tensor) -> tuple[Tensor, Tensor]:
     """Ω⁺ and Ω⁻ (k, k) for d = σ T: (d_i − d_j) / (σ_i − σ_j), and (d_i + d_j) / (σ_i + σ_j).
 
-    With σ_i ≥ σ_j, Ω⁺ = T_i + (T_i − T_j) σ_j / (σ_i − σ_j): so ties on one side of the gate, where
-    T_i = T_j, need no case of their own, and only the last quotient, which has no unit, is bounded
-    by LIMIT.  Ω⁻ is a mean of T_i and T_j.
+    With σ_i ≥ σ_j, Ω⁺ = T_i + (T_i − T_j) σ_j / (σ_i − σ_j).  LIMIT bounds the last quotient.
+    Ties on one side of the gate, where T_i = T_j, need no case.  Ω⁻ is a mean of T_i and T_j.
     """
     # σ and T both descend, so the larger of a pair is the first of it in either.
     larger, smaller = torch.maximum(sigma[:, None], sigma), torch.minimum(sigma[:, None], sigma)

@@ -1,12 +1,10 @@
-"""Gates that are trained: where does the loss want the cut of each layer, if all together must fit
-one budget?
+"""Gates that are trained: one number γ a layer, the position of its gate T(γ), under one budget.
 
-One number γ a layer, the position of its gate T(γ), and one objective.  What the gates stand on is
-the caller's: components of whitened weights, or of activations (`dobi`).  Source: Dobi-SVD (arXiv
-2502.02723), with lr 5/2048 falling to 4/2048, 640 steps, β = 10 throughout, and λ from 30 to 400 by
-target.  At β = 10 only the two components beside γ give a gradient, so β starts wide here.  A λ far
-above the slope of the loss moves all γ in step, and nothing is learned; one far below lets the
-budget go, and rounding has to find it again.
+What the gates stand on is the caller's: components of whitened weights, or of activations (`dobi`).
+Source: Dobi-SVD (arXiv 2502.02723), with lr 5/2048 falling to 4/2048, 640 steps, β = 10 throughout,
+and λ from 30 to 400 by target.  At β = 10 only the two components beside γ give a gradient, so β
+starts wide here.  A λ far above the slope of the loss moves all γ in step, and nothing is learned;
+one far below lets the budget go, and rounding has to find it again.
 """
 
 import math
@@ -22,18 +20,16 @@ from prehab_lib.batches import device_of, endless, frozen, loss_of, mode, move, 
 from prehab_lib.budget import check_removed
 from prehab_lib.inputs import check_positive, check_whole
 from prehab_lib.progress import progress
-from prehab_lib.rivals.ranks import Ranks, Shape, costs_of
+from prehab_lib.rivals.shared import Ranks, Shape, costs_of
 
 STEEPEST = 20.0  # above it a loss counts by the tangent of e^loss: float32 has no e^89
 
 
 def gate(gamma: Tensor, count: int, beta: float) -> Tensor:
-    """T (count,) in (0, 1), descending: T_i = ½ tanh(β (γ − i)) + ½ at i = ½, 1½, … for the first,
-    second, … component.
+    """T (count,) in (0, 1), descending: T_i = ½ tanh(β (γ − i)) + ½ at i = ½, 1½, … of components.
 
-    gamma: a scalar, in components.  beta: steepness; β → ∞ keeps the first γ components.  The paper
-    counts i in whole numbers.  Half a component less, our own choice, makes γ = k the cut after k
-    components, and Σ T_i ≈ γ, which is what the budget counts.
+    gamma: a scalar.  beta: steepness; β → ∞ keeps the first γ components.  The paper counts i in
+    whole numbers.  Half a component less makes γ = k the cut after k components, and Σ T_i ≈ γ.
     """
     centres = torch.arange(count, device=gamma.device, dtype=gamma.dtype) + 0.5
     return torch.sigmoid(2 * beta * (gamma - centres))  # ½ tanh(z) + ½, without its cancellation
@@ -72,28 +68,14 @@ class Settings:
         return first * (last / first) ** (step / max(1, self.steps - 1))
 
 
-@dataclass(frozen=True)
-class Learned:
-    """gammas: layer -> γ as it was trained.  rows: one a step, before it: step, loss (nats), beta,
-    kept (R(γ), the fraction of parameters kept).
-    """
-
-    ranks: Ranks
-    gammas: dict[str, float]
-    rows: list[dict]
-
-
 class Gates:
     """Where the gates of several layers stand: γ from 0 to min(m, n) each, trained as a share of
     it, in float64 on the CPU.  Layers (m, n) in which no rank saves parameters have no gate.
 
-    Start: where R(γ) = 1 − removed with the same share of parameters kept in every layer, or at the
-    ranks of `start`, None being full rank.
+    Start: where R(γ) = 1 − removed with the same share of parameters kept in every layer.
     """
 
-    def __init__(
-        self, shapes: Mapping[str, Shape], removed: float, accounting="break_even", start=None
-    ):
+    def __init__(self, shapes: Mapping[str, Shape], removed: float, accounting="break_even"):
         costs = costs_of({name: shapes[name] for name in sorted(shapes)}, accounting)
         self.costs = {name: cost for name, cost in costs.items() if cost.most}
         self.kept = 1 - check_removed(removed)
@@ -103,18 +85,7 @@ class Gates:
         columns = torch.tensor(numbers, dtype=torch.float64).reshape(-1, 3)
         self._full, self._unit, self._dense = columns.T
         gammas = float(self.kept) * self._dense / self._unit
-        if start is not None:
-            gammas = torch.tensor([self._start(name, start) for name in self.costs]).double()
         self.shares = (gammas / self._full).requires_grad_()  # (layers,)
-
-    def _start(self, name: str, start: Ranks) -> int:
-        if name not in start:
-            raise ValueError(f"start lacks layer {name!r}: give a rank, or None for dense, for all")
-        full = self.costs[name].full
-        rank = full if start[name] is None else start[name]
-        if isinstance(rank, bool) or not isinstance(rank, int) or not 1 <= rank <= full:
-            raise ValueError(f"start has rank {rank} for {name!r}: it allows 1 to {full}")
-        return rank
 
     def share(self, name: str) -> Tensor:
         """γ / min(m, n) of a layer, a scalar that gradients flow through."""
@@ -167,9 +138,8 @@ def learn(
     batches: Iterable,
     settings: Settings,
     what: str,
-) -> Learned:
-    """Lower e^loss + λ |R(γ) − R_target| + Σ relu(−γ)² + relu(γ − min(m, n))² by Adam on γ alone,
-    and round.
+) -> None:
+    """Lower e^loss + λ |R(γ) − R_target| + Σ relu(−γ)² + relu(γ − min(m, n))² by Adam on γ alone.
 
     in_place: () -> context in which the model's layers look at `gates`.  One batch a step, in eval
     mode, with frozen weights.  Raises ValueError for a loss that is not finite (naming the step) or
@@ -177,7 +147,6 @@ def learn(
     """
     optimizer = torch.optim.Adam([gates.shares], lr=settings.lr)
     stream = endless(batches)
-    rows: list[dict] = []
     target, weight = float(gates.kept), settings.weight_of_budget
     with ExitStack() as inside:
         around = mode(model, training=False), frozen(model), seeded(model, settings.seed)
@@ -186,11 +155,10 @@ def learn(
         for step in progress(range(settings.steps), what):
             gates.beta = settings.beta_at(step)
             loss = loss_of(task_loss, model, move(next(stream), device_of(model)))
-            value, kept = float(loss.detach()), gates.kept_now()
+            value = float(loss.detach())
             at = f"at step {step} of {what}"
             if not math.isfinite(value):
                 raise ValueError(f"task_loss is {value} {at}: look at the data and the precision")
-            rows.append(dict(step=step, loss=value, beta=gates.beta, kept=float(kept.detach())))
             slope = None
             if loss.requires_grad:
                 (slope,) = torch.autograd.grad(loss, gates.shares, allow_unused=True)
@@ -200,10 +168,9 @@ def learn(
             exponential = math.exp(min(value, STEEPEST))
             if weight is None:
                 weight = 3 * exponential
-            price = weight * (kept - target).abs() + gates.outside()
+            price = weight * (gates.kept_now() - target).abs() + gates.outside()
             gradient = torch.autograd.grad(price, gates.shares)[0] + exponential * slope
             if not torch.isfinite(gradient).all():
                 raise ValueError(f"the gradient of γ is not finite {at}: look at the precision")
             gates.shares.grad = gradient
             optimizer.step()
-    return Learned(gates.whole_ranks(), gates.gammas(), rows)

@@ -1,14 +1,19 @@
-"""Compressed models in 8 bits, in bytes that are really written.
+"""Compressed models in 8 bits: int8 numbers and fp16 scales, in bytes that are really written.
 
-Source: Zero Sum SVD (arXiv 2602.02848), rows † (HQ) and * (remap, after Dobi-SVD); IO-SVD (arXiv
-2605.15626), loss-aware remapping.  The papers count such files with formulas, and their codes round
-factors of which only the product with L⁻¹ is saved, in fp16.  Here the factors as they are stored
-lie on the grid (`packing`), and scales and masks are counted.  A rank index has one scale for its
-column of U and one for its row of V: 4 bytes.
+A matrix is a list of vectors, its rows or its columns, and each has one scale: Q(f) = scale ·
+round(f / scale), with scale ≥ max |f| / 127 the next number that fp16 has.  So |Q(f) − f| ≤ scale /
+2 entry by entry.  Below max |f| = 0.008 the numbers of fp16 grow sparse, and the steps with them:
+by a tenth at most down to 0.0001.
+
+Source: Zero Sum SVD (arXiv 2602.02848), rows † (HQ) and * (remap, after Dobi-SVD).  The paper
+counts such files with formulas, and its code rounds factors of which only the product with L⁻¹ is
+saved, in fp16.  Here the factors as they are stored lie on the grid, and scales are counted: 4
+bytes a rank index, one for its column of U and one for its row of V.
 """
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -16,14 +21,148 @@ from torch import Tensor, nn
 
 from prehab_lib.budget import check_removed
 from prehab_lib.factors import LowRankLinear
-from prehab_lib.inputs import check_choice, check_whole
+from prehab_lib.inputs import check_choice
 from prehab_lib.layers import default_layers, linear_layers, replace_module
-from prehab_lib.rivals.packing import PackedLinear, as_rows, rounded
-from prehab_lib.rivals.ranks import Stats
 from prehab_lib.roots import on_factor_device
 
 LAYOUTS = ("int8", "remap")
-AXES = {"U": "columns", "V": "rows"}  # of a factor, one vector for each rank index
+LEVELS = 127  # codes go from −127 to 127: the grid is symmetric
+SCALE = torch.float16  # of scales, and of what is not on the grid
+
+
+@dataclass(frozen=True)
+class Packing:
+    """How the matrix W (m, n) of a layer lies in memory, as it is written down in JSON.
+
+    axis: "rows" (m vectors of n numbers) or "columns" (n vectors of m).  entries: how many of the
+    first numbers of each vector are on the 8-bit grid; the rest is fp16.  dtype: what the layer
+    computes in.
+    """
+
+    axis: str
+    entries: int
+    dtype: str = "float32"
+
+    def __post_init__(self):
+        known = isinstance(getattr(torch, self.dtype, None), torch.dtype)
+        if not known or self.axis not in ("rows", "columns"):
+            raise ValueError(f"{self} describes no packed matrix: it was changed by hand")
+
+    def json(self) -> dict:
+        return asdict(self)
+
+
+def as_rows(M: Tensor, axis: str) -> Tensor:
+    """The vectors (k, d) of a matrix; their own matrix, the other way round."""
+    return M if axis == "rows" else M.T
+
+
+def absmax_scales(F: Tensor) -> Tensor:
+    """scale (k,) for vectors F (k, d), 0 for zeros.  Raises ValueError where none fits a vector."""
+    exact = on_factor_device(F).abs().amax(1) / LEVELS
+    scale = exact.to(SCALE)
+    next_up = (scale.view(torch.int16) + 1).view(SCALE)  # of positive numbers of fp16
+    scale = torch.where(scale.double() < exact, next_up, scale)
+    if not torch.isfinite(scale).all():
+        raise ValueError("a vector has NaN, infinite or huge entries: no fp16 scale fits it")
+    return scale.to(F.device)
+
+
+def to_codes(F: Tensor, scale: Tensor) -> Tensor:
+    """The nearest points of the grid, int8 (k, d), for vectors F (k, d) and their scales (k,)."""
+    step = on_factor_device(scale)
+    points = on_factor_device(F) / step.where(step > 0, 1.0)[:, None]
+    return points.round().clamp(-LEVELS, LEVELS).to(F.device, torch.int8).contiguous()
+
+
+def from_codes(codes: Tensor, scale: Tensor) -> Tensor:
+    """The points themselves, float32 (k, d): the product of 8 and 11 bits is exact there."""
+    return codes.float() * scale.float()[:, None]
+
+
+class PackedLinear(nn.Module):
+    """y = x Wᵀ + b with W (m, n) held as codes, scales and what is left in fp16 (`Packing`).
+
+    W is made at each call, and nothing trains it; the bias is a parameter as before.  The buffers
+    keep their dtypes: `.to(dtype)` of the model changes what the layer computes in.
+    """
+
+    def __init__(
+        self, in_features: int, out_features: int, packing: Packing, bias: bool = True, device=None
+    ):
+        super().__init__()
+        self.in_features, self.out_features, self.packing = in_features, out_features, packing
+        count, size = out_features, in_features
+        if packing.axis == "columns":
+            count, size = size, count
+        shapes = {
+            "codes": ((count, packing.entries), torch.int8),
+            "scale": ((count,), SCALE),
+            "rest": ((count, size - packing.entries), SCALE),
+        }
+        for name, (shape, dtype) in shapes.items():
+            value = torch.zeros(shape, dtype=dtype, device=device)
+            self.register_buffer(name, value if value.numel() else None)
+        self.bias = None
+        if bias:
+            self.bias = nn.Parameter(torch.empty(out_features, device=device, dtype=self.dtype))
+
+    @classmethod
+    def of(cls, W: Tensor, bias: nn.Parameter | None, axis: str, entries=None) -> "PackedLinear":
+        """The layer for W (m, n), of its dtype and device, with the very same bias.
+
+        entries: how many numbers of each vector go on the grid, None for all.  Raises ValueError
+        for numbers that fp16 does not reach.
+        """
+        F = as_rows(W.detach(), axis)
+        entries = F.shape[1] if entries is None else entries
+        rest = F[:, entries:].to(SCALE)
+        if not torch.isfinite(rest).all():
+            raise ValueError("it has entries that are too large for fp16")
+        packing = Packing(axis, entries, _name(W.dtype))
+        layer = cls(W.shape[1], W.shape[0], packing, bias=False, device=W.device)
+        layer.scale = absmax_scales(F[:, :entries])
+        layer.codes = to_codes(F[:, :entries], layer.scale)
+        layer.rest = rest.contiguous() if rest.numel() else None
+        layer.bias = bias
+        return layer
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the layer computes in."""
+        return getattr(torch, self.packing.dtype)
+
+    @property
+    def weight(self) -> Tensor:
+        """W (m, n) as it is stored, in the dtype that the layer computes in."""
+        F = from_codes(self.codes, self.scale)
+        if self.rest is not None:
+            F = torch.cat([F, self.rest.float()], dim=1)
+        return as_rows(F, self.packing.axis).to(self.dtype)
+
+    def forward(self, x: Tensor) -> Tensor:  # (..., n) -> (..., m)
+        return nn.functional.linear(x, self.weight, self.bias)
+
+    def _apply(self, fn, recurse: bool = True):
+        held = {name: getattr(self, name) for name in ("scale", "rest")}
+        computes_in = fn(torch.empty(0, dtype=self.dtype, device=self.codes.device)).dtype
+        self.packing = replace(self.packing, dtype=_name(computes_in))
+        super()._apply(fn, recurse)
+        for name, before in held.items():
+            if before is not None:  # its bits, not its value in the other dtype
+                setattr(self, name, before.to(getattr(self, name).device))
+        return self
+
+    def extra_repr(self) -> str:
+        p = self.packing
+        sizes = f"in_features={self.in_features}, out_features={self.out_features}"
+        rest = f", fp16={self.rest.numel()}" if self.rest is not None else ""
+        grid = f"int8={len(self.codes)} {p.axis} × {p.entries}{rest}"
+        return f"{sizes}, bias={self.bias is not None}, {grid}"
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def hq_removed(removed: float) -> float:
@@ -50,67 +189,22 @@ def quantise(
     model is then as it was.
     """
     check_choice("layout", layout, LAYOUTS)
-    how: dict[str, dict] = {}
-    for name, module in _targets(model, layout, layers).items():
+    new: dict[str, nn.Module] = {}
+    for layer, module in _targets(model, layout, layers).items():
+        parts, entries = {layer: (module, "rows")}, None
         if isinstance(module, LowRankLinear):
-            entries = min(module.in_features, module.out_features) if layout == "remap" else None
-            how |= {f"{name}.{side}": {"entries": entries} for side in AXES}
-        else:
-            how[name] = {}
-    return _pack(model, how)
-
-
-def quantise_by_loss(model: nn.Module, stats: Stats, budget: int) -> nn.Module:
-    """Put those vectors in 8 bits that change the loss least, as many as `budget` asks for, the
-    rest in fp16; in place.
-
-    The change predicted for a vector f with gradient γ is ⟨γ, Q(f) − f⟩; the smallest magnitudes go
-    first.  One bit a vector says where it went.  stats: "grad" of the factors,
-    `stats.collect(model, batches, factor_names(model), {"grad"}, task_loss)`; its names are what is
-    stored this way (columns of U, rows of V, rows of a dense layer).  budget: bytes of their
-    matrices together, scales and bits included.  Raises ValueError for a budget that all in 8 bits
-    exceed (naming theirs), a missing gradient, and as `quantise` does; the model is then as it was.
-    """
-    check_whole(1, budget=budget)
-    modules = linear_layers(model, sorted(stats))  # equals go in the order of names
-    changes, saved, total = [], [], 0
-    for name, module in modules.items():
-        axis = _axis_of(model, name)
-        F = as_rows(on_factor_device(module.weight), axis)
-        gamma = as_rows(stats[name].need("grad", f"layer {name!r}"), axis).to(F)
-        try:
-            moved = on_factor_device(rounded(F)) - F
-        except ValueError as problem:
-            raise ValueError(f"layer {name!r}: {problem}") from problem
-        count, size = F.shape
-        changes.append((gamma * moved).sum(1).abs().cpu())
-        saved.append(torch.full((count,), size - 2))  # 2 bytes an entry against 1, and a scale
-        total += 2 * count * size + -(-count // 8)
-    chosen = _cheapest(torch.cat(changes), torch.cat(saved), total, budget)
-    masks = chosen.split([len(change) for change in changes])
-    how = {}
-    for (name, module), mask in zip(modules.items(), masks, strict=True):
-        how[name] = {"mask": mask.to(module.weight.device)}
-    return _pack(model, how)
-
-
-def factor_names(model: nn.Module, layers: Iterable[str] | None = None) -> list[str]:
-    """Names of both factors of every low-rank layer, or of those named: what `stats.collect` may be
-    asked about.
-    """
-    low_rank = _names_of(model, LowRankLinear)
-    wanted = low_rank if layers is None else list(layers)
-    missing = [f"{name!r} is no low-rank layer" for name in wanted if name not in low_rank]
-    if missing or not wanted:
-        reason = missing[0] if missing else "no low-rank layer is there"
-        raise ValueError(f"{reason}: run surgery.compress first")
-    return [f"{name}.{side}" for name in wanted for side in AXES]
-
-
-def stored_bytes(module: nn.Module) -> int:
-    """Bytes of all parameters and buffers, each once: what `surgery.save` writes beside headers."""
-    tensors = [*module.parameters(), *module.buffers()]
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+            parts = {f"{layer}.U": (module.U, "columns"), f"{layer}.V": (module.V, "rows")}
+            if layout == "remap":
+                entries = min(module.in_features, module.out_features)
+        for name, (part, axis) in parts.items():
+            try:
+                packed = PackedLinear.of(part.weight, part.bias, axis, entries)
+            except ValueError as problem:
+                raise ValueError(f"layer {name!r} cannot be put in 8 bits: {problem}") from problem
+            new[name] = packed.train(part.training)
+    for name, packed in new.items():
+        replace_module(model, name, packed)
+    return model
 
 
 def file_bytes(folder: str | os.PathLike) -> tuple[int, int]:
@@ -128,23 +222,6 @@ def file_bytes(folder: str | os.PathLike) -> tuple[int, int]:
         headers += header
         tensors += path.stat().st_size - header
     return tensors, headers
-
-
-def _cheapest(changes: Tensor, saved: Tensor, total: int, budget: int) -> Tensor:
-    """Which vectors go on the grid: boolean, the least changes first until `total` minus their
-    savings is within `budget`.
-    """
-    order = torch.argsort(changes, stable=True)
-    order = order[saved[order] > 0]
-    left = total - saved[order].cumsum(0)
-    least = int(left[-1]) if len(order) else total
-    if least > budget:
-        all_packed = f"with all these vectors in 8 bits {least} bytes remain"
-        raise ValueError(f"budget = {budget}: {all_packed}, give at least that")
-    needed = 0 if total <= budget else int((left > budget).sum()) + 1
-    chosen = torch.zeros(len(changes), dtype=torch.bool)
-    chosen[order[:needed]] = True
-    return chosen
 
 
 def _targets(model: nn.Module, layout: str, layers: Iterable[str] | None) -> dict[str, nn.Module]:
@@ -185,23 +262,3 @@ def _still_dense(model: nn.Module, low_rank: list[str]) -> list[str]:
         return []  # all that the family has are low-rank by now
     factors = tuple(f"{name}." for name in low_rank)
     return [name for name in names if not name.startswith(factors)]
-
-
-def _axis_of(model: nn.Module, name: str) -> str:
-    parent, _, side = name.rpartition(".")
-    return AXES[side] if isinstance(model.get_submodule(parent), LowRankLinear) else "rows"
-
-
-def _pack(model: nn.Module, how: Mapping[str, dict]) -> nn.Module:
-    """Put these dense layers or factors in 8 bits, with those options of `PackedLinear.of`."""
-    new = {}
-    for name, options in how.items():
-        module, axis = model.get_submodule(name), _axis_of(model, name)
-        try:
-            packed = PackedLinear.of(module.weight, module.bias, axis, **options)
-        except ValueError as problem:
-            raise ValueError(f"layer {name!r} cannot be put in 8 bits: {problem}") from problem
-        new[name] = packed.train(module.training)
-    for name, packed in new.items():
-        replace_module(model, name, packed)
-    return model

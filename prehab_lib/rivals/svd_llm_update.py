@@ -14,43 +14,29 @@ from torch import Tensor, nn
 from prehab_lib.decomposition import Decomposition
 from prehab_lib.factors import LowRankLinear
 from prehab_lib.inputs import warn_if_few_tokens
-from prehab_lib.layers import refuse_packed
 from prehab_lib.progress import progress
-from prehab_lib.rivals.components import whole
-from prehab_lib.rivals.ranks import Cuts
-from prehab_lib.rivals.trial import check_given
+from prehab_lib.rivals.shared import Cuts, check_given, low_rank_layers, whole
 from prehab_lib.roots import on_factor_device
 from prehab_lib.statistics.inputs import input_statistics, readers
 
 
 @torch.no_grad()
 def closed_form(
-    model: nn.Module,
-    *,
-    decompositions: Cuts,
-    stats=None,
-    weighting=None,
-    task_loss=None,
-    batches: Iterable | None = None,
-    validation=None,
+    model: nn.Module, *, decompositions: Cuts, batches: Iterable | None = None, **_
 ) -> None:
     """Refit every U to the inputs that its layer gets in the compressed model, in place: U ← argmin
     ‖X̃ (W − U V)ᵀ‖_F.
 
     In the order of execution (`refit`), with X̃ inputs that have passed the layers before, already
     refitted.  W is left · right of the decomposition; V, biases and dense layers stay.  If one
-    layer fails, all get their U back.
-
-    batches: one gives the order of the layers; then all are gone over once for each distinct input
-    of a low-rank layer.  Memory: one Gram (n, n) at a time, and a copy of every U.
+    layer fails, all get their U back.  The batches are gone over once for each distinct input of a
+    low-rank layer.  Memory: one Gram (n, n) at a time, and a copy of every U.
 
     Raises ValueError naming what is missing, or a layer that is never called, is called more than
     once, gets NaN, or leaves its precision.  Warns where a layer sees fewer than 10 r tokens.
     """
-    check_arguments(batches)
-    modules = {name: module for name, module in model.named_modules() if name in decompositions}
-    layers = {name: module for name, module in modules.items() if isinstance(module, LowRankLinear)}
-    refuse_packed(layers, "refit")
+    check_arguments(batches=batches)
+    layers = low_rank_layers(model, decompositions, "refit")
     before = {name: layer.U.weight.clone() for name, layer in layers.items()}
     seen: dict[str, tuple[int, int]] = {}  # layer -> (tokens, rank)
     try:
@@ -68,7 +54,7 @@ def closed_form(
     warn_if_few_tokens("layers were refitted to", seen, "rank", stacklevel=3)
 
 
-def check_arguments(batches=None, **_) -> None:
+def check_arguments(task_loss=None, batches=None, validation=None) -> None:
     """Raises ValueError naming what the recovery will ask for, before anything is cut."""
     check_given("recovery 'closed_form'", batches=batches)
 

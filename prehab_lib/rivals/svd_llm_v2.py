@@ -9,15 +9,8 @@ import math
 from fractions import Fraction
 
 from prehab_lib.budget import check_removed, rank_for
-from prehab_lib.rivals.ranks import (
-    Cuts,
-    Ranks,
-    Stats,
-    compressible,
-    groups_of_one_type,
-    root_loss,
-    share_out,
-)
+from prehab_lib.rivals import shared
+from prehab_lib.rivals.shared import Cuts, Ranks, Stats
 
 
 def grouped(
@@ -31,7 +24,7 @@ def grouped(
     validation=None,
 ) -> Ranks:
     """Each type of layer keeps the budget; inside it, layer i loses a fraction in proportion to 1 /
-    log(e + L_i), with L_i its loss at the uniform rank (`ranks.root_loss`).
+    log(e + L_i), with L_i its loss at the uniform rank (`root_loss`).
 
     stats: only their token counts are used; without them the loss is per token.  Either way the
     answer depends on the scale of the ruler.  Raises ValueError for a bad `removed`.
@@ -48,15 +41,15 @@ def removed_fractions(
     average to `removed`.
     """
     share = check_removed(removed)
-    shapes = compressible(decompositions)
+    shapes = shared.compressible(decompositions)
     fractions: dict[str, Fraction] = {}
-    for group in groups_of_one_type(shapes):
+    for group in shared.groups_of_one_type(shapes):
         m, n = shapes[group[0]]
         rank = rank_for((m, n), removed)
         weights = {}
         for name in group:
-            loss = root_loss(decompositions[name], rank, (stats or {}).get(name))
+            loss = shared.root_loss(decompositions[name], rank, (stats or {}).get(name))
             weights[name] = 1 / math.log(math.e + loss)
         caps = dict.fromkeys(group, 1 - Fraction(m + n, m * n))
-        fractions |= share_out(len(group) * share, weights, caps)
+        fractions |= shared.share_out(len(group) * share, weights, caps)
     return fractions

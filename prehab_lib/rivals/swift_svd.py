@@ -13,17 +13,8 @@ from torch import nn
 
 from prehab_lib.budget import break_even_rank, check_removed, rank_for
 from prehab_lib.progress import progress
-from prehab_lib.rivals.ranks import (
-    Cuts,
-    Ranks,
-    Stats,
-    check_share,
-    compressible,
-    groups_of_one_type,
-    root_loss,
-    share_out,
-)
-from prehab_lib.rivals.trial import check_given, loss_at
+from prehab_lib.rivals import shared
+from prehab_lib.rivals.shared import Cuts, Ranks, Stats
 from prehab_lib.stats import LayerStats
 
 ALPHAS = tuple(tenths / 10 for tenths in range(11))  # 0, 0.1 … 1
@@ -45,7 +36,7 @@ def importance(
     proportion to a score s_i = β_i^α · log(e + ε_i)^(1−α).
 
     β_i is the influence of the layer's block, scaled to [1, 2] within the type, and ε_i the loss at
-    k̄ (`ranks.root_loss`, so the answer depends on the scale of the ruler).  A type keeps exactly
+    k̄ (`root_loss`, so the answer depends on the scale of the ruler).  A type keeps exactly
     the sum of its uniform ranks; no rank passes break-even, and the others get what that cuts off.
 
     alpha: α.  None tries 0, 0.1 … 1 and keeps the one with the lowest mean `task_loss` over
@@ -55,11 +46,11 @@ def importance(
     """
     check_removed(removed)
     if alpha is not None:
-        check_share(alpha=alpha)
+        shared.check_share(alpha=alpha)
         ranks = _ranks(decompositions, removed, stats, alpha)
     else:
         check_arguments(task_loss, batches, validation)
-        check_given("allocation 'importance' without alpha", model=model)
+        shared.check_given("allocation 'importance' without alpha", model=model)
         data = batches if validation is None else validation
         plans: list[Ranks] = []  # each once: several α may give one plan
         for choice in ALPHAS:
@@ -68,30 +59,30 @@ def importance(
                 plans.append(plan)
 
         def loss(plan: Ranks) -> float:
-            return loss_at(model, decompositions, plan, task_loss, data)
+            return shared.loss_at(model, decompositions, plan, task_loss, data)
 
         ranks = plans[0] if len(plans) == 1 else min(progress(plans, "importance"), key=loss)
     return {name: ranks.get(name) for name in decompositions}
 
 
-def check_arguments(task_loss=None, batches=None, validation=None, alpha=None, **_) -> None:
+def check_arguments(task_loss=None, batches=None, validation=None, alpha=None) -> None:
     """Raises ValueError naming what the choice of α will ask for, before anything is decomposed."""
     if alpha is None:
         data = {"batches": batches} if validation is None else {"validation": validation}
-        check_given("allocation 'importance' without alpha", task_loss=task_loss, **data)
+        shared.check_given("allocation 'importance' without alpha", task_loss=task_loss, **data)
 
 
 def _ranks(decompositions: Cuts, removed: float, stats: Stats | None, alpha: float) -> Ranks:
-    shapes = compressible(decompositions)
+    shapes = shared.compressible(decompositions)
     ranks: Ranks = {}
-    for names in groups_of_one_type(shapes):
+    for names in shared.groups_of_one_type(shapes):
         shape = shapes[names[0]]
         uniform = rank_for(shape, removed)
         least = max(1, math.ceil(DELTA * uniform))
         group = {name: decompositions[name] for name in names}
         scores = _scores(group, uniform, stats or {}, alpha)
         caps = dict.fromkeys(names, break_even_rank(shape) - least)
-        extra = share_out(len(names) * (uniform - least), scores, caps)
+        extra = shared.share_out(len(names) * (uniform - least), scores, caps)
         # Whole numbers of the same sum: of equal remainders the higher score gets one more.
         whole = {name: math.floor(share) for name, share in extra.items()}
         left = round(sum(extra.values())) - sum(whole.values())
@@ -113,6 +104,6 @@ def _scores(group: Cuts, rank: int, stats: Stats, alpha: float) -> dict[str, flo
     scores = {}
     for name, decomposition in group.items():
         beta = 1 + (influence[name] - low) / (high - low) if high > low else 1.0
-        loss = root_loss(decomposition, rank, stats.get(name))
+        loss = shared.root_loss(decomposition, rank, stats.get(name))
         scores[name] = beta**alpha * math.log(math.e + loss) ** (1 - alpha)
     return scores

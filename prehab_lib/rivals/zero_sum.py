@@ -2,41 +2,64 @@
 loss cancel.
 
 Of each layer only the last component that is left may go, so what stays is always a prefix and
-every rank a slice.  The walk starts at full rank and ends when the budget is met (`select`).  With
-one queue it is IO-SVD's greedy rule, with other scores the rest of the paper's ablation (`RULES`).
+every rank a slice.  The walk starts at full rank and ends when the budget is met (`select`).  The
+other `RULES` are the paper's ablation.
 
 Source: Zero Sum SVD (arXiv 2602.02848); its scripts take floor = 0 for 20 and 40 % removed, 0.3 for
 60 %.  The repair, replan, is ours: drops of layers that end above break-even are undone, but were
-part of the balance.  Greedy: IO-SVD (arXiv 2605.15626), there on its own ruler; an arm of Zero Sum
-SVD's ablation.
+part of the balance.  Greedy, with one queue: IO-SVD (arXiv 2605.15626), there on its own ruler.
 """
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
+from heapq import heappop, heappush
 
+import torch
 from torch import Tensor
 
 from prehab_lib.budget import check_removed
 from prehab_lib.inputs import check_choice, check_settings
-from prehab_lib.rivals.components import loss_changes, ordered
-from prehab_lib.rivals.ranks import Cost, Cuts, Ranks, Shape, Stats, costs_of
-from prehab_lib.rivals.walk import RULES, Step, candidate, walk
+from prehab_lib.rivals import shared
+from prehab_lib.rivals.shared import Cost, Cuts, Ranks, Shape, Stats
 
 REPLANS = 3  # rounds of the repair
+OPTIONS = ("rule", "floor", "accounting", "replan")  # of the allocation
+Step = tuple[str, int, float, float]  # (layer, component as it came in, ΔL, sum of ΔL so far)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """by: what scores a component, "size" |ΔL|, "value" ΔL or "sigma" σ; the lowest goes first.
+
+    balanced: two queues, one for ΔL ≥ 0 and one for ΔL < 0; the next drop is the one that pulls the
+    sum towards zero.  reorder: each layer's components are sorted by score first, the lowest last,
+    so that the rule looks at all components and not only at tails.
+    """
+
+    by: str
+    balanced: bool = False
+    reorder: bool = False
+
+
+RULES: dict[str, Rule] = {
+    "zero_sum": Rule("size", balanced=True),
+    "magnitude": Rule("size"),
+    "sigma": Rule("sigma"),
+    "most_negative": Rule("value", reorder=True),
+    "magnitude_all": Rule("size", reorder=True),
+}
 
 
 @dataclass(frozen=True)
 class Selection:
     """What the walk decided.
 
-    planned: Σ ΔL over all drops of the walk.  shipped: Σ ΔL over what is really dropped; layers
-    that ended above break-even stay dense, and their drops are undone.  removed, budget: numbers
-    taken away, as counted and as asked, less than one drop apart.  undone: the layers whose drops
-    were undone.  replans: rounds of the repair.  orders: layer -> its components in the order that
-    `ranks` cuts, where the rule reorders them.  walk: with trace, (layer, component as it came in,
-    ΔL, running sum) of every drop.
+    planned: Σ ΔL over all drops of the walk.  shipped: the same without the layers in `undone`,
+    which ended above break-even and stay dense.  removed, budget: numbers taken away, as counted
+    and as asked, less than one drop apart.  replans: rounds of the repair.  orders: layer -> its
+    components in the order that `ranks` cuts, where the rule reorders them.
     """
 
     ranks: Ranks
@@ -65,13 +88,12 @@ def select(
     """Drop one last component after the other, over all layers, until ⌊removed · Σ m n⌋ numbers are
     saved: while the sum of the dropped ΔL is ≤ 0 the least that rises, else the least that falls.
 
-    changes: layer -> ΔL (k,), from `components.loss_changes`; none for layers no rank shrinks.
-    shapes: layer -> (m, n), of all layers that count.  rule: a key of `RULES`.  sigma: layer ->
-    (k,), for rule "sigma".  floor: every layer keeps this share of its largest useful rank, and at
-    least rank 1.  accounting: a key of `ranks.ACCOUNTINGS`.  replan: walk again without layers
-    whose drops are undone until there is none, at most REPLANS times.  trace: keep every step.
-    Raises ValueError for a bad option, a budget beyond the floors (with the nearest), or a layer
-    whose changes are bad.
+    changes: layer -> ΔL (k,), from `loss_changes`; none for layers no rank shrinks.  shapes: layer
+    -> (m, n), of all layers that count.  rule: a key of `RULES`.  sigma: layer -> (k,), for rule
+    "sigma".  floor: every layer keeps this share of its largest useful rank, and at least rank 1.
+    accounting: a key of `ACCOUNTINGS`.  replan: walk again without layers whose drops are undone
+    until there is none, at most REPLANS times.  trace: keep every step.  Raises ValueError for a
+    bad option, a budget beyond the floors (with the nearest), or a layer whose changes are bad.
     """
     costs, budget = _counted(shapes, removed, rule, floor, accounting)
     useful = [name for name in sorted(shapes) if costs[name].most]
@@ -111,42 +133,34 @@ def plan(
     """`select` on the loss changes of these decompositions, and decompositions whose first
     components are what it keeps.
 
-    They are the given ones, but for a rule that reorders (`components.ordered`): then left · right
-    is the same matrix, and `truncate(rank)` keeps what the rule keeps.  stats: with `grad`.
-    options: floor, accounting, replan and trace.  Raises ValueError as `components.loss_changes`
-    and `select` do, the latter before anything is factorised.
+    They are the given ones, but for a rule that reorders (`ordered`): then left · right is the same
+    matrix, and `truncate(rank)` keeps what the rule keeps.  stats: with `grad`.  options: floor,
+    accounting, replan and trace.  Raises ValueError as `loss_changes` and `select` do, the latter
+    before anything is factorised.
     """
     shapes = {name: tuple(decomposition.shape) for name, decomposition in decompositions.items()}
     costs, _ = _counted(shapes, removed, rule, **options)
     useful = {name: cut for name, cut in decompositions.items() if costs[name].most}
-    changes = loss_changes(useful, stats)
+    changes = shared.loss_changes(useful, stats)
     sigma = {name: cut.sigma for name, cut in useful.items()} if rule == "sigma" else None
     selection = select(changes, shapes, removed, rule=rule, sigma=sigma, **options)
-    cut = {name: ordered(decompositions[name], order) for name, order in selection.orders.items()}
+    cut = {}
+    for name, order in selection.orders.items():
+        cut[name] = shared.ordered(decompositions[name], order)
     return dict(decompositions) | cut, selection
 
 
-def zero_sum(
-    decompositions: Cuts,
-    removed: float,
-    *,
-    model=None,
-    stats: Stats | None = None,
-    task_loss=None,
-    batches=None,
-    validation=None,
-    **options,
-) -> Ranks:
-    """The ranks at which the first-order changes of the loss cancel: `select` on
-    `components.loss_changes`.
+def zero_sum(decompositions: Cuts, removed: float, *, stats=None, model=None, **given) -> Ranks:
+    """The ranks at which the first-order changes of the loss cancel: `select` on `loss_changes`.
 
-    stats: with `grad`.  options: rule, floor, accounting, replan.  The budget is one over all
-    layers, dense ones included; one that cannot be met is an error.  A rule that reorders
-    components needs decompositions in that order: those of `plan`, given to `surgery.compress`.
-    accounting "remap" counts numbers as `quantised.quantise(layout="remap")` stores them; until
-    then a report counts plain factors, which may be more than W.  Raises ValueError as `plan` does.
+    stats: with `grad`.  Options: rule, floor, accounting, replan.  The budget is one over all
+    layers, dense ones included.  A rule that reorders components needs the decompositions of
+    `plan`, given to `surgery.compress`.  accounting "remap" counts numbers as `quantise` stores
+    them with that layout; until then a report counts plain factors, which may be more than W.
+    Raises ValueError as `plan` does.
     """
-    check_arguments(**options)
+    check_arguments(**given)
+    options = {name: value for name, value in given.items() if name in OPTIONS}
     _, selection = plan(decompositions, stats, removed, **options)
     if any(order != sorted(order) for order in selection.orders.values()):
         other = f"rule = {options['rule']!r} drops components in another order than these have"
@@ -163,14 +177,14 @@ def check_arguments(
     task_loss=None, batches=None, validation=None, rule: str = "zero_sum", **options
 ) -> None:
     """Raises ValueError for an option that is unknown or bad: before hours of work, not after."""
-    check_settings("options", options, ("rule", "floor", "accounting", "replan"))
+    check_settings("options", options, OPTIONS)
     check_choice("rule", rule, RULES)
-    costs_of({}, options.get("accounting", "break_even"), options.get("floor", 0.0))
+    shared.costs_of({}, options.get("accounting", "break_even"), options.get("floor", 0.0))
 
 
 def check_greedy(task_loss=None, batches=None, validation=None, **options) -> None:
     """As `check_arguments`, for `greedy`, whose rule is fixed."""
-    check_settings("options", options, ("floor", "accounting", "replan"))
+    check_settings("options", options, OPTIONS[1:])
     check_arguments(**options)
 
 
@@ -181,7 +195,7 @@ def _counted(
     ValueError for a bad option, or naming the nearest `removed` that the floors allow.
     """
     check_choice("rule", rule, RULES)
-    costs = costs_of(shapes, accounting, floor)
+    costs = shared.costs_of(shapes, accounting, floor)
     share = check_removed(removed)
     total = sum(cost.dense for cost in costs.values())
     reachable = sum(cost.saved(cost.least) for cost in costs.values())
@@ -196,3 +210,79 @@ def _counted(
         f"removed = {float(removed)} cannot be met: with every layer at its floor (floor = "
         f"{floor}, at least rank 1) {reachable} of these layers' {total} weights go; {way_out}"
     )
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A layer as the walk sees it: ΔL and score of its components, which are cut from the end, and
+    in `order` their numbers as they came in.
+    """
+
+    name: str
+    cost: Cost
+    order: list[int]
+    changes: list[float]
+    scores: list[float]
+
+
+def candidate(name: str, cost: Cost, changes: Mapping, sigma: Mapping | None, rule: Rule):
+    """The `Candidate` of a layer.  Raises ValueError naming it where its changes are missing, too
+    few, or not finite.
+    """
+    if name not in changes:
+        raise ValueError(f"changes lack layer {name!r}: take them from shared.loss_changes")
+    change = torch.as_tensor(changes[name], dtype=torch.float64)
+    score = change if rule.by == "value" else change.abs()
+    if rule.by == "sigma":
+        if name not in (sigma or {}):
+            raise ValueError(f"rule 'sigma' needs singular values: pass sigma={{{name!r}: (k,)}}")
+        score = torch.as_tensor(sigma[name]).to(change)
+    if len(change) != cost.full or len(score) != cost.full:
+        counted = f"layer {name!r} has {cost.full} components"
+        raise ValueError(f"{counted}, and {len(change)} changes or {len(score)} scores")
+    if not torch.isfinite(change + score).all():
+        raise ValueError(f"layer {name!r}: the score of a component is NaN or infinite")
+    order = torch.arange(cost.full)
+    if rule.reorder:  # stable: of equals the later goes first, as it would without
+        order = score.argsort(descending=True, stable=True).cpu()
+    return Candidate(name, cost, order.tolist(), change[order].tolist(), score[order].tolist())
+
+
+def walk(
+    layers: list[Candidate], budget: int, *, balanced: bool, trace: bool = False
+) -> tuple[dict[str, int], float, list[Step] | None]:
+    """Drop last components until `budget` numbers are saved: (layer -> rank, Σ ΔL, the steps).
+
+    Of equal scores goes the one that has waited longest, at the start in the order of `layers`.  A
+    layer has one entry in the queues at a time, so K drops of M layers take K log M steps.
+    """
+    ranks = [layer.cost.full for layer in layers]
+    # Heaps of (score, since when it waits, number of the layer); only balanced rules have falls.
+    rises: list[tuple[float, int, int]] = []
+    falls: list[tuple[float, int, int]] = []
+    steps: list[Step] | None = [] if trace else None
+    balance, saved = 0.0, 0
+
+    def queue(number: int, now: int) -> None:
+        """The layer's last component waits for its turn, where the layer may lose it."""
+        layer, last = layers[number], ranks[number] - 1
+        if last >= layer.cost.least:
+            heap = falls if balanced and layer.changes[last] < 0 else rises
+            heappush(heap, (layer.scores[last], now, number))
+
+    for number in range(len(layers)):
+        queue(number, now=number)
+    now = len(layers)
+    while saved < budget:
+        # A sum above zero asks for a fall, any other for a rise; an empty heap leaves no choice.
+        wanted, other = (falls, rises) if balance > 0 else (rises, falls)
+        _, _, number = heappop(wanted if wanted else other)
+        layer, last = layers[number], ranks[number] - 1
+        ranks[number] = last
+        balance += layer.changes[last]
+        saved += layer.cost.saved(last) - layer.cost.saved(last + 1)
+        if steps is not None:
+            steps.append((layer.name, layer.order[last], layer.changes[last], balance))
+        queue(number, now)
+        now += 1
+    return {layer.name: rank for layer, rank in zip(layers, ranks, strict=True)}, balance, steps

@@ -19,7 +19,7 @@ from torch import nn
 
 from prehab_lib.factors import LowRankLinear
 from prehab_lib.layers import replace_module
-from prehab_lib.rivals.packing import PackedLinear, Packing
+from prehab_lib.rivals.quantised import PackedLinear, Packing
 from prehab_lib.save.models import plain
 from prehab_lib.save.rewrite import REWRITES
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from prehab_lib.factors import LowRankLinear
 from prehab_lib.layers import is_conv1d
-from prehab_lib.rivals.packing import PackedLinear, Packing
+from prehab_lib.rivals.quantised import PackedLinear, Packing
 from prehab_lib.save import card, files, pretrained
 from prehab_lib.save.files import BUFFERS, DESCRIPTION, check_target
 from prehab_lib.save.models import build, recipe_of

@@ -8,7 +8,7 @@ import torch
 
 from prehab_lib.allocation import ALLOCATIONS
 from prehab_lib.budget import break_even_rank, check_removed, rank_for
-from prehab_lib.rivals.ranks import compressible, groups_of_one_type, share_out
+from prehab_lib.rivals.shared import compressible, groups_of_one_type, share_out
 from prehab_lib.rivals.svd_llm_v2 import grouped, removed_fractions
 from prehab_lib.stats import LayerStats
 from tests.stack import bits, everything, spectrum, untouched

@@ -1,9 +1,7 @@
 """The projected-gradient correction: its step, its gradient, the recovery by hand, and what can go wrong."""
 
 import copy
-from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -11,18 +9,24 @@ from torch import nn
 from prehab_lib.decomposition import Decomposition
 from prehab_lib.evaluate import classification_loss
 from prehab_lib.factors import LowRankLinear
-from prehab_lib.methods import Method
-from prehab_lib.rivals.correction import as_linear, product, product_gradients, projected_gradient, restoring_step
-from prehab_lib.rivals.trial import loss_at
+from prehab_lib.methods import METHODS, Method
+from prehab_lib.rivals.correction import (
+    as_linear,
+    compress_in_stages,
+    product,
+    product_gradients,
+    projected_gradient,
+    restoring_step,
+)
+from prehab_lib.rivals.shared import loss_at
 from prehab_lib.stats import collect
 from prehab_lib.surgery import compress
 from prehab_lib.weightings import decompose_all
-from tests.helpers import Toy, layer, toy_batches
-from tests.stack import bits, changed, refuses, stack_batches, trained, untouched
+from tests.helpers import Toy, killed_after, layer, toy_batches
+from tests.stack import bits, changed, refuses, same, stack_batches, trained, untouched
 
 LAYERS = ("query", "key", "out")
 BASE = trained()
-CORRECTED = Method("gram", "uniform", "projected_gradient")
 
 
 def matrices(*shape, seed=0, count=1):
@@ -52,78 +56,27 @@ def test_one_gradient_changes_the_loss_as_restoring_what_was_lost_would():
     for seed in range(20):
         lost, g = matrices(7, 5, seed=seed, count=2)
         g = g * 10.0 ** (seed - 10)
-        step = restoring_step(lost, [g])
+        step = restoring_step(lost, g)
         assert inner(g, step) == pytest.approx(inner(g, lost), rel=1e-10), seed
         assert step.norm() <= lost.norm() and float((step - inner(g, lost) / inner(g, g) * g).norm()) < 1e-12, seed
-    torch.testing.assert_close(restoring_step(3.0 * g, [g]), 3.0 * g, rtol=1e-12, atol=0)
-
-
-def test_several_gradients_all_see_the_same_change():
-    for seed in range(40):
-        lost, *gs = matrices(7, 5, seed=seed, count=3 if seed < 20 else 5)
-        step = restoring_step(lost, gs)
-        for g in gs:
-            assert inner(g, step) == pytest.approx(inner(g, lost), abs=1e-4 * float(g.norm() * lost.norm())), seed
-        assert step.norm() <= lost.norm()
-        span = torch.linalg.qr(torch.stack([g.flatten() for g in gs]).T).Q
-        torch.testing.assert_close((span @ span.T @ lost.flatten()).view(7, 5), step, rtol=0, atol=1e-4)
-
-
-def test_the_ridge_is_a_millionth_of_the_mean_squared_norm():
-    """Against the normal equations in numpy, where two gradients are so close that the ridge decides."""
-    lost, g, other = (part.numpy() for part in matrices(7, 5, count=3))
-    gs = [g, g + 1e-3 * other, 2 * g]
-    gamma = np.array([[(a * b).sum() for b in gs] for a in gs])
-    c = np.linalg.solve(gamma + 1e-6 * np.trace(gamma) / 3 * np.eye(3), [(a * lost).sum() for a in gs])
-    expected = sum(c_j * g_j for c_j, g_j in zip(c, gs, strict=True))
-    ours = restoring_step(torch.from_numpy(lost), [torch.from_numpy(g) for g in gs])
-    np.testing.assert_allclose(ours.numpy(), expected, rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(restoring_step(3.0 * g, g), 3.0 * g, rtol=1e-12, atol=0)
 
 
 def test_no_gradient_no_step_and_the_rank_grows_by_that_of_the_gradient_at_most():
-    lost, g = matrices(7, 5, count=2)
-    for gs in ([torch.zeros(7, 5)], [torch.zeros(7, 5)] * 3):
-        assert torch.equal(restoring_step(lost, gs), torch.zeros(7, 5, dtype=torch.float64))
-    assert torch.isfinite(restoring_step(lost, [g, torch.zeros_like(g)])).all()
+    (lost,) = matrices(7, 5)
+    assert torch.equal(restoring_step(lost, torch.zeros(7, 5)), torch.zeros(7, 5, dtype=torch.float64))
     W, _, _ = layer(14, 10, 300)
     left, right = matrices(14, 2)[0], matrices(2, 10, seed=1)[0]
     U = torch.linalg.svd(W)[0][:, :3]
     kept = U @ U.T @ W
-    assert int(torch.linalg.matrix_rank(kept + restoring_step(W - kept, [left @ right]))) == 3 + 2
+    assert int(torch.linalg.matrix_rank(kept + restoring_step(W - kept, left @ right))) == 3 + 2
 
 
 # The gradient
 
 
-def token_loss(model, batch):
-    """A mean over the labelled tokens of a padded batch."""
-    logits = model(**{name: value for name, value in batch.items() if name != "labels"}).flatten(0, -2)
-    return nn.functional.cross_entropy(logits, batch["labels"].flatten(), ignore_index=-100)
-
-
-class Tokens(Toy):
-    def forward(self, x, attention_mask):
-        h = torch.relu(self.query(x)) + torch.tanh(self.key(x))
-        return self.out(h * attention_mask[..., None])
-
-
-def padded():
-    generator = torch.Generator().manual_seed(0)
-    x, mask = torch.randn(12, 6, 12, generator=generator), torch.ones(12, 6)
-    mask[4:, 3:] = 0
-    labels = torch.randint(4, (12, 6), generator=generator).masked_fill(mask == 0, -100)
-    labels[0, 1] = -100
-    whole = {"x": x, "attention_mask": mask, "labels": labels}
-    return [{name: value[i : i + 4] for name, value in whole.items()} for i in (0, 4, 8)]
-
-
-@pytest.mark.parametrize("kind", ["labels", "padded tokens", "declared mean"])
-def test_it_is_autograds_on_the_model_multiplied_out(kind):
-    model, batches, loss = {
-        "labels": (Toy(), toy_batches(3), lambda model, batch: nn.functional.cross_entropy(model(batch[0]), batch[1])),
-        "declared mean": (Toy(), toy_batches(3), classification_loss),
-        "padded tokens": (Tokens(), padded(), token_loss),
-    }[kind]
+def test_it_is_autograds_on_the_model_multiplied_out():
+    model, batches, loss = Toy(), toy_batches(3), classification_loss
     compress(model, "svd", 0.5)
     before = bits(model)
     slopes = product_gradients(model, {name: model.get_submodule(name) for name in LAYERS}, batches, loss)
@@ -131,21 +84,10 @@ def test_it_is_autograds_on_the_model_multiplied_out(kind):
     for batch in batches:
         (loss(dense, batch) / len(batches)).backward()
     for name in LAYERS:
-        (ours,) = slopes[name]
+        ours = slopes[name]
         assert ours.dtype == torch.float64
         torch.testing.assert_close(ours.float(), dense.get_submodule(name).weight.grad, rtol=1e-4, atol=1e-6)
     assert untouched(model, before) and all(p.grad is None for p in model.parameters())
-
-
-def test_groups_of_batches_take_turns():
-    model, batches = Toy(), toy_batches(5)
-    compress(model, "svd", 0.5, layers=["query"])
-    layers = {"query": model.query}
-    halves = product_gradients(model, layers, iter(batches), classification_loss, 2)["query"]
-    apart = [product_gradients(model, layers, batches[i::2], classification_loss)["query"][0] for i in (0, 1)]
-    assert all(torch.equal(a, b) for a, b in zip(halves, apart, strict=True)) and not torch.equal(*apart)
-    with pytest.raises(ValueError, match="gradients = 6 needs as many batches, and there are 5"):
-        product_gradients(model, layers, batches, classification_loss, 6)
 
 
 def test_a_dense_twin_is_the_same_layer():
@@ -180,26 +122,21 @@ def stack(removed=0.6, ruler="gram"):
     return model, decompositions, stats, batches
 
 
-@pytest.mark.parametrize("gradients", [1, 2])
 @pytest.mark.parametrize("ruler", ["gram", "identity"])
-def test_factors_are_the_truncation_of_what_was_kept_and_the_step(gradients, ruler):
+def test_factors_are_the_truncation_of_what_was_kept_and_the_step(ruler):
     """By hand: densify, autograd at one set of weights, project, factorise under the ruler again, truncate."""
     model, decompositions, stats, batches = stack(ruler=ruler)
     ranks = {name: m.rank for name, m in model.named_modules() if isinstance(m, LowRankLinear)}
-    twins = [densified(model) for _ in range(gradients)]
-    for i, twin in enumerate(twins):
-        for batch in batches[i::gradients]:
-            (classification_loss(twin, batch) / len(batches[i::gradients])).backward()
+    twin = densified(model)
+    for batch in batches:
+        (classification_loss(twin, batch) / len(batches)).backward()
     kept = {name: product(model.get_submodule(name)) for name in ranks}
     before = bits(model)
-    recover(model, decompositions, stats, batches, weighting=ruler, gradients=gradients)
+    recover(model, decompositions, stats, batches, weighting=ruler)
     for name, rank in ranks.items():
-        gs = [twin.get_submodule(name).weight.grad.double() for twin in twins]
+        g = twin.get_submodule(name).weight.grad.double()
         lost = BASE.get_submodule(name).weight.detach().double() - kept[name]
-        gamma = torch.tensor([[inner(a, b) for a in gs] for b in gs], dtype=torch.float64)
-        ridge = 1e-6 * gamma.trace() / len(gs) * torch.eye(len(gs)) if len(gs) > 1 else 0.0
-        c = torch.linalg.solve(gamma + ridge, torch.tensor([inner(g, lost) for g in gs], dtype=torch.float64))
-        whole = kept[name] + sum(c_j * g for c_j, g in zip(c, gs, strict=True))
+        whole = kept[name] + inner(g, lost) / inner(g, g) * g
         Q = stats[name].gram_root() if ruler == "gram" else torch.eye(whole.shape[1], dtype=torch.float64)
         U = torch.linalg.svd(whole @ Q)[0][:, :rank]
         expected = (U @ U.T @ whole).float()
@@ -207,15 +144,6 @@ def test_factors_are_the_truncation_of_what_was_kept_and_the_step(gradients, rul
         assert module.rank == rank == module.U.weight.shape[1] and torch.linalg.matrix_rank(module.weight) == rank
         torch.testing.assert_close(module.weight, expected, rtol=0, atol=2e-4 * float(expected.abs().max()))
     assert changed(model, before) == {f"{name}.{factor}.weight" for name in ranks for factor in "UV"}
-
-
-@pytest.mark.parametrize("gradients", [1, 2])
-def test_the_loss_falls_on_a_small_example(gradients):
-    for removed in (0.4, 0.6):
-        model, decompositions, stats, batches = stack(removed)
-        losses = [loss_at(m, {}, {}, classification_loss, batches) for m in (BASE, model)]
-        recover(model, decompositions, stats, batches, gradients=gradients)
-        assert losses[0] < loss_at(model, {}, {}, classification_loss, batches) < losses[1], removed
 
 
 def test_a_zero_gradient_changes_no_bit_and_flags_and_modes_are_as_before():
@@ -243,18 +171,98 @@ def test_a_failure_gives_every_factor_back():
         ({"stats": None}, "needs the statistic 'gram'"),
         ({"weighting": "gramm"}, "weighting = 'gramm' is not known"),
         ({"batches": []}, "no batches"),
-        ({"gradients": 5}, "gradients = 5 needs as many batches"),
         also=lambda: untouched(model, before) and dict(model.named_modules()) == modules,
     )
 
 
-def test_what_is_missing_is_said_before_any_work(monkeypatch):
-    monkeypatch.setattr("prehab_lib.weightings.decompose", lambda *_, **__: pytest.fail("work was done"))
-    model, batches = Toy(), toy_batches()
-    good = dict(method=CORRECTED, stats=collect(model, batches), task_loss=classification_loss, batches=batches)
+# Stages
+
+
+STAGED = [f"blocks.{i}.{part}" for i in range(3) for part in ("up", "down")] + ["head"]
+
+
+def cutter(method="svd_llm", batches=None):
+    """What a stage does: statistics of the model as it is, and surgery by them."""
+    batches = batches or stack_batches()
+    chosen = method if isinstance(method, Method) else METHODS[method]
+
+    def cut(model):
+        data = dict(layers=STAGED, task_loss=classification_loss)
+        stats = collect(model, batches, needs=chosen.needs, **data) if chosen.needs else None
+        return compress(model, chosen, 0.6, stats, batches=batches, **data)
+
+    return cut
+
+
+def staged(method="svd_llm", model=None, batches=None, loss=classification_loss, **more):
+    model, batches = model or copy.deepcopy(BASE), batches or stack_batches()
+    report = compress_in_stages(model, cutter(method, batches), loss, batches, layers=STAGED, **more)
+    return model, report
+
+
+@pytest.mark.parametrize("method", ["svd", "asvd", "svd_llm_update"])
+def test_one_stage_is_the_cut(method):
+    ours, report = staged(method, stages=1)
+    theirs = copy.deepcopy(BASE)
+    assert report == cutter(method)(theirs) and same(ours, theirs)
+
+
+def test_two_stages_by_hand():
+    """Cut; densify; one gradient for all; project; whiten and decompose the corrected model; cut it again."""
+    ours, report = staged()
+    batches, model = stack_batches(), copy.deepcopy(BASE)
+    cutter()(model)
+    model = densified(model)
+    for batch in batches:
+        (classification_loss(model, batch) / len(batches)).backward()
+    for name in STAGED:
+        layer, W = model.get_submodule(name), BASE.get_submodule(name).weight.detach()
+        g, lost = layer.weight.grad, W - layer.weight.detach()
+        layer.weight.data += (g * lost).sum() / (g * g).sum() * g
+    cutter()(model)
+    x = batches[0][0]
+    torch.testing.assert_close(ours(x), model(x), rtol=1e-3, atol=1e-3)
+    plain = copy.deepcopy(BASE)
+    cutter()(plain)
+    assert (plain(x) - model(x)).norm() > 20 * (ours(x) - model(x)).norm()
+    assert list(report.ranks) == STAGED
+
+
+@pytest.mark.parametrize("method", ["svd_llm", "zs_svd"])
+def test_stages_count_against_the_original_sizes_and_lower_the_loss(method):
+    batches, losses = stack_batches(), []
+    for number in (1, 3):
+        model, report = staged(method, stages=number)
+        weights = {name: model.get_submodule(name) for name in STAGED}
+        stored = sum(p.numel() for module in weights.values() for p in module.parameters() if p.dim() == 2)
+        total = sum(module.in_features * module.out_features for module in weights.values())
+        assert report.achieved == pytest.approx(1 - stored / total) and report.achieved >= 0.6
+        assert report.ranks == {name: getattr(module, "rank", None) for name, module in weights.items()}
+        losses.append(loss_at(model, {}, {}, classification_loss, batches))
+    assert losses[1] < losses[0]
+
+
+def test_a_kill_in_any_stage_leaves_the_very_same_layers():
+    model = copy.deepcopy(BASE)
+    before, modules = bits(model), dict(model.named_modules())
+    for calls in (0, 3, 6):  # a correction makes four
+        with pytest.raises(KeyboardInterrupt):
+            staged(model=model, stages=3, loss=killed_after(calls, classification_loss))
+        assert untouched(model, before) and dict(model.named_modules()) == modules, calls
+        assert all(p.grad is None and p.requires_grad for p in model.parameters()), calls
+
+
+def test_bad_input_is_named_and_changes_nothing():
+    model = copy.deepcopy(BASE)
+    before = bits(model)
     refuses(
-        lambda **change: compress(model, removed=0.4, **good | change),
-        ({"task_loss": None}, "recovery 'projected_gradient' needs task_loss"),
-        ({"batches": None}, "recovery 'projected_gradient' needs batches"),
-        ({"method": replace(CORRECTED, recovery_options={"gradients": 0})}, "gradients = 0"),
+        lambda **change: staged(model=model, **change),
+        ({"method": Method("gram", "evenly")}, "allocation = 'evenly' is not known"),
+        ({"stages": 0}, "stages = 0"),
+        ({"batches": iter([1])}, "compress_in_stages goes over batches many times"),
+        ({"loss": None}, "compress_in_stages needs task_loss"),
+        also=lambda: untouched(model, before),
     )
+    compress(model, "svd", 0.4, layers=STAGED)
+    with pytest.raises(ValueError, match="compressed already"):
+        staged(model=model)

@@ -2,6 +2,7 @@
 
 import math
 from contextlib import nullcontext
+from functools import partial
 
 import pytest
 import torch
@@ -9,14 +10,11 @@ from torch import nn
 
 from prehab_lib.budget import rank_for
 from prehab_lib.evaluate import classification_loss
-from prehab_lib.methods import Method
 from prehab_lib.rivals import dobi
-from prehab_lib.rivals.dobi import gated_activations, gated_weights, learn_ranks, learned
-from prehab_lib.rivals.gates import STEEPEST, Gates
-from prehab_lib.rivals.ranks import ACCOUNTINGS
-from prehab_lib.rivals.trial import loss_at
+from prehab_lib.rivals.dobi import gated_activations, gated_weights, learned
+from prehab_lib.rivals.gates import STEEPEST, Gates, Settings, learn
+from prehab_lib.rivals.shared import ACCOUNTINGS, loss_at
 from prehab_lib.scale.lazy import decompose_lazily
-from prehab_lib.surgery import compress
 from prehab_lib.tasks.perplexity import language_loss
 from prehab_lib.tasks.small_llama import small_llama
 from prehab_lib.weightings import decompose_all
@@ -27,11 +25,18 @@ from tests.stack import bits, refuses, untouched
 forms = pytest.mark.parametrize("gates_on", ["weights", "activations"])
 
 
-def gates_of(cuts, start=None) -> Gates:
-    return Gates({name: found.shape for name, found in cuts.items()}, 0.5, start=start)
+def gates_of(cuts, removed=0.5, accounting="break_even") -> Gates:
+    return Gates({name: found.shape for name, found in cuts.items()}, removed, accounting)
 
 
-# Gates on weights
+def trained(decompositions, model, task_loss, batches, gates_on="weights", stats=None, validation=None, **settings):
+    """The gates themselves after learning."""
+    gates = gates_of(decompositions)
+    form = partial(gated_weights, model, decompositions, gates)
+    if gates_on == "activations":
+        form = partial(gated_activations, model, gates)
+    learn(model, gates, form, task_loss, batches, Settings(**settings), "learning")
+    return gates
 
 
 @pytest.mark.parametrize("ruler", ["identity", "gram"])
@@ -65,33 +70,20 @@ def test_the_slope_of_the_loss_is_its_finite_difference(gates_on, given):
         model.float()
 
 
-# Gates on activations
-
-
 def test_a_steep_gate_truncates_the_activations_batch_by_batch(given):
     """Of the layer alone: its outputs without the bias have the rank of the gate, and are the nearest such."""
     x, name = given["batches"][0][0], "blocks.0.up"
     model, layer = given["model"], given["model"].get_submodule(name)
-    gates = Gates({name: (40, 24)}, 0.5, start={name: 5})
+    gates = placed(Gates({name: (40, 24)}, 0.5), **{name: 6.0})
     gates.beta = 1e4
-    with torch.no_grad():
-        A = layer(x) - layer.bias
-        with gated_activations(model, gates):
-            F = layer(x) - layer.bias
-        U, s, Vh = torch.linalg.svd(A, full_matrices=False)
-    torch.testing.assert_close(F, U[:, :5] @ torch.diag(s[:5]) @ Vh[:5], rtol=1e-4, atol=1e-4)
-
-
-def test_the_gate_stands_at_its_share_of_what_the_activations_can_have():
-    """A layer (40, 24) at a quarter of its rank: the 6th of 24 values, and the 3rd where 12 tokens have but 12."""
-    layer = nn.Sequential(nn.Linear(24, 40, bias=False))
-    gates = Gates({"0": (40, 24)}, 0.5, start={"0": 6})
-    gates.beta = 1e4
-    for tokens, rank in ((100, 6), (12, 3)):
-        with torch.no_grad(), gated_activations(layer, gates):
-            F = layer(torch.randn(2, tokens // 2, 24, generator=torch.Generator().manual_seed(0)))
-        assert F.shape == (2, tokens // 2, 40)
-        assert int(torch.linalg.matrix_rank(F.reshape(tokens, 40), rtol=1e-4)) == rank, tokens
+    for tokens, rank in ((100, 6), (12, 3)):  # a quarter of its rank: of 24 values, and of 12
+        with torch.no_grad():
+            A = layer(x[:tokens]) - layer.bias
+            with gated_activations(model, gates):
+                F = layer(x[:tokens].view(2, -1, 24)) - layer.bias
+            U, s, Vh = torch.linalg.svd(A, full_matrices=False)
+        nearest = U[:, :rank] @ torch.diag(s[:rank]) @ Vh[:rank]
+        torch.testing.assert_close(F.view(tokens, 40), nearest, rtol=1e-4, atol=1e-4)
 
 
 def test_a_llama_with_grouped_query_attention():
@@ -99,29 +91,25 @@ def test_a_llama_with_grouped_query_attention():
     before, cuts = bits(llama), decompose_all(llama, None, "identity")
     ids = [torch.randint(0, 40, (2, 12), generator=torch.Generator().manual_seed(i)) for i in range(2)]
     data = dict(model=llama, task_loss=language_loss, batches=[{"input_ids": x} for x in ids])
-    found = [learn_ranks(cuts, 0.4, **data, gates_on="activations", steps=4) for _ in range(2)]
-    assert found[0] == found[1] and len(found[0].ranks) == 7
+    found = [learned(cuts, 0.4, **data, gates_on="activations", steps=4) for _ in range(2)]
+    assert found[0] == found[1] and len(found[0]) == 7
     key = "model.layers.0.self_attn.k_proj"
-    assert llama.get_submodule(key).weight.shape == (4, 16) and found[0].ranks[key] <= 3
+    assert llama.get_submodule(key).weight.shape == (4, 16) and found[0][key] <= 3
     data["batches"] = [{"input_ids": ids[0], "attention_mask": torch.ones(2, 12, dtype=torch.long).tril()}]
     with pytest.raises(ValueError, match="a batch has padding"):
         learned(cuts, 0.4, **data, gates_on="activations", steps=1)
     assert untouched(llama, before)
 
 
-# Learning
-
-
 @forms
 def test_the_loss_falls_below_that_of_uniform_ranks(gates_on, given):
-    found = learn_ranks(removed=0.6, **given, gates_on=gates_on, steps=25)
+    found = learned(removed=0.6, **given, gates_on=gates_on, steps=25)
     shapes = {name: cut.shape for name, cut in given["decompositions"].items() if name != "gate"}
-    assert cost({name: found.ranks[name] for name in shapes}, shapes) <= 0.4 * sum(map(math.prod, shapes.values()))
+    assert cost({name: found[name] for name in shapes}, shapes) <= 0.4 * sum(map(math.prod, shapes.values()))
     uniform = {name: rank_for(shape, 0.6) for name, shape in shapes.items()}
     data = given["model"], given["decompositions"]
-    at = [loss_at(*data, ranks, given["task_loss"], given["batches"]) for ranks in (found.ranks, uniform)]
+    at = [loss_at(*data, ranks, given["task_loss"], given["batches"]) for ranks in (found, uniform)]
     assert at[0] < 0.95 * at[1]
-    assert found.rows[0]["kept"] == pytest.approx(0.4) and abs(found.rows[-1]["kept"] - 0.4) < 0.1
 
 
 class Two(nn.Module):
@@ -142,11 +130,10 @@ def test_the_layer_the_loss_looks_at_gets_more_than_its_uniform_rank(accounting)
     model = Two()
     xs = [torch.randn(64, 24, generator=torch.Generator().manual_seed(i)) for i in range(3)]
     data = dict(model=model, task_loss=classification_loss, batches=[(x, model(x).detach().argmax(1)) for x in xs])
-    found = learn_ranks(decompose_all(model, None, "identity"), 0.6, **data, accounting=accounting)
+    found = learned(decompose_all(model, None, "identity"), 0.6, **data, accounting=accounting)
     uniform = rank_for((24, 24), 0.6) if accounting == "break_even" else int(0.4 * 24)
-    assert found.ranks["quiet"] < uniform < (found.ranks["loud"] or 24)
-    assert cost(found.ranks, dict.fromkeys(found.ranks, (24, 24)), accounting) <= 0.4 * 2 * 24 * 24
-    assert found.gammas["quiet"] < found.gammas["loud"]
+    assert found["quiet"] < uniform < (found["loud"] or 24)
+    assert cost(found, dict.fromkeys(found, (24, 24)), accounting) <= 0.4 * 2 * 24 * 24
 
 
 def test_the_same_seed_gives_the_same_ranks_and_it_decides_random_losses(given):
@@ -156,12 +143,11 @@ def test_the_same_seed_gives_the_same_ranks_and_it_decides_random_losses(given):
     noise = given | {"task_loss": noisy}
     torch.manual_seed(5)
     state = torch.get_rng_state()
-    first, again, other = (learn_ranks(removed=0.5, **noise, steps=6, seed=seed) for seed in (0, 0, 1))
-    assert first == again and first.gammas != other.gammas
-    assert [row["step"] for row in first.rows] == list(range(6))
+    first, again, other = (trained(**noise, steps=6, seed=seed).gammas() for seed in (0, 0, 1))
+    assert first == again != other
     assert torch.equal(torch.get_rng_state(), state)
     lazy = decompose_lazily(given["model"], given["stats"], "gram", given["decompositions"])
-    assert learn_ranks(removed=0.5, **(noise | {"decompositions": lazy}), steps=6) == first
+    assert trained(**(noise | {"decompositions": lazy}), steps=6).gammas() == first
 
 
 def test_the_loss_counts_by_its_exponential(given, monkeypatch):
@@ -180,8 +166,7 @@ def test_a_huge_loss_stays_in_numbers(given):
     """e^1000 is no number: above STEEPEST the slope of e^loss stays what it is there."""
     for loss in (60.0, 1000.0):
         huge = given | {"task_loss": lambda model, batch, loss=loss: classification_loss(model, batch) + loss}
-        found = learn_ranks(removed=0.5, **huge, steps=3)
-        assert loss > STEEPEST and all(math.isfinite(gamma) for gamma in found.gammas.values()), loss
+        assert loss > STEEPEST and torch.isfinite(trained(**huge, steps=3).shares).all(), loss
 
 
 @forms
@@ -190,11 +175,9 @@ def test_half_precision_models_learn_too(dtype, gates_on, given):
     model = nn.Sequential(nn.Linear(24, 40), nn.Linear(40, 12)).to(dtype)
     batches = [(x.to(dtype), y) for x, y in given["batches"]]
     cuts, before = decompose_all(model, None, "identity"), bits(model)
-    data = dict(model=model, task_loss=classification_loss, batches=batches)
-    found = learn_ranks(cuts, 0.5, **data, gates_on=gates_on, steps=5)
-    assert all(math.isfinite(gamma) for gamma in found.gammas.values()) and untouched(model, before)
-    start = gates_of(cuts).gammas()
-    assert all(found.gammas[name] != start[name] for name in start)
+    found = trained(cuts, model, classification_loss, batches, gates_on, steps=5)
+    assert torch.isfinite(found.shares).all() and untouched(model, before)
+    assert (found.shares != gates_of(cuts).shares).all()
 
 
 # What stays as it was
@@ -238,24 +221,6 @@ def test_what_is_missing_is_named(given):
             "task_loss of allocation 'learned' does not depend on the layers",
         ),
         ({"gates_on": "outputs"}, "gates_on = 'outputs' is not known: choose one of weights, activations"),
-        ({"start": {"head": 3}}, "start lacks layer 'blocks.0.down'"),
-    )
-
-
-def test_compress_knows_before_it_decomposes(given, monkeypatch):
-    monkeypatch.setattr("prehab_lib.weightings.decompose", lambda *_, **__: pytest.fail("decomposed"))
-    good = {name: given[name] for name in ("task_loss", "batches", "validation")}
-
-    def run(options=(), **change):
-        method = Method("gram", "learned", options=dict(options))
-        compress(given["model"], method, 0.5, given["stats"], **(good | change))
-
-    refuses(
-        run,
-        ({"task_loss": None}, "needs task_loss"),
-        ({"batches": None}, "needs batches"),
-        ({"options": {"steps": -1}}, "steps = -1"),
-        ({"options": {"gates_on": "outputs"}}, "gates_on = 'outputs'"),
     )
 
 

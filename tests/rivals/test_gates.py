@@ -6,11 +6,11 @@ import math
 import pytest
 import torch
 
-from prehab_lib.budget import break_even_rank, rank_for
+from prehab_lib.budget import break_even_rank
 from prehab_lib.rivals import dobi
-from prehab_lib.rivals.dobi import LIMIT, divided_differences, truncate_smoothly
+from prehab_lib.rivals.dobi import LIMIT, truncate_smoothly
 from prehab_lib.rivals.gates import Gates, Settings, gate
-from prehab_lib.rivals.ranks import ACCOUNTINGS
+from prehab_lib.rivals.shared import ACCOUNTINGS
 from tests.stack import refuses
 
 SHAPES = {"a": (24, 40), "b": (40, 24), "k": (8, 32), "square": (16, 16), "gate": (1, 24)}
@@ -100,23 +100,6 @@ def test_whole_ranks_by_hand():
     assert placed(Gates(TWO, 0.2), a=24.0, b=8.0).whole_ranks() == {"a": None, "b": 9}
     # 38 · 40 ≤ 1536; every rank is stored as factors.
     assert placed(Gates(TWO, 0.2, "remap"), a=24.0, b=14.4).whole_ranks() == {"a": 24, "b": 14}
-
-
-def test_without_a_step_of_learning_equal_layers_keep_their_uniform_rank():
-    for removed in (0.1, 0.37, 0.5, 0.8):
-        ranks = Gates({f"h.{i}": (24, 40) for i in range(7)}, removed).whole_ranks()
-        assert set(ranks.values()) == {rank_for((24, 40), removed)}, removed
-
-
-def test_a_plan_to_start_from():
-    gates = Gates(SHAPES, 0.4, start={"a": 3, "b": None, "k": 2, "square": 5, "gate": None})
-    assert gates.gammas() == pytest.approx({"a": 3, "b": 24, "k": 2, "square": 5})
-    refuses(
-        lambda start: Gates(SHAPES, 0.4, start=start),
-        ({"start": {"a": 3}}, "start lacks layer 'b'"),
-        ({"start": dict.fromkeys(SHAPES, 3.7)}, "start has rank 3.7 for 'a'"),
-        ({"start": dict.fromkeys(SHAPES, 25)}, "start has rank 25 for 'a': it allows 1 to 24"),
-    )
 
 
 def test_settings_take_lists_from_parameter_files_and_name_a_bad_one():
@@ -213,13 +196,6 @@ def test_the_gradient_has_no_unit():
     A = with_spectrum(6, 5, [4.0, 2.0 + 1e-5, 2.0, 1.0, 0.0])
     for scale in (1e-12, 1e12):
         torch.testing.assert_close(gradients(scale * A, 2.0, 3.0)[0], gradients(A, 2.0, 3.0)[0], rtol=1e-4, atol=1e-6)
-
-
-def test_divided_differences_by_hand():
-    """d = (2, 1 · ¼) of σ = (2, 1), T = (1, ¼): Ω⁺ = 7/4 and Ω⁻ = 9/12 off the diagonal, T on it."""
-    symmetric, skew = divided_differences(torch.tensor([2.0, 1.0]), torch.tensor([1.0, 0.25]))
-    torch.testing.assert_close(symmetric, torch.tensor([[1.0, 1.75], [1.75, 0.25]]))
-    torch.testing.assert_close(skew, torch.tensor([[1.0, 0.75], [0.75, 0.25]]))
 
 
 def test_gradients_agree_with_autograd_through_the_svd_and_in_lower_precisions():

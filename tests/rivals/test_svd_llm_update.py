@@ -157,25 +157,6 @@ def test_layers_that_read_one_tensor_are_refitted_to_the_same_inputs_in_one_pass
     assert_least_squares(model, dense, names, batches)
 
 
-class InPlace(nn.Module):
-    """Changes the input of its first layer before the second reads it."""
-
-    def __init__(self):
-        super().__init__()
-        self.a, self.b = nn.Linear(12, 12), nn.Linear(12, 12)
-
-    def forward(self, x):
-        x = x.clone()
-        return self.a(x) + self.b(x.sub_(1.0).relu_())
-
-
-def test_an_input_changed_in_place_is_not_the_same_input():
-    model, decompositions, batches, dense = compressed(dense=InPlace(), batches=toy_batches())
-    closed_form(model, decompositions=decompositions, batches=batches)
-    X, W, V = torch.cat([x for x, _ in batches]).sub(1).relu(), dense.b.weight.detach(), model.b.V.weight.detach()
-    np.testing.assert_allclose(model.b.U.weight.detach().numpy(), numpys(X, W, V), rtol=1e-6)
-
-
 def test_a_float32_model_with_few_tokens_gets_the_update_of_a_float64_one():
     model, decompositions, batches, _ = compressed()
     few = [(x[:1], y[:1]) for x, y in batches]  # 4 tokens for rank 7
@@ -228,18 +209,11 @@ def test_missing_batches_and_a_layer_nobody_calls_are_named_and_nothing_changes(
     assert not changed(model, before)
 
 
-class Twice(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.shared = nn.Linear(12, 12)
-
-    def forward(self, x):
-        return self.shared(torch.tanh(self.shared(x)))
-
-
 def test_a_layer_called_twice_is_named():
-    model, decompositions, batches, _ = compressed(dense=Twice(), batches=toy_batches())
-    with pytest.raises(ValueError, match="layer 'shared' is called more than once"):
+    model, decompositions, batches, _ = compressed()
+    forward = model.forward
+    model.forward = lambda x: forward(x) + forward(x)
+    with pytest.raises(ValueError, match="layer 'blocks.0.up' is called more than once"):
         closed_form(model, decompositions=decompositions, batches=batches)
 
 

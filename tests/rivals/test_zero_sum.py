@@ -3,7 +3,6 @@
 import copy
 import itertools
 import math
-import random
 import re
 from fractions import Fraction
 
@@ -11,14 +10,13 @@ import pytest
 import torch
 
 from prehab_lib import weightings
-from prehab_lib.budget import break_even_rank
 from prehab_lib.evaluate import classification_loss
 from prehab_lib.methods import Method
-from prehab_lib.rivals.ranks import ACCOUNTINGS
+from prehab_lib.rivals.shared import ACCOUNTINGS
 from prehab_lib.rivals.zero_sum import RULES, plan, select
 from prehab_lib.scale.lazy import decompose_lazily
 from prehab_lib.surgery import check_arguments, compress
-from tests.slow_selection import chosen, crowd, instance, reachable, slowly
+from tests.slow_selection import chosen, crowd, instance, reachable, slowly, stored
 from tests.stack import refuses
 
 # The walk
@@ -27,122 +25,33 @@ from tests.stack import refuses
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("replan", [False, True])
 def test_a_slow_reference_finds_the_same_ranks(rule, replan):
-    dense = repaired = 0
-    for seed, given in enumerate([*map(instance, range(60 if replan else 200)), *map(crowd, range(3))]):
+    dense = repaired = unstable = 0
+    for seed, given in enumerate(
+        [*map(instance, range(60 if replan else 200)), *map(crowd, range(12 if replan else 3))]
+    ):
         ours, expected = chosen(given, rule=rule, replan=replan), slowly(**given, rule=rule, replan=replan)
         assert ours.ranks == expected["ranks"] and list(ours.ranks) == list(given["shapes"]), seed
         assert ours.walk == expected["steps"] and ours.planned == expected["planned"], seed
+        shapes, accounting = given["shapes"], given["accounting"]
+        total = sum(map(math.prod, shapes.values()))
+        left = {
+            n: math.prod(s) if ours.ranks[n] is None else stored(s, ours.ranks[n], accounting)
+            for n, s in shapes.items()
+        }
+        assert ours.budget == math.floor(Fraction(str(given["removed"])) * total) <= ours.removed, seed
+        assert ours.removed == total - sum(left.values()) < ours.budget + max(map(sum, shapes.values())), seed
         shipped = 0.0
         for name, kept in expected["kept"].items():
             every = range(min(given["shapes"][name]))
             shipped += sum(given["changes"][name][i] for i in set(every) - set(kept))
             assert sorted(ours.orders.get(name, every)[: ours.ranks[name]]) == kept, seed
         assert ours.shipped == pytest.approx(shipped, abs=1e-12), seed
+        assert ours.replans <= 3 and (ours.undone or ours.planned == pytest.approx(ours.shipped, abs=1e-12)), seed
+        unstable += replan and bool(ours.undone)
         dense, repaired = dense + (None in ours.ranks.values()), repaired + ours.replans
     assert dense > 20 and (repaired > 2) == replan
-
-
-@pytest.mark.parametrize("rule", RULES)
-def test_ranks_keep_their_floor_and_what_is_removed_overshoots_by_less_than_a_drop(rule):
-    for seed in range(100):
-        given = instance(seed)
-        ours = chosen(given, rule=rule)
-        total = sum(map(math.prod, given["shapes"].values()))
-        assert ours.budget == math.floor(Fraction(str(given["removed"])) * total), seed
-        saved, largest = 0, 0
-        for name, (m, n) in given["shapes"].items():
-            rank = ours.ranks[name]
-            unit, most = m + n, break_even_rank((m, n))
-            if given["accounting"] == "remap":
-                unit, most = max(m, n), min(m, n)
-                assert rank is not None or most == 1, seed  # every other layer is factorised
-            saved += 0 if rank is None else m * n - rank * unit
-            largest = max(largest, unit)
-            floor = max(1, math.ceil(Fraction(str(given["floor"])) * most))
-            assert rank is None or floor <= rank <= most, seed
-        assert ours.removed == saved and 0 <= ours.removed - ours.budget < largest, seed
-
-
-def test_of_each_layer_the_last_components_go_one_by_one():
-    for seed, rule in itertools.product(range(50), ("zero_sum", "magnitude", "sigma")):
-        given = instance(seed)
-        walk = chosen(given, rule=rule).walk
-        for name, shape in given["shapes"].items():
-            dropped = [component for layer, component, _, _ in walk if layer == name]
-            assert dropped == list(range(min(shape)))[::-1][: len(dropped)], (seed, rule)
-
-
-def test_a_rule_for_all_components_takes_the_lowest_of_all():
-    """Without floors that stop it: whatever stays scores no lower than whatever went."""
-    draw = random.Random(0)
-    shapes = {f"h.{i}": (20, 20) for i in range(3)}
-    changes = {name: torch.tensor([draw.gauss(0, 1) for _ in range(20)]) for name in shapes}
-    for rule, score in (("magnitude_all", abs), ("most_negative", float)):
-        ours = select(changes, shapes, 0.3, rule=rule, trace=True)
-        went = {(name, i) for name, i, _, _ in ours.walk}
-        stayed = set(itertools.product(shapes, range(20))) - went
-        assert max(score(float(changes[n][i])) for n, i in went) <= min(score(float(changes[n][i])) for n, i in stayed)
-        for order in ours.orders.values():
-            assert sorted(order) == list(range(20)) != order, rule
-
-
-def test_the_sum_stays_within_the_largest_change_while_there_is_a_choice():
-    checked = 0
-    for seed in range(100):
-        given = instance(seed) | {"accounting": "remap", "floor": 0.0}
-        most = Fraction(reachable(given["shapes"], 0, "remap"), sum(map(math.prod, given["shapes"].values())))
-        given["removed"] = math.floor(most * 900) / 1000
-        largest = max(abs(x) for values in given["changes"].values() for x in values)
-        left = {name: len(values) for name, values in given["changes"].items()}
-        for name, component, _, running in chosen(given).walk:
-            tails = [given["changes"][n][rank - 1] for n, rank in left.items() if rank > 1]
-            if not (any(x >= 0 for x in tails) and any(x < 0 for x in tails)):
-                break
-            assert abs(running) <= largest + 1e-6, seed
-            left[name], checked = component, checked + 1
-    assert checked > 300
-
-
-def test_alternating_changes_of_one_size_never_sum_to_more():
-    shapes = {f"h.{i}": (16, 16) for i in range(4)}
-    changes = {f"h.{i}": torch.tensor([0.5 * (-1) ** (j + i) for j in range(16)]) for i in range(4)}
-    for removed in (0.2, 0.5, 0.8):
-        walk = select(changes, shapes, removed, trace=True).walk
-        assert max(abs(running) for _, _, _, running in walk) <= 0.5, removed
-
-
-def test_changes_of_one_sign_are_taken_by_size():
-    for seed in range(100):
-        given = instance(seed)
-        given["changes"] = {name: [abs(x) for x in values] for name, values in given["changes"].items()}
-        balanced, by_size = chosen(given, rule="zero_sum"), chosen(given, rule="magnitude")
-        assert balanced.ranks == by_size.ranks and balanced.walk == by_size.walk, seed
-
-
-def test_the_balance_is_better_than_by_size_alone():
-    """What the second queue is for: the sum it ends with is far smaller."""
-    ends = {"zero_sum": 0.0, "magnitude": 0.0}
-    for seed, rule in itertools.product(range(20), ends):
-        ends[rule] += abs(chosen(crowd(seed, removed=0.5), rule=rule).shipped)
-    assert ends["zero_sum"] < 0.3 * ends["magnitude"]
-
-
-def test_the_order_of_the_dicts_does_not_matter():
-    for seed, rule in itertools.product(range(20), RULES):
-        given, draw = instance(seed), random.Random(seed)
-        ours, mixed = chosen(given, rule=rule), dict(given)
-        for part in ("changes", "shapes", "sigma"):
-            mixed[part] = dict(draw.sample(list(given[part].items()), len(given[part])))
-        again = chosen(mixed, rule=rule)
-        assert again.ranks == ours.ranks and again.walk == ours.walk, (seed, rule)
-        assert list(again.ranks) == list(mixed["shapes"]), (seed, rule)
-
-
-def test_equals_take_turns():
-    shapes = {f"h.{i}": (16, 16) for i in (2, 10, 1)}
-    ours = select({name: torch.ones(16) for name in shapes}, shapes, 0.5, rule="magnitude", trace=True)
-    assert [name for name, *_ in ours.walk[:6]] == ["h.1", "h.10", "h.2"] * 2
-    assert max(ours.ranks.values()) - min(ours.ranks.values()) <= 1
+    if rule == "zero_sum" and replan:
+        assert unstable == 1  # one crowd still has a layer of which drops are undone
 
 
 def test_the_walk_by_hand():
@@ -177,20 +86,6 @@ def test_drops_of_a_layer_that_stays_dense_are_undone_or_replanned_without_it():
     assert {name for name, *_ in again.walk} == {"b"}
 
 
-def test_three_rounds_are_the_most_and_what_is_left_is_said():
-    stable = []
-    for given in [*map(instance, range(100)), *map(crowd, range(12))]:
-        once, again = chosen(given), chosen(given, replan=True)
-        assert again.replans <= 3 and again.removed >= again.budget
-        if not once.undone:
-            assert again == once
-        stable.append(not again.undone)
-        walked = {name for name, *_ in again.walk}
-        assert all((again.ranks[name] is None) == (name in again.undone) for name in walked)
-        assert stable[-1] == (again.planned == pytest.approx(again.shipped, abs=1e-12))
-    assert stable.count(False) == 1  # one crowd still has a layer of which drops are undone
-
-
 def test_a_budget_that_cannot_be_met_names_the_nearest():
     shapes = {"a": (200, 300), "b": (40, 10), "gate": (1, 30)}
     changes = {name: torch.linspace(1, -1, min(shape)) for name, shape in shapes.items()}
@@ -216,9 +111,9 @@ def test_bad_input_is_named():
         ({"floor": 1.5}, "floor = 1.5"),
         ({"floor": math.nan}, "floor = nan"),
         ({"floor": True}, "floor = True"),
-        ({"rule": "sigma"}, "rule 'sigma' looks at singular values: pass sigma"),
+        ({"rule": "sigma"}, "rule 'sigma' needs singular values: pass sigma"),
         ({"changes": {}}, "changes lack layer 'a'"),
-        ({"changes": {"a": torch.ones(7)}}, "layer 'a' has 8 components, and scores of shape"),
+        ({"changes": {"a": torch.ones(7)}}, "layer 'a' has 8 components, and 7 changes or 7 scores"),
         ({"changes": {"a": torch.tensor([1.0] * 7 + [math.nan])}}, "layer 'a': the score of a component is NaN"),
         ({"shapes": {"gate": (1, 30)}}, "none of their ranks saves parameters"),
     )
@@ -284,6 +179,8 @@ def test_what_cannot_work_is_said_before_anything_is_factorised(given, monkeypat
         ({"allocation": "zero_sum", "options": {"flor": 0.1}}, "unknown entry 'flor'"),
         ({"allocation": "greedy", "options": {"rule": "sigma"}}, "unknown entry 'rule'"),
         ({"allocation": "learned", "options": {"step": 3}}, "unknown entry 'step'"),
+        ({"allocation": "learned", "options": {"steps": -1}}, "steps = -1"),
+        ({"allocation": "learned", "options": {"gates_on": "outputs"}}, "gates_on = 'outputs'"),
     )
     without = stats | {"head": copy.copy(stats["head"])}
     without["head"].grad = None

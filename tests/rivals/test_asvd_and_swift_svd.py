@@ -1,16 +1,19 @@
+"""ASVD's search against all thresholds, and Swift-SVD's ranks against the formula by hand."""
+
 import copy
 import itertools
 import math
 
 import pytest
 
-from prehab_lib.budget import check_removed, rank_for
-from prehab_lib.factors import LowRankLinear
+from prehab_lib.budget import break_even_rank, check_removed, rank_for
+from prehab_lib.rivals import shared
 from prehab_lib.rivals.asvd import sensitivity, solo_losses
-from prehab_lib.rivals.ranks import compressible, parameters
-from prehab_lib.rivals.trial import loss_at
+from prehab_lib.rivals.shared import compressible, loss_at, parameters
+from prehab_lib.rivals.swift_svd import ALPHAS, importance
+from prehab_lib.stats import LayerStats
 from prehab_lib.surgery import compress
-from tests.stack import Stack, bits, refuses, spectrum, untouched
+from tests.stack import refuses, spectrum
 
 
 @pytest.fixture(scope="module")
@@ -22,17 +25,6 @@ def ranks_of(shapes, *arguments, **options):
     """Those of the layers that some rank makes smaller."""
     ranks = sensitivity(*arguments, **options)
     return {name: ranks[name] for name in shapes}
-
-
-def test_a_larger_budget_gives_no_layer_a_smaller_rank(given, losses):
-    shapes = compressible(given["decompositions"])
-    before = dict.fromkeys(shapes, 0)
-    for removed in [number / 200 for number in range(199, 0, -1)]:
-        ranks = ranks_of(shapes, given["decompositions"], removed, losses=losses)
-        now = {name: rank or min(shapes[name]) + 1 for name, rank in ranks.items()}
-        assert all(now[name] >= before[name] for name in shapes), removed
-        before = now
-    assert None in ranks.values()
 
 
 def test_it_is_the_best_of_all_thresholds(given, losses):
@@ -95,26 +87,6 @@ def test_losses_that_are_not_finite_are_the_worst(given, losses):
     assert parameters(shapes, ranks) <= sum(m * n for m, n in shapes.values()) / 2
 
 
-def test_the_model_is_untouched_even_when_the_loss_raises_midway(given):
-    model = Stack().train()
-    model.head.eval()
-    before, parts = bits(model), dict(model.named_modules())
-    calls = []
-
-    def loss(model, batch):
-        assert not model.training
-        calls.append(sum(isinstance(module, LowRankLinear) for module in model.modules()))
-        if len(calls) == 30:
-            raise RuntimeError("out of luck")
-        return given["task_loss"](model, batch)
-
-    with pytest.raises(RuntimeError, match="out of luck"):
-        sensitivity(removed=0.5, **(given | {"model": model, "task_loss": loss}))
-    assert calls == [1] * 30
-    assert untouched(model, before) and dict(model.named_modules()) == parts
-    assert model.training and not model.head.training
-
-
 def test_what_is_missing_or_bad_is_named(given):
     refuses(
         lambda **change: sensitivity(removed=0.5, **(given | change)),
@@ -131,4 +103,81 @@ def test_what_is_missing_or_bad_is_named(given):
         ({"candidates": ()}, "candidates is empty"),
         ({"candidates": (0.5, 1.0)}, "has 1.0"),
         ({"candidates": (0.5, "0.6")}, "has '0.6'"),
+    )
+
+
+# Swift-SVD
+
+
+SHAPE = (24, 40)
+INFLUENCE = [0.3, 0.9, 0.1, 0.2]
+UNEQUAL = {f"blocks.{i}.fc": spectrum(SHAPE, sigma) for i, sigma in enumerate([0.0, 1.0, 30.0, 1e4])}
+STATS = {f"blocks.{i}.fc": LayerStats(influence=x) for i, x in enumerate(INFLUENCE)}
+
+
+def plans_of(given, removed):
+    return [importance(removed=removed, **given, alpha=alpha) for alpha in ALPHAS]
+
+
+def test_a_type_keeps_the_sum_of_its_uniform_ranks():
+    for removed, alpha in itertools.product([0.03, 0.1, 0.2, 0.5, 0.8, 0.9, 0.99], [0, 0.35, 1]):
+        ranks = importance(UNEQUAL, removed, stats=STATS, alpha=alpha).values()
+        uniform, at = rank_for(SHAPE, removed), f"removed {removed}, alpha {alpha}"
+        assert sum(ranks) == 4 * uniform, at
+        assert all(max(1, uniform / 2) <= rank <= break_even_rank(SHAPE) for rank in ranks), at
+
+
+def test_ranks_are_the_formula_by_hand():
+    """Scores 1 and 2 share what the floor leaves of two uniform ranks 7: floors 4, a pool of 6, so 2 and 4 more."""
+    layers = {"h.0": spectrum(SHAPE, 0.0), "h.1": spectrum(SHAPE, (math.e**2 - math.e) / (24 - 7) ** 0.5)}
+    for second, alpha, expected in ((0.5, 0, [6, 8]), (0.1, 1, [8, 6]), (0.1, 0.5, [7, 7])):  # β = 2 and 1; √2 each
+        stats = {"h.0": LayerStats(influence=0.5), "h.1": LayerStats(influence=second)}
+        assert list(importance(layers, 0.5, stats=stats, alpha=alpha).values()) == expected, alpha
+
+
+def test_a_higher_score_never_gets_a_lower_rank_and_break_even_cuts_off():
+    by_loss = list(importance(UNEQUAL, 0.5, stats=STATS, alpha=0).values())
+    assert by_loss == sorted(by_loss) and by_loss[0] < by_loss[-1]
+    by_influence = importance(UNEQUAL, 0.5, stats=STATS, alpha=1)
+    ranks = [rank for _, rank in sorted(zip(INFLUENCE, by_influence.values(), strict=True))]
+    assert ranks == sorted(ranks) and ranks[0] < ranks[-1]
+    ranks = importance(UNEQUAL, 0.1, stats=STATS, alpha=0)
+    assert ranks["blocks.3.fc"] == break_even_rank(SHAPE) == 14
+    assert sum(ranks.values()) == 4 * rank_for(SHAPE, 0.1)  # what that cuts off goes to the others
+
+
+def test_alpha_is_the_one_with_the_lowest_loss_on_validation_data_or_else_on_batches(given):
+    plans = plans_of(given, 0.6)
+    for data, arguments in ((given["validation"], given), (given["batches"], given | {"validation": None})):
+        losses = [loss_at(given["model"], given["decompositions"], plan, given["task_loss"], data) for plan in plans]
+        assert len(set(losses)) > 1
+        assert importance(removed=0.6, **arguments) == plans[losses.index(min(losses))]
+
+
+def test_equal_plans_are_scored_once_and_a_single_one_never(given, monkeypatch):
+    scored = []
+    monkeypatch.setattr(shared, "loss_at", lambda model, decompositions, plan, *_: scored.append(plan) or 1.0)
+    plans = plans_of(given, 0.5)
+    assert importance(removed=0.5, **given) == plans[0] != plans[-1]  # of equals the smallest alpha
+    distinct = [plan for number, plan in enumerate(plans) if plan not in plans[:number]]
+    assert [dict.fromkeys(given["decompositions"]) | plan for plan in scored] == distinct
+    scored.clear()
+    one = {"head": spectrum(SHAPE, 1.0)}
+    assert importance(removed=0.5, **(given | {"decompositions": one})) == {"head": rank_for(SHAPE, 0.5)}
+    assert importance(one, 0.5, alpha=0.6) == {"head": rank_for(SHAPE, 0.5)}  # neither data nor influence
+    assert not scored
+
+
+def test_what_importance_misses_is_named(given):
+    refuses(
+        lambda **change: importance(removed=0.5, **(given | change)),
+        ({"model": None}, "allocation 'importance' without alpha needs model"),
+        ({"task_loss": None}, "needs task_loss"),
+        ({"validation": None, "batches": None}, "needs batches"),
+        ({"validation": iter([])}, "validation many times.*not a generator"),
+        ({"validation": []}, "batches are empty"),
+        ({"stats": None}, "layer 'blocks.0.down' needs the statistic 'influence'"),
+        ({"alpha": 1.5}, "alpha = 1.5"),
+        ({"alpha": "0.5"}, "alpha = '0.5'"),
+        ({"alpha": math.nan}, "alpha = nan"),
     )
