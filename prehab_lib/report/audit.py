@@ -1,10 +1,9 @@
-"""Every claim of the paper with its verdict, from the results of one profile: as a table, as a page
-for the report and notebook 10, and as figures/PROFILE/verdicts.md. `claims.yaml` holds the claims,
-no verdicts.
+"""Every claim of `claims.yaml` with its verdict, from the results of one profile: as a table, as a
+page for the report and notebook 10, and as figures/PROFILE/verdicts.md.
 
-A verdict is counted from records, pair by pair, and compared with what the notebook printed; where
-the two differ, or where scores are impossible, lack their control or come from two profiles,
-nothing is judged: ValueError says which run it is.
+A verdict is counted from records, pair by pair, and compared with what the notebook printed.
+Nothing is judged where the two differ, or where scores are impossible, lack their control or come
+from two profiles: ValueError says which run it is.
 """
 
 import os
@@ -18,6 +17,7 @@ import pandas
 import yaml
 
 from prehab_lib.report import arithmetic, finished, pairs, paper
+from prehab_lib.report.claims import verdict
 from prehab_lib.report.finished import Finished
 from prehab_lib.runs import plan
 from prehab_lib.runs.certificate import replacing
@@ -63,17 +63,14 @@ def results(folder: Path | str | None) -> list[Finished]:
         which = ", ".join(f"{run} is of {name}" for name, run in mixed)
         remedy = f"remove what is not of {folder.name}"
         raise ValueError(f"runs/{folder.name} mixes profiles ({which}): {remedy}")
-    planned = plan.expected(plan.home(), folder.name, {run.notebook for run in runs})
-    return [run for run in runs if run.name in planned.get(run.notebook, [run.name])]
+    return finished.planned(folder, runs)
 
 
 def _lines(sentence: str, run: Finished, datasets: Iterable[str] = ()) -> list[dict]:
     """What the run printed under this sentence; {dataset} stands for each of the data sets."""
-    sentences = [sentence]
-    if "{dataset}" in sentence:
-        sentences = [sentence.replace("{dataset}", name) for name in datasets]
-    lines = [(line, wanted) for wanted in sentences for line in run.claims]
-    return [line for line, wanted in lines if fnmatchcase(line["sentence"], wanted)]
+    names = datasets if "{dataset}" in sentence else [""]
+    wanted = [sentence.replace("{dataset}", name) for name in names]
+    return [line for one in wanted for line in run.claims if fnmatchcase(line["sentence"], one)]
 
 
 def _judge(evidence: dict, run: Finished) -> tuple[list[bool], str]:
@@ -105,10 +102,10 @@ def _paper_says(claim: dict) -> str:
     """The paper's side: its words, or its own count of the same pairs."""
     if "paper" in claim or claim["group"] == "control":
         return claim.get("paper", "no control")
-    comparisons = [entry["records"] for entry in claim["evidence"] if "records" in entry]
-    if not comparisons:
+    entries = [entry for entry in claim["evidence"] if "records" in entry]
+    if not entries:
         return "printed"
-    found = [pairs.compare(pairs.printed(), fields) for fields in comparisons]
+    found = [pairs.compare(pairs.printed(), entry["records"]) for entry in entries]
     held = [case for places in found for case in places.values()]
     return f"at {sum(held)} of {len(held)} {_unit({pairs.cases(places) for places in found})}"
 
@@ -125,9 +122,9 @@ def _ours(claim: dict, runs: list[Finished]) -> str:
         evidence = [entry for entry in claim["evidence"] if entry["notebook"] == run.notebook]
         if any("records" in entry for entry in evidence):
             count = len({record["seed"] for record in run.records})
-            seeds = f"{count} seed" + ("s" if count > 1 else "")
-            data = scored.setdefault((run.about.get("model", "model not recorded"), seeds), {})
-            data[run.about.get("data", "data not recorded")] = None
+            about = {"model": "model not recorded", "data": "data not recorded"} | run.about
+            seeds = f"{count} seed{'s' * (count > 1)}"
+            scored.setdefault((about["model"], seeds), {})[about["data"]] = None
         else:
             lines = [line for entry in evidence for line in _lines(entry["sentence"], run)]
             said |= {line["ours"]: None for line in lines}
@@ -141,11 +138,10 @@ def _in_words(claim: dict, held: int, cases: int, of: str) -> tuple[str, str]:
         return f"not tested here: {claim['not_tested']}", "not tested here"
     if not cases:
         return "not run", "not run"
-    counted = f"of {cases} {of}".rstrip()
-    if not held:
-        return f"does not hold: 0 {counted}", "does not hold"
-    status = "holds" if held == cases else "mostly" if held > cases / 2 else "rarely"
-    return f"holds at {held} {counted}", status
+    status = "does not hold"
+    if held:
+        status = "holds" if held == cases else "mostly" if held > cases / 2 else "rarely"
+    return verdict(held, cases, of), status
 
 
 def _verdict(claim: dict, runs: list[Finished], most: dict[str, str]) -> dict:
@@ -154,9 +150,9 @@ def _verdict(claim: dict, runs: list[Finished], most: dict[str, str]) -> dict:
     for evidence in claim["evidence"]:
         of_notebook = [run for run in runs if run.notebook == evidence["notebook"]]
         judged = [(run, *_judge(evidence, run)) for run in of_notebook]
-        decided = [(run, each, of) for run, each, of in judged if each]
-        for run, each, of in decided:
-            cases += each
+        decided = [row for row in judged if row[1]]
+        for run, held, of in decided:
+            cases += held
             units.add(f"runs × {of}" if len(decided) > 1 else of)
             behind[run.name] = run
         if not decided:
@@ -166,9 +162,9 @@ def _verdict(claim: dict, runs: list[Finished], most: dict[str, str]) -> dict:
     if "arithmetic" in claim:
         checks = arithmetic.CHECKS[claim["arithmetic"]](paper.records())
         cases, units, ours = [check.agrees for check in checks], {"numbers"}, "recomputed"
-    verdict, status = _in_words(claim, sum(cases), len(cases), _unit(units))
+    words, status = _in_words(claim, sum(cases), len(cases), _unit(units))
     row = {name: claim[name] for name in ("id", "group", "where", "says")}
-    row |= {"paper": _paper_says(claim), "ours": ours, "verdict": verdict, "status": status}
+    row |= {"paper": _paper_says(claim), "ours": ours, "verdict": words, "status": status}
     row |= {"held": sum(cases), "cases": len(cases), "missing": ", ".join(missing)}
     return row | {"differs": finished.differing(made_by, most)}
 

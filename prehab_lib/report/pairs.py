@@ -1,6 +1,4 @@
-"""Who beats whom, from records: paired by data set, removed fraction and seed. And what records
-must be to be paired at all.
-"""
+"""Who beats whom, from records: paired by data set, removed fraction and seed."""
 
 import math
 from collections.abc import Iterable
@@ -11,8 +9,7 @@ import yaml
 
 from prehab_lib.report import paper
 
-# metric -> lowest and highest possible score, and whether higher is better: a score outside, or of
-# the other direction, is a file that was changed by hand or written by a slip.
+# metric -> lowest and highest possible score, and whether higher is better
 BOUNDS = dict.fromkeys(("accuracy", "f1"), (0.0, 1.0, True))
 BOUNDS |= dict.fromkeys(("matthews", "spearman"), (-1.0, 1.0, True))
 BOUNDS |= {"top1_percent": (0.0, 100.0, True), "perplexity": (1.0, math.inf, False)}
@@ -32,7 +29,8 @@ def printed() -> list[dict]:
 
 def _sides(fields: dict) -> tuple[dict, dict]:
     """What the better and the worse side must have: `one > other` splits."""
-    better, worse = {"lora": False} | fields, {"lora": False} | fields
+    better = {"lora": False, "uncut": False, "highest": False, "lam": None} | fields
+    worse = dict(better)
     for name, value in fields.items():
         if isinstance(value, str) and " > " in value:
             better[name], worse[name] = map(yaml.safe_load, value.split(" > "))
@@ -43,18 +41,17 @@ def _sides(fields: dict) -> tuple[dict, dict]:
 
 def _scores(frame: pandas.DataFrame, wanted: dict, named: str) -> pandas.Series:
     """Place -> score, higher being better. Raises ValueError for two records in one place."""
-    rules = {"uncut": False, "highest": False, "lam": None} | wanted
-    fits = (frame.removed == 0) == rules["uncut"]
+    fits = (frame.removed == 0) == wanted["uncut"]
     for name in wanted.keys() - {"uncut", "highest", "lam"}:
         if isinstance(wanted[name], str):
             fits &= frame[name].astype(str).str.fullmatch(translate(wanted[name]), na=False)
         else:
             fits &= frame[name] == wanted[name]
     chosen = frame[fits]
-    if rules["lam"]:
+    if wanted["lam"]:
         lams = chosen.lam[chosen.lam > 0]
-        chosen = chosen[chosen.lam == lams.agg(rules["lam"])]
-    if rules["highest"]:
+        chosen = chosen[chosen.lam == lams.agg(wanted["lam"])]
+    if wanted["highest"]:
         chosen = chosen[chosen.removed == chosen.removed.max()]
     twice = chosen[chosen.duplicated(PLACE)]
     if len(twice):
@@ -107,10 +104,8 @@ def cases(places: Iterable[tuple]) -> str:
 
 
 def check(name: str, records: list[dict]) -> None:
-    """Records of the run `name` can be judged: scores are possible, and what was prepared stands
-    beside its control.
-
-    Raises ValueError naming run, table and place otherwise.
+    """Raises ValueError, naming run, table and place, for records that cannot be judged: a score
+    is impossible, or what was prepared stands without its control.
     """
     for record in records:
         metric, value, up = record["metric"], record["value"], record["higher_is_better"]
