@@ -37,9 +37,10 @@ def claims() -> tuple[dict, ...]:
     entries = []
     for group, some in yaml.safe_load(text).items():
         for id, entry in some.items():
-            evidence = entry.get("evidence", [])
-            evidence = [evidence] if isinstance(evidence, dict) else evidence
-            entries.append({"id": id, "group": group} | entry | {"evidence": evidence})
+            entry = {"id": id, "group": group, "evidence": []} | entry
+            if isinstance(entry["evidence"], dict):
+                entry["evidence"] = [entry["evidence"]]
+            entries.append(entry)
     return tuple(entries)
 
 
@@ -61,8 +62,8 @@ def results(folder: Path | str | None) -> list[Finished]:
     mixed = sorted({(name, run.name) for run in runs for name in run.profiles - {folder.name}})
     if mixed:
         which = ", ".join(f"{run} is of {name}" for name, run in mixed)
-        remedy = f"remove what is not of {folder.name}"
-        raise ValueError(f"runs/{folder.name} mixes profiles ({which}): {remedy}")
+        mixes = f"runs/{folder.name} mixes profiles ({which})"
+        raise ValueError(f"{mixes}: remove what is not of {folder.name}")
     return finished.planned(folder, runs)
 
 
@@ -74,10 +75,7 @@ def _lines(sentence: str, run: Finished, datasets: Iterable[str] = ()) -> list[d
 
 
 def _judge(evidence: dict, run: Finished) -> tuple[list[bool], str]:
-    """In which cases of one run it holds, and what these are; no case where it says nothing.
-
-    Raises ValueError where its records and what it printed differ.
-    """
+    """In which cases of one run it holds, and what these are; no case where it says nothing."""
     sentence, places = evidence.get("sentence"), {}
     if "records" in evidence:
         try:
@@ -89,10 +87,10 @@ def _judge(evidence: dict, run: Finished) -> tuple[list[bool], str]:
     printed = [case for line in lines for case in line["each"]]
     counted = list(places.values())
     if "records" in evidence and lines and printed != counted:
-        said = f"{sum(printed)} of {len(printed)}"
+        said = f'"{sentence}" was printed as {sum(printed)} of {len(printed)}'
         give = f"its records give {sum(counted)} of {len(counted)}, or other cases"
         remedy = "result.json or claims.jsonl was changed; run it again"
-        raise ValueError(f'{run.name}: "{sentence}" was printed as {said}, but {give}: {remedy}')
+        raise ValueError(f"{run.name}: {said}, but {give}: {remedy}")
     if places:
         return counted, pairs.cases(places)
     return printed, lines[0]["of"] if lines else ""
@@ -185,18 +183,17 @@ def judge(runs: list[Finished]) -> pandas.DataFrame:
 
 def counted(statuses) -> str:
     """How many claims have which verdict, in one line."""
-    counter = Counter(statuses)
-    parts = [f"{words} {counter[status]}" for status, words in STATUSES.items() if counter[status]]
-    return f"{sum(counter.values())} claims: {', '.join(parts)}."
+    counts = Counter(statuses)
+    parts = [f"{words} {counts[status]}" for status, words in STATUSES.items() if counts[status]]
+    return f"{counts.total()} claims: {', '.join(parts)}."
 
 
-def _table(table: pandas.DataFrame, heads: dict[str, str]) -> list[str]:
+def _table(table: pandas.DataFrame, **heads: str) -> list[str]:
     """A Markdown table, its groups told apart by a line in bold. heads: column -> what heads it."""
     rows = [list(heads.values())]
-    for group, title in GROUPS.items():
-        some = table.loc[table.group == group, list(heads)].to_numpy().tolist()
-        if some:
-            rows += [[f"**{title}**", *[""] * (len(heads) - 1)], *some]
+    for group, some in table.groupby("group", sort=False)[list(heads)]:
+        rows.append([f"**{GROUPS[group]}**", *[""] * (len(heads) - 1)])
+        rows += some.to_numpy().tolist()
     lines = ["| " + " | ".join(cell.replace("|", r"\|") for cell in row) + " |" for row in rows]
     return [lines[0], "|---" * len(heads) + "|", *lines[1:]]
 
@@ -204,24 +201,24 @@ def _table(table: pandas.DataFrame, heads: dict[str, str]) -> list[str]:
 def page(table: pandas.DataFrame, runs: list[Finished]) -> list[str]:
     """Lines of Markdown: every claim, both sides and the verdict. table: `judge` of these runs."""
     lines = [counted(table.status), ""]
-    most = ", ".join(f"{name} {version}" for name, version in finished.usual(runs).items())
+    most = ", ".join(map(" ".join, finished.usual(runs).items()))
     if most:
-        note = "the last column says where a row's were not"
-        lines += [f"Most runs were made with {most}; {note}.", ""]
+        most += "; the last column says where a row's were not."
+        lines += [f"Most runs were made with {most}", ""]
     incomplete = (table.missing != "") & (table.cases > 0)
     without = ("; without " + table.missing).where(incomplete, "")
     table = table.assign(verdict="**" + table.verdict + "**" + without)
-    heads = {"where": "where", "says": "claim", "paper": "the paper", "ours": "here"}
-    return lines + _table(table, heads | {"verdict": "verdict", "differs": "made otherwise"})
+    sides = {"paper": "the paper", "ours": "here", "verdict": "verdict"}
+    return lines + _table(table, where="where", says="claim", **sides, differs="made otherwise")
 
 
 def text(table: pandas.DataFrame, profile: str) -> str:
     """The claims that are decided, as a page of Markdown, and how many are not."""
-    heads = {"where": "where", "says": "sentence", "paper": "the paper"}
-    heads["verdict"] = f"{profile} profile"
     lines = [f"# The paper's claims, and what the {profile} profile says of them", ""]
     lines += ["Made from verdicts.csv beside this file by `python -m prehab_lib verdicts`.", ""]
-    lines += _table(table[table.status.isin(DECIDED)], heads)
+    heads = {"paper": "the paper", "verdict": f"{profile} profile"}
+    decided = table[table.status.isin(DECIDED)]
+    lines += _table(decided, where="where", says="sentence", **heads)
     return "\n".join([*lines, "", f"Of {counted(table.status)}", ""])
 
 

@@ -1,10 +1,7 @@
-"""All results of a profile on one page, ours beside the paper's: `python -m prehab_lib report
-PROFILE`.
-"""
+"""All results of a profile on one page, beside the paper's: `python -m prehab_lib report`."""
 
 import json
 import os
-from pathlib import Path
 
 import pandas
 
@@ -77,20 +74,6 @@ def long_table(runs: list[Finished]) -> pandas.DataFrame:
     return names.merge(records, on="run").merge(beside, on="run")
 
 
-def _write_long_table(folder: Path, table: pandas.DataFrame) -> None:
-    """results.csv and results.parquet; older ones go where no run has scores."""
-    if table.empty:
-        for file in folder.glob("results.*"):
-            file.unlink()
-        return
-    with replacing(folder / "results.csv") as draft:
-        table.to_csv(draft, index=False)
-    # Parquet has one type a column: read whole, a column of texts and numbers is all text.
-    with replacing(folder / "results.parquet") as draft:
-        whole = pandas.read_csv(folder / "results.csv", low_memory=False)
-        whole.to_parquet(draft, index=False)
-
-
 def write(profile: str) -> str:
     """Write runs/PROFILE/report.md, and all records as one table beside it; gives its path.
 
@@ -100,7 +83,15 @@ def write(profile: str) -> str:
     found = finished.read(folder)
     if not found:
         raise FileNotFoundError(f"no finished run of {profile}: {START} {profile}`")
-    _write_long_table(folder, long_table(found))
+    scores = long_table(found)
+    with replacing(folder / "results.csv") as draft:
+        scores.to_csv(draft, index=False)
+    for name in scores:
+        # Parquet has one type a column: where runs gave texts and numbers, all become text.
+        if scores[name].dropna().map(type).nunique() > 1:
+            scores[name] = scores[name].map(str, na_action="ignore")
+    with replacing(folder / "results.parquet") as draft:
+        scores.to_parquet(draft, index=False)
     try:
         runs = audit.results(folder)
         verdicts = audit.page(audit.judge(runs), runs)

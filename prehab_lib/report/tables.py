@@ -48,13 +48,12 @@ def _averages(records: list[dict]) -> list[dict]:
         if record.get("paper_table") == "III":
             scored = models.setdefault(tuple(map(record.get, fields)), {})
             scored[record.get("dataset")] = record
-    means = []
     place = {"dataset": "Average", "paper_dataset": "Average", "metric": "mean", "note": ""}
-    for scored in models.values():
-        if scored.keys() == set(glue.COLUMNS):
-            mean = glue.average({task: record["value"] for task, record in scored.items()})
-            means.append(scored[glue.COLUMNS[0]] | place | {"value": mean})
-    return means
+    whole = [scored for scored in models.values() if scored.keys() == set(glue.COLUMNS)]
+    for scored in whole:
+        place["value"] = glue.average({task: one["value"] for task, one in scored.items()})
+        scored["Average"] = scored[glue.COLUMNS[0]] | place
+    return [scored["Average"] for scored in whole]
 
 
 def _refusal(frame: pandas.DataFrame) -> str:
@@ -105,11 +104,10 @@ def _table(notebook: str, about: dict, records: list[dict]) -> list[str]:
         return [title, "", f"Not printed: it has {refusal}", ""]
     rows: dict[str, dict[str, str]] = {}
     for (row, removed), cell in frame.groupby(["row", "removed"], sort=False):
-        seeds, printed = cell.seed.nunique(), cell.paper.iloc[0]
-        spread = f" ± {cell.value.std():.2g}" if seeds > 1 else ""
-        text = f"{cell.value.mean():.4g}{spread} ({seeds})"
+        spread = f" ± {cell.value.std():.2g}" if len(cell) > 1 else ""
+        text = f"{cell.value.mean():.4g}{spread} ({len(cell)})"
         rows.setdefault(row, {})[removed] = text
-        theirs = rows.setdefault(f"*the paper: {row}*", {})
+        theirs, printed = rows.setdefault(f"*the paper: {row}*", {}), cell.paper.iloc[0]
         theirs[removed] = None if pandas.isna(printed) else f"*{printed:g}*"
     wide = pandas.DataFrame.from_dict(rows, orient="index").dropna(how="all").fillna("")
     wide = wide[sorted(wide)].rename(columns="{:.0%}".format).rename_axis("parameters removed")
