@@ -23,8 +23,8 @@ from prehab_lib.runs import plan
 from prehab_lib.runs.certificate import replacing
 
 GROUPS = {"paper": "What the paper claims", "sums": "Its own arithmetic"}
-GROUPS["control"] = "What its tables leave out: the control, λ = 0"
-GROUPS["rivals"] = "Other papers, and its future work"
+GROUPS |= {"control": "What its tables leave out: the control, λ = 0"}
+GROUPS |= {"rivals": "Other papers, and its future work"}
 DECIDED = {"holds": "holds in every case", "mostly": "in more than half of them"}
 DECIDED |= {"rarely": "in half or fewer", "does not hold": "in none"}
 STATUSES = DECIDED | {"not run": "not run", "not tested here": "not tested here"}

@@ -60,8 +60,8 @@ def _scores(frame: pandas.DataFrame, wanted: dict, named: str) -> pandas.Series:
 
 
 def _where(record) -> str:
-    dataset = f"{record['dataset']}, " if record.get("dataset") else ""
-    return f"{dataset}{record['removed']:.0%} removed, seed {record['seed']}"
+    place = f"{record['removed']:.0%} removed, seed {record['seed']}"
+    return f"{record['dataset']}, {place}" if record.get("dataset") else place
 
 
 def compare(records: list[dict], fields: dict) -> dict[tuple, bool]:

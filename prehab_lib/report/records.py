@@ -33,8 +33,7 @@ def _plain(name: str, value):
         kind = type(value).__name__
         raise ValueError(f"record: {name} must be text, a number, a boolean or None, not {kind}")
     if isinstance(value, float) and not math.isfinite(value):
-        remedy = "a score that is no number is not recorded: find its cause"
-        raise ValueError(f"record: {name} is {value}, and {remedy}")
+        raise ValueError(f"record: {name} is {value}: a score must be a number, find the cause")
     return value
 
 
@@ -77,12 +76,10 @@ class Results:
         return pandas.DataFrame(self.records, columns=None if self.records else list(FIELDS))
 
     def save(self) -> Path | None:
-        """Write result.json and records.parquet into the run's folder, where there is one."""
+        """Write result.json into the run's folder, where there is one."""
         folder = run_dir()
         if folder is None:
             return None
-        folder.mkdir(parents=True, exist_ok=True)
-        self.frame().to_parquet(folder / "records.parquet", index=False)
         about = self.about | {"peak_memory_mb": peak_memory_mb(self.device)}
         content = {"about": about, "protocol": self.protocol, "records": self.records}
         write_json(folder / "result.json", content)

@@ -46,10 +46,8 @@ def side_by_side(
             run()
             wait_for(device)
             seconds[name].append(time.perf_counter() - started)
-    rows = []
-    for name in alternatives:
-        counted = seconds[name][warmup:]
-        rows.append(summary(counted) | {"seconds": counted})
+    counted = [values[warmup:] for values in seconds.values()]
+    rows = [summary(values) | {"seconds": values} for values in counted]
     return pandas.DataFrame(rows, index=list(alternatives))
 
 
@@ -79,7 +77,7 @@ def bandwidth(device="cpu", dtype: torch.dtype = torch.float32, bytes_each: int 
     a, b, c = (torch.ones(count, dtype=dtype, device=device) for _ in range(3))
     triad = {"triad": lambda: torch.add(a, b, alpha=2, out=c)}
     times = side_by_side(triad, repeats=5, device=device)
-    return 3 * count * dtype.itemsize / min(times.seconds["triad"])
+    return 3 * a.nbytes / min(times.seconds["triad"])
 
 
 Fit = namedtuple("Fit", ["exponent", "error"])  # error: the exponent's standard error
