@@ -29,11 +29,11 @@ class Check:
     place: tuple
     printed: float
     computed: float
-    apart: float  # as far as rounding may bring them
+    agrees: bool
 
-    @property
-    def agrees(self) -> bool:
-        return abs(self.computed - self.printed) <= self.apart + ROUNDING
+
+def _check(place: tuple, printed: float, computed: float, apart: float) -> Check:
+    return Check(place, printed, computed, abs(computed - printed) <= apart + ROUNDING)
 
 
 def _value(records: list[dict], table: str, row: str, removed: float, **where) -> float:
@@ -66,7 +66,7 @@ def printed_changes(records: list[dict]) -> list[Check]:
         digits = 1 if per_cent else {"III": 3}.get(table, 2)
         mark = f"λ = {record['lam']:g}" + (" †" if record["lora"] else "")
         place = (table, removed, record["dataset"], mark)
-        checks.append(Check(place, record["printed_change"], computed, 0.5 / 10**digits))
+        checks.append(_check(place, record["printed_change"], computed, 0.5 / 10**digits))
     return checks
 
 
@@ -76,7 +76,7 @@ def averages(records: list[dict]) -> list[Check]:
     for (row, removed), scores in _rows_of_glue(records).items():
         printed = scores.pop("Average")
         # Entries and average are rounded to three digits each: half a unit, twice.
-        checks.append(Check(("III", removed, row), printed, glue.average(scores), 0.001))
+        checks.append(_check(("III", removed, row), printed, glue.average(scores), 0.001))
     return checks
 
 
@@ -87,7 +87,7 @@ def repeats(records: list[dict]) -> list[Check]:
         if record["table"] == "V" and record["lam"] in (None, 0.1):
             row, removed = record["method"], record["ratio_removed"]
             second = _value(records, "II", row, removed)
-            checks.append(Check(("V", removed, row), record["value"], second, 0))
+            checks.append(_check(("V", removed, row), record["value"], second, 0))
     return checks
 
 
@@ -98,7 +98,7 @@ def memory_labels(records: list[dict]) -> list[Check]:
     for removed, label in sorted(pair for pair in labels if pair[1]):
         printed = float(label.removesuffix(" GB"))
         computed = BYTES * (LLAMA_REST + (1 - removed) * LLAMA_BLOCKS) / GIB
-        checks.append(Check(("IV", removed, "memory"), printed, computed, 0.01 * printed))
+        checks.append(_check(("IV", removed, "memory"), printed, computed, 0.01 * printed))
     return checks
 
 
@@ -106,18 +106,18 @@ def lora_gain(records: list[dict]) -> list[Check]:
     """The text's gain of 8.61 points after LoRA at 60 % removed, against Table II."""
     base = _value(records, "II", "SVD-LLM", 0.6, lora=True)
     gain = _value(records, "II", "Prehab-SVD", 0.6, lora=True) - base
-    return [Check(("II", 0.6, "text, †"), 8.61, gain, 0.005)]
+    return [_check(("II", 0.6, "text, †"), 8.61, gain, 0.005)]
 
 
 def strongest_lambda(records: list[dict]) -> list[Check]:
     """The text's λ = 10 that gains most at the highest compression, against Table V there."""
     at_60 = {lam: _value(records, "V", "Prehab-SVD", 0.6, lam=lam) for lam in (0.1, 5.0, 10.0)}
-    return [Check(("V", 0.6, "text, best λ"), 10.0, max(at_60, key=at_60.get), 0)]
+    return [_check(("V", 0.6, "text, best λ"), 10.0, max(at_60, key=at_60.get), 0)]
 
 
 def runtime(records: list[dict]) -> list[Check]:
     """The text's 7.5 minutes for the ViT, against 500 steps of 0.9 seconds."""
-    return [Check(("text", "ViT", "minutes"), 7.5, 500 * 0.9 / 60, 0.05)]
+    return [_check(("text", "ViT", "minutes"), 7.5, 500 * 0.9 / 60, 0.05)]
 
 
 _SUMS = (printed_changes, averages, repeats, memory_labels, lora_gain, strongest_lambda, runtime)
