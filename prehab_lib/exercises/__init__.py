@@ -1,6 +1,4 @@
-"""The exercises of the notebooks, two files a notebook: ex01.yaml holds the cases and hints of 01,
-ex01.py its solutions and the usual slips. ex01.py puts them together as EXERCISES.
-"""
+"""The exercises of 01: ex01.yaml has cases and hints, ex01.py solutions and usual slips."""
 
 import importlib
 import json
@@ -16,12 +14,8 @@ CALL = re.compile(r"""^check\(["'](\d+\.\d+)["'], (\w+)\)""", re.MULTILINE)
 
 @dataclass(frozen=True)
 class Exercise:
-    """One exercise.
-
-    `cases`: tuples of arguments the answer is tried on.  `withheld`: further ones for grading,
-    which are in no student's copy, so an answer written for the known cases alone does not pass.
-    `solution`: a right answer.  `slips`: wrong answers one is likely to give, each with the hint
-    that names the mistake.
+    """`cases`: tuples of arguments the answer is tried on. `withheld`: further ones for grading, in
+    no student's copy. `slips`: likely wrong answers, each with the hint that names the mistake.
     """
 
     cases: list[tuple]
@@ -33,10 +27,9 @@ class Exercise:
 def load(file: str, functions: dict[str, dict[str, Callable]]) -> dict[str, Exercise]:
     """The exercises of a data file of this folder, by id, with their functions.
 
-    The file has of each exercise `cases` and `withheld` (lists of arguments) and `slips` (name:
-    hint). functions: of each exercise the `solution`, every slip under its name, and `arguments`
-    where a case needs more than YAML has: it is called with the case and returns the arguments.
-    Raises ValueError where the two differ in an exercise or in a slip.
+    functions: of each exercise the `solution`, every slip under its name, and `arguments` where a
+    case needs more than YAML has: it makes the arguments of a case. Raises ValueError where file
+    and functions differ in an exercise or in a slip.
     """
     content = yaml.safe_load(Path(__file__).with_name(file).read_text(encoding="utf-8"))
     if differing := sorted(content.keys() ^ functions.keys()):

@@ -1,5 +1,4 @@
-"""What a student's function answers to an exercise's cases, as plain lists and numbers, when two
-such answers agree, and both as JSON.
+"""What a student's function answers, as plain lists and numbers; when two answers agree; JSON.
 
 What JSON lacks (tuples, keys that are no text, tensors, nan) is tagged. No pickle: reading such a
 file can do nothing but make numbers.
@@ -14,34 +13,25 @@ from dataclasses import dataclass
 
 UNTRIED = "not tried yet"
 NOTHING = "it returns nothing: is a return missing?"
-# Instructions of a body that is ..., pass, a constant, or raise NotImplementedError, in Python 3.11
-# to 3.14.
-BLANK = {
-    *("RESUME", "NOP", "CACHE", "COPY_FREE_VARS", "POP_TOP", "PUSH_NULL", "PRECALL", "CALL"),
-    *("LOAD_CONST", "LOAD_SMALL_INT", "LOAD_COMMON_CONSTANT", "LOAD_GLOBAL", "LOAD_NAME"),
-    *("RETURN_CONST", "RETURN_VALUE", "RAISE_VARARGS"),
-}
+# Of a body that is ..., pass, a constant, or raise NotImplementedError, in Python 3.11 to 3.14.
+BLANK = {"RESUME", "NOP", "CACHE", "COPY_FREE_VARS", "POP_TOP", "PUSH_NULL", "PRECALL", "CALL"}
+BLANK |= {"LOAD_CONST", "LOAD_SMALL_INT", "LOAD_COMMON_CONSTANT", "LOAD_GLOBAL", "LOAD_NAME"}
+BLANK |= {"RETURN_CONST", "RETURN_VALUE", "RAISE_VARARGS"}
 
 
 @dataclass(frozen=True)
 class Answered:
-    """The answers to all cases; or, in `trouble`, why some are missing: UNTRIED, NOTHING, or what
-    stopped the function.
-
-    `answers` holds those that were given before the trouble.
-    """
+    """The answers to all cases, or to those before the `trouble`: UNTRIED, NOTHING, or an error."""
 
     answers: list
     trouble: str | None = None
 
 
 def collect(function: Callable, cases: list[tuple], name: str | None = None) -> Answered:
-    """Call the function on a copy of each case.  Never raises for what the function does, short of
-    leaving the process.
+    """Call the function on a copy of each case, and never raise for what it does.
 
     UNTRIED is a body of nothing but its docstring and ... (or pass, or raise NotImplementedError);
-    a function that does something and hands nothing back gets NOTHING.  name: how the function is
-    called in what is said of it.
+    a function that hands nothing back gets NOTHING. name: how the function is called in errors.
     """
     if not callable(function):
         return Answered([], "hand over the function itself, without calling it")
@@ -134,9 +124,7 @@ class Foreign(str):
 
 
 def encode(value, foreign: bool = False):
-    """The value as JSON has it.  Raises TypeError for another type, or with `foreign` keeps the
-    first of what it shows.
-    """
+    """The value as JSON has it. TypeError for another type; `foreign` keeps what it shows."""
     if value is None or type(value) in (bool, int, str):
         return value
     if isinstance(value, float):
@@ -151,31 +139,27 @@ def encode(value, foreign: bool = False):
         return {"tensor": encode(value.tolist()), "dtype": str(value.dtype).removeprefix("torch.")}
     if foreign:
         return {"foreign": f"{type(value).__name__} {value!r}"[:60]}
-    raise TypeError(
-        f"a {type(value).__name__} cannot be written as JSON: use numbers, text, lists, tuples, "
-        "dicts, tensors"
-    )
+    use = "use numbers, text, lists, tuples, dicts, tensors"
+    raise TypeError(f"a {type(value).__name__} cannot be written as JSON: {use}")
 
 
 def decode(value):
-    """The inverse of `encode`.  Imports torch only where there is a tensor.  Raises ValueError for
-    what it never writes.
-    """
+    """The inverse of `encode`; ValueError for what it never writes. Only a tensor needs torch."""
     if isinstance(value, list):
         return [decode(item) for item in value]
     if not isinstance(value, dict):
         return value
-    match value:
-        case {"float": str(text), **rest} if not rest:
+    match list(value.items()):
+        case [("float", str(text))]:
             return float(text)
-        case {"tuple": list(items), **rest} if not rest:
+        case [("tuple", list(items))]:
             return tuple(map(decode, items))
-        case {"dict": list(items), **rest} if not rest:
+        case [("dict", list(items))]:
             return {decode(key): decode(item) for key, item in items}
-        case {"tensor": items, "dtype": str(name), **rest} if not rest:
+        case [("tensor", items), ("dtype", str(name))]:
             import torch
 
             return torch.tensor(decode(items), dtype=getattr(torch, name))
-        case {"foreign": str(shown), **rest} if not rest:
+        case [("foreign", str(shown))]:
             return Foreign(shown)
     raise ValueError(f"not an encoded value: {str(value)[:60]}")

@@ -1,10 +1,8 @@
-"""`check("1.2", answer)`: tells a student whether an answer is right, and which slip a wrong one
-looks like.
+"""`check("1.2", answer)`: whether a student's answer is right, and which slip it looks like.
 
-It prints one line and never raises for what a student wrote, so an unfinished exercise does not
-stop *Run all*. What it compares with is an answer key: everything a check needs and no line of a
-solution. Students get it as a file: exercises/ex07.json takes the place of ex07.py and ex07.yaml in
-their copy of the library (course/build.py).
+It prints one line and never raises for what a student wrote, which would stop *Run all*. It
+compares with an answer key, which has no line of a solution: in a student's copy of the library
+exercises/ex07.json takes the place of ex07.py and ex07.yaml (course/build.py).
 """
 
 import importlib
@@ -23,9 +21,7 @@ PASSED = "passed"
 
 @dataclass(frozen=True)
 class AnswerKey:
-    """`cases`: tuples of arguments; `wanted`: an answer a case; `slips`: (an answer a case, hint)
-    of each planted slip.
-    """
+    """wanted: an answer a case; slips: (an answer a case, hint) of each planted slip."""
 
     cases: list[tuple]
     wanted: list
@@ -39,11 +35,9 @@ class AnswerKey:
         return cls(cases, answers.collect(exercise.solution, cases).answers, slips)
 
     def judge(self, given: Answered, name: str = "f") -> str:
-        """PASSED, UNTRIED, the hint of the slip, what stopped the function, or the first case that
-        differs.
+        """PASSED, the hint of a slip, the trouble, or the first case that differs.
 
-        A function that stopped at some case has made a slip where its answers up to there are that
-        slip's. name: how the function is called in what is said.
+        A function that stopped made a slip where its answers up to there are that slip's.
         """
         count = len(given.answers)
         pairs = zip(given.answers, self.wanted[:count], strict=True)
@@ -63,8 +57,7 @@ class AnswerKey:
 def check(id: str, function: Callable) -> None:
     """Prints "exercise 1.2: not tried yet", "passed", or a hint.
 
-    An untried stub has nothing but a docstring and ... in it (or pass, or raise
-    NotImplementedError).  Raises ValueError for an id that is not known.
+    Raises ValueError for an id that is not known.
     """
     key = find(id)
     given = answers.collect(function, key.cases)
@@ -72,9 +65,7 @@ def check(id: str, function: Callable) -> None:
 
 
 def find(id: str) -> AnswerKey:
-    """The answer key behind an id.  Opens the one file that can hold it; raises ValueError that
-    lists the known ids.
-    """
+    """The answer key behind an id, from the one file that can hold it; ValueError lists all ids."""
     number = str(id).partition(".")[0]
     file = _files().get(f"ex{number:0>2}")
     keys = _keys(file) if file else {}
@@ -90,9 +81,7 @@ def known() -> list[str]:
 
 
 def _files() -> dict[str, Path]:
-    """ex00 -> the file of its exercises.  A student's copy has answers (.json) where this one has
-    solutions (.py).
-    """
+    """ex00 -> the file of its exercises: answers (.json) in a student's copy, else solutions."""
     folder = Path(__file__).parent
     files = [*folder.glob("ex[0-9][0-9].json"), *folder.glob("ex[0-9][0-9].py")]
     return {file.stem: file for file in files}
@@ -106,9 +95,9 @@ def _keys(file: Path) -> dict[str, Exercise] | dict[str, AnswerKey]:
 
 def write(keys: dict[str, AnswerKey], file: Path) -> None:
     """Keys by id, as one JSON file."""
-    content = {
-        id: {name: encode(part) for name, part in vars(key).items()} for id, key in keys.items()
-    }
+    content = {}
+    for id, key in keys.items():
+        content[id] = {name: encode(part) for name, part in vars(key).items()}
     text = json.dumps({"format": FORMAT, "exercises": content}, ensure_ascii=False, indent=1)
     file.write_text(text + "\n", encoding="utf-8")
 
@@ -119,11 +108,10 @@ def read(file: Path) -> dict[str, AnswerKey]:
         content = json.loads(file.read_text(encoding="utf-8"))
         if content["format"] != FORMAT:
             raise ValueError(f"its format is {content['format']!r}, not {FORMAT}")
-        return {
-            id: AnswerKey(**{name: decode(part) for name, part in key.items()})
-            for id, key in content["exercises"].items()
-        }
+        keys = {}
+        for id, key in content["exercises"].items():
+            keys[id] = AnswerKey(**{name: decode(part) for name, part in key.items()})
+        return keys
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"{file.name} is no file of exercises ({error}): take a fresh copy of it"
-        ) from None
+        wrong = f"{file.name} is no file of exercises ({error})"
+        raise ValueError(f"{wrong}: take a fresh copy of it") from None

@@ -1,6 +1,4 @@
-"""Exercises of notebook 02, rulers: tail errors, ranks for a budget, a Fisher ruler, and a cut
-without an inverse.
-"""
+"""Exercises of notebook 02, rulers: tail errors, ranks, a Fisher ruler, no inverse."""
 
 import math
 from fractions import Fraction

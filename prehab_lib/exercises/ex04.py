@@ -1,6 +1,4 @@
-"""Exercises of notebook 04, prehab on BERT: a metric by hand, a masked Gram, and the average of
-Table III.
-"""
+"""Exercises of notebook 04, prehab on BERT: a metric, a masked Gram, the average of Table III."""
 
 import math
 
@@ -15,11 +13,6 @@ def _below(tp, tn, fp, fn):
 
 def _gram(X):
     return X.T @ X / len(X)
-
-
-def _centred(x, mask):
-    X = x[mask.bool()]
-    return _gram(X - X.mean(0))
 
 
 def _average(scores):
@@ -40,7 +33,7 @@ ANSWERS = {
         solution=lambda x, mask: _gram(x[mask.bool()]),
         pads_counted=lambda x, mask: _gram(x.flatten(0, 1)),
         mean_over_places=lambda x, mask: x[mask.bool()].T @ x[mask.bool()] / mask.numel(),
-        centred=_centred,
+        centred=lambda x, mask: _gram(x[mask.bool()] - x[mask.bool()].mean(0)),
     ),
     "4.3": dict(
         solution=_average,

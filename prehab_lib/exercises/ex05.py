@@ -1,6 +1,4 @@
-"""Exercises of notebook 05, prehab on a LLaMA: perplexity by hand, masked prompts, and the cache of
-keys and values.
-"""
+"""Exercises of notebook 05, prehab on a LLaMA: perplexity, masked prompts, the cache."""
 
 import math
 from statistics import fmean
@@ -29,10 +27,6 @@ def _changes(svd_llm, control, prehab):
     return 100 * (control / svd_llm - 1), 100 * (prehab / control - 1)
 
 
-def _both_against_svd_llm(svd_llm, control, prehab):
-    return 100 * (control / svd_llm - 1), 100 * (prehab / svd_llm - 1)
-
-
 ANSWERS = {
     "5.1": dict(
         solution=_perplexity,
@@ -59,7 +53,7 @@ ANSWERS = {
     ),
     "5.4": dict(
         solution=_changes,
-        both_against_svd_llm=_both_against_svd_llm,
+        both_against_svd_llm=lambda base, *others: tuple(100 * (x / base - 1) for x in others),
         sign_turned=lambda *scores: tuple(-change for change in _changes(*scores)),
         as_fractions=lambda *scores: tuple(change / 100 for change in _changes(*scores)),
         differences=lambda svd_llm, control, prehab: (control - svd_llm, prehab - control),

@@ -20,11 +20,6 @@ def _unpaired(first, second):
     return (mean(first) - mean(second)) / spread
 
 
-def _divided_by_n(first, second):
-    n = len(first)
-    return _paired_t(first, second) * math.sqrt(n / (n - 1))
-
-
 ANSWERS = {
     "6.1": dict(
         solution=_share_of_training,
@@ -36,7 +31,7 @@ ANSWERS = {
         solution=_paired_t,
         unpaired=_unpaired,
         spread_of_one_seed=lambda first, second: _paired_t(first, second) / math.sqrt(len(first)),
-        divided_by_n=_divided_by_n,
+        divided_by_n=lambda a, b: _paired_t(a, b) * math.sqrt(len(a) / (len(a) - 1)),
     ),
     "6.3": dict(
         solution=lambda lam, layers, tokens: lam / (layers * math.sqrt(tokens)),

@@ -1,6 +1,4 @@
-"""Exercises of notebook 07, adaptive ranks: loss changes, the zero-sum walk, what a rank saves, the
-correction.
-"""
+"""Exercises of notebook 07, adaptive ranks: loss changes, the walk, savings, the correction."""
 
 import math
 
@@ -89,9 +87,7 @@ ANSWERS = {
         most_negative=lambda tails, balance: _smallest(tails, lambda tail: tail),
         lowest_of_sign=lambda tails, balance: _next_drop(tails, balance, lambda tail: tail),
         wrong_at_zero=lambda tails, balance: _smallest(_of_sign(tails, balance < 0)),
-        nearest_to_balance=lambda tails, balance: _smallest(
-            tails, lambda tail: abs(balance + tail)
-        ),
+        nearest_to_balance=lambda tails, sum: _smallest(tails, lambda tail: abs(sum + tail)),
         nothing_of_the_other_sign=_nothing_of_the_other_sign,
         zero_left_out=_zero_left_out,
         first_of_equals=_first_of_equals,

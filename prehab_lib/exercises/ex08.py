@@ -1,6 +1,4 @@
-"""Exercises of notebook 08, cost: operations counted, the roofline's bound, a refresh shared out, a
-rank for a speed-up.
-"""
+"""Exercises of notebook 08, cost: operations, the roofline, a refresh shared out, a speed-up."""
 
 import math
 

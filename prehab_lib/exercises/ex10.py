@@ -1,6 +1,4 @@
-"""Exercises of notebook 10, the audit: a printed change, an average, a count of pairs, a memory
-label.
-"""
+"""Exercises of notebook 10, the audit: a printed change, an average, pairs, a memory label."""
 
 import math
 from statistics import fmean
@@ -23,15 +21,11 @@ def _average(scores):
 
 def _places(one, other, higher_is_better):
     """The scores, written as removed -> seed -> score, as (removed, seed) -> score."""
-    flat = [
-        {(removed, seed): score for removed, seeds in side.items() for seed, score in seeds.items()}
-        for side in (one, other)
-    ]
+    flat = [{}, {}]
+    for scores, side in zip(flat, (one, other), strict=True):
+        for removed, seeds in side.items():
+            scores |= {(removed, seed): score for seed, score in seeds.items()}
     return *flat, higher_is_better
-
-
-def _pairs(one, other):
-    return [(one[place], other[place]) for place in one if place in other]
 
 
 def _held(pairs, higher_is_better):
@@ -39,16 +33,12 @@ def _held(pairs, higher_is_better):
 
 
 def _count(one, other, higher_is_better):
-    return _held(_pairs(one, other), higher_is_better)
+    return _held([(one[at], other[at]) for at in one if at in other], higher_is_better)
 
 
 def _ties_hold(one, other, higher_is_better):
     lost, cases = _count(other, one, higher_is_better)
     return cases - lost, cases
-
-
-def _all_counted(one, other, higher_is_better):
-    return _count(one, other, higher_is_better)[0], len(one.keys() | other.keys())
 
 
 def _means(scores):
@@ -90,7 +80,7 @@ ANSWERS = {
         solution=_count,
         ties_hold=_ties_hold,
         higher_always=lambda one, other, higher_is_better: _count(one, other, True),
-        all_counted=_all_counted,
+        all_counted=lambda one, other, up: (_count(one, other, up)[0], len(one | other)),
         by_seed_means=lambda one, other, higher: _count(_means(one), _means(other), higher),
         every_seed_with_every=_every_seed_with_every,
         other_way_round=lambda one, other, higher_is_better: _count(other, one, higher_is_better),

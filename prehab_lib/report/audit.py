@@ -1,10 +1,9 @@
-"""Every claim of the paper with its verdict, from the results of one profile: as a table, as a page
-for the report and notebook 10, and as figures/PROFILE/verdicts.md. `claims.yaml` holds the claims,
-no verdicts.
+"""Every claim of `claims.yaml` with its verdict, from the results of one profile: as a table, as a
+page for the report and notebook 10, and as figures/PROFILE/verdicts.md.
 
-A verdict is counted from records, pair by pair, and compared with what the notebook printed; where
-the two differ, or where scores are impossible, lack their control or come from two profiles,
-nothing is judged: ValueError says which run it is.
+A verdict is counted from records, pair by pair, and compared with what the notebook printed.
+Nothing is judged where the two differ, or where scores are impossible, lack their control or come
+from two profiles: ValueError says which run it is.
 """
 
 import os
@@ -18,13 +17,14 @@ import pandas
 import yaml
 
 from prehab_lib.report import arithmetic, finished, pairs, paper
+from prehab_lib.report.claims import verdict
 from prehab_lib.report.finished import Finished
 from prehab_lib.runs import plan
 from prehab_lib.runs.certificate import replacing
 
 GROUPS = {"paper": "What the paper claims", "sums": "Its own arithmetic"}
-GROUPS["control"] = "What its tables leave out: the control, λ = 0"
-GROUPS["rivals"] = "Other papers, and its future work"
+GROUPS |= {"control": "What its tables leave out: the control, λ = 0"}
+GROUPS |= {"rivals": "Other papers, and its future work"}
 DECIDED = {"holds": "holds in every case", "mostly": "in more than half of them"}
 DECIDED |= {"rarely": "in half or fewer", "does not hold": "in none"}
 STATUSES = DECIDED | {"not run": "not run", "not tested here": "not tested here"}
@@ -37,9 +37,10 @@ def claims() -> tuple[dict, ...]:
     entries = []
     for group, some in yaml.safe_load(text).items():
         for id, entry in some.items():
-            evidence = entry.get("evidence", [])
-            evidence = [evidence] if isinstance(evidence, dict) else evidence
-            entries.append({"id": id, "group": group} | entry | {"evidence": evidence})
+            entry = {"id": id, "group": group, "evidence": []} | entry
+            if isinstance(entry["evidence"], dict):
+                entry["evidence"] = [entry["evidence"]]
+            entries.append(entry)
     return tuple(entries)
 
 
@@ -61,26 +62,20 @@ def results(folder: Path | str | None) -> list[Finished]:
     mixed = sorted({(name, run.name) for run in runs for name in run.profiles - {folder.name}})
     if mixed:
         which = ", ".join(f"{run} is of {name}" for name, run in mixed)
-        remedy = f"remove what is not of {folder.name}"
-        raise ValueError(f"runs/{folder.name} mixes profiles ({which}): {remedy}")
-    planned = plan.expected(plan.home(), folder.name, {run.notebook for run in runs})
-    return [run for run in runs if run.name in planned.get(run.notebook, [run.name])]
+        mixes = f"runs/{folder.name} mixes profiles ({which})"
+        raise ValueError(f"{mixes}: remove what is not of {folder.name}")
+    return finished.planned(folder, runs)
 
 
 def _lines(sentence: str, run: Finished, datasets: Iterable[str] = ()) -> list[dict]:
     """What the run printed under this sentence; {dataset} stands for each of the data sets."""
-    sentences = [sentence]
-    if "{dataset}" in sentence:
-        sentences = [sentence.replace("{dataset}", name) for name in datasets]
-    lines = [(line, wanted) for wanted in sentences for line in run.claims]
-    return [line for line, wanted in lines if fnmatchcase(line["sentence"], wanted)]
+    names = datasets if "{dataset}" in sentence else [""]
+    wanted = [sentence.replace("{dataset}", name) for name in names]
+    return [line for one in wanted for line in run.claims if fnmatchcase(line["sentence"], one)]
 
 
 def _judge(evidence: dict, run: Finished) -> tuple[list[bool], str]:
-    """In which cases of one run it holds, and what these are; no case where it says nothing.
-
-    Raises ValueError where its records and what it printed differ.
-    """
+    """In which cases of one run it holds, and what these are; no case where it says nothing."""
     sentence, places = evidence.get("sentence"), {}
     if "records" in evidence:
         try:
@@ -92,10 +87,10 @@ def _judge(evidence: dict, run: Finished) -> tuple[list[bool], str]:
     printed = [case for line in lines for case in line["each"]]
     counted = list(places.values())
     if "records" in evidence and lines and printed != counted:
-        said = f"{sum(printed)} of {len(printed)}"
+        said = f'"{sentence}" was printed as {sum(printed)} of {len(printed)}'
         give = f"its records give {sum(counted)} of {len(counted)}, or other cases"
         remedy = "result.json or claims.jsonl was changed; run it again"
-        raise ValueError(f'{run.name}: "{sentence}" was printed as {said}, but {give}: {remedy}')
+        raise ValueError(f"{run.name}: {said}, but {give}: {remedy}")
     if places:
         return counted, pairs.cases(places)
     return printed, lines[0]["of"] if lines else ""
@@ -105,10 +100,10 @@ def _paper_says(claim: dict) -> str:
     """The paper's side: its words, or its own count of the same pairs."""
     if "paper" in claim or claim["group"] == "control":
         return claim.get("paper", "no control")
-    comparisons = [entry["records"] for entry in claim["evidence"] if "records" in entry]
-    if not comparisons:
+    entries = [entry for entry in claim["evidence"] if "records" in entry]
+    if not entries:
         return "printed"
-    found = [pairs.compare(pairs.printed(), fields) for fields in comparisons]
+    found = [pairs.compare(pairs.printed(), entry["records"]) for entry in entries]
     held = [case for places in found for case in places.values()]
     return f"at {sum(held)} of {len(held)} {_unit({pairs.cases(places) for places in found})}"
 
@@ -125,9 +120,9 @@ def _ours(claim: dict, runs: list[Finished]) -> str:
         evidence = [entry for entry in claim["evidence"] if entry["notebook"] == run.notebook]
         if any("records" in entry for entry in evidence):
             count = len({record["seed"] for record in run.records})
-            seeds = f"{count} seed" + ("s" if count > 1 else "")
-            data = scored.setdefault((run.about.get("model", "model not recorded"), seeds), {})
-            data[run.about.get("data", "data not recorded")] = None
+            about = {"model": "model not recorded", "data": "data not recorded"} | run.about
+            seeds = f"{count} seed{'s' * (count > 1)}"
+            scored.setdefault((about["model"], seeds), {})[about["data"]] = None
         else:
             lines = [line for entry in evidence for line in _lines(entry["sentence"], run)]
             said |= {line["ours"]: None for line in lines}
@@ -141,11 +136,10 @@ def _in_words(claim: dict, held: int, cases: int, of: str) -> tuple[str, str]:
         return f"not tested here: {claim['not_tested']}", "not tested here"
     if not cases:
         return "not run", "not run"
-    counted = f"of {cases} {of}".rstrip()
-    if not held:
-        return f"does not hold: 0 {counted}", "does not hold"
-    status = "holds" if held == cases else "mostly" if held > cases / 2 else "rarely"
-    return f"holds at {held} {counted}", status
+    status = "does not hold"
+    if held:
+        status = "holds" if held == cases else "mostly" if held > cases / 2 else "rarely"
+    return verdict(held, cases, of), status
 
 
 def _verdict(claim: dict, runs: list[Finished], most: dict[str, str]) -> dict:
@@ -154,9 +148,9 @@ def _verdict(claim: dict, runs: list[Finished], most: dict[str, str]) -> dict:
     for evidence in claim["evidence"]:
         of_notebook = [run for run in runs if run.notebook == evidence["notebook"]]
         judged = [(run, *_judge(evidence, run)) for run in of_notebook]
-        decided = [(run, each, of) for run, each, of in judged if each]
-        for run, each, of in decided:
-            cases += each
+        decided = [row for row in judged if row[1]]
+        for run, held, of in decided:
+            cases += held
             units.add(f"runs × {of}" if len(decided) > 1 else of)
             behind[run.name] = run
         if not decided:
@@ -166,9 +160,9 @@ def _verdict(claim: dict, runs: list[Finished], most: dict[str, str]) -> dict:
     if "arithmetic" in claim:
         checks = arithmetic.CHECKS[claim["arithmetic"]](paper.records())
         cases, units, ours = [check.agrees for check in checks], {"numbers"}, "recomputed"
-    verdict, status = _in_words(claim, sum(cases), len(cases), _unit(units))
+    words, status = _in_words(claim, sum(cases), len(cases), _unit(units))
     row = {name: claim[name] for name in ("id", "group", "where", "says")}
-    row |= {"paper": _paper_says(claim), "ours": ours, "verdict": verdict, "status": status}
+    row |= {"paper": _paper_says(claim), "ours": ours, "verdict": words, "status": status}
     row |= {"held": sum(cases), "cases": len(cases), "missing": ", ".join(missing)}
     return row | {"differs": finished.differing(made_by, most)}
 
@@ -189,18 +183,17 @@ def judge(runs: list[Finished]) -> pandas.DataFrame:
 
 def counted(statuses) -> str:
     """How many claims have which verdict, in one line."""
-    counter = Counter(statuses)
-    parts = [f"{words} {counter[status]}" for status, words in STATUSES.items() if counter[status]]
-    return f"{sum(counter.values())} claims: {', '.join(parts)}."
+    counts = Counter(statuses)
+    parts = [f"{words} {counts[status]}" for status, words in STATUSES.items() if counts[status]]
+    return f"{counts.total()} claims: {', '.join(parts)}."
 
 
-def _table(table: pandas.DataFrame, heads: dict[str, str]) -> list[str]:
+def _table(table: pandas.DataFrame, **heads: str) -> list[str]:
     """A Markdown table, its groups told apart by a line in bold. heads: column -> what heads it."""
     rows = [list(heads.values())]
-    for group, title in GROUPS.items():
-        some = table.loc[table.group == group, list(heads)].to_numpy().tolist()
-        if some:
-            rows += [[f"**{title}**", *[""] * (len(heads) - 1)], *some]
+    for group, some in table.groupby("group", sort=False)[list(heads)]:
+        rows.append([f"**{GROUPS[group]}**", *[""] * (len(heads) - 1)])
+        rows += some.to_numpy().tolist()
     lines = ["| " + " | ".join(cell.replace("|", r"\|") for cell in row) + " |" for row in rows]
     return [lines[0], "|---" * len(heads) + "|", *lines[1:]]
 
@@ -208,24 +201,24 @@ def _table(table: pandas.DataFrame, heads: dict[str, str]) -> list[str]:
 def page(table: pandas.DataFrame, runs: list[Finished]) -> list[str]:
     """Lines of Markdown: every claim, both sides and the verdict. table: `judge` of these runs."""
     lines = [counted(table.status), ""]
-    most = ", ".join(f"{name} {version}" for name, version in finished.usual(runs).items())
+    most = ", ".join(map(" ".join, finished.usual(runs).items()))
     if most:
-        note = "the last column says where a row's were not"
-        lines += [f"Most runs were made with {most}; {note}.", ""]
+        most += "; the last column says where a row's were not."
+        lines += [f"Most runs were made with {most}", ""]
     incomplete = (table.missing != "") & (table.cases > 0)
     without = ("; without " + table.missing).where(incomplete, "")
     table = table.assign(verdict="**" + table.verdict + "**" + without)
-    heads = {"where": "where", "says": "claim", "paper": "the paper", "ours": "here"}
-    return lines + _table(table, heads | {"verdict": "verdict", "differs": "made otherwise"})
+    sides = {"paper": "the paper", "ours": "here", "verdict": "verdict"}
+    return lines + _table(table, where="where", says="claim", **sides, differs="made otherwise")
 
 
 def text(table: pandas.DataFrame, profile: str) -> str:
     """The claims that are decided, as a page of Markdown, and how many are not."""
-    heads = {"where": "where", "says": "sentence", "paper": "the paper"}
-    heads["verdict"] = f"{profile} profile"
     lines = [f"# The paper's claims, and what the {profile} profile says of them", ""]
     lines += ["Made from verdicts.csv beside this file by `python -m prehab_lib verdicts`.", ""]
-    lines += _table(table[table.status.isin(DECIDED)], heads)
+    heads = {"paper": "the paper", "verdict": f"{profile} profile"}
+    decided = table[table.status.isin(DECIDED)]
+    lines += _table(decided, where="where", says="sentence", **heads)
     return "\n".join([*lines, "", f"Of {counted(table.status)}", ""])
 
 

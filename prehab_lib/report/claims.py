@@ -1,12 +1,16 @@
-"""A claim is a sentence that must hold where digits may move: printed, counted, and kept for the
-report.
-"""
+"""A claim is a sentence that must hold where digits may move: printed, counted, and kept."""
 
 import json
 import os
 from collections.abc import Iterable
 
 from prehab_lib.runs import certificate
+
+
+def verdict(held: int, cases: int, of: str) -> str:
+    """In words; of: what the cases are."""
+    counted = f"{cases} {of}".strip()
+    return f"holds at {held} of {counted}" if held else f"does not hold: 0 of {counted}"
 
 
 def claim(sentence: str, holds, *, paper: str, ours: str, of: str = "") -> None:
@@ -21,9 +25,8 @@ def claim(sentence: str, holds, *, paper: str, ours: str, of: str = "") -> None:
     if not cases or not all(isinstance(case, bool) for case in cases):
         wanted = "holds must be True or False for each case"
         raise ValueError(f'claim "{sentence}": {wanted}, not {cases}')
-    held, counted = sum(cases), f"{len(cases)} {of}".strip()
-    verdict = f"holds at {held} of {counted}" if held else f"does not hold: 0 of {counted}"
-    print(f"{sentence}: {verdict} | paper {paper} | ours: {ours}; compare sign and order, not size")
+    held, counted = sum(cases), verdict(sum(cases), len(cases), of)
+    print(f"{sentence}: {counted} | paper {paper} | ours: {ours}; compare sign and order, not size")
     folder = certificate.run_dir()
     if folder is None:
         return

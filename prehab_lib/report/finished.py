@@ -1,34 +1,30 @@
 """Finished runs as they lie in runs/PROFILE: what the report, the audit and the book read."""
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas
 
+from prehab_lib.runs import plan
+
 
 @dataclass(frozen=True)
 class Finished:
-    """runs/PROFILE/NAME. figure: the record of one of its figures, for a run without scores."""
+    """runs/PROFILE/NAME. The result of a run without scores is the record of one of its figures."""
 
     name: str
     run: dict
     result: dict
     claims: list[dict]
-    figure: dict = field(default_factory=dict)
 
     @property
     def notebook(self) -> str:
         return self.run.get("notebook", self.name)
 
     @property
-    def label(self) -> str:
-        """What its name has beyond the notebook's, or all of it."""
-        return self.name.removeprefix(self.notebook).removeprefix(".") or self.name
-
-    @property
     def about(self) -> dict:
-        return self.result.get("about") or self.figure.get("about", {})
+        return self.result.get("about", {})
 
     @property
     def records(self) -> list[dict]:
@@ -89,8 +85,14 @@ def read(folder: Path) -> list[Finished]:
     for file in sorted(folder.glob("*/run.json")):
         place = file.parent
         (run,) = _json(file)
-        (result,) = _json(place / "result.json") or [{}]
-        drawn = [file for file in figures(folder, place.name, run) if file.suffix == ".json"]
-        figure = next((record for file in drawn for record in _json(file)), {})
-        runs.append(Finished(place.name, run, result, _json(place / "claims.jsonl"), figure))
+        files = [place / "result.json", *figures(folder, place.name, run)]
+        written = (part for one in files if one.suffix == ".json" for part in _json(one))
+        result = next(written, {})
+        runs.append(Finished(place.name, run, result, _json(place / "claims.jsonl")))
     return runs
+
+
+def planned(folder: Path, runs: list[Finished]) -> list[Finished]:
+    """Those of runs/PROFILE that its params files ask for."""
+    names = plan.expected(plan.home(), folder.name, {run.notebook for run in runs})
+    return [run for run in runs if run.name in names.get(run.notebook, [run.name])]

@@ -1,6 +1,4 @@
-"""How sure is a difference? Bootstrap intervals of paired differences over seeds and over what was
-scored.
-"""
+"""How sure is a difference? Bootstrap intervals over seeds and over what was scored."""
 
 from typing import NamedTuple
 
@@ -25,12 +23,10 @@ class Interval(NamedTuple):
 def paired_interval(differences, draws: int = 2000, level: float = 0.95, seed: int = 0) -> Interval:
     """Percentile interval of the mean of paired differences, (seeds,) or (seeds, items).
 
-    A row is one seed: both arms started from the same base and saw the same data. A column is one
-    scored item, an image or a window. Seeds are drawn with replacement, and independently items.
-    Few seeds give too narrow intervals: five cover a true mean some 85 % of the time, not 95 %.
-    Source: Efron and Tibshirani, An Introduction to the Bootstrap; crossed resampling as in Owen,
-    Annals of Applied Statistics 2007. Raises ValueError for fewer than two seeds, values that are
-    not finite, or a level outside (0, 1).
+    A row is one seed, a column one scored item. Seeds are drawn with replacement, and independently
+    items. Few seeds give too narrow intervals: five cover a true mean some 85 % of the time, not
+    95 %. Source: Efron and Tibshirani, An Introduction to the Bootstrap; Owen, Annals of Applied
+    Statistics 2007. Raises ValueError for fewer than two seeds, or numbers that make no sense.
     """
     values = np.asarray(differences, dtype=np.float64)
     if values.ndim not in (1, 2) or len(values) < 2 or not values.size:

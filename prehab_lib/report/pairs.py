@@ -1,6 +1,4 @@
-"""Who beats whom, from records: paired by data set, removed fraction and seed. And what records
-must be to be paired at all.
-"""
+"""Who beats whom, from records: paired by data set, removed fraction and seed."""
 
 import math
 from collections.abc import Iterable
@@ -11,8 +9,7 @@ import yaml
 
 from prehab_lib.report import paper
 
-# metric -> lowest and highest possible score, and whether higher is better: a score outside, or of
-# the other direction, is a file that was changed by hand or written by a slip.
+# metric -> lowest and highest possible score, and whether higher is better
 BOUNDS = dict.fromkeys(("accuracy", "f1"), (0.0, 1.0, True))
 BOUNDS |= dict.fromkeys(("matthews", "spearman"), (-1.0, 1.0, True))
 BOUNDS |= {"top1_percent": (0.0, 100.0, True), "perplexity": (1.0, math.inf, False)}
@@ -22,17 +19,17 @@ PLACE = ["dataset", "removed", "seed"]
 
 def printed() -> list[dict]:
     """The paper's numbers, without averages, as records of ours: our keys as arm, one seed."""
-    records = []
-    for record in map(paper.named, paper.records()):
-        if not record["dataset"].endswith("Average"):
-            place = {"paper_table": record["table"], "paper_dataset": record["dataset"], "seed": 0}
-            records.append(record | place | {"arm": record["method"], "control": False})
+    records = [one for one in paper.records() if not one["dataset"].endswith("Average")]
+    for one in records:
+        one |= paper.named(one) | {"seed": 0, "control": False, "arm": paper.KEYS[one["method"]]}
+        one |= {"paper_table": one["table"], "paper_dataset": one["dataset"]}
     return records
 
 
 def _sides(fields: dict) -> tuple[dict, dict]:
     """What the better and the worse side must have: `one > other` splits."""
-    better, worse = {"lora": False} | fields, {"lora": False} | fields
+    better = {"lora": False, "uncut": False, "highest": False, "lam": None} | fields
+    worse = dict(better)
     for name, value in fields.items():
         if isinstance(value, str) and " > " in value:
             better[name], worse[name] = map(yaml.safe_load, value.split(" > "))
@@ -43,18 +40,17 @@ def _sides(fields: dict) -> tuple[dict, dict]:
 
 def _scores(frame: pandas.DataFrame, wanted: dict, named: str) -> pandas.Series:
     """Place -> score, higher being better. Raises ValueError for two records in one place."""
-    rules = {"uncut": False, "highest": False, "lam": None} | wanted
-    fits = (frame.removed == 0) == rules["uncut"]
+    fits = (frame.removed == 0) == wanted["uncut"]
     for name in wanted.keys() - {"uncut", "highest", "lam"}:
+        same = frame[name] == wanted[name]
         if isinstance(wanted[name], str):
-            fits &= frame[name].astype(str).str.fullmatch(translate(wanted[name]), na=False)
-        else:
-            fits &= frame[name] == wanted[name]
+            same = frame[name].astype(str).str.fullmatch(translate(wanted[name]), na=False)
+        fits &= same
     chosen = frame[fits]
-    if rules["lam"]:
+    if wanted["lam"]:
         lams = chosen.lam[chosen.lam > 0]
-        chosen = chosen[chosen.lam == lams.agg(rules["lam"])]
-    if rules["highest"]:
+        chosen = chosen[chosen.lam == lams.agg(wanted["lam"])]
+    if wanted["highest"]:
         chosen = chosen[chosen.removed == chosen.removed.max()]
     twice = chosen[chosen.duplicated(PLACE)]
     if len(twice):
@@ -64,8 +60,8 @@ def _scores(frame: pandas.DataFrame, wanted: dict, named: str) -> pandas.Series:
 
 
 def _where(record) -> str:
-    dataset = f"{record['dataset']}, " if record.get("dataset") else ""
-    return f"{dataset}{record['removed']:.0%} removed, seed {record['seed']}"
+    place = f"{record['removed']:.0%} removed, seed {record['seed']}"
+    return f"{record['dataset']}, {place}" if record.get("dataset") else place
 
 
 def compare(records: list[dict], fields: dict) -> dict[tuple, bool]:
@@ -74,9 +70,8 @@ def compare(records: list[dict], fields: dict) -> dict[tuple, bool]:
     fields: what a record must have (text may hold *); `one > other` in a text names the two sides.
     lam: max or min takes the largest or smallest λ above 0. lora is false where nothing says
     otherwise. highest: at the highest removed fraction alone. uncut: at nothing removed. grows: ask
-    instead whether the lead grows from each fraction to the next.
-    Sorted; empty where one of the sides has no record. Raises ValueError for a score without its
-    partner, two scores in one place, or fields that name no sides.
+    instead whether the lead grows from each fraction to the next. Sorted; empty where a side has no
+    record. Raises ValueError for a score without its partner, two in one place, or no two sides.
     """
     sides = _sides({name: value for name, value in fields.items() if name != "grows"})
     if not records:
@@ -107,30 +102,27 @@ def cases(places: Iterable[tuple]) -> str:
 
 
 def check(name: str, records: list[dict]) -> None:
-    """Records of the run `name` can be judged: scores are possible, and what was prepared stands
-    beside its control.
-
-    Raises ValueError naming run, table and place otherwise.
+    """Raises ValueError, naming run, table and place, for records that cannot be judged: a score
+    is impossible, or what was prepared stands without its control.
     """
     for record in records:
         metric, value, up = record["metric"], record["value"], record["higher_is_better"]
         low, high, should = BOUNDS.get(metric, (-math.inf, math.inf, up))
         if not low <= value <= high or up != should:
             score = f"{metric} = {value:g}, {'higher' if up else 'lower'} being better"
-            remedy = "its result.json was changed; run it again"
-            raise ValueError(f"{name}: {score}, is no score of {record['method']}: {remedy}")
+            changed = "its result.json was changed; run it again"
+            raise ValueError(f"{name}: {score}, is no score of {record['method']}: {changed}")
     cut = [record for record in records if record["removed"] > 0]
     controls = {_partner(record) for record in cut if record["control"]}
     controlled = {table for table, *_ in controls}
     for record in cut:
-        table = record.get("paper_table")
+        table, equal = record.get("paper_table"), "(λ = 0, all else equal)"
         if table and table not in controlled:
-            lacks = "no control row (λ = 0, all else equal)"
-            raise ValueError(f"{name}: its scores beside Table {table} have {lacks}")
+            raise ValueError(f"{name}: its scores beside Table {table} have no control row {equal}")
         prepared = "prehab" in (record["method"], record.get("arm")) and not record["control"]
         if prepared and _partner(record) not in controls:
             title = f"Table {table}" if table else f"its table of {record['metric']}"
-            lacks = f"no control (λ = 0, all else equal) at {_where(record)}"
+            lacks = f"no control {equal} at {_where(record)}"
             raise ValueError(f"{name}: {title}: prehab has {lacks}")
 
 

@@ -1,10 +1,8 @@
-"""What the paper printed: its tables as data, and where it disagrees with its reference, its
-release or itself (`errata.yaml`).
+"""What the paper printed, as data, and where it disagrees with its sources or itself (errata.yaml).
 
 Source: Low-Rank Prehab, arXiv 2512.01980v1, Tables II to V: a record a printed number in
 `paper_tables.json`. A removed share above 0 is marked "inferred": the text source scatters these
 labels, and they were put back by row order, which printed changes and running text confirm.
-These numbers come from other models and data than a run of yours: compare sign and order only.
 """
 
 import html
@@ -48,18 +46,11 @@ def named(record: dict) -> dict:
 
 
 def table(name: str) -> pandas.DataFrame:
-    """One printed table, a row a number, with the fields of `named` as columns.
-
-    Top-1 in percent, perplexity plain, GLUE scores between 0 and 1.
-    """
+    """One printed table, a row a number (top-1 in per cent), with the fields of `named`."""
     return pandas.DataFrame(map(named, records(name)))
 
 
-@cache
-def _searched(name: str) -> pandas.DataFrame:
-    # "GLUE dev / CoLA" answers to "CoLA"
-    frame = table(name)
-    return frame.assign(dataset=frame.dataset.str.split(" / ").str[-1])
+_table = cache(table)
 
 
 def value(
@@ -67,12 +58,12 @@ def value(
 ) -> float:
     """One printed number, for example value("II", "prehab", 0.4) -> 71.92.
 
-    table: "II" to "V". method: a key of ROWS; "original" is the uncompressed model, at removed = 0.
-    lora: the dagger row. lam, dataset: needed only where they leave a choice, as in value("III",
-    "prehab", 0.2, dataset="CoLA"). Raises ValueError where nothing matches, naming what the table
-    has, and where more than one number does.
+    method: a key of ROWS; "original" is the uncompressed model, at removed = 0. lora: the dagger
+    row. lam, dataset ("CoLA"): needed only where they leave a choice. Raises ValueError where no
+    number matches, naming what the table has, and where several do.
     """
-    matching = _searched(table)
+    matching = _table(table)
+    matching = matching.assign(dataset=matching.dataset.str.split(" / ").str[-1])
     # Rounded: 1 - 0.8 asks for the row of 0.2.
     wanted = {"method": method, "removed": round(removed, 9), "lora": lora, "lam": lam}
     wanted["dataset"] = dataset.split(" / ")[-1] if dataset else None
@@ -91,9 +82,9 @@ def value(
 @cache
 def errata() -> tuple[dict[str, str], ...]:
     """All rows in the order of the file: topic, item, printed, cited, released, ours."""
-    file = Path(__file__).with_name("errata.yaml")
-    topics = yaml.safe_load(file.read_text(encoding="utf-8"))
-    return tuple({"topic": topic} | row for topic, several in topics.items() for row in several)
+    text = Path(__file__).with_name("errata.yaml").read_text(encoding="utf-8")
+    topics = yaml.safe_load(text).items()
+    return tuple({"topic": topic} | row for topic, several in topics for row in several)
 
 
 def errata_html(topic: str | None = None) -> str:

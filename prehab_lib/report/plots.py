@@ -1,6 +1,4 @@
-"""Figures: one size, one look, and for every method one fixed colour, dash and marker throughout
-the book, as `plots.yaml` has them.
-"""
+"""Figures: one look, and for every method one colour, dash and marker, as `plots.yaml` has them."""
 
 import io
 import logging
@@ -13,8 +11,7 @@ import yaml
 from prehab_lib.inputs import check_choice
 from prehab_lib.runs import certificate
 
-_FILE = Path(__file__).with_name("plots.yaml")
-_SHEET = yaml.safe_load(_FILE.read_text(encoding="utf-8"))
+_SHEET = yaml.safe_load(Path(__file__).with_name("plots.yaml").read_text(encoding="utf-8"))
 COLORS, STYLES, LOOK = _SHEET["colors"], _SHEET["styles"], _SHEET["look"]
 DASHES = {name: (0, tuple(lengths)) for name, lengths in _SHEET["dashes"].items()} | {"solid": "-"}
 BLUE, GREEN, GREY = COLORS["blue"], COLORS["green"], COLORS["grey"]
@@ -42,20 +39,15 @@ def figure(kind: str = "column", nrows: int = 1, ncols: int = 1, **subplots):
     drawn = pyplot.subplots(nrows, ncols, **subplots)
     shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
     if shell is not None:
-        formatter = shell.display_formatter.formatters["image/png"]
-        formatter.for_type(type(drawn[0]), _compact_png)
+        shell.display_formatter.formatters["image/png"].for_type(type(drawn[0]), _compact_png)
     return drawn
 
 
 def style(method: str) -> dict:
-    """Keyword arguments for `ax.plot`: color, linestyle, marker, label.
-
-    Raises ValueError that lists the known names.
-    """
+    """Keyword arguments for `ax.plot`; ValueError lists the known names."""
     check_choice("method", method, STYLES)
     color, dash, marker, label = STYLES[method]
-    looks = {"color": COLORS[color], "linestyle": DASHES[dash], "marker": marker}
-    return looks | {"label": label}
+    return dict(color=COLORS[color], linestyle=DASHES[dash], marker=marker, label=label)
 
 
 def color(method: str) -> str:
@@ -77,10 +69,7 @@ def shades(count: int) -> list[str]:
 
 
 def band(ax, data, x: str, y: str, **look) -> None:
-    """The mean of `y` at each `x` of a DataFrame as a line, and the whole range as a band.
-
-    look: of the line, as `style` gives it.
-    """
+    """The mean of `y` at each `x` of a DataFrame as a line of this look, its range as a band."""
     import seaborn
 
     labels = {"xlabel": ax.get_xlabel(), "ylabel": ax.get_ylabel()}
@@ -104,9 +93,8 @@ def save(fig, name: str, table, caption: str = "", alt: str = "", **about) -> No
     """Writes name.png, name.csv and name.json into the run's figures; nothing outside a run.
 
     `table` (pandas.DataFrame) holds the numbers that are drawn. alt: what the figure shows, in
-    words; it also goes into the picture. The JSON record is the run's birth certificate with
-    `caption`, `alt` and `about` (parameters, seeds: anything that JSON can hold). Raises ValueError
-    for a name that is no plain file name.
+    words. The JSON record has the run's birth certificate, `caption`, `alt` and `about`. Raises
+    ValueError for a name that is no plain file name.
     """
     if not re.fullmatch(r"[a-z0-9_]+", name):
         raise ValueError(f"figure name {name!r}: use lower-case letters, digits, underscores only")
@@ -115,8 +103,8 @@ def save(fig, name: str, table, caption: str = "", alt: str = "", **about) -> No
         return
     folder = run / "figures"
     folder.mkdir(parents=True, exist_ok=True)
-    made = {"about": certificate.birth_certificate()}
-    record = {"figure": name, "caption": caption, "alt": alt} | about | made
+    record = {"figure": name, "caption": caption, "alt": alt} | about
+    record["about"] = certificate.birth_certificate()
     metadata = {"Title": caption, "Description": alt} if alt else {}
     fig.savefig(folder / f"{name}.png", dpi=SAVED_DPI, metadata=metadata)
     counted = table.index.name is None and list(table.index) == list(range(len(table)))

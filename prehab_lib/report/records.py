@@ -1,8 +1,7 @@
-"""What a run leaves behind: scores, each with the birth certificate of the run that made it.
+"""What a run leaves behind: scores with the birth certificate of the run that made them.
 
-Inside a run of `python -m prehab_lib run` the runner says where to write (PREHAB_RUN_DIR). Without
-it, in JupyterLab or under nbval, nothing is written: the same notebook cell then only fills a table
-in memory.
+Outside a run of `python -m prehab_lib run` nothing is written: the same notebook cell then only
+fills a table in memory.
 """
 
 import math
@@ -34,41 +33,37 @@ def _plain(name: str, value):
         kind = type(value).__name__
         raise ValueError(f"record: {name} must be text, a number, a boolean or None, not {kind}")
     if isinstance(value, float) and not math.isfinite(value):
-        remedy = "a score that is no number is not recorded: find its cause"
-        raise ValueError(f"record: {name} is {value}, and {remedy}")
+        raise ValueError(f"record: {name} is {value}: a score must be a number, find the cause")
     return value
 
 
 class Results:
     """The scores of one notebook run.
 
-    protocol: one sentence on how the scores were taken (data split, batch, tokens). about: further
-    facts that hold for all of them; `model` and `data` are printed beside the paper's in reports.
+    protocol: a sentence on how they were taken (data split, batch, tokens). about: facts that hold
+    for all of them; reports print `model` and `data` beside the paper's.
     """
 
     def __init__(self, protocol: str, device="cpu", **about):
         if not protocol.strip():
             raise ValueError("Results: protocol must be a sentence saying how the scores are taken")
-        self.protocol = protocol
-        self.device = str(device)
+        self.protocol, self.device = protocol, str(device)
         facts = {name: _plain(name, value) for name, value in about.items()}
         self.about = birth_certificate(device) | facts
         self.records: list[dict] = []
         self._kinds = dict(FIELDS)
 
     def add(self, **record) -> None:
-        """Record one score: a value for each of FIELDS, and further columns.
+        """Record one score: a value for each of FIELDS, and further columns such as lam=0.1.
 
-        Further columns are for example lora=True, lam=0.1, surrogate="nuclear", paper_table="II"; a
-        column keeps its type. Raises ValueError naming the field that is missing or wrong.
+        A column keeps its type. Raises ValueError naming the field that is missing or wrong.
         """
         record = {name: _plain(name, record.get(name)) for name in {**FIELDS, **record}}
         for name, value in record.items():
             if value is None and name not in FIELDS:
                 continue
-            kind = _TYPES.get(type(value))
-            expected = self._kinds.setdefault(name, kind)
-            if kind != expected:
+            expected = self._kinds.setdefault(name, _TYPES.get(type(value)))
+            if _TYPES.get(type(value)) != expected:
                 raise ValueError(f"record: {name} must be a {expected} in every row, not {value!r}")
         if not 0 <= record["removed"] < 1:
             raise ValueError(f"record: removed must be a fraction in [0, 1): {record['removed']}")
@@ -81,12 +76,10 @@ class Results:
         return pandas.DataFrame(self.records, columns=None if self.records else list(FIELDS))
 
     def save(self) -> Path | None:
-        """Write result.json and records.parquet into the run's folder, where there is one."""
+        """Write result.json into the run's folder, where there is one."""
         folder = run_dir()
         if folder is None:
             return None
-        folder.mkdir(parents=True, exist_ok=True)
-        self.frame().to_parquet(folder / "records.parquet", index=False)
         about = self.about | {"peak_memory_mb": peak_memory_mb(self.device)}
         content = {"about": about, "protocol": self.protocol, "records": self.records}
         write_json(folder / "result.json", content)

@@ -1,42 +1,27 @@
-"""Figures to move by hand: sliders where a front end listens, the same figure drawn once elsewhere.
+"""Figures to move by hand: sliders where ipywidgets is there, the same figure drawn once elsewhere.
 
-A kernel cannot ask whether somebody is watching, but JupyterLab, Notebook, Colab and VS Code leave
-a mark; papermill, nbclient and nbval leave none. A stored notebook must hold no widget, which would
-be an empty box in it, so without a mark there is only the figure, with its table under it.
+A stored notebook must hold no widget, which would be an empty box in it: a run of the runner only
+draws the figure, with its table under it.
 """
 
 import importlib.util
 import inspect
 import os
-import sys
 from collections.abc import Callable, Sequence
 
 from prehab_lib.inputs import check_choice
 from prehab_lib.report.plots import INLINE_DPI
 from prehab_lib.runs import certificate
 
-SIGNS = {"lam": "λ"}  # what stands beside a slider, where it is not the control's name
-MARKS = ("JPY_SESSION_NAME", "COLAB_RELEASE_TAG")  # set by Jupyter's server, and by Colab
-VSCODE = "__vsc_ipynb_file__"  # VS Code tells its kernel by this variable
-
 
 def interactive() -> bool:
-    """Whether sliders are of use: a notebook is open in a front end, and ipywidgets is installed.
-
-    PREHAB_WIDGETS=1 or 0 in the environment decides for a front end that leaves no mark. A run of
-    the runner is never interactive.
-    """
-    if certificate.run_dir() or importlib.util.find_spec("ipywidgets") is None:
-        return False
-    wanted = os.environ.get("PREHAB_WIDGETS")
-    if wanted:
-        return wanted != "0"
-    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
-    return any(mark in os.environ for mark in MARKS) or VSCODE in getattr(shell, "user_ns", ())
+    """Whether there are sliders. PREHAB_WIDGETS=0 in the environment turns them off."""
+    wanted = os.environ.get("PREHAB_WIDGETS") != "0" and certificate.run_dir() is None
+    return wanted and importlib.util.find_spec("ipywidgets") is not None
 
 
 def play(draw: Callable, /, *, zoom: float = 1.0, **controls: Sequence):
-    """Show a drawing under sliders, or once where nobody can move them; the last line of a cell.
+    """Show a drawing under sliders, or once where there are none; the last line of a cell.
 
     draw(**values) -> (figure, pandas.DataFrame). Its defaults are the static figure. It is called
     long after the cell, when names may mean something else: bind what it reads (`M=M`).
@@ -69,11 +54,8 @@ def play(draw: Callable, /, *, zoom: float = 1.0, **controls: Sequence):
     for name, values in controls.items():
         words = all(isinstance(value, str) for value in values)
         shown = [(value.replace("_", " ") if words else f"{value:g}", value) for value in values]
-        described = SIGNS.get(name, name.replace("_", " "))
-        options = {"options": shown, "value": defaults[name], "description": described}
-        if not words:
-            options["layout"] = ipywidgets.Layout(width="32em")
         kind = ipywidgets.Dropdown if words else ipywidgets.SelectionSlider
-        moved[name] = kind(**options)
+        described = name.replace("lam", "λ")
+        moved[name] = kind(options=shown, value=defaults[name], description=described)
     display(ipywidgets.VBox([*moved.values(), ipywidgets.interactive_output(show, moved)]))
     return None

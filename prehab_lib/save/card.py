@@ -16,20 +16,17 @@ TASKS = {"AutoModelForCausalLM": "text-generation", "AutoModel": "feature-extrac
 TASKS |= {"AutoModelForSequenceClassification": "text-classification"}
 NAMED = ("base_model", "method", "removed", "achieved", "calibration", "commit", "license")
 IMPORT = "import prehab_lib.save  # makes the model type known to transformers\n"
-WARNING = """
-`prehab_lib.surgery.load` opens it too. Any other class of transformers draws the missing matrices
-at random and reports them as MISSING.
-"""
+WARNING = "\n`prehab_lib.surgery.load` opens it too. Any other class of transformers draws the\n"
+WARNING += "missing matrices at random and reports them as MISSING.\n"
 MERGED = "The two factors of each layer are multiplied out again, so this copy saves no memory.\n"
 
 
 def text(model: nn.Module, auto: str, merged: bool, about: dict) -> ModelCard:
     """The card, whose `save(path)` writes README.md with the hub's front matter.
 
-    model: with its low-rank layers, also for a merged export.  auto: the Auto class that opens it.
-    about: base_model (hub name or folder; else the configuration's `_name_or_path`), method,
-    removed and achieved (fractions), calibration (a sentence), commit (of this library), license
-    (the hub's identifier).  Whatever else is given is listed as it is.
+    model: with its low-rank layers, also for a merged export. auto: the Auto class that opens it.
+    about: NAMED, and what else is to be listed as it is; base_model is a hub name or folder,
+    license the hub's identifier, removed and achieved are fractions.
     """
     base = str(about.get("base_model") or getattr(model.config, "_name_or_path", "") or "")
     on_hub = re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", base) and not os.path.isdir(base)
@@ -41,8 +38,7 @@ def text(model: nn.Module, auto: str, merged: bool, about: dict) -> ModelCard:
     method = f" by `{about['method']}`" if about.get("method") else ""
     removed, achieved = about.get("removed"), about.get("achieved")
     reached = "." if achieved is None else f", {achieved:.1%} achieved."
-    asked = "" if removed is None else f"Removed of those layers' weights: {removed:.0%} asked"
-    budget = f"{asked}{reached}\n" if asked else ""
+    asked = f"Removed of those layers' weights: {removed or 0:.0%} asked{reached}\n"
     given = f"`{license}`, as told by whoever made this copy. " if license else ""
     libraries = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers"))
     others = [name for name in about if name not in NAMED and about[name] is not None]
@@ -55,7 +51,7 @@ def text(model: nn.Module, auto: str, merged: bool, about: dict) -> ModelCard:
 # {Path(base).name or type(model).__name__}, compressed{" and merged" if merged else ""}
 
 The linear layers of {origin}, cut down to low rank{method} with `prehab_lib`.
-{budget}{MERGED if merged else ""}
+{"" if removed is None else asked}{MERGED if merged else ""}
 ## Open it
 
 ```python
@@ -85,23 +81,21 @@ and terms apply to them as well.
 
 def _ranks(model: nn.Module) -> str:
     """One row for all layers that share the last part of their name and their shape."""
-    rows: dict[tuple, list[int]] = {}
+    rows: dict[str, list[int]] = {}
     for name, module in model.named_modules():
         if isinstance(module, LowRankLinear):
-            kind = (re.sub(r"^.*\d+\.", "", name), module.out_features, module.in_features)
-            rows.setdefault(kind, []).append(module.rank)
-    if not rows:
-        return "None: every layer is dense."
+            kind = re.sub(r"^.*\d+\.", "", name)
+            row = f"| `{kind}` | {module.out_features} × {module.in_features} |"
+            rows.setdefault(row, []).append(module.rank)
     lines = ["| layer | shape | layers | rank |", "|---|---|---|---|"]
-    for (name, m, n), ranks in rows.items():
-        span = f"{min(ranks)}" if min(ranks) == max(ranks) else f"{min(ranks)} to {max(ranks)}"
-        lines.append(f"| `{name}` | {m} × {n} | {len(ranks)} | {span} |")
-    return "\n".join(lines)
+    for row, ranks in rows.items():
+        span = " to ".join(dict.fromkeys([str(min(ranks)), str(max(ranks))]))
+        lines.append(f"{row} {len(ranks)} | {span} |")
+    return "\n".join(lines) if rows else "None: every layer is dense."
 
 
 def _cell(value: object) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{name} {_cell(inner)}" for name, inner in value.items())
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    return str(value).replace("|", "\\|").replace("\n", " ")
+    text = f"{value:.4g}" if isinstance(value, float) else str(value)
+    return text.replace("|", "\\|").replace("\n", " ")

@@ -16,8 +16,7 @@ def explained(what: str, remedy: str) -> Iterator[None]:
     """Turn a library's error while it fetches or reads `what` into one sentence with the remedy.
 
     Raises PermissionError (gated), ConnectionError (no network), FileNotFoundError (no such
-    repository), and ValueError for a source that is there and cannot be read.  Running out of
-    memory or disk passes as it is.
+    repository), else ValueError. Running out of memory or disk passes as it is.
     """
     try:
         yield

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from prehab_lib.inputs import check_choice
 from prehab_lib.save.hub import explained
 from prehab_lib.save.rewrite import to_linear
 
@@ -14,15 +15,7 @@ LOCAL = "give the folder of a local copy instead"
 
 
 def small_vit(
-    depth: int,
-    width: int,
-    heads: int,
-    patch: int = 4,
-    seed: int = 0,
-    *,
-    image_size: tuple[int, int] = (8, 16),
-    channels: int = 1,
-    classes: int = 100,
+    depth: int, width: int, heads: int, patch=4, seed=0, image_size=(8, 16), channels=1, classes=100
 ) -> nn.Module:
     """timm's VisionTransformer, random weights from `seed`; the defaults suit the digit pairs."""
     kwargs = dict(img_size=list(image_size), patch_size=patch, in_chans=channels)
@@ -35,8 +28,7 @@ def small_vit(
 def image_model(source: str, *, pretrained: bool = True, **kwargs) -> nn.Module:
     """A timm model by name and tag ("vit_base_patch16_224.augreg2_in21k_ft_in1k") or local folder.
 
-    kwargs go to `timm.create_model` (num_classes, img_size, …).  pretrained=False: random weights.
-    Raises ConnectionError, PermissionError, FileNotFoundError or ValueError with one sentence.
+    kwargs go to `timm.create_model`. pretrained=False: random weights. Raises as `hub.explained`.
     """
     import timm
 
@@ -59,8 +51,8 @@ def image_model(source: str, *, pretrained: bool = True, **kwargs) -> nn.Module:
 def text_model(source: str, auto_class: str, **kwargs) -> nn.Module:
     """A transformers model by the name of its Auto class, from the hub or a local folder.
 
-    Safetensors only, no remote code; GPT-2's transposed `Conv1D` layers become `nn.Linear`
-    (`rewrite.to_linear`).  Raises as `image_model` does.
+    Safetensors only, no remote code; GPT-2's transposed layers become `nn.Linear`. Raises as
+    `hub.explained`.
     """
     import transformers
 
@@ -78,15 +70,9 @@ def _check_folder(source: str) -> None:
 
 
 def build(recipe: dict) -> nn.Module:
-    """The skeleton a recipe describes, with fresh weights.
-
-    Raises ValueError for a recipe of anything but a class of timm or transformers.
-    """
-    library = recipe.get("library")
-    if library not in BUILDERS:
-        choices = ", ".join(BUILDERS)
-        raise ValueError(f"recipe of library {library!r} is not known: choose one of {choices}")
-    model = BUILDERS[library](recipe)
+    """The skeleton a recipe describes, with fresh weights; ValueError where it is not known."""
+    check_choice("recipe of library", recipe.get("library"), BUILDERS)
+    model = BUILDERS[recipe["library"]](recipe)
     model.prehab_recipe = recipe
     return model
 
@@ -96,10 +82,8 @@ def recipe_of(model: nn.Module) -> dict:
 
     Raises ValueError for one that is neither of timm nor of transformers.
     """
-    recipe = getattr(model, "prehab_recipe", None)
-    read = READERS.get(type(model).__module__.split(".")[0])
-    if recipe is None and read is not None:
-        recipe = read(model)
+    read = READERS.get(type(model).__module__.split(".")[0], lambda model: None)
+    recipe = getattr(model, "prehab_recipe", None) or read(model)
     if recipe is None:
         unknown = f"{type(model).__name__} is neither a timm nor a transformers model"
         remedy = "set model.prehab_recipe to what prehab_lib.save.models.build understands"
@@ -131,10 +115,10 @@ def _read_timm(model: nn.Module) -> dict | None:
         return {"library": "timm", "name": name, "kwargs": kwargs}
     if type(model).__name__ != "VisionTransformer":
         return None
-    attn, mlp = model.blocks[0].attn, model.blocks[0].mlp
-    kwargs |= dict(patch_size=list(model.patch_embed.patch_size), embed_dim=model.embed_dim)
+    attn, width = model.blocks[0].attn, model.embed_dim
+    kwargs |= dict(patch_size=list(model.patch_embed.patch_size), embed_dim=width)
     kwargs |= dict(depth=len(model.blocks), num_heads=attn.num_heads)
-    kwargs |= dict(mlp_ratio=mlp.fc1.out_features / model.embed_dim)
+    kwargs |= dict(mlp_ratio=model.blocks[0].mlp.fc1.out_features / width)
     kwargs |= dict(qkv_bias=attn.qkv.bias is not None, class_token=model.cls_token is not None)
     kwargs |= dict(global_pool=model.global_pool, no_embed_class=model.no_embed_class)
     return {"library": "timm", "class": "VisionTransformer", "kwargs": kwargs}

@@ -25,7 +25,7 @@ def test_one_changed_digit_anywhere_is_caught():
             arithmetic.verify([*records[:number], record | {"value": other}, *records[number + 1 :]])
 
 
-def test_a_sum_that_breaks_is_named_and_a_swap_that_no_sum_knows_is_caught():
+def test_a_sum_that_breaks_is_named():
     for table, method, removed, sentence in (
         ("II", "Prehab-SVD", 0.2, "Table II prints 1.93"),
         ("IV", "Prehab-SVD", 0.6, "Table IV prints -29.8"),
@@ -37,12 +37,6 @@ def test_a_sum_that_breaks_is_named_and_a_swap_that_no_sum_knows_is_caught():
         changed["value"] *= 1.5
         with pytest.raises(ValueError, match=sentence):
             arithmetic.verify(records)
-    records = paper.records()
-    wanted = {"table": "II", "method": "FWSVD"}
-    first, second, *_ = (record for record in records if wanted.items() <= record.items())
-    first["value"], second["value"] = second["value"], first["value"]
-    with pytest.raises(ValueError, match="restore the file"):
-        arithmetic.verify(records)
 
 
 def test_memory_by_hand_and_columns_that_look_copied():

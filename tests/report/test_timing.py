@@ -38,8 +38,7 @@ def test_alternatives_take_turns_after_a_warm_up(clock):
     assert list(times.index) == ["a", "b"]
     assert times.seconds["a"] == [1, 2, 3] and times.seconds["b"] == [10, 10, 10]
     assert tuple(times.loc["a", ["median", "q1", "q3"]]) == (2, 1.5, 2.5)
-    times = timing.side_by_side({"a": clock.work("a", 9, 1)}, repeats=2, warmup=0)
-    assert times.seconds["a"] == [9, 1]
+    assert timing.side_by_side({"a": clock.work("a", 9, 1)}, repeats=2, warmup=0).seconds["a"] == [9, 1]
 
 
 def test_a_ratio_is_taken_round_by_round(clock):
@@ -84,7 +83,6 @@ def test_a_power_law_is_found_with_the_textbooks_standard_error():
     for power in (-1.0, 0.0, 1.0, 2.5, 3.0):
         fit = timing.fitted_exponent(sizes, [0.7 * size**power for size in sizes])
         assert fit.exponent == pytest.approx(power, abs=1e-12) and fit.error < 1e-6
-        assert fit.factor == pytest.approx(0.7)
     d = 0.01
     sizes = [math.exp(x) for x in (-1, 0, 1)]
     seconds = [math.exp(2 * x + off) for x, off in ((-1, d), (0, -2 * d), (1, d))]

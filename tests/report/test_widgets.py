@@ -1,10 +1,8 @@
-"""Figures to move: sliders where a front end listens, else the figure at its defaults; and the notebooks with them."""
+"""Figures to move: sliders, or the figure at its defaults; and the notebooks with them."""
 
 import json
 import symtable
-import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import matplotlib.pyplot as pyplot
 import pandas as pd
@@ -18,9 +16,9 @@ VIEW = "application/vnd.jupyter.widget-view+json"
 
 
 @pytest.fixture(autouse=True)
-def no_front_end(monkeypatch):
-    for name in (*widgets.MARKS, "PREHAB_WIDGETS", "PREHAB_RUN_DIR"):
-        monkeypatch.delenv(name, raising=False)
+def no_sliders(monkeypatch):
+    monkeypatch.setenv("PREHAB_WIDGETS", "0")
+    monkeypatch.delenv("PREHAB_RUN_DIR", raising=False)
 
 
 @pytest.fixture
@@ -49,14 +47,14 @@ def shown(monkeypatch):
     return things
 
 
-def test_without_a_front_end_there_is_the_figure_once_and_with_one_a_slider_draws_anew(drawn, shown, monkeypatch):
+def test_without_sliders_there_is_the_figure_once_and_a_slider_draws_anew(drawn, shown, monkeypatch):
     pyplot.close("all")
     controls = {"height": range(5), "name": ["nuclear", "svd"]}
     table = widgets.play(drawn, **controls)
     assert [picture[:4] for picture in shown] == [b"\x89PNG"]
     assert table.height.tolist() == [20] and drawn.asked == [(2, "nuclear")]
     assert not pyplot.get_fignums(), "an open figure would be shown a second time"
-    monkeypatch.setenv("JPY_SESSION_NAME", "a.ipynb")
+    monkeypatch.delenv("PREHAB_WIDGETS")
     assert widgets.play(drawn, zoom=2, **controls) is None
     small, large, table, box = shown
     slider, menu, _ = box.children
@@ -75,32 +73,15 @@ def test_a_control_that_cannot_move_is_refused(drawn, shown):
     assert shown == []
 
 
-def test_when_somebody_listens(monkeypatch):
-    for environment, variables, listening in (
-        ({}, {}, False),
-        ({"JPY_SESSION_NAME": "a.ipynb"}, {}, True),
-        ({"COLAB_RELEASE_TAG": "release"}, {}, True),
-        ({}, {"__vsc_ipynb_file__": "a.ipynb"}, True),
-        ({"PREHAB_WIDGETS": "1"}, {}, True),
-        ({"PREHAB_WIDGETS": "0", "JPY_SESSION_NAME": "a.ipynb"}, {}, False),
-        ({"PREHAB_WIDGETS": "1", "PREHAB_RUN_DIR": "runs"}, {}, False),
-    ):
-        with monkeypatch.context() as patch:
-            for name, value in environment.items():
-                patch.setenv(name, value)
-            shell = SimpleNamespace(user_ns=variables)
-            patch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda shell=shell: shell))
-            assert widgets.interactive() is listening, (environment, variables)
-            patch.setattr(widgets.importlib.util, "find_spec", lambda name: None)
-            assert not widgets.interactive(), "without ipywidgets nobody listens"
-
-
-def names_of(table: symtable.SymbolTable, kind: str) -> set[str]:
-    return {symbol.get_name() for symbol in table.get_symbols() if getattr(symbol, kind)()}
-
-
-def read_by(table: symtable.SymbolTable) -> set[str]:
-    return names_of(table, "is_global").union(*map(read_by, table.get_children()))
+def test_sliders_need_ipywidgets_and_no_run(monkeypatch):
+    assert not widgets.interactive(), "PREHAB_WIDGETS=0"
+    monkeypatch.delenv("PREHAB_WIDGETS")
+    assert widgets.interactive()
+    monkeypatch.setenv("PREHAB_RUN_DIR", "runs")
+    assert not widgets.interactive(), "a stored notebook holds no widget"
+    monkeypatch.delenv("PREHAB_RUN_DIR")
+    monkeypatch.setattr(widgets.importlib.util, "find_spec", lambda name: None)
+    assert not widgets.interactive(), "without ipywidgets"
 
 
 def test_no_stored_notebook_holds_a_widget_but_the_static_figure_of_the_cell_that_moves():
@@ -116,6 +97,14 @@ def test_no_stored_notebook_holds_a_widget_but_the_static_figure_of_the_cell_tha
                 assert "image/png" in figure["data"] and "text/html" in table["data"], path.name
 
 
+def names_of(table: symtable.SymbolTable, *kinds: str) -> set[str]:
+    return {symbol.get_name() for symbol in table.get_symbols() for kind in kinds if getattr(symbol, kind)()}
+
+
+def read_by(table: symtable.SymbolTable) -> set[str]:
+    return names_of(table, "is_global").union(*map(read_by, table.get_children()))
+
+
 def test_later_cells_change_nothing_that_the_figure_reads():
     """A slider is moved after *Run all*: by then a name means what the last cell made of it."""
     for name, moved in MOVED.items():
@@ -126,10 +115,7 @@ def test_later_cells_change_nothing_that_the_figure_reads():
         functions = {child.get_name(): child for table in tables[: at + 1] for child in table.get_children()}
         pending, read = {tables[at].get_children()[0].get_name()}, set()
         while pending:
-            function = pending.pop()
-            read.add(function)
-            pending |= (read_by(functions[function]) if function in functions else set()) - read
-        later = set()
-        for table in tables[at + 1 :]:
-            later |= names_of(table, "is_assigned") | names_of(table, "is_imported")
+            read |= pending
+            pending = set().union(*(read_by(functions[one]) for one in pending & functions.keys())) - read
+        later = set().union(*(names_of(table, "is_assigned", "is_imported") for table in tables[at + 1 :]))
         assert len(read) > 3 and read & later == set(), name
