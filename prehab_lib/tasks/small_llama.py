@@ -25,8 +25,7 @@ def small_llama(
 ) -> nn.Module:
     """transformers' `LlamaForCausalLM` with grouped-query attention, random weights from `seed`.
 
-    kv_heads: heads of keys and values, a divisor of `heads`.  Token 0 is BOS and 1 EOS, as in
-    `tokenizers.train_bpe`.
+    kv_heads: of keys and values, a divisor of `heads`.  BOS and EOS are those of `train_bpe`.
     """
     import transformers
 
@@ -42,13 +41,12 @@ def small_llama(
 def pretrain(
     model: nn.Module, task: LanguageTask, *, seed: int, steps: int, lr: float = 1e-2
 ) -> list[dict]:
-    """Train every parameter by AdamW on random windows, in place, and keep the weights of the best
-    validation.
+    """Train every parameter by AdamW on random windows, in place; the best weights are kept.
 
-    A validation is the perplexity of `task.chosen_on`, every `VALIDATE_EVERY` steps and at the end;
-    after three in a row without a better one training stops.  Returns a row for each: step, loss
-    (mean of the steps since the last), validation.  Raises ValueError for a bad number, or a loss
-    that is no longer finite.
+    They have the lowest perplexity on `task.chosen_on`, which is taken every `VALIDATE_EVERY` steps
+    and at the end.  After three in a row without a better one training stops.  Returns a row for
+    each: step, loss (mean of the steps since the last), validation.  Raises ValueError for a bad
+    number, or as `training.descend` does.
     """
     check_whole(0, steps=steps)
     check_positive(lr=lr)
@@ -82,14 +80,12 @@ def pretrain(
 def base_model(
     task: LanguageTask, checkpoint: str, *, seed, device="cpu", small=None, dtype="auto", **recipe
 ) -> tuple[nn.Module, str]:
-    """The language model of a task before prehab, in eval mode on `device`, and where it is from:
-    "given", "cached" or "trained".
+    """The language model of a task before prehab, as `training.base_model` gives it; or "given".
 
-    checkpoint: "small" trains `small_llama(**small)` by `pretrain(**recipe)`, once (`training`).
-    Else the hub name or folder of any causal language model of transformers, used as it is.  dtype:
-    of its weights, "auto" as they are stored.  Raises as `models.text_model` does, and ValueError
-    for a model that is compressed already or no causal one, has no embedding for a token of the
-    task's text, or fewer positions than its window.
+    checkpoint: "small" trains `small_llama(**small)` by `pretrain(**recipe)`, once.  Else the hub
+    name or folder of a causal language model of transformers, used as it is, with weights of dtype
+    ("auto": as they are stored).  Raises as `models.text_model`, `skeleton.causal_config` and
+    `check_fits` do.
     """
     if checkpoint != SMALL:
         causal_config(checkpoint)

@@ -8,11 +8,11 @@ import transformers
 from prehab_lib.evaluate import logits_and_labels
 from prehab_lib.stats import collect
 from prehab_lib.tasks import sentences
+from prehab_lib.tasks.drawn import Rows, encode
 from prehab_lib.tasks.finetune import small_bert
 from prehab_lib.tasks.glue import GLUE
 from prehab_lib.tasks.metrics import Score
 from prehab_lib.tasks.prose_tasks import PROSE
-from prehab_lib.tasks.rows import Rows, encode
 from prehab_lib.tasks.sentences import open_task, predict, sentence_loss
 from prehab_lib.tasks.tokenizers import train_wordpiece
 from tests.glue_files import WORDS, glue_folder
