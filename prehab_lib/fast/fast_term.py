@@ -6,6 +6,7 @@ from functools import cached_property
 
 import torch
 from torch import Tensor
+from torch.utils.data import BatchSampler
 
 from prehab_lib.fast.tangents import FAST, Tangent
 from prehab_lib.inputs import check_choice, check_whole
@@ -20,13 +21,10 @@ STACK = 16 * 2**20
 
 @dataclass(frozen=True)
 class Fast:
-    """A surrogate of `FAST` for `prehab(surrogate=Fast("nuclear", refresh=8))`, in float32.
-
-    refresh: steps that share one tangent of R (the gradient of "nuclear_ratio" turns fastest).
-    """
+    """A surrogate of `FAST` for `prehab(surrogate=Fast("nuclear", refresh=8))`, in float32."""
 
     name: str
-    refresh: int = 1
+    refresh: int = 1  # steps that share one tangent of R
 
     def __post_init__(self):
         check_choice("fast surrogate", self.name, FAST)
@@ -67,8 +65,7 @@ class FastTerm(RankTerm):
         for names in alike.values():
             metric, weight = self.metrics[names[0]], self.layers[names[0]].weight
             size = max(1, STACK // (metric.element_size() * (metric.numel() + weight.numel())))
-            for first in range(0, len(names), size):
-                part = names[first : first + size]
+            for part in BatchSampler(names, size, drop_last=False):
                 metrics = [self.metrics[name] for name in part]
                 stacked = torch.stack(metrics) if len(part) > 1 else metrics[0][None]  # no copy
                 stacks.append((part, self.kind(stacked)))

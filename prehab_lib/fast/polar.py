@@ -1,8 +1,8 @@
 """The polar factor U Vᵀ of M = U Σ Vᵀ: all that the nuclear norm and its gradient need.
 
-‖M‖_* = ⟨P, M⟩, and P is the gradient.  Eigenvectors of M Mᵀ give it, which suits CPUs, or a few
-polynomials of M, matrix products alone, which suit GPUs.  Both square M and so lose directions with
-small σᵢ.  ‖P Pᵀ − I‖ tells how many, and then float64 takes over.
+‖M‖_* = ⟨P, M⟩, and P is the gradient.  Eigenvectors of M Mᵀ give it on CPUs, a few polynomials of M
+on GPUs.  Both square M and so lose directions with small σᵢ.  ‖P Pᵀ − I‖ tells how many, and then
+float64 takes over.
 """
 
 from collections.abc import Callable
@@ -40,11 +40,9 @@ class Polar(NamedTuple):
 def polar(M: Tensor, known: Tensor | None = None, way: Callable | None = None) -> Polar:
     """The polar factors of M (..., m, n), batched, in M's dtype and without a graph.
 
-    known (...,): matrices that go to float64 at once, as the last call found them to need it.
-    way: None is `by_products` on a GPU, `by_eigh` elsewhere.
-
-    The cosine to the true factor is above 0.999 and ⟨P, M⟩ within 1e-3 of ‖M‖_*, in float64 where
-    the defect is too large, up to σ₁ / σ_p = 1e6; beyond, P is one of many gradients.
+    known (...,): matrices that need float64, as the last call found.  way: None is `by_products` on
+    a GPU, `by_eigh` elsewhere.  The cosine to the true factor is above 0.999 and ⟨P, M⟩ within 1e-3
+    of ‖M‖_* up to σ₁ / σ_p = 1e6; beyond, P is one of many gradients.
     """
     M = M.detach()
     way = way or (by_products if M.is_cuda else by_eigh)

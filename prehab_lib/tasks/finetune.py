@@ -146,7 +146,6 @@ def _check_head(config, checkpoint: str, task: SentenceTask) -> None:
     unnamed = not task.labels or names == [f"label_{i}" for i in range(len(names))]
     if len(names) != task.outputs or not (unnamed or names == [*task.labels]):
         wanted = ", ".join(task.labels) or "one real number"
-        raise ValueError(
-            f"checkpoint {checkpoint!r} is a classifier of {', '.join(names)}, and task "
-            f"{task.name!r} needs {wanted}, in this order: give an encoder, or a model fine-tuned on this task"
-        )
+        kind = f"checkpoint {checkpoint!r} is a classifier of {', '.join(names)}"
+        remedy = "give an encoder, or a model fine-tuned on this task"
+        raise ValueError(f"{kind}, and task {task.name!r} needs {wanted}, in this order: {remedy}")

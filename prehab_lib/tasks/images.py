@@ -43,7 +43,8 @@ def digit_task(batch: int, test_images: int = 4000) -> ImageTask:
         return digit_pairs(part, batch, count, seed)
 
     test = partial(digit_pairs, "test", size, batches, seed=0)
-    protocol = f"top-1 on {size * batches} fixed pairs of {len(_digits('test')[1])} held-out digit images"
+    first, last = DIGITS["test"]
+    protocol = f"top-1 on {size * batches} fixed pairs of {last - first} held-out digit images"
     return ImageTask("digit pairs", 100, draw, test, protocol)
 
 

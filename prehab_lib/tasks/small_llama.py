@@ -38,15 +38,12 @@ def small_llama(
         return transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes))
 
 
-def pretrain(
-    model: nn.Module, task: LanguageTask, *, seed: int, steps: int, lr: float = 1e-2
-) -> list[dict]:
+def pretrain(model: nn.Module, task: LanguageTask, *, seed: int, steps: int, lr=1e-2) -> None:
     """Train every parameter by AdamW on random windows, in place; the best weights are kept.
 
     They have the lowest perplexity on `task.chosen_on`, which is taken every `VALIDATE_EVERY` steps
-    and at the end.  After three in a row without a better one training stops.  Returns a row for
-    each: step, loss (mean of the steps since the last), validation.  Raises ValueError for a bad
-    number, or as `training.descend` does.
+    and at the end.  After three in a row without a better one training stops.  Raises ValueError
+    for a bad number, or as `training.descend` does.
     """
     check_whole(0, steps=steps)
     check_positive(lr=lr)
@@ -56,17 +53,13 @@ def pretrain(
         return min(1.0, (step + 1) / (WARMUP + 1)) * cosine
 
     schedule = training.adamw(model, rate, lr=lr, weight_decay=0.05, betas=(0.9, 0.95))
-    batches, rows, losses = task.train(seed, steps), [], []
-    best, kept, worse = math.inf, None, 0
+    batches, best, kept, worse = task.train(seed, steps), math.inf, None, 0
     with mode(model, training=True):
         descent = training.descend(model, batches, language_loss, schedule, "training", clip=1.0)
-        for step, loss in enumerate(descent, start=1):
-            losses.append(loss)
+        for step, _ in enumerate(descent, start=1):
             if step % VALIDATE_EVERY and step < steps:
                 continue
-            value = perplexity(model, task.chosen_on)
-            rows.append({"step": step, "loss": sum(losses) / len(losses), "validation": value})
-            losses, worse = [], worse + 1
+            value, worse = perplexity(model, task.chosen_on), worse + 1
             if value < best:
                 best, kept, worse = value, copy.deepcopy(model.state_dict()), 0
             if worse == PATIENCE:
@@ -74,7 +67,6 @@ def pretrain(
     if kept:
         model.load_state_dict(kept)
     model.zero_grad()  # also where training stopped early
-    return rows
 
 
 def base_model(

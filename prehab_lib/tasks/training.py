@@ -58,14 +58,15 @@ def base_model(
     "trained"; or "cached", where the cache has it.
 
     key: what of the task decides the trained weights, as JSON or tensors; all else is added here.
-    Two processes that want the same model wait for one training.  A damaged entry is trained again;
-    a full disk costs the caching only.
+    The cache is below PREHAB_CACHE, else ~/.cache/prehab_lib.  Two processes wait for one training.
+    A damaged entry is trained again; a full disk costs the caching only.
     """
     key |= dict(seed=seed, recipe=recipe, device=str(device), threads=torch.get_num_threads())
     key |= {"weights": list(model.state_dict().values()), "skeleton": models.recipe_of(model)}
     key |= {"code": [file.read_text(encoding="utf-8") for file in DECIDING]}
     key |= {name: version(name) for name in ("torch", "timm", "transformers")}
-    folder = cache_folder() / "models" / _digest(key)
+    home = os.environ.get("PREHAB_CACHE") or Path.home() / ".cache" / "prehab_lib"
+    folder = Path(home) / "models" / _digest(key)
     lock = FileLock(folder.with_suffix(".lock"))
     try:
         with suppress(OSError):
@@ -81,11 +82,6 @@ def base_model(
         return model, "trained"
     finally:
         lock.release()
-
-
-def cache_folder() -> Path:
-    """The variable PREHAB_CACHE, else ~/.cache/prehab_lib."""
-    return Path(os.environ.get("PREHAB_CACHE") or Path.home() / ".cache" / "prehab_lib")
 
 
 def _digest(key: dict) -> str:

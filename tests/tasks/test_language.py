@@ -8,6 +8,7 @@ from prehab_lib.tasks.language import Corpus, open_language_task, prose_corpus, 
 from prehab_lib.tasks.perplexity import perplexity
 from prehab_lib.tasks.small_llama import small_llama
 from prehab_lib.tasks.windows import cut, drawn_windows, token_stream
+from tests.tasks.helpers import opened_text as opened
 from tests.tasks.helpers import refuses
 from tests.text_files import parquet, sentence, text_folder, tiny_tokenizer
 
@@ -19,12 +20,6 @@ class Letters:
 
     def __call__(self, text, **options):
         return {"input_ids": [1, *map(ord, text)]}
-
-
-def opened(tmp_path, tokenizer=None, window=16, batch=2, rows=40, **options):
-    text_folder(tmp_path / "sets", rows)
-    tokenizer = tokenizer or tiny_tokenizer()
-    return open_language_task("wikitext2", window, batch, tokenizer, data_root=str(tmp_path / "sets"), **options)
 
 
 def ids_of(batches):
