@@ -23,16 +23,13 @@ from prehab_lib.statistics.influence import block_of
 GIB = 2**30
 # Layers of one parent that read the same tensor, by the names that the families give them.
 SHARING = (r"(q|k|v|query|key|value)(_proj|_lin)?", r"(gate|up)_proj")
-LESS = (
-    "try Plan's streamed=True, gradient_checkpointing=True, rank_dtype='float32' or roots_on='cpu'"
-)
+OPTIONS = "streamed=True, gradient_checkpointing=True, rank_dtype='float32' or roots_on='cpu'"
+LESS = f"try Plan's {OPTIONS}, a smaller model or a larger device"
 FEWER = "use fewer calibration samples or a smaller model"
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run will do."""
-
     batch: int = 1  # windows of a forward pass
     window: int = 2048  # its tokens
     samples: int = 256  # calibration windows
@@ -168,7 +165,7 @@ def _sizes(source, dtype: torch.dtype) -> SimpleNamespace:
 
 
 def _needed(s: SimpleNamespace, plan: Plan, on_cpu: bool) -> list[tuple[str, str, float, float]]:
-    """Phase, what lies there, its bytes on the device at the peak, those that wait on the CPU."""
+    """Phase, what is there, its bytes on the device at the peak, those that wait on the CPU."""
     b, tokens = torch.finfo(plan.dtype).bits // 8, plan.batch * plan.window
     share = 1 / s.blocks if plan.streamed else 1  # of what is on the device at a time
     weights = b * (s.block if plan.streamed else s.parameters)

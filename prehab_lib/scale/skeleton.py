@@ -53,8 +53,8 @@ class Streamed:
 def open_streamed(folder: str | os.PathLike, dtype: torch.dtype | None = None) -> Streamed:
     """Open a causal language model's checkpoint without its blocks.  dtype: None is its own.
 
-    Raises FileNotFoundError where a file is missing, ValueError where one is damaged, names do not
-    match the model's or the family cannot be streamed (GPT-2, whose weights are transposed).
+    Raises FileNotFoundError for a missing file, ValueError for a damaged one, for foreign names, or
+    for transposed weights (GPT-2).
     """
     folder = Path(folder)
     config = config_of(folder)
@@ -89,9 +89,10 @@ def config_of(source: str | os.PathLike):
     what, remedy = f"the model {str(source)!r}", "give the folder of a local copy instead"
     if folder.is_dir():
         what, remedy = f"the configuration in {folder}", "copy the folder again"
-        if (folder / DESCRIPTION).is_file() and not (folder / "config.json").is_file():
+        bare = not (folder / "config.json").is_file()
+        if bare and (folder / DESCRIPTION).is_file():
             raise ValueError(f"{str(source)!r} {COMPRESSED}")
-        if not (folder / "config.json").is_file():
+        if bare:
             raise FileNotFoundError(f"{source} is no model folder: it has no config.json")
     elif str(source).startswith((".", "/", "~")):
         raise FileNotFoundError(f"model = {str(source)!r} is no folder: check the path")

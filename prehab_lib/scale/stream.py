@@ -37,8 +37,7 @@ def collect(
     source: a model, or a folder opened by `skeleton.open_streamed`.  needs: of `NEEDS`, what comes
     from activations alone.  device: where each block computes; None is where it lies.
 
-    Raises ValueError for other needs, layers outside the row of blocks, a host that does something
-    between its blocks, no batch, or what `stats.collect` refuses.
+    Raises ValueError for other needs, as `Walk` does, or for what `stats.collect` refuses.
     """
     needs = {needs} if isinstance(needs, str) else set(needs)
     _check_needs(needs, "stats.collect")

@@ -97,10 +97,9 @@ class Walk:
     def _outside(self) -> torch.device:
         """Where the parts beside the blocks are."""
         inside = tuple(f"{name}." for name in self.names)
-        for name, parameter in self.model.named_parameters():
-            if not name.startswith(inside):
-                return parameter.device
-        return torch.device("cpu")
+        parameters = self.model.named_parameters()
+        beside = (p.device for name, p in parameters if not name.startswith(inside))
+        return next(beside, torch.device("cpu"))
 
     def __iter__(self) -> Iterator["Block"]:
         for name in self.names:
@@ -161,7 +160,7 @@ class Block(nn.Module):
 
 
 class _Reached(Exception):
-    """The last block asked for was called: the rest of the forward pass is not needed."""
+    """The last block asked for was called."""
 
 
 def _row_of_blocks(model: nn.Module, layers: Iterable[str]) -> list[str]:

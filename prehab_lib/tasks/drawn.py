@@ -9,10 +9,7 @@ from torch.utils.data import BatchSampler, RandomSampler
 
 
 class Task:
-    """Batches for three purposes, by the task's `draw(purpose, seed, count)`; none is scored.
-
-    Choices are made by "validation": held-out data, or other draws of the training part.
-    """
+    """Batches by the task's `draw(purpose, seed, count)`, none that is scored."""
 
     def train(self, seed: int, count: int) -> Iterable:
         return self.draw("train", 1000 + seed, count)

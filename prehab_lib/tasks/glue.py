@@ -46,8 +46,8 @@ COLUMNS = tuple(column for task in GLUE.values() for column in task.scored)
 def average(scores: Mapping[str, float], merged: bool = True) -> float:
     """Mean over tasks as Table III computes it: the two MNLI columns are merged first.
 
-    scores: column of Table III -> score.  merged=False: the plain mean of the nine columns, which
-    only the table's 0 % row is.  Raises ValueError naming the columns that are missing.
+    merged=False: the plain mean of the nine columns, which only the table's 0 % row is.  Raises
+    ValueError naming the columns that are missing.
     """
     missing = ", ".join(column for column in COLUMNS if column not in scores)
     if missing:

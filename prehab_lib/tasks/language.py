@@ -117,10 +117,9 @@ def open_language_task(
 
 @cache
 def prose_corpus() -> Corpus:
-    """Documentation and comments of the standard library, raw, a paragraph a text.
+    """Documentation and comments of the standard library, a paragraph a text, split by module.
 
-    Modules are split by `prose.part_of`.  Scored: documentation of held-out modules, and their
-    comments.  A paragraph that an earlier part has, however it is wrapped, is left out.
+    A paragraph that an earlier part has, however it is wrapped, is left out.
     """
     written = {part: [] for part in prose.PARTS}
     for module, _, text in prose.texts():
@@ -133,10 +132,9 @@ def prose_corpus() -> Corpus:
 
 
 def wikitext(name: str, data_root: str | None = None, dataset: str | None = None) -> Corpus:
-    """WikiText-2 with its own splits; held-out documents of C4 are the second column.
+    """WikiText-2 by its name in `data.DATASETS`; documents of C4 are the second column.
 
-    name: "wikitext-2-raw-v1", on which papers report, or "wikitext-2-v1".  dataset: a folder of
-    your own with such Parquet files instead.  Raises as `data.load` does.
+    dataset: a folder of your own with such Parquet files instead.  Raises as `data.load` does.
     """
     place, like = dataset or name, data.DATASETS[name]
     train, validation, test = (_texts(place, part, data_root, like) for part in prose.PARTS)

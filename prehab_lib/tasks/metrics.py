@@ -1,7 +1,7 @@
 """GLUE's metrics, between -1 and 1 as the paper prints them.
 
-A compressed model often says the same to every sentence.  Matthews and F1 are then 0 by convention.
-A rank correlation does not exist: it counts as 0 here, and the note says so.
+Where a model says the same to every sentence, Matthews and F1 are 0 by convention.  A rank
+correlation does not exist: it counts as 0 here, and the note says so.
 """
 
 from collections.abc import Sequence

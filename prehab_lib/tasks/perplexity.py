@@ -59,9 +59,8 @@ def language_loss(model: nn.Module, batch: Mapping) -> Tensor:
 def perplexity(model: nn.Module, windows: Windows | Iterable[Mapping], batch: int = 8) -> float:
     """exp of the mean cross-entropy over all scored tokens, in eval mode, summed in float64.
 
-    windows: `Windows`, or batches as `token_losses` takes.  Each window is read alone, so its first
-    token is not scored.  Raises ValueError where nothing is scored, and as `token_losses` and
-    `check_fits` do.
+    windows: `Windows`, or batches as `token_losses` takes.  Raises ValueError where nothing is
+    scored, and as `token_losses` and `check_fits` do.
     """
     total, count = 0.0, 0
     batches = windows.batches(batch) if isinstance(windows, Windows) else windows

@@ -14,6 +14,7 @@ import tokenize
 import zlib
 from collections.abc import Iterable, Iterator
 from functools import cache
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -47,10 +48,8 @@ class Docstring(NamedTuple):
 
 
 def part_of(module: str) -> str:
-    """The part of a module: seven tenths of the names train, one is for choices, two for scores.
-
-    A Python twin goes with its module ("_pyio" with "io").  All topics train: they overlap.
-    """
+    """The part of a module: seven tenths of the names train, one is for choices, two for scores."""
+    # A Python twin goes with its module ("_pyio" with "io").  All topics train: they overlap.
     place = zlib.crc32(re.sub(r"^_(py_?)?", "", module).encode()) % 10
     if module == TOPICS or place < 7:
         return "train"
@@ -70,18 +69,13 @@ def files() -> Iterator[tuple[Path, tuple[str, ...]]]:
 @cache
 def docstrings() -> tuple[Docstring, ...]:
     """Of the whole library, in the order of the files; none where this Python has no sources."""
-    entries = []
-    for file, name in files():
-        entries += _documented(ast.parse(file.read_bytes()), name)
-    return tuple(entries)
+    found = (_documented(ast.parse(file.read_bytes()), name) for file, name in files())
+    return tuple(chain.from_iterable(found))
 
 
 @cache
 def texts() -> tuple[tuple[str, str, str], ...]:
-    """(module, name, text) of every docstring, then of every help topic.
-
-    Raises FileNotFoundError where this Python keeps its library without sources.
-    """
+    """(module, name, text) of every docstring and help topic; raises FileNotFoundError for none."""
     entries = [(entry.module, entry.name, entry.text) for entry in docstrings()]
     topics = _library() / "pydoc_data" / "topics.py"
     if not entries or not topics.is_file():
@@ -125,10 +119,7 @@ def comments(part: str) -> tuple[str, ...]:
 
 @cache
 def questions(part: str) -> list[tuple[str, str]]:
-    """(question, answer) of every documented function of a part, in the order of the files.
-
-    The answer is the docstring's first sentence, and none that the training part has.
-    """
+    """(question, first sentence of the docstring) of a part's functions, none trained on."""
     check_choice("part", part, PARTS)
     earlier = {answer for _, answer in questions("train")} if part != "train" else set()
     asked = _asked(entry for entry in docstrings() if part_of(entry.module) == part)

@@ -66,11 +66,7 @@ class SentenceTask(Task):
         return fmean(map(float, self.scores(model).values()))
 
     def baselines(self) -> dict[str, dict[str, Score]]:
-        """What needs no model, each as column -> score.
-
-        "constant": the best of the answers that are always the same.  "random": labels drawn like
-        the training rows', the mean of 20 draws.
-        """
+        """By column, "constant": the best unchanging answer; "random": labels as in training."""
         labels = np.asarray(self.training.labels)
         answers = range(len(self.labels)) if self.labels else [labels.mean()]
         draw = np.random.default_rng(0)
@@ -96,10 +92,9 @@ def open_task(
 ) -> SentenceTask:
     """The task of a name: an embedded one of `PROSE`, or one of `GLUE`, scored on its validation.
 
-    tokenizer: the checkpoint's (`tokenizers.tokenizer_of`); None, for embedded ones, a small one.
-    max_length: None is 48 tokens, of GLUE 128.  test_rows: score on so many rows of each split, the
-    same ones always (None or 0: all).  Raises as `data.load` does, and ValueError for an unknown
-    name, a bad number, or labels that are hidden or outside the task's classes.
+    tokenizer: the checkpoint's; None, for embedded ones, a small one.  max_length: None is 48
+    tokens, of GLUE 128.  test_rows: score so many of each split, the same always (None or 0: all).
+    Raises as `data.load` does, and ValueError for an unknown name, a bad number or a foreign label.
     """
     check_whole(1, batch=batch)
     check_whole(0, test_rows=test_rows or 0)

@@ -39,11 +39,8 @@ def train_bpe(texts: Iterable[str], size: int = 1000):
 
 
 def train_wordpiece(texts: Iterable[str], size: int = 2000, max_length: int = 64):
-    """A lower-casing BERT tokenizer of about `size` pieces.
-
-    A BPE trainer learns them, and they are respelled: the WordPiece trainer of `tokenizers` does
-    the same merges, but breaks ties by a hash that changes from run to run.
-    """
+    """A lower-casing BERT tokenizer of about `size` pieces."""
+    # Learnt by a BPE trainer and respelled: the WordPiece trainer breaks ties by a random hash.
     import tokenizers
     import transformers
     from tokenizers import normalizers, pre_tokenizers

@@ -58,8 +58,8 @@ def base_model(
     "trained"; or "cached", where the cache has it.
 
     key: what of the task decides the trained weights, as JSON or tensors; all else is added here.
-    The cache is below PREHAB_CACHE, else ~/.cache/prehab_lib.  Two processes wait for one training.
-    A damaged entry is trained again; a full disk costs the caching only.
+    The cache is below PREHAB_CACHE.  Two processes wait for one training.  A damaged entry is
+    trained again; a full disk costs the caching only.
     """
     key |= dict(seed=seed, recipe=recipe, device=str(device), threads=torch.get_num_threads())
     key |= {"weights": list(model.state_dict().values()), "skeleton": models.recipe_of(model)}
