@@ -41,7 +41,7 @@ class FastTerm(RankTerm):
 
     def __init__(self, fast: Fast, *settings):
         self.kind, self.every = FAST[fast.name], fast.refresh
-        # stack -> c (b,), D (b, m, n); none with every=1, so that one stack has its D at a time
+        # By stack, c (b,) and D (b, m, n); none with every=1: one stack has its D at a time.
         self.held: dict[int, tuple[Tensor, Tensor]] = {}
         super().__init__(SURROGATES[fast.name], *settings)
 
@@ -82,7 +82,9 @@ class FastTerm(RankTerm):
             c, D = self.held.get(i) or self._tangent(weights, surrogate)
             if self.every > 1:
                 self.held[i] = c, D.cpu() if self.memory.roots_on == "cpu" else D
-            yield from map(_on_tangent, weights, c, D)
+            for weight, offset, slope in zip(weights, c, D, strict=True):
+                W = whole(weight)  # has the graph
+                yield offset + (slope.to(W) * W).sum()
 
     @torch.no_grad()
     def _tangent(self, weights: list[Tensor], surrogate: Callable) -> tuple[Tensor, Tensor]:
@@ -91,9 +93,3 @@ class FastTerm(RankTerm):
         value, D, fell_back = surrogate(W)
         self.notes["fell_back"] += int(fell_back.sum())
         return value - (D * W).sum((-2, -1)), D
-
-
-def _on_tangent(weight: Tensor, c: Tensor, D: Tensor) -> Tensor:
-    """c + ⟨D, W⟩, with the graph of W."""
-    W = whole(weight)
-    return c + (D.to(W) * W).sum()

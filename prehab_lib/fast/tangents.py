@@ -25,10 +25,9 @@ class Tangent(NamedTuple):
 class StableRank:
     """‖W L‖_F² / ‖W L‖₂² from the Gram G = L Lᵀ (b, n, n): with Y = W G, ‖W L‖_F² = ⟨Y, W⟩.
 
-    Gradient: 2 (Y − S u uᵀ Y) / σ₁² (Eq. 6).  The top left singular vector u comes from one warm
-    round of `power.top` on Y Wᵀ, and more while the residual is above `RESIDUAL`.  Where it stays
-    so, a layer has fallen back.  Elsewhere the value is within 1e-3 and the cosine of the gradient
-    above 0.999, unless σ₂ is within a per cent or so of σ₁.
+    Gradient: 2 (Y − S u uᵀ Y) / σ₁² (Eq. 6).  The top left singular vector u comes from warm rounds
+    of `power.top` on Y Wᵀ.  Value within 1e-3 and cosine of the gradient above 0.999, unless σ₂ is
+    within a per cent of σ₁; a layer whose residual stays above `RESIDUAL` has fallen back.
     """
 
     metric_is = "gram"

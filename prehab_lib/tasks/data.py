@@ -66,10 +66,7 @@ NEEDS = {
 
 
 def where(name: str, data_root: str | os.PathLike | None = None) -> Path | None:
-    """The folder of a data set, a key of `DATASETS` or itself a folder; None: it is on the hub.
-
-    Raises ValueError for an unknown name, FileNotFoundError for a folder that is missing.
-    """
+    """The folder of a data set; None: it is on the hub.  Raises FileNotFoundError or ValueError."""
     if name not in DATASETS:
         if not Path(name).is_dir():
             names = ", ".join(("digits", *DATASETS))

@@ -75,9 +75,8 @@ def open_task(
 ) -> ImageTask:
     """The task of a name: "digits", a data set of `data.DATASETS`, or a folder.
 
-    model: a timm model, which says how images are sized and normalised.  test_images: score so
-    many, the same ones always (None: all).  workers: processes that read files.  Raises as
-    `data.load` does.
+    model: a timm one, which sizes and normalises.  test_images: score so many, always the same
+    (None: all).  workers: processes that read files.  Raises as `data.load` does.
     """
     if dataset == "digits":
         return digit_task(batch, 4000 if test_images is None else test_images)

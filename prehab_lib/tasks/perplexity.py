@@ -45,10 +45,7 @@ def token_losses(model: nn.Module, batch: Mapping) -> tuple[Tensor, int]:
 
 @mean_over_tokens
 def language_loss(model: nn.Module, batch: Mapping) -> Tensor:
-    """Mean cross-entropy in nats of a batch's scored tokens: the task loss of Table IV.
-
-    Raises ValueError where no token is scored, or as `token_losses` does.
-    """
+    """Mean cross-entropy in nats of a batch's tokens, Table IV's loss; ValueError for no token."""
     total, count = token_losses(model, move(batch, device_of(model)))
     if not count:
         raise ValueError("no token of the batch is scored: are the answers cut off at max_length?")

@@ -23,10 +23,7 @@ PATIENCE = 3  # validations in a row without a better one, before training stops
 def small_llama(
     vocabulary: int, depth=3, width=64, heads=4, kv_heads=2, seed=0, positions=256
 ) -> nn.Module:
-    """transformers' `LlamaForCausalLM` with grouped-query attention, random weights from `seed`.
-
-    kv_heads: of keys and values, a divisor of `heads`.  BOS and EOS are those of `train_bpe`.
-    """
+    """transformers' `LlamaForCausalLM`, random weights from `seed`; BOS and EOS of `train_bpe`."""
     import transformers
 
     sizes = dict(hidden_size=width, num_hidden_layers=depth, num_attention_heads=heads)

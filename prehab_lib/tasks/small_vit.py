@@ -14,10 +14,7 @@ from prehab_lib.tasks.training import SMALL
 
 
 def train(model: nn.Module, task: ImageTask, *, seed: int, steps: int, lr: float) -> None:
-    """Train every parameter by AdamW with a one-cycle learning rate, whose peak is `lr`, in place.
-
-    Raises ValueError for a bad number, or as `training.descend` does.
-    """
+    """Train every parameter, in place, by AdamW on a one-cycle learning rate whose peak is `lr`."""
     check_whole(1, steps=steps)
     check_positive(lr=lr)
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.05)
@@ -28,10 +25,7 @@ def train(model: nn.Module, task: ImageTask, *, seed: int, steps: int, lr: float
 
 
 def new_model(name: str, *, seed: int = 0, small=None, pretrained=True) -> nn.Module:
-    """`models.small_vit(**small)` from `seed` where that is "small", or `models.image_model(name)`.
-
-    Raises ValueError for an unknown key of `small`, and as `models.image_model` does.
-    """
+    """`models.small_vit(**small)` from `seed` for "small", else `models.image_model(name)`."""
     if name != SMALL:
         return models.image_model(name, pretrained=pretrained)
     check_options("small", small or {}, models.small_vit)

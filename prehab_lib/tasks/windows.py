@@ -51,9 +51,7 @@ def cut(stream: Tensor, window: int, most: int | None = None, what: str = "the t
 
 
 def drawn_windows(stream: Tensor, window: int, batch: int, seed: int, count: int) -> Drawn:
-    """`count` batches of windows at random places of a stream (N,): {"input_ids": (B, T)}.
-    Raises ValueError where the stream is shorter than one window.
-    """
+    """`count` batches of windows at random places of a stream (N,); raises as `cut` does."""
     _check_length(stream, window, "the text to draw from")
     every = stream.unfold(0, window, 1)  # (places, T), a view
 

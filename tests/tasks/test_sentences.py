@@ -46,12 +46,6 @@ def whole(rows, tokenizer, max_length=32):
     return encode(rows, tokenizer, max_length, range(len(rows)))
 
 
-def test_pairs_have_token_types_and_regressions_real_labels(tokenizer):
-    batch = whole(Rows((("the cat",), ("sat on a mat",)), (0.25,)), tokenizer)
-    assert batch["token_type_ids"].tolist() == [[0, 0, 0, 0, 1, 1, 1, 1, 1]]
-    assert batch["labels"].dtype == torch.float32 and whole(short([2]), tokenizer)["labels"].dtype == torch.int64
-
-
 def test_batches_are_those_of_the_tokenizer(tokenizer, monkeypatch):
     texts = ("the cat", "the cat sat on a mat and sat on it", "sat"), ("on a mat", "the dog", "a cat sat")
     rows = Rows(texts, (0, 1, 1))

@@ -67,13 +67,6 @@ def test_an_interrupted_training_does_not_keep_the_lock():
     assert Counter().model()[1] == "trained"
 
 
-def test_descent_is_adamw_with_a_schedule_and_may_be_left():
-    model, batches = small_vit(1, 8, 2), images.digit_task(4, 10).train(0, 9)
-    schedule = training.adamw(model, lambda step: 1.0, lr=1e-2)
-    descent = training.descend(model, batches, lambda m, b: m(b[0]).square().mean(), schedule, "work")
-    assert next(descent) > 0 and next(descent) > 0 and schedule.last_epoch == 2
-
-
 def test_draws_repeat_themselves_and_are_what_the_numbers_of_the_notebooks_rest_on():
     """Against torch's own functions: passes of permutations, or places one batch after another."""
     generator = torch.Generator().manual_seed(5)
