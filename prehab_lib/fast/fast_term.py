@@ -6,6 +6,7 @@ from functools import cached_property
 
 import torch
 from torch import Tensor
+from torch.utils.data import BatchSampler
 
 from prehab_lib.fast.tangents import FAST, Tangent
 from prehab_lib.inputs import check_choice, check_whole
@@ -20,13 +21,10 @@ STACK = 16 * 2**20
 
 @dataclass(frozen=True)
 class Fast:
-    """A surrogate of `FAST` for `prehab(surrogate=Fast("nuclear", refresh=8))`, in float32.
-
-    refresh: steps that share one tangent of R (the gradient of "nuclear_ratio" turns fastest).
-    """
+    """A surrogate of `FAST` for `prehab(surrogate=Fast("nuclear", refresh=8))`, in float32."""
 
     name: str
-    refresh: int = 1
+    refresh: int = 1  # steps that share one tangent of R
 
     def __post_init__(self):
         check_choice("fast surrogate", self.name, FAST)
@@ -43,7 +41,7 @@ class FastTerm(RankTerm):
 
     def __init__(self, fast: Fast, *settings):
         self.kind, self.every = FAST[fast.name], fast.refresh
-        # stack -> c (b,), D (b, m, n); none with every=1, so that one stack has its D at a time
+        # By stack, c (b,) and D (b, m, n); none with every=1: one stack has its D at a time.
         self.held: dict[int, tuple[Tensor, Tensor]] = {}
         super().__init__(SURROGATES[fast.name], *settings)
 
@@ -67,8 +65,7 @@ class FastTerm(RankTerm):
         for names in alike.values():
             metric, weight = self.metrics[names[0]], self.layers[names[0]].weight
             size = max(1, STACK // (metric.element_size() * (metric.numel() + weight.numel())))
-            for first in range(0, len(names), size):
-                part = names[first : first + size]
+            for part in BatchSampler(names, size, drop_last=False):
                 metrics = [self.metrics[name] for name in part]
                 stacked = torch.stack(metrics) if len(part) > 1 else metrics[0][None]  # no copy
                 stacks.append((part, self.kind(stacked)))
@@ -85,7 +82,9 @@ class FastTerm(RankTerm):
             c, D = self.held.get(i) or self._tangent(weights, surrogate)
             if self.every > 1:
                 self.held[i] = c, D.cpu() if self.memory.roots_on == "cpu" else D
-            yield from map(_on_tangent, weights, c, D)
+            for weight, offset, slope in zip(weights, c, D, strict=True):
+                W = whole(weight)  # has the graph
+                yield offset + (slope.to(W) * W).sum()
 
     @torch.no_grad()
     def _tangent(self, weights: list[Tensor], surrogate: Callable) -> tuple[Tensor, Tensor]:
@@ -94,9 +93,3 @@ class FastTerm(RankTerm):
         value, D, fell_back = surrogate(W)
         self.notes["fell_back"] += int(fell_back.sum())
         return value - (D * W).sum((-2, -1)), D
-
-
-def _on_tangent(weight: Tensor, c: Tensor, D: Tensor) -> Tensor:
-    """c + ⟨D, W⟩, with the graph of W."""
-    W = whole(weight)
-    return c + (D.to(W) * W).sum()

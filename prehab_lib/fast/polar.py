@@ -1,8 +1,8 @@
 """The polar factor U Vᵀ of M = U Σ Vᵀ: all that the nuclear norm and its gradient need.
 
-‖M‖_* = ⟨P, M⟩, and P is the gradient.  Eigenvectors of M Mᵀ give it, which suits CPUs, or a few
-polynomials of M, matrix products alone, which suit GPUs.  Both square M and so lose directions with
-small σᵢ.  ‖P Pᵀ − I‖ tells how many, and then float64 takes over.
+‖M‖_* = ⟨P, M⟩, and P is the gradient.  Eigenvectors of M Mᵀ give it on CPUs, a few polynomials of M
+on GPUs.  Both square M and so lose directions with small σᵢ.  ‖P Pᵀ − I‖ tells how many, and then
+float64 takes over.
 """
 
 from collections.abc import Callable
@@ -15,9 +15,8 @@ from prehab_lib.roots import on_factor_device
 
 TOLERANCE = 1e-3  # of the defect: the cosine to the true factor is then above 0.999
 
-# Polar Express (arXiv 2505.16932): a, b, c of a x + b x³ + c x⁵, each the best of its degree on the
-# interval that those before it left of [1e-5, 1]; the last leaves 1 ± 1e-6.  Each interval is taken
-# 1e-3 longer above: a value that round-off pushes out of it would grow without bound.
+# Polar Express (arXiv 2505.16932): a, b, c of a x + b x³ + c x⁵, each the best on the interval that
+# those before it left of [1e-5, 1], which is taken 1e-3 longer above: beyond it values grow.
 POLYNOMIALS = (
     (8.505355465588796, -25.204318233446983, 18.672511482352256),
     (4.252141439248473, -3.15023495157414, 0.5834997588157632),
@@ -40,11 +39,9 @@ class Polar(NamedTuple):
 def polar(M: Tensor, known: Tensor | None = None, way: Callable | None = None) -> Polar:
     """The polar factors of M (..., m, n), batched, in M's dtype and without a graph.
 
-    known (...,): matrices that go to float64 at once, as the last call found them to need it.
-    way: None is `by_products` on a GPU, `by_eigh` elsewhere.
-
-    The cosine to the true factor is above 0.999 and ⟨P, M⟩ within 1e-3 of ‖M‖_*, in float64 where
-    the defect is too large, up to σ₁ / σ_p = 1e6; beyond, P is one of many gradients.
+    known (...,): matrices that need float64, as the last call found.  way: None is `by_products` on
+    a GPU, `by_eigh` elsewhere.  The cosine to the true factor is above 0.999 and ⟨P, M⟩ within 1e-3
+    of ‖M‖_* up to σ₁ / σ_p = 1e6; beyond, P is one of many gradients.
     """
     M = M.detach()
     way = way or (by_products if M.is_cuda else by_eigh)
@@ -62,9 +59,9 @@ def polar(M: Tensor, known: Tensor | None = None, way: Callable | None = None) -
 
 
 def by_eigh(M: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """K^(−1/2) M by eigenvectors of K = M Mᵀ (or from the right); directions below round-off are 0.
+    """K^(−1/2) M by eigenvectors of K = M Mᵀ (or from the right), 0 in directions below round-off.
 
-    dtype: of the result and of the last product, whose factors are orthonormal; None is M's.
+    dtype: of the result and of the last product; None is M's.
     """
     if M.shape[-2] > M.shape[-1]:
         return by_eigh(M.mT, dtype).mT

@@ -1,7 +1,7 @@
 """The largest singular value by power iteration on several vectors, warm from call to call.
 
-Four columns cost one reading of the matrix, as one does, and the error falls by (σ₅/σ₁)² a round
-instead of (σ₂/σ₁)².  A weight moves little in a training step: the last vectors are a good start.
+Four columns cost one reading of the matrix, as one does; the error falls by (σ₅/σ₁)² a round
+instead of (σ₂/σ₁)².  A weight moves little in a step: the last vectors are a good start.
 """
 
 from typing import NamedTuple
@@ -19,9 +19,9 @@ class Top(NamedTuple):
 def top(A: Tensor, B: Tensor, U: Tensor, steps: int = 1) -> Top:
     """`steps` rounds of U ← K U, with Rayleigh and Ritz, on a symmetric K = A Bᵀ ≥ 0 (..., m, m).
 
-    A, B (..., m, n): A = B = M gives σ₁² of M; A = W G and B = W give σ₁² of W L for any root L of
-    G, without root or product.  U (..., m, k): orthonormal, from `start` or the last call.  A round
-    takes 4 m n k operations and reads A and B once.  A zero matrix has theta 0 and residual 0.
+    A, B (..., m, n): A = B = M gives σ₁² of M; A = W G and B = W that of W L for any root L of G.
+    U (..., m, k): orthonormal, from `start` or the last call.  A round takes 4 m n k operations.  A
+    zero matrix has theta 0 and residual 0.
     """
     for _ in range(steps):
         # K U (..., m, k), K being symmetric: a few rows go faster than a few columns.

@@ -1,7 +1,7 @@
 """R(W L) and its gradient in W, for many layers of one shape at once.
 
-Each class is made for a stack of metrics (roots or Grams), called with W (b, m, n) at every step or
-every few, and keeps what makes the next call cheap.  Costs are operations for one layer (m, n).
+Each class is made for a stack of metrics (roots or Grams) and called with W (b, m, n).  It keeps
+what makes the next call cheap.
 """
 
 from typing import NamedTuple
@@ -25,10 +25,9 @@ class Tangent(NamedTuple):
 class StableRank:
     """‖W L‖_F² / ‖W L‖₂² from the Gram G = L Lᵀ (b, n, n): with Y = W G, ‖W L‖_F² = ⟨Y, W⟩.
 
-    Gradient: 2 (Y − S u uᵀ Y) / σ₁² (Eq. 6).  u, the top left singular vector, comes from one warm
-    round of `power.top` on Y Wᵀ, and more while the residual is above `RESIDUAL`; a layer where it
-    stays so has fallen back.  Elsewhere the value is within 1e-3 and the cosine of the gradient
-    above 0.999, unless σ₂ is within a per cent or so of σ₁.  Cost: 2 m n² + 16 m n a round.
+    Gradient: 2 (Y − S u uᵀ Y) / σ₁² (Eq. 6).  The top left singular vector u comes from warm rounds
+    of `power.top` on Y Wᵀ.  Value within 1e-3 and cosine of the gradient above 0.999, unless σ₂ is
+    within a per cent of σ₁; a layer whose residual stays above `RESIDUAL` has fallen back.
     """
 
     metric_is = "gram"

@@ -1,8 +1,8 @@
 """The memory that each phase of a compression needs at its peak, before anything is loaded.
 
-One formula a phase, in bytes.  Surgery is counted with lazy decompositions (`scale.lazy`), one
-layer's at a time.  Expect the measured peak within a factor of 1.5.  Not counted: attention that
-holds a number for every pair of tokens, and what libraries keep for themselves.
+One table, in bytes.  Surgery is counted with lazy decompositions (`scale.lazy`), one layer's at a
+time.  Expect the measured peak within a factor of 1.5.  Not counted: attention that holds a number
+for every pair of tokens, and what libraries keep for themselves.
 """
 
 import os
@@ -30,8 +30,6 @@ FEWER = "use fewer calibration samples or a smaller model"
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run will do."""
-
     batch: int = 1  # windows of a forward pass
     window: int = 2048  # its tokens
     samples: int = 256  # calibration windows
@@ -111,12 +109,15 @@ def estimate(source, plan: Plan = Plan(), device: str = "cpu") -> Estimate:
     """
     on_cpu = torch.device(device).type == "cpu"
     sizes = _sizes(source, plan.dtype)
-    phases = {}
-    for name, (parts, waiting) in _needed(sizes, plan, on_cpu).items():
+    phases: dict[str, Phase] = {}
+    for name, part, here, waiting in _needed(sizes, plan, on_cpu):
+        phase = phases.setdefault(name, Phase({}, {}))
         if on_cpu:  # what waits lies in the same memory
-            parts, waiting = parts | waiting, {}
-        gib = {part: size / GIB for part, size in parts.items()}
-        phases[name] = Phase(gib, {part: size / GIB for part, size in waiting.items()})
+            here, waiting = max(here, waiting), 0
+        if here:
+            phase.gib[part] = here / GIB
+        if waiting:
+            phase.host[part] = waiting / GIB
     return Estimate(sizes.parameters, sizes.compressed, device, phases)
 
 
@@ -163,18 +164,16 @@ def _sizes(source, dtype: torch.dtype) -> SimpleNamespace:
     )
 
 
-def _needed(s: SimpleNamespace, plan: Plan, on_cpu: bool) -> dict[str, tuple[dict, dict]]:
-    """phase -> bytes on the device at its peak, bytes that wait on the CPU meanwhile."""
+def _needed(s: SimpleNamespace, plan: Plan, on_cpu: bool) -> list[tuple[str, str, float, float]]:
+    """Phase, what is there, its bytes on the device at the peak, those that wait on the CPU."""
     b, tokens = torch.finfo(plan.dtype).bits // 8, plan.batch * plan.window
     share = 1 / s.blocks if plan.streamed else 1  # of what is on the device at a time
     weights = b * (s.block if plan.streamed else s.parameters)
     grams, logits = 8 * sum(n**2 for n in s.inputs), tokens * s.vocabulary
     widest, factors = tokens * max(s.inputs), (1 - plan.removed) * s.compressed
-    waiting = {}
-    if plan.streamed:
-        states = plan.samples * plan.window * s.width
-        waiting = {"weights": b * s.parameters, "hidden states": b * states}
-        waiting["Grams"] = grams if plan.steps else 0
+    far = int(plan.streamed)  # 1 where it is the CPU that holds them
+    model, states = far * b * s.parameters, far * b * plan.samples * plan.window * s.width
+    kept = far * grams if plan.steps else 0  # for prehab
 
     # Training multiplies in `product` bytes, and saves for the backward pass what layers read and
     # give, 12 bytes a channel and block for norms and rotations, the logits and their gradient.
@@ -183,41 +182,42 @@ def _needed(s: SimpleNamespace, plan: Plan, on_cpu: bool) -> dict[str, tuple[dic
     saved = product * (sum(s.inputs) + s.outputs) + 12 * s.width * s.blocks
     activations = tokens * saved + 8 * logits
     recomputed = tokens * (product * s.width * s.blocks + saved / s.blocks) + 8 * logits
+    trained = s.compressed if plan.train == "layers" else s.parameters
+    rank = torch.finfo(getattr(torch, plan.rank_dtype)).bits // 8
+    roots, at_home = rank * grams / 8, plan.roots_on == "device"
+    tangents = 4 * s.compressed if plan.refresh > 1 else 0
+    # Two moments; AdamW on a GPU has a temporary of all parameters' size, unless it is fused.
+    optimizer = 12 if plan.optimizer == "adamw" and not on_cpu else 8
 
-    statistics = {"weights": weights, "Grams": grams * share}
-    statistics["passing"] = (3 * b + 8) * widest  # once in float64
-    statistics["logits"] = 0 if plan.streamed else b * logits
-    needed = {"statistics": (statistics, waiting)}
-
-    if plan.steps:
-        trained = s.compressed if plan.train == "layers" else s.parameters
-        rank = torch.finfo(getattr(torch, plan.rank_dtype)).bits // 8
-        # AdamW on a GPU has a temporary of all parameters' size, unless it is fused.
-        temporary = plan.optimizer == "adamw" and not on_cpu
-        parts = {"masters": 4 * trained, "gradients": 4 * trained}
-        parts["optimizer"] = (12 if temporary else 8) * trained
-        parts["frozen weights"] = b * (s.parameters - trained)
-        parts["bfloat16 copies"] = 2 * trained if halved else 0
-        parts["activations"] = recomputed if plan.gradient_checkpointing else activations
-        parts["one layer"] = 7 * rank * s.largest
-        parts["Grams"] = 0 if plan.streamed else grams
-        beside = {"Grams": grams} if plan.streamed else {}
-        roots = parts if plan.roots_on == "device" else beside
-        roots["roots"] = rank * grams / 8
-        roots["tangents"] = 4 * s.compressed if plan.refresh > 1 else 0
-        needed["prehab"] = (parts, beside)
-
-    surgery = {"weights": weights, "Grams": grams * share, "factors": b * factors * share}
-    surgery["one layer"] = 8 * 5 * s.largest  # factors, root and work space, in float64
-    needed["surgery"] = (surgery, waiting)
-
-    if plan.lora:
-        parts = {"masters": 4 * factors, "frozen weights": b * (s.parameters - s.compressed)}
-        parts["bfloat16 copies"] = 2 * factors if halved else 0
-        parts |= {"adapters": 16 * plan.lora * 2 * s.outputs, "activations": activations}
-        needed["rehab"] = (parts, {})
-
-    scoring = {"weights": b * s.parameters, "passing": 3 * b * widest}
-    scoring["logits"] = (b + 8) * logits  # twice in float32
-    needed["scoring"] = (scoring, {})
-    return needed
+    table = [
+        ("statistics", "weights", weights, model),
+        ("statistics", "Grams", grams * share, kept),
+        ("statistics", "hidden states", 0, states),
+        ("statistics", "passing", (3 * b + 8) * widest, 0),  # once in float64
+        ("statistics", "logits", 0 if plan.streamed else b * logits, 0),
+        ("prehab", "masters", 4 * trained, 0),
+        ("prehab", "gradients", 4 * trained, 0),
+        ("prehab", "optimizer", optimizer * trained, 0),
+        ("prehab", "frozen weights", b * (s.parameters - trained), 0),
+        ("prehab", "bfloat16 copies", 2 * trained * halved, 0),
+        ("prehab", "activations", recomputed if plan.gradient_checkpointing else activations, 0),
+        ("prehab", "one layer", 7 * rank * s.largest, 0),
+        ("prehab", "Grams", grams * (1 - far), grams * far),
+        ("prehab", "roots", roots * at_home, roots * (not at_home)),
+        ("prehab", "tangents", tangents * at_home, tangents * (not at_home)),
+        ("surgery", "weights", weights, model),
+        ("surgery", "Grams", grams * share, kept),
+        ("surgery", "hidden states", 0, states),
+        ("surgery", "factors", b * factors * share, 0),
+        ("surgery", "one layer", 8 * 5 * s.largest, 0),  # factors, root, work space, in float64
+        ("rehab", "masters", 4 * factors, 0),
+        ("rehab", "frozen weights", b * (s.parameters - s.compressed), 0),
+        ("rehab", "bfloat16 copies", 2 * factors * halved, 0),
+        ("rehab", "adapters", 16 * plan.lora * 2 * s.outputs, 0),
+        ("rehab", "activations", activations, 0),
+        ("scoring", "weights", b * s.parameters, 0),
+        ("scoring", "passing", 3 * b * widest, 0),
+        ("scoring", "logits", (b + 8) * logits, 0),  # twice in float32
+    ]
+    asked = {"prehab": plan.steps, "rehab": plan.lora}
+    return [row for row in table if asked.get(row[0], True)]

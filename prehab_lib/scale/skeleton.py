@@ -2,6 +2,8 @@
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -17,6 +19,8 @@ from prehab_lib.save.pretrained import LowRankConfig
 from prehab_lib.save.storage import DESCRIPTION
 from prehab_lib.statistics.influence import block_of
 
+COMPRESSED = "is compressed already: give the dense model it was made of"
+
 
 class Streamed:
     """A model whose blocks are on the meta device until `load`; all else is loaded."""
@@ -26,16 +30,15 @@ class Streamed:
         self.files = files  # parameter -> the safetensors file that holds it
 
     def load(self, prefix: str = "") -> None:
-        """Read the parameters below `prefix` that are not there yet.
-
-        Raises ValueError for a damaged file, or a tensor of another shape than the model's.
-        """
+        """Read the parameters below `prefix` that are not there yet; raises as `read` does."""
         for name, parameter in list(self.model.get_submodule(prefix).named_parameters(prefix)):
             if parameter.is_meta:
                 self.read(name)
 
     def read(self, name: str) -> None:
-        with _opened(self.files[name]) as file:
+        """Raises ValueError for a damaged file, or a tensor of another shape than the model's."""
+        path = self.files[name]
+        with _undamaged(path), safe_open(path, framework="pt") as file:
             tensor = file.get_tensor(name)
         if tensor.shape != self.model.get_parameter(name).shape:
             raise ValueError(f"{name!r} has not the shape of config.json: copy the folder again")
@@ -50,8 +53,8 @@ class Streamed:
 def open_streamed(folder: str | os.PathLike, dtype: torch.dtype | None = None) -> Streamed:
     """Open a causal language model's checkpoint without its blocks.  dtype: None is its own.
 
-    Raises FileNotFoundError where a file is missing, ValueError where one is damaged, names do not
-    match the model's or the family cannot be streamed (GPT-2, whose weights are transposed).
+    Raises FileNotFoundError for a missing file, ValueError for a damaged one, for foreign names, or
+    for transposed weights (GPT-2).
     """
     folder = Path(folder)
     config = config_of(folder)
@@ -62,15 +65,14 @@ def open_streamed(folder: str | os.PathLike, dtype: torch.dtype | None = None) -
     if any(is_conv1d(module) for module in model.modules()):
         raise ValueError(f"{folder}: weights of {kind} are stored transposed, {remedy}")
     model.tie_weights()
-    files = _files(folder)
+    streamed = Streamed(model, _files(folder), dtype)
     names = [name for name, _ in model.named_parameters()]
-    missing = [name for name in names if name not in files]
+    missing = [name for name in names if name not in streamed.files]
     if missing:
         lacks = f"{folder} has no tensor {missing[0]!r} of {kind} (of {len(missing)} missing)"
         raise ValueError(f"{lacks}: {remedy} and save it again")
     blocks = {block_of(layer) for layer in default_layers(model)} - {None}
     inside = tuple(f"{block}." for block in blocks)
-    streamed = Streamed(model, files, dtype)
     for name in names:
         if not name.startswith(inside):
             streamed.read(name)
@@ -87,9 +89,10 @@ def config_of(source: str | os.PathLike):
     what, remedy = f"the model {str(source)!r}", "give the folder of a local copy instead"
     if folder.is_dir():
         what, remedy = f"the configuration in {folder}", "copy the folder again"
-        if not (folder / "config.json").is_file():
-            if (folder / DESCRIPTION).is_file():
-                raise _compressed(source)
+        bare = not (folder / "config.json").is_file()
+        if bare and (folder / DESCRIPTION).is_file():
+            raise ValueError(f"{str(source)!r} {COMPRESSED}")
+        if bare:
             raise FileNotFoundError(f"{source} is no model folder: it has no config.json")
     elif str(source).startswith((".", "/", "~")):
         raise FileNotFoundError(f"model = {str(source)!r} is no folder: check the path")
@@ -111,24 +114,18 @@ def causal_config(source: str | os.PathLike):
 def refuse_compressed(config, source: str | os.PathLike) -> None:
     """Raises ValueError for the configuration of a compressed model (one saved merged is dense)."""
     if isinstance(config, LowRankConfig) and config.ranks:
-        raise _compressed(source)
-
-
-def _compressed(source: str | os.PathLike) -> ValueError:
-    return ValueError(f"{str(source)!r} is compressed already: give the dense model it was made of")
+        raise ValueError(f"{str(source)!r} {COMPRESSED}")
 
 
 def _files(folder: Path) -> dict[str, Path]:
     """Tensor name -> the file that holds it."""
     single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
     if index.is_file():
-        try:
+        with _undamaged(index):
             named = dict(json.loads(index.read_text())["weight_map"])
             files = {name: folder / Path(file).name for name, file in named.items()}
-        except (ValueError, KeyError, TypeError) as problem:
-            raise _damaged(index, problem) from problem
     elif single.is_file():
-        with _opened(single) as file:
+        with _undamaged(single), safe_open(single, framework="pt") as file:
             files = dict.fromkeys(file.keys(), single)
     else:
         raise FileNotFoundError(f"{folder} holds no safetensors: convert the checkpoint first")
@@ -138,12 +135,9 @@ def _files(folder: Path) -> dict[str, Path]:
     return files
 
 
-def _opened(path: Path):
+@contextmanager
+def _undamaged(path: Path) -> Iterator[None]:
     try:
-        return safe_open(path, framework="pt")
-    except SafetensorError as problem:
-        raise _damaged(path, problem) from problem
-
-
-def _damaged(path: Path, problem: Exception) -> ValueError:
-    return ValueError(f"{path} is damaged ({problem}): copy the file again")
+        yield
+    except (SafetensorError, ValueError, KeyError, TypeError) as problem:
+        raise ValueError(f"{path} is damaged ({problem}): copy the file again") from problem

@@ -1,8 +1,8 @@
 """Statistics and surgery one block at a time, for models that fill the memory alone.
 
-The results are those of `stats.collect` and, with a uniform allocation, `surgery.compress`.  Beyond
-the model the device holds one block, its statistics and one layer's decomposition.  From a
-`skeleton.Streamed` folder not even the model: each block is read when its turn comes.
+The results are those of `stats.collect` and, with a uniform allocation, `surgery.compress`.  The
+device holds one block, its statistics and one layer's decomposition.  Of a `skeleton.Streamed`
+folder each block is read when its turn comes.
 """
 
 from collections.abc import Iterable
@@ -30,7 +30,6 @@ def collect(
     layers: Iterable[str] | None = None,
     needs: Iterable[str] = ("gram",),
     *,
-    dtype: torch.dtype = torch.float64,
     device: torch.device | str | None = None,
 ) -> dict[str, LayerStats]:
     """As `stats.collect`, block by block: layer name -> `LayerStats`, on the CPU.
@@ -38,8 +37,7 @@ def collect(
     source: a model, or a folder opened by `skeleton.open_streamed`.  needs: of `NEEDS`, what comes
     from activations alone.  device: where each block computes; None is where it lies.
 
-    Raises ValueError for other needs (naming one), layers outside the row of blocks, a host that
-    does something between its blocks, no batch, or what `stats.collect` refuses.
+    Raises ValueError for other needs, as `Walk` does, or for what `stats.collect` refuses.
     """
     needs = {needs} if isinstance(needs, str) else set(needs)
     _check_needs(needs, "stats.collect")
@@ -47,7 +45,7 @@ def collect(
     walk.enter(batches)
     stats: dict[str, LayerStats] = {}
     for block in progress(walk, "statistics", total=len(walk.names)):
-        stats |= _on_cpu(block.collect(needs, dtype))
+        stats |= _on_cpu(block.collect(needs))
     if "gram" in needs:
         seen = {name: (layer.tokens, len(layer.gram)) for name, layer in stats.items()}
         warn_if_few_tokens("layers saw", seen, "input channel", stacklevel=2)
@@ -61,16 +59,14 @@ def compress(
     batches: Iterable | None = None,
     *,
     layers: Iterable[str] | None = None,
-    dtype: torch.dtype = torch.float64,
     device: torch.device | str | None = None,
 ) -> Report:
     """Statistics and surgery in one walk, in place: collect a block, cut its layers, forget, go on.
 
     method: one with the uniform allocation, statistics of activations alone and no recovery (svd,
     svd_llm; or asvd's ruler as `Method("activation", needs=...)`).  batches: not needed for svd.
-    dtype: of the factorisation.  From a folder all blocks are read in the end.  Where something
-    fails midway, the model stays partly compressed.
-    Raises ValueError for what the walk cannot do (naming it) before anything is changed.
+    From a folder all blocks are read in the end.  Raises ValueError for what the walk cannot do
+    before anything is changed; what fails midway leaves the model partly compressed.
     """
     chosen = method_named(method)
     for axis, usual in (("allocation", "uniform"), ("recovery", None)):
@@ -91,17 +87,15 @@ def compress(
         stats = block.collect(chosen.needs) if chosen.needs else None
         give_back()  # what the pass let go of: the decompositions want larger pieces
         if block.names:
-            ranks |= _cut(walk, block, chosen, removed, stats, dtype)
+            ranks |= _cut(walk, block, chosen, removed, stats)
     if walk.streamed:
         walk.streamed.load()
     return recount(walk.model, removed, {name: ranks[name] for name in before}, before)
 
 
-def _cut(
-    walk: Walk, block: Block, method: Method, removed: float, stats: dict | None, dtype: torch.dtype
-) -> dict[str, int | None]:
+def _cut(walk: Walk, block: Block, method: Method, removed: float, stats) -> dict[str, int | None]:
     """Decompose and cut the layers of one block; of them only the factors are left afterwards."""
-    lazy = decompose_lazily(walk.model, stats, method.weighting, block.names, keep=0, dtype=dtype)
+    lazy = decompose_lazily(walk.model, stats, method.weighting, block.names, keep=0)
     ranks = uniform(lazy, removed)
     for name, rank in ranks.items():
         if rank:

@@ -2,10 +2,8 @@
 
 A host hands one hidden state from block to block.  For the arguments beside it (masks, positions,
 rotary tables) the host is asked: its forward pass runs with empty blocks, which give their input
-back, up to the block in question.  So what stands before the blocks runs once for each block.
-
-Memory: one block on the device, and on the CPU the batches and samples × tokens × width numbers for
-the hidden states (256 × 2048 × 4096 in bfloat16: 4 GiB).
+back.  So what stands before the blocks runs once for each block.  The hidden states wait on the
+CPU: samples × tokens × width numbers.
 """
 
 import warnings
@@ -36,10 +34,10 @@ class Call(NamedTuple):
 
 
 class Walk:
-    """The blocks up to the last that holds one of `layers`, in the order of execution.
+    """The blocks up to the last that holds one of `layers`; iterate to get each on the device.
 
-    Iterate to get each `Block` loaded and on the device (None: its own).  forget: one that was
-    read from a folder is dropped after its turn.  Raises ValueError for layers in no row.
+    forget: one that was read from a folder is dropped after its turn.  Raises ValueError for layers
+    in no row.
     """
 
     def __init__(self, source: nn.Module | Streamed, layers, device=None, forget: bool = False):
@@ -100,10 +98,8 @@ class Walk:
         """Where the parts beside the blocks are."""
         inside = tuple(f"{name}." for name in self.names)
         parameters = self.model.named_parameters()
-        devices = (
-            parameter.device for name, parameter in parameters if not name.startswith(inside)
-        )
-        return next(devices, torch.device("cpu"))
+        beside = (p.device for name, p in parameters if not name.startswith(inside))
+        return next(beside, torch.device("cpu"))
 
     def __iter__(self) -> Iterator["Block"]:
         for name in self.names:
@@ -123,10 +119,7 @@ class Walk:
 
 
 class Block(nn.Module):
-    """A model of one block, which has its own name there, so that `stats.collect` finds its layers.
-
-    forward(number): the hidden state of that batch passes.
-    """
+    """A model of one block, under its own name; forward(number): a batch's hidden state passes."""
 
     def __init__(self, walk: Walk, name: str):
         super().__init__()
@@ -139,7 +132,7 @@ class Block(nn.Module):
             parent = parent.get_submodule(part)
         parent.add_module(number, walk.model.get_submodule(name))
 
-    def collect(self, needs: Iterable[str], dtype: torch.dtype = torch.float64) -> dict:
+    def collect(self, needs: Iterable[str]) -> dict:
         """Statistics of the block's layers, as by `stats.collect`; the hidden states pass it."""
         batches = []
         for number, batch in enumerate(self._walk.batches):
@@ -152,7 +145,7 @@ class Block(nn.Module):
             return {}
         with warnings.catch_warnings():  # whoever wants statistics alone is warned once, at the end
             warnings.filterwarnings("ignore", message=".*tokens per input channel")
-            return stats.collect(self, batches, self.names, needs, dtype=dtype)
+            return stats.collect(self, batches, self.names, needs)
 
     def forward(self, number: int, attention_mask: Tensor | None) -> None:  # mask: for statistics
         walk, name = self._walk, self._name
@@ -167,7 +160,7 @@ class Block(nn.Module):
 
 
 class _Reached(Exception):
-    """The last block asked for was called: the rest of the forward pass is not needed."""
+    """The last block asked for was called."""
 
 
 def _row_of_blocks(model: nn.Module, layers: Iterable[str]) -> list[str]:

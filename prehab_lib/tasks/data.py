@@ -1,9 +1,8 @@
 """The one door for real data: by hub name, or from a folder that holds such data sets.
 
 `data_root`, or the variable PREHAB_DATA, names the folder that *holds* the data sets, each in a
-folder of its name; a data set may also be given as a path itself.  Such a folder has the hub's
-Parquet files (`train-*.parquet`, at the top or under `data/`; C4's scored documents are
-`heldout*.parquet`) or, for images, folders (`train/<class>/*.jpg`).
+folder of its name.  A data set may also be a path itself.  Such a folder has the hub's Parquet
+files (`train-*.parquet`, at the top or under `data/`) or, for images, `train/<class>/*.jpg`.
 """
 
 import os
@@ -21,16 +20,14 @@ def _same(*names: str) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Source:
-    """A data set as the hub names it.  splits, columns: our name -> its name.  files: of one too
-    large to fetch whole, its name of a split -> the file to take.
-    """
+    """A data set as the hub names it.  splits, columns: our name -> its name."""
 
     hub: str | None
     splits: dict[str, str]
     columns: dict[str, str]
     config: str | None = None
     note: str = ""
-    files: dict[str, str] = field(default_factory=dict)
+    files: dict[str, str] = field(default_factory=dict)  # its split -> the one file to fetch
 
 
 _IMAGES, _SPLITS, _TEXT = _same("image", "label"), _same("train", "test"), _same("text")
@@ -54,10 +51,9 @@ DATASETS = {
     "alpaca": Source("tatsu-lab/alpaca", *_ALPACA),
     "alpaca-cleaned": Source("yahma/alpaca-cleaned", *_ALPACA),
 }
-DATASETS |= {
-    f"glue/{name}": Source(HUB, _same(*task.splits), _same(*task.columns, "label"), config=name)
-    for name, task in GLUE.items()
-}
+for _name, _task in GLUE.items():
+    _columns = _same(*_task.columns, "label")
+    DATASETS[f"glue/{_name}"] = Source(HUB, _same(*_task.splits), _columns, config=_name)
 
 # What a notebook wants beyond the embedded data, by profile.
 _GLUE, _TEXTS = [f"glue/{name}" for name in GLUE], ["wikitext-2-raw-v1", "c4"]
@@ -70,35 +66,29 @@ NEEDS = {
 
 
 def where(name: str, data_root: str | os.PathLike | None = None) -> Path | None:
-    """The local folder of a data set, a key of `DATASETS` or a folder itself; None where it would
-    come from the hub.
-
-    Raises ValueError for an unknown name, FileNotFoundError for a folder that is missing.
-    """
-    folder = Path(name)
-    if name in DATASETS:
-        root = data_root or os.environ.get("PREHAB_DATA")
-        if not root:
-            return None
-        holder = Path(root).expanduser()
-        if not holder.is_dir():
-            raise FileNotFoundError(f"data_root = {str(root)!r} is no folder: check the path")
-        folder = holder / name
-        if not folder.is_dir():
-            remedy = "put it there, or leave data_root empty for the hub"
-            raise FileNotFoundError(f"the data set {name!r} is not at {folder}: {remedy}")
-    elif not folder.is_dir():
-        names = ", ".join(("digits", *DATASETS))
-        raise ValueError(f"dataset = {name!r} is neither a folder nor one of {names}")
+    """The folder of a data set; None: it is on the hub.  Raises FileNotFoundError or ValueError."""
+    if name not in DATASETS:
+        if not Path(name).is_dir():
+            names = ", ".join(("digits", *DATASETS))
+            raise ValueError(f"dataset = {name!r} is neither a folder nor one of {names}")
+        return Path(name)
+    root = data_root or os.environ.get("PREHAB_DATA")
+    if not root:
+        return None
+    if not Path(root).expanduser().is_dir():
+        raise FileNotFoundError(f"data_root = {str(root)!r} is no folder: check the path")
+    folder = Path(root).expanduser() / name
+    if not folder.is_dir():
+        remedy = "put it there, or leave data_root empty for the hub"
+        raise FileNotFoundError(f"the data set {name!r} is not at {folder}: {remedy}")
     return folder
 
 
 def load(name: str, part: str, data_root: str | os.PathLike | None = None, like: Source = FOLDER):
     """A `datasets.Dataset` of one part of a data set, with the columns of `like` under our names.
 
-    part: a key of the source's `splits`.  like: what the caller expects, and how a folder of your
-    own is read.  From `where(name)` if that is a folder, else from the hub.  Raises
-    FileNotFoundError, ConnectionError (no network), PermissionError (gated) or ValueError.
+    part: a key of `splits`.  like: what the caller expects, and how a folder of your own is read.
+    Raises as `where` and `hub.explained` do, and ValueError for another kind of data set.
     """
     import datasets
 
@@ -112,9 +102,9 @@ def load(name: str, part: str, data_root: str | os.PathLike | None = None, like:
     if folder is not None:
         return _named_columns(_load_folder(folder, split, "image" in like.columns), source, name)
     options = {}
-    if source.files:  # one file of many: not the number of rows the hub expects
-        data_files = {split: source.files[split]}
-        options = {"data_files": data_files, "verification_mode": "no_checks"}
+    if source.files:  # not the number of rows the hub expects
+        options["data_files"] = {split: source.files[split]}
+        options["verification_mode"] = "no_checks"
     remedy = f"set data_root (or PREHAB_DATA) to a folder that holds {name}"
     with explained(f"the data set {source.hub!r}", remedy):
         loaded = datasets.load_dataset(source.hub, source.config, split=split, **options)
@@ -125,8 +115,8 @@ def _load_folder(folder: Path, split: str, images: bool):
     import datasets
 
     remedy = "check its files, or put a fresh copy there"
-    places = (folder, folder / "data")
-    files = sorted(str(file) for place in places for file in place.glob(f"{split}*.parquet"))
+    found = [*folder.glob(f"{split}*.parquet"), *folder.glob(f"data/{split}*.parquet")]
+    files = sorted(map(str, found))
     if files:
         with explained(f"the data in {folder}", remedy):
             return datasets.load_dataset("parquet", data_files={split: files}, split=split)
@@ -142,7 +132,7 @@ def _named_columns(loaded, source: Source, name: str):
 
     present = loaded.column_names
     for ours, theirs in source.columns.items():
-        if theirs not in present and ours not in present:
+        if not {ours, theirs} & {*present}:
             has = ", ".join(present)
             raise ValueError(f"data set {name!r} has no column {theirs!r}: it has {has}")
         if ours not in present:

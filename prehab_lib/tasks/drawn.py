@@ -1,17 +1,15 @@
-"""Batches drawn from a seed: the same ones at every pass, so compared arms see the same data."""
+"""Batches drawn from a seed, so that compared arms see the same ones; sentences as rows of them."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 from torch.utils.data import BatchSampler, RandomSampler
 
 
 class Task:
-    """Batches for three purposes, by the task's `draw(purpose, seed, count)`, none that is scored.
-
-    validation is for choices: held-out embedded data, or other draws of a data set's training part.
-    """
+    """Batches by the task's `draw(purpose, seed, count)`, none that is scored."""
 
     def train(self, seed: int, count: int) -> Iterable:
         return self.draw("train", 1000 + seed, count)
@@ -52,3 +50,29 @@ def drawn_rows(rows: int, wanted: int, seed: int, replacement: bool) -> Iterable
 def shuffled_rows(rows: int) -> list[int]:
     """The numbers below `rows` in an order that is always the same."""
     return torch.randperm(rows, generator=torch.Generator().manual_seed(0)).tolist()
+
+
+@dataclass(frozen=True)
+class Rows:
+    texts: tuple[tuple[str, ...], ...]  # by column, one or two
+    labels: tuple[int | float, ...]  # a class or a real value a row
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, indices: Iterable[int]) -> "Rows":
+        indices = list(indices)
+        texts = tuple(tuple(column[i] for i in indices) for column in self.texts)
+        return Rows(texts, tuple(self.labels[i] for i in indices))
+
+
+def encode(rows: Rows, tokenizer, max_length: int, indices: Iterable[int]) -> dict[str, Tensor]:
+    """Some rows as one batch: input_ids and attention_mask (B, T), token_type_ids where there are
+    any, labels (B,), int64 or float32.  T is the longest of the batch, at most `max_length`.
+    """
+    some = rows.take(indices)
+    options = dict(truncation=True, max_length=max_length, padding=True, return_tensors="pt")
+    batch = dict(tokenizer(*map(list, some.texts), **options))
+    whole = all(isinstance(label, int) for label in some.labels)
+    labels = torch.tensor(some.labels, dtype=torch.int64 if whole else torch.float32)
+    return batch | {"labels": labels}

@@ -9,14 +9,15 @@ from prehab_lib.batches import mode, seeded
 from prehab_lib.inputs import check_options, check_positive, check_whole
 from prehab_lib.save import rewrite
 from prehab_lib.save.hub import explained
+from prehab_lib.save.models import LOCAL
 from prehab_lib.scale.skeleton import config_of
 from prehab_lib.tasks import training
 from prehab_lib.tasks.perplexity import check_fits
 from prehab_lib.tasks.sentences import SentenceTask, sentence_loss
 from prehab_lib.tasks.training import SMALL
 
-# Size of the small model's starting weights, in 1/√width: what is learnt stands beside random
-# directions of its own size.  With 1 or less, truncation costs next to nothing at 60 % removed.
+# Size of the small model's starting weights, in 1/√width.  With 1 or less, truncation costs next to
+# nothing at 60 % removed.
 SPREAD = 1.4
 
 
@@ -26,9 +27,8 @@ def small_bert(
     """transformers' `BertForSequenceClassification`, random weights from `seed`, with `outputs`
     classes (1: a regression).  width: even, a multiple of heads.
 
-    Places start as sinusoids, and in half of the heads the keys as copies of the queries.  A word
-    then looks for its like from the first step on; else the tasks on pairs stay at chance for
-    hundreds of steps.
+    Places start as sinusoids, and in half of the heads the keys as copies of the queries: a word
+    looks for its like.  Without, the tasks on pairs stay at chance for hundreds of steps.
     """
     import transformers
 
@@ -57,16 +57,14 @@ def fine_tune(
 
     epochs: passes over the training rows, unless `steps` says how many batches.  The learning rate
     rises linearly over the first `warmup` of the steps, then falls to 0 as a cosine.  The defaults
-    are the paper's, with the release's weight decay.  Raises ValueError for a bad number, or a loss
-    that is no longer finite.
+    are the paper's.  Raises ValueError for a bad number, or as `training.descend` does.
     """
     check_positive(lr=lr, epochs=epochs)
     steps = math.ceil(epochs * task.epoch) if steps is None else steps
     check_whole(0, steps=steps)
-    if not 0 <= warmup < 1:
-        raise ValueError(f"warmup = {warmup!r}: give a part of the steps, 0 to below 1")
-    if not 0 < beta2 < 1:
-        raise ValueError(f"beta2 = {beta2!r}: give a number strictly between 0 and 1")
+    for name, part in {"warmup": warmup, "beta2": beta2}.items():
+        if not 0 <= part < 1:
+            raise ValueError(f"{name} = {part!r}: give a number from 0 to below 1")
     rising = warmup * steps
 
     def rate(step: int) -> float:
@@ -84,12 +82,11 @@ def fine_tune(
 def base_model(
     task: SentenceTask, checkpoint: str, *, seed: int, device="cpu", small=None, **recipe
 ) -> tuple[nn.Module, str]:
-    """The model of a task before prehab, in eval mode on `device`, and where it is from: "given",
-    "cached" or "trained".
+    """The model of a task before prehab, as `training.base_model` gives it; or "given".
 
-    checkpoint: "small" builds `small_bert(**small)`; else a hub name or folder.  If that holds a
-    classifier of the task's size it is used as it is; an encoder gets a new one and is fine-tuned
-    by `fine_tune(**recipe)`, once (`training`).  Raises as `fine_tune` and `classifier` do.
+    checkpoint: "small" builds `small_bert(**small)`; else a hub name or folder (`classifier`).  A
+    classifier is used as it is.  All else is fine-tuned by `fine_tune(**recipe)`, once.  Raises as
+    these do.
     """
     small, ready = small or {}, False
     if checkpoint == SMALL:
@@ -106,12 +103,10 @@ def base_model(
 
 
 def classifier(checkpoint: str, task: SentenceTask, seed: int = 0) -> tuple[nn.Module, bool]:
-    """A transformers sequence classifier for the task, and whether the checkpoint brings its head:
-    it then is fine-tuned.
+    """A transformers sequence classifier for the task, and whether the checkpoint brings its head.
 
-    checkpoint: hub name or folder, safetensors only, no remote code.  A new head is random, from
-    `seed`.  Raises as `skeleton.config_of` and `models.text_model` do, and ValueError for a head
-    that is not the task's.
+    A new head is random, from `seed`.  Raises as `skeleton.config_of` and `models.text_model` do,
+    and ValueError for a head that is not the task's.
     """
     from transformers import AutoModelForSequenceClassification
     from transformers.utils import logging
@@ -128,12 +123,10 @@ def classifier(checkpoint: str, task: SentenceTask, seed: int = 0) -> tuple[nn.M
             config.label2id = {name: i for i, name in enumerate(task.labels)}
     # Half precision cannot be trained.
     options = dict(use_safetensors=True, trust_remote_code=False, dtype=torch.float32)
-    what, remedy = f"the model {checkpoint!r}", "give the folder of a local copy instead"
-    with explained(what, remedy), torch.random.fork_rng(devices=[]):
+    options |= dict(config=config, output_loading_info=True)
+    with explained(f"the model {checkpoint!r}", LOCAL), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model, report = AutoModelForSequenceClassification.from_pretrained(
-            checkpoint, config=config, output_loading_info=True, **options
-        )
+        model, report = AutoModelForSequenceClassification.from_pretrained(checkpoint, **options)
     rewrite.to_linear(model)
     return model, not report["missing_keys"]
 
@@ -150,11 +143,9 @@ def _described(tokenizer) -> str:
 
 def _check_head(config, checkpoint: str, task: SentenceTask) -> None:
     names = [str(config.id2label[i]).lower() for i in range(config.num_labels)]
-    ours = list(task.labels)
-    unnamed = not ours or names == [f"label_{i}" for i in range(len(names))]
-    if len(names) != task.outputs or not (unnamed or names == ours):
-        has, wanted = ", ".join(names), ", ".join(ours) or "one real number"
-        raise ValueError(
-            f"checkpoint {checkpoint!r} is a classifier of {has}, and task {task.name!r} needs "
-            f"{wanted}, in this order: give an encoder, or a model fine-tuned on this task"
-        )
+    unnamed = not task.labels or names == [f"label_{i}" for i in range(len(names))]
+    if len(names) != task.outputs or not (unnamed or names == [*task.labels]):
+        wanted = ", ".join(task.labels) or "one real number"
+        kind = f"checkpoint {checkpoint!r} is a classifier of {', '.join(names)}"
+        remedy = "give an encoder, or a model fine-tuned on this task"
+        raise ValueError(f"{kind}, and task {task.name!r} needs {wanted}, in this order: {remedy}")

@@ -9,16 +9,11 @@ HUB = "nyu-mll/glue"
 
 @dataclass(frozen=True)
 class GlueTask:
-    """columns: the text columns, one or two.  metric: a key of `metrics.METRICS`.  labels: names of
-    the classes 0, 1, …; empty for a regression.  scored: column of Table III -> the split it is
-    scored on.  lr: peak learning rate of the paper's fine-tuning, 3 epochs with a cosine schedule.
-    """
-
-    columns: tuple[str, ...]
-    metric: str
-    labels: tuple[str, ...]
-    scored: dict[str, str]
-    lr: float = 2e-5
+    columns: tuple[str, ...]  # of text, one or two
+    metric: str  # a key of `metrics.METRICS`
+    labels: tuple[str, ...]  # names of the classes 0, 1, …; empty for a regression
+    scored: dict[str, str]  # column of Table III -> the split it is scored on
+    lr: float = 2e-5  # peak of the paper's fine-tuning, 3 epochs with a cosine schedule
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -49,12 +44,10 @@ COLUMNS = tuple(column for task in GLUE.values() for column in task.scored)
 
 
 def average(scores: Mapping[str, float], merged: bool = True) -> float:
-    """Mean over tasks as Table III computes it: the two MNLI columns merged first, so eight tasks
-    count alike.
+    """Mean over tasks as Table III computes it: the two MNLI columns are merged first.
 
-    scores: column of Table III -> score.  merged=False: the plain mean of the nine columns, which
-    only the table's 0 % row is.  Raises ValueError naming the columns that are missing: a mean over
-    other tasks is another number.
+    merged=False: the plain mean of the nine columns, which only the table's 0 % row is.  Raises
+    ValueError naming the columns that are missing.
     """
     missing = ", ".join(column for column in COLUMNS if column not in scores)
     if missing:

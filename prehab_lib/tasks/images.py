@@ -1,12 +1,11 @@
 """An image task: training, calibration and test batches of one data set, ready for one model.
 
-The embedded data set is of pairs of scikit-learn's handwritten digits, 100 classes.  A single digit
-is too easy to show what compression costs; a pair "37" is a class of its own, and 8 × 16 pixels are
-still small enough for two CPU cores.
+The embedded data set is of pairs of scikit-learn's handwritten digits: a pair "37" is one of 100
+classes.  A single digit is too easy to show what compression costs.
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache, partial
 
@@ -33,9 +32,8 @@ class ImageTask(Task):
     protocol: str  # how the score is taken, stored with every number
 
 
-def digit_task(batch: int, test_images: int | None = None) -> ImageTask:
+def digit_task(batch: int, test_images: int = 4000) -> ImageTask:
     """Pairs of embedded digits; the test pairs are fixed and come from images never trained on."""
-    test_images = 4000 if test_images is None else test_images
     check_whole(1, test_images=test_images)
     size = min(500, test_images)
     batches = math.ceil(test_images / size)
@@ -75,33 +73,29 @@ def _digits(part: str) -> tuple[Tensor, Tensor]:
 def open_task(
     dataset: str, model: nn.Module, batch: int, *, test_images=None, data_root=None, workers=0
 ) -> ImageTask:
-    """The task of a name: "digits" is embedded; a data set of `data.DATASETS`, or a folder, is
-    sized and normalised as this timm model wants it.
+    """The task of a name: "digits", a data set of `data.DATASETS`, or a folder.
 
-    test_images: score on so many of the test images, the same ones always (None: all).  workers:
-    processes that read files.  Raises as `data.load` does.
+    model: a timm one, which sizes and normalises.  test_images: score so many, always the same
+    (None: all).  workers: processes that read files.  Raises as `data.load` does.
     """
     if dataset == "digits":
-        return digit_task(batch, test_images)
+        return digit_task(batch, 4000 if test_images is None else test_images)
     images, tested = (data.load(dataset, part, data_root) for part in ("train", "test"))
     if images.features["label"] != tested.features["label"]:
         raise ValueError(f"the training and test parts of {dataset!r} name different classes")
     if test_images is not None:
         check_whole(1, test_images=test_images)
-        # Shuffled first: a folder is sorted by class.
-        tested = tested.select(shuffled_rows(len(tested))[:test_images])
+        tested = tested.select(shuffled_rows(len(tested))[:test_images])  # folders go by class
     plain, augmented, size = transforms(model)
 
-    def loader(dataset: Prepared, rows: Sequence[int]) -> DataLoader:
+    def loader(dataset: Prepared, rows: Iterable[int]) -> DataLoader:
         return DataLoader(dataset, batch, sampler=list(enumerate(rows)), num_workers=workers)
 
     def draw(purpose: str, seed: int, count: int) -> DataLoader:
         rows = drawn_rows(len(images), count * batch, seed, replacement=True)
         return loader(Prepared(images, augmented if purpose == "train" else plain, seed), rows)
 
-    def test() -> DataLoader:
-        return loader(Prepared(tested, plain), range(len(tested)))
-
+    test = partial(loader, Prepared(tested, plain), range(len(tested)))
     prepared = f"resized and centre-cropped to {size} pixels"
     protocol = f"top-1 on {len(tested)} images of {dataset}, {prepared}"
     return ImageTask(dataset, images.features["label"].num_classes, draw, test, protocol)
@@ -109,17 +103,16 @@ def open_task(
 
 @dataclass(frozen=True)
 class Prepared:
-    """(number of the draw, row) -> the image of a `datasets.Dataset` transformed, and its label."""
+    """(number of the draw, row) -> the image transformed, and its label."""
 
-    images: object
+    images: object  # a `datasets.Dataset`
     transform: Callable
     seed: int = 0
 
     def __getitem__(self, place: tuple[int, int]) -> tuple[Tensor, int]:
         number, row = place
         image = self.images[row]
-        with torch.random.fork_rng(devices=[]):
-            # Each image has its own random crop, whatever the number of workers.
+        with torch.random.fork_rng(devices=[]):  # a crop of its own, with any number of workers
             torch.manual_seed(self.seed * 1_000_003 + number)
             return self.transform(image["image"].convert("RGB")), image["label"]
 

@@ -23,10 +23,8 @@ _PROMPT = (
 
 
 class Instruction(NamedTuple):
-    """ids: prompt, answer and EOS, cut off at the longest length.  prompt: its tokens."""
-
-    ids: tuple[int, ...]
-    prompt: int
+    ids: tuple[int, ...]  # of prompt, answer and EOS, cut off at the longest length
+    prompt: int  # so many of them
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,8 +47,8 @@ class InstructionData:
 
 
 def encode(rows: list[Instruction], pad: int, numbers: list[int]) -> dict[str, Tensor]:
-    """Some rows as one batch: input_ids (B, T), attention_mask (B, T), labels (B, T) with -100 on
-    prompts and padding, which is on the right.  T is the longest of the batch.
+    """Some rows, padded on the right, as input_ids, attention_mask and labels (B, T): -100 on
+    prompts and padding.
     """
     some = [rows[i] for i in numbers]
     ids = pad_sequence([torch.tensor(row.ids) for row in some], True, pad)
@@ -73,13 +71,11 @@ def prompt_of(instruction: str, input: str = "") -> str:
 def open_instructions(
     name: str, tokenizer, batch: int, *, data_root: str | None = None, max_length: int = MAX_LENGTH
 ) -> InstructionData:
-    """The instructions of a name: "prose" is embedded, "alpaca" and "alpaca-cleaned" are of
-    `data.DATASETS`.
+    """The instructions "prose", which are embedded, "alpaca" or "alpaca-cleaned".
 
-    max_length: tokens of prompt and answer, the rest is cut off.  Rows whose prompt fills it, and
-    rows without an answer, are left out.  Alpaca has one part: 2,000 rows, or a tenth, are held out
-    by a fixed shuffle.  Raises as `data.load` does, and ValueError for an unknown name, a bad
-    number, or where no row is left.
+    max_length: tokens of prompt and answer, the rest is cut off.  Rows without an answer before it
+    are left out.  Of Alpaca 2,000 rows, or a tenth, are held out by a fixed shuffle.  Raises as
+    `data.load` does, and ValueError for an unknown name, a bad number, or where no row is left.
     """
     check_choice("instructions", name, ("prose", "alpaca", "alpaca-cleaned"))
     check_whole(1, batch=batch)
@@ -91,9 +87,8 @@ def open_instructions(
         for row in data.load(name, "train", data_root, data.DATASETS[name]):
             prompt = prompt_of(row["instruction"] or "", row["input"] or "")
             pairs.append((prompt, row["output"] or ""))
-        pairs = [pairs[i] for i in shuffled_rows(len(pairs))]
-        first = min(HELD_OUT, len(pairs) // 10)
-        parts = [pairs[first:], pairs[:first]]
+        order, first = shuffled_rows(len(pairs)), min(HELD_OUT, len(pairs) // 10)
+        parts = [[pairs[i] for i in some] for some in (order[first:], order[:first])]
     training, held_out = (_tokenized(part, tokenizer, max_length) for part in parts)
     if not training or not held_out:
         few = f"no row whose answer begins within max_length = {max_length} tokens"
@@ -111,8 +106,7 @@ def _tokenized(pairs: list[tuple[str, str]], tokenizer, max_length: int) -> list
     wholes = tokenizer([prompt + answer for prompt, answer in pairs], verbose=False)["input_ids"]
     rows = []
     for prompt, whole in zip(prompts, wholes, strict=True):
-        # What both begin with: a token that spans the border belongs to the answer, an EOS after
-        # the prompt to neither.
+        # What both begin with: a token across the border is the answer's, an EOS between nobody's.
         same = [one == other for one, other in zip(prompt, whole, strict=False)]
         shared = [*same, False].index(False)
         ids = whole if whole[-1:] == end else whole + end

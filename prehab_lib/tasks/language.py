@@ -25,8 +25,6 @@ _BLANK_LINES = re.compile(r"\n(?:[ \t]*\n)+")
 
 
 class Corpus(NamedTuple):
-    """Texts in their order; tests and source are as `LanguageTask` has them."""
-
     train: tuple[str, ...]
     validation: tuple[str, ...]
     tests: dict[str, tuple[str, ...]]
@@ -35,9 +33,7 @@ class Corpus(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class LanguageTask(Task):
-    """Batches are random windows, {"input_ids": (batch, window)}.  tests: column of the table ->
-    its windows, the training text's own domain first.  source: what the scored text is.
-    """
+    """Batches are random windows, {"input_ids": (batch, window)}."""
 
     name: str
     tokenizer: object
@@ -46,8 +42,8 @@ class LanguageTask(Task):
     training: Tensor  # (N,)
     held_out: Tensor  # (N,) of the validation part
     chosen_on: Windows  # never scored
-    tests: dict[str, Windows]
-    source: str
+    tests: dict[str, Windows]  # by column of the table, the training text's own domain first
+    source: str  # what the scored text is
 
     def draw(self, purpose: str, seed: int, count: int) -> Drawn:
         stream = self.held_out if purpose == "validation" else self.training
@@ -75,17 +71,13 @@ class LanguageTask(Task):
     @property
     def protocol(self) -> str:
         """How the score is taken, one sentence, stored with every number."""
-        first = next(iter(self.tests.values())).ids[0, 0]
-        led = int(first) == self.tokenizer.bos_token_id
-        counts = []
-        for column, windows in self.tests.items():
-            dropped = f"({windows.dropped} tokens dropped)"
-            counts.append(f"{column} {len(windows)} of {windows.whole} windows {dropped}")
+        first = int(next(iter(self.tests.values())).ids[0, 0])
+        bos = "BOS in front of the text" if first == self.tokenizer.bos_token_id else "no BOS"
+        counts = ", ".join(f"{column} {windows}" for column, windows in self.tests.items())
         return (
             f"perplexity, exp of the mean cross-entropy of a token, on {self.source}: texts joined "
-            f"by blank lines, {'BOS in front of the text' if led else 'no BOS'}, non-overlapping "
-            f"windows of {self.window} tokens, each read alone and its first token not scored, the "
-            f"remainder dropped: {', '.join(counts)}"
+            f"by blank lines, {bos}, non-overlapping windows of {self.window} tokens, each read "
+            f"alone and its first token not scored, the remainder dropped: {counts}"
         )
 
 
@@ -102,11 +94,10 @@ def open_language_task(
 ) -> LanguageTask:
     """The task of a name, a key of `CORPORA`.
 
-    window: tokens (the paper: 2048).  batch: windows of a drawn batch.  tokenizer: the checkpoint's
-    (`tokenizers.tokenizer_of`); None trains a byte-level BPE of `vocabulary` tokens on the training
-    part.  data_root, dataset: as `wikitext` takes them.  test_windows: score so many windows a
-    column, spread evenly (None or 0: all).  Raises as `data.load` does, and ValueError for an
-    unknown name, a bad number, or a text shorter than one window.
+    window: tokens (the paper: 2048).  batch: windows of a drawn batch.  tokenizer: None trains one
+    of `vocabulary` tokens on the training part.  data_root, dataset: as `wikitext` takes them.
+    test_windows: score so many a column, spread evenly (None or 0: all).  Raises as `data.load`
+    does, and ValueError for an unknown name, a bad number, or a text shorter than one window.
     """
     check_choice("task", name, CORPORA)
     check_whole(2, window=window)
@@ -115,29 +106,25 @@ def open_language_task(
     corpus = prose_corpus() if name == "prose" else wikitext(CORPORA[name], data_root, dataset)
     if tokenizer is None:
         tokenizer = train_bpe(corpus.train, vocabulary)
-    training = token_stream(corpus.train, tokenizer)
-    held_out = token_stream(corpus.validation, tokenizer)
-    chosen_on = cut(held_out, window, CHOSEN_ON, "the validation text")
+    parts = [token_stream(texts, tokenizer) for texts in (corpus.train, corpus.validation)]
+    chosen_on = cut(parts[1], window, CHOSEN_ON, "the validation text")
     tests = {}
     for column, texts in corpus.tests.items():
         stream = token_stream(texts, tokenizer)
         tests[column] = cut(stream, window, test_windows, f"the test text {column!r}")
-    streams = (training, held_out, chosen_on, tests)
-    return LanguageTask(name, tokenizer, window, batch, *streams, corpus.source)
+    return LanguageTask(name, tokenizer, window, batch, *parts, chosen_on, tests, corpus.source)
 
 
 @cache
 def prose_corpus() -> Corpus:
-    """Documentation and comments of the standard library, raw, a paragraph a text.
+    """Documentation and comments of the standard library, a paragraph a text, split by module.
 
-    The modules are split by `prose.part_of`.  Trained on: documentation of the training modules and
-    the language reference.  Scored: documentation of held-out modules, and their comments.  A
-    paragraph that an earlier part has, however it is wrapped, is left out.
+    A paragraph that an earlier part has, however it is wrapped, is left out.
     """
     written = {part: [] for part in prose.PARTS}
     for module, _, text in prose.texts():
         written[prose.part_of(module)] += _BLANK_LINES.split(text)
-    earlier: set[str] = set()
+    earlier = {""}
     train, validation, test = (_new(written[part], earlier) for part in prose.PARTS)
     tests = {"documentation": test, "comments": _new(prose.comments("test"), earlier)}
     source = f"held-out modules of Python's standard library (checksum {prose.checksum()})"
@@ -145,11 +132,9 @@ def prose_corpus() -> Corpus:
 
 
 def wikitext(name: str, data_root: str | None = None, dataset: str | None = None) -> Corpus:
-    """WikiText-2: trained on, chosen by and scored on its own splits; held-out documents of C4 are
-    the second column.
+    """WikiText-2 by its name in `data.DATASETS`; documents of C4 are the second column.
 
-    name: "wikitext-2-raw-v1", on which papers report, or "wikitext-2-v1".  dataset: a folder of
-    your own with such Parquet files instead.  Raises as `data.load` does.
+    dataset: a folder of your own with such Parquet files instead.  Raises as `data.load` does.
     """
     place, like = dataset or name, data.DATASETS[name]
     train, validation, test = (_texts(place, part, data_root, like) for part in prose.PARTS)
@@ -161,18 +146,17 @@ def wikitext(name: str, data_root: str | None = None, dataset: str | None = None
 
 def _new(texts: Iterable[str], earlier: set[str]) -> tuple[str, ...]:
     """The texts whose words are not in `earlier`, which grows by them."""
-    kept = []
+    kept: dict[str, str] = {}
     for text in texts:
-        words = " ".join(text.split())
-        if words and words not in earlier:
-            earlier.add(words)
-            kept.append(text.strip("\n"))
-    return tuple(kept)
+        kept.setdefault(" ".join(text.split()), text.strip("\n"))
+    new = tuple(text for words, text in kept.items() if words not in earlier)
+    earlier.update(kept)
+    return new
 
 
 def _texts(name: str, part: str, data_root: str | None, like: data.Source) -> tuple[str, ...]:
     texts = tuple(data.load(name, part, data_root, like)["text"])
-    if any(not isinstance(text, str) for text in texts):
+    if not all(isinstance(text, str) for text in texts):
         without = f"a row without text in its part {part!r}"
         raise ValueError(f"data set {name!r} has {without}: every row must hold text")
     return texts

@@ -1,8 +1,7 @@
 """GLUE's metrics, between -1 and 1 as the paper prints them.
 
-A compressed model often says the same thing to every sentence.  Matthews and F1 are then 0 by
-convention; a rank correlation does not exist.  It counts as 0 here, and the note says so: no NaN
-ever reaches a table.
+Where a model says the same to every sentence, Matthews and F1 are 0 by convention.  A rank
+correlation does not exist: it counts as 0 here, and the note says so.
 """
 
 from collections.abc import Sequence
@@ -18,10 +17,8 @@ from prehab_lib.inputs import check_choice
 
 @dataclass(frozen=True)
 class Score:
-    """value: what the table prints.  note: what a reader must know about it, or nothing."""
-
-    value: float
-    note: str = ""
+    value: float  # what the table prints
+    note: str = ""  # what a reader must know about it
 
     def __float__(self) -> float:
         return self.value
@@ -40,8 +37,7 @@ def score(metric: str, predictions: Sequence, labels: Sequence) -> Score:
     """The metric of that name, higher is better, noted where it is undefined or predictions equal.
 
     predictions, labels: N classes (whole numbers), or N real values for "spearman".  Raises
-    ValueError for an unknown metric, sides of different length, no rows, values that are not
-    finite, or a class other than 0 and 1 for "f1".
+    ValueError for an unknown metric, other sizes, no rows, or values that are not finite.
     """
     check_choice("metric", metric, METRICS)
     predictions, labels = np.asarray(predictions), np.asarray(labels)
@@ -53,9 +49,7 @@ def score(metric: str, predictions: Sequence, labels: Sequence) -> Score:
     constant = _constant(predictions)
     undefined = metric == "spearman" and (constant or _constant(labels))
     value = 0.0 if undefined else METRICS[metric](labels, predictions)
-    notes = []
-    if constant:
-        notes.append("the model says the same to every row")
+    notes = ["the model says the same to every row"] if constant else []
     if undefined:
         notes.append(f"{metric} is undefined and counted as 0")
     return Score(float(value), "; ".join(notes))

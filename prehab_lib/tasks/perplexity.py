@@ -13,14 +13,13 @@ from prehab_lib.tasks.windows import Windows
 
 
 def token_losses(model: nn.Module, batch: Mapping) -> tuple[Tensor, int]:
-    """Sum of the cross-entropies in nats of predicting token t + 1 from tokens 0..t, in float32 or
-    better, and the number of tokens scored.
+    """Sum of the cross-entropies in nats of tokens t + 1 given 0..t, in float32 or better, and
+    the number of tokens scored.
 
     batch: input_ids (B, T) int64; attention_mask (B, T), 1 where a token is real; labels (B, T),
     -100 where a token is not scored.  Without labels all real tokens are scored, but the first of
-    each row, which nothing predicts.  Padding may stand on either side: positions are counted from
-    the first real token, where forward takes them.  Raises ValueError for logits that are not
-    finite.
+    each row.  Padding may stand on either side: positions are counted from the first real token,
+    where forward takes them.  Raises ValueError for logits that are not finite.
     """
     ids, mask = batch["input_ids"], batch.get("attention_mask")
     targets = batch.get("labels", ids)[:, 1:]
@@ -37,20 +36,16 @@ def token_losses(model: nn.Module, batch: Mapping) -> tuple[Tensor, int]:
     logits = getattr(out, "logits", out)[:, :-1]  # (B, T-1, vocabulary)
     dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
     if not torch.isfinite(logits.sum(dtype=dtype)):  # one pass, and no copy
-        raise ValueError(
-            "the model's logits are NaN or infinite: do its weights fit its precision?"
-        )
-    total = nn.functional.cross_entropy(
-        logits.to(dtype).flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="sum"
-    )
+        wrong = "the model's logits are NaN or infinite"
+        raise ValueError(f"{wrong}: do its weights fit its precision?")
+    flat = logits.to(dtype).flatten(0, 1), targets.flatten()
+    total = nn.functional.cross_entropy(*flat, ignore_index=IGNORED, reduction="sum")
     return total, int((targets != IGNORED).sum())
 
 
 @mean_over_tokens
 def language_loss(model: nn.Module, batch: Mapping) -> Tensor:
-    """Mean over the scored tokens of a batch of their cross-entropy in nats: the task loss of Table
-    IV.  Raises ValueError where no token is scored, or as `token_losses` does.
-    """
+    """Mean cross-entropy in nats of a batch's tokens, Table IV's loss; ValueError for no token."""
     total, count = token_losses(model, move(batch, device_of(model)))
     if not count:
         raise ValueError("no token of the batch is scored: are the answers cut off at max_length?")
@@ -59,12 +54,10 @@ def language_loss(model: nn.Module, batch: Mapping) -> Tensor:
 
 @torch.no_grad()
 def perplexity(model: nn.Module, windows: Windows | Iterable[Mapping], batch: int = 8) -> float:
-    """exp of the mean cross-entropy over all scored tokens of all windows, in eval mode; the mean
-    is summed in float64.
+    """exp of the mean cross-entropy over all scored tokens, in eval mode, summed in float64.
 
-    windows: `Windows`, or batches as `token_losses` takes.  Each window is read alone, so its first
-    token is not scored.  Raises ValueError where nothing is scored, for logits that are not finite
-    (no batch is left out), and as `check_fits` does.
+    windows: `Windows`, or batches as `token_losses` takes.  Raises ValueError where nothing is
+    scored, and as `token_losses` and `check_fits` do.
     """
     total, count = 0.0, 0
     batches = windows.batches(batch) if isinstance(windows, Windows) else windows

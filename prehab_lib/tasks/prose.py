@@ -1,8 +1,8 @@
 """Embedded text: what every Python carries, the documentation and comments of its own library.
 
-Sources are read with `ast` and `tokenize`, never imported.  The text differs between Python
-versions, so its checksum is recorded.  Everything is split by module: no sentence that is scored is
-of a module that was trained on.  Whatever takes a part raises ValueError for an unknown one.
+Sources are read, never imported.  The text differs between Python versions, so its checksum is
+recorded.  Everything is split by module: no sentence that is scored is of a module that was trained
+on.  Whatever takes a part raises ValueError for an unknown one.
 """
 
 import ast
@@ -14,6 +14,7 @@ import tokenize
 import zlib
 from collections.abc import Iterable, Iterator
 from functools import cache
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,12 +25,12 @@ TOPICS = "topics"  # the module name under which the language reference of `pydo
 WORDS = (5, 16)  # shortest and longest sentence
 ANSWER_WORDS = (3, 40)  # shortest and longest answer of an instruction
 COMMENT_WORDS = 4  # shorter comments are labels
-SKIPPED = {"test", "tests", "idlelib", "lib2to3", "turtledemo"}
-SKIPPED |= {"encodings", "pydoc_data", "site-packages"}
+SKIPPED = {"test", "tests", "idlelib", "lib2to3", "turtledemo", "encodings", "pydoc_data"}
+SKIPPED |= {"site-packages"}
 
 # Examples, lists, tables, directives.
 _NOT_PROSE = re.compile(r"^\s*(>>>|\.\.\.|[-*+|=~^]|\.\. )", re.MULTILINE)
-_PARAGRAPHS = re.compile(r"\n[ \t]*\n")
+_PARAGRAPHS = re.compile(r"\n\s*\n")
 _SENTENCE_END = re.compile(r"(?<=[.!?:])\s+(?=[A-Z])")
 _FIRST_SENTENCE = re.compile(r"(.+?[.!?])(?:\s|$)", re.DOTALL)
 _PLAIN_WORD = re.compile(r"[\"'(]?[A-Za-z][a-z'-]*[\"').,;:!?]*")
@@ -40,19 +41,15 @@ _NO_TEXT = re.compile(
 
 
 class Docstring(NamedTuple):
-    """arguments: as written, of a function or method that is not inside another; else None."""
-
     module: str
     name: str
     text: str
-    arguments: str | None
+    arguments: str | None  # as written, of a function that is not inside another
 
 
 def part_of(module: str) -> str:
-    """The part of a module: seven tenths of the names train, one is for choices, two for scores.
-
-    A Python twin goes with its module ("_pyio" with "io").  All topics train: they overlap.
-    """
+    """The part of a module: seven tenths of the names train, one is for choices, two for scores."""
+    # A Python twin goes with its module ("_pyio" with "io").  All topics train: they overlap.
     place = zlib.crc32(re.sub(r"^_(py_?)?", "", module).encode()) % 10
     if module == TOPICS or place < 7:
         return "train"
@@ -72,17 +69,13 @@ def files() -> Iterator[tuple[Path, tuple[str, ...]]]:
 @cache
 def docstrings() -> tuple[Docstring, ...]:
     """Of the whole library, in the order of the files; none where this Python has no sources."""
-    entries = []
-    for file, name in files():
-        entries += _documented(ast.parse(file.read_bytes()), name)
-    return tuple(entries)
+    found = (_documented(ast.parse(file.read_bytes()), name) for file, name in files())
+    return tuple(chain.from_iterable(found))
 
 
 @cache
 def texts() -> tuple[tuple[str, str, str], ...]:
-    """(module, name, text) of every docstring, by module, then of every help topic.  Raises
-    FileNotFoundError where this Python keeps its library without sources.
-    """
+    """(module, name, text) of every docstring and help topic; raises FileNotFoundError for none."""
     entries = [(entry.module, entry.name, entry.text) for entry in docstrings()]
     topics = _library() / "pydoc_data" / "topics.py"
     if not entries or not topics.is_file():
@@ -106,19 +99,14 @@ def documentation(part: str) -> tuple[tuple[str, tuple[str, ...]], ...]:
     """(module, sentences) of every text of a part, without the sentences of an earlier part."""
     check_choice("part", part, PARTS)
     earlier = {sentence for name in PARTS[: PARTS.index(part)] for sentence in sentences(name)}
-    entries = []
-    for module, _, text in texts():
-        if part_of(module) == part:
-            own = tuple(sentence for sentence in _sentences(text) if sentence not in earlier)
-            entries.append((module, own))
-    return tuple(entries)
+    entries = [(module, _sentences(text)) for module, _, text in texts() if part_of(module) == part]
+    return tuple((module, tuple(s for s in own if s not in earlier)) for module, own in entries)
 
 
 @cache
 def sentences(part: str) -> tuple[str, ...]:
     """Every distinct sentence of a part, in order of appearance."""
-    every = (sentence for _, own in documentation(part) for sentence in own)
-    return tuple(dict.fromkeys(every))
+    return tuple(dict.fromkeys(sentence for _, own in documentation(part) for sentence in own))
 
 
 @cache
@@ -131,9 +119,7 @@ def comments(part: str) -> tuple[str, ...]:
 
 @cache
 def questions(part: str) -> list[tuple[str, str]]:
-    """(question, answer) of every documented function and method of a part, in the order of the
-    files: the answer is the docstring's first sentence, and none that the training part has.
-    """
+    """(question, first sentence of the docstring) of a part's functions, none trained on."""
     check_choice("part", part, PARTS)
     earlier = {answer for _, answer in questions("train")} if part != "train" else set()
     asked = _asked(entry for entry in docstrings() if part_of(entry.module) == part)
@@ -161,13 +147,12 @@ def _documented(node: ast.AST, name: tuple[str, ...], inside=False) -> list[Docs
 def _sentences(text: str) -> tuple[str, ...]:
     """Distinct sentences, lower-cased and bare: case and full stop would tell the words' order."""
     written = []
-    for paragraph in re.split(r"\n\s*\n", text):
+    for paragraph in _PARAGRAPHS.split(text):
         if not _NOT_PROSE.search(paragraph):
             plain = re.sub("[`*]", "", " ".join(paragraph.split()))
             written += filter(_is_prose, _SENTENCE_END.split(plain))
     normal = [_WORD.findall(sentence.lower()) for sentence in written]
-    least, most = WORDS
-    kept = [words for words in normal if least <= len(words) <= most and len(set(words)) > 2]
+    kept = [words for words in normal if _fits(words, WORDS) and len(set(words)) > 2]
     return tuple(dict.fromkeys(" ".join(words) for words in kept))
 
 
@@ -197,10 +182,13 @@ def _comments_in(file: Path) -> list[str]:
 
 
 def _asked(entries: Iterable[Docstring]) -> Iterator[tuple[str, str]]:
-    least, most = ANSWER_WORDS
     for entry in entries:
         paragraph = " ".join(_PARAGRAPHS.split(entry.text)[0].split())
         sentence = _FIRST_SENTENCE.match(paragraph)
         answer = sentence[1] if sentence else paragraph
-        if entry.arguments is not None and least <= len(answer.split()) <= most:
+        if entry.arguments is not None and _fits(answer.split(), ANSWER_WORDS):
             yield f"What does {entry.name}({entry.arguments}) do?\n", answer
+
+
+def _fits(words: list[str], limits: tuple[int, int]) -> bool:
+    return limits[0] <= len(words) <= limits[1]

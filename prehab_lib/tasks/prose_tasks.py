@@ -10,7 +10,7 @@ from functools import cache
 
 from prehab_lib.inputs import check_choice
 from prehab_lib.tasks import prose
-from prehab_lib.tasks.rows import Rows
+from prehab_lib.tasks.drawn import Rows
 
 SEED = 0  # the edits belong to the data set, not to the experiment
 COPIES = {"train": 2, "validation": 1, "test": 1}  # differently edited rows of one sentence
@@ -22,16 +22,10 @@ Row = tuple[tuple[str, ...], int | float]  # texts, label
 
 @dataclass(frozen=True)
 class ProseTask:
-    """metric: a key of `metrics.METRICS`.  labels: class names; empty for a regression.
-
-    rows: fn(documentation of one part, random) -> rows, called once for every copy.  lr, steps,
-    beta2: what the small model needs at 32 rows a step; found on the validation part.
-    """
-
-    metric: str
-    labels: tuple[str, ...]
-    rows: Callable[[Part, random.Random], Iterator[Row]]
-    lr: float
+    metric: str  # a key of `metrics.METRICS`
+    labels: tuple[str, ...]  # class names; empty for a regression
+    rows: Callable[[Part, random.Random], Iterator[Row]]  # called once for every copy
+    lr: float  # what the small model needs at 32 rows a step; found on the validation part
     steps: int
     beta2: float = 0.98  # of AdamW: its memory must be shorter than a short training
 
@@ -48,9 +42,7 @@ def acceptability(part: Part, draw: random.Random) -> Iterator[Row]:
 
 
 def belonging(part: Part, draw: random.Random) -> Iterator[Row]:
-    """Is it of this documentation?  One or two neighbouring sentences of it, and the rest of a
-    sentence of it or of its module's others.
-    """
+    """Is it of this documentation?  One or two sentences of it, and part of one, of it or not."""
     for sentences, others in _with_others(part):
         for i in range(len(sentences)):
             passage = sentences[max(0, i - 1) : i + 1]
@@ -59,9 +51,7 @@ def belonging(part: Part, draw: random.Random) -> Iterator[Row]:
 
 
 def paraphrase(part: Part, draw: random.Random) -> Iterator[Row]:
-    """Is it this sentence, edited?  A sentence, and what is left of it with its halves swapped; or,
-    two times in three, of a sentence much like it.
-    """
+    """Is it this sentence, edited?  A sentence, and the rest of it, or of one much like it."""
     for sentences, others in _with_others(part):
         for sentence in sentences:
             words = set(sentence.split())
@@ -73,9 +63,7 @@ def paraphrase(part: Part, draw: random.Random) -> Iterator[Row]:
 
 
 def similarity(part: Part, draw: random.Random) -> Iterator[Row]:
-    """What share of the words stayed?  A sentence, and the same with some words replaced by words
-    of other sentences.
-    """
+    """What share of the words stayed?  A sentence, and the same with some words replaced."""
     pool = [word for _, own in part for sentence in own for word in sentence.split()]
     for sentence in _sentences(part):
         words, stay = sentence.split(), draw.random()
@@ -100,9 +88,7 @@ def rows(name: str, part: str) -> Rows:
     check_choice("task", name, PROSE)
     documentation = prose.documentation(part)
     draw = random.Random(f"{name} {part} {SEED}")
-    every = []
-    for _ in range(COPIES[part]):
-        every += PROSE[name].rows(documentation, draw)
+    every = [row for _ in range(COPIES[part]) for row in PROSE[name].rows(documentation, draw)]
     texts, labels = zip(*every, strict=True)
     return Rows(tuple(zip(*texts, strict=True)), labels)
 
@@ -113,9 +99,7 @@ def _sentences(part: Part) -> dict[str, None]:
 
 
 def _with_others(part: Part) -> Iterator[tuple[tuple[str, ...], list[str]]]:
-    """The sentences of each documentation, and those of its module that it does not have itself;
-    modules without others drop out.
-    """
+    """The sentences of each documentation, and its module's others, where there are any."""
     modules: dict[str, list[str]] = {}
     for module, own in part:
         modules.setdefault(module, []).extend(own)

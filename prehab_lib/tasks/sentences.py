@@ -9,16 +9,16 @@ from statistics import fmean
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.data import BatchSampler
 
 from prehab_lib.batches import device_of, mean_over_samples, move
 from prehab_lib.evaluate import each_answer, logits_and_labels
 from prehab_lib.inputs import check_choice, check_whole
 from prehab_lib.tasks import data, prose, prose_tasks
-from prehab_lib.tasks.drawn import Drawn, Task, shuffled_rows
+from prehab_lib.tasks.drawn import Drawn, Rows, Task, encode, shuffled_rows
 from prehab_lib.tasks.glue import GLUE
 from prehab_lib.tasks.metrics import Score, score
 from prehab_lib.tasks.prose_tasks import PROSE
-from prehab_lib.tasks.rows import Rows, encode
 from prehab_lib.tasks.tokenizers import train_wordpiece
 
 SCORED_BATCH = 64  # rows scored at a time; the score does not depend on it
@@ -27,23 +27,19 @@ RANDOM_DRAWS = 20  # the random baseline is their mean
 
 @dataclass(frozen=True)
 class SentenceTask(Task):
-    """Batches are as `rows.encode` makes them.  labels: class names, empty for a regression.
-
-    scored: column of the table -> its rows.  protocol: how the score is taken, one sentence, stored
-    with every number.  recipe: arguments of `finetune.fine_tune`.
-    """
+    """Batches are as `drawn.encode` makes them."""
 
     name: str
     metric: str
-    labels: tuple[str, ...]
+    labels: tuple[str, ...]  # class names, empty for a regression
     tokenizer: object
     batch: int
     max_length: int
     training: Rows
     chosen_on: Rows
-    scored: dict[str, Rows]
-    protocol: str
-    recipe: dict
+    scored: dict[str, Rows]  # by column of the table
+    protocol: str  # how the score is taken, one sentence, stored with every number
+    recipe: dict  # arguments of `finetune.fine_tune`
 
     @property
     def outputs(self) -> int:
@@ -62,52 +58,43 @@ class SentenceTask(Task):
 
     def scores(self, model: nn.Module) -> dict[str, Score]:
         """Column of the table -> the metric on its rows.  Raises as `predict` does."""
-        scores = {}
-        for column, rows in self.scored.items():
-            scores[column] = score(self.metric, *predict(model, self.once(rows)))
-        return scores
+        said = {column: predict(model, self.once(rows)) for column, rows in self.scored.items()}
+        return {column: score(self.metric, *answers) for column, answers in said.items()}
 
     def score(self, model: nn.Module) -> float:
         """The one number of the task: of its column, or the mean of MNLI's two."""
         return fmean(map(float, self.scores(model).values()))
 
     def baselines(self) -> dict[str, dict[str, Score]]:
-        """What needs no model, each as column -> score.  "constant": the best of the answers that
-        are always the same (for accuracy the majority class, for F1 often the other one).
-        "random": labels drawn like the training rows', the mean of 20 draws.
-        """
+        """By column, "constant": the best unchanging answer; "random": labels as in training."""
         labels = np.asarray(self.training.labels)
         answers = range(len(self.labels)) if self.labels else [labels.mean()]
         draw = np.random.default_rng(0)
         constant, drawn = {}, {}
         for column, rows in self.scored.items():
-            same = [np.full(len(rows), answer) for answer in answers]
-            scores = [score(self.metric, guess, rows.labels) for guess in same]
-            constant[column] = max(scores, key=float)
-            guesses = [draw.choice(labels, len(rows)) for _ in range(RANDOM_DRAWS)]
-            scores = [score(self.metric, guess, rows.labels) for guess in guesses]
-            drawn[column] = Score(fmean(map(float, scores)))
+            judge = partial(score, self.metric, labels=rows.labels)
+            same = [judge(np.full(len(rows), answer)) for answer in answers]
+            constant[column] = max(same, key=float)
+            guesses = [judge(draw.choice(labels, len(rows))) for _ in range(RANDOM_DRAWS)]
+            drawn[column] = Score(fmean(map(float, guesses)))
         return {"constant": constant, "random": drawn}
 
     def once(self, rows: Rows) -> Iterator[dict[str, Tensor]]:
         """Every row once, shortest first, so that little is padded."""
         lengths = [sum(map(len, texts)) for texts in zip(*rows.texts, strict=True)]
         order = sorted(range(len(rows)), key=lengths.__getitem__)
-        for start in range(0, len(order), SCORED_BATCH):
-            indices = order[start : start + SCORED_BATCH]
+        for indices in BatchSampler(order, SCORED_BATCH, drop_last=False):
             yield encode(rows, self.tokenizer, self.max_length, indices)
 
 
 def open_task(
     name: str, batch: int, tokenizer=None, *, data_root=None, max_length=None, test_rows=None
 ) -> SentenceTask:
-    """The task of a name: an embedded one of `PROSE`, or one of `GLUE`, trained on its training
-    split and scored on its validation split.
+    """The task of a name: an embedded one of `PROSE`, or one of `GLUE`, scored on its validation.
 
-    tokenizer: the checkpoint's (`tokenizers.tokenizer_of`); None, for embedded ones, a small one.
-    max_length: None is 48 tokens, of GLUE 128.  test_rows: score on so many rows of each split, the
-    same ones always (None or 0: all).  Raises as `data.load` does, and ValueError for an unknown
-    name, a bad number, labels of -1 (a test set), or outside the task's classes.
+    tokenizer: the checkpoint's; None, for embedded ones, a small one.  max_length: None is 48
+    tokens, of GLUE 128.  test_rows: score so many of each split, the same always (None or 0: all).
+    Raises as `data.load` does, and ValueError for an unknown name, a bad number or a foreign label.
     """
     check_whole(1, batch=batch)
     check_whole(0, test_rows=test_rows or 0)
@@ -139,10 +126,8 @@ def open_task(
         counts.append(f"{column} {len(some)} of {len(rows)} rows")
         tokens = tokenizer(*map(list, some.texts), verbose=False)["input_ids"]
         longer += sum(len(ids) > length for ids in tokens)
-    protocol = (
-        f"{task.metric} on {where}: {', '.join(counts)}; at most {length} tokens a row, {longer} "
-        "rows are longer and cut off there"
-    )
+    limit = f"at most {length} tokens a row, {longer} rows are longer and cut off there"
+    protocol = f"{task.metric} on {where}: {', '.join(counts)}; {limit}"
     about = (name, task.metric, task.labels, tokenizer, batch, length)
     return SentenceTask(*about, training, chosen_on, scored, protocol, recipe)
 
@@ -179,16 +164,14 @@ def _glue_rows(name: str, split: str, data_root: str | None) -> Rows:
     texts, labels = tuple(tuple(loaded[column]) for column in task.columns), tuple(loaded["label"])
     if not labels:
         raise ValueError(f"{what} has no rows: check its files")
-    if any(not isinstance(text, str) for column in texts for text in column):
+    if not all(isinstance(text, str) for column in texts for text in column):
         raise ValueError(f"{what} has a row without text: every row must hold text")
-    hidden, classes = labels.count(-1), len(task.labels)
+    hidden, classes = labels.count(-1), range(len(task.labels))
     if hidden == len(labels) or (classes and hidden):  # a regression may have a -1
         raise ValueError(f"{what} has labels of -1, which hide the answers: score another split")
-    wanted = f"classes 0 to {classes - 1}" if classes else "a finite number a row"
+    wanted = f"classes 0 to {len(classes) - 1}" if classes else "a finite number a row"
     for label in labels:
-        good = isinstance(label, int | float) and math.isfinite(label)
-        if classes:
-            good = isinstance(label, int) and 0 <= label < classes
-        if not good:
+        known = not classes or label in classes
+        if not (isinstance(label, int | float) and math.isfinite(label) and known):
             raise ValueError(f"{what} has the label {label!r}: its task wants {wanted}")
-    return Rows(texts, labels if classes else tuple(map(float, labels)))
+    return Rows(texts, tuple(map(int if classes else float, labels)))

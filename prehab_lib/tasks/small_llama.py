@@ -23,11 +23,7 @@ PATIENCE = 3  # validations in a row without a better one, before training stops
 def small_llama(
     vocabulary: int, depth=3, width=64, heads=4, kv_heads=2, seed=0, positions=256
 ) -> nn.Module:
-    """transformers' `LlamaForCausalLM` with grouped-query attention, random weights from `seed`.
-
-    kv_heads: heads of keys and values, a divisor of `heads`.  Token 0 is BOS and 1 EOS, as in
-    `tokenizers.train_bpe`.
-    """
+    """transformers' `LlamaForCausalLM`, random weights from `seed`; BOS and EOS of `train_bpe`."""
     import transformers
 
     sizes = dict(hidden_size=width, num_hidden_layers=depth, num_attention_heads=heads)
@@ -39,16 +35,12 @@ def small_llama(
         return transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes))
 
 
-def pretrain(
-    model: nn.Module, task: LanguageTask, *, seed: int, steps: int, lr: float = 1e-2
-) -> list[dict]:
-    """Train every parameter by AdamW on random windows, in place, and keep the weights of the best
-    validation.
+def pretrain(model: nn.Module, task: LanguageTask, *, seed: int, steps: int, lr=1e-2) -> None:
+    """Train every parameter by AdamW on random windows, in place; the best weights are kept.
 
-    A validation is the perplexity of `task.chosen_on`, every `VALIDATE_EVERY` steps and at the end;
-    after three in a row without a better one training stops.  Returns a row for each: step, loss
-    (mean of the steps since the last), validation.  Raises ValueError for a bad number, or a loss
-    that is no longer finite.
+    They have the lowest perplexity on `task.chosen_on`, which is taken every `VALIDATE_EVERY` steps
+    and at the end.  After three in a row without a better one training stops.  Raises ValueError
+    for a bad number, or as `training.descend` does.
     """
     check_whole(0, steps=steps)
     check_positive(lr=lr)
@@ -58,17 +50,13 @@ def pretrain(
         return min(1.0, (step + 1) / (WARMUP + 1)) * cosine
 
     schedule = training.adamw(model, rate, lr=lr, weight_decay=0.05, betas=(0.9, 0.95))
-    batches, rows, losses = task.train(seed, steps), [], []
-    best, kept, worse = math.inf, None, 0
+    batches, best, kept, worse = task.train(seed, steps), math.inf, None, 0
     with mode(model, training=True):
         descent = training.descend(model, batches, language_loss, schedule, "training", clip=1.0)
-        for step, loss in enumerate(descent, start=1):
-            losses.append(loss)
+        for step, _ in enumerate(descent, start=1):
             if step % VALIDATE_EVERY and step < steps:
                 continue
-            value = perplexity(model, task.chosen_on)
-            rows.append({"step": step, "loss": sum(losses) / len(losses), "validation": value})
-            losses, worse = [], worse + 1
+            value, worse = perplexity(model, task.chosen_on), worse + 1
             if value < best:
                 best, kept, worse = value, copy.deepcopy(model.state_dict()), 0
             if worse == PATIENCE:
@@ -76,20 +64,17 @@ def pretrain(
     if kept:
         model.load_state_dict(kept)
     model.zero_grad()  # also where training stopped early
-    return rows
 
 
 def base_model(
     task: LanguageTask, checkpoint: str, *, seed, device="cpu", small=None, dtype="auto", **recipe
 ) -> tuple[nn.Module, str]:
-    """The language model of a task before prehab, in eval mode on `device`, and where it is from:
-    "given", "cached" or "trained".
+    """The language model of a task before prehab, as `training.base_model` gives it; or "given".
 
-    checkpoint: "small" trains `small_llama(**small)` by `pretrain(**recipe)`, once (`training`).
-    Else the hub name or folder of any causal language model of transformers, used as it is.  dtype:
-    of its weights, "auto" as they are stored.  Raises as `models.text_model` does, and ValueError
-    for a model that is compressed already or no causal one, has no embedding for a token of the
-    task's text, or fewer positions than its window.
+    checkpoint: "small" trains `small_llama(**small)` by `pretrain(**recipe)`, once.  Else the hub
+    name or folder of a causal language model of transformers, used as it is, with weights of dtype
+    ("auto": as they are stored).  Raises as `models.text_model`, `skeleton.causal_config` and
+    `check_fits` do.
     """
     if checkpoint != SMALL:
         causal_config(checkpoint)

@@ -14,9 +14,7 @@ from prehab_lib.tasks.training import SMALL
 
 
 def train(model: nn.Module, task: ImageTask, *, seed: int, steps: int, lr: float) -> None:
-    """Train every parameter by AdamW with a one-cycle learning rate, whose peak is `lr`, in place.
-    Raises ValueError for a bad number, or a loss that is no longer finite.
-    """
+    """Train every parameter, in place, by AdamW on a one-cycle learning rate whose peak is `lr`."""
     check_whole(1, steps=steps)
     check_positive(lr=lr)
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.05)
@@ -27,26 +25,20 @@ def train(model: nn.Module, task: ImageTask, *, seed: int, steps: int, lr: float
 
 
 def new_model(name: str, *, seed: int = 0, small=None, pretrained=True) -> nn.Module:
-    """The network before any training here: `models.small_vit(**small)` from `seed`, or
-    `models.image_model(name)`.
-
-    Raises ValueError for an unknown key of `small`, and as `models.image_model` does.
-    """
+    """`models.small_vit(**small)` from `seed` for "small", else `models.image_model(name)`."""
     if name != SMALL:
         return models.image_model(name, pretrained=pretrained)
-    small = small or {}
-    check_options("small", small, models.small_vit)
-    return models.small_vit(**small, seed=seed)
+    check_options("small", small or {}, models.small_vit)
+    return models.small_vit(**small or {}, seed=seed)
 
 
 def base_model(
     task: ImageTask, name: str, *, seed: int, device="cpu", small=None, pretrained=True, **recipe
 ) -> tuple[nn.Module, str]:
-    """The model of a task before prehab, in eval mode on `device`, and where it is from: "given",
-    "cached" or "trained".
+    """The model of a task before prehab, as `training.base_model` gives it; or "given".
 
-    name: "small" trains `models.small_vit(**small)` by `train(**recipe)`, once (`training`).  Else
-    a timm name or folder, used as it is.  Raises as `new_model` and `train` do.
+    name: "small" trains a `new_model` by `train(**recipe)`, once.  Else a timm name or folder, used
+    as it is.  Raises as these do.
     """
     model = new_model(name, seed=seed, small=small, pretrained=pretrained)
     if name != SMALL:

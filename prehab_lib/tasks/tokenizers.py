@@ -12,21 +12,18 @@ _FILES = ("tokenizer.json", "tekken.json", "vocab.*", "*.model")
 
 
 def train_bpe(texts: Iterable[str], size: int = 1000):
-    """A byte-level BPE of at most `size` tokens for language models: any text can be spelled.
+    """A byte-level BPE of at most `size` tokens, for any text: 0 is BOS, 1 is EOS and padding.
 
-    Token 0 is BOS, in front of a text; 1 is EOS, also for padding.  Raises ValueError for a size
-    that does not hold them and the 256 bytes.
+    Raises ValueError for a size that does not hold these and the 256 bytes.
     """
     import tokenizers
     import transformers
     from tokenizers import decoders, pre_tokenizers, processors
 
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    least = len(letters) + 2
-    if size < least:
-        raise ValueError(
-            f"vocabulary = {size}: a byte-level tokenizer needs at least {least} tokens"
-        )
+    if size < len(letters) + 2:
+        needed = f"a byte-level tokenizer needs at least {len(letters) + 2} tokens"
+        raise ValueError(f"vocabulary = {size}: {needed}")
     learner = tokenizers.Tokenizer(tokenizers.models.BPE())
     learner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     learner.decoder = decoders.ByteLevel()
@@ -37,18 +34,13 @@ def train_bpe(texts: Iterable[str], size: int = 1000):
     learner.post_processor = processors.TemplateProcessing(
         single=f"{BOS} $A", pair=f"{BOS} $A $B", special_tokens=[(BOS, learner.token_to_id(BOS))]
     )
-    special = dict(bos_token=BOS, eos_token=EOS, pad_token=EOS)
-    return transformers.PreTrainedTokenizerFast(
-        tokenizer_object=learner, clean_up_tokenization_spaces=False, **special
-    )
+    options = dict(bos_token=BOS, eos_token=EOS, pad_token=EOS, clean_up_tokenization_spaces=False)
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=learner, **options)
 
 
 def train_wordpiece(texts: Iterable[str], size: int = 2000, max_length: int = 64):
-    """A lower-casing BERT tokenizer of about `size` pieces.
-
-    The pieces are learnt by the BPE trainer of `tokenizers` and respelled: its WordPiece trainer
-    does the same merges, but breaks ties by a hash that changes from run to run.
-    """
+    """A lower-casing BERT tokenizer of about `size` pieces."""
+    # Learnt by a BPE trainer and respelled: the WordPiece trainer breaks ties by a random hash.
     import tokenizers
     import transformers
     from tokenizers import normalizers, pre_tokenizers
@@ -78,10 +70,8 @@ def tokenizer_of(source: str):
     folder = Path(source)
     if source.startswith((".", "/", "~")) and not folder.is_dir():
         raise FileNotFoundError(f"model = {source!r} is no folder: check the path")
-    files = "tokenizer.json, tokenizer_config.json"
-    missing = FileNotFoundError(
-        f"{source!r} has no tokenizer: copy the tokenizer files of its model there ({files})"
-    )
+    files = "the tokenizer files of its model there (tokenizer.json, tokenizer_config.json)"
+    missing = FileNotFoundError(f"{source!r} has no tokenizer: copy {files}")
     if folder.is_dir() and not any(any(folder.glob(pattern)) for pattern in _FILES):
         raise missing
     remedy = "give the folder of a local copy that has its tokenizer files"

@@ -33,16 +33,15 @@ def descend(
 ) -> Iterator[float]:
     """The loss of each batch, before the step that it makes; the caller may stop early.
 
-    what: names the work in messages.  clip: largest norm of the gradient.  Raises ValueError for a
-    loss that is no longer finite.
+    clip: largest norm of the gradient.  Raises ValueError for a loss that is no longer finite.
     """
     optimizer = schedule.optimizer
     for step, batch in enumerate(progress(batches, what)):
         loss = task_loss(model, batch)
         value = float(loss.detach())
         if not math.isfinite(value):
-            lr = optimizer.defaults["lr"]
-            raise ValueError(f"the loss is {value} at {what} step {step}: lower lr = {lr}")
+            remedy = f"lower lr = {optimizer.defaults['lr']}"
+            raise ValueError(f"the loss is {value} at {what} step {step}: {remedy}")
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
@@ -58,17 +57,16 @@ def base_model(
     """The model after `train(model, task, seed=seed, **recipe)`, in eval mode on `device`, and
     "trained"; or "cached", where the cache has it.
 
-    key: what of the task decides the trained weights, as JSON or tensors.  Added are the seed and
-    the recipe, the model itself, the device, the code, library versions, and the number of threads,
-    on which all digits depend.  Two processes that want the same model wait for one training.  A
-    damaged entry is trained again; a full disk costs the caching only.
+    key: what of the task decides the trained weights, as JSON or tensors; all else is added here.
+    The cache is below PREHAB_CACHE.  Two processes wait for one training.  A damaged entry is
+    trained again; a full disk costs the caching only.
     """
-    key |= {"seed": seed, "recipe": recipe, "device": str(device)}
+    key |= dict(seed=seed, recipe=recipe, device=str(device), threads=torch.get_num_threads())
     key |= {"weights": list(model.state_dict().values()), "skeleton": models.recipe_of(model)}
     key |= {"code": [file.read_text(encoding="utf-8") for file in DECIDING]}
     key |= {name: version(name) for name in ("torch", "timm", "transformers")}
-    key |= {"threads": torch.get_num_threads()}
-    folder = cache_folder() / "models" / _digest(key)
+    home = os.environ.get("PREHAB_CACHE") or Path.home() / ".cache" / "prehab_lib"
+    folder = Path(home) / "models" / _digest(key)
     lock = FileLock(folder.with_suffix(".lock"))
     try:
         with suppress(OSError):
@@ -84,11 +82,6 @@ def base_model(
         return model, "trained"
     finally:
         lock.release()
-
-
-def cache_folder() -> Path:
-    """The variable PREHAB_CACHE, else ~/.cache/prehab_lib."""
-    return Path(os.environ.get("PREHAB_CACHE") or Path.home() / ".cache" / "prehab_lib")
 
 
 def _digest(key: dict) -> str:

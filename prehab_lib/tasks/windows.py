@@ -10,9 +10,8 @@ from prehab_lib.tasks.drawn import Drawn
 
 
 def token_stream(texts: Iterable[str], tokenizer) -> Tensor:
-    """(N,) int64: the texts joined by blank lines and tokenized once, with the special tokens this
-    tokenizer adds (LLaMA's puts BOS in front, GPT-2's adds nothing).  Raises ValueError where there
-    is no text.
+    """(N,) int64: the texts joined by blank lines and tokenized once, with the special tokens that
+    the tokenizer adds.  Raises ValueError where there is no text.
     """
     joined, ids = "\n\n".join(texts), []
     if joined.strip():
@@ -24,16 +23,15 @@ def token_stream(texts: Iterable[str], tokenizer) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Windows:
-    """ids (N, T): non-overlapping windows in the order of the text.  dropped: tokens left over at
-    the end.  whole: windows the text has, of which N are scored.
-    """
-
-    ids: Tensor
-    dropped: int
-    whole: int
+    ids: Tensor  # (N, T): non-overlapping windows in the order of the text
+    dropped: int  # tokens left over at the end
+    whole: int  # windows the text has, of which N are scored
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def __str__(self) -> str:
+        return f"{len(self)} of {self.whole} windows ({self.dropped} tokens dropped)"
 
     def batches(self, batch: int) -> Iterator[dict[str, Tensor]]:
         """All windows once, `batch` at a time, as {"input_ids": (B, T)}."""
@@ -41,8 +39,8 @@ class Windows:
 
 
 def cut(stream: Tensor, window: int, most: int | None = None, what: str = "the text") -> Windows:
-    """A stream (N,) as windows of `window` tokens.  most: only so many, evenly spread over the text
-    (None or 0: all).  Raises ValueError where the stream is shorter than one window.
+    """A stream (N,) as windows of `window` tokens.  most: only so many, evenly spread (None or 0:
+    all).  Raises ValueError where the stream is shorter than one window.
     """
     _check_length(stream, window, what)
     whole = len(stream) // window
@@ -53,16 +51,14 @@ def cut(stream: Tensor, window: int, most: int | None = None, what: str = "the t
 
 
 def drawn_windows(stream: Tensor, window: int, batch: int, seed: int, count: int) -> Drawn:
-    """`count` batches of windows at random places of a stream (N,): {"input_ids": (B, T)}.
-    Raises ValueError where the stream is shorter than one window.
-    """
+    """`count` batches of windows at random places of a stream (N,); raises as `cut` does."""
     _check_length(stream, window, "the text to draw from")
-    within = torch.arange(window)
+    every = stream.unfold(0, window, 1)  # (places, T), a view
 
     def windows(starts: list[int]) -> dict[str, Tensor]:
-        return {"input_ids": stream[torch.tensor(starts)[:, None] + within]}  # (B, T)
+        return {"input_ids": every[starts]}
 
-    return Drawn(windows, len(stream) - window + 1, batch, seed, count, replacement=True)
+    return Drawn(windows, len(every), batch, seed, count, replacement=True)
 
 
 def _check_length(stream: Tensor, window: int, what: str) -> None:

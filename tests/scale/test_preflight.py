@@ -17,6 +17,7 @@ from prehab_lib.tasks.perplexity import language_loss, perplexity
 from tests import families
 from tests.families import tiny
 from tests.helpers import Toy, peak_gib
+from tests.tasks.helpers import refuses
 
 SEVEN_B = dict(vocab_size=32000, hidden_size=4096, intermediate_size=11008, num_attention_heads=32)
 WEIGHTS, COMPRESSED = 6_738_415_616, 32 * (4 * 4096**2 + 3 * 4096 * 11008)
@@ -63,7 +64,7 @@ def test_what_saves_memory():
         "Grams": (dict(streamed=True), 0),
     }
     for part, (change, share) in options.items():
-        assert seven(steps=1, **change).phases["prehab"].gib[part] <= share * base[part], part
+        assert seven(steps=1, **change).phases["prehab"].gib.get(part, 0) <= share * base[part], part
     assert "roots" not in seven(steps=1, roots_on="cpu").phases["prehab"].gib
     assert seven(steps=1, refresh=8).phases["prehab"].gib["tangents"] == base["masters"]
     streamed = seven(steps=1, streamed=True)
@@ -94,8 +95,7 @@ def test_it_refuses_what_cannot_fit(monkeypatch):
         (seven("cpu", streamed=True), [], r"(statistics|surgery) needs about \d\d.\d GiB on cpu, where 16.0 GiB"),
     ]
     for needed, remedy, message in cases:
-        with pytest.raises(ValueError, match=message):
-            needed.check(*remedy)
+        refuses(message, needed.check, *remedy)
     free |= {"cuda": 1000.0, "cpu": 17.0}
     seven(streamed=True).check()
     seven(steps=1).check()
@@ -157,11 +157,8 @@ def test_sources_are_dense_models_by_any_name(tmp_path):
     compress(model, "svd", 0.4)
     folder = save(model, tmp_path / "small")
     for source, name in ((folder, "small"), (str(folder), "small"), (load(folder), "LowRankLlamaForCausalLM")):
-        with pytest.raises(ValueError, match=f"{name}' is compressed already: give the dense model"):
-            estimate(source)
+        refuses(f"{name}' is compressed already: give the dense model", estimate, source)
     again = save(model, tmp_path / "dense", merged=True)
     assert estimate(str(again)).compressed == 2 * (2 * 32 * 32 + 2 * 16 * 32 + 3 * 32 * 48)
-    with pytest.raises(ValueError, match="Toy has no transformers configuration"):
-        estimate(Toy())
-    with pytest.raises(ValueError, match="window = 0"):
-        Plan(window=0)
+    refuses("Toy has no transformers configuration", estimate, Toy())
+    refuses("window = 0", Plan, window=0)

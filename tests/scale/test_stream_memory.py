@@ -18,14 +18,8 @@ def test_peak_is_block_gram_and_decomposition(removed, monkeypatch):
     for module, name in ((lean, "COLUMNS"), (factors, "ROWS"), (inputs, "ROWS")):
         assert getattr(module, name) > CHUNK
         monkeypatch.setattr(module, name, CHUNK)
-    config = transformers.LlamaConfig(
-        hidden_size=HIDDEN,
-        intermediate_size=MLP,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        vocab_size=VOCAB,
-        max_position_embeddings=BATCH,
-    )
+    sizes = dict(hidden_size=HIDDEN, intermediate_size=MLP, vocab_size=VOCAB, max_position_embeddings=BATCH)
+    config = transformers.LlamaConfig(num_hidden_layers=1, num_attention_heads=2, **sizes)
     batches = [{"input_ids": ids} for ids in torch.randint(0, VOCAB, (TOKENS // BATCH, 1, BATCH))]
 
     def run():

@@ -1,10 +1,7 @@
 import pytest
-import torch
 
 from prehab_lib.tasks import instructions
 from prehab_lib.tasks.instructions import HELD_OUT, Instruction, encode, open_instructions, prompt_of
-from prehab_lib.tasks.perplexity import language_loss
-from prehab_lib.tasks.small_llama import small_llama
 from tests.tasks.helpers import refuses
 from tests.text_files import alpaca_folder, parquet, sentence, tiny_tokenizer
 
@@ -12,9 +9,7 @@ KEYS = ("input_ids", "attention_mask", "labels")
 pytestmark = pytest.mark.usefixtures("own_folders")
 
 
-@pytest.fixture
-def tokenizer():
-    return tiny_tokenizer()
+tokenizer = pytest.fixture(tiny_tokenizer)
 
 
 @pytest.fixture
@@ -28,23 +23,18 @@ def answers(batch, tokenizer):
 
 
 def test_the_prompt_is_alpacas():
-    assert prompt_of("Name a tree.") == (
-        "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
-        "### Instruction:\nName a tree.\n\n### Response:\n"
-    )
-    assert prompt_of("Name it.", "a tree") == (
-        "Below is an instruction that describes a task, paired with an input that provides further context. "
-        "Write a response that appropriately completes the request.\n\n"
-        "### Instruction:\nName it.\n\n### Input:\na tree\n\n### Response:\n"
-    )
-    assert prompt_of("A.", "  ") == prompt_of("A.")
+    begins, asks = "Below is an instruction that describes a task", "Write a response that appropriately completes the"
+    plain = f"{begins}. {asks} request.\n\n### Instruction:\nName it.\n\n### Response:\n"
+    more = f"{begins}, paired with an input that provides further context. {asks} request.\n\n"
+    assert prompt_of("Name it.") == prompt_of("Name it.", "  ") == plain
+    told = "### Instruction:\nName it.\n\n### Input:\na tree\n\n### Response:\n"
+    assert prompt_of("Name it.", "a tree") == more + told
 
 
 def test_only_answers_and_their_end_are_scored(opened, tokenizer):
     outputs = {sentence(i).upper() + "</s>" for i in range(40)}
     for batch in opened().train(0, 5):
-        shape = batch["input_ids"].shape
-        assert {name: value.shape for name, value in batch.items()} == dict.fromkeys(KEYS, shape) and len(shape) == 2
+        assert tuple(batch) == KEYS and len({value.shape for value in batch.values()}) == 1
         for row, mask, label, said in zip(*batch.values(), answers(batch, tokenizer), strict=True):
             length = int(mask.sum())
             assert said in outputs and (mask[:length] == 1).all()  # padded on the right
@@ -78,21 +68,6 @@ def test_the_order_is_seeded_a_pass_takes_every_row_once_and_the_split_stays(ope
     assert set(rows) == set(rows[: len(data.training)]) == distinct
     assert 2 <= len(data.held_out) <= 4 and HELD_OUT == 2000
     assert not distinct & {row.ids for row in data.held_out} and again.held_out == data.held_out
-
-
-def test_the_loss_of_a_padded_batch_is_that_of_its_rows(opened):
-    model = small_llama(300, 1, 16, 2, 1, positions=300).eval()
-    batch = next(iter(opened().train(0, 1)))
-    assert (batch["attention_mask"] == 0).any()
-    total, count = 0.0, 0
-    with torch.no_grad():
-        for row, mask, label in zip(*batch.values(), strict=True):
-            length = int(mask.sum())
-            logits = model(row[None, :length]).logits[0].double().log_softmax(-1)
-            for t in range(1, length):
-                if label[t] != -100:
-                    total, count = total - float(logits[t - 1, row[t]]), count + 1
-        assert float(language_loss(model, batch)) == pytest.approx(total / count, rel=1e-5)
 
 
 def test_a_tokenizer_that_merges_over_the_border_or_ends_prompts(tokenizer):

@@ -5,7 +5,7 @@ from prehab_lib import evaluate
 from prehab_lib.save.models import small_vit
 from prehab_lib.tasks import drawn, images, training
 from prehab_lib.tasks.drawn import Drawn
-from prehab_lib.tasks.training import base_model, cache_folder
+from prehab_lib.tasks.training import base_model
 
 pytestmark = pytest.mark.usefixtures("own_folders")
 
@@ -24,13 +24,13 @@ class Counter:
         return base_model(small_vit(1, 16, 2, seed=untrained), self, None, "cpu", seed, recipe={}, **key)
 
 
-def test_trained_once_for_everybody_and_again_where_the_entry_is_damaged():
+def test_trained_once_for_everybody_and_again_where_the_entry_is_damaged(tmp_path):
     train = Counter()
     (first, how), (again, how_again) = train.model(), train.model()
     assert (how, how_again, train.calls) == ("trained", "cached", 1)
     x = torch.rand(2, 1, 8, 16)
     assert torch.equal(first(x), again(x)) and not first.training and not again.training
-    (file,) = cache_folder().rglob("model.safetensors")
+    (file,) = (tmp_path / "cache").rglob("model.safetensors")
     file.write_bytes(b"torn")
     assert (train.model()[1], train.model()[1], train.calls) == ("trained", "cached", 2)
 
@@ -65,13 +65,6 @@ def test_an_interrupted_training_does_not_keep_the_lock():
     with pytest.raises(KeyboardInterrupt):
         base_model(small_vit(1, 16, 2), interrupted, None, "cpu", 1, recipe={})
     assert Counter().model()[1] == "trained"
-
-
-def test_descent_is_adamw_with_a_schedule_and_may_be_left():
-    model, batches = small_vit(1, 8, 2), images.digit_task(4, 10).train(0, 9)
-    schedule = training.adamw(model, lambda step: 1.0, lr=1e-2)
-    descent = training.descend(model, batches, lambda m, b: m(b[0]).square().mean(), schedule, "work")
-    assert next(descent) > 0 and next(descent) > 0 and schedule.last_epoch == 2
 
 
 def test_draws_repeat_themselves_and_are_what_the_numbers_of_the_notebooks_rest_on():
