@@ -43,10 +43,10 @@ def run(arguments) -> int:
         logging.disable_progress_bar()
     try:
         _compress(arguments)
+        return 0
     except KeyboardInterrupt:
         print(f"prehab_lib: stopped; {arguments.out} is as it was", file=sys.stderr)
         return 130
-    return 0
 
 
 def _compress(a) -> None:
@@ -93,8 +93,8 @@ def _estimate(config, dtype: torch.dtype, device: str, a) -> None:
         return  # known for rulers of activations only
     options = {"rank_dtype": "float32" if a.surrogate in FAST else "float64"}
     options |= LESS_MEMORY if a.less_memory else {}
-    options |= {name: getattr(a, name) for name in ("batch", "window", "samples", "steps")}
-    plan = preflight.Plan(removed=a.removed, dtype=dtype, **options)
+    options |= {n: getattr(a, n) for n in ("removed", "batch", "window", "samples", "steps")}
+    plan = preflight.Plan(dtype=dtype, **options)
     needed = preflight.estimate(config, plan, device)
     _say("estimate", f"{needed.peak:.3g} GiB on {device} at most")
     needed.check("add --less-memory or --dtype bfloat16, or go by blocks with scale.stream")
@@ -178,13 +178,13 @@ def _texts(path: Path) -> list[str]:
     if not path.is_file():
         raise FileNotFoundError(f"--data {path} is no file: give a text or a Parquet file")
     try:
-        if path.suffix == ".parquet":
-            names = parquet.read_schema(path).names
-            if "text" not in names:
-                raise ValueError(f"--data {path} has no column 'text': it has {', '.join(names)}")
-            column = parquet.read_table(path, columns=["text"])["text"].to_pylist()
-            return [text for text in column if isinstance(text, str)]
-        return [path.read_text(encoding="utf-8")]
+        if path.suffix != ".parquet":
+            return [path.read_text(encoding="utf-8")]
+        names = parquet.read_schema(path).names
+        if "text" not in names:
+            raise ValueError(f"--data {path} has no column 'text': it has {', '.join(names)}")
+        column = parquet.read_table(path, columns=["text"])["text"].to_pylist()
+        return [text for text in column if isinstance(text, str)]
     except (UnicodeDecodeError, pyarrow.ArrowInvalid) as problem:
         what = f"--data {path} is no UTF-8 text and no Parquet file that can be read"
         raise ValueError(f"{what} ({problem}): convert it") from problem

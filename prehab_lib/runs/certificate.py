@@ -89,10 +89,10 @@ def peak_memory_mb(device="cpu", children: bool = False) -> int:
         import torch
 
         return round(torch.cuda.max_memory_allocated(device) / 2**20)
-    try:
-        import resource
-    except ImportError:  # Windows
+    if sys.platform == "win32":  # it does not count
         return 0
+    import resource
+
     unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss: bytes on macOS, kilobytes elsewhere
     whose = resource.RUSAGE_CHILDREN if children else resource.RUSAGE_SELF
     return round(resource.getrusage(whose).ru_maxrss * unit / 2**20)
@@ -106,13 +106,8 @@ def birth_certificate(device="cpu") -> dict:
     for package in VERSIONED:
         with suppress(importlib.metadata.PackageNotFoundError):
             versions[package] = importlib.metadata.version(package)
-    return {
-        "profile": profile(),
-        "notebook": os.environ.get("PREHAB_NOTEBOOK"),
-        "device": str(device),
-        "device_name": _device_name(str(device)),
-        "threads": torch.get_num_threads() if torch else threads,
-        "versions": versions,
-        "commit": _commit(),
-        "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-    }
+    born = {"profile": profile(), "notebook": os.environ.get("PREHAB_NOTEBOOK")}
+    born |= {"device": str(device), "device_name": _device_name(str(device))}
+    born["threads"] = torch.get_num_threads() if torch else threads
+    started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    return born | {"versions": versions, "commit": _commit(), "started": started}

@@ -93,8 +93,8 @@ def key(run: Run, results: Mapping[str, bytes], library: Path = LIBRARY) -> str:
     """Sixteen hexadecimal digits. results: what `Store.results` gives, for a run that reads it."""
     cells = json.loads(run.notebook.read_text(encoding="utf-8"))["cells"]
     code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
-    parts: list[str | bytes] = [f"{run.profile} {run.notebook.stem}"]
-    parts += [json.dumps(run.params, sort_keys=True), *code, *_inputs(run.params)]
+    parts = [f"{run.profile} {run.notebook.stem}", json.dumps(run.params, sort_keys=True), *code]
+    parts += _inputs(run.params)
     for file in library_files(code, library):
         parts += [str(file.relative_to(library)), file.read_bytes()]
     for name in sorted(results):

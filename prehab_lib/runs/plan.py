@@ -102,12 +102,10 @@ def cores() -> int:
 def gpus() -> list[str]:
     """Names for CUDA_VISIBLE_DEVICES, of those this process may see. Importing torch takes long."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        return [name for name in visible.split(",") if name.strip() and name.strip() != "-1"]
-    if not shutil.which("nvidia-smi"):
-        return []
-    listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True).stdout
-    return [str(number) for number in range(listed.count("GPU "))]
+    if visible is None and shutil.which("nvidia-smi"):
+        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True).stdout
+        return [str(number) for number in range(listed.count("GPU "))]
+    return [name for name in (visible or "").split(",") if name.strip() not in ("", "-1")]
 
 
 def runs(

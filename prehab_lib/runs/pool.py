@@ -20,17 +20,11 @@ from prehab_lib.runs import keys
 from prehab_lib.runs.plan import Run
 from prehab_lib.runs.store import Busy, Store
 
-QUIET = {
-    "MPLBACKEND": "module://matplotlib_inline.backend_inline",
-    "PYTHONHASHSEED": "0",
-    "TQDM_DISABLE": "1",
-    "TOKENIZERS_PARALLELISM": "false",
-    "TRANSFORMERS_VERBOSITY": "error",
-    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-    "HF_HUB_DISABLE_TELEMETRY": "1",
-    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
-    "PYDEVD_DISABLE_FILE_VALIDATION": "1",
-}
+BARS = ("TQDM_DISABLE", "HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS")
+OFF = (*BARS, "HF_HUB_DISABLE_TELEMETRY", "PYDEVD_DISABLE_FILE_VALIDATION")
+QUIET = dict.fromkeys(OFF, "1") | {"PYTHONHASHSEED": "0", "TOKENIZERS_PARALLELISM": "false"}
+QUIET["MPLBACKEND"] = "module://matplotlib_inline.backend_inline"
+QUIET["TRANSFORMERS_VERBOSITY"] = "error"
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
 
 
@@ -139,7 +133,8 @@ class Pool:
                 pass
         except Busy as busy:
             return Outcome("failed", key, str(busy))
-        log, clock = self.store.log(run.profile, run.name), time.monotonic()
+        clock = time.monotonic()
+        log = self.store.runs / run.profile / "logs" / f"{run.name}.log"  # all that is printed
         log.parent.mkdir(parents=True, exist_ok=True)
         command = [sys.executable, "-m", "prehab_lib.runs.unit"]
         options = {"env": environment(self.store, run, gpu)}

@@ -45,16 +45,9 @@ class Store:
     def failed(self, key: str) -> Path:
         return self.folder / f"{key}.failed"
 
-    def log(self, profile: str, name: str) -> Path:
-        """What a run and its libraries print, as it comes; kept until the run is started again."""
-        return self.runs / profile / "logs" / f"{name}.log"
-
     @contextmanager
     def hold(self, name: str, busy: str) -> Iterator[None]:
-        """Keep every other process off a key or a profile. Raises Busy with that sentence.
-
-        The system frees it when this process dies.
-        """
+        """Keep every other process off a key or a profile until this one ends, or raise Busy."""
         from filelock import FileLock, Timeout
 
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -102,10 +95,7 @@ class Store:
         return results
 
     def targets(self, profile: str, name: str, run: dict) -> dict[str, Path]:
-        """Where each file of a run is published, by its run.json: figures apart from the rest.
-
-        The figures of all notebooks share a folder; a grid's run has one of its own in it.
-        """
+        """Where each file of a run is published: figures together, those of a grid's run apart."""
         own = "" if run.get("notebook", name) == name else name
         targets = {}
         for file in run.get("files", []):
@@ -116,9 +106,8 @@ class Store:
     def publish(self, key: str, profile: str, name: str) -> None:
         """Copy a finished run to runs/PROFILE, run.json last; what its predecessor left goes."""
         source, facts = self.done(key), self.runs / profile / name / "run.json"
-        run = json.loads((source / "run.json").read_text(encoding="utf-8"))
+        run, before = json.loads((source / "run.json").read_text(encoding="utf-8")), {}
         targets = self.targets(profile, name, run)
-        before = {}
         with suppress(OSError, json.JSONDecodeError):  # nothing was published, or only half
             before = json.loads(facts.read_text(encoding="utf-8"))
         if before.get("key") == key and all(target.is_file() for target in targets.values()):

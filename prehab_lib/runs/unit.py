@@ -79,7 +79,7 @@ def _execute(notebook: Path, output: Path, params: dict, work: Path) -> str | No
             command = [sys.executable, "-P", "-m", "prehab_lib.runs.unit"]
             return [*command, "-f", self.connection_file, "--log-level=ERROR"]
 
-    settings = {"kernel_name": "python3", "kernel_manager_class": Manager, "cwd": str(work)}
+    settings = {"kernel_name": "python3", "kernel_manager_class": Manager, "cwd": work}
     settings |= {"progress_bar": False, "log_output": True}
     execute = partial(papermill.execute_notebook, notebook, output, params, **settings)
     try:
@@ -107,10 +107,11 @@ def work_on(task: dict) -> None:
     with store.hold_run(key):
         if store.done(key).exists():
             return
+        part = store.begin(key)
         try:
-            good = _work(store.begin(key), task)
+            good = _work(part, task)
         except OSError:
-            shutil.rmtree(store.part(key), ignore_errors=True)
+            shutil.rmtree(part, ignore_errors=True)
             raise
         if _abandoned.is_set():  # the kernel was killed by us: no failure
             os._exit(1)

@@ -4,9 +4,8 @@ A family gets a configuration of its own ("lowrank_llama"), which lists the rank
 layer, and subclasses of its models that swap those layers when they are built.  `import
 prehab_lib.save` registers them; without it transformers says that the model type is unknown.
 
-A direct `LlamaForCausalLM.from_pretrained(folder)` knows nothing of low-rank layers.  transformers
-then warns of the foreign model type, draws the missing matrices at random and reports each as
-MISSING: open such folders by the Auto classes.
+A direct `LlamaForCausalLM.from_pretrained(folder)` knows no low-rank layers.  transformers warns of
+it and draws the missing matrices at random: open such folders by the Auto classes.
 """
 
 from collections.abc import Mapping, Sequence

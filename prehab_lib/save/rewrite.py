@@ -46,9 +46,9 @@ def split_qkv(model: nn.Module) -> list[str]:
     Outputs stay, to round-off.  `default_layers` then lists the parts: "blocks.0.attn.qkv.q", ".k",
     ".v".  Split before statistics are collected.
 
-    Three (h, n) parts get three ranks and three errors, one (3h, n) matrix shares its right factor.
-    The paper does not say which it compresses.  Its released code can do both, and the example in
-    its README splits: a ViT-B/16 then has 73 matrices with the head, against 49 fused.
+    Three (h, n) parts get three ranks, one (3h, n) matrix shares its right factor.  The paper does
+    not say which it compresses.  Its released code can do both, and the example in its README
+    splits: a ViT-B/16 then has 73 matrices with the head, against 49 fused.
 
     Raises ValueError where there is nothing to split, or a fused layer is not plain and dense.
     """

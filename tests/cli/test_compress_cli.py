@@ -21,14 +21,9 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*fewer than 10 tokens")
 TEXT = [sentence(i) for i in range(200)]
 
 
-@pytest.fixture(scope="module")
-def tokenizer():
-    return tiny_tokenizer()
-
-
 @pytest.fixture
-def base(tmp_path, tokenizer):
-    return causal_model(tmp_path / "base", tokenizer=tokenizer)
+def base(tmp_path):
+    return causal_model(tmp_path / "base", tokenizer=tiny_tokenizer())
 
 
 @pytest.fixture
@@ -42,7 +37,7 @@ def words(model, data, out, *more):
     return ["compress", str(model), "--data", str(data), "--out", str(out), *small, *map(str, more)]
 
 
-def test_from_a_text_to_a_model_that_everybody_opens(base, text, tokenizer, tmp_path, capsys):
+def test_from_a_text_to_a_model_that_everybody_opens(base, text, tmp_path, capsys):
     out = tmp_path / "out"
     more = ["--steps", 3, "--less-memory", "--lr", "1e-3", "--lam", "0.1", "--license", "mit"]
     assert main(words(base, text, out, *more)) == 0
@@ -65,8 +60,7 @@ def test_from_a_text_to_a_model_that_everybody_opens(base, text, tokenizer, tmp_
 
 
 def test_the_surrogate_is_summed_as_in_equation_2_or_averaged_where_asked(base, text, tmp_path, capsys):
-    steps = ["--steps", 3, "--lr", "1e-3", "--lam", "0.1"]
-    loaded = {}
+    steps, loaded = ["--steps", 3, "--lr", "1e-3", "--lam", "0.1"], {}
     for name, more in {"default": [], "sum": ["--reduction", "sum"], "mean": ["--reduction", "mean"]}.items():
         assert main(words(base, text, tmp_path / name, *steps, *more)) == 0
         said = f"{'mean' if name == 'mean' else 'sum'} over the layers, λ = 0.1"
@@ -75,8 +69,8 @@ def test_the_surrogate_is_summed_as_in_equation_2_or_averaged_where_asked(base, 
     assert loaded["default"] == loaded["sum"] != loaded["mean"]
 
 
-def test_a_merged_gpt2_from_parquet(tokenizer, tmp_path, capsys):
-    gpt2 = causal_model(tmp_path / "gpt2", "gpt2", tokenizer=tokenizer)
+def test_a_merged_gpt2_from_parquet(tmp_path, capsys):
+    gpt2 = causal_model(tmp_path / "gpt2", "gpt2", tokenizer=tiny_tokenizer())
     parquet.write_table(pyarrow.table({"text": [*TEXT, None], "id": range(201)}), tmp_path / "text.parquet")
     assert main(words(gpt2, tmp_path / "text.parquet", tmp_path / "out", "--merged", "--removed", 0.6)) == 0
     model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
@@ -86,12 +80,24 @@ def test_a_merged_gpt2_from_parquet(tokenizer, tmp_path, capsys):
     assert "perplexity" in capsys.readouterr().out
 
 
-def test_the_same_seed_gives_the_same_bits_and_an_earlier_model_is_replaced(base, text, tmp_path):
+def test_a_seed_fixes_the_bits_and_a_stop_leaves_the_earlier_model(base, text, tmp_path, capsys, monkeypatch):
     out, weights = tmp_path / "out", []
     for seed in (0, 0, 1):
-        assert main(words(base, text, out, "--seed", seed)) == 0
+        assert main(words(base, text, out, "--seed", seed)) == 0  # the earlier one is replaced
         weights.append((out / "model.safetensors").read_bytes())
     assert weights[0] == weights[1] != weights[2]
+    before = {file.name: file.read_bytes() for file in out.iterdir()}
+
+    def stop(tensors, path, **_):
+        Path(path).write_bytes(b"half of")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("safetensors.torch.save_file", stop)
+    assert main(words(base, text, out, "--removed", 0.6)) == 130
+    assert "stopped; " in capsys.readouterr().err
+    assert main(words(base, text, tmp_path / "new")) == 130
+    assert before == {file.name: file.read_bytes() for file in out.iterdir()}
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["base", "out", "text.txt"]
 
 
 def test_a_method_that_needs_gradients_and_one_that_searches(base, text, tmp_path, capsys):
@@ -110,10 +116,6 @@ def compressed(tmp, base, name="small"):
 def compressed_before_config_json(tmp, base):
     (compressed(tmp, base, "before") / "config.json").unlink()
     return tmp / "before"
-
-
-def smaller(tmp, base):
-    return causal_model(tmp / "less", vocabulary=200, tokenizer=tiny_tokenizer())
 
 
 def encoder(tmp, base):
@@ -139,7 +141,9 @@ BAD_MODELS = {
     "small' is compressed already": compressed,
     "before' is compressed already": compressed_before_config_json,
     "has no tokenizer": lambda tmp, base: causal_model(tmp / "bare"),
-    "outside the model's vocabulary of 200: the tokenizer belongs to another model": smaller,
+    "outside the model's vocabulary of 200: the tokenizer belongs to another model": lambda tmp, base: causal_model(
+        tmp / "less", vocabulary=200, tokenizer=tiny_tokenizer()
+    ),
     "is a BertForMaskedLM: a causal language model is needed": encoder,
 }
 BAD_DATA = {
@@ -195,20 +199,3 @@ def test_what_is_gated_or_cannot_fit_is_refused_before_it_is_loaded(base, text, 
     monkeypatch.setattr("transformers.AutoConfig.from_pretrained", gated)
     assert main(words("org/model", text, tmp_path / "out")) == 2
     assert "'org/model' is gated: accept its terms" in capsys.readouterr().err
-
-
-def test_stopped_while_writing_leaves_the_earlier_model(base, text, tmp_path, capsys, monkeypatch):
-    out = tmp_path / "out"
-    assert main(words(base, text, out)) == 0
-    before = {file.name: file.read_bytes() for file in out.iterdir()}
-
-    def stop(tensors, path, **_):
-        Path(path).write_bytes(b"half of")
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("safetensors.torch.save_file", stop)
-    assert main(words(base, text, out, "--removed", 0.6)) == 130
-    assert "stopped; " in capsys.readouterr().err
-    assert main(words(base, text, tmp_path / "new")) == 130
-    assert before == {file.name: file.read_bytes() for file in out.iterdir()}
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["base", "out", "text.txt"]

@@ -49,6 +49,11 @@ def test_one_parameter_makes_a_run_for_each_value(home):
     assert list(planned(home)) == ["seeds=3"]
     lab(home, "lam: 7\n")
     assert list(planned(home)) == [""]
+    (plain,) = plan.runs(home, "lab", [], {"task": "sst2"})
+    lab(home, "lam: 7\ngrid: {task: [cola, sst2]}\n")
+    cola, sst2 = plan.runs(home, "lab")
+    assert keys.key(plain, {}) == keys.key(sst2, {}) != keys.key(cola, {})  # that of the same parameters without a grid
+    assert (plain.name, sst2.name) == ("04_bert_glue", "04_bert_glue.sst2")
 
 
 def test_several_parameters_make_every_combination_of_the_notebooks_own_parameters(home):
@@ -73,14 +78,6 @@ def test_the_command_line_stands_for_the_values_of_a_parameter(home):
     assert list(planned(home, {"task": "rte", "seeds": [9]})) == ["task=rte,seeds=9"]
     typed = planned(home, axes={"seed": [5], "lam": [0.1, 0.2]})  # one replaces values of the grid, one a plain value
     assert list(typed)[:2] == ["task=cola,seeds=5,lam=0.1", "task=cola,seeds=5,lam=0.2"] and len(typed) == 4
-
-
-def test_a_run_of_a_grid_has_the_key_of_the_same_parameters_without_one(home):
-    (plain,) = plan.runs(home, "lab", [], {"task": "sst2"})
-    lab(home, "grid: {task: [cola, sst2]}\n")
-    cola, sst2 = plan.runs(home, "lab", [], {})
-    assert keys.key(plain, {}) == keys.key(sst2, {}) != keys.key(cola, {})
-    assert (plain.name, sst2.name) == ("04_bert_glue", "04_bert_glue.sst2")
 
 
 WRONG = [
@@ -126,16 +123,10 @@ def test_a_wrong_grid_is_refused_in_one_sentence_before_anything_starts(home, ca
 
 
 def test_a_name_says_its_values_in_short_safe_words():
-    for point, name in [
-        ({}, ""),
-        ({"task": "cola"}, "cola"),
-        ({"task": "SST-2"}, "SST-2"),
-        ({"seeds": [-1]}, "seeds=-1"),
-        ({"lr": 1e-05}, "lr=1e-05"),
-        ({"flip": True, "limit": None}, "flip=true,limit=null"),
-        ({"task": "cola", "lam": 0.1}, "task=cola,lam=0.1"),
-    ]:
-        assert suffix(point) == name
+    points = [{}, {"task": "SST-2"}, {"seeds": [-1]}, {"lr": 1e-05}, {"flip": True, "limit": None}]
+    points.append({"task": "cola", "lam": 0.1})
+    short = ["", "SST-2", "seeds=-1", "lr=1e-05", "flip=true,limit=null", "task=cola,lam=0.1"]
+    assert [suffix(point) for point in points] == short
     odd = ["a/b", "../models/bert-base-uncased/", "a b", "a:b", "é", "", ".", "..", "cola.", "a=b", "a,b", "x" * 200]
     odd.append("\n")
     names = [suffix({"model": value}) for value in odd] + [suffix({"removed": value}) for value in ([0.2], [0.2, 0.4])]
