@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 from tests import batch
-from tests.processes import alive, wait_for
+from tests.batch import alive, wait_for
 
 ROOT = Path(__file__).resolve().parents[1]
 CLOCK = time.monotonic()

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from nbval import kernel
 
 from prehab_lib.runs import grid
 from prehab_lib.tasks import parameters
@@ -148,3 +149,26 @@ def test_outputs_are_compared_with_a_tolerance_that_a_wrong_number_fails(tmp_pat
     expected = {("PASSED", "good", str(n)) for n in range(len(good))}
     expected |= {("FAILED", "bad", str(n)) for n in range(len(bad))}
     assert set(verdicts) == expected, done.stdout[-3000:]
+
+
+def test_a_kernel_that_dies_as_it_starts_is_started_again_twice(monkeypatch):
+    died = "Kernel died before replying to kernel_info"  # a port had been taken
+    real, asked = kernel.KernelManager, []
+
+    def manager(**settings):
+        asked.append(settings)
+        if len(asked) <= failures:
+            raise RuntimeError(died)
+        return real(**settings)
+
+    monkeypatch.setattr(kernel, "KernelManager", manager)
+    failures = 9
+    with pytest.raises(RuntimeError, match=died):
+        kernel.RunningKernel(kernel.CURRENT_ENV_KERNEL_NAME)
+    assert len(asked) == 3
+    failures, asked[:] = 2, []
+    running = kernel.RunningKernel(kernel.CURRENT_ENV_KERNEL_NAME)
+    try:
+        assert running.is_alive() and len(asked) == 3
+    finally:
+        running.stop()

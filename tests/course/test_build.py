@@ -60,10 +60,8 @@ def test_students_get_no_solution(built):
 def test_a_students_notebook_is_blank_and_tells_no_solution(built):
     for name, asked in ASKED.items():
         file = built / "student" / "notebooks" / f"{name}.ipynb"
-        bodies = {}
-        for source in cells(file):
-            if build.CALL.search(source):
-                bodies |= {node.name: node.body for node in ast.parse(source).body if isinstance(node, ast.FunctionDef)}
+        nodes = [node for source in cells(file) if build.CALL.search(source) for node in ast.parse(source).body]
+        bodies = {node.name: node.body for node in nodes if isinstance(node, ast.FunctionDef)}
         for id, function in asked.items():
             *docstring, last = bodies[function]
             assert ast.unparse(last) == "..." and len(docstring) <= 1, f"{name}: exercise {id} is not blank"

@@ -138,7 +138,7 @@ def test_no_solutions_no_repository_and_none_of_the_graders_variables(tmp_path, 
     assert answer(tmp_path, HELD) == [["cases", "id", "name"]]  # it is told cases and no answers
 
 
-def test_odd_answers_are_no_answers(tmp_path):
+def test_odd_answers_are_no_answers_and_whole_notebooks_run(tmp_path):
     for returned, wanted in {
         "'x' * 2**21": "too long",
         "(lambda a: (a.append(a), a)[1])([])": "RecursionError",
@@ -146,9 +146,7 @@ def test_odd_answers_are_no_answers(tmp_path):
     }.items():
         assert wanted in answer(tmp_path, f"def printed_change(v, b): return {returned}"), returned
     assert repr(answer(tmp_path, "def printed_change(v, b): return {1}")) == "set {1}"
-
-
-def test_whole_notebooks_run_and_a_failing_statement_stops_only_itself(tmp_path):
+    # A whole notebook runs where that is asked for, and a failing statement stops only itself.
     source = "STATE = [1]\ninput('?')\nraise SystemExit\nSTATE.append(5)\ndef printed_change(v, b): return STATE[-1]"
     assert answer(tmp_path, source) == 1 and answer(tmp_path, source, whole=True) == 5
 

@@ -14,7 +14,7 @@ import yaml
 
 from prehab_lib import __main__
 from tests import batch
-from tests.processes import alive, wait_for
+from tests.batch import alive, wait_for
 
 ROOT = Path(__file__).resolve().parents[2]
 CLUSTER = ROOT / "cluster"

@@ -18,8 +18,8 @@ PARAMETERS = "steps: int = 1  # steps\ndata_root: str = ''  # data\n"
 def home(tmp_path, write_notebook, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("PREHAB_DATA", raising=False)
-    write_notebook(tmp_path / "notebooks" / "00_a.ipynb", "1", parameters=PARAMETERS)
-    write_notebook(tmp_path / "notebooks" / "01_b.ipynb", "1", parameters=PARAMETERS)
+    for name in ("00_a", "01_b"):
+        write_notebook(tmp_path / "notebooks" / f"{name}.ipynb", "1", parameters=PARAMETERS)
     (tmp_path / "params").mkdir()
     return tmp_path
 
@@ -83,7 +83,7 @@ def test_data_says_what_is_where(home, write_notebook, capsys):
 def test_threads_and_gpus(home, write_notebook, monkeypatch):
     write_notebook(home / "notebooks" / "02_gpu.ipynb", "1", parameters="device: str = 'auto'  # where\n")
     monkeypatch.setattr(plan, "cores", lambda: 12)
-    for visible, threads, gpu in [("", 6, False), ("0", 6, True), ("3,4,7", 4, True)]:
+    for visible, threads, gpu in [("", 6, False), ("-1", 6, False), ("0", 6, True), ("3,4,7", 4, True)]:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
         planned = plan.runs(home, "smoke")
         assert [run.gpu for run in planned] == [False, False, gpu] and {run.threads for run in planned} == {threads}

@@ -14,8 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.batch import printed
-from tests.processes import alive, wait_for
+from tests.batch import alive, printed, wait_for
 
 ROOT = Path(__file__).resolve().parents[2]
 linux = pytest.mark.skipif(sys.platform != "linux", reason="looks processes up in /proc")

@@ -1,6 +1,5 @@
 """The book's pages before Sphinx sees them, and what stops a build: one sentence, and the old book stays."""
 
-import importlib.util
 import re
 import shutil
 from pathlib import Path
@@ -12,7 +11,6 @@ from tests import books
 from tests.beside import ROOT
 from tests.books import code, site, text
 
-needs_sphinx = pytest.mark.skipif(importlib.util.find_spec("myst_nb") is None, reason="needs the extra `site`")
 PICTURE = {"image/png": "AAAA"}
 
 
@@ -118,8 +116,8 @@ def test_what_stops_a_build_is_one_sentence(tmp_path, monkeypatch, capfd):
     assert refused([], root, capfd) == "site: the book needs not_there: pip install -e '.[site]', or make site\n"
 
 
-@needs_sphinx
 def test_a_dead_link_stops_the_build_and_the_old_book_stays(tmp_path, capfd):
+    pytest.importorskip("myst_nb", reason="needs the extra `site`")
     root = books.small(tmp_path, text("# 03 · A chapter\n\n[gone](99_gone.ipynb)"))
     old = root / "site_out" / "html" / "index.html"
     old.parent.mkdir(parents=True)
