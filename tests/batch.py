@@ -1,7 +1,11 @@
-"""A small repository whose runs go through every fate: a grid, one that fails, one that waits, one that reads them all."""
+"""A small repository whose runs go through every fate: a grid, one that fails, one that waits, one that reads them all.
+
+And what tests ask of processes that they started: whether they live, and waiting for what they do.
+"""
 
 import json
 import os
+import time
 from pathlib import Path
 
 from tests.conftest import write_notebook
@@ -18,9 +22,8 @@ started = time.perf_counter()
 SCORE = """\
 draw = np.random.default_rng(seed).standard_normal((64, 64))
 value = float(np.linalg.svd(draw, compute_uv=False)[0]) + len(kind)
-record = {"method": kind, "removed": 0.4, "achieved": 0.4, "metric": "norm", "higher_is_better": False, "control": False,
-          "seed": seed, "value": value, "seconds": time.perf_counter() - started}
-result = {"about": certificate.birth_certificate(), "protocol": "largest singular value of a draw", "records": [record]}
+record = {"method": kind, "removed": 0.4, "seed": seed, "value": value, "seconds": time.perf_counter() - started}
+result = {"about": certificate.birth_certificate(), "records": [record]}
 certificate.write_json(certificate.run_dir() / "result.json", result)
 print(round(value, 6))
 """
@@ -92,3 +95,20 @@ def records(home: Path, profile: str = "laptop") -> dict[str, list]:
 def environment() -> dict[str, str]:
     """For a process started in such a repository."""
     return os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+
+
+def alive(pid: int) -> bool:
+    """Running, and not merely waiting to be buried."""
+    try:
+        return "zombie" not in Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False
+
+
+def wait_for(condition, what: str = "it did not happen in time", seconds: float = 60):
+    """What the condition gives, as soon as that is true.  what: is said where that takes longer than `seconds`."""
+    end = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < end, what
+        time.sleep(0.02)
+    return value

@@ -17,8 +17,7 @@ RUN = {"profile": "laptop", "seconds": 422.0, "peak_memory_mb": 2048, "started":
 def repository(folder: Path) -> Path:
     """A repository whose files are this one's, without its runs."""
     for name in ("notebooks", "figures", "params", "site", "docs"):
-        if (ROOT / name).exists():
-            (folder / name).symlink_to(ROOT / name)
+        (folder / name).symlink_to(ROOT / name)
     return folder
 
 
@@ -26,10 +25,8 @@ def small(folder: Path, *cells: dict) -> Path:
     """A repository of one small notebook, 03_vit, with a figure and a page of documentation."""
     (folder / "site").symlink_to(ROOT / "site")
     (folder / "notebooks").mkdir()
-    notebook = nbformat.v4.new_notebook(
-        cells=[nbformat.from_dict(cell) for cell in cells or [text("# 03 · A chapter")]]
-    )
-    nbformat.write(notebook, folder / "notebooks" / "03_vit.ipynb")
+    written = [nbformat.from_dict(cell) for cell in cells or [text("# 03 · A chapter")]]
+    nbformat.write(nbformat.v4.new_notebook(cells=written), folder / "notebooks" / "03_vit.ipynb")
     figures = folder / "figures" / "laptop"
     figures.mkdir(parents=True)
     shutil.copy(ROOT / "figures" / "laptop" / "idea.png", figures / "walks.png")
@@ -37,10 +34,9 @@ def small(folder: Path, *cells: dict) -> Path:
     record = {"caption": "Two walks", "alt": "Two lines that cross.", "seeds": [0, 1]}
     (figures / "walks.json").write_text(json.dumps(record | {"about": {"notebook": "03_vit", "commit": COMMIT}}))
     (folder / "docs").mkdir()
-    words = (
-        "# Reproduce\n\n[a chapter](../notebooks/03_vit.ipynb), [a licence](../LICENSE), [web](https://example.org).\n"
-    )
-    (folder / "docs" / "reproduce.md").write_text(words + "\n```sh\nsee [this](LICENSE)\n```\n", encoding="utf-8")
+    links = "[a chapter](../notebooks/03_vit.ipynb), [a licence](../LICENSE), [web](https://example.org)."
+    page = f"# Reproduce\n\n{links}\n\n```sh\nsee [this](LICENSE)\n```\n"
+    (folder / "docs" / "reproduce.md").write_text(page, encoding="utf-8")
     return folder
 
 

@@ -58,9 +58,8 @@ class Seen:
 
     def overflow(self) -> int:
         """Pixels by which the page is wider than its window: above 0 it scrolls sideways."""
-        return self.page.evaluate(
-            "Math.max(document.documentElement.scrollWidth, document.body.scrollWidth) - document.documentElement.clientWidth"
-        )
+        widest = "Math.max(document.documentElement.scrollWidth, document.body.scrollWidth)"
+        return self.page.evaluate(f"{widest} - document.documentElement.clientWidth")
 
 
 def watch(page) -> Seen:
@@ -97,15 +96,12 @@ def chromium():
 
 @pytest.fixture
 def visit(chromium):
-    """visit(address, width=1280, height=900, timeout=60) -> Seen, once the page has loaded, in a window of its own.
-
-    timeout: seconds, of every step.
-    """
+    """visit(address, width=1280) -> Seen, once the page has loaded, in a window of its own."""
     contexts = []
 
-    def open_page(address: str, width: int = 1280, height: int = 900, timeout: float = 60) -> Seen:
-        context = chromium.new_context(viewport={"width": width, "height": height})
-        context.set_default_timeout(1000 * timeout)
+    def open_page(address: str, width: int = 1280) -> Seen:
+        context = chromium.new_context(viewport={"width": width, "height": 900})
+        context.set_default_timeout(60_000)
         contexts.append(context)
         seen = watch(context.new_page())
         seen.page.goto(address)

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 from tests import batch
-from tests.processes import alive, wait_for
+from tests.batch import alive, wait_for
 
 ROOT = Path(__file__).resolve().parents[1]
 CLOCK = time.monotonic()
@@ -23,9 +23,8 @@ def say(line: str) -> None:
 
 def call(home: Path, *words, code: int = 0) -> str:
     """What a command of this Python's said in that folder."""
-    done = subprocess.run(
-        [sys.executable, "-m", *words], cwd=home, env=batch.environment(), capture_output=True, text=True
-    )
+    command = [sys.executable, "-m", *words]
+    done = subprocess.run(command, cwd=home, env=batch.environment(), capture_output=True, text=True)
     assert done.returncode == code, f"{words}: {done.returncode}\n{done.stdout}{done.stderr}"
     return done.stdout + done.stderr
 
@@ -38,10 +37,8 @@ def snakemake(target: str) -> list:
 
 def start(home: Path) -> subprocess.Popen:
     """Snakemake on SLURM."""
-    command = [sys.executable, "-m", *snakemake("runs")]
-    return subprocess.Popen(
-        command, cwd=home, env=batch.environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    )
+    command, pipes = [sys.executable, "-m", *snakemake("runs")], {"stdout": subprocess.PIPE}
+    return subprocess.Popen(command, cwd=home, env=batch.environment(), stderr=subprocess.STDOUT, **pipes)
 
 
 def finish(process: subprocess.Popen, code: int) -> str:

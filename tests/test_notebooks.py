@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from nbval import kernel
 
 from prehab_lib.runs import grid
 from prehab_lib.tasks import parameters
@@ -35,25 +36,21 @@ def faults(path: Path) -> list[str]:
     cells = code_cells(path)
     counts = [cell["execution_count"] for cell in cells]
     outputs = [output for cell in cells for output in cell["outputs"]]
-    found = []
-    if counts != list(range(1, len(cells) + 1)):
-        found.append(f"execution counts {counts}, not 1 to {len(cells)}: nbval compares nothing in a cell without one")
-    if any(output.get("name") == "stderr" for output in outputs):
-        found.append("stderr in an output")
-    if any(output["output_type"] == "error" for output in outputs):
-        found.append("an error in an output")
-    if on_disk := DISK.search(re.sub(r'"image/png": ".*?"', "", text)):
-        found.append(f"a path of somebody's disk: {on_disk.group()}")
-    if len(text) >= 300_000:
-        found.append(f"{len(text) // 1000} kB, not below 300")
+    checks = {
+        f"execution counts {counts}: nbval compares nothing in a cell without": counts
+        != list(range(1, len(cells) + 1)),
+        "stderr in an output": any(output.get("name") == "stderr" for output in outputs),
+        "an error in an output": any(output["output_type"] == "error" for output in outputs),
+        "a path of somebody's disk": DISK.search(re.sub(r'"image/png": ".*?"', "", text)),
+        f"{len(text) // 1000} kB, not below 300": len(text) >= 300_000,
+        "volatile metadata": re.search(r'"(papermill|execution)": ?\{', text),
+    }
     for cell in cells:
         most = 30 if "parameters" in cell["metadata"].get("tags", []) else 25  # a table, one name a line
         lines = "".join(cell["source"]).count("\n") + 1
         if lines > most:
-            found.append(f"a cell of {lines} lines")
-    if volatile := re.findall(r'"(papermill|execution)": ?\{', text):
-        found.append(f"volatile metadata: {volatile[0]}")
-    return found
+            checks[f"a cell of {lines} lines"] = True
+    return [fault for fault, holds in checks.items() if holds]
 
 
 @pytest.mark.parametrize("path", LESSONS + SOLUTIONS, ids=name)
@@ -152,3 +149,26 @@ def test_outputs_are_compared_with_a_tolerance_that_a_wrong_number_fails(tmp_pat
     expected = {("PASSED", "good", str(n)) for n in range(len(good))}
     expected |= {("FAILED", "bad", str(n)) for n in range(len(bad))}
     assert set(verdicts) == expected, done.stdout[-3000:]
+
+
+def test_a_kernel_that_dies_as_it_starts_is_started_again_twice(monkeypatch):
+    died = "Kernel died before replying to kernel_info"  # a port had been taken
+    real, asked = kernel.KernelManager, []
+
+    def manager(**settings):
+        asked.append(settings)
+        if len(asked) <= failures:
+            raise RuntimeError(died)
+        return real(**settings)
+
+    monkeypatch.setattr(kernel, "KernelManager", manager)
+    failures = 9
+    with pytest.raises(RuntimeError, match=died):
+        kernel.RunningKernel(kernel.CURRENT_ENV_KERNEL_NAME)
+    assert len(asked) == 3
+    failures, asked[:] = 2, []
+    running = kernel.RunningKernel(kernel.CURRENT_ENV_KERNEL_NAME)
+    try:
+        assert running.is_alive() and len(asked) == 3
+    finally:
+        running.stop()

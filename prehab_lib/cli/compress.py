@@ -42,15 +42,15 @@ def run(arguments) -> int:
     if not sys.stderr.isatty():  # transformers' bars only where somebody watches, as ours
         logging.disable_progress_bar()
     try:
-        _check_arguments(arguments)
         _compress(arguments)
+        return 0
     except KeyboardInterrupt:
         print(f"prehab_lib: stopped; {arguments.out} is as it was", file=sys.stderr)
         return 130
-    return 0
 
 
 def _compress(a) -> None:
+    _check_arguments(a)
     config, device = causal_config(a.model), _device(a.device)
     dtype = getattr(torch, a.dtype) if a.dtype != "auto" else config.dtype or torch.float32
     texts, tokenizer = _texts(Path(a.data)), tokenizer_of(a.model)
@@ -63,14 +63,15 @@ def _compress(a) -> None:
     _estimate(config, dtype, device, a)
 
     model = models.text_model(a.model, "AutoModelForCausalLM", dtype=a.dtype).to(device).eval()
-    size, kind = f"{model.num_parameters() / 1e6:.4g} M", str(model.dtype).removeprefix("torch.")
-    _say("model", f"{a.model}: {size} parameters, {kind} on {device}")
+    kind = str(model.dtype).removeprefix("torch.")
+    millions = f"{model.num_parameters() / 1e6:.4g} M"
+    _say("model", f"{a.model}: {millions} parameters, {kind} on {device}")
     _say("text", f"{a.data}: {len(stream)} tokens, {len(held_out)} windows of {a.window} held out")
-    before = perplexity(model, held_out, a.batch)
-    _say("before", f"perplexity {before:.4g} on the held-out windows")
+    scores = {"before": perplexity(model, held_out, a.batch)}
+    _say("before", f"perplexity {scores['before']:.4g} on the held-out windows")
     report = _cut(model, calibration, a)
-    after = perplexity(model, held_out, a.batch)
-    _say("after", f"perplexity {after:.4g} on the held-out windows")
+    scores["after"] = perplexity(model, held_out, a.batch)
+    _say("after", f"perplexity {scores['after']:.4g} on the held-out windows")
 
     text, windows = Path(a.data).name, f"windows of {a.window} tokens of"
     drawn, last = a.batch * len(calibration), f"{windows} the last part of {text}"
@@ -78,7 +79,7 @@ def _compress(a) -> None:
     about["base_model"] = Path(a.model).resolve().name if os.path.isdir(a.model) else a.model
     about["calibration"] = f"{drawn} {windows} {text}, drawn with seed {a.seed}"
     about["prehab"] = _described(a) if a.steps else "none"
-    about |= {"achieved": report.achieved, "perplexity": {"before": before, "after": after}}
+    about |= {"achieved": report.achieved, "perplexity": scores}
     about["perplexity on"] = f"{len(held_out)} {last}, which did not calibrate"
     folder = save(model, a.out, tokenizer=tokenizer, merged=a.merged, **about)
     size = sum(file.stat().st_size for file in folder.iterdir())
@@ -91,10 +92,9 @@ def _estimate(config, dtype: torch.dtype, device: str, a) -> None:
     if method.allocation == "learned" or not method.needs <= {"gram", "influence", "mean_abs"}:
         return  # known for rulers of activations only
     options = {"rank_dtype": "float32" if a.surrogate in FAST else "float64"}
-    if a.less_memory:
-        options |= LESS_MEMORY
-    options |= {name: getattr(a, name) for name in ("batch", "window", "samples", "steps")}
-    plan = preflight.Plan(removed=a.removed, dtype=dtype, **options)
+    options |= LESS_MEMORY if a.less_memory else {}
+    options |= {n: getattr(a, n) for n in ("removed", "batch", "window", "samples", "steps")}
+    plan = preflight.Plan(dtype=dtype, **options)
     needed = preflight.estimate(config, plan, device)
     _say("estimate", f"{needed.peak:.3g} GiB on {device} at most")
     needed.check("add --less-memory or --dtype bfloat16, or go by blocks with scale.stream")
@@ -107,12 +107,12 @@ def _cut(model, calibration, a) -> surgery.Report:
         options = {name: getattr(a, name) for name in ("lam", "reduction", "steps", "lr")}
         options["surrogate"] = Fast(a.surrogate) if a.surrogate in FAST else a.surrogate
         options["training"] = Training(log_every=None)
-        options["memory"] = Memory(**LESS_MEMORY) if a.less_memory else Memory()
+        options["memory"] = Memory(**LESS_MEMORY if a.less_memory else {})
         with _step("prehab") as said:
-            grams = stats.collect(model, calibration)
-            history = prehab(model, language_loss, calibration, grams, **options)
+            found = stats.collect(model, calibration)
+            history = prehab(model, language_loss, calibration, found, **options)
             losses = history.column("task_loss")
-            del grams
+            del found  # before the next statistics are collected
             said.append(f"{_described(a)}: loss {losses[0]:.4g} to {losses[-1]:.4g}")
     with _step("statistics") as said:
         found = stats.collect(model, calibration, needs=method.needs, task_loss=language_loss)
@@ -125,8 +125,8 @@ def _cut(model, calibration, a) -> surgery.Report:
 
 
 def _described(a) -> str:
-    over = f"{a.surrogate}, {a.reduction} over the layers, λ = {a.lam:g}"
-    return f"{over}, {a.steps} steps, learning rate {a.lr:g}"
+    what = f"{a.surrogate}, {a.reduction} over the layers, λ = {a.lam:g}"
+    return f"{what}, {a.steps} steps, learning rate {a.lr:g}"
 
 
 def _check_arguments(a) -> None:
@@ -148,8 +148,8 @@ def _check_arguments(a) -> None:
 
 def _check_settings(config, dtype: torch.dtype, stream, a) -> None:
     """What the arguments ask and the model's configuration or the text does not allow."""
-    positions = getattr(config, "max_position_embeddings", None)
-    if positions is not None and a.window > positions:
+    positions = getattr(config, "max_position_embeddings", None) or math.inf
+    if a.window > positions:
         longer = f"window = {a.window} is longer than the {positions} positions"
         raise ValueError(f"{longer} of the model: make it smaller")
     if a.steps and dtype == torch.float16:
@@ -157,8 +157,8 @@ def _check_settings(config, dtype: torch.dtype, stream, a) -> None:
     if len(stream) < 2 * a.window:
         fewer = f"{a.data} has {len(stream)} tokens, fewer than two windows of {a.window}"
         raise ValueError(f"{fewer}: give more text, or a smaller --window")
-    known, highest = getattr(config, "vocab_size", None), int(stream.max())
-    if known is not None and highest >= known:
+    known, highest = getattr(config, "vocab_size", None) or math.inf, int(stream.max())
+    if highest >= known:
         outside = f"token {highest} is outside the model's vocabulary of {known}"
         raise ValueError(f"{outside}: the tokenizer belongs to another model")
 
@@ -178,13 +178,13 @@ def _texts(path: Path) -> list[str]:
     if not path.is_file():
         raise FileNotFoundError(f"--data {path} is no file: give a text or a Parquet file")
     try:
-        if path.suffix == ".parquet":
-            names = parquet.read_schema(path).names
-            if "text" not in names:
-                raise ValueError(f"--data {path} has no column 'text': it has {', '.join(names)}")
-            column = parquet.read_table(path, columns=["text"])["text"].to_pylist()
-            return [text for text in column if isinstance(text, str)]
-        return [path.read_text(encoding="utf-8")]
+        if path.suffix != ".parquet":
+            return [path.read_text(encoding="utf-8")]
+        names = parquet.read_schema(path).names
+        if "text" not in names:
+            raise ValueError(f"--data {path} has no column 'text': it has {', '.join(names)}")
+        column = parquet.read_table(path, columns=["text"])["text"].to_pylist()
+        return [text for text in column if isinstance(text, str)]
     except (UnicodeDecodeError, pyarrow.ArrowInvalid) as problem:
         what = f"--data {path} is no UTF-8 text and no Parquet file that can be read"
         raise ValueError(f"{what} ({problem}): convert it") from problem

@@ -128,8 +128,7 @@ def copy_figures(profile: str) -> tuple[int, str]:
     files = [file for file in source.rglob("[!.]*") if file.is_file() and file not in left_out]
     if not files:
         raise FileNotFoundError(f"no figures of {profile}: {START} {profile}`")
-    for file in files:
-        copy(file, target / file.relative_to(source))
+    copy({file: target / file.relative_to(source) for file in files})
     if (target / "verdicts.csv").is_file():
         audit.write(profile)
     return len(files), os.path.relpath(target)

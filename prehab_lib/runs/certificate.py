@@ -52,19 +52,18 @@ def write_json(path: Path, content) -> None:
         draft.write_text(text, "utf-8")
 
 
-def _git(*arguments: str) -> str | None:
-    """What git prints about the repository, None where it fails."""
+def _git(*arguments: str) -> str:
+    """What git prints about the repository, nothing where it fails."""
     command = ["git", "-C", str(REPOSITORY), *arguments]
-    with suppress(OSError, subprocess.SubprocessError):
-        pipes = {"stderr": subprocess.DEVNULL, "text": True}
-        return subprocess.check_output(command, timeout=20, **pipes).strip()
-    return None
+    with suppress(OSError, subprocess.TimeoutExpired):
+        return subprocess.run(command, capture_output=True, text=True, timeout=20).stdout.strip()
+    return ""
 
 
 def _commit() -> str | None:
     """Git's commit of the checkout, "+dirty" where its code differs; None outside a checkout."""
     top = _git("rev-parse", "--show-toplevel")
-    if top is None or Path(top).resolve() != REPOSITORY:
+    if not top or Path(top).resolve() != REPOSITORY:
         return None  # installed, perhaps inside somebody else's repository
     head = _git("rev-parse", "--verify", "--quiet", "HEAD") or "no commit yet"
     code = [name for name in CODE if (REPOSITORY / name).exists()]
@@ -76,27 +75,24 @@ def _device_name(device: str) -> str:
         import torch
 
         return torch.cuda.get_device_name(device)
-    with suppress(OSError):  # only Linux has the file
-        lines = re.findall(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
-        if lines:
-            return lines[0].strip()
+    with suppress(OSError, IndexError):  # only Linux has the file
+        return re.findall(r"model name\s*:\s*(.*\S)", Path("/proc/cpuinfo").read_text())[0]
     return platform.processor() or platform.machine()
 
 
 def peak_memory_mb(device="cpu", children: bool = False) -> int:
-    """Largest memory (MB = 2**20 bytes) that this process has held so far.
+    """Largest memory (MB = 2**20 bytes) that this process has held so far, on a CUDA device there.
 
-    device: a CUDA one gives the memory held there. children: of the largest process it has started
-    and waited for, instead of its own.
+    children: of the largest process it has started and waited for, instead of its own.
     """
     if str(device).startswith("cuda"):
         import torch
 
         return round(torch.cuda.max_memory_allocated(device) / 2**20)
-    try:
-        import resource
-    except ImportError:  # Windows
+    if sys.platform == "win32":  # it does not count
         return 0
+    import resource
+
     unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss: bytes on macOS, kilobytes elsewhere
     whose = resource.RUSAGE_CHILDREN if children else resource.RUSAGE_SELF
     return round(resource.getrusage(whose).ru_maxrss * unit / 2**20)
@@ -105,18 +101,13 @@ def peak_memory_mb(device="cpu", children: bool = False) -> int:
 def birth_certificate(device="cpu") -> dict:
     """Profile, notebook, device, threads, versions, git commit and time, as JSON can hold them."""
     torch = sys.modules.get("torch")  # where it is not loaded, nothing here needs it
-    threads = os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1
+    threads = int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)
     versions = {"python": platform.python_version()}
     for package in VERSIONED:
         with suppress(importlib.metadata.PackageNotFoundError):
             versions[package] = importlib.metadata.version(package)
-    return {
-        "profile": profile(),
-        "notebook": os.environ.get("PREHAB_NOTEBOOK"),
-        "device": str(device),
-        "device_name": _device_name(str(device)),
-        "threads": torch.get_num_threads() if torch else int(threads),
-        "versions": versions,
-        "commit": _commit(),
-        "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-    }
+    born = {"profile": profile(), "notebook": os.environ.get("PREHAB_NOTEBOOK")}
+    born |= {"device": str(device), "device_name": _device_name(str(device))}
+    born["threads"] = torch.get_num_threads() if torch else threads
+    started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    return born | {"versions": versions, "commit": _commit(), "started": started}

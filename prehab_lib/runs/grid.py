@@ -22,20 +22,17 @@ _RANGE = re.compile(r"\s*([-+]?\d+)\s*\.\.\s*([-+]?\d+)\s*")
 _WORD, _SUFFIX = 24, 64  # characters of a value and of everything that follows the notebook's name
 
 
-def expand(
-    notebook: Path, values: dict, overrides: dict, where: str, axes: dict | None = None
-) -> list[tuple[str, dict]]:
+def expand(notebook: Path, values: dict, overrides: dict, where: str, axes=None) -> list[tuple]:
     """What each run adds to the notebook's name ("" without a grid), and its checked parameters.
 
-    values: content of a params file, `where` its name for messages. overrides: parameters from the
-    command line; one that is in the grid stands for its values there. axes: a grid from the command
-    line; its values stand for what the params file gives the same parameter, in a grid or not.
+    values: content of a params file, `where` its name for messages. overrides, axes: parameters and
+    a grid from the command line. They stand for what the file gives a parameter, in a grid or not.
     Raises ValueError, one sentence, for a grid that is none, an unknown or doubled parameter, more
     than MOST runs, two runs of one name, or values that the notebook refuses.
     """
     known = parameters.read(notebook)
-    plain = {name: value for name, value in values.items() if name != KEY}
-    filed = _axes(values[KEY], f"{where}: {KEY}", known) if KEY in values else {}
+    plain = dict(values)
+    filed = _axes(plain.pop(KEY), f"{where}: {KEY}", known) if KEY in plain else {}
     typed = _axes(axes, f"--{KEY}", known) if axes else {}
     both = [f"{where}: {name} stands in the grid and outside it" for name in filed if name in plain]
     both += [f"{name} stands in -p and in --{KEY}" for name in typed if name in overrides]
@@ -64,8 +61,8 @@ def expand(
 def _axes(grid, where: str, known: dict) -> dict[str, list]:
     """Parameter of the notebook -> the values it takes."""
     if not isinstance(grid, dict) or not grid or not all(isinstance(name, str) for name in grid):
-        example = "{task: [cola, sst2], seed: 0..4}"
-        raise ValueError(f"{where} must map parameters to lists of values, as in {example}")
+        must = "must map parameters to lists of values, as in {task: [cola, sst2], seed: 0..4}"
+        raise ValueError(f"{where} {must}")
     axes = {name: _values(value, f"{where}: {name} = {value!r}") for name, value in grid.items()}
     if "seed" in axes and "seed" not in known and "seeds" in known:
         if "seeds" in axes:

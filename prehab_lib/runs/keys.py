@@ -21,7 +21,8 @@ DATA = (".json", ".yaml")  # of the library, read by the modules that name them
 PLACES = ("*", "*/*", "*/*/*", "*/*/data/*")
 
 
-def _imports(source: str, package: tuple[str, ...] = ()) -> set[str]:
+@cache
+def _imports(source: str, package: tuple[str, ...] = ()) -> frozenset[str]:
     """Dotted names below prehab_lib that a source may import; package: where it stands itself.
 
     `from prehab_lib.tasks import images` gives "", "tasks" and "tasks.images": a package counts
@@ -29,21 +30,15 @@ def _imports(source: str, package: tuple[str, ...] = ()) -> set[str]:
     """
     names = set()
     for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            above = ["prehab_lib", *package]
-            above = above[: len(above) - node.level + 1] if node.level else []
-            base = ".".join([*above, node.module or ""]).strip(".")
-            names |= {f"{base}.{alias.name}" for alias in node.names}
+        base = []
+        if isinstance(node, ast.ImportFrom):
+            here = ["prehab_lib", *package]
+            base = here[: len(here) - node.level + 1] if node.level else []
+            base += [node.module] if node.module else []
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            names |= {".".join([*base, alias.name]) for alias in node.names}
     below = [name.split(".")[1:] for name in names if name.split(".")[0] == "prehab_lib"]
-    return {".".join(parts[:end]) for parts in below for end in range(len(parts) + 1)}
-
-
-@cache
-def _module_imports(file: Path, library: Path) -> frozenset[str]:
-    package = file.relative_to(library).parts[:-1]
-    return frozenset(_imports(file.read_text(encoding="utf-8"), package))
+    return frozenset(".".join(parts[:end]) for parts in below for end in range(len(parts) + 1))
 
 
 def library_files(sources: Iterable[str], library: Path = LIBRARY) -> list[Path]:
@@ -51,44 +46,43 @@ def library_files(sources: Iterable[str], library: Path = LIBRARY) -> list[Path]
 
     All modules where a source cannot be parsed. Nothing is imported to find out.
     """
-    pending, modules = set(), set()
+    pending, texts = set(), {}
     for source in sources:
         lines = [line for line in source.splitlines() if not line.lstrip().startswith(("%", "!"))]
         try:
             pending |= _imports("\n".join(lines))
         except SyntaxError:
-            modules.update(library.rglob("*.py"))
+            files = [file.relative_to(library) for file in library.rglob("*.py")]
+            pending |= {".".join(file.with_suffix("").parts) for file in files}
     while pending:
         base = library.joinpath(*filter(None, pending.pop().split(".")))
         for file in (base.with_suffix(".py"), base / "__init__.py"):
-            if file.is_file() and file not in modules:
-                modules.add(file)
-                pending |= _module_imports(file, library)
-    texts = [module.read_text(encoding="utf-8") for module in modules]
+            if file.is_file() and file not in texts:
+                texts[file] = file.read_text(encoding="utf-8")
+                pending |= _imports(texts[file], file.relative_to(library).parts[:-1])
     data = [file for file in library.rglob("*") if file.suffix in DATA]
-    named = [file for file in data if any(f'"{file.name}"' in text for text in texts)]
-    return sorted([*modules, *named])
+    named = [file for file in data if any(f'"{file.name}"' in text for text in texts.values())]
+    return sorted([*texts, *named])
 
 
 def _inputs(params: Mapping) -> list[str]:
     """One line for every file a run reads from outside the library."""
-    stamped = []  # (file, the folder that its name is relative to)
     root = params.get("data_root")
     if root == "":
         root = os.environ.get("PREHAB_DATA")
+    lines, files = [], set()
     if root:
         files = {file for place in PLACES for file in Path(root).glob(f"{place}.parquet")}
-        stamped += [(file, root) for file in sorted(files)]
-    lines = []
+    stamped = [(file, root) for file in sorted(files)]  # and the folder of its relative name
     for name, value in params.items():
         if not is_path(value) or name == "data_root":
             continue
         path = Path(value)
         if path.is_file() and path.stat().st_size < SMALL:
             lines.append(f"{name} {hashlib.sha256(path.read_bytes()).hexdigest()}")
-            continue
-        files = [file for file in (path, *sorted(path.rglob("*"))) if file.is_file()]
-        stamped += [(file, path.parent) for file in files]
+        else:
+            below = [path, *sorted(path.rglob("*"))]
+            stamped += [(file, path.parent) for file in below if file.is_file()]
     for file, folder in stamped:
         facts = file.stat()
         lines.append(f"{file.relative_to(folder)} {facts.st_size} {facts.st_mtime_ns}")
@@ -96,20 +90,17 @@ def _inputs(params: Mapping) -> list[str]:
 
 
 def key(run: Run, results: Mapping[str, bytes], library: Path = LIBRARY) -> str:
-    """Sixteen hexadecimal digits.
-
-    results: name -> result of every other run, as bytes, for a run that reads them.
-    """
+    """Sixteen hexadecimal digits. results: what `Store.results` gives, for a run that reads it."""
     cells = json.loads(run.notebook.read_text(encoding="utf-8"))["cells"]
     code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
-    parts: list[str | bytes] = [f"{run.profile} {run.notebook.stem}"]
-    parts += [json.dumps(run.params, sort_keys=True), *code, *_inputs(run.params)]
+    parts = [f"{run.profile} {run.notebook.stem}", json.dumps(run.params, sort_keys=True), *code]
+    parts += _inputs(run.params)
     for file in library_files(code, library):
         parts += [str(file.relative_to(library)), file.read_bytes()]
     for name in sorted(results):
         parts += [name, results[name]]
     digest = hashlib.sha256()
     for part in parts:
-        content = part.encode() if isinstance(part, str) else part
+        content = part if isinstance(part, bytes) else part.encode()
         digest.update(len(content).to_bytes(8, "big") + content)
     return digest.hexdigest()[:16]

@@ -10,6 +10,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Collection
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -39,10 +40,8 @@ def home() -> Path:
     for folder in (here, *here.parents, Path(__file__).resolve().parents[2]):
         if notebooks(folder):
             return folder
-    raise FileNotFoundError(
-        f"no notebooks/NN_name.ipynb in {here} or above it, and an installed prehab_lib has none: "
-        "run this in a checkout of the repository"
-    )
+    what = f"no notebooks/NN_name.ipynb in {here} or above it, and an installed prehab_lib has none"
+    raise FileNotFoundError(f"{what}: run this in a checkout of the repository")
 
 
 def notebooks(root: Path) -> dict[str, Path]:
@@ -57,39 +56,27 @@ def check_profile(root: Path, profile: str) -> None:
         raise ValueError(f'unknown profile "{profile}": {choices}')
 
 
-def _select(known: dict[str, Path], wanted: Collection[str]) -> list[str]:
-    """Full names for what a reader typed: "03" or "03_vit"; all where nothing was typed."""
-    missing = set(wanted) - set(known) - {name[:2] for name in known}
-    if missing:
-        raise ValueError(f'no notebook "{min(missing)}": there are {", ".join(known)}')
-    return [name for name in known if not wanted or name in wanted or name[:2] in wanted]
-
-
-def _expanded(
-    root: Path, profile: str, notebook: Path, overrides: dict, axes: dict | None = None
-) -> list[Run]:
+def _expanded(root: Path, profile: str, notebook: Path, overrides=None, axes=None) -> list[Run]:
     """The runs of one notebook, with the paths among their parameters made absolute."""
     file = root / "params" / f"{notebook.stem}.{profile}.yaml"
     values = parameters.load_file(file) if profile != "smoke" and file.is_file() else {}
     metadata = json.loads(notebook.read_text(encoding="utf-8")).get("metadata", {})
-    last = metadata.get("prehab", {}).get("last", False)
-    runs = []
-    for suffix, params in grid.expand(notebook, values, overrides, f"params/{file.name}", axes):
+    last, runs = metadata.get("prehab", {}).get("last", False), []
+    points = grid.expand(notebook, values, overrides or {}, f"params/{file.name}", axes)
+    for suffix, params in points:
         for name, value in params.items():  # the notebook works in another folder
             if is_path(value) or (name == "data_root" and value):
                 params[name] = os.path.abspath(os.path.expanduser(value))
-        name = f"{notebook.stem}.{suffix}" if suffix else notebook.stem
-        runs.append(Run(name, notebook, profile, params, last))
+        name = ".".join(filter(None, [notebook.stem, suffix]))
+        runs.append(Run(name, notebook, profile, params, last, gpu=wants_gpu(params)))
     return runs
 
 
 def expected(root: Path, profile: str, wanted: Collection[str]) -> dict[str, dict[str, dict]]:
     """Notebook -> name of each of its runs -> parameters, of the `wanted` that are there."""
-    found = {}
-    for name, file in notebooks(root).items():
-        if name in wanted:
-            found[name] = {run.name: run.params for run in _expanded(root, profile, file, {})}
-    return found
+    files = {name: file for name, file in notebooks(root).items() if name in wanted}
+    runs = {name: _expanded(root, profile, file) for name, file in files.items()}
+    return {name: {run.name: run.params for run in runs[name]} for name in runs}
 
 
 def is_path(value) -> bool:
@@ -104,24 +91,21 @@ def wants_gpu(params: dict) -> bool:
 
 def cores() -> int:
     """Cores this process may use; in a container, those of its quota (cgroup 2)."""
-    usable = getattr(os, "sched_getaffinity", None)
-    count = len(usable(0)) if usable else os.cpu_count() or 1
-    try:
+    affinity = getattr(os, "sched_getaffinity", None)
+    count = len(affinity(0)) if affinity else os.cpu_count() or 1
+    with suppress(OSError, ValueError):  # no such file, or "max"
         quota, period = CGROUP.read_text().split()
-        return max(1, min(count, int(quota) // int(period)))
-    except (OSError, ValueError):  # no such file, or "max"
-        return count
+        count = max(1, min(count, int(quota) // int(period)))
+    return count
 
 
 def gpus() -> list[str]:
     """Names for CUDA_VISIBLE_DEVICES, of those this process may see. Importing torch takes long."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        return [name for name in visible.split(",") if name.strip() and name.strip() != "-1"]
-    if not shutil.which("nvidia-smi"):
-        return []
-    listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True).stdout
-    return [str(number) for number in range(listed.count("GPU "))]
+    if visible is None and shutil.which("nvidia-smi"):
+        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True).stdout
+        return [str(number) for number in range(listed.count("GPU "))]
+    return [name for name in (visible or "").split(",") if name.strip() not in ("", "-1")]
 
 
 def runs(
@@ -141,14 +125,17 @@ def runs(
     """
     check_profile(root, profile)
     known, planned = notebooks(root), []
-    for name in _select(known, wanted):
-        planned += _expanded(root, profile, known[name], overrides or {}, axes)
+    missing = set(wanted) - set(known) - {name[:2] for name in known}
+    if missing:
+        raise ValueError(f'no notebook "{min(missing)}": there are {", ".join(known)}')
+    for name, file in known.items():
+        if not wanted or name in wanted or name[:2] in wanted:
+            planned += _expanded(root, profile, file, overrides, axes)
     for run in planned:
         folder = run.params.get("data_root")
         if folder and not os.path.isdir(folder):
-            what = "is not a folder: name the one holding the data"
-            raise FileNotFoundError(f"{run.name}: data_root = {folder} {what}")
-    devices = len(gpus()) if any(wants_gpu(run.params) for run in planned) else 0
+            what = f"{run.name}: data_root = {folder} is not a folder"
+            raise FileNotFoundError(f"{what}: name the one holding the data")
+    devices = len(gpus()) if any(run.gpu for run in planned) else 0
     threads = threads or max(1, cores() // max(2, devices))
-    asks = [devices > 0 and wants_gpu(run.params) for run in planned]
-    return [replace(run, threads=threads, gpu=gpu) for run, gpu in zip(planned, asks, strict=True)]
+    return [replace(run, threads=threads, gpu=run.gpu and devices > 0) for run in planned]

@@ -15,23 +15,16 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 
 from prehab_lib.runs import keys
 from prehab_lib.runs.plan import Run
 from prehab_lib.runs.store import Busy, Store
 
-QUIET = {
-    "MPLBACKEND": "module://matplotlib_inline.backend_inline",
-    "PYTHONHASHSEED": "0",
-    "TQDM_DISABLE": "1",
-    "TOKENIZERS_PARALLELISM": "false",
-    "TRANSFORMERS_VERBOSITY": "error",
-    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-    "HF_HUB_DISABLE_TELEMETRY": "1",
-    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
-    "PYDEVD_DISABLE_FILE_VALIDATION": "1",
-}
+BARS = ("TQDM_DISABLE", "HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS")
+OFF = (*BARS, "HF_HUB_DISABLE_TELEMETRY", "PYDEVD_DISABLE_FILE_VALIDATION")
+QUIET = dict.fromkeys(OFF, "1") | {"PYTHONHASHSEED": "0", "TOKENIZERS_PARALLELISM": "false"}
+QUIET["MPLBACKEND"] = "module://matplotlib_inline.backend_inline"
+QUIET["TRANSFORMERS_VERBOSITY"] = "error"
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
 
 
@@ -52,13 +45,11 @@ def key_of(store: Store, run: Run) -> str:
 
 
 def found(store: Store, key: str) -> Outcome | None:
-    """What the store says of a run: it "ran", it "failed" when it was last tried, or nothing.
-
-    The error of a failure says where its notebook lies, with the traceback.
-    """
+    """What the store says of a run: it "ran", it "failed" (see which notebook), or nothing."""
     for status, folder in (("ran", store.done(key)), ("failed", store.failed(key))):
-        if (folder / "run.json").is_file():
-            facts = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        file = folder / "run.json"
+        if file.is_file():
+            facts = json.loads(file.read_text(encoding="utf-8"))
             kept = os.path.relpath(folder / f"{facts['notebook']}.ipynb")
             error = f"{facts['error']} (see {kept})" if facts["error"] else ""
             return Outcome(status, key, error, facts["seconds"], facts["peak_memory_mb"])
@@ -68,8 +59,7 @@ def found(store: Store, key: str) -> Outcome | None:
 def environment(store: Store, run: Run, gpu: str | None) -> dict[str, str]:
     """The environment of a run's process: this one's, with what notebook and libraries are told."""
     variables = os.environ | QUIET | dict.fromkeys(THREADS, str(run.threads))
-    variables["PREHAB_PROFILE"] = run.profile
-    variables["PREHAB_NOTEBOOK"] = run.notebook.stem
+    variables |= {"PREHAB_PROFILE": run.profile, "PREHAB_NOTEBOOK": run.notebook.stem}
     variables["PREHAB_NOTEBOOK_DIR"] = str(run.notebook.parent)
     variables["PREHAB_RUNS"] = str(store.runs / run.profile)
     if "PREHAB_DATA" in os.environ:  # the notebook works in another folder
@@ -77,15 +67,6 @@ def environment(store: Store, run: Run, gpu: str | None) -> dict[str, str]:
     if gpu is not None:
         variables["CUDA_VISIBLE_DEVICES"] = gpu
     return variables
-
-
-def _complaint(code: int, log: Path) -> str:
-    """Why a process ended that left nothing in the store."""
-    printed = log.read_text(encoding="utf-8", errors="replace").strip()
-    reason = printed.splitlines()[-1] if printed else f"its process ended with code {code}"
-    if code < 0:  # what it printed last is no reason
-        reason = f"its process was killed (signal {-code}): out of memory, or by hand"
-    return f"{reason} (log: {os.path.relpath(log)})"
 
 
 def say(line: str) -> None:
@@ -98,8 +79,8 @@ class Pool:
 
     def __init__(self, store: Store, width: int = 1, gpus: Sequence[str] = ()):
         self.store, self.width = store, width
-        self.gpus: queue.SimpleQueue[str] | None = queue.SimpleQueue() if gpus else None
-        for gpu in gpus:
+        self.gpus: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        for gpu in gpus or [None] * width:  # None: whichever the process sees
             self.gpus.put(gpu)
         self.active: list[subprocess.Popen] = []
         self.stopped = False
@@ -130,17 +111,17 @@ class Pool:
         key = key_of(self.store, run)
         outcome = Outcome("cached", key)
         if not self.store.done(key).exists():
-            gpu = self.gpus.get() if run.gpu and self.gpus else None
+            gpu = self.gpus.get() if run.gpu else None
             try:
                 outcome = self._execute(run, key, gpu)
             finally:
-                if gpu is not None:
+                if run.gpu:
                     self.gpus.put(gpu)
         seconds = f"{outcome.seconds:.0f} s"
-        if outcome.status == "failed" and not self.stopped:
-            say(f"failed    {run.name} after {seconds}: {outcome.error}")
-        elif outcome.status != "failed":
+        if outcome.status != "failed":
             self.store.publish(key, run.profile, run.name)
+        elif not self.stopped:
+            say(f"failed    {run.name} after {seconds}: {outcome.error}")
         if outcome.status == "ran":
             say(f"finished  {run.name} in {seconds}, {outcome.peak_memory_mb} MB")
         return outcome
@@ -152,32 +133,34 @@ class Pool:
                 pass
         except Busy as busy:
             return Outcome("failed", key, str(busy))
-        log, clock = self.store.log(run.profile, run.name), time.monotonic()
+        clock = time.monotonic()
+        log = self.store.runs / run.profile / "logs" / f"{run.name}.log"  # all that is printed
         log.parent.mkdir(parents=True, exist_ok=True)
+        command = [sys.executable, "-m", "prehab_lib.runs.unit"]
+        options = {"env": environment(self.store, run, gpu)}
+        options["stdin"] = subprocess.PIPE  # open as long as the process may live
+        options["start_new_session"] = True  # Ctrl-C reaches this process alone
         with log.open("wb") as printed:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "prehab_lib.runs.unit"],
-                stdin=subprocess.PIPE,  # open as long as the process may live
-                stdout=printed,
-                stderr=printed,
-                env=environment(self.store, run, gpu),
-                start_new_session=True,  # Ctrl-C reaches this process alone
-            )
+            process = subprocess.Popen(command, stdout=printed, stderr=printed, **options)
         self.active.append(process)
-        threads = "1 thread" if run.threads == 1 else f"{run.threads} threads"
-        say(f"started   {run.name} ({threads}{', GPU ' + gpu if gpu else ''})")
+        plural, where = "s" * (run.threads > 1), f", GPU {gpu}" if gpu else ""
+        say(f"started   {run.name} ({run.threads} thread{plural}{where})")
         task = vars(run) | {"runs": self.store.runs, "key": key, "gpu": gpu}
         with suppress(BrokenPipeError):  # it ended before it read: its log says why
             process.stdin.write(json.dumps(task, default=str).encode() + b"\n")
             process.stdin.flush()
         if self.stopped:  # while it was started
             process.stdin.close()
-        process.wait()
+        code = process.wait()
         process.stdin.close()
         self.active.remove(process)
-        if process.returncode == errno.ENOSPC:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.store.runs))
-        if process.returncode == 0:
+        if code == errno.ENOSPC:
+            raise OSError(code, os.strerror(code), str(self.store.runs))
+        if code == 0:
             return found(self.store, key)
-        error = _complaint(process.returncode, log)
+        words = log.read_text(encoding="utf-8", errors="replace").strip()
+        reason = words.splitlines()[-1] if words else f"its process ended with code {code}"
+        if code < 0:  # what it printed last is no reason
+            reason = f"its process was killed (signal {-code}): out of memory, or by hand"
+        error = f"{reason} (log: {os.path.relpath(log)})"
         return Outcome("failed", key, error, time.monotonic() - clock)

@@ -22,16 +22,8 @@ class Busy(ValueError):
     """Another process has it."""
 
 
-def copy(source: Path, target: Path) -> None:
-    """Copy a file in one step."""
-    copy_all({source: target})
-
-
-def copy_all(targets: Mapping[Path, Path]) -> None:
-    """Copy files, source -> target; the first one is put in place last.
-
-    Where there is no room for all of them, none is touched.
-    """
+def copy(targets: Mapping[Path, Path]) -> None:
+    """Copy files, source -> target, the first one last; where there is no room for all, none."""
     with ExitStack() as drafts:
         for source, target in targets.items():
             shutil.copyfile(source, drafts.enter_context(replacing(target)))
@@ -53,16 +45,9 @@ class Store:
     def failed(self, key: str) -> Path:
         return self.folder / f"{key}.failed"
 
-    def log(self, profile: str, name: str) -> Path:
-        """What a run and its libraries print, as it comes; kept until the run is started again."""
-        return self.runs / profile / "logs" / f"{name}.log"
-
     @contextmanager
     def hold(self, name: str, busy: str) -> Iterator[None]:
-        """Keep every other process off a key or a profile; the system frees it when this one dies.
-
-        Raises Busy with that sentence while another process holds it.
-        """
+        """Keep every other process off a key or a profile until this one ends, or raise Busy."""
         from filelock import FileLock, Timeout
 
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -84,10 +69,11 @@ class Store:
 
     def begin(self, key: str) -> Path:
         """An empty work folder; an older failure goes. Call it with the key held."""
-        for folder in (self.failed(key), self.part(key)):
+        part = self.part(key)
+        for folder in (self.failed(key), part):
             shutil.rmtree(folder, ignore_errors=True)
-        self.part(key).mkdir(parents=True)
-        return self.part(key)
+        part.mkdir(parents=True)
+        return part
 
     def finish(self, key: str, good: bool) -> None:
         """Rename the work folder to what it became."""
@@ -109,33 +95,24 @@ class Store:
         return results
 
     def targets(self, profile: str, name: str, run: dict) -> dict[str, Path]:
-        """Where each file of a run is published. run: its run.json.
-
-        Figures stand beside those of the other notebooks, those of a grid's run in a folder of
-        their own; the rest by run.
-        """
-        home = self.runs / profile
-        figures = home / "figures" if run.get("notebook", name) == name else home / "figures" / name
+        """Where each file of a run is published: figures together, those of a grid's run apart."""
+        own = "" if run.get("notebook", name) == name else name
         targets = {}
         for file in run.get("files", []):
-            folder = figures if file.startswith("figures/") else home / name
-            targets[file] = folder / file.removeprefix("figures/")
+            place = f"figures/{own}" if file.startswith("figures/") else name
+            targets[file] = self.runs / profile / place / file.removeprefix("figures/")
         return targets
 
     def publish(self, key: str, profile: str, name: str) -> None:
-        """Copy a finished run to runs/PROFILE, and remove what its predecessor left there.
-
-        run.json comes last, as it says that the rest is there. Does nothing where it all stands.
-        """
+        """Copy a finished run to runs/PROFILE, run.json last; what its predecessor left goes."""
         source, facts = self.done(key), self.runs / profile / name / "run.json"
-        run = json.loads((source / "run.json").read_text(encoding="utf-8"))
+        run, before = json.loads((source / "run.json").read_text(encoding="utf-8")), {}
         targets = self.targets(profile, name, run)
-        before = {}
         with suppress(OSError, json.JSONDecodeError):  # nothing was published, or only half
             before = json.loads(facts.read_text(encoding="utf-8"))
         if before.get("key") == key and all(target.is_file() for target in targets.values()):
             return
         files = {source / file: target for file, target in targets.items()}
-        copy_all({source / "run.json": facts} | files)
+        copy({source / "run.json": facts} | files)
         for stale in set(self.targets(profile, name, before).values()) - set(targets.values()):
             stale.unlink(missing_ok=True)

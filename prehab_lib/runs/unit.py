@@ -6,7 +6,6 @@ stdin open: when it ends, the driver is dead, and so are soon the kernel, whatev
 started, and this process. With `-f CONNECTION_FILE` it is that kernel.
 """
 
-import contextlib
 import ctypes
 import datetime
 import errno
@@ -14,9 +13,12 @@ import json
 import logging
 import os
 import shutil
+import signal
 import sys
 import threading
 import time
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -28,32 +30,28 @@ PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 _abandoned = threading.Event()  # the driver is dead
 
 
-def _prctl(option: int, value: int) -> None:
-    """Ask the Linux kernel; other systems have no such call."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(option, value)
-
-
 def die_with(parent: int) -> None:
     """Have the system kill this process when `parent`, its parent process, dies. Linux only.
 
     Elsewhere ipykernel polls its parent once a second, and a unit reads its driver's pipe.
     """
-    _prctl(PR_SET_PDEATHSIG, 9)  # SIGKILL
-    if sys.platform == "linux" and os.getppid() != parent:  # it died before we asked
-        os._exit(1)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:  # it died before we asked
+            os._exit(1)
 
 
 def end_descendants(seconds: float = 1.5) -> None:
     """Kill all that this process started, directly or not: also what a notebook left running."""
-    until = time.monotonic() + seconds
-    children = psutil.Process().children(recursive=True)
-    while children and time.monotonic() < until:
+    until, own = time.monotonic() + seconds, psutil.Process()
+    while time.monotonic() < until:
+        children = own.children(recursive=True)  # also those they started meanwhile
+        if not children:
+            return
         for child in children:
-            with contextlib.suppress(psutil.Error):
+            with suppress(psutil.Error):
                 child.kill()
         psutil.wait_procs(children, timeout=0.2)
-        children = psutil.Process().children(recursive=True)  # those they started meanwhile
 
 
 def _outlive_nobody() -> None:
@@ -81,21 +79,19 @@ def _execute(notebook: Path, output: Path, params: dict, work: Path) -> str | No
             command = [sys.executable, "-P", "-m", "prehab_lib.runs.unit"]
             return [*command, "-f", self.connection_file, "--log-level=ERROR"]
 
-    settings = {"kernel_name": "python3", "kernel_manager_class": Manager, "cwd": str(work)}
+    settings = {"kernel_name": "python3", "kernel_manager_class": Manager, "cwd": work}
     settings |= {"progress_bar": False, "log_output": True}
-
-    def execute():
-        executed = papermill.execute_notebook(str(notebook), str(output), params, **settings)
-        executed.metadata.pop("papermill", None)  # it holds the name of the work folder
-        nbformat.write(executed, output)
-
+    execute = partial(papermill.execute_notebook, notebook, output, params, **settings)
     try:
         try:
-            execute()
+            executed = execute()
         except RuntimeError as error:
             if isinstance(error, DeadKernelError) or "kernel" not in str(error).lower():
                 raise
-            execute()  # it did not come up: two kernels that start at once may have met on a port
+            # It did not come up: two kernels that start at once may have met on a port.
+            executed = execute()
+        executed.metadata.pop("papermill", None)  # it holds the name of the work folder
+        nbformat.write(executed, output)
     except papermill.PapermillExecutionError as error:
         return " ".join(f"{error.ename}: {error.evalue}".split())[:600]
     except DeadKernelError:
@@ -111,10 +107,11 @@ def work_on(task: dict) -> None:
     with store.hold_run(key):
         if store.done(key).exists():
             return
+        part = store.begin(key)
         try:
-            good = _work(store.begin(key), task)
+            good = _work(part, task)
         except OSError:
-            shutil.rmtree(store.part(key), ignore_errors=True)
+            shutil.rmtree(part, ignore_errors=True)
             raise
         if _abandoned.is_set():  # the kernel was killed by us: no failure
             os._exit(1)
@@ -125,11 +122,14 @@ def _work(part: Path, task: dict) -> bool:
     """Fill the work folder. Returns whether the notebook came to its end."""
     work = part / "work"  # gone before the folder is renamed
     work.mkdir()
-    # Nobody's IPython start-up files, history or connection files take part in a run.
     os.environ["PREHAB_RUN_DIR"] = str(part)
-    os.environ["IPYTHONDIR"] = str(work / "ipython")
-    os.environ["JUPYTER_RUNTIME_DIR"] = str(work / "jupyter")
-    started, clock = datetime.datetime.now(datetime.UTC), time.monotonic()
+    # Nobody's IPython start-up files, history or connection files take part in a run.
+    os.environ |= {
+        "IPYTHONDIR": str(work / "ipython"),
+        "JUPYTER_RUNTIME_DIR": str(work / "jupyter"),
+    }
+    started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    clock = time.monotonic()
     notebook = Path(task["notebook"])
     error = _execute(notebook, part / notebook.name, task["params"], work)
     shutil.rmtree(work, ignore_errors=True)
@@ -137,8 +137,7 @@ def _work(part: Path, task: dict) -> bool:
         raise OSError(errno.ENOSPC, error)
     inside = [file.relative_to(part) for file in part.rglob("*") if file.is_file()]
     facts = {name: task[name] for name in ("key", "profile", "params", "threads", "gpu")}
-    facts["notebook"], facts["error"] = notebook.stem, error
-    facts["started"] = started.isoformat(timespec="seconds")
+    facts |= {"notebook": notebook.stem, "error": error, "started": started}
     facts["seconds"] = round(time.monotonic() - clock, 1)
     facts["peak_memory_mb"] = peak_memory_mb(children=True)
     facts["files"] = sorted(file.as_posix() for file in inside)
@@ -149,7 +148,8 @@ def _work(part: Path, task: dict) -> bool:
 def main() -> None:
     """Exit code: 0 where the store has what became of the run, ENOSPC where the disk is full."""
     task = json.loads(sys.stdin.readline())
-    _prctl(PR_SET_CHILD_SUBREAPER, 1)  # orphans of a notebook become ours, to be found
+    if sys.platform == "linux":  # orphans of a notebook become ours, to be found
+        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
     threading.Thread(target=_outlive_nobody, daemon=True).start()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     try:

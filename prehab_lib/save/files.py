@@ -72,11 +72,11 @@ def read_description(folder: Path) -> dict:
     if not path.is_file():
         place = folder.resolve()
         left = sorted(place.parent.glob(f".{glob.escape(place.name)}.*.part/old/{DESCRIPTION}"))
+        what = f"holds no compressed model: {DESCRIPTION} is missing (was it made by surgery.save?)"
         if left and not folder.exists():  # killed between the two moves of `replacing`
-            killed = f"a save was killed and left its model in {left[-1].parent}, move it back"
-            raise FileNotFoundError(f"{folder} is not there: {killed}")
-        missing = f"{DESCRIPTION} is missing (was it made by surgery.save?)"
-        raise FileNotFoundError(f"{folder} holds no compressed model: {missing}")
+            killed = f"a save was killed and left its model in {left[-1].parent}"
+            what = f"is not there: {killed}, move it back"
+        raise FileNotFoundError(f"{folder} {what}")
     try:
         description = json.loads(path.read_text())
         wrong = [name for name in FIELDS if not isinstance(description.get(name), FIELDS[name])]
@@ -90,14 +90,14 @@ def read_description(folder: Path) -> dict:
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
     """The tensors of a folder, from one file or from shards.  Raises as `read_file` does."""
-    index, shards = folder / INDEX, [WEIGHTS]
+    index, shards = folder / INDEX, {WEIGHTS}
     if index.is_file():
         try:
-            shards = sorted({*map(str, json.loads(index.read_text())["weight_map"].values())})
+            shards = {*map(str, json.loads(index.read_text())["weight_map"].values())}
         except (ValueError, KeyError, TypeError, AttributeError) as problem:
             raise ValueError(f"{index} is damaged ({problem}): copy the file again") from problem
     tensors = {}
-    for shard in shards:
+    for shard in sorted(shards):
         if Path(shard).name != shard:
             raise ValueError(f"{index} names {shard!r}, which is no file of its folder")
         tensors |= read_file(folder / shard)

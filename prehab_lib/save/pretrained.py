@@ -4,9 +4,8 @@ A family gets a configuration of its own ("lowrank_llama"), which lists the rank
 layer, and subclasses of its models that swap those layers when they are built.  `import
 prehab_lib.save` registers them; without it transformers says that the model type is unknown.
 
-A direct `LlamaForCausalLM.from_pretrained(folder)` knows nothing of low-rank layers.  transformers
-then warns of the foreign model type, draws the missing matrices at random and reports each as
-MISSING: open such folders by the Auto classes.
+A direct `LlamaForCausalLM.from_pretrained(folder)` knows no low-rank layers.  transformers warns of
+it and draws the missing matrices at random: open such folders by the Auto classes.
 """
 
 from collections.abc import Mapping, Sequence
@@ -89,8 +88,8 @@ class LowRankModel:
         """The dense skeleton, as `models.build` takes it."""
         config = plain(self.config, without=vars(Changes()))
         config["model_type"] = self.config.model_type.removeprefix(TYPE_PREFIX)
-        about = {"config": config, "attention": self.config._attn_implementation}
-        return {"library": "transformers", "class": self._get_name(), **about}
+        about = {"library": "transformers", "class": self._get_name(), "config": config}
+        return about | {"attention": self.config._attn_implementation}
 
     def _get_name(self) -> str:
         """It prints as the model it was made of; its layers show the ranks."""
@@ -132,22 +131,19 @@ def low_rank_class(family: str, name: str) -> type:
 
 
 def register() -> None:
-    """Make the families' low-rank model types known to transformers."""
-    from transformers import AutoConfig
+    """Make the families' low-rank model types known to transformers.
 
-    for family in FAMILIES:
-        AutoConfig.register(TYPE_PREFIX + family, _promise(family), exist_ok=True)
+    A promise stands for a configuration class until it is needed: importing all takes a second.
+    """
+    from transformers import AutoConfig, PreTrainedConfig
 
-
-def _promise(family: str) -> type:
-    """Stands for a configuration class until it is needed: importing all takes a second."""
-    from transformers.configuration_utils import PreTrainedConfig
-
-    def build(cls, *args, **kwargs):
+    def build(promise, *args, **kwargs):
+        family = promise.model_type.removeprefix(TYPE_PREFIX)
         return low_rank_class(family, FAMILIES[family][0])(*args, **kwargs)
 
-    attributes = {"model_type": TYPE_PREFIX + family, "__new__": build}
-    return type("Promise", (PreTrainedConfig,), attributes)
+    for kind in (TYPE_PREFIX + family for family in FAMILIES):
+        own = {"model_type": kind, "__new__": build}
+        AutoConfig.register(kind, type("Promise", (PreTrainedConfig,), own), exist_ok=True)
 
 
 @cache
@@ -172,10 +168,9 @@ def configuration(recipe: dict, changes: Changes):
 
     options, name = dict(recipe["config"]), recipe["class"]
     if changes:
-        family, name = options.pop("model_type"), PREFIX + name
-        config = low_rank_class(family, FAMILIES[family][0])(**options, **vars(changes))
-    else:
-        config = AutoConfig.for_model(**options)
+        name = PREFIX + name
+        options |= vars(changes) | {"model_type": TYPE_PREFIX + options["model_type"]}
+    config = AutoConfig.for_model(**options)
     config._attn_implementation, config.architectures = recipe["attention"], [name]
     return config
 
@@ -190,8 +185,8 @@ def restore(model: nn.Module, folder: Path) -> None:
 
 def __getattr__(name: str) -> type:
     """The generated classes by name, so that they can be imported and pickled like written ones."""
+    dense = name.removeprefix(PREFIX)
     for family, names in FAMILIES.items():
-        for plain_name in names:
-            if name == PREFIX + plain_name:
-                return low_rank_class(family, plain_name)
+        if dense in names and dense != name:
+            return low_rank_class(family, dense)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -46,9 +46,9 @@ def split_qkv(model: nn.Module) -> list[str]:
     Outputs stay, to round-off.  `default_layers` then lists the parts: "blocks.0.attn.qkv.q", ".k",
     ".v".  Split before statistics are collected.
 
-    Three (h, n) parts get three ranks and three errors, one (3h, n) matrix shares its right factor.
-    The paper does not say which it compresses.  Its released code can do both, and the example in
-    its README splits: a ViT-B/16 then has 73 matrices with the head, against 49 fused.
+    Three (h, n) parts get three ranks, one (3h, n) matrix shares its right factor.  The paper does
+    not say which it compresses.  Its released code can do both, and the example in its README
+    splits: a ViT-B/16 then has 73 matrices with the head, against 49 fused.
 
     Raises ValueError where there is nothing to split, or a fused layer is not plain and dense.
     """
@@ -95,17 +95,13 @@ def _linear_parts(module: nn.Module, count: int) -> list[nn.Linear]:
     for weight, bias in zip(W.chunk(count), biases, strict=True):
         m, n = weight.shape
         part = nn.Linear(n, m, bias=bias is not None, device="meta")  # draws no random numbers
-        part.weight = _copy(weight, module.weight)
-        if bias is not None:
-            part.bias = _copy(bias, module.bias)
+        for leaf in dict(part.named_parameters()):
+            # In memory of its own: a view of the old matrix would keep all of it alive.
+            values = (weight if leaf == "weight" else bias).detach()
+            own = values.clone(memory_format=torch.contiguous_format)
+            setattr(part, leaf, nn.Parameter(own, getattr(module, leaf).requires_grad))
         parts.append(part.train(module.training))
     return parts
-
-
-def _copy(values: Tensor, like: nn.Parameter) -> nn.Parameter:
-    """In memory of its own: a view of the old matrix would keep all of it alive."""
-    own = values.detach().clone(memory_format=torch.contiguous_format)
-    return nn.Parameter(own, requires_grad=like.requires_grad)
 
 
 # What `storage` writes down by name and does again on a skeleton; the order does not matter.

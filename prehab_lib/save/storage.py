@@ -37,13 +37,12 @@ def save(
 ) -> Path:
     """Write `folder` with every parameter and buffer (tied ones once) and the recipe.
 
-    tokenizer: a transformers tokenizer to save along.  merged: multiply the factors out and write
-    the dense model, which needs no prehab_lib to open.  max_shard_size: of one file, in bytes or as
-    "5GB".  about: more JSON to keep with it, and what the model card says (`card.text`).
+    tokenizer: of transformers, to save along.  merged: multiply the factors out and write the dense
+    model, which needs no prehab_lib to open.  max_shard_size: of a file, in bytes or as "5GB".
+    about: more JSON to keep with it, and what the model card says (`card.text`).
 
     A model saved there before is replaced once the new one is complete.  Raises ValueError where
-    `folder` holds any other file or the model cannot be rebuilt from a recipe, OSError with one
-    sentence where the disk is full.
+    `folder` holds any other file or the model cannot be rebuilt, OSError where the disk is full.
     """
     folder = Path(folder).resolve()
     check_target(folder)
@@ -147,7 +146,7 @@ def _skeleton(recipe: dict) -> nn.Module:
 def _empty(description: dict) -> nn.Module:
     """The skeleton of what was saved, its layers swapped."""
     recipe, fields = description["recipe"], ("ranks", "rewrites", "packed", "rounded")
-    changes = Changes(*(description[field] for field in fields))
+    changes = Changes(*map(description.get, fields))
     family = pretrained.family_of(recipe)
     if family and changes:
         kind = pretrained.low_rank_class(family, recipe["class"])
@@ -180,11 +179,10 @@ def _check_same(skeleton: nn.Module, model: nn.Module) -> None:
     theirs = [*str(model).splitlines(), *sorted(_all_tensors(model))]
     for recipe_gives, model_has in zip_longest(ours, theirs, fillvalue="nothing"):
         if recipe_gives != model_has:
-            raise ValueError(
-                f"{type(model).__name__} cannot be rebuilt from its recipe: it has "
-                f"{model_has.strip()!r} where the recipe gives {recipe_gives.strip()!r}; set "
-                "model.prehab_recipe (see prehab_lib.save.models.build) before saving"
-            )
+            where = f"has {model_has.strip()!r} where the recipe gives {recipe_gives.strip()!r}"
+            what = f"{type(model).__name__} cannot be rebuilt from its recipe: it {where}"
+            remedy = "set model.prehab_recipe (see prehab_lib.save.models.build) before saving"
+            raise ValueError(f"{what}; {remedy}")
 
 
 def _all_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -195,12 +193,13 @@ def _all_tensors(model: nn.Module) -> dict[str, Tensor]:
 
 def _tensors(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
     """All tensors on the CPU by their first name, and second name -> first name of tied ones."""
-    tensors, names = _all_tensors(model), {}
-    for name, tensor in tensors.items():
-        names.setdefault(id(tensor), []).append(name)
-    tied = {copy: first for first, *copies in names.values() for copy in copies}
-    kept = {name: tensors[name].detach().cpu() for name in tensors if name not in tied}
-    return {name: tensor.contiguous() for name, tensor in kept.items()}, tied
+    tensors, tied, first = {}, {}, {}
+    for name, tensor in _all_tensors(model).items():
+        if first.setdefault(id(tensor), name) == name:
+            tensors[name] = tensor.detach().cpu().contiguous()
+        else:
+            tied[name] = first[id(tensor)]
+    return tensors, tied
 
 
 def _check_match(folder: Path, expected: dict[str, Tensor], tensors: dict[str, Tensor | None]):

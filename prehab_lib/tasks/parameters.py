@@ -2,8 +2,8 @@
 
 The cell tagged `parameters` is the only place for names, types and defaults. It is parsed, never
 executed; a pydantic model that refuses unknown names and wrong types is built from it, and RULES
-bound the values further. papermill itself only warns about an unknown name, and its own parser
-loses a line whose comment holds a `=`.
+bound the values further. papermill only warns of unknown names, and loses lines with a `=` in the
+comment.
 """
 
 import ast
@@ -47,10 +47,9 @@ def parse(source: str, where: str) -> dict[str, tuple]:
         try:
             parameters[node.target.id] = _type(node.annotation), ast.literal_eval(node.value)
         except (AttributeError, KeyError, TypeError, ValueError):  # another statement, type, value
+            must = "a line of parameters must read `name: type = literal`, with a type among"
             types = f"{', '.join(_TYPES)}, list[...], dict[...] or ... | ..."
-            must = f"must read `name: type = literal`, with a type among {types}"
-            line = ast.unparse(node)
-            raise ValueError(f"{where}: a line of parameters {must}, not `{line}`") from None
+            raise ValueError(f"{where}: {must} {types}, not `{ast.unparse(node)}`") from None
     return parameters
 
 
@@ -60,14 +59,14 @@ def read(notebook: Path) -> dict[str, tuple]:
     Raises ValueError for more than one cell, one that is no list of parameters, another file.
     """
     try:
-        cells = json.loads(Path(notebook).read_text(encoding="utf-8"))["cells"]
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
+        cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    except (ValueError, KeyError, TypeError):
         raise ValueError(f"{notebook} is not a notebook (nbformat 4)") from None
     tagged = [cell for cell in cells if "parameters" in cell.get("metadata", {}).get("tags", [])]
     if len(tagged) > 1:
-        what = f"{len(tagged)} cells are tagged `parameters`, tag exactly one"
-        raise ValueError(f"{notebook}: {what}")
-    return parse("".join(tagged[0]["source"]), Path(notebook).name) if tagged else {}
+        many = f"{len(tagged)} cells are tagged `parameters`"
+        raise ValueError(f"{notebook}: {many}, tag exactly one")
+    return parse("".join(tagged[0]["source"]), notebook.name) if tagged else {}
 
 
 def validated(where: str, known: dict[str, tuple], values: dict):
@@ -91,14 +90,13 @@ def validated(where: str, known: dict[str, tuple], values: dict):
 def _sentence(values: dict, error: dict) -> str:
     """What pydantic found wrong with a parameter, as one sentence."""
     name, *inside = error["loc"]
-    if error["type"] == "missing":
-        return f"{name} = {values[name]!r}: it lacks {inside[-1]}"
-    if error["type"] == "extra_forbidden":
-        return f"{name} = {values[name]!r}: it has no entry {inside[-1]}"
+    entry = {"missing": "it lacks", "extra_forbidden": "it has no entry"}.get(error["type"])
+    if entry:
+        return f"{name} = {values[name]!r}: {entry} {inside[-1]}"
     if isinstance(values[name], dict) and inside and inside[-1] != "[key]":
         name += f"[{inside[0]!r}]"
     message = error["msg"].removeprefix("Value error, ").replace(" after validation", "")
-    message = message.replace("Input should", "it must").replace("List should", "it must")
+    message = re.sub("^(Input|List) should", "it must", message)
     return f"{name} = {error['input']!r}: {message}"
 
 
@@ -113,16 +111,13 @@ def find(name: str) -> Path:
     """The file of a notebook that has parameters, where the runner says or near this folder."""
     here = Path.cwd()
     folders = [here, here.parent, here / "notebooks", rules.LIBRARY.parent / "notebooks"]
-    if os.environ.get("PREHAB_NOTEBOOK_DIR"):
-        folders.insert(0, Path(os.environ["PREHAB_NOTEBOOK_DIR"]))
+    folders.insert(0, Path(os.environ.get("PREHAB_NOTEBOOK_DIR") or here))
     for folder in folders:
         file = folder / f"{name}.ipynb"
         if file.is_file() and read(file):
             return file
-    looked = ", ".join(map(str, folders))
-    raise FileNotFoundError(
-        f"{name}.ipynb, with its parameters cell, is in none of {looked}: set PREHAB_NOTEBOOK_DIR"
-    )
+    looked = f"{name}.ipynb, with its parameters cell, is in none of {', '.join(map(str, folders))}"
+    raise FileNotFoundError(f"{looked}: set PREHAB_NOTEBOOK_DIR")
 
 
 def check(name: str, namespace: dict):
@@ -131,9 +126,10 @@ def check(name: str, namespace: dict):
     Reads the current values from the namespace; raises and returns what `validated` does.
     """
     known = read(find(name))
-    missing = [parameter for parameter in known if parameter not in namespace]
-    if missing:
-        raise ValueError(f"{name}: {missing[0]} is not set: run the cell tagged `parameters` first")
+    for parameter in known:
+        if parameter not in namespace:
+            unset = f"{name}: {parameter} is not set"
+            raise ValueError(f"{unset}: run the cell tagged `parameters` first")
     return validated(name, known, {parameter: namespace[parameter] for parameter in known})
 
 
@@ -142,9 +138,9 @@ class _Loader(yaml.SafeLoader):
 
     def construct_mapping(self, node, deep=False):
         keys = [key.value for key, _ in node.value]
-        repeated = sorted({key for key in keys if keys.count(key) > 1})
-        if repeated:
-            raise ValueError(f'"{repeated[0]}" stands there twice')
+        for key in keys:
+            if keys.count(key) > 1:
+                raise ValueError(f'"{key}" stands there twice')
         return super().construct_mapping(node, deep=True)
 
 
@@ -160,11 +156,10 @@ def load_value(text: str):
 def load_file(path: Path) -> dict:
     """A flat YAML file of parameters. Raises ValueError naming the file and what is wrong."""
     try:
-        values = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_Loader)
+        values = load_value(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, ValueError) as error:
         raise ValueError(f"{path}: {' '.join(str(error).split())}") from None
-    if values is None:
-        return {}
+    values = {} if values is None else values
     if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
         raise ValueError(f"{path}: write one `name: value` a line")
     return values

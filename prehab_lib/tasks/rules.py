@@ -20,15 +20,15 @@ def table_keys(module: str, table: str) -> tuple[str, ...]:
 
     They are read from the source unless the module is loaded: importing it costs seconds of torch.
     """
-    loaded = sys.modules.get(f"prehab_lib.{module}")
-    if loaded is not None:
-        return tuple(getattr(loaded, table))
+    name = f"prehab_lib.{module}"
+    if name in sys.modules:
+        return tuple(getattr(sys.modules[name], table))
     source = LIBRARY.joinpath(*module.split(".")).with_suffix(".py").read_text(encoding="utf-8")
     for node in ast.parse(source).body:
         target = node.targets[0] if isinstance(node, ast.Assign) else getattr(node, "target", None)
         if isinstance(target, ast.Name) and target.id == table:
             return tuple(ast.literal_eval(key) for key in node.value.keys)
-    raise LookupError(f"prehab_lib.{module} has no dictionary {table}")
+    raise LookupError(f"{name} has no dictionary {table}")
 
 
 def _key_of(*tables: tuple[str, str]):
@@ -54,16 +54,14 @@ def _one_or_each(kind):
     return Annotated[_each(kind), as_list]
 
 
-def _at_least(least: int):
-    return Annotated[int, Field(ge=least)]
-
-
 def _distinct(values: list) -> list:
     if len(set(values)) < len(values):
         raise ValueError("a seed stands twice, and would pass for two runs that agree")
     return values
 
 
+_count = Annotated[int, Field(ge=1)]
+_steps = Annotated[int, Field(ge=0)]
 _fraction = Annotated[FiniteFloat, Field(gt=0, lt=1)]
 _positive = Annotated[FiniteFloat, Field(gt=0)]
 _weight = Annotated[FiniteFloat, Field(ge=0)]  # λ of Eq. (2)
@@ -74,14 +72,14 @@ _order = Literal["UV", "VU", "joint"]
 
 @with_config(ConfigDict(extra="forbid"))
 class _Lora(TypedDict):
-    rank: _at_least(1)
-    steps: _at_least(0)
+    rank: _count
+    steps: _steps
     lr: _positive
     alpha: NotRequired[_positive]
     dropout: NotRequired[_weight]
-    warmup: NotRequired[_at_least(0)]
+    warmup: NotRequired[_steps]
     decay: NotRequired[bool]
-    accumulate: NotRequired[_at_least(1)]
+    accumulate: NotRequired[_count]
 
 
 # Patterns are tried from top to bottom, the first that matches the parameter's name decides.
@@ -103,12 +101,12 @@ RULES = {
     "task": _key_of(("tasks.prose_tasks", "PROSE"), ("tasks.glue", "GLUE")),
     "lora": _Lora,
     "seeds": Annotated[_each(int), AfterValidator(_distinct)],
-    "batch": _at_least(1),
-    "calibration": _at_least(1),
-    "kronecker": _at_least(1),
-    "window": _at_least(2),
+    "batch": _count,
+    "calibration": _count,
+    "kronecker": _count,
+    "window": Annotated[int, Field(ge=2)],
     "lr": _positive,
-    "*steps": _one_or_each(_at_least(0)),
+    "*steps": _one_or_each(_steps),
 }
 
 

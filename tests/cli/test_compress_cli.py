@@ -21,14 +21,9 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*fewer than 10 tokens")
 TEXT = [sentence(i) for i in range(200)]
 
 
-@pytest.fixture(scope="module")
-def tokenizer():
-    return tiny_tokenizer()
-
-
 @pytest.fixture
-def base(tmp_path, tokenizer):
-    return causal_model(tmp_path / "base", tokenizer=tokenizer)
+def base(tmp_path):
+    return causal_model(tmp_path / "base", tokenizer=tiny_tokenizer())
 
 
 @pytest.fixture
@@ -42,7 +37,7 @@ def words(model, data, out, *more):
     return ["compress", str(model), "--data", str(data), "--out", str(out), *small, *map(str, more)]
 
 
-def test_from_a_text_to_a_model_that_everybody_opens(base, text, tokenizer, tmp_path, capsys):
+def test_from_a_text_to_a_model_that_everybody_opens(base, text, tmp_path, capsys):
     out = tmp_path / "out"
     more = ["--steps", 3, "--less-memory", "--lr", "1e-3", "--lam", "0.1", "--license", "mit"]
     assert main(words(base, text, out, *more)) == 0
@@ -65,8 +60,7 @@ def test_from_a_text_to_a_model_that_everybody_opens(base, text, tokenizer, tmp_
 
 
 def test_the_surrogate_is_summed_as_in_equation_2_or_averaged_where_asked(base, text, tmp_path, capsys):
-    steps = ["--steps", 3, "--lr", "1e-3", "--lam", "0.1"]
-    loaded = {}
+    steps, loaded = ["--steps", 3, "--lr", "1e-3", "--lam", "0.1"], {}
     for name, more in {"default": [], "sum": ["--reduction", "sum"], "mean": ["--reduction", "mean"]}.items():
         assert main(words(base, text, tmp_path / name, *steps, *more)) == 0
         said = f"{'mean' if name == 'mean' else 'sum'} over the layers, λ = 0.1"
@@ -75,8 +69,8 @@ def test_the_surrogate_is_summed_as_in_equation_2_or_averaged_where_asked(base, 
     assert loaded["default"] == loaded["sum"] != loaded["mean"]
 
 
-def test_a_merged_gpt2_from_parquet(tokenizer, tmp_path, capsys):
-    gpt2 = causal_model(tmp_path / "gpt2", "gpt2", tokenizer=tokenizer)
+def test_a_merged_gpt2_from_parquet(tmp_path, capsys):
+    gpt2 = causal_model(tmp_path / "gpt2", "gpt2", tokenizer=tiny_tokenizer())
     parquet.write_table(pyarrow.table({"text": [*TEXT, None], "id": range(201)}), tmp_path / "text.parquet")
     assert main(words(gpt2, tmp_path / "text.parquet", tmp_path / "out", "--merged", "--removed", 0.6)) == 0
     model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
@@ -86,12 +80,24 @@ def test_a_merged_gpt2_from_parquet(tokenizer, tmp_path, capsys):
     assert "perplexity" in capsys.readouterr().out
 
 
-def test_the_same_seed_gives_the_same_bits_and_an_earlier_model_is_replaced(base, text, tmp_path):
+def test_a_seed_fixes_the_bits_and_a_stop_leaves_the_earlier_model(base, text, tmp_path, capsys, monkeypatch):
     out, weights = tmp_path / "out", []
     for seed in (0, 0, 1):
-        assert main(words(base, text, out, "--seed", seed)) == 0
+        assert main(words(base, text, out, "--seed", seed)) == 0  # the earlier one is replaced
         weights.append((out / "model.safetensors").read_bytes())
     assert weights[0] == weights[1] != weights[2]
+    before = {file.name: file.read_bytes() for file in out.iterdir()}
+
+    def stop(tensors, path, **_):
+        Path(path).write_bytes(b"half of")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("safetensors.torch.save_file", stop)
+    assert main(words(base, text, out, "--removed", 0.6)) == 130
+    assert "stopped; " in capsys.readouterr().err
+    assert main(words(base, text, tmp_path / "new")) == 130
+    assert before == {file.name: file.read_bytes() for file in out.iterdir()}
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["base", "out", "text.txt"]
 
 
 def test_a_method_that_needs_gradients_and_one_that_searches(base, text, tmp_path, capsys):
@@ -101,59 +107,6 @@ def test_a_method_that_needs_gradients_and_one_that_searches(base, text, tmp_pat
     assert "fisher_in of 7 layers" in capsys.readouterr().out
 
 
-def compressed(tmp, base, name="small"):
-    model = transformers.AutoModelForCausalLM.from_pretrained(base)
-    compress(model, "svd", 0.4)
-    return save(model, tmp / name)
-
-
-def compressed_before_config_json(tmp, base):
-    (compressed(tmp, base, "before") / "config.json").unlink()
-    return tmp / "before"
-
-
-def smaller(tmp, base):
-    return causal_model(tmp / "less", vocabulary=200, tokenizer=tiny_tokenizer())
-
-
-def encoder(tmp, base):
-    config = transformers.BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
-    transformers.BertForMaskedLM(config).save_pretrained(tmp / "bert")
-    return tmp / "bert"
-
-
-def written(file, content):
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_bytes(content)
-    return file
-
-
-def without_text(tmp):
-    parquet.write_table(pyarrow.table({"body": ["a"], "id": [1]}), tmp / "other.parquet")
-    return tmp / "other.parquet"
-
-
-# What is said -> what replaces the model, the data or the folder of a good call, and more words.
-BAD_MODELS = {
-    "model = './nowhere' is no folder": lambda tmp, base: "./nowhere",
-    "small' is compressed already": compressed,
-    "before' is compressed already": compressed_before_config_json,
-    "has no tokenizer": lambda tmp, base: causal_model(tmp / "bare"),
-    "outside the model's vocabulary of 200: the tokenizer belongs to another model": smaller,
-    "is a BertForMaskedLM: a causal language model is needed": encoder,
-}
-BAD_DATA = {
-    "nowhere.txt is no file": lambda tmp: "nowhere.txt",
-    "has 5 tokens, fewer than two windows of 16": lambda tmp: written(tmp / "short.txt", b"the red house"),
-    "is no UTF-8 text": lambda tmp: written(tmp / "text.bin", b"\xff\xfe\x00"),
-    "there is no text to tokenize": lambda tmp: written(tmp / "empty.txt", b" \n"),
-    "no column 'text': it has body, id": without_text,
-    "no Parquet file that can be read": lambda tmp: written(tmp / "torn.parquet", b"PAR1"),
-}
-BAD_FOLDERS = {
-    "holds other files than a saved model": lambda tmp: written(tmp / "home" / "thesis.tex", b"years").parent,
-    "no folder one may write to": lambda tmp: written(tmp / "file", b"") / "out",
-}
 BAD_WORDS = {
     "removed": ["--removed", "1.5"],
     "method = 'magic' is not known": ["--method", "magic"],
@@ -164,23 +117,54 @@ BAD_WORDS = {
     "samples = 0": ["--samples", "0"],
     "prehab cannot train in float16": ["--steps", "1", "--dtype", "float16"],
 }
+BAD_TEXTS = {
+    "has 5 tokens, fewer than two windows of 16": b"the red house",
+    "is no UTF-8 text": b"\xff\xfe\x00",
+    "there is no text to tokenize": b" \n",
+}
 
 
 def test_bad_input_is_one_sentence_before_any_work(base, text, tmp_path, capsys, monkeypatch):
-    calls = [(says, [make(tmp_path, base), text, tmp_path / "out"]) for says, make in BAD_MODELS.items()]
-    calls += [(says, [base, make(tmp_path), tmp_path / "out"]) for says, make in BAD_DATA.items()]
-    calls += [(says, ["not looked at", text, make(tmp_path)]) for says, make in BAD_FOLDERS.items()]
-    calls += [(says, [base, text, tmp_path / "out", *more]) for says, more in BAD_WORDS.items()]
+    def written(name: str, content: bytes) -> Path:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(content)
+        return tmp_path / name
+
+    known = transformers.AutoModelForCausalLM.from_pretrained(base)
+    compress(known, "svd", 0.4)
+    small, before = save(known, tmp_path / "small"), save(known, tmp_path / "before")
+    (before / "config.json").unlink()
+    less = causal_model(tmp_path / "less", vocabulary=200, tokenizer=tiny_tokenizer())
     half = causal_model(tmp_path / "half", tokenizer=tiny_tokenizer(), dtype="float16")
-    calls.append(("prehab cannot train in float16", [half, text, tmp_path / "out", "--steps", "1"]))
+    shape = dict(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
+    transformers.BertForMaskedLM(transformers.BertConfig(**shape)).save_pretrained(tmp_path / "bert")
+    parquet.write_table(pyarrow.table({"body": ["a"], "id": [1]}), tmp_path / "other.parquet")
+    thesis, file = written("home/thesis.tex", b"years"), written("file", b"")
+    out = tmp_path / "out"
+    calls = [
+        ("model = './nowhere' is no folder", "./nowhere", text, out),
+        ("small' is compressed already", small, text, out),
+        ("before' is compressed already", before, text, out),
+        ("has no tokenizer", causal_model(tmp_path / "bare"), text, out),
+        ("outside the model's vocabulary of 200: the tokenizer belongs to another model", less, text, out),
+        ("is a BertForMaskedLM: a causal language model is needed", tmp_path / "bert", text, out),
+        ("prehab cannot train in float16", half, text, out, "--steps", "1"),
+        ("nowhere.txt is no file", base, "nowhere.txt", out),
+        ("no column 'text': it has body, id", base, tmp_path / "other.parquet", out),
+        ("no Parquet file that can be read", base, written("torn.parquet", b"PAR1"), out),
+        ("holds other files than a saved model", "not looked at", text, thesis.parent),
+        ("no folder one may write to", "not looked at", text, file / "out"),
+    ]
+    calls += [(says, base, written(f"{len(says)}.txt", content), out) for says, content in BAD_TEXTS.items()]
+    calls += [(says, base, text, out, *more) for says, more in BAD_WORDS.items()]
     for work in ("save.models.text_model", "scale.preflight.estimate"):
         monkeypatch.setattr(f"prehab_lib.{work}", lambda *_, **__: pytest.fail("work was begun"))
     capsys.readouterr()
-    for says, call in calls:
+    for says, *call in calls:
         assert main(words(*call)) == 2, says
         said = capsys.readouterr().err.strip().splitlines()
         assert len(said) == 1 and says in said[0], (says, said)
-        assert not (tmp_path / "out").exists(), says
+        assert not out.exists(), says
 
 
 def test_what_is_gated_or_cannot_fit_is_refused_before_it_is_loaded(base, text, tmp_path, capsys, monkeypatch):
@@ -195,20 +179,3 @@ def test_what_is_gated_or_cannot_fit_is_refused_before_it_is_loaded(base, text, 
     monkeypatch.setattr("transformers.AutoConfig.from_pretrained", gated)
     assert main(words("org/model", text, tmp_path / "out")) == 2
     assert "'org/model' is gated: accept its terms" in capsys.readouterr().err
-
-
-def test_stopped_while_writing_leaves_the_earlier_model(base, text, tmp_path, capsys, monkeypatch):
-    out = tmp_path / "out"
-    assert main(words(base, text, out)) == 0
-    before = {file.name: file.read_bytes() for file in out.iterdir()}
-
-    def stop(tensors, path, **_):
-        Path(path).write_bytes(b"half of")
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("safetensors.torch.save_file", stop)
-    assert main(words(base, text, out, "--removed", 0.6)) == 130
-    assert "stopped; " in capsys.readouterr().err
-    assert main(words(base, text, tmp_path / "new")) == 130
-    assert before == {file.name: file.read_bytes() for file in out.iterdir()}
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["base", "out", "text.txt"]

@@ -14,7 +14,7 @@ import yaml
 
 from prehab_lib import __main__
 from tests import batch
-from tests.processes import alive, wait_for
+from tests.batch import alive, wait_for
 
 ROOT = Path(__file__).resolve().parents[2]
 CLUSTER = ROOT / "cluster"
@@ -47,15 +47,12 @@ def said_by(words: list, code: int = 0) -> str:
     return done.stdout
 
 
-def pool(*words: str, code: int) -> str:
-    return said_by([sys.executable, "-m", "prehab_lib", "run", "laptop", *words], code)
-
-
 @needs_snakemake
 @pytest.mark.skipif(sys.platform != "linux", reason="looks processes up in /proc")
 def test_life_of_a_profile(home, tmp_path, monkeypatch):
     """Killed in the middle, resumed with what is missing, one run failing; then what comes last, and the pool beside it."""
-    words, pid = ["--threads", "1"], home / "kernel.pid"
+    pool = [sys.executable, "-m", "prehab_lib", "run", "laptop", "--threads", "1"]
+    words, pid, kept = ["--threads", "1"], home / "kernel.pid", home / "runs" / ".store"
     (home / "wait").touch()
     with (tmp_path / "said").open("w") as said:
         first = subprocess.Popen(command("runs", *words), env=batch.environment(), stdout=said, stderr=said)
@@ -63,12 +60,10 @@ def test_life_of_a_profile(home, tmp_path, monkeypatch):
     try:
         published = home / "runs" / "laptop"
         wait_for(lambda: len(list(published.glob("*/run.json"))) == 2, "the two runs of the grid", seconds=90)
-        wait_for(
-            lambda: list((home / "runs" / ".store").glob("*.failed")), "a failure, which stops no other", seconds=90
-        )
+        wait_for(lambda: list(kept.glob("*.failed")), "a failure, which stops no other", seconds=90)
         kernel = int(wait_for(lambda: pid.exists() and pid.read_text(), "the run that waits", seconds=90))
         busy = "another driver is at work on runs/laptop"
-        assert busy in said_by(command("runs", *words), code=1) and busy in pool(code=2)
+        assert busy in said_by(command("runs", *words), code=1) and busy in said_by(pool, code=2)
         assert alive(kernel)
         first.kill()
         first.wait()
@@ -81,7 +76,7 @@ def test_life_of_a_profile(home, tmp_path, monkeypatch):
     assert batch.executed(home) == ["01_grid one 0", "01_grid three 0", "02_bad one 0", "04_slow one 0"]
 
     said = said_by(command("runs", *words), code=1)  # no stale lock, no word of incomplete files
-    kept = next((home / "runs" / ".store").glob("*.failed/02_bad.ipynb")).relative_to(home)
+    kept = next(kept.glob("*.failed/02_bad.ipynb")).relative_to(home)
     rows = [" ".join(line.split()) for line in said.splitlines()]
     assert f"02_bad 1 no failed: RuntimeError: planted (see {kept})" in rows
     assert "04_slow 1 no yes" in rows and "10_audit 1 no no" in rows
@@ -93,7 +88,7 @@ def test_life_of_a_profile(home, tmp_path, monkeypatch):
     other.mkdir()
     batch.make(other)
     monkeypatch.chdir(other)
-    pool(*words, code=1)
+    said_by(pool, code=1)
     ours, theirs = batch.records(home), batch.records(other)
     assert list(ours) == ["01_grid.kind=one,seed=0", "01_grid.kind=three,seed=0", "04_slow", "10_audit"]
     assert ours == theirs and "'01_grid.kind=three,seed=0': [" in ours["10_audit"][1]  # it read them all
@@ -114,9 +109,8 @@ def test_words_and_resources_reach_the_jobs(home):
     assert (len(plain), len(asking)) == (2, 2)
     assert all("gpu=" not in job and "mem_mb=8000" in job for job in plain)
     assert all("gpu=1," in job and "threads: 2" in job and "mem_mb=64000" in job for job in asking)
-    assert any(
-        "one laptop 02 05 --grid 'seed=[1, 2]' --threads 2 --threads 2 --name 02_bad.seed=1" in job for job in plain
-    )
+    expected = "one laptop 02 05 --grid 'seed=[1, 2]' --threads 2 --threads 2 --name 02_bad.seed=1"
+    assert any(expected in job for job in plain)
 
 
 @needs_snakemake

@@ -12,7 +12,6 @@ from prehab_lib.runs.plan import Run
 @pytest.fixture
 def library(tmp_path):
     folder = tmp_path / "prehab_lib"
-    keys._module_imports.cache_clear()
     (folder / "exercises").mkdir(parents=True)
     sources = {
         "__init__.py": "",
@@ -63,10 +62,9 @@ def test_what_moves_the_key_and_what_does_not(tmp_path, library, write_notebook)
     notebook = write_notebook(tmp_path / "00_a.ipynb", "from prehab_lib import middle")
     model = tmp_path / "model.bin"
     model.write_bytes(b"1")
-    base = Run("00_a", notebook, "smoke", {"steps": 1, "model": str(model), "data_root": ""})
 
-    def key(run=base, results=None):
-        keys._module_imports.cache_clear()
+    def key(profile="smoke", results=None, **changed):
+        run = Run("00_a", notebook, profile, {"steps": 1, "model": str(model), "data_root": ""} | changed)
         return keys.key(run, results or {}, library)
 
     first = key()
@@ -77,53 +75,36 @@ def test_what_moves_the_key_and_what_does_not(tmp_path, library, write_notebook)
     content["cells"].append({"cell_type": "markdown", "id": "m", "metadata": {}, "source": "prose"})
     notebook.write_text(json.dumps(content))
     assert key() == first
-    seen = {first}
-
-    def moved(key: str):
-        assert key not in seen
-        seen.add(key)
-
-    moved(key(Run("00_a", notebook, "laptop", base.params)))
-    moved(key(Run("00_a", notebook, "smoke", base.params | {"steps": 2})))
-    moved(key(results={"03_vit": b"1"}))
-    moved(key(results={"03_vit": b"2"}))
-    (library / "tables.json").write_text("[]")
-    moved(key())
-    (library / "deep.py").write_text("y = 3")
-    moved(key())
-    model.write_bytes(b"2")
-    moved(key())
-    write_notebook(notebook, "from prehab_lib import middle  # changed")
-    moved(key())
+    moved = [first, key("laptop"), key(steps=2), key(results={"03_vit": b"1"}), key(results={"03_vit": b"2"})]
+    for file, text in [
+        (library / "tables.json", "[]"),
+        (library / "deep.py", "y = 3"),
+        (model, "2"),
+        (notebook, json.dumps(content).replace("import middle", "import middle  # changed")),
+    ]:
+        file.write_text(text)
+        moved.append(key())
+    assert len(set(moved)) == 9, moved
 
 
-def test_data_folders_are_told_apart_by_their_files(tmp_path, library, write_notebook, monkeypatch):
+def test_data_and_large_files_are_told_apart_by_size_and_time(tmp_path, library, write_notebook, monkeypatch):
     notebook = write_notebook(tmp_path / "00_a.ipynb", "1")
-    unset = Run("00_a", notebook, "lab", {"data_root": ""})
-    without = keys.key(unset, {}, library)
-    for place in ("cifar10", "glue/cola/data"):
-        file = tmp_path / "data" / place / "train.parquet"
-        file.parent.mkdir(parents=True)
-        file.write_bytes(b"1")
-        run = Run("00_a", notebook, "lab", {"data_root": str(tmp_path / "data")})
-        seen = {keys.key(run, {}, library)}
-        file.write_bytes(b"12")
-        seen.add(keys.key(run, {}, library))
-        os.utime(file, (1, 1))
-        seen.add(keys.key(run, {}, library))
-        assert len(seen) == 3, place
-    monkeypatch.setenv("PREHAB_DATA", str(tmp_path / "data"))
-    assert keys.key(unset, {}, library) != without
 
+    def key(params: dict, file=tmp_path / "none", content=b"", time=1) -> str:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(content)
+        os.utime(file, (time, time))
+        return keys.key(Run("00_a", notebook, "lab", params), {}, library)
 
-def test_large_files_are_told_apart_by_size_and_time(tmp_path, library, write_notebook, monkeypatch):
+    unset = key({"data_root": ""})
     monkeypatch.setattr(keys, "SMALL", 2)
-    model = tmp_path / "model.bin"
-    run = Run("00_a", write_notebook(tmp_path / "00_a.ipynb", "1"), "lab", {"model": str(model)})
-
-    def key(content: bytes, time: int) -> str:
-        model.write_bytes(content)
-        os.utime(model, (time, time))
-        return keys.key(run, {}, library)
-
-    assert key(b"123", 1) == key(b"321", 1) != key(b"321", 2)
+    for params, place in [
+        ({"data_root": str(tmp_path / "data")}, "data/cifar10/train.parquet"),
+        ({"data_root": str(tmp_path / "data")}, "data/glue/cola/data/train.parquet"),
+        ({"model": str(tmp_path / "model.bin")}, "model.bin"),
+    ]:
+        file = tmp_path / place
+        assert key(params, file, b"123") == key(params, file, b"321"), place
+        assert len({key(params, file, b"321"), key(params, file, b"4321"), key(params, file, b"321", 2)}) == 3, place
+    monkeypatch.setenv("PREHAB_DATA", str(tmp_path / "data"))
+    assert key({"data_root": ""}) != unset

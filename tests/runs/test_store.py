@@ -5,7 +5,6 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -40,13 +39,13 @@ def files(folder) -> dict[str, bytes]:
     return {file.relative_to(folder).as_posix(): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
 
 
-def test_a_full_disk_while_publishing_keeps_the_old_files(tmp_path, monkeypatch):
+def test_a_full_disk_keeps_the_old_files_and_what_an_older_result_left_goes(tmp_path, monkeypatch, capsys):
     kept = store.Store(tmp_path)
-    for key in ("old", "new"):
-        stored(kept, key, "00_a", "result.json")
+    stored(kept, "old", "00_a", "result.json", "figures/a.png", "figures/b.png")
+    stored(kept, "new", "00_a", "result.json", "figures/b.png")
 
-    def full(source, target):
-        Path(target).write_text("torn")
+    def full(source="", target=tmp_path / "runs"):
+        target.write_text("torn")
         raise OSError(errno.ENOSPC, "No space left on device", str(target))
 
     kept.publish("old", "smoke", "00_a")
@@ -56,17 +55,13 @@ def test_a_full_disk_while_publishing_keeps_the_old_files(tmp_path, monkeypatch)
         kept.publish("new", "smoke", "00_a")
     assert files(tmp_path / "smoke") == before and before["00_a/result.json"] == b"old"
     kept.publish("new", "smoke", "00_a")
-    assert files(tmp_path / "smoke")["00_a/result.json"] == b"new"
-
-
-def test_a_full_disk_is_one_sentence(monkeypatch, capsys):
-    def full():
-        raise OSError(errno.ENOSPC, "No space left on device", "runs")
-
+    after = files(tmp_path / "smoke")
+    assert sorted(after) == ["00_a/result.json", "00_a/run.json", "figures/b.png"]
+    assert after["00_a/result.json"] == after["figures/b.png"] == b"new"
     monkeypatch.setattr(plan, "home", full)
     assert __main__.main(["run", "smoke"]) == 2
-    said = capsys.readouterr().err
-    assert said == "prehab_lib: no space left on runs: free some and run the same command again\n"
+    said = f"prehab_lib: no space left on {tmp_path / 'runs'}: free some and run the same command again\n"
+    assert capsys.readouterr().err == said
 
 
 @pytest.fixture
@@ -121,19 +116,5 @@ def test_a_stored_run_is_published_under_whatever_name_the_plan_gives_it(tmp_pat
     stored(kept, "key", "04_bert", "figures/a.png")
     for name in ("04_bert", "04_bert.cola"):
         kept.publish("key", "lab", name)
-    assert sorted(files(tmp_path / "lab")) == [
-        "04_bert.cola/run.json",
-        "04_bert/run.json",
-        "figures/04_bert.cola/a.png",
-        "figures/a.png",
-    ]
-
-
-def test_what_an_older_result_left_goes(tmp_path):
-    kept = store.Store(tmp_path)
-    stored(kept, "old", "00_a", "figures/a.png", "figures/b.png")
-    stored(kept, "new", "00_a", "figures/b.png")
-    for key in ("old", "new"):
-        kept.publish(key, "lab", "00_a")
-    assert sorted(files(tmp_path / "lab")) == ["00_a/run.json", "figures/b.png"]
-    assert files(tmp_path / "lab")["figures/b.png"] == b"new"
+    figures = ["figures/04_bert.cola/a.png", "figures/a.png"]
+    assert sorted(files(tmp_path / "lab")) == ["04_bert.cola/run.json", "04_bert/run.json", *figures]

@@ -14,8 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.batch import printed
-from tests.processes import alive, wait_for
+from tests.batch import alive, printed, wait_for
 
 ROOT = Path(__file__).resolve().parents[2]
 linux = pytest.mark.skipif(sys.platform != "linux", reason="looks processes up in /proc")
@@ -29,11 +28,7 @@ folder = pathlib.Path(os.environ["PREHAB_RUN_DIR"])
 (folder / "figures" / f"fig{steps}.csv").write_text("a figure")
 print(steps, os.environ["PREHAB_PROFILE"], os.environ["PREHAB_NOTEBOOK"], os.environ["OMP_NUM_THREADS"])
 """
-OTHER = """\
-import os, pathlib
-from prehab_lib.runs.certificate import run_dir
-(run_dir() / "result.json").write_text("7")
-"""
+OTHER = "from prehab_lib.runs.certificate import run_dir\n(run_dir() / 'result.json').write_text('7')"
 READS = """\
 import os, pathlib
 folder = pathlib.Path(os.environ["PREHAB_RUNS"])
@@ -62,15 +57,10 @@ def home(tmp_path):
 
 def start(home: Path, *words: str, command: str = "run") -> subprocess.Popen:
     """The runner with the library of that folder. A shell's "&" ignores Ctrl-C, which is set right."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "prehab_lib", command, "smoke", *words, "--threads", "1"],
-        cwd=home,
-        env=os.environ | {"PYTHONPATH": str(home)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-    )
+    command = [sys.executable, "-m", "prehab_lib", command, "smoke", *words, "--threads", "1"]
+    options = {"cwd": home, "env": os.environ | {"PYTHONPATH": str(home)}, "text": True}
+    options["preexec_fn"] = lambda: signal.signal(signal.SIGINT, signal.default_int_handler)
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)
 
 
 def run(home: Path, *words: str, code: int = 0, command: str = "run") -> str:
@@ -168,7 +158,7 @@ def test_a_killed_driver_leaves_nothing_and_the_same_command_resumes(home, write
 
 
 @linux
-def test_a_stopped_driver_ends_what_it_started(home, write_notebook):
+def test_a_stopped_driver_ends_what_it_started_and_a_dead_kernel_is_a_failed_run(home, write_notebook):
     """Ctrl-C: one sentence, exit code 130."""
     write_notebook(home / "notebooks" / "00_a.ipynb", BUSY)
     driver = start(home)
@@ -180,8 +170,5 @@ def test_a_stopped_driver_ends_what_it_started(home, write_notebook):
         wait_for(lambda: not any(map(alive, processes)), seconds=2)
     finally:
         sweep_up(processes)
-
-
-def test_a_dead_kernel_is_a_failed_run(home, write_notebook):
     write_notebook(home / "notebooks" / "00_a.ipynb", "import os\nos.kill(os.getpid(), 9)")
     assert "failed: 00_a: the kernel died" in run(home, code=1)

@@ -89,21 +89,12 @@ TABLE = """<table><thead><tr><th></th><th>x</th><th>y</th></tr><tr><th>kind</th>
 
 
 def test_a_table_is_sorted_by_keys_as_numbers_and_back(visit, book, tmp_path):  # noqa: F811
-    script = (book / "_static" / "tables.js").as_uri()
-    for table, sorted_rows in (
-        (
-            TABLE.replace(' rowspan="2"', "").replace("<tr><td>−2", "<tr><th>b</th><td>−2"),
-            ["b−22", "c9.5%4", "b1,0001", "anan3"],
-        ),
-        (
-            TABLE.replace("<tr><td><b>a group</b></td><td></td><td></td></tr>", ""),
-            ["b−22", "c9.5%4", "b1,0001", "anan3"],
-        ),
-    ):
+    script = f"<meta charset=utf-8><script src='{(book / '_static' / 'tables.js').as_uri()}'></script>"
+    plain = TABLE.replace(' rowspan="2"', "").replace("<tr><td>−2", "<tr><th>b</th><td>−2")
+    ungrouped = TABLE.replace("<tr><td><b>a group</b></td><td></td><td></td></tr>", "")
+    for table in (plain, ungrouped):
         file = tmp_path / "table.html"
-        file.write_text(
-            f"<meta charset=utf-8><script src='{script}'></script><article>{table}</article>", encoding="utf-8"
-        )
+        file.write_text(f"{script}<article>{table}</article>", encoding="utf-8")
         seen = visit(file.as_uri())
 
         def rows(page=seen.page) -> list[str]:
@@ -113,7 +104,7 @@ def test_a_table_is_sorted_by_keys_as_numbers_and_back(visit, book, tmp_path):  
         button = seen.page.get_by_role("button", name="x")
         button.focus()
         seen.page.keyboard.press("Enter")
-        assert rows() == sorted_rows
+        assert rows() == ["b−22", "c9.5%4", "b1,0001", "anan3"]
         seen.page.keyboard.press("Enter")
         assert rows()[0] == "b1,0001" and rows()[-1] == "anan3"  # what is no number comes last
         seen.page.keyboard.press("Enter")

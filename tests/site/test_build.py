@@ -1,7 +1,7 @@
 """The book's pages before Sphinx sees them, and what stops a build: one sentence, and the old book stays."""
 
-import importlib.util
 import re
+import shutil
 from pathlib import Path
 
 import nbformat
@@ -11,7 +11,6 @@ from tests import books
 from tests.beside import ROOT
 from tests.books import code, site, text
 
-needs_sphinx = pytest.mark.skipif(importlib.util.find_spec("myst_nb") is None, reason="needs the extra `site`")
 PICTURE = {"image/png": "AAAA"}
 
 
@@ -24,8 +23,12 @@ def page_of(root: Path, name: str = "03_vit"):
     return nbformat.read(gathered(root) / "notebooks" / f"{name}.ipynb", 4)
 
 
-def test_a_run_is_shown_with_profile_minutes_machine_commit_and_date(tmp_path):
+def test_a_run_is_shown_with_profile_minutes_machine_commit_and_date_where_it_did_not_fail(tmp_path):
     root = books.small(tmp_path, text("# 03 · A chapter\n\nIts text."))
+    failed = books.publish(root, "03_vit", error="boom")
+    first = page_of(root).cells[0].source
+    assert "there is no run of the laptop profile here" in first and "commit" not in first
+    shutil.rmtree(failed.parent)
     books.publish(root, "03_vit")
     first = page_of(root).cells[0].source
     for fact in ("laptop", "7.0, 2.0 GB of memory", "Some Processor, threads: 1", "0123456789", "2026-11-22"):
@@ -36,21 +39,12 @@ def test_a_run_is_shown_with_profile_minutes_machine_commit_and_date(tmp_path):
 def test_a_run_of_another_version_says_so_and_what_the_runner_injects_is_no_change(tmp_path):
     root = books.small(tmp_path, text("# 03 · A chapter"), code("print(1)"))
     file = books.publish(root, "03_vit")
-    for cells, changed in (
-        ([code("lam = 3", tags=("injected-parameters",)), code("print(1)")], False),
-        ([code("print(2)")], True),
-    ):
+    injected = code("lam = 3", tags=("injected-parameters",))
+    for cells, changed in (([injected, code("print(1)")], False), ([code("print(2)")], True)):
         nbformat.write(nbformat.v4.new_notebook(cells=[text("# 03 · A chapter"), *cells]), file)
         page = page_of(root)
         assert ("the notebook has changed since this run" in page.cells[0].source) is changed
         assert page.cells[-1].source == cells[-1].source
-
-
-def test_without_a_run_and_where_it_failed_the_stored_outputs_are_shown(tmp_path):
-    root = books.small(tmp_path)
-    books.publish(root, "03_vit", error="boom")
-    first = page_of(root).cells[0].source
-    assert "there is no run of the laptop profile here" in first and "commit" not in first
 
 
 def test_the_runs_of_a_grid_are_pages_with_titles_of_their_own(tmp_path):
@@ -67,18 +61,15 @@ def test_figures_are_described_stand_above_their_table_and_their_code_is_folded(
     drawing = code('alt = "Two walks, "\nalt += "one \\"down\\"."\nplots.save(fig, "a", table=t, alt=alt)\nt', PICTURE)
     value = nbformat.v4.new_output("execute_result", data={"text/html": "<table></table>"}, execution_count=1)
     drawing.outputs.insert(0, value)
-    cells = (
-        drawing,
-        code("# the *first* line\nplt.show()", PICTURE),
-        text("Look **here**\nnow."),
-        code("show()", PICTURE),
-    )
-    page = page_of(books.small(tmp_path, text("# 03 · A chapter"), *cells, code("print(1)")))
-    drawn, commented, _, plain, printed = page.cells[1:]
+    others = [code("# the *first* line\nplt.show()", PICTURE), text("Look **here**\nnow."), code("show()", PICTURE)]
+    sliders = code("widgets.play(at, rank=range(9))")
+    page = page_of(books.small(tmp_path, text("# 03 · A chapter"), drawing, *others, code("print(1)"), sliders))
+    drawn, commented, _, plain, printed, _, told = page.cells[1:]
     assert [next(iter(output.data)) for output in drawn.outputs] == ["image/png", "text/html"]
     alternatives = [cell.metadata.mystnb.image.alt for cell in (drawn, commented, plain)]
     assert alternatives == ['Two walks, one "down".', "the *first* line", "Picture to: Look here now."]
     assert "hide-input" in drawn.metadata.tags and "mystnb" not in printed.metadata
+    assert "sliders" in told.source and len(page.cells) == 8
 
 
 def test_every_figure_that_a_notebook_saves_is_given_its_alternative_text():
@@ -93,11 +84,6 @@ def test_every_figure_that_a_notebook_saves_is_given_its_alternative_text():
     assert count >= 37
 
 
-def test_a_figure_with_sliders_says_where_they_are(tmp_path):
-    page = page_of(books.small(tmp_path, text("# 03 · A chapter"), code("widgets.play(at, rank=range(9))")))
-    assert "sliders" in page.cells[2].source and len(page.cells) == 3
-
-
 def test_the_page_of_figures_and_documentation_whose_links_hold(tmp_path):
     sources = gathered(books.small(tmp_path))
     figures = (sources / "figures.md").read_text(encoding="utf-8")
@@ -108,9 +94,7 @@ def test_the_page_of_figures_and_documentation_whose_links_hold(tmp_path):
     assert "[a chapter](../notebooks/03_vit.ipynb), a licence, [web](https://example.org)." in page
     assert "see [this](LICENSE)" in page  # code is left alone
     assert "None of the laptop profile are stored" in (sources / "verdicts.md").read_text(encoding="utf-8")
-
-
-def test_the_front_page_names_every_chapter():
+    # The front page names every chapter.
     index = (ROOT / "site" / "index.md").read_text(encoding="utf-8")
     named = re.findall(r"\(/notebooks/(\w+)\.ipynb\)", index)
     assert named == sorted(file.stem for file in (ROOT / "notebooks").glob("[0-9]*.ipynb"))
@@ -128,15 +112,12 @@ def test_what_stops_a_build_is_one_sentence(tmp_path, monkeypatch, capfd):
     assert "is no notebook: remove its run's folder" in refused(["--out", str(root / "out")], root, capfd)
     nbformat.write(nbformat.v4.new_notebook(cells=[code("print(1)")]), root / "notebooks" / "03_vit.ipynb")
     assert "whose first line is its title" in refused(["smoke", "--out", str(root / "out")], root, capfd)
-    real = importlib.util.find_spec
-    monkeypatch.setattr(
-        importlib.util, "find_spec", lambda name, *rest: None if name == "myst_nb" else real(name, *rest)
-    )
-    assert refused([], root, capfd) == "site: the book needs myst_nb: pip install -e '.[site]', or make site\n"
+    monkeypatch.setattr(site, "NEEDED", ("not_there",))
+    assert refused([], root, capfd) == "site: the book needs not_there: pip install -e '.[site]', or make site\n"
 
 
-@needs_sphinx
 def test_a_dead_link_stops_the_build_and_the_old_book_stays(tmp_path, capfd):
+    pytest.importorskip("myst_nb", reason="needs the extra `site`")
     root = books.small(tmp_path, text("# 03 · A chapter\n\n[gone](99_gone.ipynb)"))
     old = root / "site_out" / "html" / "index.html"
     old.parent.mkdir(parents=True)

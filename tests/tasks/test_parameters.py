@@ -70,7 +70,11 @@ def checked(name: str, value) -> None:
     parameters.validated("03_vit", {name: (Any, ...)}, {name: value})
 
 
-def test_rules_go_by_name():
+def test_rules_go_by_name(monkeypatch):
+    with pytest.raises(ValueError, match="mine"):
+        checked("method", "mine")
+    monkeypatch.setitem(METHODS, "mine", METHODS["svd"])
+    checked("method", "mine")  # known as soon as it is added
     for name, good, bad in [
         ("surrogate", "stable_rank", "rank"),
         ("surrogates", ["nuclear"], ["nuclear", 3]),
@@ -84,9 +88,7 @@ def test_rules_go_by_name():
         ("others", {"nuclear": 0.1}, {"nuc": 0.1}),
         ("others", {}, {"nuclear": -0.1}),
         ("others", {}, ["nuclear"]),
-        ("batch", 1, 0),
-        ("calibration", 1, 0),
-        ("kronecker", 1, 0),
+        *[(name, 1, 0) for name in ("batch", "calibration", "kronecker")],
         ("window", 2, 1),
         ("lr", 1e-5, -1.0),
         ("reduction", "sum", "max"),
@@ -106,12 +108,8 @@ def test_rules_go_by_name():
 
 def test_tables_are_read_without_importing_torch(notebook):
     """What is read from the source, in a process of its own, is what the imported tables hold."""
-    tables = [
-        ("methods", "METHODS"),
-        ("surrogates", "SURROGATES"),
-        ("tasks.prose_tasks", "PROSE"),
-        ("tasks.glue", "GLUE"),
-    ]
+    tables = [("methods", "METHODS"), ("surrogates", "SURROGATES")]
+    tables += [("tasks.prose_tasks", "PROSE"), ("tasks.glue", "GLUE")]
     code = f"""import sys; from pathlib import Path; from prehab_lib.tasks import parameters, rules
 parameters.resolve(Path({str(notebook)!r}), {{'methods': ['svd_llm']}})
 print([rules.table_keys(*table) for table in {tables}], 'torch' in sys.modules)"""
@@ -120,18 +118,9 @@ print([rules.table_keys(*table) for table in {tables}], 'torch' in sys.modules)"
     assert done.stdout.strip() == f"{[tuple(getattr(module, table)) for module, table in modules]} False"
 
 
-def test_a_method_added_at_run_time_is_known(monkeypatch):
-    with pytest.raises(ValueError, match="mine"):
-        checked("method", "mine")
-    monkeypatch.setitem(METHODS, "mine", METHODS["svd"])
-    checked("method", "mine")
-
-
 def test_a_cell_that_is_more_than_literals_is_refused():
     for cell, words in [
-        ("steps = 3", "name: type = literal"),
-        ("x: int", "name: type = literal"),
-        ("import os", "name: type = literal"),
+        *[(line, "name: type = literal") for line in ("steps = 3", "x: int", "import os")],
         ("steps: int = 3\nhalf: float = steps / 2", "not `half: float = steps / 2`"),
         ("x: torch.Tensor = 3", "a type among .* not `x: torch.Tensor = 3`"),
         ("x: int[str] = 3", "a type among"),
@@ -166,16 +155,13 @@ def test_check_finds_the_notebook_from_where_people_stand(notebook, tmp_path, mo
         parameters.find("98_none")
 
 
-def test_two_parameters_cells_and_other_files_are_refused(notebook, tmp_path):
+def test_two_parameters_cells_and_other_files_are_refused(notebook):
     content = json.loads(notebook.read_text())
     content["cells"] *= 2
-    notebook.write_text(json.dumps(content))
-    with pytest.raises(ValueError, match="2 cells are tagged"):
-        parameters.read(notebook)
-    other = tmp_path / "x.ipynb"
-    other.write_text("hello")
-    with pytest.raises(ValueError, match="not a notebook"):
-        parameters.read(other)
+    for text, words in {json.dumps(content): "2 cells are tagged", "hello": "not a notebook"}.items():
+        notebook.write_text(text)
+        with pytest.raises(ValueError, match=words):
+            parameters.read(notebook)
 
 
 def test_yaml_reads_what_people_mean(tmp_path):
