@@ -218,9 +218,11 @@ def test_half_precision_models_are_left_alone_and_close(dtype, size):
 def test_nothing_of_the_model_is_changed():
     model = Toy().train()
     model.key.weight.requires_grad_(False)
+    model.out.weight.grad = marked = torch.ones_like(model.out.weight)
     before = {name: p.clone() for name, p in model.named_parameters()}
     collect(model, toy_batches(2, 8), needs={"fisher_in", "grad"}, task_loss=classification_loss)
-    assert all(torch.equal(before[name], p) and p.grad is None for name, p in model.named_parameters())
+    assert all(torch.equal(before[name], p) for name, p in model.named_parameters())
+    assert [p.grad for p in model.parameters() if p.grad is not None] == [marked] and bool((marked == 1).all())
     assert model.training and not model.key.weight.requires_grad and model.query.weight.requires_grad
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
 
