@@ -1,23 +1,25 @@
 """One tiny model of every family the library knows by name, random weights, nothing fetched."""
 
-import functools
+from functools import partial, wraps
 
 import timm
 import torch
 import transformers
 from torch import nn
 
-SIZES = dict(vocab_size=40, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48)
+NARROW = dict(vocab_size=40, hidden_size=32, num_hidden_layers=2, num_attention_heads=4)
+SIZES = NARROW | dict(intermediate_size=48)
 GROUPED = SIZES | dict(num_key_value_heads=2, initializer_range=0.2)  # k and v are half as tall as q
 # Token ids a generation may end with; the families' own lie outside so small a vocabulary.
 ENDS = dict(bos_token_id=1, eos_token_id=2)
+CLASSIFIER = "ForSequenceClassification"
 IDS = torch.arange(24).view(2, 12)
 
 
 def seeded(make):
     """The maker with the same weights at every call; the caller's random state stays."""
 
-    @functools.wraps(make)
+    @wraps(make)
     def made(*args, **kwargs):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
@@ -39,45 +41,21 @@ def vit(depth: int = 2, **kwargs) -> nn.Module:
 
 
 @seeded
-def bert() -> nn.Module:
-    config = transformers.BertConfig(num_labels=3, initializer_range=0.2, **SIZES)
-    return transformers.BertForSequenceClassification(config)
+def headed(kind: str, head: str = "ForCausalLM", **sizes) -> nn.Module:
+    """What transformers calls by both names together."""
+    return getattr(transformers, kind + head)(getattr(transformers, f"{kind}Config")(**sizes))
 
 
-@seeded
-def llama(**more) -> nn.Module:
-    return transformers.LlamaForCausalLM(transformers.LlamaConfig(**(GROUPED | more)))
-
-
-@seeded
-def mistral() -> nn.Module:
-    return transformers.MistralForCausalLM(transformers.MistralConfig(**GROUPED))
-
-
-@seeded
-def qwen2() -> nn.Module:
-    return transformers.Qwen2ForCausalLM(transformers.Qwen2Config(tie_word_embeddings=True, **GROUPED))
-
-
-@seeded
-def qwen3() -> nn.Module:
-    """Heads of 16 on a width of 32: q is (64, 32), k and v are (32, 32), o is (32, 64)."""
-    return transformers.Qwen3ForCausalLM(transformers.Qwen3Config(head_dim=16, **GROUPED))
-
-
-@seeded
-def opt() -> nn.Module:
-    """Embeddings of 16 on a width of 32, so that project_in and project_out exist, as in OPT-350m."""
-    sizes = dict(vocab_size=40, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, ffn_dim=48)
-    return transformers.OPTForCausalLM(transformers.OPTConfig(word_embed_proj_dim=16, init_std=0.2, **sizes))
-
-
-@seeded
-def gpt2(**more) -> nn.Module:
-    """As transformers builds it: with `Conv1D`, the head tied to the embedding."""
-    sizes = dict(vocab_size=40, n_embd=32, n_layer=2, n_head=4, n_positions=16, initializer_range=0.2)
-    return transformers.GPT2LMHeadModel(transformers.GPT2Config(**(sizes | ENDS | more)))
-
+bert = partial(headed, "Bert", CLASSIFIER, num_labels=3, initializer_range=0.2, **SIZES)
+llama = partial(headed, "Llama", **GROUPED)
+mistral = partial(headed, "Mistral", **GROUPED)
+qwen2 = partial(headed, "Qwen2", tie_word_embeddings=True, **GROUPED)
+# Heads of 16 on a width of 32: q is (64, 32), k and v are (32, 32), o is (32, 64).
+qwen3 = partial(headed, "Qwen3", head_dim=16, **GROUPED)
+# Embeddings of 16 on a width of 32, so that project_in and project_out exist, as in OPT-350m.
+opt = partial(headed, "OPT", word_embed_proj_dim=16, init_std=0.2, ffn_dim=48, **NARROW)
+# As transformers builds it: with `Conv1D`, the head tied to the embedding.
+gpt2 = partial(headed, "GPT2", "LMHeadModel", n_positions=16, initializer_range=0.2, **NARROW, **ENDS)
 
 # Family -> (maker, linear layers a block, layers beside the blocks).
 FAMILIES = {

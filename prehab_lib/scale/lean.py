@@ -32,15 +32,13 @@ WORTH = 2**23
 LEAST = 4096  # times eps σ₁²: what stands out is turned by less than 1 / LEAST
 
 Pairs = Iterator[tuple[Tensor, Tensor]]
+Lift = Callable[[Tensor, int], Tensor]
 
 
 def factorise(
     W: Tensor, ruler: Weighting, dtype: torch.dtype | None = None, most: int | None = None
 ) -> Decomposition:
-    """As `decomposition.factorise`; `most` saves memory, not time, and gives the same bits.
-
-    Raises as it does.
-    """
+    """As `decomposition.factorise`; `most` saves memory, not time, and gives the same bits."""
     check_kernel_input(W, ruler, most)
     dtype, most = dtype or W.dtype, min(W.shape) if most is None else most
     PW = W if ruler.left is None else ruler.apply_left(W.to(dtype))
@@ -53,9 +51,6 @@ def factorise(
         U, right, sigma, rest = _principal(R, ruler, dtype, most)
         left = lift(U, most)
     return Decomposition(left, right, sigma.cummin(0).values, rest)
-
-
-# Turning rows to principal ones
 
 
 def _principal(
@@ -159,9 +154,7 @@ def _apart(squares: Tensor, most: int) -> bool:
     return bool(gap > LEAST * torch.finfo(squares.dtype).eps * squares[0])
 
 
-def _square(
-    W: Tensor, PW: Tensor, ruler: Weighting, dtype: torch.dtype
-) -> tuple[Tensor, Callable[[Tensor, int], Tensor]]:
+def _square(W: Tensor, PW: Tensor, ruler: Weighting, dtype: torch.dtype) -> tuple[Tensor, Lift]:
     """R (n, n) with P W = Q R, Q (m, n) orthonormal, for m > n; and a function.
 
     The function (U, r) -> the first r columns of P⁻¹ Q U may overwrite U.  R is Cholesky's factor
@@ -188,9 +181,6 @@ def _square(
         return left
 
     return R, lift
-
-
-# What a ruler says about rows
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,9 @@ line in the table of its file: sums over a layer's inputs in `inputs`, over per-
 """
 
 from prehab_lib.statistics.fisher import LOSS_STATISTICS
-from prehab_lib.statistics.inputs import INPUT_STATISTICS, WATCHERS
+from prehab_lib.statistics.inputs import INPUT_STATISTICS
 from prehab_lib.statistics.logit_gram import LOGIT_STATISTICS
 
 # name -> function (model, modules, batches, wanted names, **settings) -> layer -> {name: value}
 PASSES = LOSS_STATISTICS | LOGIT_STATISTICS
-KNOWN = [*INPUT_STATISTICS, *WATCHERS, *sorted(PASSES)]
+KNOWN = [*INPUT_STATISTICS, "influence", *sorted(PASSES)]

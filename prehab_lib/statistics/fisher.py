@@ -12,12 +12,10 @@ from torch import Tensor
 
 from prehab_lib.roots import on_factor_device
 from prehab_lib.statistics.gradients import GradientPass
-from prehab_lib.statistics.hooks import check_reached
 
 LIMIT = 2**25  # numbers of per-sample gradients held at once
 TOLERANCE = 1e-3  # relative change of both factors at which the alternating iteration may stop
 TINY = torch.finfo(torch.float64).tiny
-UNREACHED = "no gradient reaches", "does the loss depend on it?"  # of `hooks.check_reached`
 
 
 def column_squares(X: Tensor, D: Tensor) -> Tensor:
@@ -54,26 +52,21 @@ SAMPLE_STATISTICS = {
 
 def sample_means(gradients: GradientPass, wanted: Iterable[str]) -> dict[str, dict[str, Tensor]]:
     """layer -> {name: mean over samples}, of `SAMPLE_STATISTICS` or "grad" (m, n), in one pass."""
-    totals: dict[str, dict[str, Tensor]] = {}
+    sums: dict[str, dict[str, Tensor]] = {layer: {} for layer in gradients.modules}
 
-    def add(layer: str, name: str, value: Tensor) -> None:
-        values = totals.setdefault(layer, {})
-        values[name] = values.get(name, 0.0) + on_factor_device(value)
+    def add(layer: str, value: Tensor, name: str = "grad") -> None:
+        sums[layer][name] = sums[layer].get(name, 0.0) + on_factor_device(value)
 
     def receive(layer: str, X: Tensor, D: Tensor) -> None:
         for name, product in SAMPLE_STATISTICS.items():
             if name in wanted:
-                add(layer, name, product(X, D))
+                add(layer, product(X, D), name)
 
-    def receive_mean(layer: str, G: Tensor) -> None:
-        add(layer, "grad", G)
-
-    samples = gradients.run(receive, receive_mean if "grad" in wanted else None)
-    check_reached(gradients.modules, totals, *UNREACHED)
-    return {
-        layer: {name: total / samples for name, total in values.items()}
-        for layer, values in totals.items()
-    }
+    samples = gradients.run(receive, add if "grad" in wanted else None)
+    for values in sums.values():
+        for name in values:
+            values[name] = values[name] / samples
+    return sums
 
 
 def _sample_means(model, modules, batches, wanted, *, task_loss, fisher="sample", **_) -> dict:
@@ -104,7 +97,7 @@ def kronecker_factors(model, modules, batches, wanted, *, task_loss, iterations=
         A[name], B[name] = (torch.eye(size, dtype=torch.float64) for size in (n, m))
     for _iteration in range(iterations):
         old_A, old_B = A, B
-        B = _half(gradients, A, lambda X, D, A: sandwich(X, D, A))
+        B = _half(gradients, A, sandwich)
         A = _half(gradients, B, lambda X, D, B: sandwich(D, X, B))
         if all(_still(old_A[name], A[name]) and _still(old_B[name], B[name]) for name in modules):
             break
@@ -125,7 +118,6 @@ def _half(gradients: GradientPass, fixed: dict[str, Tensor], product: Callable) 
         totals[layer] = totals.get(layer, 0.0) + on_factor_device(product(X, D, unit))
 
     samples = gradients.run(receive)
-    check_reached(gradients.modules, totals, *UNREACHED)
     sizes = {name: 2 * samples * fixed[name].norm().clamp_min(TINY) for name in totals}
     return {name: (total + total.T) / sizes[name] for name, total in totals.items()}
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from prehab_lib.batches import IGNORED, loss_of, mode, requiring_grad
 from prehab_lib.roots import on_factor_device
-from prehab_lib.statistics.hooks import calibration, check_finite, check_recorded, hooked
+from prehab_lib.statistics.hooks import calibration, check_finite, check_reached, hooked
 
 HALF_SCALE = 2.0**10  # times the loss in float16, whose small gradients would vanish
 
@@ -40,30 +40,31 @@ class GradientPass:
     per_sample: bool = True
 
     def run(self, receive: Receive, receive_mean: ReceiveMean | None = None) -> int:
-        """Number of samples.  receive_mean(layer, Σ_s G_s): the plain gradient (m, n)."""
+        """Number of samples.  Raises ValueError where a layer has no gradient in any batch."""
         samples, weights = 0, [module.weight for module in self.modules.values()]
+        reached: set[str] = set()
+
+        def arrive(layer: str, X: Tensor, D: Tensor) -> None:
+            reached.add(layer)
+            receive(layer, X, D)
+
         with mode(self.model, training=False), torch.enable_grad(), requiring_grad(weights, True):
             for batch in calibration(self.model, self.batches, "gradients"):
-                samples += self._batch(batch, receive, receive_mean)
+                size = _size(batch) if self.per_sample else 1
+                at_once = not self.per_sample or _is_mean(self.task_loss, batch, size)
+                if not (at_once and self._backward(batch, size, arrive, receive_mean)):
+                    for i in range(size):
+                        self._backward(_sample(batch, i, size), 1, arrive, receive_mean)
+                samples += size
+        check_reached(self.modules, reached, "no gradient reaches", "does the loss depend on it?")
         return samples
-
-    def _batch(self, batch, receive: Receive, receive_mean: ReceiveMean | None) -> int:
-        size = _size(batch) if self.per_sample else 1
-        by_samples = getattr(self.task_loss, "mean_over_samples", False)
-        by_tokens = getattr(self.task_loss, "mean_over_tokens", False)
-        at_once = not self.per_sample or (by_samples and _one_label_each(batch, size))
-        at_once = at_once or (by_tokens and _whole_rows(batch))
-        if not (at_once and self._backward(batch, size, receive, receive_mean)):
-            for i in range(size):
-                self._backward(_sample(batch, i, size), 1, receive, receive_mean)
-        return size
 
     def _backward(self, batch, count: int, receive: Receive, receive_mean) -> bool:
         """Both passes of `count` samples; False, and nothing received, where a layer mixes them."""
         half = any(module.weight.dtype == torch.float16 for module in self.modules.values())
         loss_scale = HALF_SCALE if half else 1.0
         calls = _Calls(count, count / loss_scale)
-        with hooked(self.modules, after=calls.listen):
+        with hooked(self.modules, after=calls.listen, recorded=True):
             loss = loss_of(self.task_loss, self.model, batch)
         if calls.mixed:
             return False
@@ -86,9 +87,9 @@ def _weight_gradients(
     modules: dict[str, nn.Linear], receive_mean: ReceiveMean | None, scale: float
 ) -> Iterator[list[Tensor]]:
     """Hands each weight's gradient on as it arrives and frees it; `.grad` is restored after."""
-    before = {name: module.weight.grad for name, module in modules.items()}
-    with ExitStack() as hooks:
+    with ExitStack() as undo:
         for name, module in modules.items():
+            undo.callback(setattr, module.weight, "grad", module.weight.grad)
             module.weight.grad = None
 
             def take(weight: Tensor, name: str = name) -> None:
@@ -96,12 +97,8 @@ def _weight_gradients(
                     receive_mean(name, on_factor_device(weight.grad) * scale)
                 weight.grad = None
 
-            hooks.callback(module.weight.register_post_accumulate_grad_hook(take).remove)
-        try:
-            yield [module.weight for module in modules.values()]
-        finally:
-            for name, module in modules.items():
-                module.weight.grad = before[name]
+            undo.callback(module.weight.register_post_accumulate_grad_hook(take).remove)
+        yield [module.weight for module in modules.values()]
 
 
 class _Calls:
@@ -113,7 +110,6 @@ class _Calls:
         self.arrived: dict[str, list[tuple[Tensor, Tensor]]] = {}
 
     def listen(self, name: str, x: Tensor, out: Tensor) -> None:
-        check_recorded(name, out.requires_grad)
         self.mixed |= self.samples > 1 and (x.ndim < 2 or len(x) != self.samples)
         x = x.detach()
         out.register_hook(lambda D: self._arrive(name, x, D))
@@ -126,9 +122,6 @@ class _Calls:
     def _by_sample(self, x: Tensor) -> Tensor:
         """(B, t, n) in float32 or better."""
         return (x if x.dtype == torch.float64 else x.float()).reshape(self.samples, -1, x.shape[-1])
-
-
-# What the batch looks like
 
 
 def _labels(batch) -> Tensor | None:
@@ -155,17 +148,13 @@ def _sample(batch, i: int, size: int):
     return tuple(cut(value) for value in batch)
 
 
-def _none_ignored(labels) -> bool:
-    return labels is None or not bool((labels == IGNORED).any())
-
-
-def _whole_rows(batch) -> bool:
-    """Every token of every row is real and scored."""
-    mask = batch.get("attention_mask") if isinstance(batch, Mapping) else None
-    all_real = mask is None or bool(mask.all())
-    return isinstance(batch, Mapping) and all_real and _none_ignored(batch.get("labels"))
-
-
-def _one_label_each(batch, size: int) -> bool:
+def _is_mean(task_loss: Callable, batch, size: int) -> bool:
+    """Whether the loss is declared, and of this batch is, the plain mean of its samples' losses."""
     labels = _labels(batch)
-    return isinstance(labels, Tensor) and labels.shape == (size,) and _none_ignored(labels)
+    if isinstance(labels, Tensor) and bool((labels == IGNORED).any()):
+        return False
+    if getattr(task_loss, "mean_over_tokens", False) and isinstance(batch, Mapping):
+        mask = batch.get("attention_mask")
+        return mask is None or bool(mask.all())
+    one_each = isinstance(labels, Tensor) and labels.shape == (size,)
+    return one_each and getattr(task_loss, "mean_over_samples", False)

@@ -22,11 +22,15 @@ def calibration(model: nn.Module, batches: Iterable, what: str) -> Iterator:
 
 @contextmanager
 def hooked(
-    modules: Mapping[str, nn.Module], before: Callable | None = None, after: Callable | None = None
+    modules: Mapping[str, nn.Module],
+    before: Callable | None = None,
+    after: Callable | None = None,
+    recorded: bool = False,
 ) -> Iterator[None]:
     """Inside, before(name, x) hears what a module reads and after(name, x, out) what it returns.
 
     x: the first tensor among its arguments, or None.  A tensor that `after` returns replaces out.
+    recorded: raises ValueError where autograd does not see what a module does.
     """
     with ExitStack() as hooks:
         for name, module in modules.items():
@@ -35,6 +39,9 @@ def hooked(
                 before(name, _first_tensor(args, kwargs))
 
             def leave(module, args: tuple, kwargs: dict, out, name: str = name):
+                if recorded and not torch.is_grad_enabled():
+                    remedy = "turn gradient checkpointing off for these statistics"
+                    raise ValueError(f"layer {name!r} runs without gradients: {remedy}")
                 return after(name, _first_tensor(args, kwargs), out)
 
             if before is not None:
@@ -53,13 +60,6 @@ def check_finite(kind: str, name: str, x: Tensor) -> None:
     if not torch.isfinite(x).all():
         problem = f"NaN or infinite {kind} reach layer {name!r}"
         raise ValueError(f"{problem}: look at the data, the weights, the loss and the precision")
-
-
-def check_recorded(name: str, recorded: bool) -> None:
-    """Raises ValueError where autograd does not see what a layer does."""
-    if not recorded:
-        remedy = "turn gradient checkpointing off for these statistics"
-        raise ValueError(f"layer {name!r} runs without gradients: {remedy}")
 
 
 def check_reached(

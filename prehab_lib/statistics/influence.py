@@ -47,9 +47,9 @@ class BlockInfluence:
 
     def result(self) -> dict[str, float]:
         """layer -> influence of its block; `ALONE` where no block is, or one changes the width."""
-        means = {
-            block: self.total[block] / tokens for block, tokens in self.tokens.items() if tokens
-        }
+        means: dict[str | None, float] = {}
+        for block, tokens in self.tokens.items():
+            means[block] = self.total[block] / tokens if tokens else ALONE
         return {name: means.get(block, ALONE) for name, block in self.block_of.items()}
 
 

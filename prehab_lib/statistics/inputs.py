@@ -5,7 +5,6 @@ read the same tensor (query, key and value of one block) keep one set together.
 """
 
 from collections.abc import Iterable
-from contextlib import ExitStack
 
 import torch
 from torch import Tensor, nn
@@ -57,8 +56,6 @@ class _MaxAbs:
 
 # Of a layer's inputs X (t, n), which arrive piece by piece; name -> class.
 INPUT_STATISTICS = {"gram": Gram, "mean_abs": _MeanAbs, "max_abs": _MaxAbs}
-# Of other things in the same pass; name -> class with hooks, start_batch(batch) and result().
-WATCHERS = {"influence": BlockInfluence}
 
 
 def input_statistics(
@@ -71,23 +68,20 @@ def input_statistics(
     """layer -> (its statistics, a dict that all layers which read the same tensor share).
 
     One pass in eval mode; "tokens" is always among the statistics.  needs: names of
-    `INPUT_STATISTICS` and `WATCHERS`.  dtype: of the products and of sums within a chunk.
+    `INPUT_STATISTICS`, "influence".  dtype: of the products and of sums within a chunk.
     Raises ValueError for no batch, no token, a layer nobody calls, or NaN (naming the layer).
     """
     collector = _Collector([name for name in INPUT_STATISTICS if name in needs], dtype)
-    watchers = {name: make(model, modules) for name, make in WATCHERS.items() if name in needs}
-    with ExitStack() as hooks, mode(model, training=False), torch.no_grad():
-        hooks.enter_context(hooked(modules, before=collector.read))
-        for watcher in watchers.values():
-            hooks.enter_context(watcher.hooks)
+    influence = BlockInfluence(model, modules if "influence" in needs else [])
+    listening, quiet = hooked(modules, before=collector.read), mode(model, training=False)
+    with listening, influence.hooks, quiet, torch.no_grad():
         for batch in calibration(model, batches, "statistics"):
-            for listener in (collector, *watchers.values()):
-                listener.start_batch(batch)
+            collector.start_batch(batch)
+            influence.start_batch(batch)
             forward(model, batch)
     read = collector.finish(modules)
-    for statistic, watcher in watchers.items():
-        for name, value in watcher.result().items():
-            read[name] = read[name][0] | {statistic: value}, read[name][1]
+    for name, value in influence.result().items():
+        read[name] = read[name][0] | {"influence": value}, read[name][1]
     return read
 
 

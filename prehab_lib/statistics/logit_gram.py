@@ -19,13 +19,7 @@ from torch import Tensor, nn
 from prehab_lib.batches import forward, frozen, mode, padding_mask, token_rows
 from prehab_lib.inputs import check_whole
 from prehab_lib.roots import on_factor_device
-from prehab_lib.statistics.hooks import (
-    calibration,
-    check_finite,
-    check_reached,
-    check_recorded,
-    hooked,
-)
+from prehab_lib.statistics.hooks import calibration, check_finite, check_reached, hooked
 from prehab_lib.statistics.inputs import Gram
 
 
@@ -61,10 +55,8 @@ def logit_grams(
     """layer -> C_o (m, m) in float64: over its tokens, the mean of an unbiased estimate of Jᵀ H J.
 
     One forward pass a batch and `probes` backward passes, in eval mode; no weight gets a gradient.
-    Memory: m² numbers a layer, and a batch's activations.  dtype: of the products.  The logits are
-    `.logits` of what the model returns, or what it returns: (B, classes), or (B, T, classes), of
-    which padded positions are left out.  The layer that makes them has J = I.
-
+    dtype: of the products.  The logits are `.logits` of what the model returns, or what it returns:
+    (B, classes), or (B, T, classes), of which padded positions are left out.
     Raises ValueError for a model without logits or with a single one, a layer that the logits do
     not depend on (naming it), no batch, or NaN.
     """
@@ -72,7 +64,7 @@ def logit_grams(
     with mode(model, training=False), torch.enable_grad(), frozen(model):
         for batch in calibration(model, batches, "logit Grams"):
             sums.mask = padding_mask(batch)
-            with hooked(modules, after=sums.listen):
+            with hooked(modules, after=sums.listen, recorded=True):
                 logits = _logits_of(forward(model, batch))
             likeliest = logits.topk(min(probe.k, logits.shape[-1])).values
             top = token_rows(likeliest, sums.mask)  # (tokens, K)
@@ -100,17 +92,17 @@ class _Sums:
         self.tokens, self.grams = dict.fromkeys(layers, 0), {}
 
     def listen(self, name: str, x: Tensor, out: Tensor) -> Tensor:
-        check_recorded(name, torch.is_grad_enabled())
         if not out.requires_grad:  # nothing before it asks for a gradient: the graph starts here
             out = out.detach().requires_grad_().clone()  # cloned: what follows may work in place
         self.tokens[name] += len(token_rows(out.detach()[..., :1], self.mask))
-        out.register_hook(lambda D: self.receive(name, D))
-        return out
 
-    def receive(self, name: str, D: Tensor) -> None:
-        rows = token_rows(D.detach(), self.mask)  # (tokens, m)
-        check_finite("gradients", name, rows)
-        self.grams.setdefault(name, Gram()).update(on_factor_device(rows, self.dtype))
+        def receive(D: Tensor) -> None:
+            rows = token_rows(D.detach(), self.mask)  # (tokens, m)
+            check_finite("gradients", name, rows)
+            self.grams.setdefault(name, Gram()).update(on_factor_device(rows, self.dtype))
+
+        out.register_hook(receive)
+        return out
 
 
 def _cotangent(top: Tensor, generator: torch.Generator) -> Tensor:
@@ -129,7 +121,8 @@ def _logits_of(out: object) -> Tensor:
     logits = getattr(out, "logits", out)
     if isinstance(logits, Tensor) and logits.ndim > 1 and logits.shape[-1] > 1:
         return logits
-    is_tensor = isinstance(logits, Tensor)
-    kind = f"logits of shape {tuple(logits.shape)}" if is_tensor else f"a {type(logits).__name__}"
+    kind = f"a {type(logits).__name__}"
+    if isinstance(logits, Tensor):
+        kind = f"logits of shape {tuple(logits.shape)}"
     needed = "the logit Gram needs a model that says two logits or more a row"
     raise ValueError(f"{needed}: this one returns {kind}")

@@ -11,7 +11,7 @@ from prehab_lib.budget import break_even_rank, check_removed, rank_for
 from prehab_lib.rivals.shared import compressible, groups_of_one_type, share_out
 from prehab_lib.rivals.svd_llm_v2 import grouped, removed_fractions
 from prehab_lib.stats import LayerStats
-from tests.stack import bits, everything, spectrum, untouched
+from tests.stack import bits, everything, refuses, spectrum, untouched
 
 every_allocation = pytest.mark.parametrize("allocation", ALLOCATIONS)
 BUDGETS = [0.03, 0.2, 0.25, 0.4, 0.5, 0.6, 0.75, 0.8, 0.9, 0.93, 0.99]
@@ -34,8 +34,7 @@ def few_steps(monkeypatch):
 @pytest.mark.parametrize("removed", BUDGETS)
 def test_ranks_fit_their_layers_and_the_budget(allocation, removed, given):
     if removed > 0.9268 and allocation in ONE_BUDGET:  # rank 1 everywhere saves 5628 of 6072
-        with pytest.raises(ValueError, match="the nearest reachable is removed = 0.9268"):
-            ALLOCATIONS[allocation](removed=removed, **given)
+        refuses(partial(ALLOCATIONS[allocation], **given), ({"removed": removed}, "reachable is removed = 0.9268"))
         return
     ranks = ALLOCATIONS[allocation](removed=removed, **given)
     assert list(ranks) == list(given["decompositions"]) and ranks["gate"] is None
@@ -50,26 +49,13 @@ def test_ranks_fit_their_layers_and_the_budget(allocation, removed, given):
 
 
 @every_allocation
-def test_the_same_question_gets_the_same_answer(allocation, given):
-    answer = ALLOCATIONS[allocation](removed=0.5, **given)
-    assert ALLOCATIONS[allocation](removed=0.5, **given) == answer
-    backwards = {"decompositions": dict(reversed(given["decompositions"].items()))}
-    assert ALLOCATIONS[allocation](removed=0.5, **(given | backwards)) == answer
-
-
-@every_allocation
-def test_nothing_is_changed(allocation, given):
-    model = given["model"].train()
-    before = bits(model)
-    ALLOCATIONS[allocation](removed=0.6, **given)
+def test_the_same_question_gets_the_same_answer_and_nothing_is_changed(allocation, given):
+    model, call = given["model"].train(), partial(ALLOCATIONS[allocation], **given)
+    before, answer = bits(model), call(removed=0.5)
     assert untouched(model, before) and model.training
-
-
-@every_allocation
-def test_bad_removed_is_refused(allocation, given):
-    for removed in (0, 1, -0.1, "40", float("nan")):
-        with pytest.raises(ValueError, match="removed = "):
-            ALLOCATIONS[allocation](removed=removed, **given)
+    backwards = dict(reversed(given["decompositions"].items()))
+    assert call(removed=0.5) == call(removed=0.5, decompositions=backwards) == answer
+    refuses(call, *(({"removed": removed}, "removed = ") for removed in (0, 1, -0.1, "40", float("nan"))))
 
 
 @pytest.mark.parametrize("allocation", [name for name in ALLOCATIONS if name not in (*ONE_BUDGET, "learned")])

@@ -1,6 +1,6 @@
 import copy
 import math
-import warnings
+from functools import partial
 
 import pytest
 import torch
@@ -13,6 +13,7 @@ from prehab_lib.prehab import Training, constant, geometric, prehab
 from prehab_lib.stats import LayerStats, collect
 from prehab_lib.surrogates import SURROGATES
 from tests.helpers import Toy, toy_batches
+from tests.stack import refuses, same
 
 SETTINGS = dict(surrogate="nuclear", lam=0.1, steps=6, lr=1e-2)
 COORDINATES = ("weight", "whitened")
@@ -27,10 +28,6 @@ def toy():
 def run(toy, model=None, **change):
     model = copy.deepcopy(toy[0]) if model is None else model
     return model, prehab(model, classification_loss, toy[1], toy[2], **(SETTINGS | change))
-
-
-def same(one, other):
-    return all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
 
 
 def surrogates_of(model, stats, surrogate="nuclear"):
@@ -163,25 +160,19 @@ def test_schedules(toy):
 
 def test_bad_input_is_named_and_flags_are_restored(toy):
     cases = [
-        (dict(lam=-0.1), "lam = -0.1"),
-        (dict(lam=float("nan")), "lam = nan"),
-        (dict(lam="0.1"), "lam = '0.1'"),
+        *((dict(lam=lam), f"lam = {lam!r}") for lam in (-0.1, float("nan"), "0.1")),
         (dict(lam=lambda step: -1.0), "lam = -1"),
         (dict(surrogate="rank"), "surrogate = 'rank' is not known"),
         (dict(coordinates="polar"), "coordinates = 'polar' is not known: choose one of weight, whitened"),
         (dict(reduction="max"), "reduction = 'max' is not known"),
-        (dict(steps=-1), "steps = -1"),
-        (dict(lr=0.0), "lr = 0.0"),
+        *((dict(steps=-1), "steps = -1"), (dict(lr=0.0), "lr = 0.0")),
         (dict(lr=1e30), "the loss is (nan|inf) at prehab step .*lower lr"),
     ]
     for change, message in cases:
         model = copy.deepcopy(toy[0])
-        with pytest.raises(ValueError, match=message), warnings.catch_warnings():
-            run(toy, model, **change)
+        refuses(partial(run, toy, model), (change, message))
         assert all(p.requires_grad for p in model.parameters()) and type(model.query) is nn.Linear, change
-    for options, message in ((dict(train="some"), "train = 'some' is not known"), (dict(log_every=0), "log_every = 0")):
-        with pytest.raises(ValueError, match=message):
-            Training(**options)
+    refuses(Training, (dict(train="some"), "train = 'some' is not known"), (dict(log_every=0), "log_every = 0"))
 
 
 def test_what_cannot_be_trained_is_refused(toy):
@@ -193,9 +184,7 @@ def test_what_cannot_be_trained_is_refused(toy):
         "in float16.*train in bfloat16 or float32": (copy.deepcopy(model).half(), batches, stats),
         "needs the statistic 'gram'": (model, batches, None),
     }
-    for message, case in cases.items():
-        with pytest.raises(ValueError, match=message):
-            run(case)
+    refuses(run, *(({"toy": case}, message) for message, case in cases.items()))
 
 
 def test_arms_in_sequence_drop_alike_and_the_random_state_stays():

@@ -1,5 +1,6 @@
 import warnings
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from prehab_lib.stats import LayerStats, collect
 from prehab_lib.surgery import compress
 from prehab_lib.weightings import WEIGHTINGS, Weighting, decompose
 from tests.helpers import Toy, layer, toy_batches
+from tests.stack import refuses
 
 
 def hooks_of(model: nn.Module) -> int:
@@ -47,10 +49,12 @@ def test_a_loud_channel_asks_for_float64_products():
 
 
 def test_layers_that_read_one_tensor_share_one_gram_and_its_root():
-    stats = collect(Toy(), toy_batches())
-    assert stats["query"].gram is stats["key"].gram and stats["query"].gram is not stats["out"].gram
-    stats["query"].gram_root()
-    assert stats["query"].gram_root() is stats["key"].gram_root()
+    for inference in (False, True):
+        with torch.inference_mode(inference):
+            stats = collect(Toy(), toy_batches())
+        assert stats["query"].gram is stats["key"].gram and stats["query"].gram is not stats["out"].gram
+        stats["query"].gram_root()
+        assert inference or stats["query"].gram_root() is stats["key"].gram_root()
 
 
 def test_an_input_changed_in_place_is_not_the_same_input():
@@ -74,19 +78,26 @@ def test_batches_add_up_however_they_are_cut():
     torch.testing.assert_close(whole, parts, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("flat", [False, True])
-def test_padding_does_not_count(flat):
-    model = Toy() if not flat else nn.Sequential(nn.Flatten(0, 1), nn.Linear(12, 3))
-    name = "1" if flat else "query"
-    x, mask = torch.randn(50, 6, 12), torch.ones(50, 6, dtype=torch.long)
+class TokensFirst(Toy):
+    def forward(self, x, attention_mask=None):
+        return super().forward(x.transpose(0, 1))
+
+
+class Flat(Toy):
+    def forward(self, x, attention_mask=None):
+        return super().forward(x.flatten(0, 1))
+
+
+def test_padding_does_not_count():
+    real, mask = torch.randn(50, 6, 12), torch.ones(50, 6, dtype=torch.long)
     mask[:, 4:] = 0
-    if flat:
-        model.forward = lambda x, attention_mask: nn.Sequential.forward(model, x)
-    clean = collect(model, [{"x": x, "attention_mask": mask}])[name]
-    x[:, 4:] = 1e4
-    dirty = collect(model, [{"x": x, "attention_mask": mask}])[name]
-    assert clean.tokens == 50 * 4
-    assert torch.equal(clean.gram, dirty.gram)
+    noisy = real.clone()
+    noisy[:, 4:] = 1e4
+    usual = collect(Toy(), [{"x": real[:, :4]}])["query"]
+    for model in (Toy(), Flat(), TokensFirst()):
+        found = [collect(model, [{"x": x, "attention_mask": mask}], ["query"])["query"] for x in (real, noisy)]
+        assert found[0].tokens == found[1].tokens == 50 * 4 and torch.equal(found[0].gram, found[1].gram)
+        torch.testing.assert_close(found[0].gram, usual.gram)
 
 
 def test_bad_activations_name_the_layer_and_hooks_come_off():
@@ -121,11 +132,9 @@ def test_bad_arguments_are_named():
         ({"batches": [{"x": x, "attention_mask": torch.ones(6)}]}, "attention_mask has shape"),
         ({"batches": [{"x": x, "attention_mask": torch.full((2, 3), -1e4)}]}, "values other than 0 and 1"),
     ):
-        with pytest.raises(ValueError, match=message):
-            collect(model, **({"batches": toy_batches()} | arguments))
+        refuses(partial(collect, model), ({"batches": toy_batches()} | arguments, message))
     model.spare = nn.Linear(3, 3)
-    with pytest.raises(ValueError, match="no calibration input reached layer 'spare'"):
-        collect(model, toy_batches())
+    refuses(partial(collect, model, toy_batches()), ({}, "no calibration input reached layer 'spare'"))
 
 
 def test_the_models_dtype_is_left_alone():
@@ -140,11 +149,6 @@ def test_a_floor_makes_the_root_invertible():
     assert (stats.gram_root(floor=1e-3).norm(dim=0) > 0).all() and not (stats.gram_root().norm(dim=0) > 0).all()
 
 
-def test_a_missing_statistic_says_how_to_get_it():
-    with pytest.raises(ValueError, match=r"ruler needs the statistic 'gram'.*stats.collect"):
-        LayerStats().need("gram", "ruler")
-
-
 def test_another_gram_has_another_root():
     eye = torch.eye(12, dtype=torch.float64)
     kept, assigned, changed = (layer(8, 12, 400)[1] for _ in range(3))
@@ -155,26 +159,6 @@ def test_another_gram_has_another_root():
     for stats in (replace(kept, gram=eye), assigned, changed):
         torch.testing.assert_close(stats.gram_root(), eye)
         torch.testing.assert_close(stats.gram_root(floor=0.5).square().sum(0), torch.ones(12, dtype=torch.float64))
-
-
-def test_tokens_may_come_first():
-    x, mask = torch.randn(50, 4, 12), torch.ones(50, 4)
-    mask[:, 3] = 0
-
-    class TokensFirst(Toy):
-        def forward(self, x, attention_mask=None):
-            return super().forward(x.transpose(0, 1))
-
-    first, usual = (collect(m, [{"x": x, "attention_mask": mask}], ["query"])["query"] for m in (TokensFirst(), Toy()))
-    assert first.tokens == usual.tokens == 150
-    torch.testing.assert_close(first.gram, usual.gram)
-
-
-def test_statistics_can_be_taken_in_inference_mode():
-    with torch.inference_mode():
-        stats = collect(Toy(), toy_batches())
-    assert stats["query"].gram is stats["key"].gram
-    stats["query"].gram_root()
 
 
 def test_a_new_statistic_is_a_line_in_a_table_and_a_ruler_finds_it(monkeypatch):

@@ -5,6 +5,7 @@ from tests.save.test_storage import refused
 
 NAMES = ("GatedRepoError", "RepositoryNotFoundError", "LocalEntryNotFoundError")
 GatedRepoError, RepositoryNotFoundError, LocalEntryNotFoundError = (type(n, (Exception,), {}) for n in NAMES)
+GATED = "X is gated: accept its terms on the hub and run `hf auth login`, or do Y"
 OFFLINE = "X could not be fetched, there is no connection to the hub: do Y"
 
 
@@ -15,11 +16,7 @@ def fail(problem):
 
 def test_each_problem_is_one_sentence():
     for problem, becomes, says in (
-        (
-            GatedRepoError("401"),
-            PermissionError,
-            "X is gated: accept its terms on the hub and run `hf auth login`, or do Y",
-        ),
+        (GatedRepoError("401"), PermissionError, GATED),
         (Exception("Access to this gated repo is restricted"), PermissionError, "X is gated"),
         (LocalEntryNotFoundError("404"), ConnectionError, OFFLINE),
         (OSError("We couldn't connect to the hub"), ConnectionError, OFFLINE),

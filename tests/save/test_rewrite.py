@@ -110,13 +110,10 @@ def test_gradients_are_the_rows_of_the_fused_gradient():
 
 
 def test_flags_modes_and_the_random_state_stay():
-    for make, rewrite, name, count in (
-        (vit, split_qkv, QKV, 3),
-        (gpt2, to_linear, C_ATTN, 1),
-        (gpt2, split_qkv, C_ATTN, 3),
-    ):
+    cases = (vit, split_qkv, QKV, 3), (gpt2, to_linear, C_ATTN, 1), (gpt2, split_qkv, C_ATTN, 3)
+    for make, rewrite, name, count in cases:
         for training in (True, False):
-            where = f"{make.__name__}, {rewrite.__name__}, training={training}"
+            where = f"{name}, {rewrite.__name__}, training={training}"
             model = make().train(training)
             model.get_submodule(name).weight.requires_grad_(False)
             before = torch.get_rng_state()
@@ -125,9 +122,8 @@ def test_flags_modes_and_the_random_state_stay():
             modules = list(model.get_submodule(name).modules())
             linears = [module for module in modules if isinstance(module, nn.Linear)]
             assert len(linears) == count and all(module.training is training for module in modules), where
-            assert not any(l.weight.requires_grad for l in linears) and all(l.bias.requires_grad for l in linears), (
-                where
-            )
+            assert not any(linear.weight.requires_grad for linear in linears), where
+            assert all(linear.bias.requires_grad for linear in linears), where
 
 
 def test_a_split_layer_is_compressed_part_by_part():
@@ -147,10 +143,7 @@ def test_what_cannot_be_split_is_one_sentence_and_nothing_changes():
     nn.utils.parametrizations.orthogonal(parametrised.blocks[0].attn.qkv)
     nothing = "has no fused query-key-value layer to split: known are .*VisionTransformer, GPT2"
     for model, says in (
-        (Toy(), nothing),
-        (tiny("bert"), nothing),
-        (tiny("llama"), nothing),
-        (vit(depth=0), nothing),
+        *((model, nothing) for model in (Toy(), tiny("bert"), tiny("llama"), vit(depth=0))),
         (split_vit()[0], "to split: it is split already"),
         (compressed, r"'blocks.1.attn.qkv' is a LowRankLinear.*split before anything else"),
         (parametrised, "is a ParametrizedLinear, not a plain nn.Linear"),
@@ -170,13 +163,10 @@ def test_tied_matrices_are_refused_and_nothing_changes():
         assert sum(isinstance(module, Conv1D) for module in model.modules()) == 2 * 4, rewrite
 
 
-def test_cross_attention_is_converted_and_not_split():
+def test_a_rewritten_gpt2_generates_what_it_did_and_cross_attention_is_not_split():
     model = gpt2(add_cross_attention=True, is_encoder_decoder=False)
     assert "transformer.h.0.crossattention.c_attn" in to_linear(model)
     assert split_qkv(model) == [C_ATTN, "transformer.h.1.attn.c_attn"]
-
-
-def test_a_rewritten_gpt2_generates_what_it_did():
     model = tiny("gpt2", torch.float64)
     ids, more = inputs_of(model)[:, :4], dict(max_new_tokens=8, do_sample=False, pad_token_id=0)
     before = model.generate(ids, **more)

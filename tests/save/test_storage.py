@@ -14,7 +14,7 @@ from prehab_lib.save.files import BUFFERS, DESCRIPTION, INDEX, WEIGHTS
 from prehab_lib.save.models import small_vit
 from prehab_lib.save.rewrite import split_qkv, to_linear
 from prehab_lib.surgery import compress, load, save
-from tests.families import FAMILIES, IDS, bert, gpt2, llama, logits, tiny, vit
+from tests.families import FAMILIES, gpt2, llama, logits, tiny, vit
 
 DTYPES = (torch.float32, torch.bfloat16)
 
@@ -64,25 +64,15 @@ def test_outputs_come_back_to_the_last_bit(tmp_path):
         (lambda: small_vit(depth=2, width=32, heads=4), torch.rand(3, 1, 8, 16)),
         (lambda: timm.create_model("vit_tiny_patch16_224", num_classes=7, img_size=32), torch.rand(2, 3, 32, 32)),
         (lambda: vit(num_heads=2, global_pool="avg"), torch.rand(2, 3, 16, 16)),
-        (bert, IDS),
-        (lambda: llama(tie_word_embeddings=True), IDS),
     ):
         for dtype in DTYPES:
             model = make()
             compress(model, "svd", 0.4)
-            model, x = model.to(dtype).eval(), x.to(dtype) if x.is_floating_point() else x
-            folder, where = save(model, tmp_path / "model"), f"{type(model).__name__} in {dtype}"
+            model, x = model.to(dtype).eval(), x.to(dtype)
+            folder, where = save(model, tmp_path / "model"), f"{tuple(x.shape)} in {dtype}"
             again = load(folder)
-            with torch.no_grad():
-                ours, theirs = (getattr(out, "logits", out) for out in (again(x), model(x)))
-            assert torch.equal(ours, theirs), where
+            assert torch.equal(again(x), model(x)) and names(folder) == {WEIGHTS, DESCRIPTION}, where
             assert not again.training and all(p.requires_grad for p in again.parameters()), where
-            files = {WEIGHTS, DESCRIPTION}
-            if x is IDS:
-                files |= {"config.json", "README.md"} | ({"generation_config.json"} if model.can_generate() else set())
-                rounded = model.can_generate() and dtype == torch.bfloat16  # Llama's buffers then lie with the weights
-                files |= set() if rounded else {BUFFERS}
-            assert names(folder) == files, where
 
 
 def test_a_dense_model_stays_of_its_own_type(tmp_path):
@@ -112,7 +102,7 @@ def test_rewritten_models_come_back_to_the_last_bit(dtype, tmp_path):
         (gpt2, [to_linear, split_qkv], [c_attn.format(0, "q"), c_attn.format(1, "k")]),
     ):
         for chosen in ([], layers):
-            where = f"{make.__name__} {rewrites} {chosen}"
+            where = f"{make} {rewrites} {chosen}"
             model = rewritten(make(), *reversed(rewrites)).to(dtype)
             if chosen:
                 compress(model, "svd", 0.4, layers=chosen)
@@ -133,12 +123,9 @@ def test_a_timm_model_in_shards_and_merged(tmp_path):
 
 
 def test_what_does_not_fit_the_weights_is_refused_and_not_reinitialised(tmp_path):
+    other_rank = {"blocks.0.mlp.fc1": 3}
     for model, change, says in (
-        (
-            low_rank(),
-            lambda d: d["ranks"].update({"blocks.0.mlp.fc1": 3}),
-            "has shape (128, 15), the model needs (128, 3)",
-        ),
+        (low_rank(), lambda d: d["ranks"].update(other_rank), "has shape (128, 15), the model needs (128, 3)"),
         (low_rank(), lambda d: d["ranks"].pop("blocks.1.mlp.fc2"), "lacks 'blocks.1.mlp.fc2.bias'"),
         (low_rank(), lambda d: d["ranks"].clear(), "lacks 'blocks.0.attn.proj.bias'"),
         (low_rank(), lambda d: d["tied"].update({"head.U.weight": "?"}), "'head.U.weight' has shape None, the model"),
@@ -155,29 +142,22 @@ def test_what_does_not_fit_the_weights_is_refused_and_not_reinitialised(tmp_path
 def test_a_tampered_description_is_one_sentence(folder):
     pipeline = {"library": "transformers", "class": "pipeline", "config": {}, "attention": "sdpa"}
     whole = (folder / DESCRIPTION).read_text()
-    for number, change in enumerate(
-        (
-            lambda d: d["ranks"].update({"blocks.0.mlp.fc1": "x"}),
-            lambda d: d["ranks"].update({"blocks.0.mlp.fc1": -3}),
-            lambda d: d["ranks"].update({"blocks.0.norm1": 2}),
-            lambda d: d["ranks"].update({"nowhere": 2}),
-            lambda d: d.update(recipe=None),
-            lambda d: d.update(tied=[]),
-            lambda d: d.update(rewrites="split_qkv"),
-            lambda d: d.update(rewrites=["os.system"]),
-            lambda d: d.update(rewrites=[{}]),
-            lambda d: d["recipe"].pop("kwargs"),
-            lambda d: d["recipe"]["kwargs"].update(checkpoint_path="weights.pth"),
-            lambda d: d["recipe"].update(name="nope"),
-            lambda d: d["recipe"]["kwargs"].update(depth=1),
-            lambda d: d.update(recipe=pipeline),
-            lambda d: d.clear(),
-        )
-    ):
-        (folder / DESCRIPTION).write_text(whole)
-        rewrite(folder, change)
-        said = refused(ValueError, load, folder)
-        assert "describes no model this version can build" in said or "of another format" in said, (number, said)
+    recipe = json.loads(whole)["recipe"]
+    kwargs = [recipe["kwargs"] | more for more in ({"checkpoint_path": "weights.pth"}, {"depth": 1})]
+    recipes = [None, pipeline, recipe | {"name": "nope"}, *(recipe | {"kwargs": value} for value in (None, *kwargs))]
+    ranks = [{"blocks.0.mlp.fc1": "x"}, {"blocks.0.mlp.fc1": -3}, {"blocks.0.norm1": 2}, {"nowhere": 2}]
+    rewrites = ["split_qkv", ["os.system"], [{}]]
+    cases = {"recipe": recipes, "ranks": ranks, "rewrites": rewrites, "tied": [[]], "format": [None]}
+    for key, values in cases.items():
+        for value in values:
+            value = json.loads(whole)["ranks"] | value if key == "ranks" else value
+            (folder / DESCRIPTION).write_text(json.dumps(json.loads(whole) | {key: value}))
+            said = refused(ValueError, load, folder)
+            assert "describes no model this version can build" in said or "of another format" in said, (
+                key,
+                value,
+                said,
+            )
 
 
 def test_damaged_and_missing_files_are_named(folder, tmp_path):

@@ -2,6 +2,7 @@
 
 import copy
 import weakref
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from prehab_lib.scale.lazy import Shelf, decompose_lazily
 from prehab_lib.scale.lean import factorise as lean
 from prehab_lib.surgery import compress
 from prehab_lib.weightings import decompose_all
-from tests.stack import everything
+from tests.stack import everything, same
 
 SEARCH = Method("gram", "sensitivity")
 
@@ -64,7 +65,7 @@ def test_every_method_says_the_same_with_and_without_room(method, given, alive):
         lazy = decompose_lazily(model, given["stats"], ruler, keep=keep)
         _, report = cut(given, method, model=model, decompositions=lazy)
         assert report.ranks == planned.ranks
-        assert all(torch.equal(a, b) for a, b in zip(model.parameters(), eager.parameters(), strict=True))
+        assert same(model, eager)
         assert max(alive) <= (8 if keep else 1) + len(whole)  # `whole` is still held here
         assert len(alive) <= 2 * 8 or not keep  # with room, none is made more than twice
 
@@ -95,16 +96,10 @@ def test_a_shelf_keeps_the_latest_that_fit(given):
     lazy = decompose_lazily(given["model"], given["stats"])
     one = next(iter(lazy.values())).whole()
     size = sum(part.numel() * 8 for part in (one.left, one.right, one.sigma))
-    shelf, made = Shelf(keep=2 * size), []
-
-    def make():
-        made.append(1)
-        return one
-
+    shelf, make = Shelf(keep=2 * size), Mock(return_value=one)
     for key in ("a", "b", "a", "c", "a", "b"):  # c pushes b out, not a
         shelf.get(key, make)
-    assert len(made) == 4
-    assert list(shelf.kept) == ["a", "b"]
+    assert make.call_count == 4 and list(shelf.kept) == ["a", "b"]
 
 
 def test_of_other_weights_is_refused_and_of_the_same_is_not_made_to_see_it(given, alive):

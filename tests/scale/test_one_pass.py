@@ -2,6 +2,8 @@
 
 import copy
 import warnings
+from functools import partial
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -17,6 +19,7 @@ from prehab_lib.surgery import compress, compress_at
 from prehab_lib.weightings import decompose_all
 from tests.helpers import Toy, layer, toy_batches
 from tests.scale.test_lean import calls  # noqa: F401 (a fixture)
+from tests.stack import refuses, same
 
 RATIOS = [0.2, 0.4, 0.6]
 
@@ -77,9 +80,7 @@ def test_the_dtype_reaches_the_factorisation(toy):
     models = [copy.deepcopy(toy[0]) for _ in range(2)]
     for model, dtype in zip(models, (torch.float64, torch.float32), strict=True):
         compress(model, "svd_llm", 0.4, toy[1], dtype=dtype)
-    pairs = list(zip(*(model.parameters() for model in models), strict=True))
-    assert all(double.dtype == single.dtype for double, single in pairs)
-    assert not all(torch.equal(double, single) for double, single in pairs)
+    assert {p.dtype for model in models for p in model.parameters()} == {torch.float32} and not same(*models)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -89,22 +90,15 @@ def test_each_ratio_is_what_compress_gives(method, toy):
     for removed, report in zip((0.3, 0.6), compress_at(model, method, (0.3, 0.6), stats, **data), strict=True):
         alone = copy.deepcopy(first)
         assert compress(alone, method, removed, stats, **data) == report
-        assert all(torch.equal(a, b) for a, b in zip(model.parameters(), alone.parameters(), strict=True))
-        for module in model.modules():  # whatever is done to a ratio, the next starts afresh
-            if isinstance(module, LowRankLinear):
-                module.U.weight.data.zero_()
+        assert same(model, alone)
+        for factors in (module for module in model.modules() if isinstance(module, LowRankLinear)):
+            factors.U.weight.data.zero_()  # whatever is done to a ratio, the next starts afresh
 
 
 def test_a_ratio_that_fails_leaves_the_dense_model(toy, monkeypatch):
     model, stats, data = copy.deepcopy(toy[0]), *toy[1:]
     before = dict(model.named_modules())
-    runs = []
-
-    def breaks(*_, **__):
-        runs.append(1)
-        if len(runs) > 1:
-            raise ValueError("no luck")
-
+    breaks = Mock(side_effect=[None, ValueError("no luck")])
     monkeypatch.setitem(methods.RECOVERIES, "closed_form", breaks)
     reports = compress_at(model, "svd_llm_update", (0.3, 0.6), stats, **data)
     next(reports)
@@ -115,9 +109,6 @@ def test_a_ratio_that_fails_leaves_the_dense_model(toy, monkeypatch):
 
 
 def test_bad_ratios_are_named_before_any_work():
-    with pytest.raises(ValueError, match="removed = 1.5"):
-        compress_at(Block(), "svd", [0.4, 1.5])
-    with pytest.raises(ValueError, match="removed is empty"):
-        compress_at(Block(), "svd", [])
-    with pytest.raises(ValueError, match="unknown entry 'task_los'"):
-        compress_at(Block(), "svd", [0.4], task_los=None)
+    cases = (dict(removed=[0.4, 1.5]), "removed = 1.5"), (dict(removed=[]), "removed is empty")
+    call, unknown = partial(compress_at, Block(), "svd"), dict(removed=[0.4], task_los=None)
+    refuses(call, *cases, (unknown, "unknown entry 'task_los'"))

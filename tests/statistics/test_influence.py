@@ -66,11 +66,8 @@ def test_layers_of_one_block_share_it_on_a_real_transformer():
     assert not any(m._forward_hooks for m in model.modules())
 
 
-def test_a_model_without_blocks_has_equal_scores():
+def test_the_block_around_a_layer_and_a_model_without_blocks_has_equal_scores():
     assert {s.influence for s in collect(Toy(), toy_batches(), needs={"influence"}).values()} == {1.0}
-
-
-def test_the_block_around_a_layer():
     inside = {"blocks.3.attn.qkv": "blocks.3", "bert.encoder.layer.11.output.dense": "bert.encoder.layer.11"}
     inside |= {"layers.0.blocks.1.mlp.fc1": "layers.0.blocks.1", "0.weight": "0", "head": None, "fc1": None}
     for layer, block in inside.items():
