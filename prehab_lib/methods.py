@@ -18,8 +18,8 @@ RECOVERIES: dict[str, Step] = {
 class Method:
     """Keys of `WEIGHTINGS`, `ALLOCATIONS` and `RECOVERIES` (or None).
 
-    needs: the statistics to collect.  options, recovery_options: further arguments of the
-    allocation and of the recovery: `replace(METHODS["swift_svd"], options={"alpha": 0.6})`.
+    needs: the statistics to collect.  options: further arguments of the allocation, as in
+    `replace(METHODS["swift_svd"], options={"alpha": 0.6})`.
     """
 
     weighting: str
@@ -28,7 +28,6 @@ class Method:
     needs: Set[str] = frozenset()
     source: str = ""
     options: Mapping = field(default_factory=dict)
-    recovery_options: Mapping = field(default_factory=dict)
 
 
 # name -> weighting, allocation, recovery, statistics, source

@@ -109,8 +109,8 @@ def compress_at(
     check_arguments(chosen, data)
     allocate, recover = step_named("allocation", chosen.allocation, ALLOCATIONS), None
     if chosen.recovery is not None:
-        step, options = step_named("recovery", chosen.recovery, RECOVERIES), chosen.recovery_options
-        recover = partial(step, model, weighting=chosen.weighting, stats=stats, **data, **options)
+        step = step_named("recovery", chosen.recovery, RECOVERIES)
+        recover = partial(step, model, weighting=chosen.weighting, stats=stats, **data)
     if layers is None:
         layers = stats if decompositions is None else decompositions
     modules = linear_layers(model, layers)
@@ -136,7 +136,7 @@ def check_arguments(method: Method, data: Mapping) -> None:
     """Raises ValueError for an unknown allocation or recovery, or an argument it will miss."""
     step_named("allocation", method.allocation, ALLOCATIONS).check(**data, **method.options)
     if method.recovery is not None:
-        step_named("recovery", method.recovery, RECOVERIES).check(**data, **method.recovery_options)
+        step_named("recovery", method.recovery, RECOVERIES).check(**data)
 
 
 class _Later:

@@ -1,8 +1,7 @@
 """The polar factor U Vᵀ of M = U Σ Vᵀ: all that the nuclear norm and its gradient need.
 
 ‖M‖_* = ⟨P, M⟩, and P is the gradient.  Eigenvectors of M Mᵀ give it on CPUs, a few polynomials of M
-on GPUs.  Both square M and so lose directions with small σᵢ.  ‖P Pᵀ − I‖ tells how many, and then
-float64 takes over.
+on GPUs.  Both square M and so lose directions with small σᵢ: ‖P Pᵀ − I‖ tells when to use float64.
 """
 
 from collections.abc import Callable
@@ -59,10 +58,7 @@ def polar(M: Tensor, known: Tensor | None = None, way: Callable | None = None) -
 
 
 def by_eigh(M: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """K^(−1/2) M by eigenvectors of K = M Mᵀ (or from the right), 0 in directions below round-off.
-
-    dtype: of the result and of the last product; None is M's.
-    """
+    """K^(−1/2) M in `dtype` (None: M's) by eigenvectors of K = M Mᵀ, 0 where below round-off."""
     if M.shape[-2] > M.shape[-1]:
         return by_eigh(M.mT, dtype).mT
     eigenvalues, Q = torch.linalg.eigh(M @ M.mT)  # (..., m), (..., m, m)

@@ -20,8 +20,7 @@ def top(A: Tensor, B: Tensor, U: Tensor, steps: int = 1) -> Top:
     """`steps` rounds of U ← K U, with Rayleigh and Ritz, on a symmetric K = A Bᵀ ≥ 0 (..., m, m).
 
     A, B (..., m, n): A = B = M gives σ₁² of M; A = W G and B = W that of W L for any root L of G.
-    U (..., m, k): orthonormal, from `start` or the last call.  A round takes 4 m n k operations.  A
-    zero matrix has theta 0 and residual 0.
+    U (..., m, k): orthonormal, from `start` or the last call.  For A = 0 theta and residual are 0.
     """
     for _ in range(steps):
         # K U (..., m, k), K being symmetric: a few rows go faster than a few columns.

@@ -1,7 +1,6 @@
 """R(W L) and its gradient in W, for many layers of one shape at once.
 
-Each class is made for a stack of metrics (roots or Grams) and called with W (b, m, n).  It keeps
-what makes the next call cheap.
+Each class is made for a stack of metrics (roots or Grams) and called with W (b, m, n).
 """
 
 from typing import NamedTuple

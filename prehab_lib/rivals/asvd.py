@@ -1,5 +1,4 @@
-"""ASVD's sensitivity search: truncate each layer alone, look at the task loss, and spend the budget
-where it hurts most.
+"""ASVD's sensitivity search: spend the budget where truncating one layer alone hurts most.
 
 Source: ASVD (arXiv 2312.05821), truncation-rank search.  Its code counts a fraction of m n and
 applies its binary search's last midpoint; here what is stored counts, and the cut always fits.
@@ -36,8 +35,7 @@ def sensitivity(
     validation=None,
     losses: Losses | None = None,
 ) -> Ranks:
-    """One threshold on the task loss: each layer takes the smallest candidate rank that alone stays
-    below it, or stays dense.
+    """Each layer takes the smallest candidate rank that alone stays below one threshold, or None.
 
     The threshold is the lowest whose parameters, r (m + n) a layer, fit the budget.  Equal losses
     fall in the order of rank and name; a loss that is not finite is worse than any other.  Where
@@ -83,11 +81,9 @@ def solo_losses(
     batches: Iterable | None,
     candidates: Iterable[float] = CANDIDATES,
 ) -> Losses:
-    """Mean `task_loss` over `batches` with one layer truncated and all others dense, for every
-    layer and candidate rank.
+    """Mean `task_loss` over `batches` for each layer and candidate rank, all other layers dense.
 
-    candidates: kept fractions; those that come to the same rank are measured once.  Raises
-    ValueError for a bad candidate, or naming what is missing.
+    candidates: kept fractions.  Raises ValueError for a bad one, or naming what is missing.
     """
     shared.check_given(NAME, model=model, task_loss=task_loss, batches=batches)
     fractions = []

@@ -1,6 +1,5 @@
 """Zero Sum SVD's projected-gradient correction: give back, within the same rank, what truncation
-cost the loss to first order.  Once, as a recovery (`projected_gradient`), or between the stages of
-a compression that cuts several times (`compress_in_stages`).
+cost the loss to first order, once (`projected_gradient`) or between cuts (`compress_in_stages`).
 
 Source: Zero Sum SVD (arXiv 2602.02848); stages as in its code.
 """
@@ -104,9 +103,7 @@ def compress_in_stages(
 
 @torch.no_grad()
 def _restore(model: nn.Module, original: Mapping, task_loss: Callable, batches: Iterable) -> None:
-    """Every low-rank layer dense again, at W' + ΔW'; the gradients of all are taken at the same
-    weights, before any step.
-    """
+    """Every low-rank layer dense again, at W' + ΔW', with all gradients from before any step."""
     layers = low_rank_layers(model, original, "correct")
     slopes = product_gradients(model, layers, batches, task_loss)
     for name, layer in layers.items():
@@ -117,9 +114,7 @@ def _restore(model: nn.Module, original: Mapping, task_loss: Callable, batches: 
 
 
 def restoring_step(lost: Tensor, gradient: Tensor) -> Tensor:
-    """ΔW' = ⟨g, ΔW⟩ / ⟨g, g⟩ · g (m, n), zero where the gradient g is: the smallest matrix that
-    changes the loss to first order as giving back ΔW = `lost` = W − W' (m, n) would.
-    """
+    """ΔW' (m, n): the smallest step that changes the loss to first order as adding `lost` would."""
     lost = on_factor_device(lost)
     g = gradient.to(lost)
     square = g.square().sum()
@@ -129,11 +124,9 @@ def restoring_step(lost: Tensor, gradient: Tensor) -> Tensor:
 def product_gradients(
     model: nn.Module, layers: Mapping, batches: Iterable, task_loss: Callable
 ) -> dict[str, Tensor]:
-    """layer -> mean over batches of ∂ task_loss / ∂ W' (m, n), float64; W' = U V counts as one
-    free matrix.
+    """layer -> mean over batches of ∂ task_loss / ∂ W' (m, n) in float64, W' = U V as one matrix.
 
-    In eval mode, a batch at once: what its loss is the mean of is its own affair.  Raises
-    ValueError where there is no batch, or no gradient reaches a layer.
+    In eval mode.  Raises ValueError where there is no batch, or no gradient reaches a layer.
     """
     if not layers:
         return {}
@@ -150,9 +143,7 @@ def product(layer: LowRankLinear) -> Tensor:
 
 
 def as_linear(layer: LowRankLinear) -> nn.Linear:
-    """The dense layer that computes the same: with W' multiplied out, summed in float32 or better,
-    and the same bias, flags, mode, dtype and device.
-    """
+    """The dense layer of W' = U V, with the same bias, flags, mode, dtype and device."""
     U, V = layer.U.weight.detach(), layer.V.weight.detach()
     wide = torch.promote_types(U.dtype, torch.float32)
     W = (U.to(wide) @ V.to(wide)).to(U.dtype)

@@ -73,9 +73,7 @@ class Decomposable:
 
 
 def truncated(layers: Mapping, U: Mapping[str, Tensor], removed: float) -> dict[str, Tensor]:
-    """Name of a weight -> Q Qᵀ W (m, n) at the rank that removes this fraction, with a graph; dense
-    layers are left out.
-    """
+    """Name of a weight -> Q Qᵀ W (m, n) at the rank that removes this fraction, with a graph."""
     weights = {}
     for name, layer in layers.items():
         W = layer.weight

@@ -43,14 +43,12 @@ def learned(
     gates_on: str = "weights",
     **settings,
 ) -> Ranks:
-    """Ranks found by gradient: where does the loss want the cut of each layer, if all together must
-    fit the budget?
+    """Ranks found by gradient: where the loss wants the cut of each layer, under one budget.
 
     Needs model, task_loss and batches.  Options: those of `Settings`; gates_on, "weights" or
     "activations" (batches without padding).  On weights a step costs up to twice a plain one, and
     (m + n) min(m, n) numbers a layer in the model's dtype.  The weights come back bit by bit.
-    Raises ValueError for a bad `removed` or option, a loss that is not finite, or naming what is
-    missing.
+    Raises ValueError for a bad `removed` or option, a missing argument, or a loss not finite.
     """
     check_arguments(task_loss, batches, validation, gates_on, **settings)
     check_given(NAME, model=model)

@@ -105,8 +105,7 @@ class Gates:
         return (torch.relu(-gammas).square() + torch.relu(gammas - self._full).square()).sum()
 
     def whole_ranks(self) -> Ranks:
-        """Ranks from the trained γ that keep the budget: all γ / min(m, n) are moved by the largest
-        common share that fits, and rounded.
+        """Ranks in the budget: all γ / min(m, n) moved by the largest share that fits, and rounded.
 
         A layer is dense where its rank passes the largest that saves parameters; rank 1 is the
         least.  Equal layers at equal γ get equal ranks, even where one could have one more.
@@ -126,8 +125,7 @@ class Gates:
                 break
             for _, name, _ in together:
                 ranks[name] += 1
-        most = {name: cost.most for name, cost in self.costs.items()}
-        return {name: rank if rank <= most[name] else None for name, rank in ranks.items()}
+        return {name: r if r <= self.costs[name].most else None for name, r in ranks.items()}
 
 
 def learn(

@@ -7,8 +7,7 @@ by a tenth at most down to 0.0001.
 
 Source: Zero Sum SVD (arXiv 2602.02848), rows † (HQ) and * (remap, after Dobi-SVD).  The paper
 counts such files with formulas, and its code rounds factors of which only the product with L⁻¹ is
-saved, in fp16.  Here the factors as they are stored lie on the grid, and scales are counted: 4
-bytes a rank index, one for its column of U and one for its row of V.
+saved, in fp16.  Here stored factors lie on the grid, and scales count: 4 bytes a rank index.
 """
 
 import os
@@ -52,11 +51,6 @@ class Packing:
         return asdict(self)
 
 
-def as_rows(M: Tensor, axis: str) -> Tensor:
-    """The vectors (k, d) of a matrix; their own matrix, the other way round."""
-    return M if axis == "rows" else M.T
-
-
 def absmax_scales(F: Tensor) -> Tensor:
     """scale (k,) for vectors F (k, d), 0 for zeros.  Raises ValueError where none fits a vector."""
     exact = on_factor_device(F).abs().amax(1) / LEVELS
@@ -95,14 +89,11 @@ class PackedLinear(nn.Module):
         count, size = out_features, in_features
         if packing.axis == "columns":
             count, size = size, count
-        shapes = {
-            "codes": ((count, packing.entries), torch.int8),
-            "scale": ((count,), SCALE),
-            "rest": ((count, size - packing.entries), SCALE),
-        }
-        for name, (shape, dtype) in shapes.items():
-            value = torch.zeros(shape, dtype=dtype, device=device)
-            self.register_buffer(name, value if value.numel() else None)
+        codes = torch.zeros(count, packing.entries, dtype=torch.int8, device=device)
+        rest = torch.zeros(count, size - packing.entries, dtype=SCALE, device=device)
+        self.register_buffer("codes", codes)
+        self.register_buffer("scale", torch.zeros(count, dtype=SCALE, device=device))
+        self.register_buffer("rest", rest if rest.numel() else None)
         self.bias = None
         if bias:
             self.bias = nn.Parameter(torch.empty(out_features, device=device, dtype=self.dtype))
@@ -114,7 +105,7 @@ class PackedLinear(nn.Module):
         entries: how many numbers of each vector go on the grid, None for all.  Raises ValueError
         for numbers that fp16 does not reach.
         """
-        F = as_rows(W.detach(), axis)
+        F = W.detach() if axis == "rows" else W.detach().T  # vectors (k, d)
         entries = F.shape[1] if entries is None else entries
         rest = F[:, entries:].to(SCALE)
         if not torch.isfinite(rest).all():
@@ -138,7 +129,7 @@ class PackedLinear(nn.Module):
         F = from_codes(self.codes, self.scale)
         if self.rest is not None:
             F = torch.cat([F, self.rest.float()], dim=1)
-        return as_rows(F, self.packing.axis).to(self.dtype)
+        return (F if self.packing.axis == "rows" else F.T).to(self.dtype)
 
     def forward(self, x: Tensor) -> Tensor:  # (..., n) -> (..., m)
         return nn.functional.linear(x, self.weight, self.bias)
@@ -166,10 +157,7 @@ def _name(dtype: torch.dtype) -> str:
 
 
 def hq_removed(removed: float) -> float:
-    """What to truncate before 8 bits halve everything: max(0, 1 − 2 (1 − removed)), exact for a
-    decimal; 0 where `quantise` alone removes as much or more.  Raises ValueError for a bad
-    `removed`.
-    """
+    """What to truncate before 8 bits halve all, or 0.  Raises ValueError for a bad `removed`."""
     return float(max(0, 1 - 2 * (1 - check_removed(removed))))
 
 
@@ -208,9 +196,7 @@ def quantise(
 
 
 def file_bytes(folder: str | os.PathLike) -> tuple[int, int]:
-    """(bytes of tensors, bytes of headers) in the safetensors files of a folder.  Raises
-    FileNotFoundError where there is none.
-    """
+    """Bytes of tensors, and of headers, in a folder's safetensors.  Raises FileNotFoundError."""
     tensors, headers = 0, 0
     paths = sorted(Path(folder).glob("*.safetensors"))
     if not paths:

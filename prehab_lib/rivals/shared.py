@@ -53,9 +53,7 @@ def parameters(shapes: Mapping[str, Shape], ranks: Ranks) -> int:
 
 
 def root_loss(decomposition: Decomposition, rank: int, stats: LayerStats | None = None) -> float:
-    """Root of the squared ruler at `rank`, times √tokens where `stats` counted them: for the Gram
-    ‖X (W − Ŵ)ᵀ‖_F over all calibration tokens, as SVD-LLM V2 and Swift-SVD have it.
-    """
+    """Root of the squared ruler at `rank`, times √tokens: ‖X (W − Ŵ)ᵀ‖_F for the Gram."""
     tokens = stats.tokens if stats is not None and stats.tokens else 1
     return (decomposition.tail_error(rank) * tokens) ** 0.5
 
@@ -84,7 +82,7 @@ class Cost:
     """What the ranks of one layer W (m, n) cost, in numbers.
 
     dense: m n.  full: min(m, n).  most: the largest rank that is stored as factors, 0 for none.
-    least: the smallest rank that the layer may have.  unit: what one rank costs.
+    least: the smallest allowed rank, max(1, ⌈floor · most⌉).  unit: what one rank costs.
     """
 
     dense: int
@@ -117,9 +115,7 @@ def check_share(**given) -> None:
 def costs_of(
     shapes: Mapping[str, Shape], accounting: str = "break_even", floor: float = 0.0
 ) -> dict[str, Cost]:
-    """Layer -> what its ranks cost, with least = max(1, ⌈floor · most⌉).  Raises ValueError for a
-    bad accounting or floor.
-    """
+    """Layer -> what its ranks cost.  Raises ValueError for a bad accounting or floor."""
     check_choice("accounting", accounting, ACCOUNTINGS)
     check_share(floor=floor)
     costs = {}
@@ -159,9 +155,7 @@ def truncated(model: nn.Module, decompositions: Cuts, ranks: Ranks) -> Iterator[
 def loss_at(
     model: nn.Module, decompositions: Cuts, ranks: Ranks, task_loss: Callable, batches: Iterable
 ) -> float:
-    """Mean of `task_loss` over the batches with these ranks in place, in eval mode; inf as soon as
-    one is not finite.  Raises ValueError where there is no batch.
-    """
+    """Mean `task_loss` at these ranks, in eval mode, or inf.  Raises ValueError for no batch."""
     losses = []
     with mode(model, training=False), truncated(model, decompositions, ranks):
         for batch in batches:
@@ -175,9 +169,7 @@ def loss_at(
 
 
 def low_rank_layers(model: nn.Module, names: Iterable[str], verb: str) -> dict[str, LowRankLinear]:
-    """Those of `names` that are low-rank layers, in the model's order.  Raises ValueError for one
-    in 8 bits, which nothing could be written to: `verb` first.
-    """
+    """Low-rank layers of `names`, in the model's order.  Raises ValueError for one in 8 bits."""
     wanted = set(names)
     layers = {}
     for name, module in model.named_modules():
@@ -219,15 +211,12 @@ def loss_changes(decompositions: Cuts, stats: Stats | None) -> dict[str, Tensor]
     for name in progress(decompositions, "loss changes"):
         cut = whole(decompositions[name])
         left, right = cut.left.double(), cut.right.double()  # (m, k), (k, n)
-        G = gradients[name].to(left)
-        changes[name] = -(left * (G @ right.T)).sum(0).cpu()
+        changes[name] = -(left * (gradients[name].to(left) @ right.T)).sum(0).cpu()
     return changes
 
 
 def sigma_gradients(changes: Mapping[str, Tensor], decompositions: Cuts) -> dict[str, Tensor]:
-    """g_i = ∂L/∂σ_i = −ΔL_i / σ_i, layer -> (k,), from `loss_changes`: the slope of the loss along
-    u_i v_iᵀ L⁻¹.  NaN where σ_i = 0: the ruler does not see that component.
-    """
+    """Layer -> g_i = ∂L/∂σ_i = −ΔL_i / σ_i (k,), from `loss_changes`; NaN where σ_i = 0."""
     slopes = {}
     for name, change in changes.items():
         sigma = decompositions[name].sigma.to(change)

@@ -1,5 +1,4 @@
-"""SVD-LLM's layer-wise closed-form update: the left factors refitted to the inputs that reach them
-in the compressed model.
+"""SVD-LLM's closed-form update: left factors refitted to their inputs in the compressed model.
 
 Source: SVD-LLM, earlier version and the released code's step 2 (arXiv 2403.07378v1).  The target is
 what W says to the inputs of the compressed model: no layer's own error grows, but the drift of its
@@ -24,8 +23,7 @@ from prehab_lib.statistics.inputs import input_statistics, readers
 def closed_form(
     model: nn.Module, *, decompositions: Cuts, batches: Iterable | None = None, **_
 ) -> None:
-    """Refit every U to the inputs that its layer gets in the compressed model, in place: U ← argmin
-    ‖X̃ (W − U V)ᵀ‖_F.
+    """Refit every U to its inputs in the compressed model, in place: U ← argmin ‖X̃ (W − U V)ᵀ‖_F.
 
     In the order of execution (`refit`), with X̃ inputs that have passed the layers before, already
     refitted.  W is left · right of the decomposition; V, biases and dense layers stay.  If one

@@ -37,9 +37,7 @@ def grouped(
 def removed_fractions(
     decompositions: Cuts, removed: float, stats: Stats | None = None
 ) -> dict[str, Fraction]:
-    """Layer -> fraction of its parameters to remove, before it is cut down to a whole rank; they
-    average to `removed`.
-    """
+    """Layer -> fraction of its parameters to remove, before rounding; the mean is `removed`."""
     share = check_removed(removed)
     shapes = shared.compressible(decompositions)
     fractions: dict[str, Fraction] = {}

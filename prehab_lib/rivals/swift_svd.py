@@ -1,13 +1,12 @@
-"""Swift-SVD's dynamic ranks: among layers of one type, rank goes to the blocks that matter and the
-layers that lose most.
+"""Swift-SVD's dynamic ranks: rank goes to the blocks that matter and the layers that lose most.
 
-Source: Swift-SVD (arXiv 2604.01609), as its text has it; its code takes another loss, floor and
-log.
+Source: Swift-SVD (arXiv 2604.01609), its text; its code takes another loss, floor and log.
 """
 
 import math
 from collections.abc import Callable, Iterable
 from fractions import Fraction
+from functools import partial
 
 from torch import nn
 
@@ -57,10 +56,7 @@ def importance(
             plan = _ranks(decompositions, removed, stats, choice)
             if plan not in plans:
                 plans.append(plan)
-
-        def loss(plan: Ranks) -> float:
-            return shared.loss_at(model, decompositions, plan, task_loss, data)
-
+        loss = partial(shared.loss_at, model, decompositions, task_loss=task_loss, batches=data)
         ranks = plans[0] if len(plans) == 1 else min(progress(plans, "importance"), key=loss)
     return {name: ranks.get(name) for name in decompositions}
 

@@ -1,5 +1,4 @@
-"""Zero Sum SVD: drop components over all layers at once, so that the first-order changes of the
-loss cancel.
+"""Zero Sum SVD: drop components over all layers so that first-order changes of the loss cancel.
 
 Of each layer only the last component that is left may go, so what stays is always a prefix and
 every rank a slice.  The walk starts at full rank and ends when the budget is met (`select`).  The
@@ -102,9 +101,7 @@ def select(
     while True:
         reached, planned, steps = walk(walking, budget, balanced=RULES[rule].balanced, trace=trace)
         ranks = {name: rank for name, rank in reached.items() if rank <= costs[name].most}
-        undone = [
-            name for name in reached if name not in ranks and reached[name] < costs[name].full
-        ]
+        undone = [name for name in reached if costs[name].most < reached[name] < costs[name].full]
         if not (replan and undone and replans < REPLANS):
             break
         # What the others saved met the budget without these, so it can be met without them.
@@ -130,8 +127,7 @@ def select(
 def plan(
     decompositions: Cuts, stats: Stats | None, removed: float, *, rule: str = "zero_sum", **options
 ) -> tuple[Cuts, Selection]:
-    """`select` on the loss changes of these decompositions, and decompositions whose first
-    components are what it keeps.
+    """Decompositions whose first components are what `select` keeps, and its `Selection`.
 
     They are the given ones, but for a rule that reorders (`ordered`): then left · right is the same
     matrix, and `truncate(rank)` keeps what the rule keeps.  stats: with `grad`.  options: floor,
@@ -144,9 +140,8 @@ def plan(
     changes = shared.loss_changes(useful, stats)
     sigma = {name: cut.sigma for name, cut in useful.items()} if rule == "sigma" else None
     selection = select(changes, shapes, removed, rule=rule, sigma=sigma, **options)
-    cut = {}
-    for name, order in selection.orders.items():
-        cut[name] = shared.ordered(decompositions[name], order)
+    orders = selection.orders
+    cut = {name: shared.ordered(decompositions[name], orders[name]) for name in orders}
     return dict(decompositions) | cut, selection
 
 
@@ -191,9 +186,7 @@ def check_greedy(task_loss=None, batches=None, validation=None, **options) -> No
 def _counted(
     shapes: Mapping[str, Shape], removed: float, rule: str, floor=0.0, accounting="break_even", **_
 ) -> tuple[dict[str, Cost], int]:
-    """What ranks cost, and the numbers to take away: ⌊removed · Σ m n⌋ over all layers.  Raises
-    ValueError for a bad option, or naming the nearest `removed` that the floors allow.
-    """
+    """What ranks cost, and the numbers to take away; raises the ValueErrors of `select` on both."""
     check_choice("rule", rule, RULES)
     costs = shared.costs_of(shapes, accounting, floor)
     share = check_removed(removed)
@@ -214,9 +207,7 @@ def _counted(
 
 @dataclass(frozen=True)
 class Candidate:
-    """A layer as the walk sees it: ΔL and score of its components, which are cut from the end, and
-    in `order` their numbers as they came in.
-    """
+    """A layer in the walk: ΔL and score of its components, `order`, which are cut from the end."""
 
     name: str
     cost: Cost
@@ -226,9 +217,7 @@ class Candidate:
 
 
 def candidate(name: str, cost: Cost, changes: Mapping, sigma: Mapping | None, rule: Rule):
-    """The `Candidate` of a layer.  Raises ValueError naming it where its changes are missing, too
-    few, or not finite.
-    """
+    """The `Candidate` of a layer.  Raises ValueError where changes are missing or not finite."""
     if name not in changes:
         raise ValueError(f"changes lack layer {name!r}: take them from shared.loss_changes")
     change = torch.as_tensor(changes[name], dtype=torch.float64)

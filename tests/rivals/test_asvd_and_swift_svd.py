@@ -156,7 +156,7 @@ def test_alpha_is_the_one_with_the_lowest_loss_on_validation_data_or_else_on_bat
 
 def test_equal_plans_are_scored_once_and_a_single_one_never(given, monkeypatch):
     scored = []
-    monkeypatch.setattr(shared, "loss_at", lambda model, decompositions, plan, *_: scored.append(plan) or 1.0)
+    monkeypatch.setattr(shared, "loss_at", lambda model, decompositions, plan, **_: scored.append(plan) or 1.0)
     plans = plans_of(given, 0.5)
     assert importance(removed=0.5, **given) == plans[0] != plans[-1]  # of equals the smallest alpha
     distinct = [plan for number, plan in enumerate(plans) if plan not in plans[:number]]
