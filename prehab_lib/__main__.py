@@ -1,6 +1,4 @@
-"""The command line: `python -m prehab_lib run | plan | one | report | figures | verdicts | data |
-compress`.
-"""
+"""The command line: `python -m prehab_lib COMMAND`, which is `compress` or one of COMMANDS."""
 
 import argparse
 import sys
@@ -91,7 +89,6 @@ def parser() -> argparse.ArgumentParser:
     profiles = "smoke, laptop, lab, paper, or any other with params/NN_name.PROFILE.yaml"
     values = "a run for each value, [0.01,0.1,1] or 0..4; several make every combination"
     cores = "of every run (default: half of this machine's cores, or those of each GPU)"
-    root = "folder holding the data sets (default: PREHAB_DATA)"
     pair = {"type": _assignment, "action": "append", "default": []}
     for name, text in COMMANDS.items():
         command = commands.add_parser(name, help=text)
@@ -110,15 +107,13 @@ def parser() -> argparse.ArgumentParser:
             add("--name", required=True, help="the run, as plan PROFILE lists it")
             add("--parent", type=_count, metavar="PID", help="end when this parent does")
         elif name == "data":
-            add("--data-root", metavar="FOLDER", help=root)
+            add("--data-root", metavar="FOLDER", help="holds the data sets (default: PREHAB_DATA)")
     compress_cli.add_to(commands)
     return top
 
 
 def main(words: list[str] | None = None) -> int:
-    """Exit code: 0, 1 where a run failed, 2 for an error of the user's (one sentence on stderr),
-    130 on Ctrl-C.
-    """
+    """Exit code: 0, 1 where a run failed, 2 for an error of the user's, 130 on Ctrl-C."""
     arguments = parser().parse_args(words)
     try:
         return arguments.act(arguments)

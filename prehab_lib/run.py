@@ -1,8 +1,7 @@
 """`python -m prehab_lib run PROFILE`: the runs of a profile on this machine, and what is said.
 
 A failing notebook stops no other. Killed at any moment, the same command resumes with what is
-missing, for a run is stored whole or not at all (`store.py`) and its processes die with this one
-(`unit.py`).
+missing: a run is stored whole or not at all, and its processes die with this one.
 """
 
 import os
@@ -40,10 +39,7 @@ def main(planned: Sequence[plan.Run], store: Store, width: int) -> int:
 
 
 def one(planned: Sequence[plan.Run], store: Store, name: str) -> int:
-    """Execute and publish one of these runs, as `main` does; a scheduler has chosen where and when.
-
-    Returns 0, also where it was stored before, or 1 where it failed.
-    """
+    """Do one of these runs, as `main` does, for a scheduler. Returns 0, or 1 where it failed."""
     chosen = [run for run in planned if run.name == name]
     if not chosen:
         raise ValueError(f'no run "{name}": there are {", ".join(run.name for run in planned)}')
@@ -70,8 +66,7 @@ def table(planned: Sequence[plan.Run], store: Store) -> str:
 def needed(profile: str, data_root: str | None = None) -> str:
     """What `data` prints: which data sets each notebook needs, and where each of them is.
 
-    data_root: the folder to look in instead of the one PREHAB_DATA names. Raises ValueError for an
-    unknown profile.
+    data_root: looked in instead of PREHAB_DATA. Raises ValueError for an unknown profile.
     """
     from prehab_lib.tasks import data  # imports torch
 

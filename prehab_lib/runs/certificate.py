@@ -1,7 +1,6 @@
 """The birth certificate of a number: who made it, with what, when; and files written whole.
 
-Inside a run of `python -m prehab_lib run` the runner says where to write (PREHAB_RUN_DIR) and for
-which profile. Nothing here imports a package, so a score costs no start-up time.
+Nothing here imports a package, so a score costs no start-up time.
 """
 
 import datetime

@@ -2,9 +2,8 @@
 
     grid: {task: [cola, sst2, mrpc], seed: 0..4}   # 15 runs; 0..4 is 0, 1, 2, 3, 4
 
-Each run has parameters, key, log and folder of its own, and a name that says which it is:
-`04_bert_glue.cola` for one parameter of text, `04_bert_glue.task=cola,seeds=0` else. `seed` may
-stand for `seeds`, the list that most notebooks have: each run then gets a list of one.
+A run's name says which it is: `04_bert_glue.cola` for one parameter of text, else
+`04_bert_glue.task=cola,seeds=0`. `seed` may stand for `seeds`: each run gets a list of one.
 """
 
 import hashlib

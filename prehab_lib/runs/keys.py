@@ -23,11 +23,7 @@ PLACES = ("*", "*/*", "*/*/*", "*/*/data/*")
 
 @cache
 def _imports(source: str, package: tuple[str, ...] = ()) -> frozenset[str]:
-    """Dotted names below prehab_lib that a source may import; package: where it stands itself.
-
-    `from prehab_lib.tasks import images` gives "", "tasks" and "tasks.images": a package counts
-    with everything that leads to it, and a name that is no module does no harm.
-    """
+    """Dotted names below prehab_lib that a source may import; package: where it stands itself."""
     names = set()
     for node in ast.walk(ast.parse(source)):
         base = []
@@ -38,14 +34,12 @@ def _imports(source: str, package: tuple[str, ...] = ()) -> frozenset[str]:
         if isinstance(node, ast.Import | ast.ImportFrom):
             names |= {".".join([*base, alias.name]) for alias in node.names}
     below = [name.split(".")[1:] for name in names if name.split(".")[0] == "prehab_lib"]
+    # "tasks.images" counts with all that leads to it, "tasks" and "".
     return frozenset(".".join(parts[:end]) for parts in below for end in range(len(parts) + 1))
 
 
 def library_files(sources: Iterable[str], library: Path = LIBRARY) -> list[Path]:
-    """Files of the library that these sources import, directly or not, and data these name.
-
-    All modules where a source cannot be parsed. Nothing is imported to find out.
-    """
+    """The library's files that sources import, and data these name; all where one is no Python."""
     pending, texts = set(), {}
     for source in sources:
         lines = [line for line in source.splitlines() if not line.lstrip().startswith(("%", "!"))]

@@ -1,7 +1,6 @@
 """The pool: runs of a profile on this machine, a thread each that waits for the run's process.
 
-Every driver goes through `Pool.work`, so that a run is the same whoever starts it: the command
-`run`, or `one` for a single run, and through `one` any scheduler of a cluster.
+Every driver goes through `Pool.work`, so that a run is the same whoever starts it.
 """
 
 import errno

@@ -1,9 +1,8 @@
 """One run in a process of its own: `python -m prehab_lib.runs.unit`, started by `pool.py`.
 
 It reads its task as one JSON line from stdin and leaves its result in the store: KEY or KEY.failed.
-What the notebook and its libraries print goes to stdout and stderr as it comes. The driver keeps
-stdin open: when it ends, the driver is dead, and so are soon the kernel, whatever the notebook
-started, and this process. With `-f CONNECTION_FILE` it is that kernel.
+The driver keeps stdin open: when it ends, the driver is dead, and so are soon the kernel, whatever
+the notebook started, and this process. With `-f CONNECTION_FILE` it is that kernel.
 """
 
 import ctypes
@@ -31,11 +30,8 @@ _abandoned = threading.Event()  # the driver is dead
 
 
 def die_with(parent: int) -> None:
-    """Have the system kill this process when `parent`, its parent process, dies. Linux only.
-
-    Elsewhere ipykernel polls its parent once a second, and a unit reads its driver's pipe.
-    """
-    if sys.platform == "linux":
+    """Have the system kill this process when `parent`, its parent process, dies. Linux only."""
+    if sys.platform == "linux":  # elsewhere ipykernel polls its parent, a unit its driver's pipe
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent:  # it died before we asked
             os._exit(1)
@@ -124,10 +120,8 @@ def _work(part: Path, task: dict) -> bool:
     work.mkdir()
     os.environ["PREHAB_RUN_DIR"] = str(part)
     # Nobody's IPython start-up files, history or connection files take part in a run.
-    os.environ |= {
-        "IPYTHONDIR": str(work / "ipython"),
-        "JUPYTER_RUNTIME_DIR": str(work / "jupyter"),
-    }
+    os.environ["IPYTHONDIR"] = str(work / "ipython")
+    os.environ["JUPYTER_RUNTIME_DIR"] = str(work / "jupyter")
     started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     clock = time.monotonic()
     notebook = Path(task["notebook"])
@@ -135,12 +129,11 @@ def _work(part: Path, task: dict) -> bool:
     shutil.rmtree(work, ignore_errors=True)
     if error and ("[Errno 28]" in error or shutil.disk_usage(part).free < 2**20):
         raise OSError(errno.ENOSPC, error)
-    inside = [file.relative_to(part) for file in part.rglob("*") if file.is_file()]
+    files = [file.relative_to(part).as_posix() for file in part.rglob("*") if file.is_file()]
     facts = {name: task[name] for name in ("key", "profile", "params", "threads", "gpu")}
     facts |= {"notebook": notebook.stem, "error": error, "started": started}
-    facts["seconds"] = round(time.monotonic() - clock, 1)
+    facts |= {"seconds": round(time.monotonic() - clock, 1), "files": sorted(files)}
     facts["peak_memory_mb"] = peak_memory_mb(children=True)
-    facts["files"] = sorted(file.as_posix() for file in inside)
     write_json(part / "run.json", facts)
     return error is None
 

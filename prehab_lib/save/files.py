@@ -46,11 +46,7 @@ def files_in(folder: Path) -> list[str]:
 
 @contextmanager
 def replacing(folder: Path) -> Iterator[Path]:
-    """An empty folder, which takes the place of `folder` when the block ends without an error.
-
-    Whatever stops it, Ctrl-C between the two moves as well, `folder` is as it was.  Where a kill
-    there left it, `read_description` says.
-    """
+    """An empty folder, which replaces `folder` at the block's end; stopped, it changes nothing."""
     beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".part", dir=folder.parent))
     new, old = beside / "new", beside / "old"
     try:

@@ -51,8 +51,7 @@ def image_model(source: str, *, pretrained: bool = True, **kwargs) -> nn.Module:
 def text_model(source: str, auto_class: str, **kwargs) -> nn.Module:
     """A transformers model by the name of its Auto class, from the hub or a local folder.
 
-    Safetensors only, no remote code; GPT-2's transposed layers become `nn.Linear`. Raises as
-    `hub.explained`.
+    Safetensors only; GPT-2's transposed layers become `nn.Linear`. Raises as `hub.explained`.
     """
     import transformers
 
@@ -78,10 +77,7 @@ def build(recipe: dict) -> nn.Module:
 
 
 def recipe_of(model: nn.Module) -> dict:
-    """What `build` needs for the same skeleton: `model.prehab_recipe`, or what the model shows.
-
-    Raises ValueError for one that is neither of timm nor of transformers.
-    """
+    """`model.prehab_recipe`, or what a timm or transformers model shows; ValueError for others."""
     read = READERS.get(type(model).__module__.split(".")[0], lambda model: None)
     recipe = getattr(model, "prehab_recipe", None) or read(model)
     if recipe is None:

@@ -3,9 +3,6 @@
 A family gets a configuration of its own ("lowrank_llama"), which lists the rank of every low-rank
 layer, and subclasses of its models that swap those layers when they are built.  `import
 prehab_lib.save` registers them; without it transformers says that the model type is unknown.
-
-A direct `LlamaForCausalLM.from_pretrained(folder)` knows no low-rank layers.  transformers warns of
-it and draws the missing matrices at random: open such folders by the Auto classes.
 """
 
 from collections.abc import Mapping, Sequence
@@ -31,7 +28,6 @@ for family in ("Llama", "Mistral", "Qwen2", "Qwen3", "OPT", "GPT2", "Bert"):
     heads = (causal, f"{family}ForSequenceClassification", f"{family}Model")
     FAMILIES[family.lower()] = (f"{family}Config", *heads)
 PREFIX, TYPE_PREFIX = "LowRank", "lowrank_"
-NOTHING: Mapping = MappingProxyType({})
 
 
 @dataclass
@@ -39,8 +35,7 @@ class Changes:
     """What was done to a model since it was a skeleton fresh from its recipe; false for nothing.
 
     ranks: layer -> rank.  rewrites: keys of `REWRITES`.  packed: layer or factor -> its `Packing`
-    as JSON.  buffers: names of those kept although transformers computes them, because they had
-    another precision (`model.to(bfloat16)` rounds rotary frequencies, `from_pretrained` does not).
+    as JSON.  buffers: those kept although transformers computes them, as they were rounded.
     """
 
     ranks: Mapping[str, int] = field(default_factory=dict)
@@ -55,7 +50,7 @@ class Changes:
 class LowRankConfig:
     """The fields of `Changes`, beside the family's own."""
 
-    ranks = packed = NOTHING
+    ranks = packed = MappingProxyType({})
     rewrites = buffers = ()
 
     def __post_init__(self, **kwargs):
@@ -100,20 +95,16 @@ def reshape(skeleton: nn.Module, changes: Changes) -> None:
     """Do to a skeleton fresh from its recipe what was done to the model that was saved."""
     for name in changes.rewrites:
         REWRITES[name](skeleton)
-    for name, rank in changes.ranks.items():
-        dense = skeleton.get_submodule(name)
-        if not isinstance(dense, LowRankLinear):
-            where = dict(bias=dense.bias is not None, device=dense.weight.device)
-            new = LowRankLinear(dense.in_features, dense.out_features, rank, **where)
-            replace_module(skeleton, name, new)
-    for name, packing in changes.packed.items():
-        linear = skeleton.get_submodule(name)
-        if not isinstance(linear, PackedLinear):
-            asked = str(linear.weight.dtype).removeprefix("torch.")  # of from_pretrained
-            how = replace(Packing(**packing), dtype=asked)
-            where = dict(bias=linear.bias is not None, device=linear.weight.device)
-            new = PackedLinear(linear.in_features, linear.out_features, how, **where)
-            replace_module(skeleton, name, new)
+    swaps = [(name, LowRankLinear, rank) for name, rank in changes.ranks.items()]
+    swaps += [(name, PackedLinear, Packing(**packing)) for name, packing in changes.packed.items()]
+    for name, kind, how in swaps:  # packed layers last: they may be factors of low-rank ones
+        old = skeleton.get_submodule(name)
+        if isinstance(old, kind):
+            continue
+        if kind is PackedLinear:  # in the precision that from_pretrained was asked for
+            how = replace(how, dtype=str(old.weight.dtype).removeprefix("torch."))
+        where = dict(bias=old.bias is not None, device=old.weight.device)
+        replace_module(skeleton, name, kind(old.in_features, old.out_features, how, **where))
 
 
 @cache
@@ -131,12 +122,10 @@ def low_rank_class(family: str, name: str) -> type:
 
 
 def register() -> None:
-    """Make the families' low-rank model types known to transformers.
-
-    A promise stands for a configuration class until it is needed: importing all takes a second.
-    """
+    """Make the families' low-rank model types known to transformers."""
     from transformers import AutoConfig, PreTrainedConfig
 
+    # A promise stands for a configuration class until it is needed: importing all takes a second.
     def build(promise, *args, **kwargs):
         family = promise.model_type.removeprefix(TYPE_PREFIX)
         return low_rank_class(family, FAMILIES[family][0])(*args, **kwargs)

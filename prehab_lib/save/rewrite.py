@@ -18,10 +18,7 @@ FUSED = {
 
 
 class SplitQKV(nn.Module):
-    """Three layers (h, n) in the place of one fused (3h, n), so that each is compressed alone.
-
-    `weight` (3h, n) and `bias` (3h,) are put together on demand, as the host model knew them.
-    """
+    """Three layers (h, n) in place of a fused (3h, n); `weight`, `bias` join theirs on demand."""
 
     def __init__(self, q: nn.Module, k: nn.Module, v: nn.Module):
         super().__init__()
@@ -44,11 +41,8 @@ def split_qkv(model: nn.Module) -> list[str]:
     """Replace every fused query-key-value layer by a `SplitQKV`, in place; returns their names.
 
     Outputs stay, to round-off.  `default_layers` then lists the parts: "blocks.0.attn.qkv.q", ".k",
-    ".v".  Split before statistics are collected.
-
-    Three (h, n) parts get three ranks, one (3h, n) matrix shares its right factor.  The paper does
-    not say which it compresses.  Its released code can do both, and the example in its README
-    splits: a ViT-B/16 then has 73 matrices with the head, against 49 fused.
+    ".v".  Split before statistics are collected.  The paper does not say whether it splits; the
+    example of its released code does: a ViT-B/16 then has 73 matrices with the head, not 49.
 
     Raises ValueError where there is nothing to split, or a fused layer is not plain and dense.
     """
@@ -61,9 +55,8 @@ def split_qkv(model: nn.Module) -> list[str]:
         known = f"known are the fused layers of {', '.join(FUSED)}"
         raise ValueError(f"{lacks}: {'it is split already' if names else known}")
     for name in fused:
-        kind = type(modules[name])
-        if kind is not nn.Linear and not is_conv1d(modules[name]):
-            what = f"{name!r} is a {kind.__name__}, not a plain nn.Linear"
+        if type(modules[name]) is not nn.Linear and not is_conv1d(modules[name]):
+            what = f"{name!r} is a {type(modules[name]).__name__}, not a plain nn.Linear"
             raise ValueError(f"{what}: split before anything else")
     refuse_tied_weights(model, fused)
     for name in fused:
@@ -121,12 +114,9 @@ def dense_weight(module: nn.Module) -> Tensor:
 
 @torch.no_grad()
 def fill_dense(skeleton: nn.Module, model: nn.Module) -> nn.Module:
-    """Give `skeleton`, fresh from the recipe of `model`, the weights of `model`, multiplied out.
-
-    What stayed as it was is shared with `model`, not copied.  What the skeleton ties stays tied.
-    """
+    """Give `skeleton`, fresh from the recipe of `model`, its weights: multiplied out, or shared."""
     sources = dict(model.named_modules())
-    filled: dict[int, Tensor] = {}  # id of the skeleton's tensor -> its value
+    filled: dict[int, Tensor] = {}  # id of the skeleton's tensor -> its value; ties stay tied
     for name, module in skeleton.named_modules():
         source = sources[name]
         parameters = list(module.named_parameters(recurse=False))

@@ -1,8 +1,4 @@
-"""A compressed model on disk: safetensors, and one JSON that says how to build the skeleton.
-
-A model of a family in `pretrained.FAMILIES` gets more, so that transformers opens the folder as
-well: config.json, the generation settings and a model card.
-"""
+"""A compressed model on disk: safetensors, and one JSON that says how to build the skeleton."""
 
 import json
 import os
@@ -103,10 +99,9 @@ def save(
 def load(folder: str | os.PathLike) -> nn.Module:
     """The model that `save` wrote, in eval mode on the CPU, with bit-equal outputs.
 
-    A compressed model of a known family is an instance of its class in `pretrained`, so that
-    transformers' own `save_pretrained` writes a folder its Auto classes open.  It unpickles nothing
-    and runs no foreign code.  Raises FileNotFoundError where a file is missing, ValueError where
-    one is damaged or where names or shapes do not match: nothing is ever re-initialised silently.
+    A compressed model of a known family is an instance of its class in `pretrained`.  Nothing is
+    unpickled, no foreign code runs.  Raises FileNotFoundError where a file is missing, ValueError
+    where one is damaged or names or shapes do not match: nothing is re-initialised silently.
     """
     folder = Path(folder)
     description = files.read_description(folder)
