@@ -1,10 +1,12 @@
 """Which layer gets which rank: the uniform answer, and the table of all.
 
 An allocation is a function (decompositions, removed, *, model, stats, task_loss, batches,
-validation, **options) -> {layer: rank}, None for dense.  It changes nothing.  Over the layers in
-which some rank saves parameters it keeps Σ r (m + n), m n for a dense one, within (1 − removed) Σ
-m n, but for what rank 1 costs beyond a layer's own share.  Zero-sum and greedy spend one budget
-over all layers, also those that stay dense, and refuse one that cannot be met.
+validation, **options) -> {layer: rank}, None for dense.  It changes nothing.
+
+The budget is Σ cost ≤ (1 − removed) Σ m n, where a layer of rank r costs r (m + n) and a dense one
+m n.  Both sums go over the layers in which some rank saves parameters.  Rank 1 is the least a layer
+gets, also where it costs more than its share.  Zero-sum and greedy sum over all layers instead, and
+refuse a budget that cannot be met.
 """
 
 from collections.abc import Callable, Mapping

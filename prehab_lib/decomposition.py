@@ -1,7 +1,7 @@
 """One kernel for every ruler: min ‖P (W − Ŵ) Q‖_F over rank Ŵ ≤ r, solved once for all ranks r.
 
 The solution is Ŵ = P⁻¹ U_r U_rᵀ P W with U_r the top left singular vectors of P W Q.  So Q is never
-inverted, and a singular Gram is no failure.  Source: digest of Table I; for P = I it is SVD-LLM's
+inverted, and a singular Gram is no failure.  Source: Table I; for P = I it is SVD-LLM's
 whitened truncation, SVD-LLM V2's, and Swift-SVD's projection of the outputs, which are one map.
 
 This plain kernel is the default; `scale.lean` has one with less memory for large models.  Best of

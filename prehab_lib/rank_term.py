@@ -37,7 +37,8 @@ class RankTerm:
         self.of, self.model, self.stats = of, model, stats
         self.layers = linear_layers(model, stats)
         self.names = list(self.layers)  # the layers that R weighs on
-        self.joint = coordinates == "whitened"  # weights are functions of what is trained
+        # In whitened coordinates W is made from Δ, so loss and R share one graph: one joint backward.
+        self.joint = coordinates == "whitened"
         self.floor = FLOOR if self.joint else 0.0
         self.dtype = getattr(torch, memory.rank_dtype or self.usual_dtype)
         self.memory = memory
@@ -46,7 +47,7 @@ class RankTerm:
         self.metrics = self.made_metrics()  # now: a Gram that is none stops before training
 
     def made_metrics(self) -> dict[str, Tensor]:
-        """layer -> what the term knows of its inputs, (n, n)."""
+        """layer -> what the term knows of its inputs, (n, n): here L, the root of the Gram."""
         return self.roots
 
     @cached_property

@@ -1,4 +1,4 @@
-"""What calibration data says about each layer: `collect` looks it up in `statistics.PASSES`."""
+"""What calibration data says about each layer, by the tables of `statistics`."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field

@@ -136,7 +136,7 @@ def test_which_ranks_depend_on_the_scale_of_the_statistics(allocation):
     assert (plans[0] == plans[1]) == (allocation not in ("grouped", "importance"))
 
 
-# Cross-equalities (digest, section 9)
+# Cross-equalities: methods that are one map
 
 
 def assert_same_map(a, b, tolerance=1e-10):
