@@ -14,9 +14,7 @@ CALL = re.compile(r"""^check\(["'](\d+\.\d+)["'], (\w+)\)""", re.MULTILINE)
 
 @dataclass(frozen=True)
 class Exercise:
-    """`cases`: tuples of arguments the answer is tried on. `withheld`: further ones for grading, in
-    no student's copy. `slips`: likely wrong answers, each with the hint that names the mistake.
-    """
+    """withheld: cases for grading, in no student's copy. slips: wrong answers, each with a hint."""
 
     cases: list[tuple]
     solution: Callable
@@ -27,9 +25,8 @@ class Exercise:
 def load(file: str, functions: dict[str, dict[str, Callable]]) -> dict[str, Exercise]:
     """The exercises of a data file of this folder, by id, with their functions.
 
-    functions: of each exercise the `solution`, every slip under its name, and `arguments` where a
-    case needs more than YAML has: it makes the arguments of a case. Raises ValueError where file
-    and functions differ in an exercise or in a slip.
+    functions: of each exercise the `solution`, each slip by name, and `arguments` where YAML cannot
+    say those of a case. Raises ValueError where file and functions differ in exercises or slips.
     """
     content = yaml.safe_load(Path(__file__).with_name(file).read_text(encoding="utf-8"))
     if differing := sorted(content.keys() ^ functions.keys()):

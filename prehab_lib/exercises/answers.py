@@ -1,7 +1,6 @@
 """What a student's function answers, as plain lists and numbers; when two answers agree; JSON.
 
-What JSON lacks (tuples, keys that are no text, tensors, nan) is tagged. No pickle: reading such a
-file can do nothing but make numbers.
+What JSON lacks (tuples, tensors, nan) is tagged. Unlike pickle, reading it only makes values.
 """
 
 import copy
@@ -30,8 +29,7 @@ class Answered:
 def collect(function: Callable, cases: list[tuple], name: str | None = None) -> Answered:
     """Call the function on a copy of each case, and never raise for what it does.
 
-    UNTRIED is a body of nothing but its docstring and ... (or pass, or raise NotImplementedError);
-    a function that hands nothing back gets NOTHING. name: how the function is called in errors.
+    UNTRIED where its body is `blank`, NOTHING where it returns nothing. name: its name in errors.
     """
     if not callable(function):
         return Answered([], "hand over the function itself, without calling it")

@@ -1,8 +1,7 @@
 """`check("1.2", answer)`: whether a student's answer is right, and which slip it looks like.
 
-It prints one line and never raises for what a student wrote, which would stop *Run all*. It
-compares with an answer key, which has no line of a solution: in a student's copy of the library
-exercises/ex07.json takes the place of ex07.py and ex07.yaml (course/build.py).
+It never raises for what a student wrote, which would stop *Run all*. In a student's copy answer
+keys, ex07.json, take the place of solutions, ex07.py and ex07.yaml (course/build.py).
 """
 
 import importlib
@@ -35,10 +34,7 @@ class AnswerKey:
         return cls(cases, answers.collect(exercise.solution, cases).answers, slips)
 
     def judge(self, given: Answered, name: str = "f") -> str:
-        """PASSED, the hint of a slip, the trouble, or the first case that differs.
-
-        A function that stopped made a slip where its answers up to there are that slip's.
-        """
+        """PASSED, the hint of a slip (by the answers up to a stop), the trouble, a wrong case."""
         count = len(given.answers)
         pairs = zip(given.answers, self.wanted[:count], strict=True)
         wrong = [i for i, pair in enumerate(pairs) if not answers.same(*pair)]
@@ -55,10 +51,7 @@ class AnswerKey:
 
 
 def check(id: str, function: Callable) -> None:
-    """Prints "exercise 1.2: not tried yet", "passed", or a hint.
-
-    Raises ValueError for an id that is not known.
-    """
+    """Prints "exercise 1.2: not tried yet", "passed", or a hint; ValueError for an unknown id."""
     key = find(id)
     given = answers.collect(function, key.cases)
     print(f"exercise {id}: {key.judge(given, answers.name_of(function))}")

@@ -38,9 +38,7 @@ def _still_weighted(W, G, rank, root=_root):
 
 
 def _repair(W, G, rank):
-    """Enough on the diagonal for Cholesky, an amount that knows nothing of the Gram's scale; then
-    the inverse.
-    """
+    """Cholesky with an amount on the diagonal that ignores the Gram's scale; then the inverse."""
     lowest = torch.linalg.eigvalsh(G)[0]
     L = torch.linalg.cholesky(G + (1e-6 - lowest) * torch.eye(len(G), dtype=G.dtype))
     return _projected(W, W @ L, rank) @ L @ torch.linalg.inv(L)

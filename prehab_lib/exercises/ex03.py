@@ -18,10 +18,6 @@ def _achieved(shapes, ranks):
     return 1 - sum(map(_kept, shapes, ranks)) / sum(m * n for m, n in shapes)
 
 
-def _mean_of_fractions(shapes, ranks):
-    return fmean(_achieved([shape], [rank]) for shape, rank in zip(shapes, ranks, strict=True))
-
-
 def _dense_left_out(shapes, ranks):
     cut = [shape for shape, rank in zip(shapes, ranks, strict=True) if rank is not None]
     return _achieved(cut, [rank for rank in ranks if rank is not None])
@@ -44,7 +40,9 @@ ANSWERS = {
     "3.3": dict(
         arguments=lambda shapes, ranks: ([tuple(shape) for shape in shapes], ranks),
         solution=_achieved,
-        mean_of_fractions=_mean_of_fractions,
+        mean_of_fractions=lambda shapes, ranks: fmean(
+            _achieved([shape], [rank]) for shape, rank in zip(shapes, ranks, strict=True)
+        ),
         what_was_kept=lambda shapes, ranks: 1 - _achieved(shapes, ranks),
         dense_left_out=_dense_left_out,
         dense_counted_as_gone=lambda shapes, ranks: _achieved(shapes, [r or 0 for r in ranks]),

@@ -41,14 +41,8 @@ def _zero_left_out(tails, balance):
     return _smallest({name: tail for name, tail in tails.items() if sign * tail > 0} or tails)
 
 
-def _first_of_equals(tails, balance):
-    asked = _of_sign(tails, balance <= 0)
-    return min(asked, key=lambda name: abs(asked[name]))
-
-
 def _difference(shape, rank):
-    m, n = shape
-    return m * n - rank * (m + n)
+    return math.prod(shape) - rank * sum(shape)
 
 
 def _saved(shape, rank):
@@ -56,8 +50,7 @@ def _saved(shape, rank):
 
 
 def _dense_at_break_even(shape, rank):
-    m, n = shape
-    return _saved(shape, rank) if rank < (m * n - 1) // (m + n) else 0
+    return _saved(shape, rank) if rank < (math.prod(shape) - 1) // sum(shape) else 0
 
 
 def _along(direction, amount, square):
@@ -90,7 +83,9 @@ ANSWERS = {
         nearest_to_balance=lambda tails, sum: _smallest(tails, lambda tail: abs(sum + tail)),
         nothing_of_the_other_sign=_nothing_of_the_other_sign,
         zero_left_out=_zero_left_out,
-        first_of_equals=_first_of_equals,
+        first_of_equals=lambda tails, balance: min(
+            _of_sign(tails, balance <= 0), key=lambda name: abs(tails[name])
+        ),
     ),
     "7.3": dict(
         arguments=lambda shape, rank: (tuple(shape), rank),

@@ -10,13 +10,12 @@ def _change(value, base):
     return round(100 * (value / base - 1), 1)
 
 
-def _tasks(scores):
-    """Those beside MNLI."""
+def _without_mnli(scores):
     return [score for column, score in scores.items() if not column.startswith("MNLI")]
 
 
 def _average(scores):
-    return fmean([*_tasks(scores), (scores["MNLI-m"] + scores["MNLI-mm"]) / 2])
+    return fmean([*_without_mnli(scores), (scores["MNLI-m"] + scores["MNLI-mm"]) / 2])
 
 
 def _places(one, other, higher_is_better):
@@ -70,8 +69,8 @@ ANSWERS = {
     "10.2": dict(
         solution=_average,
         mean_of_nine=lambda scores: fmean(scores.values()),
-        half_of_mnli=lambda scores: fmean([*_tasks(scores), scores["MNLI-m"]]),
-        without_mnli=lambda scores: fmean(_tasks(scores)),
+        half_of_mnli=lambda scores: fmean([*_without_mnli(scores), scores["MNLI-m"]]),
+        without_mnli=lambda scores: fmean(_without_mnli(scores)),
         divided_by_nine=lambda scores: _average(scores) * 8 / 9,
         nine_over_eight=lambda scores: sum(scores.values()) / 8,
     ),

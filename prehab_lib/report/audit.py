@@ -1,9 +1,7 @@
-"""Every claim of `claims.yaml` with its verdict, from the results of one profile: as a table, as a
-page for the report and notebook 10, and as figures/PROFILE/verdicts.md.
+"""Every claim of `claims.yaml` with its verdict: for the report, notebook 10 and verdicts.md.
 
-A verdict is counted from records, pair by pair, and compared with what the notebook printed.
-Nothing is judged where the two differ, or where scores are impossible, lack their control or come
-from two profiles: ValueError says which run it is.
+A verdict is counted from records, pair by pair. ValueError names a run whose notebook printed
+another count, or whose scores are impossible, lack their control or come from two profiles.
 """
 
 import os
@@ -51,10 +49,7 @@ def beside() -> Path | None:
 
 
 def results(folder: Path | str | None) -> list[Finished]:
-    """The finished runs of runs/PROFILE that its params files ask for; none where folder is None.
-
-    Raises ValueError where they are of more than one profile.
-    """
+    """The planned runs in runs/PROFILE; none for None. Raises ValueError where profiles mix."""
     if folder is None:
         return []
     folder = Path(folder).resolve()
@@ -223,10 +218,7 @@ def text(table: pandas.DataFrame, profile: str) -> str:
 
 
 def write(profile: str) -> str:
-    """Write figures/PROFILE/verdicts.md from verdicts.csv beside it; gives its path.
-
-    Raises FileNotFoundError where the profile has no committed verdicts.
-    """
+    """Make verdicts.md of verdicts.csv; gives its path. Raises FileNotFoundError without it."""
     folder = plan.home() / "figures" / profile
     if not (folder / "verdicts.csv").is_file():
         remedy = f"run {profile} 10, then `python -m prehab_lib figures {profile}`"

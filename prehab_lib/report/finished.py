@@ -87,8 +87,7 @@ def read(folder: Path) -> list[Finished]:
         (run,) = _json(file)
         files = [place / "result.json", *figures(folder, place.name, run)]
         written = (part for one in files if one.suffix == ".json" for part in _json(one))
-        result = next(written, {})
-        runs.append(Finished(place.name, run, result, _json(place / "claims.jsonl")))
+        runs.append(Finished(place.name, run, next(written, {}), _json(place / "claims.jsonl")))
     return runs
 
 

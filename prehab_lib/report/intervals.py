@@ -37,12 +37,10 @@ def paired_interval(differences, draws: int = 2000, level: float = 0.95, seed: i
     if not 0 < level < 1:
         raise ValueError(f"level = {level}: it lies between 0 and 1")
     check_whole(1, draws=draws)
-    generator = np.random.default_rng(seed)
+    random = np.random.default_rng(seed)
     table = values.reshape(len(values), -1)
-    # How often each is drawn, as weights: one product, where scipy.stats.bootstrap would gather an
-    # array of (draws, seeds, items).
-    shares = [generator.multinomial(n, np.full(n, 1 / n), draws) / n for n in table.shape]
-    by_seed, by_item = shares  # (draws, seeds), (draws, items)
+    # Shares as weights: one product, where scipy.stats.bootstrap gathers (draws, seeds, items).
+    by_seed, by_item = (random.multinomial(n, np.full(n, 1 / n), draws) / n for n in table.shape)
     means = ((by_seed @ table) * by_item).sum(1)
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return Interval(float(table.mean()), float(low), float(high))

@@ -102,9 +102,7 @@ def cases(places: Iterable[tuple]) -> str:
 
 
 def check(name: str, records: list[dict]) -> None:
-    """Raises ValueError, naming run, table and place, for records that cannot be judged: a score
-    is impossible, or what was prepared stands without its control.
-    """
+    """Raises ValueError, naming the run, for an impossible score, or prehab without its control."""
     for record in records:
         metric, value, up = record["metric"], record["value"], record["higher_is_better"]
         low, high, should = BOUNDS.get(metric, (-math.inf, math.inf, up))

@@ -29,10 +29,7 @@ def _load() -> tuple[dict, ...]:
 
 
 def records(name: str | None = None) -> list[dict]:
-    """The records as stored, of one table or of all; the file's head explains the fields.
-
-    Raises ValueError for a table the paper does not have as numbers.
-    """
+    """The records as stored, of one table or all. Raises ValueError for a table without numbers."""
     if name is not None:
         check_choice("table", name, dict.fromkeys(record["table"] for record in _load()))
     return [dict(record) for record in _load() if name in (None, record["table"])]
@@ -88,10 +85,7 @@ def errata() -> tuple[dict[str, str], ...]:
 
 
 def errata_html(topic: str | None = None) -> str:
-    """The errata as an HTML table that wraps its text: of one topic, or all of them.
-
-    Raises ValueError for a topic that no row has.
-    """
+    """The errata of one topic, or all, as an HTML table. Raises ValueError for another topic."""
     if topic is not None:
         check_choice("topic", topic, dict.fromkeys(row["topic"] for row in errata()))
     heads = {"item": "item", "printed": "as printed", "cited": "as cited"}

@@ -25,8 +25,7 @@ SAVED_DPI, INLINE_DPI = 200, LOOK["figure.dpi"]
 def figure(kind: str = "column", nrows: int = 1, ncols: int = 1, **subplots):
     """A figure in the book's look: (fig, ax), ax an array of axes where there is more than one.
 
-    `kind` "column" fills half a screen, "wide" a whole one.  `subplots` goes to
-    `matplotlib.pyplot.subplots` (sharex, ...). Raises ValueError for another kind.
+    kind: a key of SIZES, else ValueError. subplots: goes to `matplotlib.pyplot.subplots` (sharex).
     """
     check_choice("kind", kind, SIZES)
     # On a fresh machine matplotlib announces its font cache on stderr, which a notebook would keep.
@@ -92,9 +91,8 @@ def legend(fig, ncols: int = 3):
 def save(fig, name: str, table, caption: str = "", alt: str = "", **about) -> None:
     """Writes name.png, name.csv and name.json into the run's figures; nothing outside a run.
 
-    `table` (pandas.DataFrame) holds the numbers that are drawn. alt: what the figure shows, in
-    words. The JSON record has the run's birth certificate, `caption`, `alt` and `about`. Raises
-    ValueError for a name that is no plain file name.
+    table: the numbers drawn. alt: the figure in words. The JSON record has the birth certificate,
+    `caption`, `alt` and `about`. Raises ValueError for a name that is no plain file name.
     """
     if not re.fullmatch(r"[a-z0-9_]+", name):
         raise ValueError(f"figure name {name!r}: use lower-case letters, digits, underscores only")

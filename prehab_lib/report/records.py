@@ -1,8 +1,4 @@
-"""What a run leaves behind: scores with the birth certificate of the run that made them.
-
-Outside a run of `python -m prehab_lib run` nothing is written: the same notebook cell then only
-fills a table in memory.
-"""
+"""Scores with the birth certificate of their run. Outside a run they only fill a table."""
 
 import math
 from pathlib import Path
@@ -40,8 +36,7 @@ def _plain(name: str, value):
 class Results:
     """The scores of one notebook run.
 
-    protocol: a sentence on how they were taken (data split, batch, tokens). about: facts that hold
-    for all of them; reports print `model` and `data` beside the paper's.
+    protocol: how they were taken, a sentence. about: facts of all; reports print `model`, `data`.
     """
 
     def __init__(self, protocol: str, device="cpu", **about):

@@ -56,9 +56,8 @@ def _cell(value):
 def long_table(runs: list[Finished]) -> pandas.DataFrame:
     """Every record of every run, a row a score; also of runs that the report leaves out.
 
-    Columns: run and notebook; the record's own; `param_*`, the parameters that are not the same in
-    all runs of a notebook; `about_*`, the birth certificate with the run's seconds and memory;
-    protocol. Lists and dictionaries are JSON.
+    Columns: run and notebook; the record's own; `param_*`, parameters that differ in a notebook;
+    `about_*`, birth certificate, seconds and memory; protocol. Lists and dictionaries are JSON.
     """
     runs = [run for run in runs if run.records]
     if not runs:
@@ -75,10 +74,7 @@ def long_table(runs: list[Finished]) -> pandas.DataFrame:
 
 
 def write(profile: str) -> str:
-    """Write runs/PROFILE/report.md, and all records as one table beside it; gives its path.
-
-    Raises FileNotFoundError where the profile has no finished run.
-    """
+    """Write report.md and all records into runs/PROFILE; its path. FileNotFoundError for no run."""
     folder = plan.home() / "runs" / profile
     found = finished.read(folder)
     if not found:
@@ -114,10 +110,7 @@ def write(profile: str) -> str:
 
 
 def copy_figures(profile: str) -> tuple[int, str]:
-    """Copy runs/PROFILE/figures to figures/PROFILE, with the page of verdicts: (files, folder).
-
-    Figures of runs that the plan has no more stay. Raises FileNotFoundError where there is none.
-    """
+    """Copy planned figures and verdicts: (files, folder). Raises FileNotFoundError for none."""
     home = plan.home()
     folder, target = home / "runs" / profile, home / "figures" / profile
     found = finished.read(folder)

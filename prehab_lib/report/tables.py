@@ -1,8 +1,6 @@
-"""Scores of one notebook as tables: mean and spread over seeds, the paper's value beside.
+"""Scores of one notebook beside the paper's: a row a method, a column a removed fraction."""
 
-A table has a row a method and a column a removed fraction. One without a control row (λ = 0, all
-else equal) is refused: what fine-tuning alone does would be credited to the method.
-"""
+from contextlib import suppress
 
 import pandas
 
@@ -33,10 +31,8 @@ def paper_value(record: dict) -> float | None:
     method = record.get("paper_method") or record["method"]
     where = {"lora": record.get("lora") is True, "dataset": record.get("paper_dataset")}
     for lam in (None, record.get("lam")):
-        try:
+        with suppress(ValueError):
             return paper.value(record["paper_table"], method, record["removed"], lam=lam, **where)
-        except ValueError:
-            continue
     return None
 
 
@@ -57,7 +53,7 @@ def _averages(records: list[dict]) -> list[dict]:
 
 
 def _refusal(frame: pandas.DataFrame) -> str:
-    """Why the table is not printed; "" where it may be."""
+    """Why it is not printed, or "": without control, training's gain would be the method's."""
     controlled = frame[frame.removed > 0].groupby("removed").control.any()
     bare = ", ".join(f"{removed:.0%}" for removed in controlled[~controlled].index)
     if bare or not frame.control.any():

@@ -1,8 +1,4 @@
-"""Timing that can be believed: alternatives take turns (a, b, a, b, ...) in one process.
-
-A machine changes from second to second. Alternatives that take turns meet the same machine, so
-their ratio, taken round by round, is steadier than either time.
-"""
+"""Timing to believe: alternatives that take turns (a, b, a, b, ...) meet the same machine."""
 
 import time
 from collections import namedtuple
@@ -31,8 +27,7 @@ def side_by_side(
 ) -> pandas.DataFrame:
     """Seconds of each call, the alternatives taking turns; `warmup` rounds are not counted.
 
-    One row a name: median, q1 and q3, and `seconds`, the list of all rounds. Raises ValueError for
-    no alternative, or a number of rounds that is not whole and positive.
+    A row a name: median, q1, q3, `seconds` (a list). ValueError for no alternative or wrong counts.
     """
     check_whole(1, repeats=repeats)
     check_whole(0, warmup=warmup)
@@ -52,10 +47,7 @@ def side_by_side(
 
 
 def ratios(times: pandas.DataFrame, over: str) -> pandas.DataFrame:
-    """Each alternative of `side_by_side` over one of them, round by round, as `summary`.
-
-    Raises ValueError for a name that was not timed.
-    """
+    """`summary` of all times over those of one, round by round. ValueError if it was not timed."""
     check_choice("over", over, times.index)
     below = np.array(times.seconds[over])
     rows = [summary(np.array(seconds) / below) for seconds in times.seconds]
@@ -69,10 +61,7 @@ def summary(values: Sequence[float]) -> dict[str, float]:
 
 
 def bandwidth(device="cpu", dtype: torch.dtype = torch.float32, bytes_each: int = LARGE) -> float:
-    """Bytes a second between memory and the device: the triad c = a + 2 b beyond the caches.
-
-    Three arrays move, as the STREAM benchmark counts. The best of five: a limit is asked for.
-    """
+    """Bytes a second of memory: the best of five triads c = a + 2 b, counted as by STREAM."""
     count = bytes_each // dtype.itemsize
     a, b, c = (torch.ones(count, dtype=dtype, device=device) for _ in range(3))
     triad = {"triad": lambda: torch.add(a, b, alpha=2, out=c)}

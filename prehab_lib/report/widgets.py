@@ -1,8 +1,4 @@
-"""Figures to move by hand: sliders where ipywidgets is there, the same figure drawn once elsewhere.
-
-A stored notebook must hold no widget, which would be an empty box in it: a run of the runner only
-draws the figure, with its table under it.
-"""
+"""Figures to move by hand: sliders where ipywidgets is there, else drawn once, as in a run."""
 
 import importlib.util
 import inspect
@@ -15,7 +11,7 @@ from prehab_lib.runs import certificate
 
 
 def interactive() -> bool:
-    """Whether there are sliders. PREHAB_WIDGETS=0 in the environment turns them off."""
+    """Whether sliders show: not in a run, which would store them, nor with PREHAB_WIDGETS=0."""
     wanted = os.environ.get("PREHAB_WIDGETS") != "0" and certificate.run_dir() is None
     return wanted and importlib.util.find_spec("ipywidgets") is not None
 
@@ -26,9 +22,8 @@ def play(draw: Callable, /, *, zoom: float = 1.0, **controls: Sequence):
     draw(**values) -> (figure, pandas.DataFrame). Its defaults are the static figure. It is called
     long after the cell, when names may mean something else: bind what it reads (`M=M`).
     controls: name -> the values it takes; words become a menu, all else a slider. zoom: size of
-    the moving picture beside the static one.
-    Gives the table of the static figure; None under sliders. Raises ValueError naming a control
-    that `draw` has not, or whose default is none of its values.
+    the moving picture beside the static one. Gives the table of the static figure; None under
+    sliders. Raises ValueError for a control that `draw` lacks, or whose default is no value of it.
     """
     defaults = {name: one.default for name, one in inspect.signature(draw).parameters.items()}
     for name, values in controls.items():
