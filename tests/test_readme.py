@@ -54,8 +54,8 @@ def test_the_ruler_of_the_readme_is_one(monkeypatch):
 
     for module, table in ((weightings, "WEIGHTINGS"), (methods, "METHODS")):
         monkeypatch.setattr(module, table, dict(getattr(module, table)))
-    names = {name: getattr(weightings, name) for name in ("LayerStats", "Weighting", "WEIGHTINGS", "_finite")}
-    names |= {"torch": torch, "METHODS": methods.METHODS, "Method": methods.Method}
+    names = {name: getattr(weightings, name) for name in ("LayerStats", "Weighting", "WEIGHTINGS", "_diagonal")}
+    names |= {"METHODS": methods.METHODS, "Method": methods.Method}
     exec(block_with('WEIGHTINGS["mine"]'), names)
     loud = LayerStats(mean_abs=torch.tensor([4.0, 1.0, 1.0, 2.0]), max_abs=torch.tensor([9.0, 1.0, 3.0, 1.0]))
     W = torch.randn(6, 4)
