@@ -34,6 +34,7 @@ _IMAGES, _SPLITS, _TEXT = _same("image", "label"), _same("train", "test"), _same
 _VALIDATED, _HELD_OUT = ({"train": "train", "test": name} for name in ("validation", "heldout"))
 _WIKITEXT = ("Salesforce/wikitext", _same("train", "validation", "test"), _TEXT)
 _ALPACA = (_same("train"), _same("instruction", "input", "output"))
+_GATED = "gated on the hub, 150 GB"
 _C4 = {
     "train": "en/c4-train.00000-of-01024.json.gz",
     "heldout": "en/c4-validation.00000-of-00008.json.gz",
@@ -42,9 +43,7 @@ FOLDER = Source(None, _SPLITS, _IMAGES)  # what a folder of your own is taken fo
 
 DATASETS = {
     "cifar10": Source("uoft-cs/cifar10", _SPLITS, {"image": "img", "label": "label"}),
-    "imagenet-1k": Source(
-        "ILSVRC/imagenet-1k", _VALIDATED, _IMAGES, note="gated on the hub, 150 GB"
-    ),
+    "imagenet-1k": Source("ILSVRC/imagenet-1k", _VALIDATED, _IMAGES, note=_GATED),
     "wikitext-2-raw-v1": Source(*_WIKITEXT, config="wikitext-2-raw-v1"),
     "wikitext-2-v1": Source(*_WIKITEXT, config="wikitext-2-v1"),
     "c4": Source("allenai/c4", _HELD_OUT, _TEXT, note="one shard of each split", files=_C4),

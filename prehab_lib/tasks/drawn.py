@@ -67,9 +67,7 @@ class Rows:
 
 
 def encode(rows: Rows, tokenizer, max_length: int, indices: Iterable[int]) -> dict[str, Tensor]:
-    """Some rows as one batch: input_ids and attention_mask (B, T), token_type_ids where there are
-    any, labels (B,), int64 or float32.  T is the longest of the batch, at most `max_length`.
-    """
+    """Rows as one batch: input_ids, attention_mask (B, T), any token_type_ids, labels (B,)."""
     some = rows.take(indices)
     options = dict(truncation=True, max_length=max_length, padding=True, return_tensors="pt")
     batch = dict(tokenizer(*map(list, some.texts), **options))

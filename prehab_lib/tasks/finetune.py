@@ -14,21 +14,17 @@ from prehab_lib.scale.skeleton import config_of
 from prehab_lib.tasks import training
 from prehab_lib.tasks.perplexity import check_fits
 from prehab_lib.tasks.sentences import SentenceTask, sentence_loss
-from prehab_lib.tasks.training import SMALL
 
-# Size of the small model's starting weights, in 1/√width.  With 1 or less, truncation costs next to
-# nothing at 60 % removed.
-SPREAD = 1.4
+SPREAD = 1.4  # size of the starting weights in 1/√width; at 1, truncation costs next to nothing
 
 
 def small_bert(
     vocabulary: int, outputs: int, depth=2, width=64, heads=4, seed=0, positions=64
 ) -> nn.Module:
-    """transformers' `BertForSequenceClassification`, random weights from `seed`, with `outputs`
-    classes (1: a regression).  width: even, a multiple of heads.
+    """A random `BertForSequenceClassification` from `seed`; outputs: classes (1: a regression).
 
-    Places start as sinusoids, and in half of the heads the keys as copies of the queries: a word
-    looks for its like.  Without, the tasks on pairs stay at chance for hundreds of steps.
+    width: even, a multiple of heads.  Places start as sinusoids, and in half of the heads the keys
+    as copies of the queries: else the tasks on pairs stay at chance for hundreds of steps.
     """
     import transformers
 
@@ -73,10 +69,9 @@ def fine_tune(
         return 0.5 + 0.5 * math.cos(math.pi * (step - rising) / max(steps - rising, 1))
 
     schedule = training.adamw(model, rate, lr=lr, weight_decay=0.01, betas=(0.9, beta2))
-    batches = task.train(seed, steps)
+    descent = (task.train(seed, steps), sentence_loss, schedule, "fine-tuning")
     with mode(model, training=True), seeded(model, seed):
-        descent = training.descend(model, batches, sentence_loss, schedule, "fine-tuning", clip=1.0)
-        return list(descent)
+        return list(training.descend(model, *descent, clip=1.0))
 
 
 def base_model(
@@ -84,12 +79,11 @@ def base_model(
 ) -> tuple[nn.Module, str]:
     """The model of a task before prehab, as `training.base_model` gives it; or "given".
 
-    checkpoint: "small" builds `small_bert(**small)`; else a hub name or folder (`classifier`).  A
-    classifier is used as it is.  All else is fine-tuned by `fine_tune(**recipe)`, once.  Raises as
-    these do.
+    checkpoint: "small" builds `small_bert(**small)`; else a hub name or folder (`classifier`).  All
+    but a ready classifier is fine-tuned by `fine_tune(**recipe)`, once.  Raises as these do.
     """
     small, ready = small or {}, False
-    if checkpoint == SMALL:
+    if checkpoint == training.SMALL:
         check_options("small", small, small_bert)
         model = small_bert(len(task.tokenizer), task.outputs, seed=seed, **small)
     else:

@@ -22,8 +22,7 @@ class GlueTask:
 
 _ONE, _PAIR = ("sentence",), ("sentence1", "sentence2")
 _ACCEPTABLE = ("unacceptable", "acceptable")
-_DUPLICATE = ("not_duplicate", "duplicate")
-_ENTAILS = ("entailment", "not_entailment")
+_DUPLICATE, _ENTAILS = ("not_duplicate", "duplicate"), ("entailment", "not_entailment")
 _INFERENCE = ("entailment", "neutral", "contradiction")
 _MNLI = {"MNLI-m": "validation_matched", "MNLI-mm": "validation_mismatched"}
 
@@ -49,8 +48,7 @@ COLUMNS = tuple(column for scored in TABLE_3 for column in scored)
 def average(scores: Mapping[str, float], merged: bool = True) -> float:
     """Mean over tasks as Table III computes it: the two MNLI columns are merged first.
 
-    merged=False: the plain mean of the nine columns, which only the table's 0 % row is.  Raises
-    ValueError naming the columns that are missing.
+    merged=False: the plain mean, as in the table's 0 % row alone.  ValueError for missing columns.
     """
     missing = ", ".join(column for column in COLUMNS if column not in scores)
     if missing:

@@ -1,8 +1,4 @@
-"""An image task: training, calibration and test batches of one data set, ready for one model.
-
-The embedded data set is of pairs of scikit-learn's handwritten digits: a pair "37" is one of 100
-classes.  A single digit is too easy to show what compression costs.
-"""
+"""An image task: training, calibration and test batches of one data set, ready for one model."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -33,14 +29,14 @@ class ImageTask(Task):
 
 
 def digit_task(batch: int, test_images: int = 4000) -> ImageTask:
-    """Pairs of embedded digits; the test pairs are fixed and come from images never trained on."""
+    """Pairs of scikit-learn's digits, fixed ones for the test, from images never trained on."""
+    # A single digit is too easy to show what compression costs; a pair "37" is of 100 classes.
     check_whole(1, test_images=test_images)
     size = min(500, test_images)
     batches = math.ceil(test_images / size)
 
     def draw(purpose: str, seed: int, count: int) -> Drawn:
-        part = "validation" if purpose == "validation" else "train"
-        return digit_pairs(part, batch, count, seed)
+        return digit_pairs("validation" if purpose == "validation" else "train", batch, count, seed)
 
     test = partial(digit_pairs, "test", size, batches, seed=0)
     first, last = DIGITS["test"]
@@ -122,10 +118,9 @@ def transforms(model: nn.Module) -> tuple[Callable, Callable, tuple[int, int]]:
     import timm.data
     from torchvision import transforms as T
 
-    config = timm.data.resolve_data_config(model=model)
-    if hasattr(model, "patch_embed"):
-        own = {"input_size": (3, *model.patch_embed.img_size)}
-        config = timm.data.resolve_data_config(own, model=model)
+    patches = getattr(model, "patch_embed", None)
+    own = {"input_size": (3, *patches.img_size)} if patches else {}
+    config = timm.data.resolve_data_config(own, model=model)
     size = tuple(config["input_size"][1:])
     ending = [T.ToTensor(), T.Normalize(config["mean"], config["std"])]
     flip = T.RandomHorizontalFlip()

@@ -47,9 +47,7 @@ class InstructionData:
 
 
 def encode(rows: list[Instruction], pad: int, numbers: list[int]) -> dict[str, Tensor]:
-    """Some rows, padded on the right, as input_ids, attention_mask and labels (B, T): -100 on
-    prompts and padding.
-    """
+    """Rows, padded on the right: input_ids, attention_mask, labels (B, T), -100 but on answers."""
     some = [rows[i] for i in numbers]
     ids = pad_sequence([torch.tensor(row.ids) for row in some], True, pad)
     places = torch.arange(ids.shape[1])
@@ -61,11 +59,10 @@ def encode(rows: list[Instruction], pad: int, numbers: list[int]) -> dict[str, T
 
 def prompt_of(instruction: str, input: str = "") -> str:
     """Stanford Alpaca's prompt, with or without an input."""
-    more = ""
-    if input.strip():
-        more = ", paired with an input that provides further context"
-        input = f"### Input:\n{input}\n\n"
-    return _PROMPT.format(more=more, instruction=instruction, input=input if more else "")
+    if not input.strip():
+        return _PROMPT.format(more="", instruction=instruction, input="")
+    more = ", paired with an input that provides further context"
+    return _PROMPT.format(more=more, instruction=instruction, input=f"### Input:\n{input}\n\n")
 
 
 def open_instructions(
@@ -73,9 +70,8 @@ def open_instructions(
 ) -> InstructionData:
     """The instructions "prose", which are embedded, "alpaca" or "alpaca-cleaned".
 
-    max_length: tokens of prompt and answer, the rest is cut off.  Rows without an answer before it
-    are left out.  Of Alpaca 2,000 rows, or a tenth, are held out by a fixed shuffle.  Raises as
-    `data.load` does, and ValueError for an unknown name, a bad number, or where no row is left.
+    max_length: tokens of prompt and answer, the rest is cut off; rows without an answer before it
+    are left out.  Raises as `data.load` does, and ValueError for a bad value or no row.
     """
     check_choice("instructions", name, ("prose", "alpaca", "alpaca-cleaned"))
     check_whole(1, batch=batch)

@@ -104,8 +104,7 @@ def open_language_task(
     check_whole(1, batch=batch)
     check_whole(0, test_windows=test_windows or 0)
     corpus = prose_corpus() if name == "prose" else wikitext(CORPORA[name], data_root, dataset)
-    if tokenizer is None:
-        tokenizer = train_bpe(corpus.train, vocabulary)
+    tokenizer = train_bpe(corpus.train, vocabulary) if tokenizer is None else tokenizer
     parts = [token_stream(texts, tokenizer) for texts in (corpus.train, corpus.validation)]
     chosen_on = cut(parts[1], window, CHOSEN_ON, "the validation text")
     tests = {}
@@ -117,10 +116,7 @@ def open_language_task(
 
 @cache
 def prose_corpus() -> Corpus:
-    """Documentation and comments of the standard library, a paragraph a text, split by module.
-
-    A paragraph that an earlier part has, however it is wrapped, is left out.
-    """
+    """Paragraphs of the standard library's texts, by module; none that an earlier part has."""
     written = {part: [] for part in prose.PARTS}
     for module, _, text in prose.texts():
         written[prose.part_of(module)] += _BLANK_LINES.split(text)
@@ -132,10 +128,7 @@ def prose_corpus() -> Corpus:
 
 
 def wikitext(name: str, data_root: str | None = None, dataset: str | None = None) -> Corpus:
-    """WikiText-2 by its name in `data.DATASETS`; documents of C4 are the second column.
-
-    dataset: a folder of your own with such Parquet files instead.  Raises as `data.load` does.
-    """
+    """WikiText-2 by its name, or a folder like it, then documents of C4; raises as `data.load`."""
     place, like = dataset or name, data.DATASETS[name]
     train, validation, test = (_texts(place, part, data_root, like) for part in prose.PARTS)
     c4 = _texts("c4", "test", data_root, like)[:C4_DOCUMENTS]

@@ -1,8 +1,4 @@
-"""GLUE's metrics, between -1 and 1 as the paper prints them.
-
-Where a model says the same to every sentence, Matthews and F1 are 0 by convention.  A rank
-correlation does not exist: it counts as 0 here, and the note says so.
-"""
+"""GLUE's metrics, between -1 and 1 as the paper prints them; one that is undefined counts as 0."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

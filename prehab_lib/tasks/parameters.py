@@ -1,9 +1,7 @@
 """The parameters of a notebook: read from its own cell, checked before a run and again inside it.
 
 The cell tagged `parameters` is the only place for names, types and defaults. It is parsed, never
-executed; a pydantic model that refuses unknown names and wrong types is built from it, and RULES
-bound the values further. papermill only warns of unknown names, and loses lines with a `=` in the
-comment.
+executed: papermill only warns of unknown names, and loses lines with a `=` in the comment.
 """
 
 import ast
@@ -18,8 +16,7 @@ from pydantic import ConfigDict, ValidationError, create_model
 
 from prehab_lib.tasks import rules
 
-_TYPES = {"int": int, "float": float, "str": str, "bool": bool, "list": list, "dict": dict}
-_TYPES["None"] = None
+_TYPES = {kind.__name__: kind for kind in (int, float, str, bool, list, dict)} | {"None": None}
 _CONFIG = ConfigDict(frozen=True, allow_inf_nan=False, protected_namespaces=())
 
 
@@ -54,10 +51,7 @@ def parse(source: str, where: str) -> dict[str, tuple]:
 
 
 def read(notebook: Path) -> dict[str, tuple]:
-    """Name -> (type, default) of a notebook's parameters; empty without a cell.
-
-    Raises ValueError for more than one cell, one that is no list of parameters, another file.
-    """
+    """`parse` of a notebook's tagged cell; empty without.  ValueError for two, or another file."""
     try:
         cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
     except (ValueError, KeyError, TypeError):
@@ -70,10 +64,7 @@ def read(notebook: Path) -> dict[str, tuple]:
 
 
 def validated(where: str, known: dict[str, tuple], values: dict):
-    """The values as attributes of one frozen object, checked by RULES and by type.
-
-    Raises ValueError, one sentence that names the parameter and says what it must be.
-    """
+    """The values as one frozen object, checked by RULES and type; ValueError for a wrong one."""
     unknown = [name for name in values if name not in known]
     if unknown:
         close = difflib.get_close_matches(unknown[0], known, n=1)
@@ -121,15 +112,11 @@ def find(name: str) -> Path:
 
 
 def check(name: str, namespace: dict):
-    """First line after a parameters cell: `P = parameters.check("03_vit", globals())`.
-
-    Reads the current values from the namespace; raises and returns what `validated` does.
-    """
+    """`P = parameters.check("03_vit", globals())`, after the cell: its values, `validated`."""
     known = read(find(name))
-    for parameter in known:
-        if parameter not in namespace:
-            unset = f"{name}: {parameter} is not set"
-            raise ValueError(f"{unset}: run the cell tagged `parameters` first")
+    unset = [parameter for parameter in known if parameter not in namespace]
+    if unset:
+        raise ValueError(f"{name}: {unset[0]} is not set: run the cell tagged `parameters` first")
     return validated(name, known, {parameter: namespace[parameter] for parameter in known})
 
 

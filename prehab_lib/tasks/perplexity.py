@@ -13,8 +13,7 @@ from prehab_lib.tasks.windows import Windows
 
 
 def token_losses(model: nn.Module, batch: Mapping) -> tuple[Tensor, int]:
-    """Sum of the cross-entropies in nats of tokens t + 1 given 0..t, in float32 or better, and
-    the number of tokens scored.
+    """Sum of the losses in nats of tokens t + 1 given 0..t, in float32 or better, and their number.
 
     batch: input_ids (B, T) int64; attention_mask (B, T), 1 where a token is real; labels (B, T),
     -100 where a token is not scored.  Without labels all real tokens are scored, but the first of
@@ -36,8 +35,9 @@ def token_losses(model: nn.Module, batch: Mapping) -> tuple[Tensor, int]:
     logits = getattr(out, "logits", out)[:, :-1]  # (B, T-1, vocabulary)
     dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
     if not torch.isfinite(logits.sum(dtype=dtype)):  # one pass, and no copy
-        wrong = "the model's logits are NaN or infinite"
-        raise ValueError(f"{wrong}: do its weights fit its precision?")
+        raise ValueError(
+            "the model's logits are NaN or infinite: do its weights fit its precision?"
+        )
     flat = logits.to(dtype).flatten(0, 1), targets.flatten()
     total = nn.functional.cross_entropy(*flat, ignore_index=IGNORED, reduction="sum")
     return total, int((targets != IGNORED).sum())
@@ -56,8 +56,7 @@ def language_loss(model: nn.Module, batch: Mapping) -> Tensor:
 def perplexity(model: nn.Module, windows: Windows | Iterable[Mapping], batch: int = 8) -> float:
     """exp of the mean cross-entropy over all scored tokens, in eval mode, summed in float64.
 
-    windows: `Windows`, or batches as `token_losses` takes.  Raises ValueError where nothing is
-    scored, and as `token_losses` and `check_fits` do.
+    windows: or batches for `token_losses`.  Raises as that and `check_fits` do, or for no token.
     """
     total, count = 0.0, 0
     batches = windows.batches(batch) if isinstance(windows, Windows) else windows

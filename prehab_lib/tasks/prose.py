@@ -35,9 +35,8 @@ _SENTENCE_END = re.compile(r"(?<=[.!?:])\s+(?=[A-Z])")
 _FIRST_SENTENCE = re.compile(r"(.+?[.!?])(?:\s|$)", re.DOTALL)
 _PLAIN_WORD = re.compile(r"[\"'(]?[A-Za-z][a-z'-]*[\"').,;:!?]*")
 _WORD = re.compile(r"[a-z]+(?:'[a-z]+)?|[0-9]+")
-_NO_TEXT = re.compile(
-    r"[\W_]*|!.*|-\*-.*|(type|noqa|pragma|pylint|fmt|vim?|Local variables)\b.*", re.IGNORECASE
-)
+_DIRECTIVE = r"(type|noqa|pragma|pylint|fmt|vim?|Local variables)\b.*"
+_NO_TEXT = re.compile(rf"[\W_]*|!.*|-\*-.*|{_DIRECTIVE}", re.IGNORECASE)
 
 
 class Docstring(NamedTuple):
@@ -58,7 +57,7 @@ def part_of(module: str) -> str:
 
 def files() -> Iterator[tuple[Path, tuple[str, ...]]]:
     """(file, parts of its dotted name) of the library, by top-level module."""
-    home = _library()
+    home = Path(sysconfig.get_path("stdlib"))
     for module in sorted(sys.stdlib_module_names - SKIPPED):
         for file in (home / f"{module}.py", *sorted((home / module).rglob("*.py"))):
             name = file.relative_to(home).with_suffix("").parts
@@ -77,9 +76,10 @@ def docstrings() -> tuple[Docstring, ...]:
 def texts() -> tuple[tuple[str, str, str], ...]:
     """(module, name, text) of every docstring and help topic; raises FileNotFoundError for none."""
     entries = [(entry.module, entry.name, entry.text) for entry in docstrings()]
-    topics = _library() / "pydoc_data" / "topics.py"
+    home = Path(sysconfig.get_path("stdlib"))
+    topics = home / "pydoc_data" / "topics.py"
     if not entries or not topics.is_file():
-        without = f"this Python has no library sources at {_library()}"
+        without = f"this Python has no library sources at {home}"
         raise FileNotFoundError(f"{without}: use another Python, or data of your own")
     statements = ast.parse(topics.read_bytes()).body
     literal = next(node.value for node in statements if isinstance(node, ast.Assign))
@@ -126,10 +126,6 @@ def questions(part: str) -> list[tuple[str, str]]:
     return list({question: answer for question, answer in asked if answer not in earlier}.items())
 
 
-def _library() -> Path:
-    return Path(sysconfig.get_path("stdlib"))
-
-
 def _documented(node: ast.AST, name: tuple[str, ...], inside=False) -> list[Docstring]:
     """inside: whether a function is around the node."""
     function = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
@@ -152,7 +148,8 @@ def _sentences(text: str) -> tuple[str, ...]:
             plain = re.sub("[`*]", "", " ".join(paragraph.split()))
             written += filter(_is_prose, _SENTENCE_END.split(plain))
     normal = [_WORD.findall(sentence.lower()) for sentence in written]
-    kept = [words for words in normal if _fits(words, WORDS) and len(set(words)) > 2]
+    shortest, longest = WORDS
+    kept = [words for words in normal if shortest <= len(words) <= longest and len(set(words)) > 2]
     return tuple(dict.fromkeys(" ".join(words) for words in kept))
 
 
@@ -182,13 +179,10 @@ def _comments_in(file: Path) -> list[str]:
 
 
 def _asked(entries: Iterable[Docstring]) -> Iterator[tuple[str, str]]:
+    shortest, longest = ANSWER_WORDS
     for entry in entries:
         paragraph = " ".join(_PARAGRAPHS.split(entry.text)[0].split())
         sentence = _FIRST_SENTENCE.match(paragraph)
         answer = sentence[1] if sentence else paragraph
-        if entry.arguments is not None and _fits(answer.split(), ANSWER_WORDS):
+        if entry.arguments is not None and shortest <= len(answer.split()) <= longest:
             yield f"What does {entry.name}({entry.arguments}) do?\n", answer
-
-
-def _fits(words: list[str], limits: tuple[int, int]) -> bool:
-    return limits[0] <= len(words) <= limits[1]

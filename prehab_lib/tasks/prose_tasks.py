@@ -1,7 +1,4 @@
-"""Four small sentence tasks made of the embedded prose, one for each metric of GLUE.
-
-Every row is made of sentences of one part (`prose.PARTS`): none that is scored was trained on.
-"""
+"""Four small sentence tasks, one a metric of GLUE; each row is of one part of the prose alone."""
 
 import random
 from collections.abc import Callable, Iterator

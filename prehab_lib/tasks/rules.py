@@ -1,7 +1,4 @@
-"""What a parameter's value must be beyond its type: RULES, a pydantic type for each name.
-
-A name that no pattern matches has no rule but the type that its notebook gives it.
-"""
+"""What a parameter's value must be beyond its type: RULES, a pydantic type for each name."""
 
 import ast
 import sys
@@ -16,10 +13,7 @@ LIBRARY = Path(__file__).resolve().parents[1]
 
 
 def table_keys(module: str, table: str) -> tuple[str, ...]:
-    """Keys of a dictionary that a module of the library writes out.
-
-    They are read from the source unless the module is loaded: importing it costs seconds of torch.
-    """
+    """Keys of a module's dictionary, from its source unless it is loaded: imports cost seconds."""
     name = f"prehab_lib.{module}"
     if name in sys.modules:
         return tuple(getattr(sys.modules[name], table))
@@ -111,6 +105,5 @@ RULES = {
 
 
 def kind(name: str):
-    """The pydantic type that a parameter's value must have by its name."""
-    kinds = (kind for pattern, kind in RULES.items() if fnmatchcase(name, pattern))
-    return next(kinds, Any)
+    """The pydantic type that a parameter's value must have by its name; Any without a rule."""
+    return next((rule for pattern, rule in RULES.items() if fnmatchcase(name, pattern)), Any)

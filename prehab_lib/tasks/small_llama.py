@@ -13,7 +13,6 @@ from prehab_lib.scale.skeleton import causal_config
 from prehab_lib.tasks import training
 from prehab_lib.tasks.language import LanguageTask
 from prehab_lib.tasks.perplexity import language_loss, perplexity
-from prehab_lib.tasks.training import SMALL
 
 WARMUP = 20  # steps over which the learning rate rises
 VALIDATE_EVERY = 100  # steps
@@ -72,11 +71,10 @@ def base_model(
     """The language model of a task before prehab, as `training.base_model` gives it; or "given".
 
     checkpoint: "small" trains `small_llama(**small)` by `pretrain(**recipe)`, once.  Else the hub
-    name or folder of a causal language model of transformers, used as it is, with weights of dtype
-    ("auto": as they are stored).  Raises as `models.text_model`, `skeleton.causal_config` and
-    `check_fits` do.
+    name or folder of a causal language model, used as it is, in dtype ("auto": as it is stored).
+    Raises as `models.text_model`, `skeleton.causal_config` and `check_fits` do.
     """
-    if checkpoint != SMALL:
+    if checkpoint != training.SMALL:
         causal_config(checkpoint)
         model = models.text_model(checkpoint, "AutoModelForCausalLM", dtype=dtype)
         task.check(model)

@@ -10,7 +10,6 @@ from prehab_lib.save import models
 from prehab_lib.save.rewrite import split_qkv as split_qkv  # offered here with the models it splits
 from prehab_lib.tasks import training
 from prehab_lib.tasks.images import ImageTask
-from prehab_lib.tasks.training import SMALL
 
 
 def train(model: nn.Module, task: ImageTask, *, seed: int, steps: int, lr: float) -> None:
@@ -26,7 +25,7 @@ def train(model: nn.Module, task: ImageTask, *, seed: int, steps: int, lr: float
 
 def new_model(name: str, *, seed: int = 0, small=None, pretrained=True) -> nn.Module:
     """`models.small_vit(**small)` from `seed` for "small", else `models.image_model(name)`."""
-    if name != SMALL:
+    if name != training.SMALL:
         return models.image_model(name, pretrained=pretrained)
     check_options("small", small or {}, models.small_vit)
     return models.small_vit(**small or {}, seed=seed)
@@ -37,11 +36,10 @@ def base_model(
 ) -> tuple[nn.Module, str]:
     """The model of a task before prehab, as `training.base_model` gives it; or "given".
 
-    name: "small" trains a `new_model` by `train(**recipe)`, once.  Else a timm name or folder, used
-    as it is.  Raises as these do.
+    name: "small" trains a `new_model` by `train(**recipe)`; a timm name or folder is used as it is.
     """
     model = new_model(name, seed=seed, small=small, pretrained=pretrained)
-    if name != SMALL:
+    if name != training.SMALL:
         return model.to(device).eval(), "given"
     fed = dict(data=task.name, first_batch=next(iter(task.train(seed, 1))))
     return training.base_model(model, train, task, device, seed, recipe, **fed)

@@ -12,28 +12,22 @@ _FILES = ("tokenizer.json", "tekken.json", "vocab.*", "*.model")
 
 
 def train_bpe(texts: Iterable[str], size: int = 1000):
-    """A byte-level BPE of at most `size` tokens, for any text: 0 is BOS, 1 is EOS and padding.
-
-    Raises ValueError for a size that does not hold these and the 256 bytes.
-    """
+    """A byte-level BPE of 258 to `size` tokens: 0 is BOS, 1 EOS and padding; or ValueError."""
     import tokenizers
     import transformers
     from tokenizers import decoders, pre_tokenizers, processors
 
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    if size < len(letters) + 2:
-        needed = f"a byte-level tokenizer needs at least {len(letters) + 2} tokens"
-        raise ValueError(f"vocabulary = {size}: {needed}")
+    if size < 258:  # the 256 bytes, BOS and EOS
+        raise ValueError(f"vocabulary = {size}: a byte-level tokenizer needs at least 258 tokens")
     learner = tokenizers.Tokenizer(tokenizers.models.BPE())
     learner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     learner.decoder = decoders.ByteLevel()
-    trainer = tokenizers.trainers.BpeTrainer(
-        vocab_size=size, special_tokens=[BOS, EOS], initial_alphabet=letters, show_progress=False
-    )
+    fixed = dict(special_tokens=[BOS, EOS], initial_alphabet=letters, show_progress=False)
+    trainer = tokenizers.trainers.BpeTrainer(vocab_size=size, **fixed)
     learner.train_from_iterator(texts, trainer)
-    learner.post_processor = processors.TemplateProcessing(
-        single=f"{BOS} $A", pair=f"{BOS} $A $B", special_tokens=[(BOS, learner.token_to_id(BOS))]
-    )
+    template = dict(single=f"{BOS} $A", pair=f"{BOS} $A $B", special_tokens=[(BOS, 0)])
+    learner.post_processor = processors.TemplateProcessing(**template)
     options = dict(bos_token=BOS, eos_token=EOS, pad_token=EOS, clean_up_tokenization_spaces=False)
     return transformers.PreTrainedTokenizerFast(tokenizer_object=learner, **options)
 

@@ -35,13 +35,12 @@ def descend(
 
     clip: largest norm of the gradient.  Raises ValueError for a loss that is no longer finite.
     """
-    optimizer = schedule.optimizer
+    optimizer, lr = schedule.optimizer, schedule.optimizer.defaults["lr"]
     for step, batch in enumerate(progress(batches, what)):
         loss = task_loss(model, batch)
         value = float(loss.detach())
         if not math.isfinite(value):
-            remedy = f"lower lr = {optimizer.defaults['lr']}"
-            raise ValueError(f"the loss is {value} at {what} step {step}: {remedy}")
+            raise ValueError(f"the loss is {value} at {what} step {step}: lower lr = {lr}")
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
@@ -66,7 +65,8 @@ def base_model(
     key |= {"code": [file.read_text(encoding="utf-8") for file in DECIDING]}
     key |= {name: version(name) for name in ("torch", "timm", "transformers")}
     home = os.environ.get("PREHAB_CACHE") or Path.home() / ".cache" / "prehab_lib"
-    folder = Path(home) / "models" / _digest(key)
+    text = json.dumps(key, sort_keys=True, default=_hash_of)
+    folder = Path(home) / "models" / hashlib.sha256(text.encode()).hexdigest()[:24]
     lock = FileLock(folder.with_suffix(".lock"))
     try:
         with suppress(OSError):
@@ -84,12 +84,6 @@ def base_model(
         lock.release()
 
 
-def _digest(key: dict) -> str:
-    """Of JSON that may hold tensors."""
-
-    def of_tensor(tensor: Tensor) -> str:
-        flat = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8)
-        return hashlib.sha256(flat.numpy()).hexdigest()
-
-    text = json.dumps(key, sort_keys=True, default=of_tensor)
-    return hashlib.sha256(text.encode()).hexdigest()[:24]
+def _hash_of(tensor: Tensor) -> str:
+    flat = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8)
+    return hashlib.sha256(flat.numpy()).hexdigest()

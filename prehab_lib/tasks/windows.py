@@ -10,9 +10,7 @@ from prehab_lib.tasks.drawn import Drawn
 
 
 def token_stream(texts: Iterable[str], tokenizer) -> Tensor:
-    """(N,) int64: the texts joined by blank lines and tokenized once, with the special tokens that
-    the tokenizer adds.  Raises ValueError where there is no text.
-    """
+    """(N,) int64: texts joined by blank lines, with special tokens; ValueError for no text."""
     joined, ids = "\n\n".join(texts), []
     if joined.strip():
         ids = tokenizer(joined, verbose=False, return_attention_mask=False)["input_ids"]
@@ -39,9 +37,7 @@ class Windows:
 
 
 def cut(stream: Tensor, window: int, most: int | None = None, what: str = "the text") -> Windows:
-    """A stream (N,) as windows of `window` tokens.  most: only so many, evenly spread (None or 0:
-    all).  Raises ValueError where the stream is shorter than one window.
-    """
+    """Windows of a stream (N,), `most` of them, evenly spread (None or 0: all); or ValueError."""
     _check_length(stream, window, what)
     whole = len(stream) // window
     ids = stream[: whole * window].view(whole, window)
@@ -54,11 +50,8 @@ def drawn_windows(stream: Tensor, window: int, batch: int, seed: int, count: int
     """`count` batches of windows at random places of a stream (N,); raises as `cut` does."""
     _check_length(stream, window, "the text to draw from")
     every = stream.unfold(0, window, 1)  # (places, T), a view
-
-    def windows(starts: list[int]) -> dict[str, Tensor]:
-        return {"input_ids": every[starts]}
-
-    return Drawn(windows, len(every), batch, seed, count, replacement=True)
+    drawn = (len(every), batch, seed, count)
+    return Drawn(lambda starts: {"input_ids": every[starts]}, *drawn, replacement=True)
 
 
 def _check_length(stream: Tensor, window: int, what: str) -> None:
