@@ -20,8 +20,7 @@ TINY = torch.finfo(torch.float64).tiny
 
 def column_squares(X: Tensor, D: Tensor) -> Tensor:
     """Σ_s Σ_i (G_s)_ij², (n,), for G_s = D_sᵀ X_s.  Swap X and D for the row sums, (m,)."""
-    # Not as (Xᵀ (D Dᵀ) X)_jj, which needs no G: where tokens cancel, as they do in attention's
-    # keys, nothing would be left.
+    # Not as (Xᵀ (D Dᵀ) X)_jj without G: where tokens cancel (attention's keys), nothing is left.
     return sum((d.mT @ x).square().sum((0, 1)) for x, d in _chunks(X, D))
 
 
