@@ -2,8 +2,7 @@
 
 The smaller side is factorised, k = min(m, n).  A tall W is first made square, W = Q R with R from
 Cholesky's factor of Wᵀ W; then one eigendecomposition of the k × k moment of P W Q, about 9 k³ +
-2 k² n + k n² + 2 m n k operations, and m n k more where m > n.  It is repeated on the remainder
-only where P W Q is singular to working precision.
+2 k² n + k n² + 2 m n k operations, m n k more where m > n; and again on what of P W Q is singular.
 
 A weight with n > 2 m takes a Gram as it is: its root would cost n³ / 3 operations and more memory
 than the weight and its factors.  Squares are exact to float64's eps times the largest: what carries

@@ -86,7 +86,6 @@ def kronecker_factors(model, modules, batches, wanted, *, task_loss, iterations=
     Alternating (power) iteration on the rearranged Fisher from A = I:  B ← mean G_s A G_sᵀ / ‖A‖_F²
     and then A ← mean G_sᵀ B G_s / ‖B‖_F², each in a pass over the batches.  It stops once no factor
     moves by more than a thousandth.  A has mean eigenvalue 1, the scale is B's.
-
     Source: GFWSVD (arXiv 2505.17974), whose authors run a Lanczos SVD on the same operator.
     """
     gradients = GradientPass(model, modules, batches, task_loss)
