@@ -63,9 +63,8 @@ def _compress(a) -> None:
     _estimate(config, dtype, device, a)
 
     model = models.text_model(a.model, "AutoModelForCausalLM", dtype=a.dtype).to(device).eval()
-    kind = str(model.dtype).removeprefix("torch.")
-    millions = f"{model.num_parameters() / 1e6:.4g} M"
-    _say("model", f"{a.model}: {millions} parameters, {kind} on {device}")
+    millions, kind = model.num_parameters() / 1e6, str(model.dtype).removeprefix("torch.")
+    _say("model", f"{a.model}: {millions:.4g} M parameters, {kind} on {device}")
     _say("text", f"{a.data}: {len(stream)} tokens, {len(held_out)} windows of {a.window} held out")
     scores = {"before": perplexity(model, held_out, a.batch)}
     _say("before", f"perplexity {scores['before']:.4g} on the held-out windows")
@@ -94,8 +93,7 @@ def _estimate(config, dtype: torch.dtype, device: str, a) -> None:
     options = {"rank_dtype": "float32" if a.surrogate in FAST else "float64"}
     options |= LESS_MEMORY if a.less_memory else {}
     options |= {n: getattr(a, n) for n in ("removed", "batch", "window", "samples", "steps")}
-    plan = preflight.Plan(dtype=dtype, **options)
-    needed = preflight.estimate(config, plan, device)
+    needed = preflight.estimate(config, preflight.Plan(dtype=dtype, **options), device)
     _say("estimate", f"{needed.peak:.3g} GiB on {device} at most")
     needed.check("add --less-memory or --dtype bfloat16, or go by blocks with scale.stream")
 

@@ -1,8 +1,7 @@
 """Decompositions made when somebody looks: a large model's must never exist all at once.
 
-All of a 7B model's in float64 take about 180 GB, one layer's less than 1 GB.  A `LazyDecomposition`
-knows its shape at once; its singular values stay after the first look; its factors stay while there
-is room for them and are made again otherwise, with the same bits.
+All of a 7B model's in float64 take about 180 GB, one layer's less than 1 GB.  Singular values
+stay after the first look; factors while there is room, and are made again with the same bits.
 """
 
 from collections.abc import Callable, Iterable
@@ -66,12 +65,8 @@ class LazyDecomposition:
         return self.whole().sigma if self._sigma is None else self._sigma
 
     def truncate(self, rank: int) -> Factors:
-        """As `Decomposition.truncate`.
-
-        The first time nothing behind `rank` is made, and nothing kept: surgery comes once.  A
-        second time it is made whole and goes to the shelf: a search comes often.
-        """
-        if self in self.shelf.kept or self._truncated:
+        """As `Decomposition.truncate`; nothing behind `rank` is made or kept the first time."""
+        if self in self.shelf.kept or self._truncated:  # surgery comes once, a search often
             return self.whole().truncate(rank)
         self._truncated = True
         return self.make(most=rank).truncate(rank)
@@ -93,10 +88,9 @@ def decompose_lazily(
     kernel: Make = lean.factorise,
     **options,
 ) -> dict[str, LazyDecomposition]:
-    """As `weightings.decompose_all` with that kernel, to the last bit, but each is made when
-    somebody looks at it, and `keep` bytes at most of them stay.
+    """As `weightings.decompose_all` with that kernel, to the last bit, but made at a look.
 
-    The model's weights must stay as they are for as long as the answer is in use.
+    keep: bytes of factors that stay.  The weights must stay as they are while the answer is in use.
     """
     modules = linear_layers(model, list(stats) if layers is None and stats else layers)
     shelf, make = Shelf(keep), by_layer(stats, weighting, kernel=kernel, **options)

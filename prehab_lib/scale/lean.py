@@ -2,13 +2,11 @@
 
 The smaller side is factorised, k = min(m, n).  A tall W is first made square, W = Q R with R from
 Cholesky's factor of Wᵀ W; then one eigendecomposition of the k × k moment of P W Q, about 9 k³ +
-2 k² n + k n² + 2 m n k operations, and m n k more where m > n.  It is repeated on the remainder
-only where P W Q is singular to working precision.
+2 k² n + k n² + 2 m n k operations, m n k more where m > n; and again on what of P W Q is singular.
 
-A ruler is asked for two things: the moment of some rows, and what each row carries.  Both are sums
-over pairs (X, Y) of a few hundred columns at a time.  A weight with n > 2 m takes a Gram as it is:
-its root would cost n³ / 3 operations and more memory than the weight and its factors.  Squares are
-exact to float64's eps times the largest: what carries less than √(n eps) of sigma[0] is unseen.
+A weight with n > 2 m takes a Gram as it is: its root would cost n³ / 3 operations and more memory
+than the weight and its factors.  Squares are exact to float64's eps times the largest: what carries
+less than √(n eps) of sigma[0] is unseen.
 
 Memory beside W and the Gram, with P = I and n > 2 m: LAPACK's workspace of 2 k² numbers beside the
 moment of k²; then the result, and the k² eigenvectors where it has fewer.  With n ≤ 2 m the root
@@ -27,8 +25,7 @@ from prehab_lib.roots import checked_gram
 from prehab_lib.scale.memory import give_back
 
 COLUMNS = 512  # of a product that live at a time, and of a weight that are in another dtype for it
-# Bytes of a moment from which on giving back takes at most 1 % of the time of its eigenvectors.
-WORTH = 2**23
+WORTH = 2**23  # bytes of a moment beside whose eigenvectors giving back takes 1 % of the time
 LEAST = 4096  # times eps σ₁²: what stands out is turned by less than 1 / LEAST
 
 Pairs = Iterator[tuple[Tensor, Tensor]]
@@ -56,16 +53,16 @@ def factorise(
 def _principal(
     B: Tensor, ruler: Weighting, dtype: torch.dtype, most: int
 ) -> tuple[Tensor, Tensor, Tensor, float]:
-    """For B (k, n), k ≤ n: U (k, k), orthonormal; the first `most` rows of Uᵀ B; what each carries
-    (most,); what the others carry together, squared.
-    """
+    """For B (k, n), k ≤ n: U (k, k); `most` rows of Uᵀ B; what each carries; the rest squared."""
     k, n = B.shape
     round_off = n * torch.finfo(dtype).eps
     view = View.of(ruler, B, dtype)
     squares, U = _eigen(view.moment(B))
     U = U.to(dtype)
     noise = round_off * float(squares.sum().clamp_min(0).sqrt())
-    if _apart(squares, most):  # then the first rows may do, and the others are never made
+    gap = squares[most - 1] - squares[min(most, k - 1)]  # round-off may swap rows of one size
+    if most < k and gap > LEAST * torch.finfo(squares.dtype).eps * squares[0]:
+        # The first rows may do, and the others are never made.
         first = _Rows(U, _turned(B, U, most))
         if first.count_clear(view, noise) == most:
             rest = float(squares[most:].clamp_min(0).sum())
@@ -122,8 +119,7 @@ class _Rows:
     def turn(self, view: "View") -> None:
         """Make the rows that are not done principal ones of their own moment, in place."""
         left, columns = self.B[self.done :], self.U[:, self.done :]
-        _, Q = _eigen(view.moment(left))
-        Q = Q.to(left.dtype)
+        Q = _eigen(view.moment(left))[1].to(left.dtype)
         columns.copy_(columns @ Q)
         for part in left.split(COLUMNS, dim=1):
             part.copy_(Q.T @ part)
@@ -144,14 +140,6 @@ def _eigen(K: Tensor) -> tuple[Tensor, Tensor]:
     squares, K = K.new_empty(len(K)), K.mT  # as LAPACK stores matrices: no copy
     torch.linalg.eigh(K, out=(squares, K))
     return squares.flip(0), K.flip(1)
-
-
-def _apart(squares: Tensor, most: int) -> bool:
-    """Whether the first `most` are the first beyond doubt: round-off may swap those of one size."""
-    if most >= len(squares):
-        return False
-    gap = squares[most - 1] - squares[most]
-    return bool(gap > LEAST * torch.finfo(squares.dtype).eps * squares[0])
 
 
 def _square(W: Tensor, PW: Tensor, ruler: Weighting, dtype: torch.dtype) -> tuple[Tensor, Lift]:
@@ -236,9 +224,7 @@ def by_root(B: Tensor, Q: Tensor | None, dtype: torch.dtype) -> Pairs:
 
 
 def by_gram(B: Tensor, G: Tensor) -> Pairs:
-    """Pairs without a root: G = T + Tᵀ, T its lower triangle with half the diagonal, so B G Bᵀ =
-    Σ X Yᵀ with X = 2 B T, Y = B.  It takes half the products of B G.
-    """
+    """Pairs without a root, in half the products of B G: X = 2 B T, Y = B, G = T + Tᵀ, T lower."""
     blocks = [slice(start, start + COLUMNS) for start in range(0, len(G), COLUMNS)]
     for number, columns in enumerate(blocks):
         corner, Y = G[columns, columns].tril(), B[:, columns].to(G)

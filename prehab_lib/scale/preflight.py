@@ -1,8 +1,7 @@
 """The memory that each phase of a compression needs at its peak, before anything is loaded.
 
-One table, in bytes.  Surgery is counted with lazy decompositions (`scale.lazy`), one layer's at a
-time.  Expect the measured peak within a factor of 1.5.  Not counted: attention that holds a number
-for every pair of tokens, and what libraries keep for themselves.
+Surgery is counted with lazy decompositions.  Expect the measured peak within a factor of 1.5.  Not
+counted: attention that holds a number for every pair of tokens, and what libraries keep.
 """
 
 import os
@@ -12,6 +11,7 @@ from types import SimpleNamespace
 
 import psutil
 import torch
+import transformers
 from torch import nn
 
 from prehab_lib.inputs import check_whole
@@ -130,8 +130,6 @@ def available_gib(device: str = "cpu") -> float:
 
 def _sizes(source, dtype: torch.dtype) -> SimpleNamespace:
     """Numbers (not bytes) of a model and its parts."""
-    import transformers
-
     kind = type(source).__name__
     if isinstance(source, str | os.PathLike):
         config = config_of(source)

@@ -26,8 +26,7 @@ class Streamed:
     """A model whose blocks are on the meta device until `load`; all else is loaded."""
 
     def __init__(self, model: nn.Module, files: dict[str, Path], dtype: torch.dtype):
-        self.model, self.dtype = model, dtype
-        self.files = files  # parameter -> the safetensors file that holds it
+        self.model, self.files, self.dtype = model, files, dtype  # files: by parameter name
 
     def load(self, prefix: str = "") -> None:
         """Read the parameters below `prefix` that are not there yet; raises as `read` does."""
@@ -53,8 +52,7 @@ class Streamed:
 def open_streamed(folder: str | os.PathLike, dtype: torch.dtype | None = None) -> Streamed:
     """Open a causal language model's checkpoint without its blocks.  dtype: None is its own.
 
-    Raises FileNotFoundError for a missing file, ValueError for a damaged one, for foreign names, or
-    for transposed weights (GPT-2).
+    Raises FileNotFoundError, or ValueError for damage, foreign names, transposed weights (GPT-2).
     """
     folder = Path(folder)
     config = config_of(folder)

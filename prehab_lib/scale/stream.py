@@ -1,8 +1,7 @@
 """Statistics and surgery one block at a time, for models that fill the memory alone.
 
 The results are those of `stats.collect` and, with a uniform allocation, `surgery.compress`.  The
-device holds one block, its statistics and one layer's decomposition.  Of a `skeleton.Streamed`
-folder each block is read when its turn comes.
+device holds one block, read when its turn comes, its statistics and one layer's decomposition.
 """
 
 from collections.abc import Iterable
@@ -36,7 +35,6 @@ def collect(
 
     source: a model, or a folder opened by `skeleton.open_streamed`.  needs: of `NEEDS`, what comes
     from activations alone.  device: where each block computes; None is where it lies.
-
     Raises ValueError for other needs, as `Walk` does, or for what `stats.collect` refuses.
     """
     needs = {needs} if isinstance(needs, str) else set(needs)

@@ -1,9 +1,8 @@
 """Hidden states carried through a model one block at a time: what streaming needs and costs.
 
-A host hands one hidden state from block to block.  For the arguments beside it (masks, positions,
-rotary tables) the host is asked: its forward pass runs with empty blocks, which give their input
-back.  So what stands before the blocks runs once for each block.  The hidden states wait on the
-CPU: samples × tokens × width numbers.
+The host is asked for the arguments beside the hidden state (masks, positions, rotary tables): its
+forward pass runs with empty blocks, so what stands before them runs once for each block.  The
+hidden states wait on the CPU: samples × tokens × width numbers.
 """
 
 import warnings
@@ -36,8 +35,7 @@ class Call(NamedTuple):
 class Walk:
     """The blocks up to the last that holds one of `layers`; iterate to get each on the device.
 
-    forget: one that was read from a folder is dropped after its turn.  Raises ValueError for layers
-    in no row.
+    forget: drop one read from a folder after its turn.  Raises ValueError for layers in no row.
     """
 
     def __init__(self, source: nn.Module | Streamed, layers, device=None, forget: bool = False):

@@ -20,8 +20,7 @@ TINY = torch.finfo(torch.float64).tiny
 
 def column_squares(X: Tensor, D: Tensor) -> Tensor:
     """Σ_s Σ_i (G_s)_ij², (n,), for G_s = D_sᵀ X_s.  Swap X and D for the row sums, (m,)."""
-    # Not as (Xᵀ (D Dᵀ) X)_jj, which needs no G: where tokens cancel, as they do in attention's
-    # keys, nothing would be left.
+    # Not as (Xᵀ (D Dᵀ) X)_jj without G: where tokens cancel (attention's keys), nothing is left.
     return sum((d.mT @ x).square().sum((0, 1)) for x, d in _chunks(X, D))
 
 
@@ -87,7 +86,6 @@ def kronecker_factors(model, modules, batches, wanted, *, task_loss, iterations=
     Alternating (power) iteration on the rearranged Fisher from A = I:  B ← mean G_s A G_sᵀ / ‖A‖_F²
     and then A ← mean G_sᵀ B G_s / ‖B‖_F², each in a pass over the batches.  It stops once no factor
     moves by more than a thousandth.  A has mean eigenvalue 1, the scale is B's.
-
     Source: GFWSVD (arXiv 2505.17974), whose authors run a Lanczos SVD on the same operator.
     """
     gradients = GradientPass(model, modules, batches, task_loss)

@@ -1,8 +1,7 @@
 """True per-sample gradients of each layer, streamed.
 
 A sample's weight gradient is G_s = D_sᵀ X_s, with X_s (t, n) the inputs of its t tokens and D_s (t,
-m) the gradients of its loss with respect to the outputs.  Hooks catch both, a batch at a time, and
-hand them on; no gradient is kept beyond its batch.
+m) the gradients of its loss by the outputs.  Hooks catch both; none is kept beyond its batch.
 """
 
 from collections import Counter

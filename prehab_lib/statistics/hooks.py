@@ -62,9 +62,7 @@ def check_finite(kind: str, name: str, x: Tensor) -> None:
         raise ValueError(f"{problem}: look at the data, the weights, the loss and the precision")
 
 
-def check_reached(
-    layers: Iterable[str], reached: Collection[str], problem: str, remedy: str
-) -> None:
+def check_reached(layers: Iterable, reached: Collection, problem: str, remedy: str) -> None:
     """Raises ValueError "problem layer 'name': remedy" for the first layer that is not reached."""
     silent = [name for name in layers if name not in reached]
     if silent:

@@ -47,9 +47,7 @@ class BlockInfluence:
 
     def result(self) -> dict[str, float]:
         """layer -> influence of its block; `ALONE` where no block is, or one changes the width."""
-        means: dict[str | None, float] = {}
-        for block, tokens in self.tokens.items():
-            means[block] = self.total[block] / tokens if tokens else ALONE
+        means = {block: self.total[block] / count for block, count in self.tokens.items() if count}
         return {name: means.get(block, ALONE) for name, block in self.block_of.items()}
 
 

@@ -86,11 +86,11 @@ def input_statistics(
 
 
 def readers(model: nn.Module, modules: dict[str, nn.Linear], batch) -> list[list[str]] | None:
-    """Names of the layers by the tensor they read, in the order of their calls; None where this
-    batch does not reach all.  Raises ValueError for a layer called twice: it has no place in it.
+    """Layers by the tensor they read, in the order of their calls; None where one is not reached.
+
+    Raises ValueError for a layer called twice: it has no place in the order.
     """
-    groups: list[list[str]] = []
-    last = _LastInput()
+    groups, last = [], _LastInput()
 
     def read(name: str, x: Tensor) -> None:
         if any(name in group for group in groups):
@@ -146,8 +146,7 @@ class _Collector:
         self.tokens[name] = self.tokens.get(name, 0) + len(X)
 
     def finish(self, layers: Iterable[str]) -> dict[str, tuple[dict, dict]]:
-        problem = "no calibration input reached"
-        check_reached(layers, self.leaders, problem, "does forward call it?")
+        check_reached(layers, self.leaders, "no calibration input reached", "does forward call it?")
         shared: dict[str, tuple[dict, dict]] = {}
         for name, sums in self.sums.items():
             values = {need: total.finish(self.tokens[name]) for need, total in sums.items()}

@@ -27,9 +27,8 @@ from prehab_lib.statistics.inputs import Gram
 class Probe:
     """How the logit Hessian is probed.
 
-    k: likeliest answers that count at each position; IO-SVD reports 5 as best.  probes: backward
-    passes a batch; the variance falls as 1 / probes.  seed: of the signs.  Raises ValueError for
-    k < 2, where H is zero, or no probe.
+    k: likeliest answers that count at each position (IO-SVD: 5).  probes: backward passes a batch,
+    variance falls as 1 / probes.  seed: of the signs.  Raises ValueError for k < 2 or no probe.
     """
 
     k: int = 5
@@ -56,9 +55,8 @@ def logit_grams(
 
     One forward pass a batch and `probes` backward passes, in eval mode; no weight gets a gradient.
     dtype: of the products.  The logits are `.logits` of what the model returns, or what it returns:
-    (B, classes), or (B, T, classes), of which padded positions are left out.
-    Raises ValueError for a model without logits or with a single one, a layer that the logits do
-    not depend on (naming it), no batch, or NaN.
+    (B, classes), or (B, T, classes), of which padded positions are left out.  Raises ValueError for
+    fewer than two logits, a layer that they do not depend on (naming it), no batch, or NaN.
     """
     generator, sums = torch.Generator().manual_seed(probe.seed), _Sums(modules, dtype)
     with mode(model, training=False), torch.enable_grad(), frozen(model):
