@@ -224,7 +224,10 @@ def by_root(B: Tensor, Q: Tensor | None, dtype: torch.dtype) -> Pairs:
 
 
 def by_gram(B: Tensor, G: Tensor) -> Pairs:
-    """Pairs without a root, in half the products of B G: X = 2 B T, Y = B, G = T + Tᵀ, T lower."""
+    """Pairs without a root, in half the products of B G.
+
+    G = T + Tᵀ, T its lower triangle with half the diagonal, so B G Bᵀ = Σ X Yᵀ, X = 2 B T, Y = B.
+    """
     blocks = [slice(start, start + COLUMNS) for start in range(0, len(G), COLUMNS)]
     for number, columns in enumerate(blocks):
         corner, Y = G[columns, columns].tril(), B[:, columns].to(G)
