@@ -37,7 +37,7 @@ class RankTerm:
         self.of, self.model, self.stats = of, model, stats
         self.layers = linear_layers(model, stats)
         self.names = list(self.layers)  # the layers that R weighs on
-        # In whitened coordinates W is made from Δ, so loss and R share one graph: one joint backward.
+        # In whitened coordinates W is made from Δ: loss and R then share one graph.
         self.joint = coordinates == "whitened"
         self.floor = FLOOR if self.joint else 0.0
         self.dtype = getattr(torch, memory.rank_dtype or self.usual_dtype)
