@@ -3,10 +3,9 @@
 An allocation is a function (decompositions, removed, *, model, stats, task_loss, batches,
 validation, **options) -> {layer: rank}, None for dense.  It changes nothing.
 
-The budget is Σ cost ≤ (1 − removed) Σ m n, where a layer of rank r costs r (m + n) and a dense one
-m n.  Both sums go over the layers in which some rank saves parameters.  Rank 1 is the least a layer
-gets, also where it costs more than its share.  Zero-sum and greedy sum over all layers instead, and
-refuse a budget that cannot be met.
+The budget is Σ cost ≤ (1 − removed) Σ m n, where rank r costs r (m + n) and a dense layer m n, over
+the layers in which some rank saves parameters.  Each gets rank 1 at least, also beyond its share.
+Zero-sum and greedy sum over all layers instead, and refuse a budget that cannot be met.
 """
 
 from collections.abc import Callable, Mapping

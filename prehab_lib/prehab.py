@@ -99,6 +99,8 @@ def prehab(
     _check(model, stats, steps, lr, coordinates, reduction)
     term = term_of(surrogate, model, stats, coordinates, reduction, memory)
     autocast = precision.forward_precision(model, memory.compute)
+    for step in range(steps):
+        check_lam(schedule(step))  # now: before the weights move
     history, started = History(), time.perf_counter()
     with seeded(model, training.seed), _free(model, term, training, memory) as parameters:
         adamw = precision.OPTIMIZERS[memory.optimizer]
@@ -106,7 +108,7 @@ def prehab(
         minibatches = endless(batches)
         for step in progress(range(steps), "prehab"):  # line 2 of Algorithm 1
             batch = move(next(minibatches), device_of(model))  # line 3
-            lam_now = check_lam(schedule(step))
+            lam_now = float(schedule(step))
             term.refresh(step)
             with _weights_made_once(term):
                 with autocast():

@@ -7,6 +7,7 @@ missing: a run is stored whole or not at all, and its processes die with this on
 import os
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 from prehab_lib.runs import plan
 from prehab_lib.runs.pool import Pool, found, key_of
@@ -21,6 +22,10 @@ def main(planned: Sequence[plan.Run], store: Store, width: int) -> int:
     profile, clock = planned[0].profile, time.monotonic()
     with store.hold_profile(profile):
         store.sweep()
+        for notebook in dict.fromkeys(run.notebook for run in planned):
+            params = Path("params") / f"{notebook.stem}.{profile}.yaml"
+            if profile != "smoke" and not (notebook.parents[1] / params).is_file():
+                print(f"note      there is no {params}: {notebook.stem} runs with its own defaults")
         outcomes = Pool(store, width, plan.gpus()).work(planned)
     by = {status: [] for status in ("ran", "cached", "failed")}
     for name, outcome in outcomes.items():

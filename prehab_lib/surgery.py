@@ -70,9 +70,9 @@ def compress(
     """Replace dense layers by low-rank ones, in place; if anything fails, the model is as it was.
 
     layers: names, or None for those of `decompositions`, of `stats`, or the model's default.
-    decompositions: of the *same* weights, from `weightings.decompose_all` or
-    `scale.lazy.decompose_lazily`.  task_loss, batches, validation: for the methods that need them.
-    dtype: of the factorisation made here.
+    decompositions: of the *same* weights, from `weightings.decompose_all`, or for large models from
+    `scale.lazy.decompose_lazily`: some methods need all at once.  task_loss, batches, validation:
+    for the methods that ask for them.  dtype: of the factorisation made here.
     Raises ValueError for an unknown method, a bad `removed`, a missing statistic or argument, a
     decomposition of other weights, or factors that are not finite (naming the layer).
     """

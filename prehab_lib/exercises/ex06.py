@@ -15,11 +15,6 @@ def _paired_t(first, second):
     return mean(differences) / (stdev(differences) / math.sqrt(len(differences)))
 
 
-def _unpaired(first, second):
-    spread = math.sqrt((stdev(first) ** 2 + stdev(second) ** 2) / len(first))
-    return (mean(first) - mean(second)) / spread
-
-
 ANSWERS = {
     "6.1": dict(
         solution=_share_of_training,
@@ -29,7 +24,9 @@ ANSWERS = {
     ),
     "6.2": dict(
         solution=_paired_t,
-        unpaired=_unpaired,
+        unpaired=lambda a, b: (
+            (mean(a) - mean(b)) * math.sqrt(len(a)) / math.hypot(stdev(a), stdev(b))
+        ),
         spread_of_one_seed=lambda first, second: _paired_t(first, second) / math.sqrt(len(first)),
         divided_by_n=lambda a, b: _paired_t(a, b) * math.sqrt(len(a) / (len(a) - 1)),
     ),

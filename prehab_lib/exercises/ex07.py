@@ -49,10 +49,6 @@ def _saved(shape, rank):
     return max(0, _difference(shape, rank))
 
 
-def _dense_at_break_even(shape, rank):
-    return _saved(shape, rank) if rank < (math.prod(shape) - 1) // sum(shape) else 0
-
-
 def _along(direction, amount, square):
     """amount / square · direction; zeros where square is 0."""
     return np.multiply(direction, amount / square if square else 0.0)
@@ -96,7 +92,7 @@ ANSWERS = {
         counted_as_remap=lambda shape, rank: max(0, math.prod(shape) - rank * max(shape)),
         what_factors_hold=lambda shape, rank: rank * sum(shape),
         every_drop_saves=lambda shape, rank: (min(shape) - rank) * sum(shape),
-        dense_at_break_even=_dense_at_break_even,
+        dense_at_break_even=lambda s, r: _saved(s, r) * (r < (math.prod(s) - 1) // sum(s)),
     ),
     "7.4": dict(
         solution=_restored,

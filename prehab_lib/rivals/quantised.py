@@ -140,8 +140,9 @@ class PackedLinear(nn.Module):
         self.packing = replace(self.packing, dtype=_name(computes_in))
         super()._apply(fn, recurse)
         for name, before in held.items():
-            if before is not None:  # its bits, not its value in the other dtype
-                setattr(self, name, before.to(getattr(self, name).device))
+            moved = getattr(self, name)
+            if before is not None and moved.dtype != before.dtype:
+                setattr(self, name, before.to(moved.device))  # its bits, not its value
         return self
 
     def extra_repr(self) -> str:

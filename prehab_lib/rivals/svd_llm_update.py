@@ -27,8 +27,8 @@ def closed_form(
 
     In the order of execution (`refit`), with X̃ inputs that have passed the layers before, already
     refitted.  W is left · right of the decomposition; V, biases and dense layers stay.  If one
-    layer fails, all get their U back.  The batches are gone over once for each distinct input of a
-    low-rank layer.  Memory: one Gram (n, n) at a time, and a copy of every U.
+    layer fails, all get their U back.  The batches are gone over once, and once more for each input
+    of a low-rank layer.  Memory: one Gram (n, n) at a time, and a copy of every U.
 
     Raises ValueError naming what is missing, or a layer that is never called, is called more than
     once, gets NaN, or leaves its precision.  Warns where a layer sees fewer than 10 r tokens.
@@ -68,19 +68,19 @@ def _update(name: str, layer: LowRankLinear, decomposition: Decomposition, gram:
 
 
 def _reading_order(model: nn.Module, layers: Mapping, batches: Iterable) -> list[list[str]]:
-    """Layers by the tensor they read, in the order of execution: from a batch that reaches all."""
+    """Layers by the tensor they read, in the order of execution, the same in every batch."""
     inner = {name: layer.V for name, layer in layers.items()}
-    empty = True
-    for batch in batches:
-        empty = False
-        groups = readers(model, inner, batch)
-        if groups is not None:
-            return groups
-    if empty:
+    orders = [readers(model, inner, batch) for batch in batches]
+    if not orders:
         raise ValueError("recovery 'closed_form' got no batches: pass at least one")
-    input_statistics(model, inner, batches, set())  # names a layer that no batch reaches
-    wanted = "a batch that reaches all layers: pass larger ones"
-    raise ValueError(f"recovery 'closed_form' needs {wanted}")
+    complete = [order for order in orders if order is not None]
+    if not complete:
+        input_statistics(model, inner, batches, set())  # names a layer that no batch reaches
+        wanted = "a batch that reaches all layers: pass larger ones"
+        raise ValueError(f"recovery 'closed_form' needs {wanted}")
+    if any(order != complete[0] for order in complete):
+        raise ValueError("recovery 'closed_form': one batch calls the layers in another order")
+    return complete[0]
 
 
 def refit(W: Tensor, U: Tensor, V: Tensor, gram: Tensor) -> Tensor:

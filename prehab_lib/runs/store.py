@@ -13,6 +13,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from prehab_lib.runs.certificate import replacing
 
 FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
@@ -48,8 +50,6 @@ class Store:
     @contextmanager
     def hold(self, name: str, busy: str) -> Iterator[None]:
         """Keep every other process off a key or a profile until this one ends, or raise Busy."""
-        from filelock import FileLock, Timeout
-
         self.folder.mkdir(parents=True, exist_ok=True)
         try:
             held = FileLock(self.folder / f"{name}.lock").acquire(timeout=0)
@@ -68,15 +68,15 @@ class Store:
         return self.hold(profile, f"another driver is at work on {where}: wait for it, or stop it")
 
     def begin(self, key: str) -> Path:
-        """An empty work folder; an older failure goes. Call it with the key held."""
+        """An empty work folder. Call it with the key held."""
         part = self.part(key)
-        for folder in (self.failed(key), part):
-            shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
         return part
 
     def finish(self, key: str, good: bool) -> None:
-        """Rename the work folder to what it became."""
+        """Rename the work folder to what it became; an older failure goes."""
+        shutil.rmtree(self.failed(key), ignore_errors=True)
         os.rename(self.part(key), self.done(key) if good else self.failed(key))
 
     def sweep(self) -> None:
@@ -112,7 +112,8 @@ class Store:
             before = json.loads(facts.read_text(encoding="utf-8"))
         if before.get("key") == key and all(target.is_file() for target in targets.values()):
             return
-        files = {source / file: target for file, target in targets.items()}
-        copy({source / "run.json": facts} | files)
-        for stale in set(self.targets(profile, name, before).values()) - set(targets.values()):
-            stale.unlink(missing_ok=True)
+        with FileLock(self.folder / "publish.lock"):  # runs that end at once share figures/
+            copy({source / file: target for file, target in targets.items()})
+            for stale in set(self.targets(profile, name, before).values()) - set(targets.values()):
+                stale.unlink(missing_ok=True)
+            copy({source / "run.json": facts})

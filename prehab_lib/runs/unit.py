@@ -163,3 +163,5 @@ if __name__ == "__main__":
         launch_new_instance()
     else:
         main()
+        sys.stdout.flush()
+        os._exit(0)  # what the kernel's client left in this process must not end it otherwise

@@ -18,6 +18,7 @@ DESCRIPTION = "prehab.json"
 FORMAT = 2
 FIELDS = {"recipe": dict, "rewrites": list, "ranks": dict, "packed": dict, "tied": dict}
 FIELDS |= {"rounded": list, "buffers": str, "files": list}
+FIRST_FORMAT = {"rewrites": [], "packed": {}, "rounded": [], "buffers": "inside", "files": []}
 # What transformers computes and leaves out of checkpoints; kept for the last bit.
 BUFFERS = "buffers.safetensors"
 
@@ -75,6 +76,8 @@ def read_description(folder: Path) -> dict:
         raise FileNotFoundError(f"{folder} {what}")
     try:
         description = json.loads(path.read_text())
+        if description.get("format") == 1:  # left out what was empty
+            description = FIRST_FORMAT | description | {"format": FORMAT}
         wrong = [name for name in FIELDS if not isinstance(description.get(name), FIELDS[name])]
     except (ValueError, AttributeError) as problem:
         raise ValueError(f"{path} is damaged: {problem}") from problem

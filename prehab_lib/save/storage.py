@@ -188,12 +188,16 @@ def _all_tensors(model: nn.Module) -> dict[str, Tensor]:
 
 def _tensors(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
     """All tensors on the CPU by their first name, and second name -> first name of tied ones."""
-    tensors, tied, first = {}, {}, {}
+    tensors, tied, first, places = {}, {}, {}, set()
     for name, tensor in _all_tensors(model).items():
-        if first.setdefault(id(tensor), name) == name:
-            tensors[name] = tensor.detach().cpu().contiguous()
-        else:
+        if first.setdefault(id(tensor), name) != name:
             tied[name] = first[id(tensor)]
+            continue
+        tensor = tensor.detach().cpu().contiguous()
+        place = tensor.untyped_storage().data_ptr()
+        # What shares memory without being one tensor would be written once.
+        tensors[name] = tensor.clone() if place in places else tensor
+        places.add(place)
     return tensors, tied
 
 

@@ -29,7 +29,7 @@ class Shelf:
     def get(self, key: object, make: Callable[[], Decomposition]) -> Decomposition:
         decomposition = self.kept.pop(key) if key in self.kept else make()
         self.kept[key] = decomposition
-        while self.kept and sum(map(_bytes, self.kept.values())) > self.keep:
+        while sum(c.left.nbytes + c.right.nbytes for c in self.kept.values()) > self.keep:
             del self.kept[next(iter(self.kept))]
         return decomposition
 
@@ -76,7 +76,8 @@ class LazyDecomposition:
 
     def is_of(self, W: Tensor) -> bool:
         """As `Decomposition.is_of`; of one that is not made yet, whether it will be made of W."""
-        return (W is self.weight and self not in self.shelf.kept) or self.whole().is_of(W)
+        unseen = self._sigma is None and self not in self.shelf.kept
+        return (unseen and W is self.weight) or self.whole().is_of(W)
 
 
 def decompose_lazily(
@@ -99,7 +100,3 @@ def decompose_lazily(
         W = module.weight
         lazy[name] = LazyDecomposition(partial(make, name, module), W.shape, shelf, W)
     return lazy
-
-
-def _bytes(decomposition: Decomposition) -> int:
-    return decomposition.left.nbytes + decomposition.right.nbytes + decomposition.sigma.nbytes

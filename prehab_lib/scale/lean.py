@@ -37,7 +37,7 @@ def factorise(
 ) -> Decomposition:
     """As `decomposition.factorise`; `most` saves memory, not time, and gives the same bits."""
     check_kernel_input(W, ruler, most)
-    dtype, most = dtype or W.dtype, min(W.shape) if most is None else most
+    dtype, most = dtype or W.dtype, min(*W.shape, *([] if most is None else [most]))
     PW = W if ruler.left is None else ruler.apply_left(W.to(dtype))
     if W.shape[0] <= W.shape[1]:
         U, right, sigma, rest = _principal(PW, ruler, dtype, most)

@@ -62,7 +62,7 @@ class GradientPass:
         """Both passes of `count` samples; False, and nothing received, where a layer mixes them."""
         half = any(module.weight.dtype == torch.float16 for module in self.modules.values())
         loss_scale = HALF_SCALE if half else 1.0
-        calls = _Calls(count, count / loss_scale)
+        calls = _Calls(count, count / loss_scale, receive)
         with hooked(self.modules, after=calls.listen, recorded=True):
             loss = loss_of(self.task_loss, self.model, batch)
         if calls.mixed:
@@ -74,10 +74,8 @@ class GradientPass:
             raise ValueError("task_loss does not depend on the weights: it has no gradient")
         with _weight_gradients(self.modules, receive_mean, count / loss_scale) as weights:
             torch.autograd.backward(loss * loss_scale, inputs=weights)
-        for name in self.modules:
-            if name in calls.arrived:
-                pairs = zip(*calls.arrived.pop(name), strict=True)
-                receive(name, *(torch.cat(parts, dim=1) for parts in pairs))
+        for name in [*calls.arrived]:  # of layers that the loss felt by some of their calls
+            calls.hand_on(name)
         return True
 
 
@@ -103,13 +101,15 @@ def _weight_gradients(
 class _Calls:
     """The inputs of each layer with the gradients of its outputs times `scale`, call by call."""
 
-    def __init__(self, samples: int, scale: float):
-        self.samples, self.scale = samples, scale
+    def __init__(self, samples: int, scale: float, receive: Receive):
+        self.samples, self.scale, self.receive = samples, scale, receive
+        self.expected: Counter[str] = Counter()  # calls whose gradient is still to come
         self.mixed = False  # an input has not one entry a sample in front
         self.arrived: dict[str, list[tuple[Tensor, Tensor]]] = {}
 
     def listen(self, name: str, x: Tensor, out: Tensor) -> None:
         self.mixed |= self.samples > 1 and (x.ndim < 2 or len(x) != self.samples)
+        self.expected[name] += 1
         x = x.detach()
         out.register_hook(lambda D: self._arrive(name, x, D))
 
@@ -117,6 +117,13 @@ class _Calls:
         check_finite("gradients", name, D)
         pair = self._by_sample(x), self._by_sample(D.detach()) * self.scale
         self.arrived.setdefault(name, []).append(pair)
+        self.expected[name] -= 1
+        if not self.expected[name]:  # now: kept to the end, all layers' would live together
+            self.hand_on(name)
+
+    def hand_on(self, name: str) -> None:
+        pairs = zip(*self.arrived.pop(name), strict=True)
+        self.receive(name, *(torch.cat(parts, dim=1) for parts in pairs))
 
     def _by_sample(self, x: Tensor) -> Tensor:
         """(B, t, n) in float32 or better."""

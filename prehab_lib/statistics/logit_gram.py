@@ -110,11 +110,6 @@ def _cotangent(top: Tensor, generator: torch.Generator) -> Tensor:
     return signed - p * signed.sum(-1, keepdim=True)
 
 
-def _signs(shape: torch.Size, generator: torch.Generator) -> Tensor:
-    """±1, drawn on the CPU: the same on every device."""
-    return 2 * torch.randint(2, shape, generator=generator) - 1
-
-
 def _logits_of(out: object) -> Tensor:
     logits = getattr(out, "logits", out)
     if isinstance(logits, Tensor) and logits.ndim > 1 and logits.shape[-1] > 1:
@@ -124,3 +119,8 @@ def _logits_of(out: object) -> Tensor:
         kind = f"logits of shape {tuple(logits.shape)}"
     needed = "the logit Gram needs a model that says two logits or more a row"
     raise ValueError(f"{needed}: this one returns {kind}")
+
+
+def _signs(shape: torch.Size, generator: torch.Generator) -> Tensor:
+    """±1, drawn on the CPU: the same on every device."""
+    return 2 * torch.randint(2, shape, generator=generator) - 1

@@ -38,8 +38,7 @@ GLUE = {
     "mnli": GlueTask(("premise", "hypothesis"), "accuracy", _INFERENCE, _MNLI),
 }
 
-# Table III: its tasks, each with its columns, in the table's order.  A task of your own is in GLUE
-# alone.
+# Table III: its tasks' columns, in its order.  A task of your own is in GLUE alone.
 _PRINTED = ("cola", "sst2", "mrpc", "rte", "stsb", "qnli", "qqp", "mnli")
 TABLE_3 = [GLUE[name].scored for name in _PRINTED]
 COLUMNS = tuple(column for scored in TABLE_3 for column in scored)

@@ -199,3 +199,10 @@ def test_arms_in_sequence_drop_alike_and_the_random_state_stays():
         losses.append(history.column("task_loss"))
         assert torch.equal(state, torch.get_rng_state())
     assert losses[0] == losses[1] != losses[2]
+
+
+def test_a_bad_schedule_is_found_before_the_weights_move(toy):
+    model = copy.deepcopy(toy[0])
+    with pytest.raises(ValueError, match="lam = nan"):
+        run(toy, model, lam=lambda step: 0.1 if step < 3 else float("nan"))
+    assert same(model, toy[0])

@@ -271,3 +271,8 @@ def test_what_trains_or_measures_refuses_8_bits():
     with pytest.raises(ValueError, match="'key' is a PackedLinear.*it is in 8 bits, and quantising comes last"):
         compress(model, "svd", 0.5, layers=["key"])
     assert torch.equal(model(batches[0][0]), before)
+
+
+def test_a_packed_layer_gets_memory_where_it_had_none():
+    layer = PackedLinear(8, 6, Packing("rows", 8), device="meta").to_empty(device="cpu")
+    assert layer.scale.dtype == torch.float16 and layer(torch.ones(2, 8)).shape == (2, 6)

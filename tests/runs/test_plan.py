@@ -115,3 +115,17 @@ def test_the_command_line_is_quick_and_imports_no_torch():
     code = "import sys, prehab_lib.__main__ as m; m.parser(); print({'torch', 'pydantic'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+def test_a_notebook_without_parameters_for_a_profile_is_named(tmp_path, monkeypatch, capsys):
+    from unittest.mock import Mock
+
+    from prehab_lib import run
+    from prehab_lib.runs.store import Store
+
+    (tmp_path / "params").mkdir()
+    (tmp_path / "params" / "01_a.lab.yaml").write_text("steps: 2\n")
+    planned = [Mock(profile="lab", notebook=tmp_path / "notebooks" / f"{name}.ipynb") for name in ("01_a", "02_b")]
+    monkeypatch.setattr(run, "Pool", Mock(return_value=Mock(work=Mock(return_value={}))))
+    run.main(planned, Store(tmp_path / "runs"), 1)
+    assert "note      there is no params/02_b.lab.yaml: 02_b runs with its own defaults\n" in capsys.readouterr().out

@@ -213,3 +213,23 @@ def test_a_full_disk_is_one_sentence_and_the_old_model_survives(folder, monkeypa
     said = refused(OSError, save, vit(), folder)
     assert "could not be written" in said and "is there space left" in said
     assert (folder / WEIGHTS).read_bytes() == before and names(folder.parent) == {"model"}
+
+
+@pytest.mark.parametrize("merged", [False, True])
+def test_two_weights_in_one_piece_of_memory_are_both_written(merged, tmp_path):
+    model = llama(tie_word_embeddings=False)
+    model.lm_head.weight = torch.nn.Parameter(model.model.embed_tokens.weight.detach())
+    compress(model, "svd", 0.4)
+    assert torch.allclose(logits(load(save(model, tmp_path / "model", merged=merged))), logits(model), atol=1e-5)
+
+
+def test_a_folder_of_the_first_format_opens(folder):
+    before = logits(load(folder))
+
+    def earlier(description):
+        description["format"] = 1
+        for name in ("rounded", "buffers", "files"):
+            del description[name]
+
+    rewrite(folder, earlier)
+    assert torch.equal(logits(load(folder)), before)

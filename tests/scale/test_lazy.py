@@ -126,3 +126,16 @@ def test_a_problem_names_its_layer(given):
         with pytest.raises(ValueError, match="^layer 'head': the weight has NaN or infinite"):
             compress(model, "svd_llm", 0.5, given["stats"], decompositions=decompositions)
         assert model.blocks[0].up is before  # nothing was swapped
+
+
+def test_a_spectrum_of_earlier_weights_chooses_no_ranks(given):
+    """Its factors are off the shelf, its singular values are remembered: they are made again."""
+    model = copy.deepcopy(given["model"])
+    lazy = decompose_lazily(model, given["stats"], keep=0)
+    before = {name: cut.sigma.clone() for name, cut in lazy.items()}
+    with torch.no_grad():
+        for module in list(model.modules()):
+            if isinstance(module, torch.nn.Linear):
+                module.weight.mul_(torch.rand_like(module.weight))
+    assert all(lazy[name].is_of(model.get_submodule(name).weight) for name in lazy)
+    assert not any(torch.equal(lazy[name].sigma, before[name]) for name in lazy)

@@ -194,3 +194,8 @@ def test_equal_singular_values_may_come_in_any_order():
         some = lean.factorise(W, Weighting(), most=most)
         torch.testing.assert_close(some.sigma, torch.tensor([1.0, 1, 1, 1, 0.1, 0.1]).double()[:most])
         assert some.tail_error(most) == pytest.approx(float(W.square().sum() - some.sigma.square().sum()))
+
+
+def test_more_components_than_there_are_is_all_of_them():
+    W = torch.randn(6, 4, dtype=torch.float64)
+    assert len(lean.factorise(W, Weighting(), most=9).sigma) == 4
