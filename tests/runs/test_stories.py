@@ -137,7 +137,7 @@ def test_a_killed_driver_leaves_nothing_and_the_same_command_resumes(home, write
     try:
         wait_for(finished.exists)
         log = home / "runs" / "smoke" / "logs" / "01_slow.log"
-        wait_for(lambda: "from the cell" in log.read_text(), "what a cell prints is in the log at once", seconds=20)
+        wait_for(lambda: "from the cell" in log.read_text(), "what a cell prints is in the log at once", seconds=60)
         sentence = "prehab_lib: another driver is at work on runs/smoke: wait for it, or stop it\n"
         assert run(home, code=2) == sentence
         said = run(home, "--name", "01_slow", command="one", code=1)
