@@ -21,7 +21,7 @@ LONG_DOCSTRINGS: dict[str, str] = {}
 ALWAYS = {"tasks", "report", "exercises"}
 GRANTED = {
     "02_rulers": {"rivals"},
-    "03_vit": {"fast"},
+    "03_vit": {"fast", "scale"},
     "04_bert_glue": {"fast"},
     "05_llama": {"fast", "scale"},
     "06_ablations": {"fast", "rivals"},
