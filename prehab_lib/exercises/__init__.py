@@ -1,11 +1,13 @@
-"""The exercises of 01: ex01.yaml has cases and hints, ex01.py solutions and usual slips."""
+"""The exercises of 01: ex01.yaml has cases, formulas and hints, ex01.py what takes a function."""
 
 import importlib
 import json
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import fmean
 
 import yaml
 
@@ -22,26 +24,22 @@ class Exercise:
     withheld: list[tuple] = field(default_factory=list)
 
 
-def load(file: str, functions: dict[str, dict[str, Callable]]) -> dict[str, Exercise]:
-    """The exercises of a data file of this folder, by id, with their functions.
-
-    functions: of each exercise the `solution`, each slip by name, and `arguments` where YAML cannot
-    say those of a case. Raises ValueError where file and functions differ in exercises or slips.
-    """
+def load(file: str, functions: dict) -> dict[str, Exercise]:
+    """The exercises of a data file of this folder, by id; its formulas know these functions."""
     content = yaml.safe_load(Path(__file__).with_name(file).read_text(encoding="utf-8"))
-    if differing := sorted(content.keys() ^ functions.keys()):
-        raise ValueError(f"{file} and its functions differ in exercise {', '.join(differing)}")
-    return {id: _exercise(id, content[id], **functions[id]) for id in content}
+    names = {"math": math, "fmean": fmean, "tensors": tensors} | functions
+    return {id: _exercise(names, **entry) for id, entry in content.items()}
 
 
-def _exercise(id: str, content: dict, solution: Callable, arguments=None, **slips) -> Exercise:
-    if differing := sorted(content["slips"].keys() ^ slips.keys()):
-        raise ValueError(f"hints and functions of exercise {id} differ in {', '.join(differing)}")
-    cases, withheld = content["cases"], content["withheld"]
-    if arguments is not None:
-        cases, withheld = ([arguments(*case) for case in kind] for kind in (cases, withheld))
-    hints = [(slips[name], hint) for name, hint in content["slips"].items()]
-    return Exercise(list(map(tuple, cases)), solution, hints, list(map(tuple, withheld)))
+def _exercise(names: dict, of: str, cases, withheld, solution: str, slips, case="") -> Exercise:
+    def function(formula: str) -> Callable:
+        return eval(f"lambda {of}: ({formula})", names)  # a file of this package, like its code
+
+    if case:
+        made = function(case)
+        cases, withheld = ([made(*one) for one in kind] for kind in (cases, withheld))
+    hints = [(function(slip["gives"]), slip["hint"]) for slip in slips.values()]
+    return Exercise(list(map(tuple, cases)), function(solution), hints, list(map(tuple, withheld)))
 
 
 def tensors(*case) -> list:
