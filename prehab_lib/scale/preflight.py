@@ -6,6 +6,7 @@ counted: attention that holds a number for every pair of tokens, and what librar
 
 import os
 import re
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 from types import SimpleNamespace
 
@@ -39,7 +40,6 @@ class Plan:
     dtype: torch.dtype = torch.bfloat16  # of the weights as loaded
     streamed: bool = False  # by `scale.stream`, with the model (and Grams for prehab) in CPU memory
     # Options of `prehab`:
-    train: str = "layers"
     compute: str | None = None
     optimizer: str = "adamw"
     gradient_checkpointing: bool = False
@@ -53,34 +53,24 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Phase:
-    gib: dict[str, float]  # what takes memory on the device at the peak
-    host: dict[str, float]  # what waits on the CPU
-
-    @property
-    def total(self) -> float:
-        return sum(self.gib.values())
-
-
-@dataclass(frozen=True)
 class Estimate:
     parameters: int  # of the model
     compressed: int  # of the layers to compress
     device: str
-    phases: dict[str, Phase]
+    phases: dict[str, dict[str, float]]  # GiB on the device at the peak, by phase and part
+    host: float  # the most GiB of CPU memory beside the device; 0 where the CPU is the device
+
+    @property
+    def totals(self) -> dict[str, float]:
+        return {name: sum(parts.values()) for name, parts in self.phases.items()}
 
     @property
     def peak(self) -> float:
-        return max(phase.total for phase in self.phases.values())
-
-    @property
-    def host(self) -> float:
-        """The most GiB of CPU memory beside the device; 0 where the CPU is the device."""
-        return max(sum(phase.host.values()) for phase in self.phases.values())
+        return max(self.totals.values())
 
     def check(self, remedy: str = LESS) -> None:
         """Raises ValueError where less is free now; `remedy` is the advice for the device."""
-        worst = max(self.phases, key=lambda name: self.phases[name].total)
+        worst = max(self.phases, key=self.totals.get)
         beside = f"what waits beside {self.device}"
         needs = (worst, self.peak, self.device, remedy), (beside, self.host, "cpu", FEWER)
         for what, gib, device, advice in needs:
@@ -93,8 +83,8 @@ class Estimate:
         billions, chosen = self.parameters / 1e9, self.compressed / 1e9
         lines = [f"{billions:.2f} billion parameters, {chosen:.2f} in layers to compress"]
         for name, phase in self.phases.items():
-            parts = [f"{part} {gib:.2f}" for part, gib in phase.gib.items() if gib >= 0.005]
-            lines.append(f"{name:10} {phase.total:8.2f} GiB   {', '.join(parts)}")
+            parts = [f"{part} {gib:.2f}" for part, gib in phase.items() if gib >= 0.005]
+            lines.append(f"{name:10} {self.totals[name]:8.2f} GiB   {', '.join(parts)}")
         lines.append(f"{'at most':10} {self.peak:8.2f} GiB   on {self.device}, estimated")
         if self.host:
             lines.append(f"{'':10} {self.host:8.2f} GiB   of CPU memory beside it")
@@ -109,16 +99,14 @@ def estimate(source, plan: Plan = Plan(), device: str = "cpu") -> Estimate:
     """
     on_cpu = torch.device(device).type == "cpu"
     sizes = _sizes(source, plan.dtype)
-    phases: dict[str, Phase] = {}
+    phases, host = defaultdict(dict), Counter()
     for name, part, here, waiting in _needed(sizes, plan, on_cpu):
-        phase = phases.setdefault(name, Phase({}, {}))
         if on_cpu:  # what waits lies in the same memory
             here, waiting = max(here, waiting), 0
         if here:
-            phase.gib[part] = here / GIB
-        if waiting:
-            phase.host[part] = waiting / GIB
-    return Estimate(sizes.parameters, sizes.compressed, device, phases)
+            phases[name][part] = here / GIB
+        host[name] += waiting / GIB
+    return Estimate(sizes.parameters, sizes.compressed, device, phases, max(host.values()))
 
 
 def available_gib(device: str = "cpu") -> float:
@@ -167,6 +155,7 @@ def _needed(s: SimpleNamespace, plan: Plan, on_cpu: bool) -> list[tuple[str, str
     b, tokens = torch.finfo(plan.dtype).bits // 8, plan.batch * plan.window
     share = 1 / s.blocks if plan.streamed else 1  # of what is on the device at a time
     weights = b * (s.block if plan.streamed else s.parameters)
+    frozen = b * (s.parameters - s.compressed)
     grams, logits = 8 * sum(n**2 for n in s.inputs), tokens * s.vocabulary
     widest, factors = tokens * max(s.inputs), (1 - plan.removed) * s.compressed
     far = int(plan.streamed)  # 1 where it is the CPU that holds them
@@ -180,7 +169,6 @@ def _needed(s: SimpleNamespace, plan: Plan, on_cpu: bool) -> list[tuple[str, str
     saved = product * (sum(s.inputs) + s.outputs) + 12 * s.width * s.blocks
     activations = tokens * saved + 8 * logits
     recomputed = tokens * (product * s.width * s.blocks + saved / s.blocks) + 8 * logits
-    trained = s.compressed if plan.train == "layers" else s.parameters
     rank = torch.finfo(getattr(torch, plan.rank_dtype)).bits // 8
     roots, at_home = rank * grams / 8, plan.roots_on == "device"
     tangents = 4 * s.compressed if plan.refresh > 1 else 0
@@ -193,11 +181,11 @@ def _needed(s: SimpleNamespace, plan: Plan, on_cpu: bool) -> list[tuple[str, str
         ("statistics", "hidden states", 0, states),
         ("statistics", "passing", (3 * b + 8) * widest, 0),  # once in float64
         ("statistics", "logits", 0 if plan.streamed else b * logits, 0),
-        ("prehab", "masters", 4 * trained, 0),
-        ("prehab", "gradients", 4 * trained, 0),
-        ("prehab", "optimizer", optimizer * trained, 0),
-        ("prehab", "frozen weights", b * (s.parameters - trained), 0),
-        ("prehab", "bfloat16 copies", 2 * trained * halved, 0),
+        ("prehab", "masters", 4 * s.compressed, 0),
+        ("prehab", "gradients", 4 * s.compressed, 0),
+        ("prehab", "optimizer", optimizer * s.compressed, 0),
+        ("prehab", "frozen weights", frozen, 0),
+        ("prehab", "bfloat16 copies", 2 * s.compressed * halved, 0),
         ("prehab", "activations", recomputed if plan.gradient_checkpointing else activations, 0),
         ("prehab", "one layer", 7 * rank * s.largest, 0),
         ("prehab", "Grams", grams * (1 - far), grams * far),
@@ -209,7 +197,7 @@ def _needed(s: SimpleNamespace, plan: Plan, on_cpu: bool) -> list[tuple[str, str
         ("surgery", "factors", b * factors * share, 0),
         ("surgery", "one layer", 8 * 5 * s.largest, 0),  # factors, root, work space, in float64
         ("rehab", "masters", 4 * factors, 0),
-        ("rehab", "frozen weights", b * (s.parameters - s.compressed), 0),
+        ("rehab", "frozen weights", frozen, 0),
         ("rehab", "bfloat16 copies", 2 * factors * halved, 0),
         ("rehab", "adapters", 16 * plan.lora * 2 * s.outputs, 0),
         ("rehab", "activations", activations, 0),
