@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from statistics import fmean
 
@@ -24,10 +25,12 @@ class Exercise:
     withheld: list[tuple] = field(default_factory=list)
 
 
-def load(file: str, functions: dict) -> dict[str, Exercise]:
-    """The exercises of a data file of this folder, by id; its formulas know these functions."""
-    content = yaml.safe_load(Path(__file__).with_name(file).read_text(encoding="utf-8"))
+@cache
+def numbered(name: str) -> dict[str, Exercise]:
+    """Those of "ex01", by id; ModuleNotFoundError in a student's copy, which has none."""
+    functions = vars(importlib.import_module(f"{__name__}.{name}"))
     names = {"math": math, "fmean": fmean, "tensors": tensors} | functions
+    content = yaml.safe_load(Path(__file__).with_name(f"{name}.yaml").read_text(encoding="utf-8"))
     return {id: _exercise(names, **entry) for id, entry in content.items()}
 
 
@@ -50,9 +53,9 @@ def tensors(*case) -> list:
 
 
 def solved(id: str) -> Exercise:
-    """The exercise with its solution; ModuleNotFoundError in a student's copy, which has none."""
+    """The exercise with its solution; raises as `numbered`."""
     number = id.partition(".")[0]
-    return importlib.import_module(f"{__name__}.ex{number:0>2}").EXERCISES[id]
+    return numbered(f"ex{number:0>2}")[id]
 
 
 def asked_in(notebook: Path) -> dict[str, str]:

@@ -5,8 +5,6 @@ from fractions import Fraction
 
 import torch
 
-from prehab_lib.exercises import load
-
 
 def rank_at(m, n, share, rounding=math.floor, least=1):
     """share: of the weights, that is kept."""
@@ -51,6 +49,3 @@ def smallest_first(W, G, rank):
 def projected_inputs(W, G, rank):
     V = torch.linalg.svd(W @ root(G), full_matrices=False).Vh[:rank].T
     return W @ V @ V.T
-
-
-EXERCISES = load("ex02.yaml", globals())

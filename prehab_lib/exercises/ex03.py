@@ -1,7 +1,5 @@
 """Exercises of notebook 03, prehab on a vision transformer: gains, controls, achieved budgets."""
 
-from prehab_lib.exercises import load
-
 
 def share_of_training(svd_llm, control, prehab):
     return (control - svd_llm) / (prehab - svd_llm)
@@ -19,6 +17,3 @@ def achieved(shapes, ranks):
 def dense_left_out(shapes, ranks):
     cut = [shape for shape, rank in zip(shapes, ranks, strict=True) if rank is not None]
     return achieved(cut, [rank for rank in ranks if rank is not None])
-
-
-EXERCISES = load("ex03.yaml", globals())

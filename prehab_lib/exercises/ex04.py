@@ -4,8 +4,6 @@ import math
 
 import torch
 
-from prehab_lib.exercises import load
-
 
 def batch(x, mask):
     """Float32 and whole numbers, as they are written."""
@@ -23,6 +21,3 @@ def gram(X):
 def average(scores):
     rest = [score for column, score in scores.items() if not column.startswith("MNLI")]
     return (sum(rest) + (scores["MNLI-m"] + scores["MNLI-mm"]) / 2) / (len(rest) + 1)
-
-
-EXERCISES = load("ex04.yaml", globals())

@@ -1,7 +1,5 @@
 """Exercises of notebook 08, cost: operations, the roofline, a refresh shared out, a speed-up."""
 
-from prehab_lib.exercises import load
-
 
 def step_operations(m, n, count=2):
     """count: operations of one step in a product, a multiplication and an addition."""
@@ -15,6 +13,3 @@ def seconds(operations, size, rate, bandwidth):
 
 def whole_round(fresh, held, every):
     return fresh + (every - 1) * held
-
-
-EXERCISES = load("ex08.yaml", globals())

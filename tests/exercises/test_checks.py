@@ -1,6 +1,5 @@
 """Every exercise of the book: its solution passes, each planted slip gets its own hint, a stub stops nothing."""
 
-import importlib
 import json
 import math
 import subprocess
@@ -18,7 +17,7 @@ from prehab_lib.exercises.checks import PASSED, AnswerKey, read, write
 
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = sorted(file.stem for file in Path(exercises.__file__).parent.glob("ex[0-9][0-9].py"))
-FILES = {name: importlib.import_module(f"{exercises.__name__}.{name}").EXERCISES for name in NAMES}
+FILES = {name: exercises.numbered(name) for name in NAMES}
 ALL = {id: exercise for numbered in FILES.values() for id, exercise in numbered.items()}
 
 
