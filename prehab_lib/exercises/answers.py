@@ -126,7 +126,7 @@ def encode(value, foreign: bool = False):
     if value is None or type(value) in (bool, int, str):
         return value
     if isinstance(value, float):
-        return float(value) if math.isfinite(value) else {"float": repr(float(value))}
+        return float(value)
     if type(value) is list:
         return [encode(item, foreign) for item in value]
     if type(value) is tuple:
@@ -148,8 +148,6 @@ def decode(value):
     if not isinstance(value, dict):
         return value
     match list(value.items()):
-        case [("float", str(text))]:
-            return float(text)
         case [("tuple", list(items))]:
             return tuple(map(decode, items))
         case [("dict", list(items))]:

@@ -15,13 +15,11 @@ def average(scores):
     return fmean([*without_mnli(scores), (scores["MNLI-m"] + scores["MNLI-mm"]) / 2])
 
 
-def places(one, other, higher_is_better):
-    """The scores, written as removed -> seed -> score, as (removed, seed) -> score."""
-    flat = [{}, {}]
-    for scores, side in zip(flat, (one, other), strict=True):
-        for removed, seeds in side.items():
-            scores |= {(removed, seed): score for seed, score in seeds.items()}
-    return *flat, higher_is_better
+def by_place(scores):
+    """removed -> seed -> score, as YAML has it, as (removed, seed) -> score."""
+    return {
+        (removed, seed): scores[removed][seed] for removed in scores for seed in scores[removed]
+    }
 
 
 def held(pairs, higher_is_better):
@@ -38,10 +36,8 @@ def ties_hold(one, other, higher_is_better):
 
 
 def means(scores):
-    values = {}
-    for (removed, _), score in scores.items():
-        values.setdefault(removed, []).append(score)
-    return {removed: fmean(scores) for removed, scores in values.items()}
+    """removed -> the mean over its seeds."""
+    return {at: fmean(scores[place] for place in scores if place[0] == at) for at, _ in scores}
 
 
 def every_seed_with_every(one, other, higher_is_better):

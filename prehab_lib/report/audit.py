@@ -30,15 +30,11 @@ STATUSES = DECIDED | {"not run": "not run", "not tested here": "not tested here"
 
 @cache
 def claims() -> tuple[dict, ...]:
-    """The entries of claims.yaml with id and group, in its order; evidence is always a list."""
+    """The entries of claims.yaml with id, group and a list of evidence, in its order."""
     text = Path(__file__).with_name("claims.yaml").read_text(encoding="utf-8")
     entries = []
     for group, some in yaml.safe_load(text).items():
-        for id, entry in some.items():
-            entry = {"id": id, "group": group, "evidence": []} | entry
-            if isinstance(entry["evidence"], dict):
-                entry["evidence"] = [entry["evidence"]]
-            entries.append(entry)
+        entries += [{"id": id, "group": group, "evidence": []} | some[id] for id in some]
     return tuple(entries)
 
 

@@ -15,11 +15,8 @@ LARGE = 2**28  # bytes an array: several times the caches of any machine this ru
 
 def wait_for(device: str | torch.device = "cpu") -> None:
     """Return when the device has done all it was asked for: a GPU answers before it has worked."""
-    kind = torch.device(device).type
-    if kind == "cuda":
-        torch.cuda.synchronize(device)
-    elif kind == "mps":
-        torch.mps.synchronize()
+    if torch.device(device).type != "cpu":
+        torch.accelerator.synchronize(device)
 
 
 def side_by_side(

@@ -52,8 +52,7 @@ def test_a_ratio_is_taken_round_by_round(clock):
 
 
 def test_a_device_is_waited_for_before_and_after(clock, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "synchronize", clock.calls.append)
-    monkeypatch.setattr(torch.mps, "synchronize", lambda: clock.calls.append("mps"))
+    monkeypatch.setattr(torch.accelerator, "synchronize", clock.calls.append)
     for device, calls in (("cpu", ["a"]), ("cuda:1", ["cuda:1", "a", "cuda:1"]), ("mps", ["mps", "a", "mps"])):
         clock.calls.clear()
         timing.side_by_side({"a": clock.work("a", 1)}, repeats=1, warmup=0, device=device)
