@@ -26,10 +26,6 @@ def root(G):
     return Q * eigenvalues.clamp_min(0).sqrt()
 
 
-def symmetric_root(G):
-    return root(G) @ torch.linalg.eigh(G).eigenvectors.T
-
-
 def still_weighted(W, L, rank):
     return projected(W, W @ L, rank) @ L
 

@@ -43,10 +43,6 @@ def difference(shape, rank):
     return math.prod(shape) - rank * sum(shape)
 
 
-def saved(shape, rank):
-    return max(0, difference(shape, rank))
-
-
 def along(direction, amount, square):
     """amount / square · direction; zeros where square is 0."""
     return np.multiply(direction, amount / square if square else 0.0)

@@ -12,16 +12,13 @@ SPLIT = ("metric", "paper_table", "dataset", "model", "split")
 SPREAD = "Mean ± standard deviation over seeds (number of seeds)."
 
 
-def _labels(frame: pandas.DataFrame) -> pandas.Series:
-    """Row names: the method, its arm where that says more, and marks of rehab and control."""
-    labels = frame.method
-    if "arm" in frame:
-        more = frame.arm.notna() & (frame.arm != frame.method)
-        labels = labels.where(~more, labels + ", " + frame.arm.astype(str))
-    if "lora" in frame:
-        labels = labels + frame.lora.map({True: ", lora"}).fillna("")
-    labels = labels + frame.control.map({True: " (control, λ = 0)", False: ""})
-    return labels.str.replace("|", r"\|")
+def _label(record: dict) -> str:
+    """Name of its row: the method, its arm where that says more, marks of rehab and control."""
+    method, arm = record["method"], record.get("arm") or record["method"]
+    label = method if arm == method else f"{method}, {arm}"
+    label += ", lora" * (record.get("lora") is True)
+    label += " (control, λ = 0)" * record["control"]
+    return label.replace("|", r"\|")
 
 
 def paper_value(record: dict) -> float | None:
@@ -88,7 +85,7 @@ def _notes(frame: pandas.DataFrame, about: dict) -> list[str]:
 
 def _table(notebook: str, about: dict, records: list[dict]) -> list[str]:
     frame, first = pandas.DataFrame(records), records[0]
-    frame["row"] = _labels(frame)
+    frame["row"] = list(map(_label, records))
     frame["paper"] = pandas.Series(map(paper_value, records), dtype=float)
     words = [str(first[name]) for name in SPLIT if first.get(name) and name != "paper_table"]
     better = "higher" if first["higher_is_better"] else "lower"

@@ -52,5 +52,5 @@ def play(draw: Callable, /, *, zoom: float = 1.0, **controls: Sequence):
         kind = ipywidgets.Dropdown if words else ipywidgets.SelectionSlider
         described = name.replace("lam", "λ")
         moved[name] = kind(options=shown, value=defaults[name], description=described)
-    display(ipywidgets.VBox([*moved.values(), ipywidgets.interactive_output(show, moved)]))
+    display(ipywidgets.interactive(show, **moved))
     return None

@@ -29,7 +29,6 @@ WORTH = 2**23  # bytes of a moment beside whose eigenvectors giving back takes 1
 LEAST = 4096  # times eps σ₁²: what stands out is turned by less than 1 / LEAST
 
 Pairs = Iterator[tuple[Tensor, Tensor]]
-Lift = Callable[[Tensor, int], Tensor]
 
 
 def factorise(
@@ -142,7 +141,7 @@ def _eigen(K: Tensor) -> tuple[Tensor, Tensor]:
     return squares.flip(0), K.flip(1)
 
 
-def _square(W: Tensor, PW: Tensor, ruler: Weighting, dtype: torch.dtype) -> tuple[Tensor, Lift]:
+def _square(W: Tensor, PW: Tensor, ruler: Weighting, dtype: torch.dtype) -> tuple[Tensor, Callable]:
     """R (n, n) with P W = Q R, Q (m, n) orthonormal, for m > n; and a function.
 
     The function (U, r) -> the first r columns of P⁻¹ Q U may overwrite U.  R is Cholesky's factor

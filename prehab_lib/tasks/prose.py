@@ -161,7 +161,7 @@ def _is_prose(sentence: str) -> bool:
 
 
 def _comments_in(file: Path) -> list[str]:
-    blocks, last = [], -1
+    texts, last = [], -1
     with tokenize.open(file) as source:
         tokens = list(tokenize.generate_tokens(source.readline))
     for token in tokens:
@@ -170,11 +170,9 @@ def _comments_in(file: Path) -> list[str]:
         if not alone or _NO_TEXT.fullmatch(text):
             continue
         if line == last + 1:
-            blocks[-1].append(text)
-        else:
-            blocks.append([text])
+            text = f"{texts.pop()}\n{text}"
+        texts.append(text)
         last = line
-    texts = ["\n".join(block) for block in blocks]
     return [text for text in texts if len(text.split()) >= COMMENT_WORDS]
 
 
