@@ -31,17 +31,6 @@ def executable() -> str | None:
     return next(filter(None, map(shutil.which, [named] if named else NAMES)), None)
 
 
-def missing() -> str:
-    """Why there can be no browser test here, in a sentence; empty where there can."""
-    try:
-        import playwright.sync_api  # noqa: F401
-    except ImportError:
-        return "browser tests skipped: playwright is not installed (pip install -e '.[dev]')"
-    if executable() is None:
-        return "browser tests skipped: no Chromium (apt-get install chromium, or set PREHAB_CHROMIUM)"
-    return ""
-
-
 @dataclass
 class Seen:
     """A page, and what happened while it was open."""
@@ -84,11 +73,10 @@ def watch(page) -> Seen:
 @pytest.fixture(scope="module")
 def chromium():
     """playwright's Browser, started once a test file; skips where there is none."""
-    if reason := missing():
-        pytest.skip(reason)
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
+    api = pytest.importorskip("playwright.sync_api", reason="browser tests need playwright: pip install -e '.[dev]'")
+    if executable() is None:
+        pytest.skip("browser tests need Chromium: apt-get install chromium, or set PREHAB_CHROMIUM")
+    with api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=executable(), args=list(FLAGS))
         yield browser
         browser.close()

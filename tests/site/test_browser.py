@@ -11,7 +11,7 @@ from tests import books, browser
 from tests.beside import ROOT
 from tests.browser import chromium, visit  # noqa: F401
 
-pytestmark = pytest.mark.skipif(bool(browser.missing()), reason=browser.missing() or "never")
+pytestmark = pytest.mark.usefixtures("chromium")
 
 FACTS = """() => {
   const article = document.querySelector("article") ?? document.body;
