@@ -134,21 +134,10 @@ def test_a_real_attempt_is_not_called_untried(capsys):
     assert said(capsys, "0.2", unfinished).endswith("stopped with NotImplementedError: shapes differ")
 
 
-def test_an_answer_that_stops_where_right_so_far_shows_its_error(capsys):
+def test_an_answer_that_stops_where_right_so_far_shows_its_error_else_its_slip(capsys):
     line = said(capsys, "0.2", lambda s, rank: s[rank:].norm() if len(s) > 2 else s[9])
     assert line.startswith("f([5, 1], 2) stopped with IndexError: ")
-
-
-def test_what_a_class_writes_gets_a_hint_in_the_notebook(capsys):
-    for id, answer, words in (
-        ("0.1", lambda m, n, removed: int((1 - removed) * min(m, n)), "keeps a share of min"),
-        ("0.1", lambda m, n, removed: min(m, n), "the full rank"),
-        ("0.2", lambda s, rank: s[rank], "error in the spectral norm"),
-        ("0.3", lambda m, n, share: math.ceil(share * m) * (m + n) / (m * n), "there are only min"),
-        ("0.4", lambda w, rms: (w * rms.sqrt()).argmax(), "one root too many"),
-        ("0.4", lambda w, rms: (w / rms).argmax(), "not for less"),
-    ):
-        assert words in said(capsys, id, answer), words
+    assert "error in the spectral norm" in said(capsys, "0.2", lambda s, rank: s[rank])  # wrong before it stops
 
 
 @pytest.fixture
