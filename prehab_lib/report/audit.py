@@ -89,12 +89,10 @@ def _judge(evidence: dict, run: Finished) -> tuple[list[bool], str]:
 
 def _paper_says(claim: dict) -> str:
     """The paper's side: its words, or its own count of the same pairs."""
-    if "paper" in claim or claim["group"] == "control":
-        return claim.get("paper", "no control")
-    entries = [entry for entry in claim["evidence"] if "records" in entry]
-    if not entries:
-        return "printed"
-    found = [pairs.compare(pairs.printed(), entry["records"]) for entry in entries]
+    if "paper" in claim:
+        return claim["paper"]
+    printed, entries = pairs.printed(), claim["evidence"]
+    found = [pairs.compare(printed, entry["records"]) for entry in entries if "records" in entry]
     held = [case for places in found for case in places.values()]
     return f"at {sum(held)} of {len(held)} {_unit({pairs.cases(places) for places in found})}"
 
