@@ -136,6 +136,7 @@ def test_every_entry_is_a_claim_with_one_kind_of_evidence():
     for claim in claims:
         assert claim.keys() - kinds - {"paper"} == {"id", "group", "where", "says"}, claim["id"]
         assert sum(bool(claim.get(kind)) for kind in kinds) == 1, claim["id"]
+        assert "paper" in claim or any("records" in entry for entry in claim["evidence"]), claim["id"]
     known = plan.notebooks(NOTEBOOKS.parent)
     for claim, entry in EVIDENCE:
         assert entry.keys() - {"sentence", "records"} == {"notebook"} and len(entry) > 1, claim["id"]
