@@ -1,6 +1,7 @@
 """The command line: `python -m prehab_lib COMMAND`, which is `compress` or one of COMMANDS."""
 
 import argparse
+import re
 import sys
 
 from prehab_lib.cli import compress_cli
@@ -9,8 +10,6 @@ from prehab_lib.runs.store import FULL, Store
 
 def _assignment(text: str) -> tuple[str, object]:
     """`name=value` of -p and --grid, the value read as YAML."""
-    import yaml
-
     from prehab_lib.tasks.parameters import load_value
 
     name, equals, value = text.partition("=")
@@ -18,13 +17,13 @@ def _assignment(text: str) -> tuple[str, object]:
         raise argparse.ArgumentTypeError(f"write name=value, not {text!r}")
     try:
         return name.strip(), load_value(value)
-    except (yaml.YAMLError, ValueError):
-        raise argparse.ArgumentTypeError(f"{name.strip()}: {value!r} is not a YAML value") from None
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{name.strip()}: {error}") from None
 
 
 def _count(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"give a whole number, 1 or more, not {text!r}")
+    if not re.fullmatch("[1-9][0-9]{0,5}", text):
+        raise argparse.ArgumentTypeError(f"give a whole number from 1 to 999999, not {text[:20]!r}")
     return int(text)
 
 
@@ -120,15 +119,13 @@ def main(words: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("prehab_lib: stopped; the same command resumes with what is missing", file=sys.stderr)
         return 130
-    except (ValueError, FileNotFoundError, ConnectionError, PermissionError) as error:
+    except (ValueError, OSError) as error:
         sentence = str(error)
-        if isinstance(error, OSError) and error.strerror:  # without its number
+        if isinstance(error, OSError) and error.errno in FULL:
+            where = error.filename or "the disk"
+            sentence = f"no space left on {where}: free some and run the same command again"
+        elif isinstance(error, OSError) and error.strerror:  # without its number
             sentence = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    except OSError as error:
-        if error.errno not in FULL:
-            raise
-        where = error.filename or "the disk"
-        sentence = f"no space left on {where}: free some and run the same command again"
     print(f"prehab_lib: {sentence}", file=sys.stderr)
     return 2
 

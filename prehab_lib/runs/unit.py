@@ -23,6 +23,7 @@ from pathlib import Path
 import psutil
 
 from prehab_lib.runs.certificate import peak_memory_mb, write_json
+from prehab_lib.runs.inputs import digest
 from prehab_lib.runs.store import FULL, Busy, Store
 
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
@@ -101,7 +102,7 @@ def work_on(task: dict) -> None:
     """Do the task unless its result is stored. Raises Busy, or OSError where the disk is full."""
     store, key = Store(Path(task["runs"])), task["key"]
     with store.hold_run(key):
-        if store.done(key).exists():
+        if store.stored(key):
             return
         part = store.begin(key)
         try:
@@ -129,10 +130,11 @@ def _work(part: Path, task: dict) -> bool:
     shutil.rmtree(work, ignore_errors=True)
     if error and ("[Errno 28]" in error or shutil.disk_usage(part).free < 2**20):
         raise OSError(errno.ENOSPC, error)
-    files = [file.relative_to(part).as_posix() for file in part.rglob("*") if file.is_file()]
+    files = {file.relative_to(part).as_posix(): file for file in part.rglob("*") if file.is_file()}
     facts = {name: task[name] for name in ("key", "profile", "params", "threads", "gpu")}
     facts |= {"notebook": notebook.stem, "error": error, "started": started}
     facts |= {"seconds": round(time.monotonic() - clock, 1), "files": sorted(files)}
+    facts["sha256"] = {name: digest(file) for name, file in sorted(files.items())}
     facts["peak_memory_mb"] = peak_memory_mb(children=True)
     write_json(part / "run.json", facts)
     return error is None

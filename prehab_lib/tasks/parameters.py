@@ -7,9 +7,11 @@ executed: papermill only warns of unknown names, and loses lines with a `=` in t
 import ast
 import difflib
 import json
+import math
 import os
 import re
 from pathlib import Path
+from typing import ClassVar
 
 import yaml
 from pydantic import ConfigDict, ValidationError, create_model
@@ -17,6 +19,9 @@ from pydantic import ConfigDict, ValidationError, create_model
 from prehab_lib.tasks import rules
 
 _TYPES = {kind.__name__: kind for kind in (int, float, str, bool, list, dict)} | {"None": None}
+_DECIMAL = r"[-+]?(\.\d[\d_]*|\d[\d_]*(\.[\d_]*)?)"
+LARGEST, DEEPEST = 2**63, 20  # whole numbers (as torch), lists inside lists
+LONGEST = 2**20  # bytes of a params file
 _CONFIG = ConfigDict(frozen=True, allow_inf_nan=False, protected_namespaces=())
 
 
@@ -70,12 +75,34 @@ def validated(where: str, known: dict[str, tuple], values: dict):
         close = difflib.get_close_matches(unknown[0], known, n=1)
         remedy = f'did you mean "{close[0]}"?' if close else f"it has {', '.join(known) or 'none'}"
         raise ValueError(f'{where} has no parameter "{unknown[0]}": {remedy}')
+    for name, value in values.items():
+        if wrong := _not_plain(value):
+            raise ValueError(f"{where}: {name} = {repr(value)[:80]}: {wrong}")
     ruled = {name: (rules.kind(name), ...) for name in known}
     try:
         create_model(where, __config__=_CONFIG, **ruled).model_validate(values, strict=True)
         return create_model(where, __config__=_CONFIG, **known).model_validate(values, strict=True)
     except ValidationError as failed:
         raise ValueError(f"{where}: {_sentence(values, failed.errors()[0])}") from None
+
+
+def _not_plain(value, depth: int = 0) -> str:
+    """Why a value, or one inside it, is none that a parameter can have; "" where it is."""
+    if depth > DEEPEST:
+        return f"it has more than {DEEPEST} levels"
+    if isinstance(value, int) and abs(value) >= LARGEST:
+        return "a whole number must be smaller than 2**63"
+    if isinstance(value, float) and not math.isfinite(value):
+        return "a number must be finite"
+    if isinstance(value, str) and (
+        "\0" in value or value != value.encode(errors="ignore").decode()
+    ):
+        return "a text must have characters alone"
+    if isinstance(value, dict) and not all(isinstance(name, str) for name in value):
+        return "its keys must be names"
+    inside = [*value, *value.values()] if isinstance(value, dict) else value
+    parts = inside if isinstance(inside, list) else []
+    return next(filter(None, (_not_plain(part, depth + 1) for part in parts)), "")
 
 
 def _sentence(values: dict, error: dict) -> str:
@@ -121,32 +148,85 @@ def check(name: str, namespace: dict):
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML in which 1e-4 is a number and a repeated key is an error."""
+    """Plain YAML 1.2: text, numbers, true, false, null, lists, and mappings with names as keys.
+
+    PyYAML's own 1.1 reads 010 as 8, 1:30 as 90, no as false and 1e-4 as text. An alias could hold
+    itself, or more than any memory.
+    """
+
+    yaml_implicit_resolvers: ClassVar = {}
+    yaml_constructors: ClassVar = {}
+    depth = 0
+
+    def compose_node(self, parent, index):
+        event = self.peek_event()
+        if isinstance(event, yaml.AliasEvent):
+            raise ValueError(f"*{event.anchor}: write the value instead of an alias")
+        if event.tag is not None:
+            raise ValueError(f"{event.tag}: write a plain value instead of a tag")
+        self.depth += 1
+        if self.depth > DEEPEST:
+            raise ValueError(f"more than {DEEPEST} brackets or levels inside one another")
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
 
     def construct_mapping(self, node, deep=False):
-        keys = [key.value for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise ValueError(f'"{key}" stands there twice')
+        keys = set()
+        for key, _ in node.value:
+            if key.tag != f"{_CORE}str":
+                shown = key.value if isinstance(key, yaml.ScalarNode) else "a list or mapping"
+                raise ValueError(f"{shown} is no name: quote it, if it is meant as one")
+            if key.value in keys:
+                raise ValueError(f'"{key.value}" stands there twice')
+            keys.add(key.value)
         return super().construct_mapping(node, deep=True)
 
+    def whole(self, node):
+        text = node.value.replace("_", "")
+        return int(text, 0) if text[:2] in ("0x", "0o") else int(text)
 
-_NUMBER = re.compile(r"[-+]?(\d[\d_]*(\.[\d_]*)?|\.\d[\d_]*)[eE][-+]?\d+$")
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _NUMBER, list("-+.0123456789"))
+    def real(self, node):
+        return float(re.sub(r"_|\.(?=inf|nan)", "", node.value.lower()))
+
+
+_CORE, _SIGNED, _AS_CORE = "tag:yaml.org,2002:", list("-+.0123456789"), yaml.SafeLoader
+for _kind, _read, _first, _written in (
+    ("null", _AS_CORE.construct_yaml_null, ["~", "n", "N", ""], "~|null|Null|NULL|"),
+    ("bool", _AS_CORE.construct_yaml_bool, list("tTfF"), "true|True|TRUE|false|False|FALSE"),
+    ("int", _Loader.whole, _SIGNED, r"[-+]?\d[\d_]*|0x[0-9a-fA-F]+|0o[0-7]+"),
+    (
+        "float",
+        _Loader.real,
+        _SIGNED,
+        rf"{_DECIMAL}([eE][-+]?\d+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+    ),
+    ("str", _AS_CORE.construct_yaml_str, [], ""),
+    ("seq", _AS_CORE.construct_yaml_seq, [], ""),
+    ("map", _AS_CORE.construct_yaml_map, [], ""),
+):
+    _Loader.add_constructor(_CORE + _kind, _read)
+    if _first:
+        _Loader.add_implicit_resolver(_CORE + _kind, re.compile(f"(?:{_written})$"), _first)
 
 
 def load_value(text: str):
-    """The value of `-p name=value`, as YAML: 0.4, 1e-4, [0.2, 0.4] and true mean what they say."""
-    return yaml.load(text, Loader=_Loader)
+    """The value of `-p name=value`, as YAML 1.2. Raises ValueError saying what is wrong."""
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise ValueError(" ".join(str(error).split())) from None
 
 
 def load_file(path: Path) -> dict:
     """A flat YAML file of parameters. Raises ValueError naming the file and what is wrong."""
+    if not path.is_file() or path.stat().st_size > LONGEST:
+        raise ValueError(f"{path} is no file of at most {LONGEST} bytes: write `name: value` lines")
     try:
         values = load_value(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, ValueError) as error:
-        raise ValueError(f"{path}: {' '.join(str(error).split())}") from None
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
     values = {} if values is None else values
-    if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
+    if not isinstance(values, dict):
         raise ValueError(f"{path}: write one `name: value` a line")
     return values

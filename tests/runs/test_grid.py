@@ -95,7 +95,8 @@ WRONG = [
     ("grid: {removed: [0.2, 0.4]}", ["removed = 0.2", "list"]),
     ("grid: {removed: [[0.2], [1.5]]}", ["removed = 1.5", "less than 1"]),
     ("grid: {model: [tiny, Tiny]}", ["two runs that are called Tiny"]),
-    *[(f"grid: {grid}", ["must map parameters"]) for grid in ("[task]", "{}", "", "{1: [2]}")],
+    *[(f"grid: {grid}", ["must map parameters"]) for grid in ("[task]", "{}", "")],
+    ("grid: {1: [2]}", ["1 is no name"]),
     ("task: cola\ngrid: {task: [cola]}", ["task stands in the grid and outside it"]),
     ("grid: {task: [cola]}\ngrid: {task: [sst2]}", ['"grid" stands there twice']),
 ]

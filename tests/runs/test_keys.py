@@ -2,11 +2,13 @@
 
 import json
 import os
+from pathlib import Path
 
 import pytest
 
-from prehab_lib.runs import keys
+from prehab_lib.runs import inputs, keys
 from prehab_lib.runs.plan import Run
+from prehab_lib.runs.store import Store
 
 
 @pytest.fixture
@@ -87,24 +89,80 @@ def test_what_moves_the_key_and_what_does_not(tmp_path, library, write_notebook)
     assert len(set(moved)) == 9, moved
 
 
-def test_data_and_large_files_are_told_apart_by_size_and_time(tmp_path, library, write_notebook, monkeypatch):
-    notebook = write_notebook(tmp_path / "00_a.ipynb", "1")
+def write(file: Path, content: bytes, time=1) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(content)
+    os.utime(file, (time, time))
 
-    def key(params: dict, file=tmp_path / "none", content=b"", time=1) -> str:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(content)
-        os.utime(file, (time, time))
-        return keys.key(Run("00_a", notebook, "lab", params), {}, library)
 
-    unset = key({"data_root": ""})
-    monkeypatch.setattr(keys, "SMALL", 2)
-    for params, place in [
-        ({"data_root": str(tmp_path / "data")}, "data/cifar10/train.parquet"),
-        ({"data_root": str(tmp_path / "data")}, "data/glue/cola/data/train.parquet"),
-        ({"model": str(tmp_path / "model.bin")}, "model.bin"),
-    ]:
-        file = tmp_path / place
-        assert key(params, file, b"123") == key(params, file, b"321"), place
-        assert len({key(params, file, b"321"), key(params, file, b"4321"), key(params, file, b"321", 2)}) == 3, place
-    monkeypatch.setenv("PREHAB_DATA", str(tmp_path / "data"))
-    assert key({"data_root": ""}) != unset
+DOOR = "task = open_task(P.dataset, data_root=P.data_root or None)"
+
+
+def test_what_a_run_reads_is_known_by_its_bytes(tmp_path, library, write_notebook, monkeypatch):
+    """Same size, same time, other bytes: another key; the same bytes at another time: the same."""
+    root, store = tmp_path / "data", Store(tmp_path / "runs")
+    own = write_notebook(tmp_path / "00_a.ipynb", "list(pathlib.Path(data_root).rglob('*'))")
+    door = write_notebook(tmp_path / "03_b.ipynb", DOOR, parameters="data_root: str = ''  # see PREHAB_DATA\n")
+
+    def key(notebook, **params) -> str:
+        return keys.key(Run(notebook.stem, notebook, "lab", params), {}, library, store.contents)
+
+    cases = [(door, {"dataset": "cifar10"}, "cifar10/train/cat/0.png")]
+    cases += [(door, {"task": "cola"}, "glue/cola/data/train-0.parquet")]
+    cases += [(door, {"corpus": name}, "c4/en/x.json.gz") for name in ("wikitext2", str(tmp_path / "corpus"))]
+    cases += [(door, {"corpus": "wikitext2"}, "wikitext-2-raw-v1/test.parquet")]
+    cases += [(own, {}, "pictures/a b/\udcff.png"), (own, {}, "x.bin")]
+    for notebook, params, place in cases:
+        for given in ({"data_root": str(root)}, {"data_root": ""}, {}):
+            monkeypatch.delenv("PREHAB_DATA", raising=False)
+            if given != {"data_root": str(root)}:
+                monkeypatch.setenv("PREHAB_DATA", str(root))
+            found = []
+            for content, time in ((b"123", 1), (b"321", 1), (b"321", 2), (b"4321", 1), (b"123", 3)):
+                write(root / place, content, time)
+                found.append(key(notebook, **params, **given))
+            assert found[1] == found[2] and found[0] == found[4] and len({*found}) == 3, (place, given)
+            (root / place).rename(root / place.replace(".", "2."))
+            assert key(notebook, **params, **given) not in found, place
+            (root / place.replace(".", "2.")).unlink()
+    write(root / "cifar10" / "test" / "cat" / "0.png", b"1")
+    first = key(door, dataset="cifar10", data_root=str(root))
+    write(root / "imagenet-1k" / "train" / "0.png", b"1")  # of no concern to this run
+    write(root / "another" / "0.png", b"1")
+    assert key(door, dataset="cifar10", data_root=str(root)) == first
+    assert key(door, dataset="imagenet-1k", data_root=str(root)) != key(door, dataset="digits", data_root=str(root))
+
+
+def test_paths_among_parameters_are_read_wherever_they_stand(tmp_path, library, write_notebook):
+    notebook, place = write_notebook(tmp_path / "00_a.ipynb", "1"), tmp_path / "model"
+    for params in ({"checkpoint": str(place)}, {"models": [str(place)]}, {"small": {"from": [str(place)]}}):
+        found = []
+        for content in (b"12", b"21"):
+            write(place / "deep" / "model.safetensors", content)
+            found.append(keys.key(Run("00_a", notebook, "lab", params), {}, library))
+        assert len({*found}) == 2, params
+
+
+def test_an_unchanged_folder_is_read_once_and_odd_ones_end(tmp_path, monkeypatch):
+    """Links that lead back, a link to nowhere, a pipe; what is kept survives its own damage."""
+    root, kept, read = tmp_path / "data", tmp_path / "kept.json", []
+    for name in ("a/0.png", "a/1.png", "b/0.png", ".git/x", "b/.DS_Store"):
+        write(root / name, name.encode())
+    (root / "a" / "back").symlink_to(root)
+    (root / "b" / "nowhere").symlink_to("none")
+    os.mkfifo(root / "b" / "pipe")
+    digest = inputs.digest
+    monkeypatch.setattr(inputs, "digest", lambda file: read.append(Path(file).name) or digest(file))
+    monkeypatch.setattr(inputs, "RACY", -3600)  # what was written just now counts as old
+    first = inputs.Contents(kept).lines(str(root))
+    assert sorted(read) == ["0.png", "0.png", "1.png"] and len(first) == 2
+    assert inputs.Contents(kept).lines(str(root)) == first and len(read) == 3
+    write(root / "a" / "0.png", b"A/0.PNG")  # the time of its change cannot be set back
+    assert inputs.Contents(kept).lines(str(root)) != first and len(read) == 5
+    for damage in ("{", "[]", '{"a": 1}', ""):
+        kept.write_text(damage)
+        assert len(inputs.Contents(kept).lines(str(root))) == 2
+    monkeypatch.setattr(inputs, "RACY", 3600)  # the clock may not tell a second change
+    kept.unlink()
+    inputs.Contents(kept).lines(str(root))
+    assert not kept.exists()
