@@ -1,11 +1,12 @@
 """The command line: `python -m prehab_lib COMMAND`, which is `compress` or one of COMMANDS."""
 
 import argparse
+import os
 import re
 import sys
 
 from prehab_lib.cli import compress_cli
-from prehab_lib.runs.store import FULL, Store
+from prehab_lib.runs.store import FULL, READ_ONLY, Store
 
 
 def _assignment(text: str) -> tuple[str, object]:
@@ -45,11 +46,14 @@ def _act(arguments) -> int:
         from prehab_lib.report import audit, report
 
         if arguments.command == "figures":
-            count, folder = report.copy_figures(arguments.profile)
-            print(f"{count} files copied to {folder}")
+            count, place = report.copy_figures(arguments.profile)
+            said = f"{count} files copied to {place}"
         else:
             write = report.write if arguments.command == "report" else audit.write
-            print(f"written: {write(arguments.profile)}")
+            place = write(arguments.profile)
+            said = f"written: {place}"
+        # It came back without an error, so what belongs there was there.
+        print(said if os.access(place, os.W_OK) else f"already up to date: {place}{READ_ONLY}")
         return 0
 
     from prehab_lib import run

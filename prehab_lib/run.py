@@ -12,7 +12,7 @@ from pathlib import Path
 
 from prehab_lib.runs import inputs, plan
 from prehab_lib.runs.pool import Pool, found, key_of
-from prehab_lib.runs.store import Store
+from prehab_lib.runs.store import READ_ONLY, Store
 
 
 def main(planned: Sequence[plan.Run], store: Store, width: int) -> int:
@@ -32,7 +32,8 @@ def main(planned: Sequence[plan.Run], store: Store, width: int) -> int:
     for name, outcome in outcomes.items():
         by[outcome.status].append(name)
     if len(by["cached"]) == len(outcomes):
-        print(f"already up to date: {len(outcomes)} of {len(outcomes)} runs are stored")
+        note = "" if os.access(store.runs, os.W_OK) else READ_ONLY
+        print(f"already up to date: {len(outcomes)} of {len(outcomes)} runs are stored{note}")
         return 0
     counts = ", ".join(f"{len(names)} {status}" for status, names in by.items())
     print(f"{profile}: {counts} in {time.monotonic() - clock:.0f} s")

@@ -70,11 +70,11 @@ def _json(file: Path) -> list:
     """The objects of a file, one or one a line; none where it is not there."""
     if not file.is_file():
         return []
-    text = file.read_text(encoding="utf-8")
     try:
+        text = file.read_text(encoding="utf-8")
         parts = text.splitlines() if file.suffix == ".jsonl" else [text]
-        return [json.loads(part) for part in parts]
-    except json.JSONDecodeError:
+        return [{**json.loads(part)} for part in parts]
+    except (ValueError, TypeError, RecursionError):
         remedy = "remove its folder and run the profile again"
         raise ValueError(f"{file} is not JSON: {remedy}") from None
 

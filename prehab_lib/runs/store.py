@@ -20,6 +20,9 @@ from prehab_lib.runs.certificate import replacing
 from prehab_lib.runs.inputs import Contents, digest
 
 FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
+# What comes of reading JSON that is torn, or another's.
+DAMAGE = (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError)
+READ_ONLY = " (the disk is read-only)"
 
 
 class Busy(ValueError):
@@ -79,7 +82,7 @@ class Store:
 
         Whole: every file of it can be read, and has the bytes that were stored.
         """
-        with suppress(OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        with suppress(*DAMAGE):
             run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
             whole = [digest(folder / name) for name in run["files"]]
             stored = run.get("sha256", dict(zip(run["files"], whole, strict=True)))
@@ -155,10 +158,11 @@ class Store:
     def publish(self, key: str, profile: str, name: str) -> None:
         """Copy a finished run to runs/PROFILE, run.json last; what its predecessor left goes."""
         source, facts = self.done(key), self.runs / profile / name / "run.json"
-        run, before = json.loads((source / "run.json").read_text(encoding="utf-8")), {}
+        run, stale = json.loads((source / "run.json").read_text(encoding="utf-8")), set()
         targets = self.targets(profile, name, run)
-        with suppress(OSError, ValueError):  # nothing was published, or only half
+        with suppress(*DAMAGE):  # nothing was published, or only half
             before = json.loads(facts.read_text(encoding="utf-8"))
+            stale = {*self.targets(profile, name, before).values()} - {*targets.values()}
         copied = {source / file: target for file, target in targets.items()}
         if not differing(copied | {source / "run.json": facts}):
             return
@@ -166,14 +170,15 @@ class Store:
             for target in (*targets.values(), facts):
                 self._make_way(target)
             copy(copied)
-            for stale in set(self.targets(profile, name, before).values()) - set(targets.values()):
-                stale.unlink(missing_ok=True)
+            for target in stale:
+                target.unlink(missing_ok=True)
             copy({source / "run.json": facts})
 
     def _make_way(self, target: Path) -> None:
-        """Remove a folder where the file belongs, and files where folders of it do."""
+        """Remove files where folders of the target belong, and a folder where itself does."""
+        own = len(target.relative_to(self.runs).parts) - 1
+        for folder in reversed(target.parents[:own]):
+            if os.path.lexists(folder) and not folder.is_dir():
+                remove(folder)
         if target.is_dir():
             remove(target)
-        for folder in target.parents[: len(target.relative_to(self.runs).parts) - 1]:
-            if not folder.is_dir():
-                remove(folder)

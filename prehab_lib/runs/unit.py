@@ -38,6 +38,12 @@ def die_with(parent: int) -> None:
             os._exit(1)
 
 
+def adopt_orphans() -> None:
+    """Have orphans below this process become its children, which `end_descendants` finds. Linux."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
+
+
 def end_descendants(seconds: float = 1.5) -> None:
     """Kill all that this process started, directly or not: also what a notebook left running."""
     until, own = time.monotonic() + seconds, psutil.Process()
@@ -143,8 +149,7 @@ def _work(part: Path, task: dict) -> bool:
 def main() -> None:
     """Exit code: 0 where the store has what became of the run, ENOSPC where the disk is full."""
     task = json.loads(sys.stdin.readline())
-    if sys.platform == "linux":  # orphans of a notebook become ours, to be found
-        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
+    adopt_orphans()
     threading.Thread(target=_outlive_nobody, daemon=True).start()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     try:

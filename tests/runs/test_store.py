@@ -5,11 +5,14 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from prehab_lib import __main__
-from prehab_lib.runs import plan, store, unit
+from prehab_lib.runs import plan, pool, store, unit
+from prehab_lib.runs.inputs import digest
+from prehab_lib.runs.store import remove
 
 
 def test_another_error_of_the_disk_is_not_called_a_full_one(tmp_path, monkeypatch):
@@ -25,14 +28,87 @@ def test_another_error_of_the_disk_is_not_called_a_full_one(tmp_path, monkeypatc
     assert [path.suffix for path in (tmp_path / ".store").iterdir()] == [".lock"]
 
 
-def stored(kept: store.Store, key: str, notebook: str, *names: str) -> None:
+def stored(kept: store.Store, key: str, notebook: str, *names: str, good: bool = True) -> None:
     """A finished run with these files, its key in each."""
     part = kept.begin(key)
     for name in names:
         (part / name).parent.mkdir(exist_ok=True)
         (part / name).write_text(key)
-    (part / "run.json").write_text(json.dumps({"key": key, "notebook": notebook, "files": names}))
-    kept.finish(key, good=True)
+    facts = {"key": key, "notebook": notebook, "files": names, "error": None if good else "planted"}
+    facts["sha256"] = {name: digest(part / name) for name in names}
+    (part / "run.json").write_text(json.dumps(facts))
+    kept.finish(key, good)
+
+
+def emptied(folder: Path) -> None:
+    remove(folder)
+    folder.mkdir()
+
+
+def a_file(folder: Path) -> None:
+    remove(folder)
+    folder.write_text("a file where a folder belongs")
+
+
+def spoiled(file: str, content: str):
+    return lambda folder: (folder / file).write_text(content)
+
+
+def gone(file: str):
+    return lambda folder: remove(folder / file)
+
+
+def unreadable(folder: Path) -> None:
+    """Also for root, who reads what nobody may: there it is missing too."""
+    (folder / "figures" / "a.png").unlink()
+    (folder / "figures").chmod(0)
+    folder.chmod(0)
+
+
+DAMAGES = {"empty": emptied, "file": a_file, "gone": remove, "unreadable": unreadable}
+DAMAGES |= {
+    f"run.json {text[:9]}": spoiled("run.json", text) for text in ("", '{"key": "k', "[]", "{}", "null", "[" * 9999)
+}
+DAMAGES |= {f"no {name}": gone(name) for name in ("run.json", "00_a.ipynb", "result.json", "figures")}
+DAMAGES |= {f"torn {name}": spoiled(name, "") for name in ("00_a.ipynb", "figures/a.png")}
+DAMAGES |= {"zeros": spoiled("result.json", "\0"), "another's": spoiled("run.json", '{"key": "other", "files": []}')}
+DAMAGES["a folder"] = lambda folder: (gone("00_a.ipynb")(folder), (folder / "00_a.ipynb").mkdir())
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_a_damaged_entry_is_not_stored_and_is_replaced(tmp_path, damage):
+    """So is a damaged failure, and what is published."""
+    kept, names = store.Store(tmp_path), ("00_a.ipynb", "result.json", "figures/a.png")
+    for place, good in ((kept.done("k"), True), (kept.failed("k"), False)):
+        stored(kept, "k", "00_a", *names, good=good)
+        assert pool.found(kept, "k").status == ("ran" if good else "failed") and bool(kept.stored("k")) == good
+        damage(place)
+        assert pool.found(kept, "k") is None and not kept.stored("k")
+        stored(kept, "k", "00_a", *names)
+        assert kept.stored("k") and pool.found(kept, "k").status == "ran"
+        if good:
+            remove(kept.done("k"))
+    kept.publish("k", "smoke", "00_a")
+    whole = files(tmp_path / "smoke")
+    published = tmp_path / "smoke" / "00_a"
+    (published / "figures").mkdir()  # what the damages look for
+    (published / "figures" / "a.png").touch()
+    damage(published)
+    kept.publish("k", "smoke", "00_a")
+    assert whole.items() <= files(tmp_path / "smoke").items()
+    for place in ("smoke", "smoke/figures"):
+        a_file(tmp_path / place)
+        kept.publish("k", "smoke", "00_a")
+        assert files(tmp_path / "smoke") == whole
+
+
+def test_what_cannot_be_removed_of_others_is_left_alone(tmp_path):
+    (tmp_path / "other" / "deep").mkdir(parents=True)
+    (tmp_path / "other").chmod(0o755)
+    (tmp_path / "entry").mkdir()
+    (tmp_path / "entry" / "link").symlink_to(tmp_path / "other")
+    remove(tmp_path / "entry")
+    assert (tmp_path / "other" / "deep").is_dir() and (tmp_path / "other").stat().st_mode & 0o777 == 0o755
 
 
 def files(folder) -> dict[str, bytes]:
@@ -98,6 +174,31 @@ def test_a_disk_that_is_full(tiny_disk, write_notebook, monkeypatch, capsys):
     assert files(place) == before
     assert "already up to date: 1 of 1" in run("30m", 5, code=0)
     assert len(files(place)["big"]) == 5 * 2**20 and json.loads(files(place)["run.json"])["params"] == {"size": 5}
+
+
+def test_a_read_only_disk_with_everything_stored_is_up_to_date(tiny_disk, write_notebook, monkeypatch, capsys):
+    """Runs, report and figures say so and end well; what is missing there is one sentence."""
+    source = "from prehab_lib.runs import certificate as c\nc.write_json(c.run_dir() / 'figures' / 'a.json', {'n': n})"
+    write_notebook(tiny_disk / "notebooks" / "00_a.ipynb", source, parameters="n: int = 1  # one\n")
+    monkeypatch.chdir(tiny_disk)
+    subprocess.run(["mount", "-o", "remount,size=30m", str(tiny_disk)], check=True)
+    for command in ("run", "report", "figures"):
+        assert __main__.main([command, "smoke"]) == 0
+    (tiny_disk / "runs" / ".store" / "dead.part").mkdir()
+    subprocess.run(["mount", "-o", "remount,ro", str(tiny_disk)], check=True)
+    capsys.readouterr()
+    for command, said in [
+        ("run", "already up to date: 1 of 1 runs are stored (the disk is read-only)\n"),
+        ("report", "already up to date: runs/smoke/report.md (the disk is read-only)\n"),
+        ("figures", "already up to date: figures/smoke (the disk is read-only)\n"),
+    ]:
+        assert __main__.main([command, "smoke"]) == 0
+        assert capsys.readouterr().out == said
+    assert __main__.main(["plan", "smoke"]) == 0
+    capsys.readouterr()
+    assert __main__.main(["run", "smoke", "-p", "n=2"]) == 2
+    said = capsys.readouterr()
+    assert "Read-only file system" in said.err and said.err.count("\n") == 1 and said.out == ""
 
 
 def test_work_folders_of_killed_runs_are_swept_but_not_those_at_work(tmp_path):
