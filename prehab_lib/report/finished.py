@@ -91,23 +91,15 @@ def read(folder: Path) -> list[Finished]:
     return runs
 
 
-def _asked(folder: Path, runs: list[Finished]) -> dict[str, dict[str, dict]]:
-    return plan.expected(plan.home(), folder.name, {run.notebook for run in runs})
-
-
 def planned(folder: Path, runs: list[Finished]) -> list[Finished]:
     """Those of runs/PROFILE that its params files ask for."""
-    names = _asked(folder, runs)
+    names = plan.expected(plan.home(), folder.name, {run.notebook for run in runs})
     return [run for run in runs if run.name in names.get(run.notebook, [run.name])]
 
 
-def changed(folder: Path, runs: list[Finished]) -> str:
-    """Which runs have other parameters than their params files give now, in words; "" for none."""
-    asked, words = _asked(folder, runs), []
-    for run in runs:
-        now, then = asked.get(run.notebook, {}).get(run.name), run.run.get("params", {})
-        if now is not None and now != then:
-            names = [name for name in {**then, **now} if now.get(name) != then.get(name)]
-            pairs = (f"{name} {then.get(name)}, now {now.get(name)}" for name in names)
-            words.append(f"{run.name} ({'; '.join(pairs)})")
-    return ", ".join(words)
+def changed(folder: Path, runs: list[Finished]) -> list[str]:
+    """Names of those whose parameters are not what the params files say now."""
+    asked = plan.expected(plan.home(), folder.name, {run.notebook for run in runs})
+    now = {name: params for some in asked.values() for name, params in some.items()}
+    then = {run.name: run.run.get("params") for run in runs}
+    return [name for name, params in then.items() if now.get(name, params) != params]

@@ -101,8 +101,8 @@ def write(profile: str) -> str:
     stale = [run.name for run in found if run not in planned]
     if stale:
         lines.append(f"Left out, for the params files make no such run: {', '.join(stale)}.")
-    if changed := finished.changed(folder, planned):
-        lines.append(f"Made with other parameters than the params files give now: {changed}.")
+    if changed := ", ".join(finished.changed(folder, planned)):
+        lines.append(f"Not made with the parameters of the params files: {changed}.")
     for notebook in sorted({run.notebook for run in planned}):
         lines += _section([run for run in planned if run.notebook == notebook])
     certificate.write(folder / "report.md", "\n".join(lines) + "\n")

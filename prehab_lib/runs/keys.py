@@ -62,44 +62,32 @@ def library_files(sources: Iterable[str], library: Path = LIBRARY) -> list[Path]
 def _inputs(run: Run, code: str, contents: Contents) -> list[str]:
     """One line for every file or folder that a run may read from outside the library.
 
-    code: of the cells but that of the parameters. Where it only hands its data_root on to
-    `tasks.data`, data sets that are named can be read; else it may read all that lies there.
+    Code that only hands its data_root on to `tasks.data` reads data sets that are named there or
+    in the parameters; other code may read all that lies there.
     """
-    root, lines = run.params.get("data_root") or os.environ.get("PREHAB_DATA"), []
+    places = {path: path for name, path in paths(run.params) if name != "data_root"}
+    root = run.params.get("data_root") or os.environ.get("PREHAB_DATA")
     if root:
-        root = os.path.abspath(os.path.expanduser(root))
-        named = [name for name in data_sets() if f'"{name}"' in code or f"'{name}'" in code]
-        named = dict.fromkeys([*named, *data_sets_of(run.params)])
         rest = HANDED_ON.sub("", code)
         unknown = "data_root" in run.params and rest == code
+        named = [name for name in data_sets() if f'"{name}"' in code or f"'{name}'" in code]
         if unknown or re.search("data_root|PREHAB_DATA", rest):
             named = [""]
-        for name in named:
-            lines += [f"{name} {line}" for line in contents.lines(os.path.join(root, name))]
-    for name, path in paths(run.params):
-        if name != "data_root":
-            lines += [f"{name} {line}" for line in contents.lines(path)]
-    return lines
+        for name in {*named, *data_sets_of(run.params)}:
+            places[f"data {name}"] = os.path.join(os.path.abspath(os.path.expanduser(root)), name)
+    return [f"{name} {contents.of(place)}" for name, place in sorted(places.items())]
 
 
-def _sets_parameters(cell: dict) -> bool:
-    return "parameters" in cell.get("metadata", {}).get("tags", [])
-
-
-def key(
-    run: Run,
-    results: Mapping[str, bytes],
-    library: Path = LIBRARY,
-    contents: Contents | None = None,
-) -> str:
+def key(run: Run, results: Mapping[str, bytes], library: Path = LIBRARY, contents=None) -> str:
     """Sixteen hexadecimal digits. results: what `Store.results` gives, for a run that reads it.
 
-    contents: what is known of the files that it reads; without, they are all read.
+    contents: what is known of the files that it reads (`Contents`); without, they are all read.
     """
     cells = json.loads(run.notebook.read_text(encoding="utf-8"))["cells"]
     cells = [cell for cell in cells if cell["cell_type"] == "code"]
     code = ["".join(cell["source"]) for cell in cells]
-    own = [text for text, cell in zip(code, cells, strict=True) if not _sets_parameters(cell)]
+    tags = [cell.get("metadata", {}).get("tags", []) for cell in cells]
+    own = [text for text, some in zip(code, tags, strict=True) if "parameters" not in some]
     parts = [f"{run.profile} {run.notebook.stem}", json.dumps(run.params, sort_keys=True), *code]
     parts += _inputs(run, "\n".join(own), contents or Contents())
     for file in library_files(code, library):

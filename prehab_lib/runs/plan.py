@@ -80,20 +80,12 @@ def _expanded(root: Path, profile: str, notebook: Path, overrides=None, axes=Non
     metadata = json.loads(notebook.read_text(encoding="utf-8")).get("metadata", {})
     last, runs = metadata.get("prehab", {}).get("last", False), []
     for suffix, params in points:
-        params |= {name: _absolute(value, name == "data_root") for name, value in params.items()}
+        for name, value in params.items():  # the notebook works in another folder
+            if isinstance(value, str) and (is_path(value) or (name == "data_root" and value)):
+                params[name] = os.path.abspath(os.path.expanduser(value))
         name = ".".join(filter(None, [notebook.stem, suffix]))
         runs.append(Run(name, notebook, profile, params, last, gpu=wants_gpu(params)))
     return runs
-
-
-def _absolute(value, folder: bool = False):
-    """The value with its paths made absolute: the notebook works elsewhere. folder: it is one."""
-    if isinstance(value, dict):
-        return {name: _absolute(inside) for name, inside in value.items()}
-    if isinstance(value, list):
-        return [_absolute(inside) for inside in value]
-    named = is_path(value) or (folder and value)
-    return os.path.abspath(os.path.expanduser(value)) if named else value
 
 
 def expected(root: Path, profile: str, wanted: Collection[str]) -> dict[str, dict[str, dict]]:
@@ -127,14 +119,13 @@ def gpus() -> list[str]:
     return [name for name in (visible or "").split(",") if name.strip() not in ("", "-1")]
 
 
-def _check_path(what: str, path: str, folder: bool) -> None:
+def _unfound(path: str) -> str:
+    """Why there is nothing at a path: missing, a loop of links, a name too long; "" where it is."""
     try:
         os.stat(path)
-        why = "" if os.path.isdir(path) or not folder else "is not a folder"
-    except OSError as error:  # nothing there, a loop of links, a name too long
-        why = "is not a folder" if folder else f"cannot be found ({error.strerror})"
-    if why:
-        raise FileNotFoundError(f"{what} {why}: check the path")
+    except OSError as error:
+        return f"cannot be found ({error.strerror})"
+    return ""
 
 
 def runs(
@@ -162,7 +153,11 @@ def runs(
             planned += _expanded(root, profile, file, overrides, axes)
     for run in planned:
         for name, path in paths(run.params):
-            _check_path(f"{run.name}: {name} = {path[:200]}", path, name == "data_root")
+            why = "" if os.path.isdir(path) else "is not a folder"
+            if name != "data_root":
+                why = _unfound(os.path.expanduser(path))
+            if why:
+                raise FileNotFoundError(f"{run.name}: {name} = {path[:200]} {why}: check the path")
     devices = len(gpus()) if any(run.gpu for run in planned) else 0
     threads = threads or max(1, cores() // max(2, devices))
     return [replace(run, threads=threads, gpu=run.gpu and devices > 0) for run in planned]

@@ -10,6 +10,7 @@ import filecmp
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -37,27 +38,21 @@ def copy(targets: Mapping[Path, Path]) -> None:
 
 
 def differing(targets: Mapping[Path, Path]) -> dict[Path, Path]:
-    """Of source -> target, those whose target is not there with the source's bytes."""
-
-    def same(source: Path, target: Path) -> bool:
+    """Of source -> target, those whose target has not the source's bytes."""
+    rest = dict(targets)
+    for source, target in targets.items():
         with suppress(OSError):
-            return filecmp.cmp(source, target, shallow=False)
-        return False
-
-    return {source: target for source, target in targets.items() if not same(source, target)}
+            if filecmp.cmp(source, target, shallow=False):
+                del rest[source]
+    return rest
 
 
 def remove(path: Path) -> None:
-    """Remove what lies there, a file or a folder, also one that nobody may read."""
-    if path.is_symlink() or not path.is_dir():
-        path.unlink(missing_ok=True)
-        return
-    path.chmod(0o700)
-    for folder, inside, _ in os.walk(path):
-        for below in (Path(folder, name) for name in inside):
-            if not below.is_symlink():
-                below.chmod(0o700)
-    shutil.rmtree(path)
+    """Have nothing lie at a path any more: what may not be removed is renamed at least."""
+    aside = path.with_name(f".{path.name}.{time.time_ns()}")
+    with suppress(FileNotFoundError):
+        os.rename(path, aside)
+        aside.unlink() if aside.is_file() else shutil.rmtree(aside, ignore_errors=True)
 
 
 class Store:
@@ -167,18 +162,7 @@ class Store:
         if not differing(copied | {source / "run.json": facts}):
             return
         with FileLock(self.folder / ".publish.lock"):  # runs that end at once share figures/
-            for target in (*targets.values(), facts):
-                self._make_way(target)
             copy(copied)
             for target in stale:
                 target.unlink(missing_ok=True)
             copy({source / "run.json": facts})
-
-    def _make_way(self, target: Path) -> None:
-        """Remove files where folders of the target belong, and a folder where itself does."""
-        own = len(target.relative_to(self.runs).parts) - 1
-        for folder in reversed(target.parents[:own]):
-            if os.path.lexists(folder) and not folder.is_dir():
-                remove(folder)
-        if target.is_dir():
-            remove(target)

@@ -7,7 +7,6 @@ executed: papermill only warns of unknown names, and loses lines with a `=` in t
 import ast
 import difflib
 import json
-import math
 import os
 import re
 from pathlib import Path
@@ -19,9 +18,7 @@ from pydantic import ConfigDict, ValidationError, create_model
 from prehab_lib.tasks import rules
 
 _TYPES = {kind.__name__: kind for kind in (int, float, str, bool, list, dict)} | {"None": None}
-_DECIMAL = r"[-+]?(\.\d[\d_]*|\d[\d_]*(\.[\d_]*)?)"
-LARGEST, DEEPEST = 2**63, 20  # whole numbers (as torch), lists inside lists
-LONGEST = 2**20  # bytes of a params file
+DEEPEST, LONGEST = 20, 2**20  # lists inside lists; bytes of a params file
 _CONFIG = ConfigDict(frozen=True, allow_inf_nan=False, protected_namespaces=())
 
 
@@ -76,8 +73,11 @@ def validated(where: str, known: dict[str, tuple], values: dict):
         remedy = f'did you mean "{close[0]}"?' if close else f"it has {', '.join(known) or 'none'}"
         raise ValueError(f'{where} has no parameter "{unknown[0]}": {remedy}')
     for name, value in values.items():
-        if wrong := _not_plain(value):
-            raise ValueError(f"{where}: {name} = {repr(value)[:80]}: {wrong}")
+        if not _is_plain(value):
+            must = (
+                "it must be text, finite numbers below 2**63, lists, or mappings with text as keys"
+            )
+            raise ValueError(f"{where}: {name} = {repr(value)[:80]}: {must}")
     ruled = {name: (rules.kind(name), ...) for name in known}
     try:
         create_model(where, __config__=_CONFIG, **ruled).model_validate(values, strict=True)
@@ -86,23 +86,18 @@ def validated(where: str, known: dict[str, tuple], values: dict):
         raise ValueError(f"{where}: {_sentence(values, failed.errors()[0])}") from None
 
 
-def _not_plain(value, depth: int = 0) -> str:
-    """Why a value, or one inside it, is none that a parameter can have; "" where it is."""
-    if depth > DEEPEST:
-        return f"it has more than {DEEPEST} levels"
-    if isinstance(value, int) and abs(value) >= LARGEST:
-        return "a whole number must be smaller than 2**63"
-    if isinstance(value, float) and not math.isfinite(value):
-        return "a number must be finite"
-    if isinstance(value, str) and (
-        "\0" in value or value != value.encode(errors="ignore").decode()
-    ):
-        return "a text must have characters alone"
-    if isinstance(value, dict) and not all(isinstance(name, str) for name in value):
-        return "its keys must be names"
-    inside = [*value, *value.values()] if isinstance(value, dict) else value
-    parts = inside if isinstance(inside, list) else []
-    return next(filter(None, (_not_plain(part, depth + 1) for part in parts)), "")
+def _is_plain(value) -> bool:
+    """Whether JSON holds it as it is, with whole numbers that torch takes."""
+
+    def whole(digits: str) -> int | None:
+        return int(digits) if abs(int(digits)) < 2**63 else None
+
+    try:
+        text = json.dumps(value, allow_nan=False, ensure_ascii=False)
+        text.encode()  # refuses half a character
+        return json.loads(text, parse_int=whole) == value and "\\u0000" not in text
+    except (ValueError, TypeError, RecursionError):
+        return False
 
 
 def _sentence(values: dict, error: dict) -> str:
@@ -147,67 +142,59 @@ def check(name: str, namespace: dict):
     return validated(name, known, {parameter: namespace[parameter] for parameter in known})
 
 
+_NULL = "tag:yaml.org,2002:null"
+
+
 class _Loader(yaml.SafeLoader):
-    """Plain YAML 1.2: text, numbers, true, false, null, lists, and mappings with names as keys.
+    """Plain YAML 1.2: text, numbers, true, false, null, lists, and mappings with text as keys.
 
     PyYAML's own 1.1 reads 010 as 8, 1:30 as 90, no as false and 1e-4 as text. An alias could hold
     itself, or more than any memory.
     """
 
-    yaml_implicit_resolvers: ClassVar = {}
-    yaml_constructors: ClassVar = {}
     depth = 0
+    yaml_implicit_resolvers: ClassVar = {
+        first: [rule for rule in known if rule[0] == _NULL]
+        for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
 
     def compose_node(self, parent, index):
         event = self.peek_event()
-        if isinstance(event, yaml.AliasEvent):
-            raise ValueError(f"*{event.anchor}: write the value instead of an alias")
-        if event.tag is not None:
-            raise ValueError(f"{event.tag}: write a plain value instead of a tag")
+        if isinstance(event, yaml.AliasEvent) or event.tag is not None:
+            raise ValueError("write the value itself, instead of an alias (*name) or a tag (!name)")
         self.depth += 1
         if self.depth > DEEPEST:
-            raise ValueError(f"more than {DEEPEST} brackets or levels inside one another")
+            raise ValueError(f"it has more than {DEEPEST} brackets or levels inside one another")
         node = super().compose_node(parent, index)
         self.depth -= 1
         return node
 
     def construct_mapping(self, node, deep=False):
-        keys = set()
+        keys = [key.value for key, _ in node.value]
         for key, _ in node.value:
-            if key.tag != f"{_CORE}str":
-                shown = key.value if isinstance(key, yaml.ScalarNode) else "a list or mapping"
-                raise ValueError(f"{shown} is no name: quote it, if it is meant as one")
-            if key.value in keys:
+            if not key.tag.endswith(":str"):
+                raise ValueError(
+                    f"the key {str(key.value)[:80]} is no text: quote it if it is meant so"
+                )
+            if keys.count(key.value) > 1:
                 raise ValueError(f'"{key.value}" stands there twice')
-            keys.add(key.value)
         return super().construct_mapping(node, deep=True)
 
-    def whole(self, node):
+    def number(self, node):
         text = node.value.replace("_", "")
-        return int(text, 0) if text[:2] in ("0x", "0o") else int(text)
+        if re.fullmatch(r"[-+]?\d+", text):
+            return int(text)
+        if text[-3:].lower() in ("inf", "nan"):
+            raise ValueError(f"{text}: a number must be finite")
+        return int(text, 0) if text[:2] in ("0x", "0o") else float(text)
 
-    def real(self, node):
-        return float(re.sub(r"_|\.(?=inf|nan)", "", node.value.lower()))
 
-
-_CORE, _SIGNED, _AS_CORE = "tag:yaml.org,2002:", list("-+.0123456789"), yaml.SafeLoader
-for _kind, _read, _first, _written in (
-    ("null", _AS_CORE.construct_yaml_null, ["~", "n", "N", ""], "~|null|Null|NULL|"),
-    ("bool", _AS_CORE.construct_yaml_bool, list("tTfF"), "true|True|TRUE|false|False|FALSE"),
-    ("int", _Loader.whole, _SIGNED, r"[-+]?\d[\d_]*|0x[0-9a-fA-F]+|0o[0-7]+"),
-    (
-        "float",
-        _Loader.real,
-        _SIGNED,
-        rf"{_DECIMAL}([eE][-+]?\d+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
-    ),
-    ("str", _AS_CORE.construct_yaml_str, [], ""),
-    ("seq", _AS_CORE.construct_yaml_seq, [], ""),
-    ("map", _AS_CORE.construct_yaml_map, [], ""),
-):
-    _Loader.add_constructor(_CORE + _kind, _read)
-    if _first:
-        _Loader.add_implicit_resolver(_CORE + _kind, re.compile(f"(?:{_written})$"), _first)
+_NUMBER = r"[-+]?(\.\d[\d_]*|\d[\d_]*(\.[\d_]*)?)([eE][-+]?\d+)?|0x[0-9a-fA-F]+|0o[0-7]+"
+_NUMBERS = re.compile(rf"(?:{_NUMBER}|[-+]?\.(?i:inf|nan))$")
+_TRUTH = re.compile("(?:true|True|TRUE|false|False|FALSE)$")
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _NUMBERS, list("-+.0123456789"))
+_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", _TRUTH, list("tTfF"))
+_Loader.add_constructor("tag:yaml.org,2002:float", _Loader.number)
 
 
 def load_value(text: str):

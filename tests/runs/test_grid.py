@@ -96,7 +96,7 @@ WRONG = [
     ("grid: {removed: [[0.2], [1.5]]}", ["removed = 1.5", "less than 1"]),
     ("grid: {model: [tiny, Tiny]}", ["two runs that are called Tiny"]),
     *[(f"grid: {grid}", ["must map parameters"]) for grid in ("[task]", "{}", "")],
-    ("grid: {1: [2]}", ["1 is no name"]),
+    ("grid: {1: [2]}", ["the key 1 is no text"]),
     ("task: cola\ngrid: {task: [cola]}", ["task stands in the grid and outside it"]),
     ("grid: {task: [cola]}\ngrid: {task: [sst2]}", ['"grid" stands there twice']),
 ]

@@ -95,52 +95,37 @@ def write(file: Path, content: bytes, time=1) -> None:
     os.utime(file, (time, time))
 
 
-DOOR = "task = open_task(P.dataset, data_root=P.data_root or None)"
-
-
 def test_what_a_run_reads_is_known_by_its_bytes(tmp_path, library, write_notebook, monkeypatch):
     """Same size, same time, other bytes: another key; the same bytes at another time: the same."""
-    root, store = tmp_path / "data", Store(tmp_path / "runs")
+    root, store, path = tmp_path / "data", Store(tmp_path / "runs"), str(tmp_path / "data")
     own = write_notebook(tmp_path / "00_a.ipynb", "list(pathlib.Path(data_root).rglob('*'))")
-    door = write_notebook(tmp_path / "03_b.ipynb", DOOR, parameters="data_root: str = ''  # see PREHAB_DATA\n")
+    cells = "task = open_task(P.dataset, data_root=P.data_root or None)", "data_root: str = ''  # see PREHAB_DATA\n"
+    door = write_notebook(tmp_path / "03_b.ipynb", cells[0], parameters=cells[1])
 
     def key(notebook, **params) -> str:
         return keys.key(Run(notebook.stem, notebook, "lab", params), {}, library, store.contents)
 
-    cases = [(door, {"dataset": "cifar10"}, "cifar10/train/cat/0.png")]
-    cases += [(door, {"task": "cola"}, "glue/cola/data/train-0.parquet")]
-    cases += [(door, {"corpus": name}, "c4/en/x.json.gz") for name in ("wikitext2", str(tmp_path / "corpus"))]
-    cases += [(door, {"corpus": "wikitext2"}, "wikitext-2-raw-v1/test.parquet")]
-    cases += [(own, {}, "pictures/a b/\udcff.png"), (own, {}, "x.bin")]
-    for notebook, params, place in cases:
-        for given in ({"data_root": str(root)}, {"data_root": ""}, {}):
-            monkeypatch.delenv("PREHAB_DATA", raising=False)
-            if given != {"data_root": str(root)}:
-                monkeypatch.setenv("PREHAB_DATA", str(root))
+    for notebook, params, place in [
+        (door, {"dataset": "cifar10"}, "cifar10/train/cat/0.png"),
+        (door, {"task": "cola"}, "glue/cola/data/train-0.parquet"),
+        *[(door, {"corpus": name}, "c4/en/x.json.gz") for name in ("wikitext2", str(tmp_path / "corpus"))],
+        (door, {"corpus": "wikitext2"}, "wikitext-2-raw-v1/test.parquet"),
+        *[(own, {}, place) for place in ("pictures/a b/\udcff.png", "x.bin")],
+        *[(door, params, "my model/deep/0.bin") for params in ({"m": path}, {"m": [path]}, {"m": {"of": [path]}})],
+    ]:
+        for given in ({"data_root": path}, {"data_root": ""}, {}):
+            monkeypatch.setenv("PREHAB_DATA", str(tmp_path / "none") if given.get("data_root") else path)
             found = []
             for content, time in ((b"123", 1), (b"321", 1), (b"321", 2), (b"4321", 1), (b"123", 3)):
                 write(root / place, content, time)
                 found.append(key(notebook, **params, **given))
             assert found[1] == found[2] and found[0] == found[4] and len({*found}) == 3, (place, given)
-            (root / place).rename(root / place.replace(".", "2."))
-            assert key(notebook, **params, **given) not in found, place
-            (root / place.replace(".", "2.")).unlink()
-    write(root / "cifar10" / "test" / "cat" / "0.png", b"1")
-    first = key(door, dataset="cifar10", data_root=str(root))
-    write(root / "imagenet-1k" / "train" / "0.png", b"1")  # of no concern to this run
-    write(root / "another" / "0.png", b"1")
-    assert key(door, dataset="cifar10", data_root=str(root)) == first
-    assert key(door, dataset="imagenet-1k", data_root=str(root)) != key(door, dataset="digits", data_root=str(root))
-
-
-def test_paths_among_parameters_are_read_wherever_they_stand(tmp_path, library, write_notebook):
-    notebook, place = write_notebook(tmp_path / "00_a.ipynb", "1"), tmp_path / "model"
-    for params in ({"checkpoint": str(place)}, {"models": [str(place)]}, {"small": {"from": [str(place)]}}):
-        found = []
-        for content in (b"12", b"21"):
-            write(place / "deep" / "model.safetensors", content)
-            found.append(keys.key(Run("00_a", notebook, "lab", params), {}, library))
-        assert len({*found}) == 2, params
+        (root / place).rename(root / place.replace(".", "2."))
+        assert key(notebook, **params, **given) not in found, place
+    first = key(door, dataset="cifar10", data_root=path)
+    for place in ("imagenet-1k/train/0.png", "another/0.png"):  # of no concern to this run
+        write(root / place, b"1")
+    assert key(door, dataset="cifar10", data_root=path) == first
 
 
 def test_an_unchanged_folder_is_read_once_and_odd_ones_end(tmp_path, monkeypatch):
@@ -148,21 +133,21 @@ def test_an_unchanged_folder_is_read_once_and_odd_ones_end(tmp_path, monkeypatch
     root, kept, read = tmp_path / "data", tmp_path / "kept.json", []
     for name in ("a/0.png", "a/1.png", "b/0.png", ".git/x", "b/.DS_Store"):
         write(root / name, name.encode())
-    (root / "a" / "back").symlink_to(root)
-    (root / "b" / "nowhere").symlink_to("none")
+    for name, target in {"a/back": root, "b/nowhere": "none", "b/loop": "loop"}.items():
+        (root / name).symlink_to(target)
     os.mkfifo(root / "b" / "pipe")
     digest = inputs.digest
     monkeypatch.setattr(inputs, "digest", lambda file: read.append(Path(file).name) or digest(file))
     monkeypatch.setattr(inputs, "RACY", -3600)  # what was written just now counts as old
-    first = inputs.Contents(kept).lines(str(root))
-    assert sorted(read) == ["0.png", "0.png", "1.png"] and len(first) == 2
-    assert inputs.Contents(kept).lines(str(root)) == first and len(read) == 3
-    write(root / "a" / "0.png", b"A/0.PNG")  # the time of its change cannot be set back
-    assert inputs.Contents(kept).lines(str(root)) != first and len(read) == 5
-    for damage in ("{", "[]", '{"a": 1}', ""):
+    first = inputs.Contents(kept).of(str(root))
+    assert sorted(read) == ["0.png", "0.png", "1.png"]
+    for damage in (kept.read_text(), "{", "[]", "7", ""):
         kept.write_text(damage)
-        assert len(inputs.Contents(kept).lines(str(root))) == 2
+        assert inputs.Contents(kept).of(str(root)) == first
+    assert len(read) == 3 * 5  # all but the first were damaged
+    write(root / "a" / "0.png", b"A/0.PNG")  # the time of its change cannot be set back
+    assert inputs.Contents(kept).of(str(root)) != first
     monkeypatch.setattr(inputs, "RACY", 3600)  # the clock may not tell a second change
     kept.unlink()
-    inputs.Contents(kept).lines(str(root))
+    inputs.Contents(kept).of(str(root))
     assert not kept.exists()

@@ -1,5 +1,6 @@
 """The plan of a profile, and the words of the command line that choose it."""
 
+import json
 import subprocess
 import sys
 import threading
@@ -120,19 +121,16 @@ NO_PROFILE = [
     "_x",
 ]
 NO_PROFILE += [".hidden", "laptop.", "a.b", "é", "l" * 300, "\udcff"]
-COMMANDS = ["run", "plan", "report", "figures", "verdicts", "data", "one"]
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", ["run", "plan", "one", "data", "report", "figures", "verdicts"])
 def test_a_profile_is_a_plain_name_of_one_that_there_is(home, capsys, command):
     """One sentence, exit code 2, nothing written: also where folders and files would fit the name."""
     for place in ("runs/laptop/figures", "figures/laptop", "runs/old", "x/figures", "*/figures"):
         (home / place).mkdir(parents=True)
-    (home / "params" / "01_b.la?top.yaml").write_text("steps: 7\n")
-    (home / "params" / "01_b.mine.yaml").write_text("steps: 7\n")
-    (home / "report.md").write_text("mine")
-    before = sorted(home.rglob("*"))
-    more = ["--name", "00_a"] if command == "one" else []
+    for name in ("params/01_b.la?top.yaml", "params/01_b.mine.yaml", "report.md"):
+        (home / name).write_text("steps: 7\n")
+    before, more = sorted(home.rglob("*")), ["--name", "00_a"] if command == "one" else []
     for word in NO_PROFILE:
         assert __main__.main([command, *more, "--", word]) == 2, word
         said = capsys.readouterr()
@@ -142,33 +140,27 @@ def test_a_profile_is_a_plain_name_of_one_that_there_is(home, capsys, command):
     said = capsys.readouterr().err
     assert 'unknown profile "mein": there are smoke, laptop, lab, paper, mine' in said and said.count("\n") == 1
     assert ("old" in said) == (command in ("report", "figures", "verdicts"))  # what has results can be reported
-    assert sorted(home.rglob("*")) == before and (home / "report.md").read_text() == "mine"
+    assert sorted(home.rglob("*")) == before and (home / "report.md").read_text() == "steps: 7\n"
 
 
 def test_notebooks_runs_and_paths_are_what_there_is(home, capsys):
     (home / "loop").symlink_to("loop")
+    cell = PARAMETERS + "name: str = 'a'  # a text\nmany: list = []  # of them\n"
+    write_notebook(home / "notebooks" / "02_c.ipynb", "1", parameters=cell)
     for words, sentence in [
-        (["run", "smoke", "../01"], 'no notebook "../01": there are 00_a, 01_b'),
-        (["run", "smoke", ""], 'no notebook ""'),
-        (["run", "smoke", "0*"], 'no notebook "0*"'),
-        (["run", "smoke", "01\n"], r'no notebook "01\n"'),
-        (["one", "smoke", "--name", "../00_a"], 'no run "../00_a": there are 00_a, 01_b'),
-        (["one", "smoke", "--name", "a\nb"], r'no run "a\nb": there are 00_a, 01_b'),
-        (["run", "smoke", "-p", "data_root=./loop"], "is not a folder"),
-        (["run", "smoke", "-p", f"data_root={'x' * 300}"], "is not a folder"),
-        (["run", "smoke", "-p", "name=./loop"], "cannot be found (Too many levels of symbolic links)"),
-        (["run", "smoke", "-p", f"name=./{'x' * 300}"], "cannot be found (File name too long)"),
-        (["run", "smoke", "-p", "name=./none"], "cannot be found (No such file"),
-        (["run", "smoke", "-p", "name={a: [~/none/x]}"], "cannot be found (No such file"),
-        (["run", "smoke", "-p", "steps=1000000000000000000000000000000"], "smaller than 2**63"),
-        (["run", "smoke", "-p", "name=.nan"], "a number must be finite"),
-        (["run", "smoke", "-p", r'name="a\0b"'], "characters alone"),
-        (["run", "smoke", "-p", "name=010"], "must be a valid string"),
+        *[
+            (["run", "smoke", word], f"no notebook {json.dumps(word)}: there are 00")
+            for word in ("../01", "", "0*", "01\n")
+        ],
+        *[(["one", "smoke", "--name", word], f"no run {json.dumps(word)}: there") for word in ("../00_a", "a\nb", "")],
+        *[(["run", "smoke", "-p", f"data_root={word}"], "is not a folder") for word in ("./loop", "x" * 300)],
+        (["run", "smoke", "02", "-p", "name=./loop"], "cannot be found (Too many levels of symbolic links)"),
+        (["run", "smoke", "02", "-p", f"name=./{'x' * 300}"], "cannot be found (File name too long)"),
+        (["run", "smoke", "02", "-p", "many=[{a: ~/none/x}]"], "cannot be found (No such file"),
+        (["run", "smoke", "-p", "steps=1000000000000000000000000000000"], "numbers below 2**63"),
+        *[(["run", "smoke", "02", "-p", f"many=[{word}]"], "it must be text, finite") for word in ("1e999", r'"\0"')],
+        (["run", "smoke", "02", "-p", "name=010"], "name = 10: it must be a valid string"),
     ]:
-        if any("name=" in word for word in words):
-            words.insert(2, "02")
-        kind = "str | dict" if "{" in words[-1] else "str"
-        write_named(home, kind)
         assert __main__.main(words) == 2, words
         said = capsys.readouterr()
         assert sentence in said.err and said.err.count("\n") == 1 and said.out == "", (words, said.err)
@@ -178,10 +170,6 @@ def test_notebooks_runs_and_paths_are_what_there_is(home, capsys):
         assert __main__.main(["plan", profile]) == 2
         assert f".{profile}.yaml is no file" in capsys.readouterr().err
     assert not (home / "runs").exists()
-
-
-def write_named(home: Path, kind: str) -> None:
-    write_notebook(home / "notebooks" / "02_c.ipynb", "1", parameters=PARAMETERS + f"name: {kind} = 'a'  # a text\n")
 
 
 def test_threads_and_gpus(home, write_notebook, monkeypatch):

@@ -5,14 +5,12 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from prehab_lib import __main__
 from prehab_lib.runs import plan, pool, store, unit
 from prehab_lib.runs.inputs import digest
-from prehab_lib.runs.store import remove
 
 
 def test_another_error_of_the_disk_is_not_called_a_full_one(tmp_path, monkeypatch):
@@ -40,75 +38,51 @@ def stored(kept: store.Store, key: str, notebook: str, *names: str, good: bool =
     kept.finish(key, good)
 
 
-def emptied(folder: Path) -> None:
-    remove(folder)
-    folder.mkdir()
+def replaced(folder, *content: str) -> None:
+    """By a file with this content, or by an empty folder."""
+    store.remove(folder)
+    folder.write_text(*content) if content else folder.mkdir()
 
 
-def a_file(folder: Path) -> None:
-    remove(folder)
-    folder.write_text("a file where a folder belongs")
+TORN = (
+    "",
+    '{"key": "k',
+    "[]",
+    "{}",
+    "null",
+    "[" * 9999,
+    '{"key": "other", "files": []}',
+    '{"key": "k", "files": ["none"]}',
+)
+DAMAGES = [
+    replaced,
+    store.remove,
+    lambda folder: replaced(folder, "a file"),
+    lambda folder: replaced(folder / "00_a.ipynb"),
+]
+DAMAGES += [lambda folder, text=text: (folder / "run.json").write_text(text) for text in TORN]
+DAMAGES += [lambda folder, name=name: store.remove(folder / name) for name in ("run.json", "00_a.ipynb", "figures")]
+DAMAGES += [lambda folder, name=name: (folder / name).write_text("\0") for name in ("00_a.ipynb", "figures/a.png")]
 
 
-def spoiled(file: str, content: str):
-    return lambda folder: (folder / file).write_text(content)
-
-
-def gone(file: str):
-    return lambda folder: remove(folder / file)
-
-
-def unreadable(folder: Path) -> None:
-    """Also for root, who reads what nobody may: there it is missing too."""
-    (folder / "figures" / "a.png").unlink()
-    (folder / "figures").chmod(0)
-    folder.chmod(0)
-
-
-DAMAGES = {"empty": emptied, "file": a_file, "gone": remove, "unreadable": unreadable}
-DAMAGES |= {
-    f"run.json {text[:9]}": spoiled("run.json", text) for text in ("", '{"key": "k', "[]", "{}", "null", "[" * 9999)
-}
-DAMAGES |= {f"no {name}": gone(name) for name in ("run.json", "00_a.ipynb", "result.json", "figures")}
-DAMAGES |= {f"torn {name}": spoiled(name, "") for name in ("00_a.ipynb", "figures/a.png")}
-DAMAGES |= {"zeros": spoiled("result.json", "\0"), "another's": spoiled("run.json", '{"key": "other", "files": []}')}
-DAMAGES["a folder"] = lambda folder: (gone("00_a.ipynb")(folder), (folder / "00_a.ipynb").mkdir())
-
-
-@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
-def test_a_damaged_entry_is_not_stored_and_is_replaced(tmp_path, damage):
-    """So is a damaged failure, and what is published."""
-    kept, names = store.Store(tmp_path), ("00_a.ipynb", "result.json", "figures/a.png")
-    for place, good in ((kept.done("k"), True), (kept.failed("k"), False)):
-        stored(kept, "k", "00_a", *names, good=good)
-        assert pool.found(kept, "k").status == ("ran" if good else "failed") and bool(kept.stored("k")) == good
-        damage(place)
-        assert pool.found(kept, "k") is None and not kept.stored("k")
+def test_a_damaged_entry_is_not_stored_and_is_replaced(tmp_path):
+    """So is what was kept of a failure, and what was published."""
+    kept, names = store.Store(tmp_path), ("00_a.ipynb", "figures/a.png")
+    for number, damage in enumerate(DAMAGES):
+        for place, good in ((kept.failed("k"), False), (kept.done("k"), True)):
+            stored(kept, "k", "00_a", *names, good=good)
+            assert pool.found(kept, "k").status == ("ran" if good else "failed") and bool(kept.stored("k")) == good
+            damage(place)
+            assert pool.found(kept, "k") is None and not kept.stored("k"), number
         stored(kept, "k", "00_a", *names)
-        assert kept.stored("k") and pool.found(kept, "k").status == "ran"
-        if good:
-            remove(kept.done("k"))
-    kept.publish("k", "smoke", "00_a")
-    whole = files(tmp_path / "smoke")
-    published = tmp_path / "smoke" / "00_a"
-    (published / "figures").mkdir()  # what the damages look for
-    (published / "figures" / "a.png").touch()
-    damage(published)
-    kept.publish("k", "smoke", "00_a")
-    assert whole.items() <= files(tmp_path / "smoke").items()
-    for place in ("smoke", "smoke/figures"):
-        a_file(tmp_path / place)
+        assert kept.stored("k"), number
         kept.publish("k", "smoke", "00_a")
-        assert files(tmp_path / "smoke") == whole
-
-
-def test_what_cannot_be_removed_of_others_is_left_alone(tmp_path):
-    (tmp_path / "other" / "deep").mkdir(parents=True)
-    (tmp_path / "other").chmod(0o755)
-    (tmp_path / "entry").mkdir()
-    (tmp_path / "entry" / "link").symlink_to(tmp_path / "other")
-    remove(tmp_path / "entry")
-    assert (tmp_path / "other" / "deep").is_dir() and (tmp_path / "other").stat().st_mode & 0o777 == 0o755
+        (tmp_path / "smoke" / "figures" / "a.png").write_text("")
+        (tmp_path / "smoke" / "00_a" / "run.json").write_text(TORN[number % len(TORN)])
+        kept.publish("k", "smoke", "00_a")
+        assert files(tmp_path / "smoke").items() >= {"figures/a.png": b"k"}.items() and kept.stored("k")
+        assert json.loads(files(tmp_path / "smoke")["00_a/run.json"])["notebook"] == "00_a"
+        store.remove(kept.done("k"))
 
 
 def files(folder) -> dict[str, bytes]:
@@ -182,20 +156,14 @@ def test_a_read_only_disk_with_everything_stored_is_up_to_date(tiny_disk, write_
     write_notebook(tiny_disk / "notebooks" / "00_a.ipynb", source, parameters="n: int = 1  # one\n")
     monkeypatch.chdir(tiny_disk)
     subprocess.run(["mount", "-o", "remount,size=30m", str(tiny_disk)], check=True)
-    for command in ("run", "report", "figures"):
-        assert __main__.main([command, "smoke"]) == 0
+    commands = {"run": "1 of 1 runs are stored", "report": "runs/smoke/report.md", "figures": "figures/smoke"}
+    assert [__main__.main([command, "smoke"]) for command in commands] == [0, 0, 0]
     (tiny_disk / "runs" / ".store" / "dead.part").mkdir()
     subprocess.run(["mount", "-o", "remount,ro", str(tiny_disk)], check=True)
     capsys.readouterr()
-    for command, said in [
-        ("run", "already up to date: 1 of 1 runs are stored (the disk is read-only)\n"),
-        ("report", "already up to date: runs/smoke/report.md (the disk is read-only)\n"),
-        ("figures", "already up to date: figures/smoke (the disk is read-only)\n"),
-    ]:
+    for command, what in commands.items():
         assert __main__.main([command, "smoke"]) == 0
-        assert capsys.readouterr().out == said
-    assert __main__.main(["plan", "smoke"]) == 0
-    capsys.readouterr()
+        assert capsys.readouterr().out == f"already up to date: {what} (the disk is read-only)\n"
     assert __main__.main(["run", "smoke", "-p", "n=2"]) == 2
     said = capsys.readouterr()
     assert "Read-only file system" in said.err and said.err.count("\n") == 1 and said.out == ""
