@@ -18,6 +18,7 @@ from prehab_lib.tasks.glue import GLUE
 
 # Notebooks call two data sets by shorter names, and score C4 beside every corpus but their own.
 SHORT = {"wikitext2": "wikitext-2-raw-v1", "wikitext2-v1": "wikitext-2-v1"}
+LARGE = 2**34  # bytes: minutes to read
 RACY = 2  # seconds: a file that is younger may change once more within one tick of its clock
 
 
@@ -69,9 +70,10 @@ class Contents:
 
     def of(self, place: str) -> str:
         """Hash of a file, or of the names and contents of all files below a folder."""
-        files, facts, newest, kept = _files(place), [], 0.0, {}
+        files, facts, newest, size, kept = _files(place), [], 0.0, 0, {}
         for file in files:
             now = os.stat(file)
+            size += now.st_size
             facts.append([file, now.st_size, now.st_mtime_ns, now.st_ctime_ns, now.st_ino])
             newest = max(newest, now.st_ctime)
         known = hashlib.sha256(repr(facts).encode()).hexdigest()
@@ -80,6 +82,8 @@ class Contents:
                 kept = {**json.loads(self.file.read_text(encoding="utf-8"))} if self.file else {}
             if isinstance(kept.get(known), str):
                 return kept[known]
+            if size > LARGE:
+                print(f"reading {place} once, {size >> 30} GiB: a run's key has what it reads")
             parts = [(os.path.relpath(file, place), digest(file)) for file in files]
             kept[known] = hashlib.sha256(repr(parts).encode()).hexdigest()
             if self.file and newest < time.time() - RACY:
@@ -90,6 +94,7 @@ class Contents:
 
 def _files(place: str) -> list[str]:
     """A file itself, or those below a folder, through links, but for hidden and unreadable ones."""
+    place = os.path.expanduser(place)
     found, seen = [place], set()
     for folder, inside, names in os.walk(place, followlinks=True):
         here = os.stat(folder)

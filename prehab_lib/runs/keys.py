@@ -66,15 +66,14 @@ def _inputs(run: Run, code: str, contents: Contents) -> list[str]:
     in the parameters; other code may read all that lies there.
     """
     places = {path: path for name, path in paths(run.params) if name != "data_root"}
-    root = run.params.get("data_root") or os.environ.get("PREHAB_DATA")
-    if root:
+    if root := run.params.get("data_root") or os.environ.get("PREHAB_DATA"):
         rest = HANDED_ON.sub("", code)
         unknown = "data_root" in run.params and rest == code
         named = [name for name in data_sets() if f'"{name}"' in code or f"'{name}'" in code]
+        named += data_sets_of(run.params)
         if unknown or re.search("data_root|PREHAB_DATA", rest):
             named = [""]
-        for name in {*named, *data_sets_of(run.params)}:
-            places[f"data {name}"] = os.path.join(os.path.abspath(os.path.expanduser(root)), name)
+        places |= {f"data {name}": os.path.join(root, name) for name in named}
     return [f"{name} {contents.of(place)}" for name, place in sorted(places.items())]
 
 

@@ -114,7 +114,8 @@ def test_what_a_run_reads_is_known_by_its_bytes(tmp_path, library, write_noteboo
         *[(door, params, "my model/deep/0.bin") for params in ({"m": path}, {"m": [path]}, {"m": {"of": [path]}})],
     ]:
         for given in ({"data_root": path}, {"data_root": ""}, {}):
-            monkeypatch.setenv("PREHAB_DATA", str(tmp_path / "none") if given.get("data_root") else path)
+            monkeypatch.setenv("HOME", str(tmp_path))
+            monkeypatch.setenv("PREHAB_DATA", "~/none" if given.get("data_root") else "~/data")
             found = []
             for content, time in ((b"123", 1), (b"321", 1), (b"321", 2), (b"4321", 1), (b"123", 3)):
                 write(root / place, content, time)
