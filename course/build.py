@@ -278,7 +278,10 @@ def _write(file: Path, text: str) -> None:
     file.write_text(text, encoding="utf-8")
 
 
-def main(root: Path = ROOT) -> int:
+def main(root: Path = ROOT, words: tuple[str, ...] = ()) -> int:
+    if words:
+        print(f"course: {words[0]!r} says nothing here: it is built without arguments", file=sys.stderr)
+        return 2
     try:
         build(root / "course" / "_build", root)
         readme = root / "course" / "README.md"
@@ -293,4 +296,4 @@ def main(root: Path = ROOT) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(words=tuple(sys.argv[1:])))
