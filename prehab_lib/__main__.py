@@ -32,10 +32,11 @@ def planned(arguments) -> list:
     """The runs that the arguments of `run`, `plan` or `one` choose."""
     from prehab_lib.runs import plan
 
-    names = [name for name, _ in arguments.grid]
-    twice = [name for name in names if names.count(name) > 1]
-    if twice:
-        raise ValueError(f"--grid {twice[0]} is given twice: write all its values in one list")
+    for flag, pairs in (("-p", arguments.p), ("--grid", arguments.grid)):
+        names = [name for name, _ in pairs]
+        twice = [name for name in names if names.count(name) > 1]
+        if twice:
+            raise ValueError(f"{flag} {twice[0]} is given twice: write it once")
     chosen = (arguments.notebooks, dict(arguments.p), dict(arguments.grid), arguments.threads)
     return plan.runs(plan.home(), arguments.profile, *chosen)
 

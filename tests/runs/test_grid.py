@@ -118,6 +118,7 @@ def test_a_wrong_grid_is_refused_in_one_sentence_before_anything_starts(home, ca
         (["-p", "grid={task: [cola]}"], 'has no parameter "grid"'),
         (["-p", "task=cola", "--grid", "task=[sst2]"], "task stands in -p and in --grid"),
         (["--grid", "lam=[1]", "--grid", "lam=[2]"], "--grid lam is given twice"),
+        (["-p", "lam=1", "-p", "lam=2"], "-p lam is given twice"),
     ]:
         assert __main__.main(["run", "lab", *words]) == 2, words
         assert sentence in capsys.readouterr().err, words
