@@ -60,11 +60,10 @@ def check_profile(root: Path, profile: str, stored: bool = False) -> None:
     if not PLAIN.fullmatch(profile):
         must = "a profile's name has letters, digits, - and _ alone"
         raise ValueError(f"{profile[:80]!r} is no profile: {must}")
-    known = {file.name.split(".")[1]: 0 for file in sorted((root / "params").glob("*.*.yaml"))}
+    named = [file.name.split(".")[1] for file in sorted((root / "params").glob("*.*.yaml"))]
     if stored:
-        places = [*root.glob("runs/*/"), *root.glob("figures/*/")]
-        known |= {folder.name: 0 for folder in places}
-    known = [*PROFILES, *(name for name in known if name not in PROFILES and PLAIN.fullmatch(name))]
+        named += [place.name for place in [*root.glob("runs/*/"), *root.glob("figures/*/")]]
+    known = dict.fromkeys([*PROFILES, *filter(PLAIN.fullmatch, named)])
     if profile not in known:
         remedy = f"there are {', '.join(known)}; params/NN_name.{profile}.yaml makes another"
         raise ValueError(f'unknown profile "{profile}": {remedy}')
@@ -119,15 +118,6 @@ def gpus() -> list[str]:
     return [name for name in (visible or "").split(",") if name.strip() not in ("", "-1")]
 
 
-def _unfound(path: str) -> str:
-    """Why there is nothing at a path: missing, a loop of links, a name too long; "" where it is."""
-    try:
-        os.stat(path)
-    except OSError as error:
-        return f"cannot be found ({error.strerror})"
-    return ""
-
-
 def runs(
     root: Path,
     profile: str,
@@ -153,11 +143,11 @@ def runs(
             planned += _expanded(root, profile, file, overrides, axes)
     for run in planned:
         for name, path in paths(run.params):
-            why = "" if os.path.isdir(path) else "is not a folder"
-            if name != "data_root":
-                why = _unfound(os.path.expanduser(path))
-            if why:
-                raise FileNotFoundError(f"{run.name}: {name} = {path[:200]} {why}: check the path")
+            lost = not os.path.exists(os.path.expanduser(path)) and "not there"
+            if name == "data_root" and not os.path.isdir(path):
+                lost = "not a folder"
+            if lost:  # also in a loop of links, or too long a name
+                raise FileNotFoundError(f"{run.name}: {name} = {path[:200]} is {lost}: check it")
     devices = len(gpus()) if any(run.gpu for run in planned) else 0
     threads = threads or max(1, cores() // max(2, devices))
     return [replace(run, threads=threads, gpu=run.gpu and devices > 0) for run in planned]

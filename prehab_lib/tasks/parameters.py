@@ -142,9 +142,6 @@ def check(name: str, namespace: dict):
     return validated(name, known, {parameter: namespace[parameter] for parameter in known})
 
 
-_NULL = "tag:yaml.org,2002:null"
-
-
 class _Loader(yaml.SafeLoader):
     """Plain YAML 1.2: text, numbers, true, false, null, lists, and mappings with text as keys.
 
@@ -153,10 +150,7 @@ class _Loader(yaml.SafeLoader):
     """
 
     depth = 0
-    yaml_implicit_resolvers: ClassVar = {
-        first: [rule for rule in known if rule[0] == _NULL]
-        for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
+    yaml_implicit_resolvers: ClassVar = {}
 
     def compose_node(self, parent, index):
         event = self.peek_event()
@@ -191,9 +185,12 @@ class _Loader(yaml.SafeLoader):
 
 _NUMBER = r"[-+]?(\.\d[\d_]*|\d[\d_]*(\.[\d_]*)?)([eE][-+]?\d+)?|0x[0-9a-fA-F]+|0o[0-7]+"
 _NUMBERS = re.compile(rf"(?:{_NUMBER}|[-+]?\.(?i:inf|nan))$")
-_TRUTH = re.compile("(?:true|True|TRUE|false|False|FALSE)$")
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _NUMBERS, list("-+.0123456789"))
-_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", _TRUTH, list("tTfF"))
+for _kind, _written, _first in (
+    ("null", re.compile("(?:~|null|Null|NULL|)$"), ["~", "n", "N", ""]),
+    ("bool", re.compile("(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")),
+    ("float", _NUMBERS, list("-+.0123456789")),
+):
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_kind}", _written, _first)
 _Loader.add_constructor("tag:yaml.org,2002:float", _Loader.number)
 
 
