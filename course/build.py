@@ -11,7 +11,6 @@ import shutil
 import sys
 from pathlib import Path
 
-import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -19,6 +18,7 @@ sys.path.insert(0, str(ROOT))  # this checkout's library, installed or not
 
 from prehab_lib.exercises import CALL, asked_in, checks, solved  # noqa: E402
 from prehab_lib.exercises.checks import AnswerKey  # noqa: E402
+from prehab_lib.tasks.parameters import load_file  # noqa: E402
 
 HANDED_OUT = ("LICENSE", "Makefile", "pyproject.toml", "requirements.lock", "environment.yml", "params", "docs")
 POINTS_AT_SOLUTIONS = re.compile(r" ?(?:Executed s|S)olutions(?: are in|:) [^\n|]*")
@@ -76,14 +76,12 @@ class Course(_Strict):
 def load(root: Path = ROOT) -> list[Lecture]:
     """The lectures of course/course.yaml, checked against the notebooks. Raises ValueError, one sentence, naming what is wrong."""
     try:
-        content = yaml.safe_load((root / "course" / "course.yaml").read_text(encoding="utf-8"))
+        content = load_file(root / "course" / "course.yaml")  # in which 1:30 is no number of minutes
         lectures = Course.model_validate(content).lectures
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, ["course.yaml", *first["loc"]]))
         raise ValueError(f"{where}: {first['msg'].removeprefix('Value error, ')}") from None
-    except yaml.YAMLError as error:
-        raise ValueError(f"course.yaml is no YAML: {' '.join(str(error).split())[:120]}") from None
     taken: set[str] = set()
     for lecture in lectures:
         asked: set[str] = set()
@@ -278,7 +276,10 @@ def _write(file: Path, text: str) -> None:
     file.write_text(text, encoding="utf-8")
 
 
-def main(root: Path = ROOT) -> int:
+def main(root: Path = ROOT, words: tuple[str, ...] = ()) -> int:
+    if words:
+        print(f"course: {words[0]!r} says nothing here: it is built without arguments", file=sys.stderr)
+        return 2
     try:
         build(root / "course" / "_build", root)
         readme = root / "course" / "README.md"
@@ -293,4 +294,4 @@ def main(root: Path = ROOT) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(words=tuple(sys.argv[1:])))

@@ -10,35 +10,63 @@ import io
 import json
 import os
 import re
+import signal
+import subprocess
 import sys
 import threading
 import types
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
+# The library beside this file comes first, and a checkout with solutions is on nobody's path.
+PATH = [str(HERE), *(place for place in sys.path if not Path(place, "pyproject.toml").is_file())]
 MAGIC = re.compile(r"\s*([%!?]|[\w.]+\?+\s*$)")
 LONGEST = 2**20  # characters of one report
 LIGHT = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef, ast.Assign, ast.AnnAssign, ast.AugAssign)
 
 
 def main() -> None:
+    """Have the submission answer in a child, and leave no process of it behind, whatever it started and wherever that went."""
+    line = sys.stdin.buffer.readline()
+    task = json.loads(line)
+    sys.path[:] = PATH
+    from prehab_lib.runs import unit
+
+    unit.adopt_orphans()
+    threading.Thread(target=_die_with, args=[sys.stdin.buffer, unit], daemon=True).start()
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    answering = subprocess.Popen([sys.executable, "-I", __file__, "answer"], stdin=subprocess.PIPE, **quiet)
+    ended = "it ended by itself"
+    try:
+        answering.communicate(line, timeout=task["seconds"])
+        if answering.returncode < 0:
+            ended = f"it was ended by {signal.Signals(-answering.returncode).name}"
+    except subprocess.TimeoutExpired:
+        ended = task["overtime"]
+    finally:
+        unit.end_descendants(5)
+    Path(task["reports"]).with_name("ended").write_text(ended, encoding="utf-8")
+    os._exit(0)
+
+
+def _die_with(grader, unit) -> None:
+    grader.read()  # grade.py holds the other end of this pipe, so this returns when grade.py has ended
+    unit.end_descendants(5)
+    os._exit(1)
+
+
+def answer() -> None:
+    """Run the notebook and report what its functions answer."""
     task = json.loads(sys.stdin.readline())
-    threading.Thread(target=_die_with, args=[sys.stdin], daemon=True).start()
     sys.stdin = io.StringIO()  # nobody answers an input()
+    sys.path[:] = PATH
     _limit(task["memory_gb"])
-    # The library beside this file comes first, and a checkout with solutions is on nobody's path.
-    sys.path[:] = [str(HERE), *(place for place in sys.path if not Path(place, "pyproject.toml").is_file())]
     with open(task["reports"], "w", encoding="utf-8") as reports:
         names, faults = _run(Path(task["notebook"]), task["whole"])
         for exercise in task["exercises"]:
             report = {"id": exercise["id"], **_answer(exercise, names, faults)}
             print(json.dumps(report), file=reports, flush=True)
     os._exit(0)  # a thread that a submission left behind is not waited for
-
-
-def _die_with(grader) -> None:
-    grader.read()  # grade.py holds the other end of this pipe, so this returns when grade.py has ended
-    os._exit(1)
 
 
 def _limit(memory_gb: float) -> None:
@@ -119,4 +147,4 @@ def _words(error: BaseException) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    answer() if sys.argv[1:] else main()

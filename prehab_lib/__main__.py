@@ -1,16 +1,16 @@
 """The command line: `python -m prehab_lib COMMAND`, which is `compress` or one of COMMANDS."""
 
 import argparse
+import os
+import re
 import sys
 
 from prehab_lib.cli import compress_cli
-from prehab_lib.runs.store import FULL, Store
+from prehab_lib.runs.store import FULL, READ_ONLY, Store
 
 
 def _assignment(text: str) -> tuple[str, object]:
     """`name=value` of -p and --grid, the value read as YAML."""
-    import yaml
-
     from prehab_lib.tasks.parameters import load_value
 
     name, equals, value = text.partition("=")
@@ -18,13 +18,13 @@ def _assignment(text: str) -> tuple[str, object]:
         raise argparse.ArgumentTypeError(f"write name=value, not {text!r}")
     try:
         return name.strip(), load_value(value)
-    except (yaml.YAMLError, ValueError):
-        raise argparse.ArgumentTypeError(f"{name.strip()}: {value!r} is not a YAML value") from None
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{name.strip()}: {error}") from None
 
 
 def _count(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"give a whole number, 1 or more, not {text!r}")
+    if not re.fullmatch("[1-9][0-9]{0,5}", text):
+        raise argparse.ArgumentTypeError(f"give a whole number from 1 to 999999, not {text[:20]!r}")
     return int(text)
 
 
@@ -32,10 +32,11 @@ def planned(arguments) -> list:
     """The runs that the arguments of `run`, `plan` or `one` choose."""
     from prehab_lib.runs import plan
 
-    names = [name for name, _ in arguments.grid]
-    twice = [name for name in names if names.count(name) > 1]
-    if twice:
-        raise ValueError(f"--grid {twice[0]} is given twice: write all its values in one list")
+    for flag, pairs in (("-p", arguments.p), ("--grid", arguments.grid)):
+        names = [name for name, _ in pairs]
+        twice = [name for name in names if names.count(name) > 1]
+        if twice:
+            raise ValueError(f"{flag} {twice[0]} is given twice: write it once")
     chosen = (arguments.notebooks, dict(arguments.p), dict(arguments.grid), arguments.threads)
     return plan.runs(plan.home(), arguments.profile, *chosen)
 
@@ -46,11 +47,14 @@ def _act(arguments) -> int:
         from prehab_lib.report import audit, report
 
         if arguments.command == "figures":
-            count, folder = report.copy_figures(arguments.profile)
-            print(f"{count} files copied to {folder}")
+            count, place = report.copy_figures(arguments.profile)
+            said = f"{count} files copied to {place}"
         else:
             write = report.write if arguments.command == "report" else audit.write
-            print(f"written: {write(arguments.profile)}")
+            place = write(arguments.profile)
+            said = f"written: {place}"
+        # It came back without an error, so what belongs there was there.
+        print(said if os.access(place, os.W_OK) else f"already up to date: {place}{READ_ONLY}")
         return 0
 
     from prehab_lib import run
@@ -120,15 +124,13 @@ def main(words: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("prehab_lib: stopped; the same command resumes with what is missing", file=sys.stderr)
         return 130
-    except (ValueError, FileNotFoundError, ConnectionError, PermissionError) as error:
+    except (ValueError, OSError) as error:
         sentence = str(error)
-        if isinstance(error, OSError) and error.strerror:  # without its number
+        if isinstance(error, OSError) and error.errno in FULL:
+            where = error.filename or "the disk"
+            sentence = f"no space left on {where}: free some and run the same command again"
+        elif isinstance(error, OSError) and error.strerror:  # without its number
             sentence = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    except OSError as error:
-        if error.errno not in FULL:
-            raise
-        where = error.filename or "the disk"
-        sentence = f"no space left on {where}: free some and run the same command again"
     print(f"prehab_lib: {sentence}", file=sys.stderr)
     return 2
 

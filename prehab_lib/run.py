@@ -4,14 +4,15 @@ A failing notebook stops no other. Killed at any moment, the same command resume
 missing: a run is stored whole or not at all, and its processes die with this one.
 """
 
+import json
 import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from prehab_lib.runs import plan
+from prehab_lib.runs import inputs, plan
 from prehab_lib.runs.pool import Pool, found, key_of
-from prehab_lib.runs.store import Store
+from prehab_lib.runs.store import READ_ONLY, Store
 
 
 def main(planned: Sequence[plan.Run], store: Store, width: int) -> int:
@@ -31,7 +32,8 @@ def main(planned: Sequence[plan.Run], store: Store, width: int) -> int:
     for name, outcome in outcomes.items():
         by[outcome.status].append(name)
     if len(by["cached"]) == len(outcomes):
-        print(f"already up to date: {len(outcomes)} of {len(outcomes)} runs are stored")
+        note = "" if os.access(store.runs, os.W_OK) else READ_ONLY
+        print(f"already up to date: {len(outcomes)} of {len(outcomes)} runs are stored{note}")
         return 0
     counts = ", ".join(f"{len(names)} {status}" for status, names in by.items())
     print(f"{profile}: {counts} in {time.monotonic() - clock:.0f} s")
@@ -47,7 +49,8 @@ def one(planned: Sequence[plan.Run], store: Store, name: str) -> int:
     """Do one of these runs, as `main` does, for a scheduler. Returns 0, or 1 where it failed."""
     chosen = [run for run in planned if run.name == name]
     if not chosen:
-        raise ValueError(f'no run "{name}": there are {", ".join(run.name for run in planned)}')
+        names = ", ".join(run.name for run in planned)
+        raise ValueError(f"no run {json.dumps(name)}: there are {names}")
     outcome = Pool(store).work(chosen)[name]
     if outcome.status == "cached":
         print(f"stored    {name}")
@@ -75,14 +78,18 @@ def needed(profile: str, data_root: str | None = None) -> str:
     """
     from prehab_lib.tasks import data  # imports torch
 
-    plan.check_profile(plan.home(), profile)
+    home = plan.home()
+    plan.check_profile(home, profile)
     looked = data_root or os.environ.get("PREHAB_DATA") or "no folder: PREHAB_DATA is not set"
     lines = [f"profile {profile}, looking in {looked}"]
-    for notebook in plan.notebooks(plan.home()):
-        names = data.NEEDS.get(notebook, {}).get(profile, [])
-        if not names:
+    for notebook, runs in plan.expected(home, profile, plan.notebooks(home)).items():
+        names = [name for params in runs.values() for name in inputs.data_sets_of(params)]
+        paths = {text: 0 for params in runs.values() for _, text in inputs.paths(params)}
+        if not names and not paths:
             lines.append(f"{notebook}: nothing, its data is embedded")
-        for name in names:
+        for path in paths:
+            lines.append(f"{notebook}: {path} is {'there' if os.path.exists(path) else 'missing'}")
+        for name in dict.fromkeys(names):
             source = data.DATASETS[name]
             place = f'comes from the hub ("{source.hub}") unless PREHAB_DATA has {name}'
             try:

@@ -20,6 +20,7 @@ import nbformat
 
 ROOT = Path(__file__).resolve().parents[1]
 NEEDED = ("sphinx", "myst_nb", "pydata_sphinx_theme", "sphinx_copybutton", "sphinx-mathjax-offline")
+MARK = ".book"  # in a folder whose content a build may replace
 ALT = re.compile(r'\balt \+?= ("(?:[^"\\]|\\.)*")')
 PLAYS = "widgets.play("
 MOVES = "*In JupyterLab (`make jupyter`) this figure has sliders.*"
@@ -35,10 +36,14 @@ def build(profile: str, out: Path, root: Path = ROOT) -> None:
     profiles = {"smoke"} | {path.name for folder in ("runs", "figures") for path in (root / folder).glob("[a-z]*/")}
     profiles |= {file.suffixes[-2][1:] for file in (root / "params").glob("*.*.yaml")}
     if profile not in profiles:
-        raise ValueError(f'unknown profile "{profile}": choose among {", ".join(sorted(profiles))}')
+        raise ValueError(f"unknown profile {json.dumps(profile)}: choose among {', '.join(sorted(profiles))}")
     absent = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if absent:
         raise FileNotFoundError(f"the book needs {', '.join(absent)}: pip install -e '.[site]', or make site")
+    if out.exists() and out != root / "site" / "_build" and not (out / MARK).is_file() and [*out.glob("*")]:
+        raise ValueError(f"--out {out} holds other files than a book: name a new folder")
+    out.mkdir(parents=True, exist_ok=True)
+    (out / MARK).touch()
     sources, draft = out / "source", out / "html.new"
     for folder in (sources, draft):
         shutil.rmtree(folder, ignore_errors=True)
@@ -259,7 +264,7 @@ def main(words: list[str] | None = None, root: Path = ROOT) -> int:
     out = (given.out or root / "site" / "_build").absolute()
     try:
         build(given.profile, out, root)
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:
         print(f"site: {error}", file=sys.stderr)
         return 2
     size = sum(file.stat().st_size for file in (out / "html").rglob("*") if file.is_file())

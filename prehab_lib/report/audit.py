@@ -17,8 +17,7 @@ import yaml
 from prehab_lib.report import arithmetic, finished, pairs, paper
 from prehab_lib.report.claims import verdict
 from prehab_lib.report.finished import Finished
-from prehab_lib.runs import plan
-from prehab_lib.runs.certificate import replacing
+from prehab_lib.runs import certificate, plan
 
 GROUPS = {"paper": "What the paper claims", "sums": "Its own arithmetic"}
 GROUPS |= {"control": "What its tables leave out: the control, λ = 0"}
@@ -213,11 +212,11 @@ def text(table: pandas.DataFrame, profile: str) -> str:
 
 def write(profile: str) -> str:
     """Make verdicts.md of verdicts.csv; gives its path. Raises FileNotFoundError without it."""
+    plan.check_profile(plan.home(), profile, stored=True)
     folder = plan.home() / "figures" / profile
     if not (folder / "verdicts.csv").is_file():
         remedy = f"run {profile} 10, then `python -m prehab_lib figures {profile}`"
         raise FileNotFoundError(f"there is no figures/{profile}/verdicts.csv: {remedy}")
     table = pandas.read_csv(folder / "verdicts.csv", keep_default_na=False)
-    with replacing(folder / "verdicts.md") as draft:
-        draft.write_text(text(table, profile), encoding="utf-8")
+    certificate.write(folder / "verdicts.md", text(table, profile))
     return os.path.relpath(folder / "verdicts.md")

@@ -70,11 +70,11 @@ def _json(file: Path) -> list:
     """The objects of a file, one or one a line; none where it is not there."""
     if not file.is_file():
         return []
-    text = file.read_text(encoding="utf-8")
     try:
+        text = file.read_text(encoding="utf-8")
         parts = text.splitlines() if file.suffix == ".jsonl" else [text]
-        return [json.loads(part) for part in parts]
-    except json.JSONDecodeError:
+        return [{**json.loads(part)} for part in parts]
+    except (ValueError, TypeError, RecursionError):
         remedy = "remove its folder and run the profile again"
         raise ValueError(f"{file} is not JSON: {remedy}") from None
 
@@ -95,3 +95,11 @@ def planned(folder: Path, runs: list[Finished]) -> list[Finished]:
     """Those of runs/PROFILE that its params files ask for."""
     names = plan.expected(plan.home(), folder.name, {run.notebook for run in runs})
     return [run for run in runs if run.name in names.get(run.notebook, [run.name])]
+
+
+def changed(folder: Path, runs: list[Finished]) -> list[str]:
+    """Names of those whose parameters are not what the params files say now."""
+    asked = plan.expected(plan.home(), folder.name, {run.notebook for run in runs})
+    now = {name: params for some in asked.values() for name, params in some.items()}
+    then = {run.name: run.run.get("params") for run in runs}
+    return [name for name, params in then.items() if now.get(name, params) != params]

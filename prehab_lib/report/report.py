@@ -8,8 +8,7 @@ import pandas
 from prehab_lib.report import audit, finished, tables
 from prehab_lib.report.claims import verdict
 from prehab_lib.report.finished import Finished
-from prehab_lib.runs import plan
-from prehab_lib.runs.certificate import replacing
+from prehab_lib.runs import certificate, plan
 from prehab_lib.runs.store import copy
 
 # Of a birth certificate: what has columns of its own, and all parameters once more.
@@ -75,19 +74,19 @@ def long_table(runs: list[Finished]) -> pandas.DataFrame:
 
 def write(profile: str) -> str:
     """Write report.md and all records into runs/PROFILE; its path. FileNotFoundError for no run."""
-    folder = plan.home() / "runs" / profile
+    home = plan.home()
+    plan.check_profile(home, profile, stored=True)
+    folder = home / "runs" / profile
     found = finished.read(folder)
     if not found:
         raise FileNotFoundError(f"no finished run of {profile}: {START} {profile}`")
     scores = long_table(found)
-    with replacing(folder / "results.csv") as draft:
-        scores.to_csv(draft, index=False)
+    certificate.write(folder / "results.csv", scores.to_csv(index=False))
     for name in scores:
         # Parquet has one type a column: where runs gave texts and numbers, all become text.
         if scores[name].dropna().map(type).nunique() > 1:
             scores[name] = scores[name].map(str, na_action="ignore")
-    with replacing(folder / "results.parquet") as draft:
-        scores.to_parquet(draft, index=False)
+    certificate.write(folder / "results.parquet", scores.to_parquet(index=False))
     try:
         runs = audit.results(folder)
         verdicts = audit.page(audit.judge(runs), runs)
@@ -102,16 +101,18 @@ def write(profile: str) -> str:
     stale = [run.name for run in found if run not in planned]
     if stale:
         lines.append(f"Left out, for the params files make no such run: {', '.join(stale)}.")
+    if changed := ", ".join(finished.changed(folder, planned)):
+        lines.append(f"Not made with the parameters of the params files: {changed}.")
     for notebook in sorted({run.notebook for run in planned}):
         lines += _section([run for run in planned if run.notebook == notebook])
-    with replacing(folder / "report.md") as draft:
-        draft.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    certificate.write(folder / "report.md", "\n".join(lines) + "\n")
     return os.path.relpath(folder / "report.md")
 
 
 def copy_figures(profile: str) -> tuple[int, str]:
     """Copy planned figures and verdicts: (files, folder). Raises FileNotFoundError for none."""
     home = plan.home()
+    plan.check_profile(home, profile, stored=True)
     folder, target = home / "runs" / profile, home / "figures" / profile
     found = finished.read(folder)
     planned = finished.planned(folder, found)

@@ -44,11 +44,19 @@ def replacing(target: Path) -> Iterator[Path]:
         draft.unlink(missing_ok=True)
 
 
+def write(path: Path, content: str | bytes) -> None:
+    """Write a file in one step, unless it holds just that: so a disk may be read-only."""
+    content = content.encode() if isinstance(content, str) else content
+    with suppress(OSError):
+        if path.read_bytes() == content:
+            return
+    with replacing(path) as draft:
+        draft.write_bytes(content)
+
+
 def write_json(path: Path, content) -> None:
     """Write a JSON file in one step. Raises ValueError for NaN and infinities."""
-    text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    with replacing(path) as draft:
-        draft.write_text(text, "utf-8")
+    write(path, json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def _git(*arguments: str) -> str:

@@ -8,17 +8,17 @@ import ast
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
 
-from prehab_lib.runs.plan import Run, is_path
+from prehab_lib.runs.inputs import Contents, data_sets, data_sets_of, paths
+from prehab_lib.runs.plan import Run
 
 LIBRARY = Path(__file__).resolve().parents[1]
-SMALL = 50 * 2**20  # bytes; larger files are told apart by name, size and time
+HANDED_ON = re.compile(r"data_root\s*=\s*P\.data_root")
 DATA = (".json", ".yaml")  # of the library, read by the modules that name them
-# root/set/config/file, and the hub's data/ below it. Elsewhere lie folders of a million images.
-PLACES = ("*", "*/*", "*/*/*", "*/*/data/*")
 
 
 @cache
@@ -59,36 +59,36 @@ def library_files(sources: Iterable[str], library: Path = LIBRARY) -> list[Path]
     return sorted([*texts, *named])
 
 
-def _inputs(params: Mapping) -> list[str]:
-    """One line for every file a run reads from outside the library."""
-    root = params.get("data_root")
-    if root == "":
-        root = os.environ.get("PREHAB_DATA")
-    lines, files = [], set()
-    if root:
-        files = {file for place in PLACES for file in Path(root).glob(f"{place}.parquet")}
-    stamped = [(file, root) for file in sorted(files)]  # and the folder of its relative name
-    for name, value in params.items():
-        if not is_path(value) or name == "data_root":
-            continue
-        path = Path(value)
-        if path.is_file() and path.stat().st_size < SMALL:
-            lines.append(f"{name} {hashlib.sha256(path.read_bytes()).hexdigest()}")
-        else:
-            below = [path, *sorted(path.rglob("*"))]
-            stamped += [(file, path.parent) for file in below if file.is_file()]
-    for file, folder in stamped:
-        facts = file.stat()
-        lines.append(f"{file.relative_to(folder)} {facts.st_size} {facts.st_mtime_ns}")
-    return lines
+def _inputs(run: Run, code: str, contents: Contents) -> list[str]:
+    """One line for every file or folder that a run may read from outside the library.
+
+    Code that only hands its data_root on to `tasks.data` reads data sets that are named there or
+    in the parameters; other code may read all that lies there.
+    """
+    places = {path: path for name, path in paths(run.params) if name != "data_root"}
+    if root := run.params.get("data_root") or os.environ.get("PREHAB_DATA"):
+        rest = HANDED_ON.sub("", code)
+        unknown = "data_root" in run.params and rest == code
+        named = [name for name in data_sets() if f'"{name}"' in code or f"'{name}'" in code]
+        named += data_sets_of(run.params)
+        if unknown or re.search("data_root|PREHAB_DATA", rest):
+            named = [""]
+        places |= {f"data {name}": os.path.join(root, name) for name in named}
+    return [f"{name} {contents.of(place)}" for name, place in sorted(places.items())]
 
 
-def key(run: Run, results: Mapping[str, bytes], library: Path = LIBRARY) -> str:
-    """Sixteen hexadecimal digits. results: what `Store.results` gives, for a run that reads it."""
+def key(run: Run, results: Mapping[str, bytes], library: Path = LIBRARY, contents=None) -> str:
+    """Sixteen hexadecimal digits. results: what `Store.results` gives, for a run that reads it.
+
+    contents: what is known of the files that it reads (`Contents`); without, they are all read.
+    """
     cells = json.loads(run.notebook.read_text(encoding="utf-8"))["cells"]
-    code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    cells = [cell for cell in cells if cell["cell_type"] == "code"]
+    code = ["".join(cell["source"]) for cell in cells]
+    tags = [cell.get("metadata", {}).get("tags", []) for cell in cells]
+    own = [text for text, some in zip(code, tags, strict=True) if "parameters" not in some]
     parts = [f"{run.profile} {run.notebook.stem}", json.dumps(run.params, sort_keys=True), *code]
-    parts += _inputs(run.params)
+    parts += _inputs(run, "\n".join(own), contents or Contents())
     for file in library_files(code, library):
         parts += [str(file.relative_to(library)), file.read_bytes()]
     for name in sorted(results):

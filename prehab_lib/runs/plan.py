@@ -7,6 +7,7 @@ of one notebook (`grid.py`). Everything is checked here, before a run starts or 
 
 import json
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Collection
@@ -15,9 +16,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from prehab_lib.runs import grid
+from prehab_lib.runs.inputs import is_path, paths
 from prehab_lib.tasks import parameters
 
 PROFILES = ("smoke", "laptop", "lab", "paper")
+PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 CGROUP = Path("/sys/fs/cgroup/cpu.max")
 
 
@@ -49,23 +52,35 @@ def notebooks(root: Path) -> dict[str, Path]:
     return {file.stem: file for file in sorted((root / "notebooks").glob("[0-9][0-9]_*.ipynb"))}
 
 
-def check_profile(root: Path, profile: str) -> None:
-    """Raises ValueError for a profile that is neither one of PROFILES nor has a file in params/."""
-    if profile not in PROFILES and not any((root / "params").glob(f"*.{profile}.yaml")):
-        choices = f"choose {', '.join(PROFILES)}, or write params/NN_name.{profile}.yaml"
-        raise ValueError(f'unknown profile "{profile}": {choices}')
+def check_profile(root: Path, profile: str, stored: bool = False) -> None:
+    """Raises ValueError for a name that is no plain one, or of no profile that there is.
+
+    There are PROFILES and those with a file in params/; stored: also those with results.
+    """
+    if not PLAIN.fullmatch(profile):
+        must = "a profile's name has letters, digits, - and _ alone"
+        raise ValueError(f"{profile[:80]!r} is no profile: {must}")
+    named = [file.name.split(".")[1] for file in sorted((root / "params").glob("*.*.yaml"))]
+    if stored:
+        named += [place.name for place in [*root.glob("runs/*/"), *root.glob("figures/*/")]]
+    known = dict.fromkeys([*PROFILES, *filter(PLAIN.fullmatch, named)])
+    if profile not in known:
+        remedy = f"there are {', '.join(known)}; params/NN_name.{profile}.yaml makes another"
+        raise ValueError(f'unknown profile "{profile}": {remedy}')
 
 
 def _expanded(root: Path, profile: str, notebook: Path, overrides=None, axes=None) -> list[Run]:
     """The runs of one notebook, with the paths among their parameters made absolute."""
     file = root / "params" / f"{notebook.stem}.{profile}.yaml"
-    values = parameters.load_file(file) if profile != "smoke" and file.is_file() else {}
+    values = {}
+    if profile != "smoke" and os.path.lexists(file):  # also a link to nowhere, which is said
+        values = parameters.load_file(file)
+    points = grid.expand(notebook, values, overrides or {}, f"params/{file.name}", axes)
     metadata = json.loads(notebook.read_text(encoding="utf-8")).get("metadata", {})
     last, runs = metadata.get("prehab", {}).get("last", False), []
-    points = grid.expand(notebook, values, overrides or {}, f"params/{file.name}", axes)
     for suffix, params in points:
         for name, value in params.items():  # the notebook works in another folder
-            if is_path(value) or (name == "data_root" and value):
+            if isinstance(value, str) and (is_path(value) or (name == "data_root" and value)):
                 params[name] = os.path.abspath(os.path.expanduser(value))
         name = ".".join(filter(None, [notebook.stem, suffix]))
         runs.append(Run(name, notebook, profile, params, last, gpu=wants_gpu(params)))
@@ -77,11 +92,6 @@ def expected(root: Path, profile: str, wanted: Collection[str]) -> dict[str, dic
     files = {name: file for name, file in notebooks(root).items() if name in wanted}
     runs = {name: _expanded(root, profile, file) for name, file in files.items()}
     return {name: {run.name: run.params for run in runs[name]} for name in runs}
-
-
-def is_path(value) -> bool:
-    """Text that starts like a path is one; a name such as "timm/vit" is not."""
-    return isinstance(value, str) and value.startswith(("./", "../", "~", "/"))
 
 
 def wants_gpu(params: dict) -> bool:
@@ -121,21 +131,23 @@ def runs(
     wanted: notebooks by number or name, all where empty. overrides, axes: parameters and a grid
     from the command line, which every wanted notebook must have. threads: of every run; by default
     half of the cores, or those that each GPU has, so that numbers do not depend on what runs
-    beside. Raises ValueError, or FileNotFoundError for a data_root that is no folder.
+    beside. Raises ValueError, or FileNotFoundError for a path that cannot be followed.
     """
     check_profile(root, profile)
     known, planned = notebooks(root), []
     missing = set(wanted) - set(known) - {name[:2] for name in known}
     if missing:
-        raise ValueError(f'no notebook "{min(missing)}": there are {", ".join(known)}')
+        raise ValueError(f"no notebook {json.dumps(min(missing))}: there are {', '.join(known)}")
     for name, file in known.items():
         if not wanted or name in wanted or name[:2] in wanted:
             planned += _expanded(root, profile, file, overrides, axes)
     for run in planned:
-        folder = run.params.get("data_root")
-        if folder and not os.path.isdir(folder):
-            what = f"{run.name}: data_root = {folder} is not a folder"
-            raise FileNotFoundError(f"{what}: name the one holding the data")
+        for name, path in paths(run.params):
+            lost = not os.path.exists(os.path.expanduser(path)) and "not there"
+            if name == "data_root" and not os.path.isdir(path):
+                lost = "not a folder"
+            if lost:  # also in a loop of links, or too long a name
+                raise FileNotFoundError(f"{run.name}: {name} = {path[:200]} is {lost}: check it")
     devices = len(gpus()) if any(run.gpu for run in planned) else 0
     threads = threads or max(1, cores() // max(2, devices))
     return [replace(run, threads=threads, gpu=run.gpu and devices > 0) for run in planned]

@@ -25,6 +25,7 @@ QUIET = dict.fromkeys(OFF, "1") | {"PYTHONHASHSEED": "0", "TOKENIZERS_PARALLELIS
 QUIET["MPLBACKEND"] = "module://matplotlib_inline.backend_inline"
 QUIET["TRANSFORMERS_VERBOSITY"] = "error"
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
+COUNTED = ("seconds", "peak_memory_mb")
 
 
 @dataclass
@@ -40,18 +41,17 @@ class Outcome:
 
 def key_of(store: Store, run: Run) -> str:
     """The key of a run as everything stands; one that is `last` reads the profile's results too."""
-    return keys.key(run, store.results(run.profile, run.name) if run.last else {})
+    results = store.results(run.profile, run.name) if run.last else {}
+    return keys.key(run, results, contents=store.contents)
 
 
 def found(store: Store, key: str) -> Outcome | None:
     """What the store says of a run: it "ran", it "failed" (see which notebook), or nothing."""
     for status, folder in (("ran", store.done(key)), ("failed", store.failed(key))):
-        file = folder / "run.json"
-        if file.is_file():
-            facts = json.loads(file.read_text(encoding="utf-8"))
+        if facts := store.facts(folder):
             kept = os.path.relpath(folder / f"{facts['notebook']}.ipynb")
-            error = f"{facts['error']} (see {kept})" if facts["error"] else ""
-            return Outcome(status, key, error, facts["seconds"], facts["peak_memory_mb"])
+            error = f"{facts['error']} (see {kept})" if facts.get("error") else ""
+            return Outcome(status, key, error, *(facts.get(name, 0) for name in COUNTED))
     return None
 
 
@@ -109,7 +109,7 @@ class Pool:
         """Find a run stored, or execute it; publish it, and say what became of it."""
         key = key_of(self.store, run)
         outcome = Outcome("cached", key)
-        if not self.store.done(key).exists():
+        if not self.store.stored(key):
             gpu = self.gpus.get() if run.gpu else None
             try:
                 outcome = self._execute(run, key, gpu)
@@ -156,7 +156,7 @@ class Pool:
         if code == errno.ENOSPC:
             raise OSError(code, os.strerror(code), str(self.store.runs))
         if code == 0:
-            return found(self.store, key)
+            return found(self.store, key) or Outcome("failed", key, "its result cannot be read")
         words = log.read_text(encoding="utf-8", errors="replace").strip()
         reason = words.splitlines()[-1] if words else f"its process ended with code {code}"
         if code < 0:  # what it printed last is no reason

@@ -6,9 +6,11 @@ whenever anything was killed.
 """
 
 import errno
+import filecmp
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -16,8 +18,12 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from prehab_lib.runs.certificate import replacing
+from prehab_lib.runs.inputs import Contents, digest
 
 FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
+# What comes of reading JSON that is torn, or another's.
+DAMAGE = (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError)
+READ_ONLY = " (the disk is read-only)"
 
 
 class Busy(ValueError):
@@ -25,10 +31,28 @@ class Busy(ValueError):
 
 
 def copy(targets: Mapping[Path, Path]) -> None:
-    """Copy files, source -> target, the first one last; where there is no room for all, none."""
+    """Copy what differs, source -> target, the first one last; where not all have room, none."""
     with ExitStack() as drafts:
-        for source, target in targets.items():
+        for source, target in differing(targets).items():
             shutil.copyfile(source, drafts.enter_context(replacing(target)))
+
+
+def differing(targets: Mapping[Path, Path]) -> dict[Path, Path]:
+    """Of source -> target, those whose target has not the source's bytes."""
+    rest = dict(targets)
+    for source, target in targets.items():
+        with suppress(OSError):
+            if filecmp.cmp(source, target, shallow=False):
+                del rest[source]
+    return rest
+
+
+def remove(path: Path) -> None:
+    """Have nothing lie at a path any more: what may not be removed is renamed at least."""
+    aside = path.with_name(f".{path.name}.{time.time_ns()}")
+    with suppress(FileNotFoundError):
+        os.rename(path, aside)
+        aside.unlink() if aside.is_file() else shutil.rmtree(aside, ignore_errors=True)
 
 
 class Store:
@@ -37,6 +61,7 @@ class Store:
     def __init__(self, runs: Path):
         self.runs = Path(runs)
         self.folder = self.runs / ".store"
+        self.contents = Contents(self.folder / "contents.json")
 
     def done(self, key: str) -> Path:
         return self.folder / key
@@ -47,9 +72,29 @@ class Store:
     def failed(self, key: str) -> Path:
         return self.folder / f"{key}.failed"
 
+    def facts(self, folder: Path) -> dict | None:
+        """What run.json says of a run that lies whole in `folder`; None for anything else.
+
+        Whole: every file of it can be read, and has the bytes that were stored.
+        """
+        with suppress(*DAMAGE):
+            run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+            whole = [digest(folder / name) for name in run["files"]]
+            stored = run.get("sha256", dict(zip(run["files"], whole, strict=True)))
+            if whole == [stored[name] for name in run["files"]] and run["key"] == folder.stem:
+                return run
+        return None
+
+    def stored(self, key: str) -> dict | None:
+        """What run.json says of a finished run; None where it has to run, again if damaged."""
+        return self.facts(self.done(key))
+
     @contextmanager
     def hold(self, name: str, busy: str) -> Iterator[None]:
         """Keep every other process off a key or a profile until this one ends, or raise Busy."""
+        if self.folder.is_dir() and not os.access(self.folder, os.W_OK):
+            yield  # nobody can write there, so there is nothing to keep anybody from
+            return
         self.folder.mkdir(parents=True, exist_ok=True)
         try:
             held = FileLock(self.folder / f"{name}.lock").acquire(timeout=0)
@@ -70,20 +115,22 @@ class Store:
     def begin(self, key: str) -> Path:
         """An empty work folder. Call it with the key held."""
         part = self.part(key)
-        shutil.rmtree(part, ignore_errors=True)
+        remove(part)
         part.mkdir(parents=True)
         return part
 
     def finish(self, key: str, good: bool) -> None:
-        """Rename the work folder to what it became; an older failure goes."""
-        shutil.rmtree(self.failed(key), ignore_errors=True)
+        """Rename the work folder to what it became; an older failure goes, or what was damaged."""
+        remove(self.failed(key))
+        if good:
+            remove(self.done(key))
         os.rename(self.part(key), self.done(key) if good else self.failed(key))
 
     def sweep(self) -> None:
         """Remove work folders that nobody works in: their runs were killed."""
         for part in self.folder.glob("*.part"):
-            with suppress(Busy), self.hold_run(part.stem):
-                shutil.rmtree(part, ignore_errors=True)
+            with suppress(Busy, OSError), self.hold_run(part.stem):
+                remove(part)
 
     def results(self, profile: str, reader: str) -> dict[str, bytes]:
         """Name -> facts, scores and claims of each published run but the reader's, as bytes."""
@@ -106,14 +153,16 @@ class Store:
     def publish(self, key: str, profile: str, name: str) -> None:
         """Copy a finished run to runs/PROFILE, run.json last; what its predecessor left goes."""
         source, facts = self.done(key), self.runs / profile / name / "run.json"
-        run, before = json.loads((source / "run.json").read_text(encoding="utf-8")), {}
+        run, stale = json.loads((source / "run.json").read_text(encoding="utf-8")), set()
         targets = self.targets(profile, name, run)
-        with suppress(OSError, json.JSONDecodeError):  # nothing was published, or only half
+        with suppress(*DAMAGE):  # nothing was published, or only half
             before = json.loads(facts.read_text(encoding="utf-8"))
-        if before.get("key") == key and all(target.is_file() for target in targets.values()):
+            stale = {*self.targets(profile, name, before).values()} - {*targets.values()}
+        copied = {source / file: target for file, target in targets.items()}
+        if not differing(copied | {source / "run.json": facts}):
             return
-        with FileLock(self.folder / "publish.lock"):  # runs that end at once share figures/
-            copy({source / file: target for file, target in targets.items()})
-            for stale in set(self.targets(profile, name, before).values()) - set(targets.values()):
-                stale.unlink(missing_ok=True)
+        with FileLock(self.folder / ".publish.lock"):  # runs that end at once share figures/
+            copy(copied)
+            for target in stale:
+                target.unlink(missing_ok=True)
             copy({source / "run.json": facts})

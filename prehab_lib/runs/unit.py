@@ -23,6 +23,7 @@ from pathlib import Path
 import psutil
 
 from prehab_lib.runs.certificate import peak_memory_mb, write_json
+from prehab_lib.runs.inputs import digest
 from prehab_lib.runs.store import FULL, Busy, Store
 
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
@@ -35,6 +36,12 @@ def die_with(parent: int) -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent:  # it died before we asked
             os._exit(1)
+
+
+def adopt_orphans() -> None:
+    """Have orphans below this process become its children, which `end_descendants` finds. Linux."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
 
 
 def end_descendants(seconds: float = 1.5) -> None:
@@ -101,7 +108,7 @@ def work_on(task: dict) -> None:
     """Do the task unless its result is stored. Raises Busy, or OSError where the disk is full."""
     store, key = Store(Path(task["runs"])), task["key"]
     with store.hold_run(key):
-        if store.done(key).exists():
+        if store.stored(key):
             return
         part = store.begin(key)
         try:
@@ -129,10 +136,11 @@ def _work(part: Path, task: dict) -> bool:
     shutil.rmtree(work, ignore_errors=True)
     if error and ("[Errno 28]" in error or shutil.disk_usage(part).free < 2**20):
         raise OSError(errno.ENOSPC, error)
-    files = [file.relative_to(part).as_posix() for file in part.rglob("*") if file.is_file()]
+    files = {file.relative_to(part).as_posix(): file for file in part.rglob("*") if file.is_file()}
     facts = {name: task[name] for name in ("key", "profile", "params", "threads", "gpu")}
     facts |= {"notebook": notebook.stem, "error": error, "started": started}
     facts |= {"seconds": round(time.monotonic() - clock, 1), "files": sorted(files)}
+    facts["sha256"] = {name: digest(file) for name, file in sorted(files.items())}
     facts["peak_memory_mb"] = peak_memory_mb(children=True)
     write_json(part / "run.json", facts)
     return error is None
@@ -141,8 +149,7 @@ def _work(part: Path, task: dict) -> bool:
 def main() -> None:
     """Exit code: 0 where the store has what became of the run, ENOSPC where the disk is full."""
     task = json.loads(sys.stdin.readline())
-    if sys.platform == "linux":  # orphans of a notebook become ours, to be found
-        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
+    adopt_orphans()
     threading.Thread(target=_outlive_nobody, daemon=True).start()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     try:

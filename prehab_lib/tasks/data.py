@@ -54,15 +54,6 @@ for _name, _task in GLUE.items():
     _columns = _same(*_task.columns, "label")
     DATASETS[f"glue/{_name}"] = Source(HUB, _same(*_task.splits), _columns, config=_name)
 
-# What a notebook wants beyond the embedded data, by profile.
-_GLUE, _TEXTS = [f"glue/{name}" for name in GLUE], ["wikitext-2-raw-v1", "c4"]
-NEEDS = {
-    "03_vit": {"lab": ["cifar10"], "paper": ["imagenet-1k"]},
-    "04_bert_glue": {"lab": _GLUE, "paper": _GLUE},
-    "05_llama": {"lab": [*_TEXTS, "alpaca"], "paper": [*_TEXTS, "alpaca-cleaned"]},
-    "07_adaptive_rank": {"lab": _TEXTS},
-}
-
 
 def where(name: str, data_root: str | os.PathLike | None = None) -> Path | None:
     """The folder of a data set; None: it is on the hub.  Raises FileNotFoundError or ValueError."""

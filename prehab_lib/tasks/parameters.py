@@ -10,6 +10,7 @@ import json
 import os
 import re
 from pathlib import Path
+from typing import ClassVar
 
 import yaml
 from pydantic import ConfigDict, ValidationError, create_model
@@ -17,6 +18,7 @@ from pydantic import ConfigDict, ValidationError, create_model
 from prehab_lib.tasks import rules
 
 _TYPES = {kind.__name__: kind for kind in (int, float, str, bool, list, dict)} | {"None": None}
+DEEPEST, LONGEST = 20, 2**20  # lists inside lists; bytes of a params file
 _CONFIG = ConfigDict(frozen=True, allow_inf_nan=False, protected_namespaces=())
 
 
@@ -70,12 +72,32 @@ def validated(where: str, known: dict[str, tuple], values: dict):
         close = difflib.get_close_matches(unknown[0], known, n=1)
         remedy = f'did you mean "{close[0]}"?' if close else f"it has {', '.join(known) or 'none'}"
         raise ValueError(f'{where} has no parameter "{unknown[0]}": {remedy}')
+    for name, value in values.items():
+        if not _is_plain(value):
+            must = (
+                "it must be text, finite numbers below 2**63, lists, or mappings with text as keys"
+            )
+            raise ValueError(f"{where}: {name} = {repr(value)[:80]}: {must}")
     ruled = {name: (rules.kind(name), ...) for name in known}
     try:
         create_model(where, __config__=_CONFIG, **ruled).model_validate(values, strict=True)
         return create_model(where, __config__=_CONFIG, **known).model_validate(values, strict=True)
     except ValidationError as failed:
         raise ValueError(f"{where}: {_sentence(values, failed.errors()[0])}") from None
+
+
+def _is_plain(value) -> bool:
+    """Whether JSON holds it as it is, with whole numbers that torch takes."""
+
+    def whole(digits: str) -> int | None:
+        return int(digits) if abs(int(digits)) < 2**63 else None
+
+    try:
+        text = json.dumps(value, allow_nan=False, ensure_ascii=False)
+        text.encode()  # refuses half a character
+        return json.loads(text, parse_int=whole) == value and "\\u0000" not in text
+    except (ValueError, TypeError, RecursionError):
+        return False
 
 
 def _sentence(values: dict, error: dict) -> str:
@@ -121,32 +143,74 @@ def check(name: str, namespace: dict):
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML in which 1e-4 is a number and a repeated key is an error."""
+    """Plain YAML 1.2: text, numbers, true, false, null, lists, and mappings with text as keys.
+
+    PyYAML's own 1.1 reads 010 as 8, 1:30 as 90, no as false and 1e-4 as text. An alias could hold
+    itself, or more than any memory.
+    """
+
+    depth = 0
+    yaml_implicit_resolvers: ClassVar = {}
+
+    def compose_node(self, parent, index):
+        event = self.peek_event()
+        if isinstance(event, yaml.AliasEvent) or event.tag is not None:
+            raise ValueError("write the value itself, instead of an alias (*name) or a tag (!name)")
+        self.depth += 1
+        if self.depth > DEEPEST:
+            raise ValueError(f"it has more than {DEEPEST} brackets or levels inside one another")
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
 
     def construct_mapping(self, node, deep=False):
         keys = [key.value for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise ValueError(f'"{key}" stands there twice')
+        for key, _ in node.value:
+            if not key.tag.endswith(":str"):
+                raise ValueError(
+                    f"the key {str(key.value)[:80]} is no text: quote it if it is meant so"
+                )
+            if keys.count(key.value) > 1:
+                raise ValueError(f'"{key.value}" stands there twice')
         return super().construct_mapping(node, deep=True)
 
+    def number(self, node):
+        text = node.value.replace("_", "")
+        if re.fullmatch(r"[-+]?\d+", text):
+            return int(text)
+        if text[-3:].lower() in ("inf", "nan"):
+            raise ValueError(f"{text}: a number must be finite")
+        return int(text, 0) if text[:2] in ("0x", "0o") else float(text)
 
-_NUMBER = re.compile(r"[-+]?(\d[\d_]*(\.[\d_]*)?|\.\d[\d_]*)[eE][-+]?\d+$")
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _NUMBER, list("-+.0123456789"))
+
+_NUMBER = r"[-+]?(\.\d[\d_]*|\d[\d_]*(\.[\d_]*)?)([eE][-+]?\d+)?|0x[0-9a-fA-F]+|0o[0-7]+"
+_NUMBERS = re.compile(rf"(?:{_NUMBER}|[-+]?\.(?i:inf|nan))$")
+for _kind, _written, _first in (
+    ("null", re.compile("(?:~|null|Null|NULL|)$"), ["~", "n", "N", ""]),
+    ("bool", re.compile("(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")),
+    ("float", _NUMBERS, list("-+.0123456789")),
+):
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_kind}", _written, _first)
+_Loader.add_constructor("tag:yaml.org,2002:float", _Loader.number)
 
 
 def load_value(text: str):
-    """The value of `-p name=value`, as YAML: 0.4, 1e-4, [0.2, 0.4] and true mean what they say."""
-    return yaml.load(text, Loader=_Loader)
+    """The value of `-p name=value`, as YAML 1.2. Raises ValueError saying what is wrong."""
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise ValueError(" ".join(str(error).split())) from None
 
 
 def load_file(path: Path) -> dict:
     """A flat YAML file of parameters. Raises ValueError naming the file and what is wrong."""
+    if not path.is_file() or path.stat().st_size > LONGEST:
+        raise ValueError(f"{path} is no file of at most {LONGEST} bytes: write `name: value` lines")
     try:
         values = load_value(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, ValueError) as error:
-        raise ValueError(f"{path}: {' '.join(str(error).split())}") from None
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
     values = {} if values is None else values
-    if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
+    if not isinstance(values, dict):
         raise ValueError(f"{path}: write one `name: value` a line")
     return values

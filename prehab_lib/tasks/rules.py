@@ -55,6 +55,7 @@ def _distinct(values: list) -> list:
 
 
 _count = Annotated[int, Field(ge=1)]
+_seed = Annotated[int, Field(ge=-(2**32), le=2**32)]  # what is drawn adds to it, within 64 bits
 _steps = Annotated[int, Field(ge=0)]
 _fraction = Annotated[FiniteFloat, Field(gt=0, lt=1)]
 _positive = Annotated[FiniteFloat, Field(gt=0)]
@@ -94,7 +95,8 @@ RULES = {
     "schedule": Literal["constant", "geometric"],
     "task": _key_of(("tasks.prose_tasks", "PROSE"), ("tasks.glue", "GLUE")),
     "lora": _Lora,
-    "seeds": Annotated[_each(int), AfterValidator(_distinct)],
+    "seed": _seed,
+    "seeds": Annotated[_each(_seed), AfterValidator(_distinct)],
     "batch": _count,
     "calibration": _count,
     "kronecker": _count,

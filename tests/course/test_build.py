@@ -183,7 +183,7 @@ def test_a_mistake_in_the_course_is_one_sentence_and_nothing_is_written(home, ca
         assert build.main(home) == 2, sentence
         message = capsys.readouterr().err
         assert sentence in message and message.count("\n") == 1, message
-    for text, sentence in {"- 1": "course.yaml: Input should be", "lectures: [": "course.yaml is no YAML"}.items():
+    for text, sentence in {"- 1": "course.yaml: write one", "lectures: [": "course.yaml: while parsing"}.items():
         file.write_text(text)
         assert build.main(home) == 2 and sentence in capsys.readouterr().err
     assert not (home / "course" / "_build").exists()

@@ -2,6 +2,7 @@
 
 import csv
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -11,6 +12,7 @@ import pytest
 
 from prehab_lib.exercises import answers, solved
 from prehab_lib.exercises.answers import Answered
+from tests.batch import alive, wait_for
 from tests.beside import ROOT, load
 from tests.conftest import write_notebook as notebook
 
@@ -178,6 +180,87 @@ def test_nothing_stays_behind_a_submission_nor_a_grader_that_is_killed(tmp_path)
     assert not still_writes()
 
 
+STRAYS = f"""
+import os, subprocess, time
+if os.fork() == 0:
+    os.setsid()
+    if os.fork() == 0: open(MARK + str(os.getpid()), "w")
+    time.sleep(600)
+subprocess.Popen(["sleep", "600"], start_new_session=True)
+{DEF}
+    while not os.listdir(MARK): time.sleep(0.01)
+    ENDS
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks processes up in /proc")
+def test_a_child_that_left_its_session_ends_with_its_submission(tmp_path):
+    """However that ends; and what the child holds open keeps nobody waiting."""
+    for number, (ends, seconds) in enumerate({"return 1": 60, "os._exit(3)": 60, "time.sleep(600)": 4}.items()):
+        marks, started = tmp_path / str(number), time.monotonic()
+        marks.mkdir()
+        source = STRAYS.replace("MARK", repr(f"{marks}/")).replace("ENDS", ends)
+        assert answer(tmp_path, source, whole=True, seconds=seconds) in (1, "it ended by itself", "time limit")
+        assert time.monotonic() - started < 50 and not any(alive(int(mark.name)) for mark in marks.iterdir())
+
+
+# Name of a folder -> as the report has it.
+ODD = {"new\nline": r"new\nline", "<b>\"q'&": "<b>\"q'&", "\udcff": r"\udcff", "=1+1": "'=1+1", "\u202e": r"\u202e"}
+
+
+def test_every_folder_has_a_row_whatever_its_name(tmp_path, capsys, monkeypatch):
+    handed, report, scandir = tmp_path / "in", tmp_path / "r.csv", os.scandir
+    for name in (*ODD, "closed", "half", "half/closed", "vanishing"):
+        notebook(handed / name / "10_audit.ipynb", RIGHT)
+    (handed / "empty" / "deep").mkdir(parents=True)
+    (handed / "packed.zip").touch()
+    (handed / "linked").symlink_to(handed / "empty")
+
+    def denied(place):
+        if str(place).endswith("closed"):
+            raise PermissionError(13, "Permission denied", str(place))
+        return scandir(place)
+
+    def copied(source, target, copy=grade.shutil.copy):
+        if "vanishing" in str(source):
+            raise FileNotFoundError(2, "No such file or directory", str(source))
+        return copy(source, target)
+
+    monkeypatch.setattr(os, "scandir", denied)
+    monkeypatch.setattr(grade.shutil, "copy", copied)
+    assert grade.main([str(handed), "--out", str(report), "--notebooks", "10", "-j", "4"]) == 0
+    with report.open(encoding="utf-8-sig", newline="") as file:
+        lines = list(csv.DictReader(file))
+    found = {(line["student"], line["verdict"]) for line in lines if line["exercise"] in ("", "10.1")}
+    wanted = {(name, "passed") for name in (*ODD.values(), "half")} | {("empty", "missing")}
+    assert found == wanted | {(name, "unreadable") for name in ("packed.zip", "linked", "closed", "half", "vanishing")}
+    assert "Permission denied" in next(line["hint"] for line in lines if line["student"] == "closed")
+    assert all(line.isprintable() for line in capsys.readouterr().out.splitlines())
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="sends signals")
+@pytest.mark.parametrize(("stop", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -9)])
+def test_a_grader_that_is_stopped_leaves_what_was_graded(tmp_path, stop, code):
+    """Ctrl-C ends it and all submissions at once, a kill leaves the report as far as it had grown."""
+    notebook(tmp_path / "in" / "ann" / "10_audit.ipynb", RIGHT)
+    mark, report = tmp_path / "reached", tmp_path / "r.csv"
+    slow = f"import os, time\n{DEF}\n    open({str(mark)!r}, 'w').write(str(os.getpid()))\n    time.sleep(600)"
+    for name in ("bo", "cy", "di"):
+        notebook(tmp_path / "in" / name / "10_audit.ipynb", slow)
+    words = ["course/grade.py", str(tmp_path / "in"), "--notebooks", "10", "--seconds", "500", "--out", str(report)]
+    pipes = dict(stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    pipes["preexec_fn"] = lambda: signal.signal(signal.SIGINT, signal.default_int_handler)
+    grader = subprocess.Popen([sys.executable, *words], **pipes)
+    wait_for(lambda: mark.is_file() and mark.read_text() and report.is_file())
+    sleeper, started = int(mark.read_text()), time.monotonic()
+    grader.send_signal(stop)
+    said = grader.communicate(timeout=60)[1]
+    assert time.monotonic() - started < 10  # two where nothing else is at work
+    assert grader.returncode == code and said.count("\n") == (stop == signal.SIGINT)
+    wait_for(lambda: not alive(sleeper))
+    assert "ann,10_audit,10.1,passed" in report.read_text() and "\nbo," not in report.read_text()
+
+
 def test_students_are_told_apart_files_recognised_and_the_last_one_counts(tmp_path):
     notebooks = ["00_start_here", "01_surrogates"]
     old = notebook(tmp_path / "ann" / "00_start_here.ipynb", "x = 1")
@@ -210,12 +293,31 @@ def test_the_command_writes_the_report_and_says_what_is_wrong(tmp_path, capsys):
         lines = {(line["student"], line["exercise"]): line for line in csv.DictReader(file)}
     assert list(lines["'=ann", "10.1"].values())[:4] == ["'=ann", "10_audit", "10.1", "passed"]
     assert (lines["bo", "10.1"]["verdict"], lines["bo", "10.1"]["hint"]) == ("missing", "not handed in")
+    (tmp_path / "empty").mkdir()
+    foreign = [
+        tmp_path / "grades.csv",
+        tmp_path / "empty",
+        tmp_path / "loop",
+        "",
+        tmp_path / "in" / "bo" / "03_vit.ipynb",
+    ]
+    foreign[0].write_text("student,grade\nann,1\n")
+    foreign[2].symlink_to(foreign[2])
+    before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
     for wrong, sentence in {
-        (str(tmp_path / "none"),): "holds no .ipynb file: unpack",
+        (str(tmp_path / "none"),): "is no folder of submissions",
+        ("",): "is no folder of submissions",
+        (str(tmp_path / "in" / "=ann" / "10_audit.ipynb"),): "is no folder of submissions",
+        (str(tmp_path / "empty"), "--out", str(tmp_path / "new.csv")): "holds no .ipynb file: unpack",
         (*words, "77"): "'77' is no notebook with exercises: choose among 00_start_here",
         (str(tmp_path / "in"), "--out", str(tmp_path / "no" / "r.csv")): "there is no such folder",
-        (str(tmp_path / "in"), "-j", "0"): "need numbers above 0",
+        **{(str(tmp_path / "in"), "-j", number): "need numbers above 0" for number in ("0", "10000001")},
+        **{(str(tmp_path / "in"), "--seconds", number): "need numbers above 0" for number in ("nan", "inf", "-1")},
+        **{(str(tmp_path / "in"), "--out", str(out)): "is no earlier report" for out in foreign},
+        (str(tmp_path / "in"), "--out", str(tmp_path / ("x" * 300))): "name too long",
     }.items():
         assert grade.main(list(wrong)) == 2
         message = capsys.readouterr().err
-        assert sentence in message and message.count("\n") == 1
+        assert sentence in message and message.count("\n") == 1, wrong
+    assert {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()} == before
+    assert grade.main([*words, "10"]) == 0  # an earlier report is replaced

@@ -108,6 +108,23 @@ def test_every_record_of_every_run_is_a_row(laptop):
     assert (laptop / "results.csv").read_text().strip() == "" and pandas.read_parquet(laptop / "results.parquet").empty
 
 
+def test_runs_of_other_parameters_than_the_params_files_give_now_are_named(tmp_path, monkeypatch, write_notebook):
+    monkeypatch.chdir(tmp_path)
+    cell = "steps: int = 1  # steps\nseeds: list = [0]  # of the draws\n"
+    for name in ("01_a", "02_b"):
+        write_notebook(tmp_path / "notebooks" / f"{name}.ipynb", "1", parameters=cell)
+        place = write_run(tmp_path, name)
+        change(place, params={"steps": 1, "seeds": [0]})
+    assert "Not made with the parameters" not in written(place.parent)
+    (tmp_path / "params").mkdir()
+    (tmp_path / "params" / "02_b.laptop.yaml").write_text("steps: 9\nseeds: [0, 1]\n")
+    assert "Not made with the parameters of the params files: 02_b.\n" in written(place.parent)
+    for text in ("[]", "7", "{", "\udcff"):
+        (place / "run.json").write_text(text, errors="surrogateescape")
+        with pytest.raises(ValueError, match="02_b/run.json is not JSON: remove its folder and run"):
+            report.write("laptop")
+
+
 def test_nothing_to_report_is_one_sentence(tmp_path, monkeypatch, capsys):
     (tmp_path / "notebooks").mkdir()
     (tmp_path / "notebooks" / "03_vit.ipynb").write_text('{"cells": []}')

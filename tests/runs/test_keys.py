@@ -2,11 +2,13 @@
 
 import json
 import os
+from pathlib import Path
 
 import pytest
 
-from prehab_lib.runs import keys
+from prehab_lib.runs import inputs, keys
 from prehab_lib.runs.plan import Run
+from prehab_lib.runs.store import Store
 
 
 @pytest.fixture
@@ -88,24 +90,66 @@ def test_what_moves_the_key_and_what_does_not(tmp_path, library, write_notebook)
     assert len(set(moved)) == 9, moved
 
 
-def test_data_and_large_files_are_told_apart_by_size_and_time(tmp_path, library, write_notebook, monkeypatch):
-    notebook = write_notebook(tmp_path / "00_a.ipynb", "1")
+def write(file: Path, content: bytes, time=1) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(content)
+    os.utime(file, (time, time))
 
-    def key(params: dict, file=tmp_path / "none", content=b"", time=1) -> str:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(content)
-        os.utime(file, (time, time))
-        return keys.key(Run("00_a", notebook, "lab", params), {}, library)
 
-    unset = key({"data_root": ""})
-    monkeypatch.setattr(keys, "SMALL", 2)
-    for params, place in [
-        ({"data_root": str(tmp_path / "data")}, "data/cifar10/train.parquet"),
-        ({"data_root": str(tmp_path / "data")}, "data/glue/cola/data/train.parquet"),
-        ({"model": str(tmp_path / "model.bin")}, "model.bin"),
+def test_what_a_run_reads_is_known_by_its_bytes(tmp_path, library, write_notebook, monkeypatch):
+    """Same size, same time, other bytes: another key; the same bytes at another time: the same."""
+    root, store, path = tmp_path / "data", Store(tmp_path / "runs"), str(tmp_path / "data")
+    own = write_notebook(tmp_path / "00_a.ipynb", "list(pathlib.Path(data_root).rglob('*'))")
+    cells = "task = open_task(P.dataset, data_root=P.data_root or None)", "data_root: str = ''  # see PREHAB_DATA\n"
+    door = write_notebook(tmp_path / "03_b.ipynb", cells[0], parameters=cells[1])
+
+    def key(notebook, **params) -> str:
+        return keys.key(Run(notebook.stem, notebook, "lab", params), {}, library, store.contents)
+
+    for notebook, params, place in [
+        (door, {"dataset": "cifar10"}, "cifar10/train/cat/0.png"),
+        (door, {"task": "cola"}, "glue/cola/data/train-0.parquet"),
+        *[(door, {"corpus": name}, "c4/en/x.json.gz") for name in ("wikitext2", str(tmp_path / "corpus"))],
+        (door, {"corpus": "wikitext2"}, "wikitext-2-raw-v1/test.parquet"),
+        *[(own, {}, place) for place in ("pictures/a b/\udcff.png", "x.bin")],
+        *[(door, params, "my model/deep/0.bin") for params in ({"m": path}, {"m": [path]}, {"m": {"of": [path]}})],
     ]:
-        file = tmp_path / place
-        assert key(params, file, b"123") == key(params, file, b"321"), place
-        assert len({key(params, file, b"321"), key(params, file, b"4321"), key(params, file, b"321", 2)}) == 3, place
-    monkeypatch.setenv("PREHAB_DATA", str(tmp_path / "data"))
-    assert key({"data_root": ""}) != unset
+        for given in ({"data_root": path}, {"data_root": ""}, {}):
+            monkeypatch.setenv("HOME", str(tmp_path))
+            monkeypatch.setenv("PREHAB_DATA", "~/none" if given.get("data_root") else "~/data")
+            found = []
+            for content, time in ((b"123", 1), (b"321", 1), (b"321", 2), (b"4321", 1), (b"123", 3)):
+                write(root / place, content, time)
+                found.append(key(notebook, **params, **given))
+            assert found[1] == found[2] and found[0] == found[4] and len({*found}) == 3, (place, given)
+        (root / place).rename(root / place.replace(".", "2."))
+        assert key(notebook, **params, **given) not in found, place
+    first = key(door, dataset="cifar10", data_root=path)
+    for place in ("imagenet-1k/train/0.png", "another/0.png"):  # of no concern to this run
+        write(root / place, b"1")
+    assert key(door, dataset="cifar10", data_root=path) == first
+
+
+def test_an_unchanged_folder_is_read_once_and_odd_ones_end(tmp_path, monkeypatch):
+    """Links that lead back, a link to nowhere, a pipe; what is kept survives its own damage."""
+    root, kept, read = tmp_path / "data", tmp_path / "kept.json", []
+    for name in ("a/0.png", "a/1.png", "b/0.png", ".git/x", "b/.DS_Store"):
+        write(root / name, name.encode())
+    for name, target in {"a/back": root, "b/nowhere": "none", "b/loop": "loop"}.items():
+        (root / name).symlink_to(target)
+    os.mkfifo(root / "b" / "pipe")
+    digest = inputs.digest
+    monkeypatch.setattr(inputs, "digest", lambda file: read.append(Path(file).name) or digest(file))
+    monkeypatch.setattr(inputs, "RACY", -3600)  # what was written just now counts as old
+    first = inputs.Contents(kept).of(str(root))
+    assert sorted(read) == ["0.png", "0.png", "1.png"]
+    for damage in (kept.read_text(), "{", "[]", "7", ""):
+        kept.write_text(damage)
+        assert inputs.Contents(kept).of(str(root)) == first
+    assert len(read) == 3 * 5  # all but the first were damaged
+    write(root / "a" / "0.png", b"A/0.PNG")  # the time of its change cannot be set back
+    assert inputs.Contents(kept).of(str(root)) != first
+    monkeypatch.setattr(inputs, "RACY", 3600)  # the clock may not tell a second change
+    kept.unlink()
+    inputs.Contents(kept).of(str(root))
+    assert not kept.exists()

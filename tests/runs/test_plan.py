@@ -1,5 +1,6 @@
 """The plan of a profile, and the words of the command line that choose it."""
 
+import json
 import subprocess
 import sys
 import threading
@@ -8,8 +9,12 @@ from pathlib import Path
 import pytest
 
 from prehab_lib import __main__
-from prehab_lib.runs import plan, pool
+from prehab_lib.runs import inputs, plan, pool
 from prehab_lib.runs.store import Store
+from prehab_lib.tasks import data, glue, language
+from tests.conftest import write_notebook
+
+ROOT = Path(__file__).resolve().parents[2]
 
 PARAMETERS = "steps: int = 1  # steps\ndata_root: str = ''  # data\n"
 
@@ -40,16 +45,11 @@ def test_bad_words_are_one_sentence_before_anything_is_written(home, capsys):
     for words, sentence in [
         (["smoke", "-p", "stpes=3"], 'no parameter "stpes": did you mean "steps"?'),
         (["smoke", "-p", "steps=1.5"], "steps = 1.5"),
-        (["smoke", "-p", "data_root=nowhere"], "nowhere is not a folder"),
-        (["smoke", "07"], 'no notebook "07": there are 00_a'),
-        (["labb"], 'unknown profile "labb"'),
     ]:
         for command in ("run", "plan"):
             assert __main__.main([command, *words]) == 2, words
             said = capsys.readouterr()
             assert sentence in said.err and said.err.count("\n") == 1 and said.out == "", words
-    assert __main__.main(["one", "smoke", "--name", "07_none"]) == 2
-    assert 'no run "07_none": there are 00_a, 01_b' in capsys.readouterr().err
     for words in (["smoke", "-j", "0"], ["smoke", "-p", "steps"], ["smoke", "-p", "steps=[1"]):
         with pytest.raises(SystemExit) as caught:
             __main__.main(["run", *words])
@@ -66,8 +66,11 @@ def test_an_installed_package_without_a_checkout_says_so(tmp_path, monkeypatch, 
 
 
 def test_data_says_what_is_where(home, write_notebook, capsys):
-    """One line a data set: in a folder, missing there, or from the hub; an embedded one needs nothing."""
-    write_notebook(home / "notebooks" / "03_vit.ipynb", "1")
+    """One line a data set that the parameters of any profile name: in a folder, missing there, or from the hub."""
+    write_notebook(home / "notebooks" / "03_vit.ipynb", "1", parameters="dataset: str = 'digits'  # which\n")
+    (home / "params" / "03_vit.lab.yaml").write_text("dataset: cifar10\n")
+    (home / "params" / "03_vit.paper.yaml").write_text("dataset: imagenet-1k\n")
+    (home / "params" / "03_vit.mine.yaml").write_text("dataset: ./photographs\n")
     (home / "sets" / "cifar10").mkdir(parents=True)
     (home / "sets" / "cifar10" / "train.parquet").touch()
     for words, said in [
@@ -75,9 +78,92 @@ def test_data_says_what_is_where(home, write_notebook, capsys):
         (["paper", "--data-root", "sets"], "is missing: the data set 'imagenet-1k' is not at sets/"),
         (["lab"], "03_vit: cifar10 comes from the hub"),
         (["laptop"], "03_vit: nothing, its data is embedded"),
+        (["mine"], f"03_vit: {home / 'photographs'} is missing"),
     ]:
         assert __main__.main(["data", *words]) == 0
         assert said in capsys.readouterr().out, words
+
+
+def test_data_sets_are_known_by_what_notebooks_call_them():
+    assert inputs.data_sets() == list(data.DATASETS)
+    assert {name: place for name, place in language.CORPORA.items() if place} == inputs.SHORT
+    found = {}
+    for profile in ("lab", "paper"):
+        for notebook, runs in plan.expected(ROOT, profile, plan.notebooks(ROOT)).items():
+            found[notebook, profile] = {name for params in runs.values() for name in inputs.data_sets_of(params)}
+    assert found["03_vit", "lab"] == {"cifar10"} and found["03_vit", "paper"] == {"imagenet-1k"}
+    assert found["04_bert_glue", "paper"] == {f"glue/{name}" for name in glue.GLUE}
+    assert found["05_llama", "lab"] == {"wikitext-2-raw-v1", "c4"} | {"alpaca"}
+    assert found["07_adaptive_rank", "lab"] == {"wikitext-2-raw-v1", "c4"} and not found["01_surrogates", "lab"]
+
+
+NO_PROFILE = [
+    "",
+    " ",
+    ".",
+    "..",
+    "../x",
+    "/tmp",
+    "~",
+    "*",
+    "[a-z]*",
+    "la?top",
+    "a b",
+    "a/b",
+    "a\\b",
+    "laptop\n",
+    "-x",
+    "_x",
+]
+NO_PROFILE += [".hidden", "laptop.", "a.b", "é", "l" * 300, "\udcff"]
+
+
+@pytest.mark.parametrize("command", ["run", "plan", "one", "data", "report", "figures", "verdicts"])
+def test_a_profile_is_a_plain_name_of_one_that_there_is(home, capsys, command):
+    """One sentence, exit code 2, nothing written: also where folders and files would fit the name."""
+    for place in ("runs/laptop/figures", "figures/laptop", "runs/old", "x/figures", "*/figures"):
+        (home / place).mkdir(parents=True)
+    for name in ("params/01_b.la?top.yaml", "params/01_b.mine.yaml", "report.md"):
+        (home / name).write_text("steps: 7\n")
+    before, more = sorted(home.rglob("*")), ["--name", "00_a"] if command == "one" else []
+    for word in NO_PROFILE:
+        assert __main__.main([command, *more, "--", word]) == 2, word
+        said = capsys.readouterr()
+        assert "is no profile: a profile's name has letters" in said.err and said.err.count("\n") == 1, word
+        assert len(said.err) < 200 and said.out == ""
+    assert __main__.main([command, "mein", *more]) == 2
+    said = capsys.readouterr().err
+    assert 'unknown profile "mein": there are smoke, laptop, lab, paper, mine' in said and said.count("\n") == 1
+    assert ("old" in said) == (command in ("report", "figures", "verdicts"))  # what has results can be reported
+    assert sorted(home.rglob("*")) == before and (home / "report.md").read_text() == "steps: 7\n"
+
+
+def test_notebooks_runs_and_paths_are_what_there_is(home, capsys):
+    (home / "loop").symlink_to("loop")
+    cell = PARAMETERS + "name: str = 'a'  # a text\nmany: list = []  # of them\n"
+    write_notebook(home / "notebooks" / "02_c.ipynb", "1", parameters=cell)
+    for words, sentence in [
+        *[
+            (["run", "smoke", word], f"no notebook {json.dumps(word)}: there are 00")
+            for word in ("../01", "", "0*", "01\n")
+        ],
+        *[(["one", "smoke", "--name", word], f"no run {json.dumps(word)}: there") for word in ("../00_a", "a\nb", "")],
+        *[(["run", "smoke", "-p", f"data_root={word}"], "is not a folder") for word in ("./loop", "x" * 300)],
+        *[(["run", "smoke", "02", "-p", f"name=./{word}"], "is not there") for word in ("loop", "x" * 300, "none")],
+        (["run", "smoke", "02", "-p", "many=[{a: ~/none/x}]"], "is not there"),
+        (["run", "smoke", "-p", "steps=1000000000000000000000000000000"], "numbers below 2**63"),
+        *[(["run", "smoke", "02", "-p", f"many=[{word}]"], "it must be text, finite") for word in ("1e999", r'"\0"')],
+        (["run", "smoke", "02", "-p", "name=010"], "name = 10: it must be a valid string"),
+    ]:
+        assert __main__.main(words) == 2, words
+        said = capsys.readouterr()
+        assert sentence in said.err and said.err.count("\n") == 1 and said.out == "", (words, said.err)
+    (home / "params" / "01_b.lab.yaml").mkdir()
+    (home / "params" / "00_a.paper.yaml").symlink_to("nowhere")
+    for profile in ("lab", "paper"):
+        assert __main__.main(["plan", profile]) == 2
+        assert f".{profile}.yaml is no file" in capsys.readouterr().err
+    assert not (home / "runs").exists()
 
 
 def test_threads_and_gpus(home, write_notebook, monkeypatch):

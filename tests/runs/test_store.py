@@ -9,7 +9,8 @@ import sys
 import pytest
 
 from prehab_lib import __main__
-from prehab_lib.runs import plan, store, unit
+from prehab_lib.runs import plan, pool, store, unit
+from prehab_lib.runs.inputs import digest
 
 
 def test_another_error_of_the_disk_is_not_called_a_full_one(tmp_path, monkeypatch):
@@ -25,14 +26,63 @@ def test_another_error_of_the_disk_is_not_called_a_full_one(tmp_path, monkeypatc
     assert [path.suffix for path in (tmp_path / ".store").iterdir()] == [".lock"]
 
 
-def stored(kept: store.Store, key: str, notebook: str, *names: str) -> None:
+def stored(kept: store.Store, key: str, notebook: str, *names: str, good: bool = True) -> None:
     """A finished run with these files, its key in each."""
     part = kept.begin(key)
     for name in names:
         (part / name).parent.mkdir(exist_ok=True)
         (part / name).write_text(key)
-    (part / "run.json").write_text(json.dumps({"key": key, "notebook": notebook, "files": names}))
-    kept.finish(key, good=True)
+    facts = {"key": key, "notebook": notebook, "files": names, "error": None if good else "planted"}
+    facts["sha256"] = {name: digest(part / name) for name in names}
+    (part / "run.json").write_text(json.dumps(facts))
+    kept.finish(key, good)
+
+
+def replaced(folder, *content: str) -> None:
+    """By a file with this content, or by an empty folder."""
+    store.remove(folder)
+    folder.write_text(*content) if content else folder.mkdir()
+
+
+TORN = (
+    "",
+    '{"key": "k',
+    "[]",
+    "{}",
+    "null",
+    "[" * 9999,
+    '{"key": "other", "files": []}',
+    '{"key": "k", "files": ["none"]}',
+)
+DAMAGES = [
+    replaced,
+    store.remove,
+    lambda folder: replaced(folder, "a file"),
+    lambda folder: replaced(folder / "00_a.ipynb"),
+]
+DAMAGES += [lambda folder, text=text: (folder / "run.json").write_text(text) for text in TORN]
+DAMAGES += [lambda folder, name=name: store.remove(folder / name) for name in ("run.json", "00_a.ipynb", "figures")]
+DAMAGES += [lambda folder, name=name: (folder / name).write_text("\0") for name in ("00_a.ipynb", "figures/a.png")]
+
+
+def test_a_damaged_entry_is_not_stored_and_is_replaced(tmp_path):
+    """So is what was kept of a failure, and what was published."""
+    kept, names = store.Store(tmp_path), ("00_a.ipynb", "figures/a.png")
+    for number, damage in enumerate(DAMAGES):
+        for place, good in ((kept.failed("k"), False), (kept.done("k"), True)):
+            stored(kept, "k", "00_a", *names, good=good)
+            assert pool.found(kept, "k").status == ("ran" if good else "failed") and bool(kept.stored("k")) == good
+            damage(place)
+            assert pool.found(kept, "k") is None and not kept.stored("k"), number
+        stored(kept, "k", "00_a", *names)
+        assert kept.stored("k"), number
+        kept.publish("k", "smoke", "00_a")
+        (tmp_path / "smoke" / "figures" / "a.png").write_text("")
+        (tmp_path / "smoke" / "00_a" / "run.json").write_text(TORN[number % len(TORN)])
+        kept.publish("k", "smoke", "00_a")
+        assert files(tmp_path / "smoke").items() >= {"figures/a.png": b"k"}.items() and kept.stored("k")
+        assert json.loads(files(tmp_path / "smoke")["00_a/run.json"])["notebook"] == "00_a"
+        store.remove(kept.done("k"))
 
 
 def files(folder) -> dict[str, bytes]:
@@ -98,6 +148,25 @@ def test_a_disk_that_is_full(tiny_disk, write_notebook, monkeypatch, capsys):
     assert files(place) == before
     assert "already up to date: 1 of 1" in run("30m", 5, code=0)
     assert len(files(place)["big"]) == 5 * 2**20 and json.loads(files(place)["run.json"])["params"] == {"size": 5}
+
+
+def test_a_read_only_disk_with_everything_stored_is_up_to_date(tiny_disk, write_notebook, monkeypatch, capsys):
+    """Runs, report and figures say so and end well; what is missing there is one sentence."""
+    source = "from prehab_lib.runs import certificate as c\nc.write_json(c.run_dir() / 'figures' / 'a.json', {'n': n})"
+    write_notebook(tiny_disk / "notebooks" / "00_a.ipynb", source, parameters="n: int = 1  # one\n")
+    monkeypatch.chdir(tiny_disk)
+    subprocess.run(["mount", "-o", "remount,size=30m", str(tiny_disk)], check=True)
+    commands = {"run": "1 of 1 runs are stored", "report": "runs/smoke/report.md", "figures": "figures/smoke"}
+    assert [__main__.main([command, "smoke"]) for command in commands] == [0, 0, 0]
+    (tiny_disk / "runs" / ".store" / "dead.part").mkdir()
+    subprocess.run(["mount", "-o", "remount,ro", str(tiny_disk)], check=True)
+    capsys.readouterr()
+    for command, what in commands.items():
+        assert __main__.main([command, "smoke"]) == 0
+        assert capsys.readouterr().out == f"already up to date: {what} (the disk is read-only)\n"
+    assert __main__.main(["run", "smoke", "-p", "n=2"]) == 2
+    said = capsys.readouterr()
+    assert "Read-only file system" in said.err and said.err.count("\n") == 1 and said.out == ""
 
 
 def test_work_folders_of_killed_runs_are_swept_but_not_those_at_work(tmp_path):

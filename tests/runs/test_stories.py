@@ -104,6 +104,11 @@ def test_what_runs_and_what_runs_again(home, write_notebook):
     assert "  ran: 02_bad, 00_audit\n" in run(home).replace("00_audit, 02_bad", "02_bad, 00_audit")
     assert run(home) == "already up to date: 4 of 4 runs are stored\n"
 
+    entry = next(home.glob("runs/.store/*/03_b.ipynb"))
+    entry.write_text(entry.read_text()[:40])  # torn: it is not stored, so it runs again
+    assert "03_b 1 no no" in [" ".join(line.split()) for line in run(home, command="plan").splitlines()]
+    assert "  cached: 01_a, 02_bad\n" in run(home) and json.loads(entry.read_text())
+
     run(home, "01", "-p", "steps=2")  # its figure replaces that of the run before
     assert [file.name for file in (published / "figures").iterdir()] == ["fig2.csv"]
 

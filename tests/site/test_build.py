@@ -112,6 +112,9 @@ def test_what_stops_a_build_is_one_sentence(tmp_path, monkeypatch, capfd):
     assert "is no notebook: remove its run's folder" in refused(["--out", str(root / "out")], root, capfd)
     nbformat.write(nbformat.v4.new_notebook(cells=[code("print(1)")]), root / "notebooks" / "03_vit.ipynb")
     assert "whose first line is its title" in refused(["smoke", "--out", str(root / "out")], root, capfd)
+    (root / "mine" / "html").mkdir(parents=True)  # a folder that is no book is left alone
+    assert "mine holds other files than a book" in refused(["smoke", "--out", str(root / "mine")], root, capfd)
+    assert "File exists" in refused(["smoke", "--out", str(root / "docs" / "reproduce.md")], root, capfd)
     monkeypatch.setattr(site, "NEEDED", ("not_there",))
     assert refused([], root, capfd) == "site: the book needs not_there: pip install -e '.[site]', or make site\n"
 
@@ -122,6 +125,7 @@ def test_a_dead_link_stops_the_build_and_the_old_book_stays(tmp_path, capfd):
     old = root / "site_out" / "html" / "index.html"
     old.parent.mkdir(parents=True)
     old.write_text("old")
+    (root / "site_out" / site.MARK).touch()
     message = refused(["--out", str(root / "site_out")], root, capfd)
     assert "99_gone.ipynb" in message and message.endswith("site: the book was not built: Sphinx says why above\n")
     assert old.read_text() == "old"

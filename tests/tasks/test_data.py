@@ -90,8 +90,3 @@ def test_of_a_huge_set_one_file_is_fetched(monkeypatch):
     assert options["data_files"] == {"heldout": "en/c4-validation.00000-of-00008.json.gz"}
     data.load("wikitext-2-v1", "validation", like=data.DATASETS["wikitext-2-v1"])
     assert asked.pop() == (("Salesforce/wikitext", "wikitext-2-v1"), {"split": "validation"})
-
-
-def test_every_data_set_that_a_notebook_needs_is_known():
-    named = {name for profiles in data.NEEDS.values() for names in profiles.values() for name in names}
-    assert named <= set(data.DATASETS) and {"wikitext-2-raw-v1", "c4", "alpaca"} <= named

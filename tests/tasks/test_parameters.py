@@ -4,10 +4,12 @@ import importlib
 import json
 import subprocess
 import sys
+import time
 from typing import Any
 
 import pytest
 
+from prehab_lib import __main__
 from prehab_lib.methods import METHODS
 from prehab_lib.tasks import parameters
 
@@ -165,16 +167,60 @@ def test_two_parameters_cells_and_other_files_are_refused(notebook):
 
 
 def test_yaml_reads_what_people_mean(tmp_path):
+    """As YAML 1.2 does, and not as 1.1: leading zeros, times, yes and no, dates."""
     file = tmp_path / "03_vit.lab.yaml"
     file.write_text("# why\nlr: 1e-4\nlam: -2.5E-1\nwide: 1_000\nremoved: [.2, 4e-1]\nday: on\n")
-    meant = {"lr": 1e-4, "lam": -0.25, "wide": 1000, "removed": [0.2, 0.4], "day": True}
+    meant = {"lr": 1e-4, "lam": -0.25, "wide": 1000, "removed": [0.2, 0.4], "day": "on"}
     assert parameters.load_file(file) == meant
     file.write_text("# nothing differs\n")
     assert parameters.load_file(file) == {}
-    values = [parameters.load_value(text) for text in ("1e-4", "[0.2]", "40", "'40'", "x/y", "true")]
-    assert values == [1e-4, [0.2], 40, "40", "x/y", True]
-    for text in ("- 1\n- 2\n", "a: 1\na: 2\n", "a: [1\n", "a: !!python/object:os.system {}\n", "1: 2"):
-        file.write_text(text)
-        with pytest.raises(ValueError, match="03_vit") as caught:
-            parameters.load_file(file)
-        assert "\n" not in str(caught.value), text
+    for text, value in {
+        **{"1e-4": 1e-4, "[0.2]": [0.2], "40": 40, "'40'": "40", "x/y": "x/y", "1e5": 1e5, "+.5": 0.5, "1.": 1.0},
+        **{"010": 10, "-08": -8, "007.5": 7.5, "0x1F": 31, "0o17": 15, "1:30": "1:30", "0b1": "0b1", "0..4": "0..4"},
+        **{"no": "no", "Off": "Off", "y": "y", "true": True, "FALSE": False, "~": None, "": None, "null": None},
+        **{"2024-01-01": "2024-01-01", "=": "=", "{a: {b: 010}}": {"a": {"b": 10}}},
+    }.items():
+        assert repr(parameters.load_value(text)) == repr(value), text
+
+
+def test_yaml_that_is_none_is_refused_at_once(tmp_path):
+    file, clock = tmp_path / "03_vit.lab.yaml", time.monotonic()
+    for said, texts in {
+        "one `name: value` a line": ["- 1\n- 2\n", "7"],
+        "stands there twice": ["a: 1\n'a': 2\n", "a: {b: 1, b: 2}"],
+        "is no text": ["1: 2", "a: {no: 1, 3: 1}", "? [a]\n: 1", "a: {true: 1}"],
+        "or a tag": [
+            f"a: !!{tag}" for tag in ("python/object:os.system {}", "python/name:os.system", "bool x", "set {x}")
+        ],
+        "an alias": ["a: &x [*x]", "a: &x {b: *x}", "a: &a [1]\nb: &b [*a, *a]\nc: [*b, *b]"],
+        "inside one another": ["a: " + "[" * 100_000, "a: " + "{b: " * 100_000],
+        "4300 digits": ["a: 1" + "0" * 5000],
+        "special characters": ["a: \0"],
+        "single document": ["a: 1\n--- \nb: 2"],
+        "must be finite": ["a: .nan", "a: -.Inf"],
+        "is no file of at most": ["a: " + "x" * 2**20],
+        "expected": ["a: [1\n"],
+    }.items():
+        for text in texts:
+            file.write_text(text)
+            with pytest.raises(ValueError, match="03_vit") as caught:
+                parameters.load_file(file)
+            assert said in str(caught.value) and "\n" not in str(caught.value), text[:40]
+    assert time.monotonic() - clock < 20
+    with pytest.raises(SystemExit) as refused:
+        __main__.main(["run", "smoke", "-p", "seeds=&x [*x]"])
+    assert refused.value.code == 2
+
+
+def test_values_that_no_number_generator_or_file_takes_are_refused():
+    loop: list = []
+    loop.append(loop)
+    nan, inf = float("nan"), float("-inf")
+    for value in (10**30, [-(2**63)], {"a": [nan]}, inf, "a\0b", {"a": "\ud800"}, {"a": {1: 2}}, loop, {3}):
+        with pytest.raises(ValueError, match="something_else = .* it must be text, finite numbers below"):
+            checked("something_else", value)
+    checked("something_else", {"λ": [2**63 - 1, 1.5, None, True, "9" * 30]})
+    checked("seed", 2**32)
+    for name, value in {"seed": 2**33, "seeds": [-(2**33)]}.items():
+        with pytest.raises(ValueError, match="than or equal to"):
+            checked(name, value)
