@@ -8,16 +8,19 @@ the layers in which some rank saves parameters.  Each gets rank 1 at least, also
 Zero-sum and greedy sum over all layers instead, and refuse a budget that cannot be met.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from prehab_lib.budget import break_even_rank, check_removed, rank_for
 from prehab_lib.decomposition import Decomposition
-from prehab_lib.inputs import check_choice
+from prehab_lib.inputs import check_choice, refuse_unknown
 from prehab_lib.rivals import asvd, dobi, swift_svd, zero_sum
 from prehab_lib.rivals.svd_llm_v2 import grouped
 
 Ranks = dict[str, int | None]
+# What allocations and recoveries are handed; every other argument of theirs is an option.
+GIVEN = ("decompositions", "removed", "model", "stats", "weighting")
+GIVEN += ("task_loss", "batches", "validation")
 
 
 @dataclass(frozen=True)
@@ -25,18 +28,35 @@ class Step:
     """A row of `ALLOCATIONS` or of `methods.RECOVERIES`; it is called as its function is.
 
     check(task_loss, batches, validation, **options) raises ValueError naming what the function will
-    miss, before hours of work.  shapes_only: of decompositions it asks `.shape`.
+    miss, before hours of work.  shapes_only: of decompositions it asks `.shape`.  settings: what
+    takes its options, where that is not the function itself.
     """
 
     function: Callable
     check: Callable[..., None] = lambda **_: None
     shapes_only: bool = False
+    settings: Callable | None = None
 
     def __call__(self, *args, **kwargs):
+        self.check_options(name for name in kwargs if name not in GIVEN)
         return self.function(*args, **kwargs)
 
+    def check_options(self, options: Iterable[str]) -> None:
+        """Raises ValueError that lists the options there are, for one that is none."""
+        name = getattr(self.function, "__name__", "a function")
+        refuse_unknown(f"{name!r}", options, self.settings or self.function, GIVEN)
 
-def uniform(decompositions: Mapping[str, Decomposition], removed: float, **_) -> Ranks:
+
+def uniform(
+    decompositions: Mapping[str, Decomposition],
+    removed: float,
+    *,
+    model=None,
+    stats=None,
+    task_loss=None,
+    batches=None,
+    validation=None,
+) -> Ranks:
     """The same `removed` for every layer, each by its own shape; dense where no rank saves any.
 
     Source: SVD-LLM (arXiv 2403.07378), and Tables II to V.  Raises ValueError for a bad `removed`.
@@ -54,9 +74,9 @@ ALLOCATIONS: dict[str, Step] = {
     "sensitivity": Step(asvd.sensitivity, asvd.check_arguments),
     "grouped": Step(grouped),
     "importance": Step(swift_svd.importance, swift_svd.check_arguments),
-    "zero_sum": Step(zero_sum.zero_sum, zero_sum.check_arguments),
-    "greedy": Step(zero_sum.greedy, zero_sum.check_greedy),
-    "learned": Step(dobi.learned, dobi.check_arguments),
+    "zero_sum": Step(zero_sum.zero_sum, zero_sum.check_arguments, False, zero_sum.check_arguments),
+    "greedy": Step(zero_sum.greedy, zero_sum.check_greedy, False, zero_sum.check_greedy),
+    "learned": Step(dobi.learned, dobi.check_arguments, settings=dobi.Options),
 }
 
 

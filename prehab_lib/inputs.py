@@ -8,6 +8,8 @@ from numbers import Real
 
 # For every number that a least-squares problem fits; fewer leave its small directions to chance.
 TOKENS_EACH = 10
+MOST = 2**31 - 1  # of whatever is counted: steps, windows, ranks
+SEEDS = 2**32 - 1  # the largest seed that every library takes
 
 
 def check_whole(least: int, **arguments) -> None:
@@ -15,6 +17,14 @@ def check_whole(least: int, **arguments) -> None:
     for name, value in arguments.items():
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise ValueError(f"{name} = {value!r}: give a whole number, {least} or larger")
+        if value > MOST:
+            raise ValueError(f"{name} = {value!r}: give a whole number, {MOST} at most")
+
+
+def check_seed(seed: int) -> None:
+    """Raises ValueError unless `seed` is a whole number from 0 to `SEEDS`."""
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed <= SEEDS:
+        raise ValueError(f"seed = {seed!r}: give a whole number, 0 or larger, {SEEDS} at most")
 
 
 def check_positive(**arguments) -> None:
@@ -38,6 +48,23 @@ def check_settings(name: str, options: Mapping, choices: Iterable[str]) -> None:
         if key not in choices:
             listed = ", ".join(choices)
             raise ValueError(f"{name} has an unknown entry {key!r}: choose from {listed}")
+
+
+def refuse_unknown(
+    of: str, options: Iterable[str], function: Callable, given: Iterable[str] = ()
+) -> None:
+    """Raises ValueError for an option that `function`, called `of`, does not take.
+
+    given: its arguments that are no options.  A function that takes any keyword takes any option.
+    """
+    known = inspect.signature(function).parameters.values()
+    choices = [parameter.name for parameter in known if parameter.name not in given]
+    for key in options:
+        if key not in choices and all(
+            parameter.kind != parameter.VAR_KEYWORD for parameter in known
+        ):
+            remedy = f"choose from {', '.join(choices)}" if choices else "it takes none"
+            raise ValueError(f"options of {of}: unknown entry {key!r}, {remedy}")
 
 
 def check_options(name: str, options: Mapping, function: Callable) -> None:

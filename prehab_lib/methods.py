@@ -48,9 +48,21 @@ METHODS = {
     "io_svd": Method(
         "gram_logit", "greedy", None, {"gram", "logit_gram", "grad"}, "arXiv 2605.15626"
     ),
-    "zs_svd": Method("gram", "zero_sum", None, {"gram", "grad"}, "arXiv 2602.02848, one shot"),
+    # The floor of the authors' scripts depends on the ratio: `zero_sum.floor_at`.
+    "zs_svd": Method(
+        weighting="gram",
+        allocation="zero_sum",
+        needs={"gram", "grad"},
+        source="arXiv 2602.02848, one shot",
+        options={"floor": "scripts"},
+    ),
     "zs_svd_corrected": Method(
-        "gram", "zero_sum", "projected_gradient", {"gram", "grad"}, "arXiv 2602.02848, corrected"
+        weighting="gram",
+        allocation="zero_sum",
+        recovery="projected_gradient",
+        needs={"gram", "grad"},
+        source="arXiv 2602.02848, corrected",
+        options={"floor": "scripts"},
     ),
 }
 

@@ -134,7 +134,9 @@ def compress_at(
 
 def check_arguments(method: Method, data: Mapping) -> None:
     """Raises ValueError for an unknown allocation or recovery, or an argument it will miss."""
-    step_named("allocation", method.allocation, ALLOCATIONS).check(**data, **method.options)
+    allocate = step_named("allocation", method.allocation, ALLOCATIONS)
+    allocate.check_options(method.options)
+    allocate.check(**data, **method.options)
     if method.recovery is not None:
         step_named("recovery", method.recovery, RECOVERIES).check(**data)
 

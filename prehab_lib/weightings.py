@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from prehab_lib.decomposition import Decomposition, Weighting, factorise
-from prehab_lib.inputs import check_choice
+from prehab_lib.inputs import check_choice, refuse_unknown
 from prehab_lib.layers import linear_layers
 from prehab_lib.progress import progress
 from prehab_lib.roots import invertible_root, on_factor_device, psd_root
@@ -176,8 +176,10 @@ def error(
 
 def _ruler(stats: LayerStats | None, weighting: Ruler, options: dict) -> Weighting:
     if isinstance(weighting, Weighting):
+        refuse_unknown("a Weighting of one's own", options, lambda: weighting)
         return weighting
     check_choice("weighting", weighting, WEIGHTINGS)
+    refuse_unknown(f"weighting {weighting!r}", options, WEIGHTINGS[weighting], {"stats"})
     return WEIGHTINGS[weighting](stats or LayerStats(), **options)
 
 

@@ -13,7 +13,15 @@ from prehab_lib.factors import Factors, LowRankLinear
 from prehab_lib.inputs import check_whole
 from prehab_lib.layers import linear_layers, replace_module
 from prehab_lib.progress import progress
-from prehab_lib.rivals.shared import Cuts, Stats, check_given, low_rank_layers, replaced, whole
+from prehab_lib.rivals.shared import (
+    Cuts,
+    Stats,
+    as_linear,
+    check_given,
+    low_rank_layers,
+    replaced,
+    whole,
+)
 from prehab_lib.roots import on_factor_device
 from prehab_lib.statistics.fisher import sample_means
 from prehab_lib.statistics.gradients import GradientPass
@@ -140,14 +148,3 @@ def product_gradients(
 def product(layer: LowRankLinear) -> Tensor:
     """W' = U V (m, n) in float64."""
     return on_factor_device(layer.U.weight) @ on_factor_device(layer.V.weight)
-
-
-def as_linear(layer: LowRankLinear) -> nn.Linear:
-    """The dense layer of W' = U V, with the same bias, flags, mode, dtype and device."""
-    U, V = layer.U.weight.detach(), layer.V.weight.detach()
-    wide = torch.promote_types(U.dtype, torch.float32)
-    W = (U.to(wide) @ V.to(wide)).to(U.dtype)
-    dense = nn.Linear(layer.in_features, layer.out_features, bias=False, device="meta")
-    dense.weight = nn.Parameter(W, requires_grad=layer.U.weight.requires_grad)
-    dense.bias = layer.bias
-    return dense.train(layer.training)

@@ -179,6 +179,18 @@ def low_rank_layers(model: nn.Module, names: Iterable[str], verb: str) -> dict[s
     return layers
 
 
+def as_linear(layer: LowRankLinear, W: Tensor | None = None) -> nn.Linear:
+    """The dense layer of W' = U V, or of W (m, n), with the same bias, flags, mode, dtype, device."""
+    U, V = layer.U.weight.detach(), layer.V.weight.detach()
+    if W is None:
+        wide = torch.promote_types(U.dtype, torch.float32)
+        W = U.to(wide) @ V.to(wide)
+    dense = nn.Linear(layer.in_features, layer.out_features, bias=False, device="meta")
+    dense.weight = nn.Parameter(W.to(U), requires_grad=layer.U.weight.requires_grad)
+    dense.bias = layer.bias
+    return dense.train(layer.training)
+
+
 def check_given(wanted_by: str, **given) -> None:
     """Raises ValueError naming the first argument that is None, or good for one pass alone."""
     for name, value in given.items():

@@ -4,14 +4,16 @@ import copy
 import itertools
 import math
 import re
+from dataclasses import replace
 from fractions import Fraction
 
 import pytest
 import torch
 
 from prehab_lib import weightings
+from prehab_lib.budget import break_even_rank
 from prehab_lib.evaluate import classification_loss
-from prehab_lib.methods import Method
+from prehab_lib.methods import METHODS, Method
 from prehab_lib.rivals.shared import ACCOUNTINGS
 from prehab_lib.rivals.zero_sum import RULES, plan, select
 from prehab_lib.scale.lazy import decompose_lazily
@@ -151,6 +153,22 @@ def test_a_rule_that_reorders_goes_through_surgery_with_the_decompositions_of_it
         if rank:
             kept = sum(torch.outer(cuts[name].left[:, i], cuts[name].right[i]) for i in selection.orders[name][:rank])
             torch.testing.assert_close(model.get_submodule(name).weight.double(), kept, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["zs_svd", "zs_svd_corrected"])
+@pytest.mark.parametrize(("removed", "floor"), [(0.2, 0), (0.4, 0), (0.5, 0), (0.6, 0.3), (0.8, 0.15)])
+def test_the_methods_take_the_floor_of_the_authors_scripts(method, removed, floor, given):
+    data = dict(decompositions=given["decompositions"], task_loss=classification_loss, batches=given["batches"])
+    reports = []
+    for chosen in (method, replace(METHODS[method], options={"floor": floor})):
+        reports.append(compress(copy.deepcopy(given["model"]), chosen, removed, given["stats"], **data))
+    assert reports[0].ranks == reports[1].ranks
+    shapes = {name: cut.shape for name, cut in given["decompositions"].items()}
+    least = {name: math.ceil(floor * break_even_rank(shape)) for name, shape in shapes.items()}
+    assert all(rank is None or rank >= least[name] for name, rank in reports[0].ranks.items())
+    if floor:
+        none = compress(copy.deepcopy(given["model"]), Method("gram", "zero_sum"), removed, given["stats"], **data)
+        assert any(rank and rank < least[name] for name, rank in none.ranks.items())
 
 
 def test_other_rules_leave_the_decompositions_as_they_are_and_sigma_takes_the_smallest_first(given):
