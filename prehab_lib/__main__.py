@@ -7,21 +7,6 @@ from prehab_lib.cli import compress_cli
 from prehab_lib.runs.store import FULL, Store
 
 
-def _assignment(text: str) -> tuple[str, object]:
-    """`name=value` of -p and --grid, the value read as YAML."""
-    import yaml
-
-    from prehab_lib.tasks.parameters import load_value
-
-    name, equals, value = text.partition("=")
-    if not equals or not name.strip():
-        raise argparse.ArgumentTypeError(f"write name=value, not {text!r}")
-    try:
-        return name.strip(), load_value(value)
-    except (yaml.YAMLError, ValueError):
-        raise argparse.ArgumentTypeError(f"{name.strip()}: {value!r} is not a YAML value") from None
-
-
 def _count(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"give a whole number, 1 or more, not {text!r}")
@@ -89,7 +74,7 @@ def parser() -> argparse.ArgumentParser:
     profiles = "smoke, laptop, lab, paper, or any other with params/NN_name.PROFILE.yaml"
     values = "a run for each value, [0.01,0.1,1] or 0..4; several make every combination"
     cores = "of every run (default: half of this machine's cores, or those of each GPU)"
-    pair = {"type": _assignment, "action": "append", "default": []}
+    pair = {"type": compress_cli.assignment, "action": "append", "default": []}
     for name, text in COMMANDS.items():
         command = commands.add_parser(name, help=text)
         command.set_defaults(act=_act)
@@ -114,21 +99,22 @@ def parser() -> argparse.ArgumentParser:
 
 def main(words: list[str] | None = None) -> int:
     """Exit code: 0, 1 where a run failed, 2 for an error of the user's, 130 on Ctrl-C."""
+    for stream in (sys.stdout, sys.stderr):  # a terminal that cannot show λ must not end a run
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
     arguments = parser().parse_args(words)
     try:
         return arguments.act(arguments)
     except KeyboardInterrupt:
         print("prehab_lib: stopped; the same command resumes with what is missing", file=sys.stderr)
         return 130
-    except (ValueError, FileNotFoundError, ConnectionError, PermissionError) as error:
+    except (ValueError, OSError) as error:
         sentence = str(error)
-        if isinstance(error, OSError) and error.strerror:  # without its number
+        if isinstance(error, OSError) and error.errno in FULL:
+            where = error.filename or "the disk"
+            sentence = f"no space left on {where}: free some and run the same command again"
+        elif isinstance(error, OSError) and error.strerror:  # without its number
             sentence = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    except OSError as error:
-        if error.errno not in FULL:
-            raise
-        where = error.filename or "the disk"
-        sentence = f"no space left on {where}: free some and run the same command again"
     print(f"prehab_lib: {sentence}", file=sys.stderr)
     return 2
 

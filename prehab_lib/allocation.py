@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from prehab_lib.budget import break_even_rank, check_removed, rank_for
 from prehab_lib.decomposition import Decomposition
-from prehab_lib.inputs import check_choice, refuse_unknown
+from prehab_lib.inputs import check_choice, check_options, check_settings
 from prehab_lib.rivals import asvd, dobi, swift_svd, zero_sum
 from prehab_lib.rivals.svd_llm_v2 import grouped
 
@@ -28,12 +28,12 @@ class Step:
     """A row of `ALLOCATIONS` or of `methods.RECOVERIES`; it is called as its function is.
 
     check(task_loss, batches, validation, **options) raises ValueError naming what the function will
-    miss, before hours of work.  shapes_only: of decompositions it asks `.shape`.  settings: what
-    takes its options, where that is not the function itself.
+    miss, before hours of work; its arguments, or those of `settings`, say which options there are.
+    shapes_only: of decompositions the function asks `.shape`.
     """
 
     function: Callable
-    check: Callable[..., None] = lambda **_: None
+    check: Callable[..., None] = lambda task_loss=None, batches=None, validation=None: None
     shapes_only: bool = False
     settings: Callable | None = None
 
@@ -43,25 +43,19 @@ class Step:
 
     def check_options(self, options: Iterable[str]) -> None:
         """Raises ValueError that lists the options there are, for one that is none."""
-        name = getattr(self.function, "__name__", "a function")
-        refuse_unknown(f"{name!r}", options, self.settings or self.function, GIVEN)
+        name = getattr(self.function, "__name__", "a function of one's own")
+        check_options(
+            f"the set of options for {name!r}", options, self.settings or self.check, GIVEN
+        )
 
 
-def uniform(
-    decompositions: Mapping[str, Decomposition],
-    removed: float,
-    *,
-    model=None,
-    stats=None,
-    task_loss=None,
-    batches=None,
-    validation=None,
-) -> Ranks:
+def uniform(decompositions: Mapping[str, Decomposition], removed: float, **given) -> Ranks:
     """The same `removed` for every layer, each by its own shape; dense where no rank saves any.
 
     Source: SVD-LLM (arXiv 2403.07378), and Tables II to V.  Raises ValueError for a bad `removed`.
     """
     check_removed(removed)
+    check_settings("the set of options for 'uniform'", given.keys() - GIVEN, ())
     ranks = {}
     for name, decomposition in decompositions.items():
         shape = tuple(decomposition.shape)
@@ -74,8 +68,8 @@ ALLOCATIONS: dict[str, Step] = {
     "sensitivity": Step(asvd.sensitivity, asvd.check_arguments),
     "grouped": Step(grouped),
     "importance": Step(swift_svd.importance, swift_svd.check_arguments),
-    "zero_sum": Step(zero_sum.zero_sum, zero_sum.check_arguments, False, zero_sum.check_arguments),
-    "greedy": Step(zero_sum.greedy, zero_sum.check_greedy, False, zero_sum.check_greedy),
+    "zero_sum": Step(zero_sum.zero_sum, zero_sum.check_arguments),
+    "greedy": Step(zero_sum.greedy, zero_sum.check_greedy),
     "learned": Step(dobi.learned, dobi.check_arguments, settings=dobi.Options),
 }
 
@@ -84,4 +78,4 @@ def step_named(axis: str, name: str, table: Mapping[str, Step | Callable]) -> St
     """The row of a table, also where it is a plain function.  Raises ValueError that lists them."""
     check_choice(axis, name, table)
     row = table[name]
-    return row if isinstance(row, Step) else Step(row)
+    return row if isinstance(row, Step) else Step(row, lambda **_: None, settings=row)

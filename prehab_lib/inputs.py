@@ -42,34 +42,24 @@ def check_choice(name: str, value, choices: Iterable) -> None:
         raise ValueError(f"{name} = {value!r} is not known: choose one of {listed}")
 
 
-def check_settings(name: str, options: Mapping, choices: Iterable[str]) -> None:
+def check_settings(name: str, options: Iterable[str], choices: Iterable[str]) -> None:
     """Raises ValueError where `options`, a setting called `name`, has an unknown entry."""
     for key in options:
         if key not in choices:
-            listed = ", ".join(choices)
-            raise ValueError(f"{name} has an unknown entry {key!r}: choose from {listed}")
+            remedy = f"choose from {', '.join(choices)}" if choices else "there is none to choose"
+            raise ValueError(f"{name} has an unknown entry {key!r}: {remedy}")
 
 
-def refuse_unknown(
-    of: str, options: Iterable[str], function: Callable, given: Iterable[str] = ()
+def check_options(
+    name: str, options: Iterable[str], function: Callable, given: Iterable[str] = ()
 ) -> None:
-    """Raises ValueError for an option that `function`, called `of`, does not take.
+    """As `check_settings`, for the arguments of a function, but for those that are `given` to it.
 
-    given: its arguments that are no options.  A function that takes any keyword takes any option.
+    A function that takes any keyword takes any option.
     """
-    known = inspect.signature(function).parameters.values()
-    choices = [parameter.name for parameter in known if parameter.name not in given]
-    for key in options:
-        if key not in choices and all(
-            parameter.kind != parameter.VAR_KEYWORD for parameter in known
-        ):
-            remedy = f"choose from {', '.join(choices)}" if choices else "it takes none"
-            raise ValueError(f"options of {of}: unknown entry {key!r}, {remedy}")
-
-
-def check_options(name: str, options: Mapping, function: Callable) -> None:
-    """As `check_settings`, for the arguments of a function."""
-    check_settings(name, options, inspect.signature(function).parameters)
+    known = inspect.signature(function).parameters
+    if all(parameter.kind is not parameter.VAR_KEYWORD for parameter in known.values()):
+        check_settings(name, options, [key for key in known if key not in given])
 
 
 def warn_if_few_tokens(

@@ -13,7 +13,7 @@ from torch.nn.utils import parametrize
 
 from prehab_lib import precision
 from prehab_lib.batches import device_of, endless, mode, move, seeded
-from prehab_lib.inputs import check_choice, check_positive, check_whole
+from prehab_lib.inputs import check_choice, check_positive, check_seed, check_whole
 from prehab_lib.precision import Memory
 from prehab_lib.progress import progress
 from prehab_lib.rank_term import RankTerm, term_of
@@ -52,6 +52,9 @@ class Training:
 
     def __post_init__(self):
         check_choice("train", self.train, ("layers", "all"))
+        check_seed(self.seed)
+        if self.weight_decay:  # NaN too
+            check_positive(weight_decay=self.weight_decay)
         if self.log_every is not None:
             check_whole(1, log_every=self.log_every)
 

@@ -13,15 +13,8 @@ from prehab_lib.factors import Factors, LowRankLinear
 from prehab_lib.inputs import check_whole
 from prehab_lib.layers import linear_layers, replace_module
 from prehab_lib.progress import progress
-from prehab_lib.rivals.shared import (
-    Cuts,
-    Stats,
-    as_linear,
-    check_given,
-    low_rank_layers,
-    replaced,
-    whole,
-)
+from prehab_lib.rivals import shared
+from prehab_lib.rivals.shared import Cuts, Stats, as_linear, check_given, low_rank_layers
 from prehab_lib.roots import on_factor_device
 from prehab_lib.statistics.fisher import sample_means
 from prehab_lib.statistics.gradients import GradientPass
@@ -55,7 +48,7 @@ def projected_gradient(
     slopes = product_gradients(model, layers, batches, task_loss)
     new: dict[str, Factors] = {}
     for name, layer in progress(layers.items(), "correction"):
-        W_k, cut = product(layer), whole(decompositions[name])
+        W_k, cut = product(layer), shared.whole(decompositions[name])
         step = restoring_step(cut.left.to(W_k) @ cut.right.to(W_k) - W_k, slopes.pop(name))
         if not step.any():
             continue
@@ -139,7 +132,7 @@ def product_gradients(
     if not layers:
         return {}
     dense = {name: as_linear(layer) for name, layer in layers.items()}
-    with replaced(model, dense):
+    with shared.replaced(model, dense):
         run = GradientPass(model, dense, batches, task_loss, per_sample=False)
         means = sample_means(run, {"grad"})
     return {name: values["grad"] for name, values in means.items()}

@@ -1,9 +1,9 @@
 """SVD-LLM's closed-form update: left factors refitted to their inputs in the compressed model.
 
 Source: SVD-LLM, earlier version and the released code's step 2 (arXiv 2403.07378v1).  As there, one
-block after the other: all layers of a block are refitted at once, to what they read while the block
-is dense and the blocks before it are refitted.  The target is what W says to these inputs: the drift
-of the inputs is not repaired, and the task may gain or lose.
+block after the other: all layers of a block are refitted at once, to what they read while the
+block is dense and the blocks before it are refitted.  The target is what W says to these inputs:
+the drift of the inputs is not repaired, and the task may gain or lose.
 """
 
 from collections.abc import Iterable, Mapping
@@ -16,7 +16,8 @@ from prehab_lib.decomposition import Decomposition
 from prehab_lib.factors import LowRankLinear
 from prehab_lib.inputs import warn_if_few_tokens
 from prehab_lib.progress import progress
-from prehab_lib.rivals.shared import Cuts, as_linear, check_given, low_rank_layers, replaced, whole
+from prehab_lib.rivals import shared
+from prehab_lib.rivals.shared import Cuts, check_given, low_rank_layers
 from prehab_lib.roots import on_factor_device
 from prehab_lib.statistics.influence import block_of
 from prehab_lib.statistics.inputs import input_statistics, readers
@@ -24,16 +25,9 @@ from prehab_lib.statistics.inputs import input_statistics, readers
 
 @torch.no_grad()
 def closed_form(
-    model: nn.Module,
-    *,
-    decompositions: Cuts,
-    stats=None,
-    weighting=None,
-    task_loss=None,
-    batches: Iterable | None = None,
-    validation=None,
+    model: nn.Module, *, decompositions: Cuts, batches: Iterable | None = None, **_
 ) -> None:
-    """Refit every U, in place, block by block in the order of execution: U ← argmin ‖X̃ (W − U V)ᵀ‖_F.
+    """Refit every U, in place, block by block as executed: U ← argmin ‖X̃ (W − U V)ᵀ‖_F.
 
     X̃ are the layer's inputs with all layers of its own block dense and those before it refitted
     (`refit`); a layer in no numbered block is a block.  W is left · right of the decomposition; V,
@@ -50,7 +44,7 @@ def closed_form(
     try:
         for names in progress(_blocks(_reading_order(model, layers, batches)), "closed form"):
             dense = {name: _dense(layers[name], decompositions[name]) for name in names}
-            with replaced(model, dense):
+            with shared.replaced(model, dense):
                 read = input_statistics(model, dense, batches, {"gram"})
             for name in names:
                 layer, (statistics, _) = layers[name], read[name]
@@ -70,8 +64,8 @@ def check_arguments(task_loss=None, batches=None, validation=None) -> None:
 
 def _dense(layer: LowRankLinear, decomposition: Decomposition) -> nn.Linear:
     """In a function of its own, so that a lazy decomposition is gone before the next is made."""
-    cut = whole(decomposition)
-    return as_linear(layer, cut.left @ cut.right)
+    cut = shared.whole(decomposition)
+    return shared.as_linear(layer, cut.left @ cut.right)
 
 
 def _update(name: str, layer: LowRankLinear, W: Tensor, gram: Tensor) -> None:

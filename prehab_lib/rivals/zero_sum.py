@@ -195,14 +195,14 @@ def check_greedy(
     check_arguments(floor=floor, accounting=accounting, replan=replan)
 
 
-def floor_at(floor: float | str, removed: float) -> float:
-    """`floor`, or for "scripts" the authors': 0 at 20 and 40 %, 0.3 at 60 %; ours: 0 below 60 %, and
-    beyond it the same 3/4 of what is kept, where 0.3 would be out of reach.
+def floors_at(floor: float | str, removed: float) -> list[float]:
+    """Floors to try until one can be met.  "scripts": the authors' 0 at 20 and 40 % removed and 0.3
+    at 60 %; ours: 0 below 60 %, and half of the share that is kept where 0.3 is out of reach.
     """
-    if floor == "scripts":
-        kept = 1 - check_removed(removed)
-        return float(Fraction(3, 4) * kept) if kept <= Fraction(2, 5) else 0.0
-    return floor
+    if floor != "scripts":
+        return [floor]
+    kept = 1 - check_removed(removed)
+    return [0.3, float(kept / 2)] if kept <= Fraction(2, 5) else [0.0]
 
 
 def _counted(
@@ -210,21 +210,20 @@ def _counted(
 ) -> tuple[dict[str, Cost], int]:
     """What ranks cost, and the numbers to take away; raises the ValueErrors of `select` on both."""
     check_choice("rule", rule, RULES)
-    floor = floor_at(floor, removed)
-    costs = shared.costs_of(shapes, accounting, floor)
-    share = check_removed(removed)
-    total = sum(cost.dense for cost in costs.values())
-    reachable = sum(cost.saved(cost.least) for cost in costs.values())
-    budget = math.floor(share * total)
-    if budget <= reachable:
-        return costs, budget
+    total = sum(math.prod(shape) for shape in shapes.values())
+    budget = math.floor(check_removed(removed) * total)
+    for share in floors_at(floor, removed):
+        costs = shared.costs_of(shapes, accounting, share)
+        reachable = sum(cost.saved(cost.least) for cost in costs.values())
+        if budget <= reachable:
+            return costs, budget
     nearest = math.floor(Fraction(reachable, total) * 10**4) / 10**4
     way_out = f"the nearest reachable is removed = {nearest}"
     if not nearest:
         way_out = "none of their ranks saves parameters"
     raise ValueError(
         f"removed = {float(removed)} cannot be met: with every layer at its floor (floor = "
-        f"{floor}, at least rank 1) {reachable} of these layers' {total} weights go; {way_out}"
+        f"{share}, at least rank 1) {reachable} of these layers' {total} weights go; {way_out}"
     )
 
 

@@ -79,9 +79,9 @@ def test_equal_layers_get_equal_ranks(allocation, given):
 
 
 OPTIONS = {
-    "uniform": "it takes none",
+    "uniform": "there is none to choose",
     "sensitivity": "choose from losses, candidates",
-    "grouped": "it takes none",
+    "grouped": "there is none to choose",
     "importance": "choose from alpha",
     "zero_sum": "choose from rule, floor, accounting, replan",
     "greedy": "choose from floor, accounting, replan",
@@ -94,7 +94,7 @@ def test_an_option_that_does_not_exist_is_refused_everywhere_before_the_work(giv
     assert OPTIONS.keys() == ALLOCATIONS.keys()
     rest = {name: value for name, value in given.items() if name != "decompositions"}
     for name, listed in OPTIONS.items():
-        said = f"options of {name!r}: unknown entry 'flor', {listed}$"
+        said = f"the set of options for {name!r} has an unknown entry 'flor': {listed}$"
         refuses(partial(ALLOCATIONS[name], **given), ({"removed": 0.4, "flor": 0.1}, said))
         method = Method("gram", name, options={"flor": 0.1})
         refuses(partial(compress, removed=0.4, method=method), (rest, said))
@@ -104,11 +104,13 @@ def test_an_option_that_does_not_exist_is_refused_everywhere_before_the_work(giv
         )
     for name, ruler in WEIGHTINGS.items():
         listed = ", ".join([*inspect.signature(ruler).parameters][1:])
-        said = f"options of weighting {name!r}: unknown entry 'alfa', {f'choose from {listed}' if listed else 'it'}"
+        said = (
+            f"weighting {name!r} has an unknown entry 'alfa': {f'choose from {listed}' if listed else 'there is none'}"
+        )
         for call in (partial(decompose_all, given["model"]), partial(decompose, given["model"].head.weight)):
             refuses(call, ({"stats": None, "weighting": name, "alfa": 0.1}, said))
     own = {"stats": None, "weighting": Weighting(), "alfa": 0.1}
-    refuses(partial(decompose, given["model"].head.weight), (own, "unknown entry 'alfa', it takes none"))
+    refuses(partial(decompose, given["model"].head.weight), (own, "unknown entry 'alfa': there is none"))
 
 
 @pytest.mark.parametrize("removed", [0.05, 0.2, 0.37, 0.4, 0.5, 0.6, 0.75])

@@ -190,14 +190,14 @@ def test_it_is_the_release_s_sequential_update(removed):
     for number, block in enumerate(by_hand.layers):
         seen = {}
         for name, module in block.items():
-            module.register_forward_hook(lambda _, args, out, name=name: seen.update({name: (args[0], out)}))
+            module.register_forward_hook(lambda _, args, out, name=name, seen=seen: seen.update({name: (args[0], out)}))
         one = Deep().double()
         one.layers = nn.ModuleList([block])
         one(inputs)
         for name, module in block.items():
             x, y = (part.detach().flatten(0, 1) for part in seen[name])
             L = torch.linalg.cholesky(stats[f"layers.{number}.{name}"].gram)
-            U, s, Vt = torch.linalg.svd(module.weight.detach() @ L, full_matrices=False)
+            _, s, Vt = torch.linalg.svd(module.weight.detach() @ L, full_matrices=False)
             rank = rank_for(module.weight.shape, removed)
             V = s[:rank, None] * Vt[:rank] @ torch.linalg.inv(L)
             module.weight.data = torch.linalg.lstsq(x @ V.T, y).solution.T @ V
