@@ -10,6 +10,7 @@ Zero-sum and greedy sum over all layers instead, and refuse a budget that cannot
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from inspect import signature
 
 from prehab_lib.budget import break_even_rank, check_removed, rank_for
 from prehab_lib.decomposition import Decomposition
@@ -27,26 +28,30 @@ GIVEN += ("task_loss", "batches", "validation")
 class Step:
     """A row of `ALLOCATIONS` or of `methods.RECOVERIES`; it is called as its function is.
 
-    check(task_loss, batches, validation, **options) raises ValueError naming what the function will
-    miss, before hours of work; its arguments, or those of `settings`, say which options there are.
+    check raises ValueError naming what the function will miss, before hours of work.  It gets what
+    it names of `GIVEN`, and the options, which are its other arguments, or those of `settings`.
     shapes_only: of decompositions the function asks `.shape`.
     """
 
     function: Callable
-    check: Callable[..., None] = lambda task_loss=None, batches=None, validation=None: None
+    check: Callable[..., None] = lambda: None
     shapes_only: bool = False
     settings: Callable | None = None
 
     def __call__(self, *args, **kwargs):
-        self.check_options(name for name in kwargs if name not in GIVEN)
+        self.check_options(kwargs.keys() - GIVEN)
         return self.function(*args, **kwargs)
 
     def check_options(self, options: Iterable[str]) -> None:
         """Raises ValueError that lists the options there are, for one that is none."""
-        name = getattr(self.function, "__name__", "a function of one's own")
-        check_options(
-            f"the set of options for {name!r}", options, self.settings or self.check, GIVEN
-        )
+        what = f"the set of options for {getattr(self.function, '__name__', 'a function')!r}"
+        check_options(what, options, self.settings or self.check, GIVEN)
+
+    def check_arguments(self, data: Mapping, options: Mapping) -> None:
+        """`check` on the data it looks at and on the options.  Raises ValueError as it does."""
+        self.check_options(options)
+        looked_at = signature(self.check).parameters.keys() & data.keys()
+        self.check(**{name: data[name] for name in looked_at}, **options)
 
 
 def uniform(decompositions: Mapping[str, Decomposition], removed: float, **given) -> Ranks:

@@ -1,7 +1,6 @@
 """What people hand in, checked in one sentence: numbers, names, how much calibration data."""
 
 import inspect
-import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from numbers import Real
@@ -28,10 +27,10 @@ def check_seed(seed: int) -> None:
 
 
 def check_positive(**arguments) -> None:
-    """Raises ValueError naming the first argument that is no finite number above 0."""
+    """Raises ValueError naming the first argument that is no number above 0 that float32 holds."""
     for name, value in arguments.items():
         is_number = isinstance(value, Real) and not isinstance(value, bool)
-        if not is_number or not math.isfinite(value) or value <= 0:
+        if not is_number or not 0 < value < 1e38:
             raise ValueError(f"{name} = {value!r}: give a positive number")
 
 

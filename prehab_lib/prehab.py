@@ -126,6 +126,10 @@ def prehab(
                 check_finite(loss.detach() + lam_now * rank, f"prehab step {step}", remedy)
             optimizer.step()  # line 6
             history.rows.append(row)
+        if steps:  # no loss has seen the last step
+            own = (getattr(weight, "to_local", weight.detach)() for weight in parameters)
+            if not all(bool(torch.isfinite(weight).all()) for weight in own):
+                raise ValueError(f"weights are not finite after the last step: {remedy}")
     history.seconds = time.perf_counter() - started
     return history
 

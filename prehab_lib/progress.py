@@ -21,10 +21,7 @@ def progress(items: Iterable, what: str, total: int | None = None) -> Iterable:
 
 
 def say(line: str) -> None:
-    """Print a line.  Signs that a terminal does not know are escaped; one that is gone hears none.
-
-    What is computed meanwhile must not be lost with it.
-    """
+    """Print a line: what a terminal does not know is escaped, one that is gone stops nothing."""
     try:
         print(line, flush=True)
     except UnicodeEncodeError:

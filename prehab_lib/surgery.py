@@ -107,11 +107,9 @@ def compress_at(
 
 def check_arguments(method: Method, data: Mapping) -> None:
     """Raises ValueError for an unknown allocation or recovery, or an argument it will miss."""
-    allocate = step_named("allocation", method.allocation, ALLOCATIONS)
-    allocate.check_options(method.options)
-    allocate.check(**data, **method.options)
+    step_named("allocation", method.allocation, ALLOCATIONS).check_arguments(data, method.options)
     if method.recovery is not None:
-        step_named("recovery", method.recovery, RECOVERIES).check(**data)
+        step_named("recovery", method.recovery, RECOVERIES).check_arguments(data, {})
 
 
 class _Later:

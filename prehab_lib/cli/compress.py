@@ -100,7 +100,10 @@ def _estimate(config, dtype: torch.dtype, device: str, a) -> None:
     options |= {n: getattr(a, n) for n in ("removed", "batch", "window", "samples", "steps")}
     needed = preflight.estimate(config, preflight.Plan(dtype=dtype, **options), device)
     stored = needed.parameters - (0 if a.merged else a.removed * needed.compressed)
-    _check_room(Path(a.out), stored * dtype.itemsize)
+    wanted, free = stored * dtype.itemsize / 1e9, shutil.disk_usage(_above(a.out)).free / 1e9
+    if wanted > free:
+        there = f"about {wanted:.3g} GB, and {free:.3g} GB are free there"
+        raise ValueError(f"--out {a.out} will take {there}: free some, or name another folder")
     if method.allocation == "learned" or not method.needs <= {"gram", "influence", "mean_abs"}:
         return  # memory is known for rulers of activations only
     _say("estimate", f"{needed.peak:.3g} GiB on {device} at most")
@@ -147,8 +150,8 @@ def _check_arguments(a) -> None:
     check_choice("surrogate", a.surrogate, SURROGATES)
     check_positive(lr=a.lr)
     check_lam(a.lam)
-    out, above = Path(os.path.realpath(a.out)), _above(Path(a.out))
-    if out.exists() and not out.is_dir():
+    out, above = Path(os.path.realpath(a.out)), _above(a.out)
+    if os.path.lexists(out) and not out.is_dir():
         raise ValueError(f"--out {a.out} is a file: name a new folder")
     if not above.is_dir() or not os.access(above, os.W_OK):
         raise ValueError(f"--out {a.out} cannot be made: {above} is no folder one may write to")
@@ -158,16 +161,9 @@ def _check_arguments(a) -> None:
     check_target(a.out)
 
 
-def _above(out: Path) -> Path:
-    """The nearest folder around `out` that is there."""
-    return next(folder for folder in Path(os.path.realpath(out)).parents if folder.exists())
-
-
-def _check_room(out: Path, wanted: float) -> None:
-    free = shutil.disk_usage(_above(out)).free
-    if wanted > free:
-        there = f"about {wanted / 1e9:.3g} GB, and {free / 1e9:.3g} GB are free there"
-        raise ValueError(f"--out {out} will take {there}: free some, or name another folder")
+def _above(out: str) -> Path:
+    """What is there already of the folders around `out`, the nearest."""
+    return next(at for at in Path(os.path.realpath(out)).parents if os.path.lexists(at))
 
 
 def _method(a) -> Method:

@@ -70,9 +70,7 @@ def sensitivity(
     return {name: ranks.get(name) for name in decompositions}
 
 
-def check_arguments(
-    task_loss=None, batches=None, validation=None, losses=None, candidates=CANDIDATES
-) -> None:
+def check_arguments(task_loss=None, batches=None, losses=None, candidates=CANDIDATES) -> None:
     """Raises ValueError naming what the search will ask for, before anything is decomposed."""
     _fractions(candidates)
     if losses is not None and not isinstance(losses, Mapping):

@@ -64,7 +64,7 @@ def projected_gradient(
             layers[name].V.weight.copy_(factors.V)
 
 
-def check_arguments(task_loss=None, batches=None, validation=None) -> None:
+def check_arguments(task_loss=None, batches=None) -> None:
     """Raises ValueError naming what the recovery will ask for, before anything is cut."""
     check_given("recovery 'projected_gradient'", task_loss=task_loss, batches=batches)
 

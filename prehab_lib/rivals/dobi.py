@@ -76,7 +76,7 @@ def learned(
     return {name: ranks.get(name) for name in decompositions}
 
 
-def check_arguments(task_loss=None, batches=None, validation=None, **options) -> None:
+def check_arguments(task_loss=None, batches=None, **options) -> None:
     """Raises ValueError for a bad option, or naming what is missing."""
     Options(**options)
     check_given(NAME, task_loss=task_loss, batches=batches)

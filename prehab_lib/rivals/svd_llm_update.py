@@ -57,7 +57,7 @@ def closed_form(
     warn_if_few_tokens("layers were refitted to", seen, "rank", stacklevel=3)
 
 
-def check_arguments(task_loss=None, batches=None, validation=None) -> None:
+def check_arguments(batches=None) -> None:
     """Raises ValueError naming what the recovery will ask for, before anything is cut."""
     check_given("recovery 'closed_form'", batches=batches)
 

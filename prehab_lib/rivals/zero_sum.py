@@ -143,17 +143,7 @@ def plan(
     return dict(decompositions) | cut, selection
 
 
-def zero_sum(
-    decompositions: Cuts,
-    removed: float,
-    *,
-    stats: Stats | None = None,
-    model=None,
-    task_loss=None,
-    batches=None,
-    validation=None,
-    **options,
-) -> Ranks:
+def zero_sum(decompositions: Cuts, removed: float, *, stats=None, **given) -> Ranks:
     """The ranks at which the first-order changes of the loss cancel: `select` on `loss_changes`.
 
     stats: with `grad`.  Options: rule, floor, accounting, replan.  The budget is one over all
@@ -161,6 +151,7 @@ def zero_sum(
     `surgery.compress`.  accounting "remap" counts numbers as `quantise` stores them; until then a
     report counts plain factors, which may be more than W.  Raises ValueError as `plan` does.
     """
+    options = {name: value for name, value in given.items() if name not in shared.DATA}
     _, selection = plan(decompositions, stats, removed, **options)
     if any(order != sorted(order) for order in selection.orders.values()):
         other = f"rule = {options['rule']!r} drops components in another order than these have"
@@ -173,26 +164,16 @@ def greedy(decompositions: Cuts, removed: float, **given) -> Ranks:
     return zero_sum(decompositions, removed, rule="magnitude", **given)
 
 
-def check_arguments(
-    task_loss=None,
-    batches=None,
-    validation=None,
-    rule="zero_sum",
-    floor=0.0,
-    accounting="break_even",
-    replan=False,
-) -> None:
+def check_arguments(rule="zero_sum", floor=0.0, accounting="break_even", replan=False) -> None:
     """Raises ValueError for a bad option: before hours of work, not after."""
     check_choice("rule", rule, RULES)
     check_choice("replan", replan, (True, False))
     shared.costs_of({}, accounting, 0.0 if floor == "scripts" else floor)
 
 
-def check_greedy(
-    task_loss=None, batches=None, validation=None, floor=0.0, accounting="break_even", replan=False
-) -> None:
+def check_greedy(floor=0.0, accounting="break_even", replan=False) -> None:
     """As `check_arguments`, for `greedy`, whose rule is fixed."""
-    check_arguments(floor=floor, accounting=accounting, replan=replan)
+    check_arguments("magnitude", floor, accounting, replan)
 
 
 def floors_at(floor: float | str, removed: float) -> list[float]:

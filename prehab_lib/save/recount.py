@@ -54,10 +54,7 @@ class Report:
 
 
 def left_out(model: nn.Module, layers: Iterable[str]) -> dict[str, int]:
-    """What holds parameters beside `layers` -> how many, the largest first.
-
-    Weights are named by their place, number and kind of module; vectors (norms, biases) together.
-    """
+    """What holds parameters beside the weights of `layers` -> how many, the largest first."""
     inside = tuple(f"{name}." for name in layers)
     places: dict[tuple[str, str], list[int]] = {}
     for name, parameter in model.named_parameters():

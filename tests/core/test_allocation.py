@@ -12,6 +12,7 @@ from prehab_lib.evaluate import classification_loss
 from prehab_lib.methods import RECOVERIES, Method
 from prehab_lib.rivals.shared import compressible, groups_of_one_type, parameters, share_out
 from prehab_lib.rivals.svd_llm_v2 import grouped, removed_fractions
+from prehab_lib.scale import stream
 from prehab_lib.stats import LayerStats
 from prehab_lib.surgery import check_arguments, compress
 from prehab_lib.weightings import WEIGHTINGS, Weighting, decompose, decompose_all
@@ -99,9 +100,7 @@ def test_an_option_that_does_not_exist_is_refused_everywhere_before_the_work(giv
         method = Method("gram", name, options={"flor": 0.1})
         refuses(partial(compress, removed=0.4, method=method), (rest, said))
     for name, recovery in RECOVERIES.items():
-        refuses(
-            partial(recovery, **given), ({"ridge": 1}, f"options of {name!r}: unknown entry 'ridge', it takes none")
-        )
+        refuses(partial(recovery, **given), ({"ridge": 1}, f"{name!r} has an unknown entry 'ridge': there is none"))
     for name, ruler in WEIGHTINGS.items():
         listed = ", ".join([*inspect.signature(ruler).parameters][1:])
         said = (
@@ -109,6 +108,8 @@ def test_an_option_that_does_not_exist_is_refused_everywhere_before_the_work(giv
         )
         for call in (partial(decompose_all, given["model"]), partial(decompose, given["model"].head.weight)):
             refuses(call, ({"stats": None, "weighting": name, "alfa": 0.1}, said))
+    streamed = partial(stream.compress, given["model"], Method("identity", options={"flor": 0.1}))
+    refuses(streamed, ({"removed": 0.4}, "'uniform' has an unknown entry 'flor'"))
     own = {"stats": None, "weighting": Weighting(), "alfa": 0.1}
     refuses(partial(decompose, given["model"].head.weight), (own, "unknown entry 'alfa': there is none"))
 
