@@ -132,7 +132,7 @@ def test_what_was_not_compressed_is_said(family):
     )
     assert sum(report.left_out.values()) + sum(weights.values()) == whole
     experts = f"model.layers.*.mlp.experts.gate_up_proj (2 3-D weights of {family}Experts)"
-    assert list(report.left_out)[0] == experts and "model.embed_tokens (1 Embedding)" in report.left_out
+    assert next(iter(report.left_out)) == experts and "model.embed_tokens (1 Embedding)" in report.left_out
     assert "lm_head (1 Linear)" in report.left_out
     said = str(report)
     assert f"{report.achieved_of_model:.1%} of the model: the layers held {report.held:.1%}" in said
