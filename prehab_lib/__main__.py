@@ -9,19 +9,6 @@ from prehab_lib.cli import compress_cli
 from prehab_lib.runs.store import FULL, READ_ONLY, Store
 
 
-def _assignment(text: str) -> tuple[str, object]:
-    """`name=value` of -p and --grid, the value read as YAML."""
-    from prehab_lib.tasks.parameters import load_value
-
-    name, equals, value = text.partition("=")
-    if not equals or not name.strip():
-        raise argparse.ArgumentTypeError(f"write name=value, not {text!r}")
-    try:
-        return name.strip(), load_value(value)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{name.strip()}: {error}") from None
-
-
 def _count(text: str) -> int:
     if not re.fullmatch("[1-9][0-9]{0,5}", text):
         raise argparse.ArgumentTypeError(f"give a whole number from 1 to 999999, not {text[:20]!r}")
@@ -93,7 +80,7 @@ def parser() -> argparse.ArgumentParser:
     profiles = "smoke, laptop, lab, paper, or any other with params/NN_name.PROFILE.yaml"
     values = "a run for each value, [0.01,0.1,1] or 0..4; several make every combination"
     cores = "of every run (default: half of this machine's cores, or those of each GPU)"
-    pair = {"type": _assignment, "action": "append", "default": []}
+    pair = {"type": compress_cli.assignment, "action": "append", "default": []}
     for name, text in COMMANDS.items():
         command = commands.add_parser(name, help=text)
         command.set_defaults(act=_act)
@@ -118,6 +105,9 @@ def parser() -> argparse.ArgumentParser:
 
 def main(words: list[str] | None = None) -> int:
     """Exit code: 0, 1 where a run failed, 2 for an error of the user's, 130 on Ctrl-C."""
+    for stream in (sys.stdout, sys.stderr):  # a terminal that cannot show λ must not end a run
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
     arguments = parser().parse_args(words)
     try:
         return arguments.act(arguments)

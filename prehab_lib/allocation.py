@@ -8,40 +8,59 @@ the layers in which some rank saves parameters.  Each gets rank 1 at least, also
 Zero-sum and greedy sum over all layers instead, and refuse a budget that cannot be met.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from inspect import signature
 
 from prehab_lib.budget import break_even_rank, check_removed, rank_for
 from prehab_lib.decomposition import Decomposition
-from prehab_lib.inputs import check_choice
+from prehab_lib.inputs import check_choice, check_options, check_settings
 from prehab_lib.rivals import asvd, dobi, swift_svd, zero_sum
 from prehab_lib.rivals.svd_llm_v2 import grouped
 
 Ranks = dict[str, int | None]
+# What allocations and recoveries are handed; every other argument of theirs is an option.
+GIVEN = ("decompositions", "removed", "model", "stats", "weighting")
+GIVEN += ("task_loss", "batches", "validation")
 
 
 @dataclass(frozen=True)
 class Step:
     """A row of `ALLOCATIONS` or of `methods.RECOVERIES`; it is called as its function is.
 
-    check(task_loss, batches, validation, **options) raises ValueError naming what the function will
-    miss, before hours of work.  shapes_only: of decompositions it asks `.shape`.
+    check raises ValueError naming what the function will miss, before hours of work.  It gets what
+    it names of `GIVEN`, and the options, which are its other arguments, or those of `settings`.
+    shapes_only: of decompositions the function asks `.shape`.
     """
 
     function: Callable
-    check: Callable[..., None] = lambda **_: None
+    check: Callable[..., None] = lambda: None
     shapes_only: bool = False
+    settings: Callable | None = None
 
     def __call__(self, *args, **kwargs):
+        self.check_options(kwargs.keys() - GIVEN)
         return self.function(*args, **kwargs)
 
+    def check_options(self, options: Iterable[str]) -> None:
+        """Raises ValueError that lists the options there are, for one that is none."""
+        what = f"the set of options for {getattr(self.function, '__name__', 'a function')!r}"
+        check_options(what, options, self.settings or self.check, GIVEN)
 
-def uniform(decompositions: Mapping[str, Decomposition], removed: float, **_) -> Ranks:
+    def check_arguments(self, data: Mapping, options: Mapping) -> None:
+        """`check` on the data it looks at and on the options.  Raises ValueError as it does."""
+        self.check_options(options)
+        looked_at = signature(self.check).parameters.keys() & data.keys()
+        self.check(**{name: data[name] for name in looked_at}, **options)
+
+
+def uniform(decompositions: Mapping[str, Decomposition], removed: float, **given) -> Ranks:
     """The same `removed` for every layer, each by its own shape; dense where no rank saves any.
 
     Source: SVD-LLM (arXiv 2403.07378), and Tables II to V.  Raises ValueError for a bad `removed`.
     """
     check_removed(removed)
+    check_settings("the set of options for 'uniform'", given.keys() - GIVEN, ())
     ranks = {}
     for name, decomposition in decompositions.items():
         shape = tuple(decomposition.shape)
@@ -56,7 +75,7 @@ ALLOCATIONS: dict[str, Step] = {
     "importance": Step(swift_svd.importance, swift_svd.check_arguments),
     "zero_sum": Step(zero_sum.zero_sum, zero_sum.check_arguments),
     "greedy": Step(zero_sum.greedy, zero_sum.check_greedy),
-    "learned": Step(dobi.learned, dobi.check_arguments),
+    "learned": Step(dobi.learned, dobi.check_arguments, settings=dobi.Options),
 }
 
 
@@ -64,4 +83,4 @@ def step_named(axis: str, name: str, table: Mapping[str, Step | Callable]) -> St
     """The row of a table, also where it is a plain function.  Raises ValueError that lists them."""
     check_choice(axis, name, table)
     row = table[name]
-    return row if isinstance(row, Step) else Step(row)
+    return row if isinstance(row, Step) else Step(row, lambda **_: None, settings=row)

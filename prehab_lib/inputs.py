@@ -1,13 +1,14 @@
 """What people hand in, checked in one sentence: numbers, names, how much calibration data."""
 
 import inspect
-import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from numbers import Real
 
 # For every number that a least-squares problem fits; fewer leave its small directions to chance.
 TOKENS_EACH = 10
+MOST = 2**31 - 1  # of whatever is counted: steps, windows, ranks
+SEEDS = 2**32 - 1  # the largest seed that every library takes
 
 
 def check_whole(least: int, **arguments) -> None:
@@ -15,13 +16,21 @@ def check_whole(least: int, **arguments) -> None:
     for name, value in arguments.items():
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise ValueError(f"{name} = {value!r}: give a whole number, {least} or larger")
+        if value > MOST:
+            raise ValueError(f"{name} = {value!r}: give a whole number, {MOST} at most")
+
+
+def check_seed(seed: int) -> None:
+    """Raises ValueError unless `seed` is a whole number from 0 to `SEEDS`."""
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed <= SEEDS:
+        raise ValueError(f"seed = {seed!r}: give a whole number, 0 or larger, {SEEDS} at most")
 
 
 def check_positive(**arguments) -> None:
-    """Raises ValueError naming the first argument that is no finite number above 0."""
+    """Raises ValueError naming the first argument that is no number above 0 that float32 holds."""
     for name, value in arguments.items():
         is_number = isinstance(value, Real) and not isinstance(value, bool)
-        if not is_number or not math.isfinite(value) or value <= 0:
+        if not is_number or not 0 < value < 1e38:
             raise ValueError(f"{name} = {value!r}: give a positive number")
 
 
@@ -32,17 +41,24 @@ def check_choice(name: str, value, choices: Iterable) -> None:
         raise ValueError(f"{name} = {value!r} is not known: choose one of {listed}")
 
 
-def check_settings(name: str, options: Mapping, choices: Iterable[str]) -> None:
+def check_settings(name: str, options: Iterable[str], choices: Iterable[str]) -> None:
     """Raises ValueError where `options`, a setting called `name`, has an unknown entry."""
     for key in options:
         if key not in choices:
-            listed = ", ".join(choices)
-            raise ValueError(f"{name} has an unknown entry {key!r}: choose from {listed}")
+            remedy = f"choose from {', '.join(choices)}" if choices else "there is none to choose"
+            raise ValueError(f"{name} has an unknown entry {key!r}: {remedy}")
 
 
-def check_options(name: str, options: Mapping, function: Callable) -> None:
-    """As `check_settings`, for the arguments of a function."""
-    check_settings(name, options, inspect.signature(function).parameters)
+def check_options(
+    name: str, options: Iterable[str], function: Callable, given: Iterable[str] = ()
+) -> None:
+    """As `check_settings`, for the arguments of a function, but for those that are `given` to it.
+
+    A function that takes any keyword takes any option.
+    """
+    known = inspect.signature(function).parameters
+    if all(parameter.kind is not parameter.VAR_KEYWORD for parameter in known.values()):
+        check_settings(name, options, [key for key in known if key not in given])
 
 
 def warn_if_few_tokens(

@@ -51,11 +51,14 @@ def default_layers(model: nn.Module) -> list[str]:
     linear = [name for name, module in modules.items() if is_linear(module) and module is not head]
     names = [name for name in linear if re.fullmatch(pattern, name)]
     if not names:
-        reason = "only nn.Linear can be factorised"
+        kinds = {type(part).__name__ for part in modules.values() if isinstance(part, nn.Linear)}
+        own = [f"and {kind} has a forward of its own" for kind in sorted(kinds - {"Linear"})]
+        reason = ", ".join(["only nn.Linear can be factorised", *own])
         if linear:
             reason = "none of its nn.Linear has a name known for this family"
         problem = f"{type(model).__name__} has no linear layer to compress: {reason}"
-        raise ValueError(f"{problem}; name the layers yourself with layers=[...]")
+        remedy = "; name the layers yourself with layers=[...]" if linear else ""
+        raise ValueError(problem + remedy)
     return names
 
 

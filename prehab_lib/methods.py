@@ -1,7 +1,7 @@
 """The papers' methods as named points on three axes: which ruler, which ranks, which recovery."""
 
 from collections.abc import Mapping, Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from prehab_lib.allocation import Step
 from prehab_lib.inputs import check_choice
@@ -48,11 +48,15 @@ METHODS = {
     "io_svd": Method(
         "gram_logit", "greedy", None, {"gram", "logit_gram", "grad"}, "arXiv 2605.15626"
     ),
-    "zs_svd": Method("gram", "zero_sum", None, {"gram", "grad"}, "arXiv 2602.02848, one shot"),
-    "zs_svd_corrected": Method(
-        "gram", "zero_sum", "projected_gradient", {"gram", "grad"}, "arXiv 2602.02848, corrected"
+    # The floor of the authors' scripts depends on the ratio: `zero_sum.floors_at`.
+    "zs_svd": Method(
+        *("gram", "zero_sum", None, {"gram", "grad"}, "arXiv 2602.02848, one shot"),
+        options={"floor": "scripts"},
     ),
 }
+METHODS["zs_svd_corrected"] = replace(
+    METHODS["zs_svd"], recovery="projected_gradient", source="arXiv 2602.02848, corrected"
+)
 
 
 def method_named(method: str | Method) -> Method:

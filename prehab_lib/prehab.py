@@ -13,7 +13,7 @@ from torch.nn.utils import parametrize
 
 from prehab_lib import precision
 from prehab_lib.batches import device_of, endless, mode, move, seeded
-from prehab_lib.inputs import check_choice, check_positive, check_whole
+from prehab_lib.inputs import check_choice, check_positive, check_seed, check_whole
 from prehab_lib.precision import Memory
 from prehab_lib.progress import progress
 from prehab_lib.rank_term import RankTerm, term_of
@@ -52,6 +52,9 @@ class Training:
 
     def __post_init__(self):
         check_choice("train", self.train, ("layers", "all"))
+        check_seed(self.seed)
+        if self.weight_decay:  # NaN too
+            check_positive(weight_decay=self.weight_decay)
         if self.log_every is not None:
             check_whole(1, log_every=self.log_every)
 
@@ -123,6 +126,10 @@ def prehab(
                 check_finite(loss.detach() + lam_now * rank, f"prehab step {step}", remedy)
             optimizer.step()  # line 6
             history.rows.append(row)
+        if steps:  # no loss has seen the last step
+            own = (getattr(weight, "to_local", weight.detach)() for weight in parameters)
+            if not all(bool(torch.isfinite(weight).all()) for weight in own):
+                raise ValueError(f"weights are not finite after the last step: {remedy}")
     history.seconds = time.perf_counter() - started
     return history
 

@@ -1,4 +1,4 @@
-"""Progress bars for people, silence for batch runs."""
+"""Progress bars for people, silence for batch runs; and lines that no terminal stops."""
 
 import os
 import sys
@@ -18,3 +18,13 @@ def progress(items: Iterable, what: str, total: int | None = None) -> Iterable:
     from tqdm.auto import tqdm
 
     return tqdm(items, desc=what, total=total, leave=False)
+
+
+def say(line: str) -> None:
+    """Print a line: what a terminal does not know is escaped, one that is gone stops nothing."""
+    try:
+        print(line, flush=True)
+    except UnicodeEncodeError:
+        print(line.encode("ascii", "backslashreplace").decode(), flush=True)
+    except OSError:  # a closed pipe, a full disk
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115

@@ -38,6 +38,8 @@ class Lora:
     def __post_init__(self):
         check_whole(0, warmup=self.warmup)
         check_whole(1, accumulate=self.accumulate)
+        if self.weight_decay:  # NaN too
+            check_positive(weight_decay=self.weight_decay)
 
     def rate(self, step: int, steps: int) -> float:
         """Share of the learning rate at one of a phase's steps, counted from 0."""

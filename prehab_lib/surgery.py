@@ -1,7 +1,6 @@
 """Surgery: swap the dense layers for low-rank ones, and say what was really removed."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from functools import partial
 from itertools import product
 
@@ -16,6 +15,7 @@ from prehab_lib.inputs import check_settings
 from prehab_lib.layers import linear_layers, replace_module
 from prehab_lib.methods import RECOVERIES, Method, method_named
 from prehab_lib.progress import progress
+from prehab_lib.save.recount import Report, recount
 from prehab_lib.save.storage import load, save
 from prehab_lib.stats import LayerStats
 from prehab_lib.weightings import Stats, by_layer, decompose_all
@@ -25,33 +25,6 @@ __all__ = ["Report", "compress", "compress_at", "load", "save"]
 
 DATA = ("task_loss", "batches", "validation")  # what allocations and recoveries may ask for
 Cuts = Mapping[str, Decomposition]
-
-
-@dataclass(frozen=True)
-class Report:
-    """What surgery did, recounted from the modules.
-
-    removed, achieved: fraction of the compressed layers' weights taken away, asked and true (biases
-    do not count).  parameters, bytes: of the whole model afterwards.  kept_dense: layers for which
-    no rank saves anything, or that were spared.  at_floor: those whose rank 1 exceeds their budget.
-    """
-
-    removed: float
-    achieved: float
-    ranks: Ranks
-    parameters: int
-    bytes: int
-    kept_dense: list[str]
-    at_floor: list[str]
-
-    def __str__(self) -> str:
-        layers, asked = len(self.ranks), float(self.removed)
-        text = f"removed {self.achieved:.1%} of {layers} layers' weights (asked {asked:.0%})"
-        if self.kept_dense:
-            text += f"; dense: {', '.join(self.kept_dense)}"
-        if self.at_floor:
-            text += f"; rank 1 exceeds the budget of: {', '.join(self.at_floor)}"
-        return text
 
 
 def compress(
@@ -134,9 +107,9 @@ def compress_at(
 
 def check_arguments(method: Method, data: Mapping) -> None:
     """Raises ValueError for an unknown allocation or recovery, or an argument it will miss."""
-    step_named("allocation", method.allocation, ALLOCATIONS).check(**data, **method.options)
+    step_named("allocation", method.allocation, ALLOCATIONS).check_arguments(data, method.options)
     if method.recovery is not None:
-        step_named("recovery", method.recovery, RECOVERIES).check(**data)
+        step_named("recovery", method.recovery, RECOVERIES).check_arguments(data, {})
 
 
 class _Later:
@@ -179,12 +152,6 @@ def _cut_at_each(
         yield recount(model, removed, ranks, before)
 
 
-def weights_of(module: nn.Module) -> int:
-    """Numbers a linear layer stores for its weight, dense or low-rank, without the bias."""
-    parts = (module.U, module.V) if isinstance(module, LowRankLinear) else (module,)
-    return sum(part.weight.numel() for part in parts)
-
-
 def low_rank(name: str, module: nn.Linear, cut: Decomposition, rank: int) -> LowRankLinear:
     """The layer that takes `module`'s place.  Raises ValueError naming one that is not finite."""
     try:
@@ -202,22 +169,6 @@ def first_components(layer: LowRankLinear, rank: int) -> LowRankLinear:
     for ours, theirs in zip(new.parameters(), layer.parameters(), strict=True):
         ours.requires_grad_(theirs.requires_grad)
     return new.train(layer.training)
-
-
-def recount(model: nn.Module, removed: float, ranks: Ranks, before: dict[str, int]) -> Report:
-    """What was done to the layers of `ranks`, whose weights held `before` numbers each."""
-    after = {name: weights_of(model.get_submodule(name)) for name in ranks}
-    kept, parameters = 1 - check_removed(removed), [*model.parameters()]
-    ones = [name for name, rank in ranks.items() if rank == 1]
-    return Report(
-        removed=removed,
-        achieved=1 - sum(after.values()) / sum(before.values()),
-        ranks=dict(ranks),
-        parameters=sum(p.numel() for p in parameters),
-        bytes=sum(p.numel() * p.element_size() for p in parameters),
-        kept_dense=[name for name, rank in ranks.items() if rank is None],
-        at_floor=[name for name in ones if after[name] > kept * before[name]],
-    )
 
 
 def _check_decompositions(decompositions: Cuts, modules: dict[str, nn.Linear]) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from prehab_lib.decomposition import Decomposition, Weighting, factorise
-from prehab_lib.inputs import check_choice
+from prehab_lib.inputs import check_choice, check_options
 from prehab_lib.layers import linear_layers
 from prehab_lib.progress import progress
 from prehab_lib.roots import invertible_root, on_factor_device, psd_root
@@ -176,9 +176,12 @@ def error(
 
 def _ruler(stats: LayerStats | None, weighting: Ruler, options: dict) -> Weighting:
     if isinstance(weighting, Weighting):
+        check_options("the set of options for a Weighting", options, lambda: weighting)
         return weighting
     check_choice("weighting", weighting, WEIGHTINGS)
-    return WEIGHTINGS[weighting](stats or LayerStats(), **options)
+    ruler, name = WEIGHTINGS[weighting], f"the set of options for weighting {weighting!r}"
+    check_options(name, options, ruler, {"stats"})
+    return ruler(stats or LayerStats(), **options)
 
 
 def _diagonal(f: Tensor, power: float = 0.5, floor: float = 0.0) -> Tensor:

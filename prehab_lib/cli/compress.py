@@ -6,10 +6,12 @@ arguments is found before the weights are loaded; the folder appears when it is 
 
 import math
 import os
+import shutil
 import sys
 import time
 import warnings
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow
@@ -20,9 +22,10 @@ from transformers.utils import logging
 from prehab_lib import stats, surgery
 from prehab_lib.budget import check_removed
 from prehab_lib.fast import FAST, Fast
-from prehab_lib.inputs import check_choice, check_positive, check_whole
-from prehab_lib.methods import method_named
+from prehab_lib.inputs import check_choice, check_positive, check_seed, check_whole
+from prehab_lib.methods import Method, method_named
 from prehab_lib.prehab import Memory, Training, check_lam, prehab
+from prehab_lib.progress import say
 from prehab_lib.save import models
 from prehab_lib.save.storage import check_target, save
 from prehab_lib.scale import preflight
@@ -72,13 +75,17 @@ def _compress(a) -> None:
     scores["after"] = perplexity(model, held_out, a.batch)
     _say("after", f"perplexity {scores['after']:.4g} on the held-out windows")
 
-    text, windows = Path(a.data).name, f"windows of {a.window} tokens of"
+    text, windows = _plain(Path(a.data).name), f"windows of {a.window} tokens of"
     drawn, last = a.batch * len(calibration), f"{windows} the last part of {text}"
     about = {name: getattr(a, name) for name in ("method", "removed", "license")}
-    about["base_model"] = Path(a.model).resolve().name if os.path.isdir(a.model) else a.model
+    base = os.path.basename(os.path.realpath(a.model)) if os.path.isdir(a.model) else a.model
+    about["base_model"] = _plain(base)
     about["calibration"] = f"{drawn} {windows} {text}, drawn with seed {a.seed}"
     about["prehab"] = _described(a) if a.steps else "none"
     about |= {"achieved": report.achieved, "perplexity": scores}
+    about["options of the method"] = dict(a.method_option) or None
+    about["share of the whole model removed"] = f"{report.achieved_of_model:.1%}"
+    about["left out"] = report.beside()
     about["perplexity on"] = f"{len(held_out)} {last}, which did not calibrate"
     folder = save(model, a.out, tokenizer=tokenizer, merged=a.merged, **about)
     size = sum(file.stat().st_size for file in folder.iterdir())
@@ -86,21 +93,26 @@ def _compress(a) -> None:
 
 
 def _estimate(config, dtype: torch.dtype, device: str, a) -> None:
-    """Say what it will take; raises ValueError where the device has not the memory."""
-    method = method_named(a.method)
-    if method.allocation == "learned" or not method.needs <= {"gram", "influence", "mean_abs"}:
-        return  # known for rulers of activations only
+    """Say what it will take; raises ValueError where device or disk have not the room."""
+    method = _method(a)
     options = {"rank_dtype": "float32" if a.surrogate in FAST else "float64"}
     options |= LESS_MEMORY if a.less_memory else {}
     options |= {n: getattr(a, n) for n in ("removed", "batch", "window", "samples", "steps")}
     needed = preflight.estimate(config, preflight.Plan(dtype=dtype, **options), device)
+    stored = needed.parameters - (0 if a.merged else a.removed * needed.compressed)
+    wanted, free = stored * dtype.itemsize / 1e9, shutil.disk_usage(_above(a.out)).free / 1e9
+    if wanted > free:
+        there = f"about {wanted:.3g} GB, and {free:.3g} GB are free there"
+        raise ValueError(f"--out {a.out} will take {there}: free some, or name another folder")
+    if method.allocation == "learned" or not method.needs <= {"gram", "influence", "mean_abs"}:
+        return  # memory is known for rulers of activations only
     _say("estimate", f"{needed.peak:.3g} GiB on {device} at most")
     needed.check("add --less-memory or --dtype bfloat16, or go by blocks with scale.stream")
 
 
 def _cut(model, calibration, a) -> surgery.Report:
     """Prehab by the Gram ruler where it is asked for, statistics, surgery."""
-    method = method_named(a.method)
+    method = _method(a)
     if a.steps:
         options = {name: getattr(a, name) for name in ("lam", "reduction", "steps", "lr")}
         options["surrogate"] = Fast(a.surrogate) if a.surrogate in FAST else a.surrogate
@@ -117,7 +129,7 @@ def _cut(model, calibration, a) -> surgery.Report:
         said.append(f"{', '.join(sorted(method.needs)) or 'none needed'} of {len(found)} layers")
     with _step("surgery") as said:
         data = {"task_loss": language_loss, "batches": calibration}
-        report = surgery.compress(model, a.method, a.removed, found, **data)
+        report = surgery.compress(model, method, a.removed, found, **data)
         said.append(str(report))
     return report
 
@@ -130,18 +142,39 @@ def _described(a) -> str:
 def _check_arguments(a) -> None:
     """What the arguments alone can tell, before anything is read."""
     check_removed(a.removed)
-    method_named(a.method)
+    surgery.check_arguments(_method(a), {"task_loss": language_loss, "batches": []})
+    check_seed(a.seed)
     check_whole(2, window=a.window)
     check_whole(1, samples=a.samples, batch=a.batch, scored=a.scored)
     check_whole(0, steps=a.steps)
-    if a.steps:
-        check_choice("surrogate", a.surrogate, SURROGATES)
-        check_positive(lr=a.lr)
-        check_lam(a.lam)
-    check_target(a.out)
-    above = next(folder for folder in Path(a.out).resolve().parents if folder.exists())
+    check_choice("surrogate", a.surrogate, SURROGATES)
+    check_positive(lr=a.lr)
+    check_lam(a.lam)
+    out, above = Path(os.path.realpath(a.out)), _above(a.out)
+    if os.path.lexists(out) and not out.is_dir():
+        raise ValueError(f"--out {a.out} is a file: name a new folder")
     if not above.is_dir() or not os.access(above, os.W_OK):
         raise ValueError(f"--out {a.out} cannot be made: {above} is no folder one may write to")
+    source = Path(os.path.realpath(a.model))
+    if source.is_dir() and (out == source or source in out.parents or out in source.parents):
+        raise ValueError(f"--out {a.out} and the model {a.model} lie in each other: name another")
+    check_target(a.out)
+
+
+def _above(out: str) -> Path:
+    """What is there already of the folders around `out`, the nearest."""
+    return next(at for at in Path(os.path.realpath(out)).parents if os.path.lexists(at))
+
+
+def _method(a) -> Method:
+    """The method by its name, with the options that were given."""
+    method = method_named(a.method)
+    return replace(method, options={**method.options, **dict(a.method_option)})
+
+
+def _plain(name: str) -> str:
+    """A file's name as text that can be written: names may be bytes of no encoding."""
+    return name.encode("utf-8", "backslashreplace").decode()
 
 
 def _check_settings(config, dtype: torch.dtype, stream, a) -> None:
@@ -189,7 +222,7 @@ def _texts(path: Path) -> list[str]:
 
 
 def _say(what: str, text: str) -> None:
-    print(f"{what:10} {text}", flush=True)
+    say(f"{what:10} {text}")
 
 
 @contextmanager

@@ -1,5 +1,7 @@
 """The arguments of `python -m prehab_lib compress`; what they do is in `cli.compress`."""
 
+import argparse
+
 # Option -> default, help.
 OPTIONS = {
     "--removed": (0.4, "fraction of the layers' weights to remove"),
@@ -22,6 +24,19 @@ PREHAB_OPTIONS = {
 CHOICES = {"--dtype": ("auto", "float32", "bfloat16", "float16"), "--reduction": ("sum", "mean")}
 
 
+def assignment(text: str) -> tuple[str, object]:
+    """`name=value` of -p, --grid and --method-option, the value read as YAML."""
+    from prehab_lib.tasks.parameters import load_value
+
+    name, equals, value = text.partition("=")
+    if not equals or not name.strip():
+        raise argparse.ArgumentTypeError(f"write name=value, not {text!r}")
+    try:
+        return name.strip(), load_value(value)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{name.strip()}: {error}") from None
+
+
 def add_to(commands) -> None:
     """The subcommand's arguments.  Imports nothing heavy."""
     command = commands.add_parser("compress", help="compress a causal language model with a text")
@@ -36,6 +51,8 @@ def add_to(commands) -> None:
             more = {"type": type(default), "default": default, "choices": CHOICES.get(flag)}
             group.add_argument(flag, help=f"{text} ({default})", **more)
     prehab.add_argument("--less-memory", action="store_true", help="slower, for large models")
+    pair = {"type": assignment, "action": "append", "default": [], "metavar": "name=value"}
+    add("--method-option", help="an option of the method, as floor=0.3 (repeatable)", **pair)
     add("--merged", action="store_true", help="save dense weights, for tools without low rank")
     add("--license", help="the base model's licence as the hub names it, for the model card")
 

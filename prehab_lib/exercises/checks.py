@@ -12,6 +12,7 @@ from pathlib import Path
 from prehab_lib import exercises
 from prehab_lib.exercises import Exercise, answers
 from prehab_lib.exercises.answers import Answered, decode, encode
+from prehab_lib.progress import say
 
 FORMAT = 2
 PASSED = "passed"
@@ -53,7 +54,7 @@ def check(id: str, function: Callable) -> None:
     """Prints "exercise 1.2: not tried yet", "passed", or a hint; ValueError for an unknown id."""
     key = find(id)
     given = answers.collect(function, key.cases)
-    print(f"exercise {id}: {key.judge(given, answers.name_of(function))}")
+    say(f"exercise {id}: {key.judge(given, answers.name_of(function))}")
 
 
 def find(id: str) -> AnswerKey:

@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Iterable
 
+from prehab_lib.progress import say
 from prehab_lib.runs import certificate
 
 
@@ -26,7 +27,7 @@ def claim(sentence: str, holds, *, paper: str, ours: str, of: str = "") -> None:
         wanted = "holds must be True or False for each case"
         raise ValueError(f'claim "{sentence}": {wanted}, not {cases}')
     held, counted = sum(cases), verdict(sum(cases), len(cases), of)
-    print(f"{sentence}: {counted} | paper {paper} | ours: {ours}; compare sign and order, not size")
+    say(f"{sentence}: {counted} | paper {paper} | ours: {ours}; compare sign and order, not size")
     folder = certificate.run_dir()
     if folder is None:
         return

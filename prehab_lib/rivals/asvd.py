@@ -1,7 +1,8 @@
 """ASVD's sensitivity search: spend the budget where truncating one layer alone hurts most.
 
 Source: ASVD (arXiv 2312.05821), truncation-rank search.  Its code counts a fraction of m n and
-applies its binary search's last midpoint; here what is stored counts, and the cut always fits.
+applies its binary search's last midpoint; here what is stored counts, and the cut always fits: it
+ends within one step of one layer of the budget.
 """
 
 import math
@@ -18,8 +19,7 @@ from prehab_lib.rivals import shared
 from prehab_lib.rivals.shared import Cuts, Ranks
 
 NAME = "allocation 'sensitivity'"
-# Kept fractions of a layer; ASVD's code starts at 0.4.
-CANDIDATES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+CANDIDATES = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # kept fractions of a layer, as in ASVD's code
 
 Losses = dict[str, dict[int, float]]  # layer -> rank -> mean task loss, that layer alone at it
 
@@ -34,19 +34,21 @@ def sensitivity(
     batches: Iterable | None = None,
     validation=None,
     losses: Losses | None = None,
+    candidates: Iterable[float] = CANDIDATES,
 ) -> Ranks:
     """Each layer takes the smallest candidate rank that alone stays below one threshold, or None.
 
     The threshold is the lowest whose parameters, r (m + n) a layer, fit the budget.  Equal losses
     fall in the order of rank and name; a loss that is not finite is worse than any other.  Where
     not even the smallest candidates fit, a layer takes its uniform rank if that is smaller still.
-    losses: from `solo_losses`; without them layers × candidates passes over `batches` are made.
+    losses: from `solo_losses`; without them layers × candidates (kept fractions) passes over
+    `batches` are made.
     Raises ValueError for a bad `removed`, or naming what is missing.
     """
     kept = 1 - check_removed(removed)
     shapes = shared.compressible(decompositions)
     if losses is None:
-        losses = solo_losses(decompositions, model, task_loss, batches)
+        losses = solo_losses(decompositions, model, task_loss, batches, candidates)
     missing = [name for name in shapes if not losses.get(name)]
     if missing:
         raise ValueError(f"losses lack layer {missing[0]!r}: measure them with asvd.solo_losses")
@@ -68,8 +70,11 @@ def sensitivity(
     return {name: ranks.get(name) for name in decompositions}
 
 
-def check_arguments(task_loss=None, batches=None, validation=None, losses=None) -> None:
+def check_arguments(task_loss=None, batches=None, losses=None, candidates=CANDIDATES) -> None:
     """Raises ValueError naming what the search will ask for, before anything is decomposed."""
+    _fractions(candidates)
+    if losses is not None and not isinstance(losses, Mapping):
+        raise ValueError(f"losses = {losses!r}: measure them with asvd.solo_losses")
     if losses is None:
         shared.check_given(NAME, task_loss=task_loss, batches=batches)
 
@@ -86,14 +91,7 @@ def solo_losses(
     candidates: kept fractions.  Raises ValueError for a bad one, or naming what is missing.
     """
     shared.check_given(NAME, model=model, task_loss=task_loss, batches=batches)
-    fractions = []
-    for kept in candidates:
-        if isinstance(kept, bool) or not isinstance(kept, Real) or not 0 < kept < 1:
-            wanted = "give kept fractions strictly between 0 and 1"
-            raise ValueError(f"candidates has {kept!r}: {wanted}")
-        fractions.append(1 - Fraction(str(kept)))
-    if not fractions:
-        raise ValueError("candidates is empty: give at least one kept fraction")
+    fractions = _fractions(candidates)
     trials = []
     for name, shape in shared.compressible(decompositions).items():
         ranks = {rank_for(shape, fraction) for fraction in fractions}
@@ -102,6 +100,21 @@ def solo_losses(
     for name, rank in progress(trials, "sensitivity"):
         losses[name][rank] = shared.loss_at(model, decompositions, {name: rank}, task_loss, batches)
     return losses
+
+
+def _fractions(candidates: Iterable[float]) -> list[Fraction]:
+    """What each candidate removes; raises ValueError for a bad one."""
+    wanted = "give kept fractions strictly between 0 and 1"
+    if isinstance(candidates, str) or not isinstance(candidates, Iterable):
+        raise ValueError(f"candidates = {candidates!r}: {wanted}")
+    fractions = []
+    for kept in candidates:
+        if isinstance(kept, bool) or not isinstance(kept, Real) or not 0 < kept < 1:
+            raise ValueError(f"candidates has {kept!r}: {wanted}")
+        fractions.append(1 - Fraction(str(kept)))
+    if not fractions:
+        raise ValueError("candidates is empty: give at least one kept fraction")
+    return fractions
 
 
 def _smallest(shapes: Mapping, trials: list[tuple[float, int, str]]) -> Ranks:

@@ -13,7 +13,8 @@ from prehab_lib.factors import Factors, LowRankLinear
 from prehab_lib.inputs import check_whole
 from prehab_lib.layers import linear_layers, replace_module
 from prehab_lib.progress import progress
-from prehab_lib.rivals.shared import Cuts, Stats, check_given, low_rank_layers, replaced, whole
+from prehab_lib.rivals import shared
+from prehab_lib.rivals.shared import Cuts, Stats, as_linear, check_given, low_rank_layers
 from prehab_lib.roots import on_factor_device
 from prehab_lib.statistics.fisher import sample_means
 from prehab_lib.statistics.gradients import GradientPass
@@ -47,7 +48,7 @@ def projected_gradient(
     slopes = product_gradients(model, layers, batches, task_loss)
     new: dict[str, Factors] = {}
     for name, layer in progress(layers.items(), "correction"):
-        W_k, cut = product(layer), whole(decompositions[name])
+        W_k, cut = product(layer), shared.whole(decompositions[name])
         step = restoring_step(cut.left.to(W_k) @ cut.right.to(W_k) - W_k, slopes.pop(name))
         if not step.any():
             continue
@@ -63,7 +64,7 @@ def projected_gradient(
             layers[name].V.weight.copy_(factors.V)
 
 
-def check_arguments(task_loss=None, batches=None, validation=None) -> None:
+def check_arguments(task_loss=None, batches=None) -> None:
     """Raises ValueError naming what the recovery will ask for, before anything is cut."""
     check_given("recovery 'projected_gradient'", task_loss=task_loss, batches=batches)
 
@@ -131,7 +132,7 @@ def product_gradients(
     if not layers:
         return {}
     dense = {name: as_linear(layer) for name, layer in layers.items()}
-    with replaced(model, dense):
+    with shared.replaced(model, dense):
         run = GradientPass(model, dense, batches, task_loss, per_sample=False)
         means = sample_means(run, {"grad"})
     return {name: values["grad"] for name, values in means.items()}
@@ -140,14 +141,3 @@ def product_gradients(
 def product(layer: LowRankLinear) -> Tensor:
     """W' = U V (m, n) in float64."""
     return on_factor_device(layer.U.weight) @ on_factor_device(layer.V.weight)
-
-
-def as_linear(layer: LowRankLinear) -> nn.Linear:
-    """The dense layer of W' = U V, with the same bias, flags, mode, dtype and device."""
-    U, V = layer.U.weight.detach(), layer.V.weight.detach()
-    wide = torch.promote_types(U.dtype, torch.float32)
-    W = (U.to(wide) @ V.to(wide)).to(U.dtype)
-    dense = nn.Linear(layer.in_features, layer.out_features, bias=False, device="meta")
-    dense.weight = nn.Parameter(W, requires_grad=layer.U.weight.requires_grad)
-    dense.bias = layer.bias
-    return dense.train(layer.training)

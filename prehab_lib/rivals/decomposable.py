@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from prehab_lib.budget import break_even_rank, check_removed, rank_for
-from prehab_lib.inputs import check_whole
+from prehab_lib.inputs import check_seed, check_whole
 from prehab_lib.layers import linear_layers
 from prehab_lib.rivals.shared import Stats, check_share
 
@@ -44,6 +44,7 @@ class Decomposable:
         if check_removed(low) > check_removed(high):
             raise ValueError(f"removed = {removed}: the range starts with the smaller fraction")
         check_whole(1, refresh=refresh)
+        check_seed(seed)
         self.task_loss, self.stats = task_loss, stats
         self.alpha, self.removed, self.refresh = alpha, removed, refresh
         self.generator = torch.Generator().manual_seed(seed)

@@ -13,6 +13,7 @@ of the gate are left to bound: there it is not continuous and has no gradient.
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -21,7 +22,7 @@ from torch.autograd.function import once_differentiable
 
 from prehab_lib.batches import padding_mask
 from prehab_lib.factors import LowRankLinear
-from prehab_lib.inputs import check_choice, check_options
+from prehab_lib.inputs import check_choice
 from prehab_lib.layers import linear_layers
 from prehab_lib.rivals.gates import Gates, Settings, gate, learn
 from prehab_lib.rivals.shared import Cuts, Ranks, check_given, replaced
@@ -29,6 +30,17 @@ from prehab_lib.rivals.shared import Cuts, Ranks, check_given, replaced
 NAME = "allocation 'learned'"
 FORMS = ("weights", "activations")
 LIMIT = 1e4  # most that σ_j / (σ_i − σ_j) counts: σ closer than a part in 10⁴ count as so far apart
+
+
+@dataclass(frozen=True)
+class Options(Settings):
+    """gates_on: a name in `FORMS`; the others are those of `Settings`."""
+
+    gates_on: str = "weights"
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_choice("gates_on", self.gates_on, FORMS)
 
 
 def learned(
@@ -40,38 +52,33 @@ def learned(
     task_loss: Callable | None = None,
     batches: Iterable | None = None,
     validation=None,
-    gates_on: str = "weights",
-    **settings,
+    **options,
 ) -> Ranks:
     """Ranks found by gradient: where the loss wants the cut of each layer, under one budget.
 
-    Needs model, task_loss and batches.  Options: those of `Settings`; gates_on, "weights" or
-    "activations" (batches without padding).  On weights a step costs up to twice a plain one, and
-    (m + n) min(m, n) numbers a layer in the model's dtype.  The weights come back bit by bit.
+    Needs model, task_loss and batches; on activations batches without padding.  options: those of
+    `Options`.  On weights a step costs up to twice a plain one, and (m + n) min(m, n) numbers a
+    layer in the model's dtype.  The weights come back bit by bit.
     Raises ValueError for a bad `removed` or option, a missing argument, or a loss not finite.
     """
-    check_arguments(task_loss, batches, validation, gates_on, **settings)
+    check_arguments(task_loss, batches)
     check_given(NAME, model=model)
-    chosen = Settings(**settings)
+    chosen = Options(**options)
     shapes = {name: tuple(cut.shape) for name, cut in decompositions.items()}
     gates = Gates(shapes, removed, chosen.accounting)
     if not gates.costs:
         return dict.fromkeys(decompositions)
     in_place = partial(gated_weights, model, decompositions, gates)
-    if gates_on == "activations":
+    if chosen.gates_on == "activations":
         in_place, task_loss = partial(gated_activations, model, gates), _unpadded(task_loss)
     learn(model, gates, in_place, task_loss, batches, chosen, NAME)
     ranks = gates.whole_ranks()
     return {name: ranks.get(name) for name in decompositions}
 
 
-def check_arguments(
-    task_loss=None, batches=None, validation=None, gates_on="weights", **settings
-) -> None:
-    """Raises ValueError for an option that is unknown or bad, or naming what is missing."""
-    check_options("options", settings, Settings)
-    Settings(**settings)
-    check_choice("gates_on", gates_on, FORMS)
+def check_arguments(task_loss=None, batches=None, **options) -> None:
+    """Raises ValueError for a bad option, or naming what is missing."""
+    Options(**options)
     check_given(NAME, task_loss=task_loss, batches=batches)
 
 

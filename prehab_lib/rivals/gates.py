@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from prehab_lib.batches import device_of, endless, frozen, loss_of, mode, move, seeded
 from prehab_lib.budget import check_removed
-from prehab_lib.inputs import check_positive, check_whole
+from prehab_lib.inputs import check_positive, check_seed, check_whole
 from prehab_lib.progress import progress
 from prehab_lib.rivals.shared import Ranks, Shape, costs_of
 
@@ -52,7 +52,7 @@ class Settings:
 
     def __post_init__(self):
         check_whole(1, steps=self.steps)
-        check_whole(0, seed=self.seed)
+        check_seed(self.seed)
         if not isinstance(self.beta, tuple | list) or len(self.beta) != 2:
             wanted = "give the first and the last steepness, for example (1, 10)"
             raise ValueError(f"beta = {self.beta!r}: {wanted}")

@@ -30,6 +30,7 @@ Shape = tuple[int, int]  # (m, n) of a weight
 Cuts = Mapping[str, Decomposition]  # layer -> its decomposition
 Stats = Mapping[str, LayerStats]  # layer -> its statistics
 Ranks = dict[str, int | None]  # layer -> its rank, None where it stays dense
+DATA = ("model", "task_loss", "batches", "validation")  # what every allocation is handed
 
 
 def compressible(decompositions: Cuts) -> dict[str, Shape]:
@@ -38,12 +39,16 @@ def compressible(decompositions: Cuts) -> dict[str, Shape]:
     return {name: shape for name, shape in shapes.items() if break_even_rank(shape)}
 
 
+def pattern(name: str) -> str:
+    """A name with * for its numbers: layers of one role in the blocks of a model share it."""
+    return re.sub(r"(?<![^.])\d+(?![^.])", "*", name)
+
+
 def groups_of_one_type(shapes: Mapping[str, Shape]) -> list[list[str]]:
-    """Layers of one role in the blocks of a model: same name but for its numbers, same shape."""
+    """Layers of one pattern and one shape."""
     groups: dict[tuple, list[str]] = {}
     for name, shape in shapes.items():
-        role = re.sub(r"(?<![^.])\d+(?![^.])", "*", name)
-        groups.setdefault((role, shape), []).append(name)
+        groups.setdefault((pattern(name), shape), []).append(name)
     return list(groups.values())
 
 
@@ -177,6 +182,18 @@ def low_rank_layers(model: nn.Module, names: Iterable[str], verb: str) -> dict[s
             layers[name] = module
     refuse_packed(layers, verb)
     return layers
+
+
+def as_linear(layer: LowRankLinear, W: Tensor | None = None) -> nn.Linear:
+    """The dense layer of W' = U V, or of W (m, n), with the same bias, flags, mode and dtype."""
+    U, V = layer.U.weight.detach(), layer.V.weight.detach()
+    if W is None:
+        wide = torch.promote_types(U.dtype, torch.float32)
+        W = U.to(wide) @ V.to(wide)
+    dense = nn.Linear(layer.in_features, layer.out_features, bias=False, device="meta")
+    dense.weight = nn.Parameter(W.to(U), requires_grad=layer.U.weight.requires_grad)
+    dense.bias = layer.bias
+    return dense.train(layer.training)
 
 
 def check_given(wanted_by: str, **given) -> None:

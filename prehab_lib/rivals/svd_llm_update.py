@@ -1,11 +1,13 @@
 """SVD-LLM's closed-form update: left factors refitted to their inputs in the compressed model.
 
-Source: SVD-LLM, earlier version and the released code's step 2 (arXiv 2403.07378v1).  The target is
-what W says to the inputs of the compressed model: no layer's own error grows, but the drift of its
-inputs is not repaired, and the task may gain or lose.
+Source: SVD-LLM, earlier version and the released code's step 2 (arXiv 2403.07378v1).  As there, one
+block after the other: all layers of a block are refitted at once, to what they read while the
+block is dense and the blocks before it are refitted.  The target is what W says to these inputs:
+the drift of the inputs is not repaired, and the task may gain or lose.
 """
 
 from collections.abc import Iterable, Mapping
+from itertools import groupby
 
 import torch
 from torch import Tensor, nn
@@ -14,8 +16,10 @@ from prehab_lib.decomposition import Decomposition
 from prehab_lib.factors import LowRankLinear
 from prehab_lib.inputs import warn_if_few_tokens
 from prehab_lib.progress import progress
-from prehab_lib.rivals.shared import Cuts, check_given, low_rank_layers, whole
+from prehab_lib.rivals import shared
+from prehab_lib.rivals.shared import Cuts, check_given, low_rank_layers
 from prehab_lib.roots import on_factor_device
+from prehab_lib.statistics.influence import block_of
 from prehab_lib.statistics.inputs import input_statistics, readers
 
 
@@ -23,12 +27,12 @@ from prehab_lib.statistics.inputs import input_statistics, readers
 def closed_form(
     model: nn.Module, *, decompositions: Cuts, batches: Iterable | None = None, **_
 ) -> None:
-    """Refit every U to its inputs in the compressed model, in place: U ← argmin ‖X̃ (W − U V)ᵀ‖_F.
+    """Refit every U, in place, block by block as executed: U ← argmin ‖X̃ (W − U V)ᵀ‖_F.
 
-    In the order of execution (`refit`), with X̃ inputs that have passed the layers before, already
-    refitted.  W is left · right of the decomposition; V, biases and dense layers stay.  If one
-    layer fails, all get their U back.  The batches are gone over once, and once more for each input
-    of a low-rank layer.  Memory: one Gram (n, n) at a time, and a copy of every U.
+    X̃ are the layer's inputs with all layers of its own block dense and those before it refitted
+    (`refit`); a layer in no numbered block is a block.  W is left · right of the decomposition; V,
+    biases and dense layers stay.  If one layer fails, all get their U back.  The batches are gone
+    over once, and once more for each block.  Memory: W and Grams of a block, a copy of every U.
 
     Raises ValueError naming what is missing, or a layer that is never called, is called more than
     once, gets NaN, or leaves its precision.  Warns where a layer sees fewer than 10 r tokens.
@@ -38,13 +42,14 @@ def closed_form(
     before = {name: layer.U.weight.clone() for name, layer in layers.items()}
     seen: dict[str, tuple[int, int]] = {}  # layer -> (tokens, rank)
     try:
-        for names in progress(_reading_order(model, layers, batches), "closed form"):
-            inner = {name: layers[name].V for name in names}
-            read = input_statistics(model, inner, batches, {"gram"})
+        for names in progress(_blocks(_reading_order(model, layers, batches)), "closed form"):
+            dense = {name: _dense(layers[name], decompositions[name]) for name in names}
+            with shared.replaced(model, dense):
+                read = input_statistics(model, dense, batches, {"gram"})
             for name in names:
                 layer, (statistics, _) = layers[name], read[name]
                 seen[name] = statistics["tokens"], layer.rank
-                _update(name, layer, decompositions[name], statistics["gram"])
+                _update(name, layer, dense[name].weight, statistics["gram"])
     except BaseException:
         for name, layer in layers.items():
             layer.U.weight.copy_(before[name])
@@ -52,19 +57,29 @@ def closed_form(
     warn_if_few_tokens("layers were refitted to", seen, "rank", stacklevel=3)
 
 
-def check_arguments(task_loss=None, batches=None, validation=None) -> None:
+def check_arguments(batches=None) -> None:
     """Raises ValueError naming what the recovery will ask for, before anything is cut."""
     check_given("recovery 'closed_form'", batches=batches)
 
 
-def _update(name: str, layer: LowRankLinear, decomposition: Decomposition, gram: Tensor) -> None:
+def _dense(layer: LowRankLinear, decomposition: Decomposition) -> nn.Linear:
     """In a function of its own, so that a lazy decomposition is gone before the next is made."""
+    cut = shared.whole(decomposition)
+    return shared.as_linear(layer, cut.left @ cut.right)
+
+
+def _update(name: str, layer: LowRankLinear, W: Tensor, gram: Tensor) -> None:
     U, V = on_factor_device(layer.U.weight), on_factor_device(layer.V.weight)
-    cut = whole(decomposition)
-    new = refit(cut.left.to(U) @ cut.right.to(U), U, V, gram).to(layer.U.weight)
+    new = refit(on_factor_device(W), U, V, gram).to(layer.U.weight)
     if not torch.isfinite(new).all():
         raise ValueError(f"layer {name!r}: the refitted factor is not finite in {new.dtype}")
     layer.U.weight.copy_(new)
+
+
+def _blocks(order: list[list[str]]) -> list[list[str]]:
+    """Layers to refit at once: of one block, or outside blocks those that read the same tensor."""
+    placed = [(block_of(name) or str(i), name) for i, names in enumerate(order) for name in names]
+    return [[name for _, name in run] for _, run in groupby(placed, lambda pair: pair[0])]
 
 
 def _reading_order(model: nn.Module, layers: Mapping, batches: Iterable) -> list[list[str]]:

@@ -44,11 +44,10 @@ def importance(
     or alpha, or naming what is missing.
     """
     check_removed(removed)
+    check_arguments(task_loss, batches, validation, alpha)
     if alpha is not None:
-        shared.check_share(alpha=alpha)
         ranks = _ranks(decompositions, removed, stats, alpha)
     else:
-        check_arguments(task_loss, batches, validation)
         shared.check_given("allocation 'importance' without alpha", model=model)
         data = batches if validation is None else validation
         plans: list[Ranks] = []  # each once: several α may give one plan
@@ -63,6 +62,7 @@ def importance(
 
 def check_arguments(task_loss=None, batches=None, validation=None, alpha=None) -> None:
     """Raises ValueError naming what the choice of α will ask for, before anything is decomposed."""
+    shared.check_share(alpha=0.5 if alpha is None else alpha)
     if alpha is None:
         data = {"batches": batches} if validation is None else {"validation": validation}
         shared.check_given("allocation 'importance' without alpha", task_loss=task_loss, **data)

@@ -4,9 +4,9 @@ Of each layer only the last component that is left may go, so what stays is alwa
 every rank a slice.  The walk starts at full rank and ends when the budget is met (`select`).  The
 other `RULES` are the paper's ablation.
 
-Source: Zero Sum SVD (arXiv 2602.02848); its scripts take floor = 0 for 20 and 40 % removed, 0.3 for
-60 %.  The repair, replan, is ours: drops of layers that end above break-even are undone, but were
-part of the balance.  Greedy, with one queue: IO-SVD (arXiv 2605.15626), there on its own ruler.
+Source: Zero Sum SVD (arXiv 2602.02848).  The repair, replan, is ours: drops of layers that end
+above break-even are undone, but were part of the balance.  Greedy, with one queue: IO-SVD (arXiv
+2605.15626), there on its own ruler.
 """
 
 import math
@@ -19,19 +19,17 @@ import torch
 from torch import Tensor
 
 from prehab_lib.budget import check_removed
-from prehab_lib.inputs import check_choice, check_settings
+from prehab_lib.inputs import check_choice
 from prehab_lib.rivals import shared
 from prehab_lib.rivals.shared import Cost, Cuts, Ranks, Shape, Stats
 
 REPLANS = 3  # rounds of the repair
-OPTIONS = ("rule", "floor", "accounting", "replan")  # of the allocation
 Step = tuple[str, int, float, float]  # (layer, component as it came in, ΔL, sum of ΔL so far)
 
 
 @dataclass(frozen=True)
 class Rule:
     """by: what scores a component, "size" |ΔL|, "value" ΔL or "sigma" σ; the lowest goes first.
-
     balanced: two queues, one for ΔL ≥ 0 and one for ΔL < 0; the next drop is the one that pulls the
     sum towards zero.  reorder: each layer's components are sorted by score first, the lowest last,
     so that the rule looks at all components and not only at tails.
@@ -55,9 +53,9 @@ RULES: dict[str, Rule] = {
 class Selection:
     """What the walk decided.
 
-    planned: Σ ΔL over all drops of the walk.  shipped: the same without the layers in `undone`,
-    which ended above break-even and stay dense.  removed, budget: numbers taken away, as counted
-    and as asked, less than one drop apart.  replans: rounds of the repair.  orders: layer -> its
+    planned: Σ ΔL over all drops of the walk.  shipped: the same without layers `undone`, which
+    ended above break-even and stay dense.  removed, budget: numbers taken away, as counted and
+    asked, less than one drop apart.  replans: rounds of the repair.  orders: layer -> its
     components in the order that `ranks` cuts, where the rule reorders them.
     """
 
@@ -79,7 +77,7 @@ def select(
     *,
     rule: str = "zero_sum",
     sigma: Mapping[str, Tensor] | None = None,
-    floor: float = 0.0,
+    floor: float | str = 0.0,
     accounting: str = "break_even",
     replan: bool = False,
     trace: bool = False,
@@ -89,10 +87,10 @@ def select(
 
     changes: layer -> ΔL (k,), from `loss_changes`; none for layers no rank shrinks.  shapes: layer
     -> (m, n), of all layers that count.  rule: a key of `RULES`.  sigma: layer -> (k,), for rule
-    "sigma".  floor: every layer keeps this share of its largest useful rank, and at least rank 1.
+    "sigma".  floor: every layer keeps this share of its largest useful rank, at least rank 1.
     accounting: a key of `ACCOUNTINGS`.  replan: walk again without layers whose drops are undone
     until there is none, at most REPLANS times.  trace: keep every step.  Raises ValueError for a
-    bad option, a budget beyond the floors (with the nearest), or a layer whose changes are bad.
+    bad option, a budget beyond the floors (with the nearest), or bad changes of a layer.
     """
     costs, budget = _counted(shapes, removed, rule, floor, accounting)
     useful = [name for name in sorted(shapes) if costs[name].most]
@@ -145,17 +143,15 @@ def plan(
     return dict(decompositions) | cut, selection
 
 
-def zero_sum(decompositions: Cuts, removed: float, *, stats=None, model=None, **given) -> Ranks:
+def zero_sum(decompositions: Cuts, removed: float, *, stats=None, **given) -> Ranks:
     """The ranks at which the first-order changes of the loss cancel: `select` on `loss_changes`.
 
     stats: with `grad`.  Options: rule, floor, accounting, replan.  The budget is one over all
-    layers, dense ones included.  A rule that reorders components needs the decompositions of
-    `plan`, given to `surgery.compress`.  accounting "remap" counts numbers as `quantise` stores
-    them with that layout; until then a report counts plain factors, which may be more than W.
-    Raises ValueError as `plan` does.
+    layers, dense ones included.  A rule that reorders needs the decompositions of `plan`, given to
+    `surgery.compress`.  accounting "remap" counts numbers as `quantise` stores them; until then a
+    report counts plain factors, which may be more than W.  Raises ValueError as `plan` does.
     """
-    check_arguments(**given)
-    options = {name: value for name, value in given.items() if name in OPTIONS}
+    options = {name: value for name, value in given.items() if name not in shared.DATA}
     _, selection = plan(decompositions, stats, removed, **options)
     if any(order != sorted(order) for order in selection.orders.values()):
         other = f"rule = {options['rule']!r} drops components in another order than these have"
@@ -168,19 +164,26 @@ def greedy(decompositions: Cuts, removed: float, **given) -> Ranks:
     return zero_sum(decompositions, removed, rule="magnitude", **given)
 
 
-def check_arguments(
-    task_loss=None, batches=None, validation=None, rule: str = "zero_sum", **options
-) -> None:
-    """Raises ValueError for an option that is unknown or bad: before hours of work, not after."""
-    check_settings("options", options, OPTIONS)
+def check_arguments(rule="zero_sum", floor=0.0, accounting="break_even", replan=False) -> None:
+    """Raises ValueError for a bad option: before hours of work, not after."""
     check_choice("rule", rule, RULES)
-    shared.costs_of({}, options.get("accounting", "break_even"), options.get("floor", 0.0))
+    check_choice("replan", replan, (True, False))
+    shared.costs_of({}, accounting, 0.0 if floor == "scripts" else floor)
 
 
-def check_greedy(task_loss=None, batches=None, validation=None, **options) -> None:
+def check_greedy(floor=0.0, accounting="break_even", replan=False) -> None:
     """As `check_arguments`, for `greedy`, whose rule is fixed."""
-    check_settings("options", options, OPTIONS[1:])
-    check_arguments(**options)
+    check_arguments("magnitude", floor, accounting, replan)
+
+
+def floors_at(floor: float | str, removed: float) -> list[float]:
+    """Floors to try until one can be met.  "scripts": the authors' 0 at 20 and 40 % removed and 0.3
+    at 60 %; ours: 0 below 60 %, and half of the share that is kept where 0.3 is out of reach.
+    """
+    if floor != "scripts":
+        return [floor]
+    kept = 1 - check_removed(removed)
+    return [0.3, float(kept / 2)] if kept <= Fraction(2, 5) else [0.0]
 
 
 def _counted(
@@ -188,20 +191,20 @@ def _counted(
 ) -> tuple[dict[str, Cost], int]:
     """What ranks cost, and the numbers to take away; raises the ValueErrors of `select` on both."""
     check_choice("rule", rule, RULES)
-    costs = shared.costs_of(shapes, accounting, floor)
-    share = check_removed(removed)
-    total = sum(cost.dense for cost in costs.values())
-    reachable = sum(cost.saved(cost.least) for cost in costs.values())
-    budget = math.floor(share * total)
-    if budget <= reachable:
-        return costs, budget
+    total = sum(math.prod(shape) for shape in shapes.values())
+    budget = math.floor(check_removed(removed) * total)
+    for share in floors_at(floor, removed):
+        costs = shared.costs_of(shapes, accounting, share)
+        reachable = sum(cost.saved(cost.least) for cost in costs.values())
+        if budget <= reachable:
+            return costs, budget
     nearest = math.floor(Fraction(reachable, total) * 10**4) / 10**4
     way_out = f"the nearest reachable is removed = {nearest}"
     if not nearest:
         way_out = "none of their ranks saves parameters"
     raise ValueError(
         f"removed = {float(removed)} cannot be met: with every layer at its floor (floor = "
-        f"{floor}, at least rank 1) {reachable} of these layers' {total} weights go; {way_out}"
+        f"{share}, at least rank 1) {reachable} of these layers' {total} weights go; {way_out}"
     )
 
 

@@ -20,7 +20,7 @@ from prehab_lib.scale.memory import give_back
 from prehab_lib.scale.skeleton import Streamed
 from prehab_lib.scale.walk import NEEDS, Block, Walk
 from prehab_lib.stats import LayerStats
-from prehab_lib.surgery import Report, low_rank, recount
+from prehab_lib.surgery import Report, check_arguments, low_rank, recount
 
 
 def collect(
@@ -72,6 +72,7 @@ def compress(
         if value != usual:
             wants = f"{axis} {value!r} looks at all layers, and streaming forgets each that is cut"
             raise ValueError(f"{wants}: use surgery.compress")
+    check_arguments(chosen, {})
     _check_needs(chosen.needs, "surgery.compress")
     check_removed(removed)
     if chosen.needs and batches is None:

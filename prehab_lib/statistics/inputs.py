@@ -146,7 +146,8 @@ class _Collector:
         self.tokens[name] = self.tokens.get(name, 0) + len(X)
 
     def finish(self, layers: Iterable[str]) -> dict[str, tuple[dict, dict]]:
-        check_reached(layers, self.leaders, "no calibration input reached", "does forward call it?")
+        remedy = "does forward call it? where it reads the weight alone (F.linear) leave it out"
+        check_reached(layers, self.leaders, "no calibration input reached", remedy)
         shared: dict[str, tuple[dict, dict]] = {}
         for name, sums in self.sums.items():
             values = {need: total.finish(self.tokens[name]) for need, total in sums.items()}

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from prehab_lib.batches import forward, frozen, mode, padding_mask, token_rows
-from prehab_lib.inputs import check_whole
+from prehab_lib.inputs import check_seed, check_whole
 from prehab_lib.roots import on_factor_device
 from prehab_lib.statistics.hooks import calibration, check_finite, check_reached, hooked
 from prehab_lib.statistics.inputs import Gram
@@ -38,7 +38,7 @@ class Probe:
     def __post_init__(self):
         check_whole(2, k=self.k)
         check_whole(1, probes=self.probes)
-        check_whole(0, seed=self.seed)
+        check_seed(self.seed)
 
 
 USUAL = Probe()

@@ -14,7 +14,7 @@ from filelock import FileLock
 from torch import Tensor, nn
 
 from prehab_lib import evaluate
-from prehab_lib.progress import progress
+from prehab_lib.progress import progress, say
 from prehab_lib.save import models, storage
 
 SMALL = "small"  # the name of a model that is built and trained here
@@ -78,7 +78,7 @@ def base_model(
         try:
             storage.save(model.eval(), folder)
         except OSError as problem:
-            print(f"not cached: {problem}")
+            say(f"not cached: {problem}")
         return model, "trained"
     finally:
         lock.release()

@@ -1,7 +1,11 @@
 """`python -m prehab_lib compress`, on tiny checkpoints with a tokenizer learnt on the spot."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow
 import pytest
@@ -18,6 +22,7 @@ from prehab_lib.tasks.windows import cut, token_stream
 from tests.text_files import causal_model, sentence, tiny_tokenizer
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fewer than 10 tokens")
+ROOT = Path(__file__).resolve().parents[2]
 TEXT = [sentence(i) for i in range(200)]
 
 
@@ -108,7 +113,19 @@ def test_a_method_that_needs_gradients_and_one_that_searches(base, text, tmp_pat
 
 
 BAD_WORDS = {
-    "removed": ["--removed", "1.5"],
+    **{f"removed = {float(bad)}": ["--removed", bad] for bad in ("1.5", "1.0", "0", "nan", "inf", "40", "-0.1")},
+    "seed = 1000000000000000000000000000000": ["--seed", str(10**30)],
+    "seed = -1": ["--seed", "-1"],
+    "lam = nan": ["--lam", "nan"],
+    "lr = inf": ["--steps", "1", "--lr", "inf"],
+    "steps = -1": ["--steps", "-1"],
+    **{f"{name} = {10**30}": [f"--{name}", str(10**30)] for name in ("steps", "samples", "window", "batch", "scored")},
+    "'uniform' has an unknown entry 'floor': there is none to choose": ["--method-option", "floor=0.3"],
+    "'zero_sum' has an unknown entry 'flor': choose from rule, floor, accounting, replan": [
+        *("--method", "zs_svd", "--method-option", "flor=0.3")
+    ],
+    "floor = 1.5": ["--method", "zs_svd", "--method-option", "floor=1.5"],
+    "alpha = 'much'": ["--method", "swift_svd", "--method-option", "alpha=much"],
     "method = 'magic' is not known": ["--method", "magic"],
     "'magic' is not known": ["--steps", "1", "--surrogate", "magic"],
     "lam = -1.0": ["--steps", "1", "--lam", "-1"],
@@ -140,6 +157,8 @@ def test_bad_input_is_one_sentence_before_any_work(base, text, tmp_path, capsys,
     transformers.BertForMaskedLM(transformers.BertConfig(**shape)).save_pretrained(tmp_path / "bert")
     parquet.write_table(pyarrow.table({"body": ["a"], "id": [1]}), tmp_path / "other.parquet")
     thesis, file = written("home/thesis.tex", b"years"), written("file", b"")
+    loop = tmp_path / "loop"
+    loop.symlink_to(loop)
     out = tmp_path / "out"
     calls = [
         ("model = './nowhere' is no folder", "./nowhere", text, out),
@@ -154,6 +173,13 @@ def test_bad_input_is_one_sentence_before_any_work(base, text, tmp_path, capsys,
         ("no Parquet file that can be read", base, written("torn.parquet", b"PAR1"), out),
         ("holds other files than a saved model", "not looked at", text, thesis.parent),
         ("no folder one may write to", "not looked at", text, file / "out"),
+        ("is a file: name a new folder", "not looked at", text, file),
+        *(("lie in each other", base, text, place) for place in (base, Path(base, "deep", "er"), Path(base).parent)),
+        ("is no file", base, tmp_path, out),
+        ("File name too long", base, "n" * 300, out),
+        ("File name too long", base, text, tmp_path / ("n" * 300) / "out"),
+        ("is no file", base, loop, out),
+        ("no folder one may write to", base, text, loop / "out"),
     ]
     calls += [(says, base, written(f"{len(says)}.txt", content), out) for says, content in BAD_TEXTS.items()]
     calls += [(says, base, text, out, *more) for says, more in BAD_WORDS.items()]
@@ -165,6 +191,55 @@ def test_bad_input_is_one_sentence_before_any_work(base, text, tmp_path, capsys,
         said = capsys.readouterr().err.strip().splitlines()
         assert len(said) == 1 and says in said[0], (says, said)
         assert not out.exists(), says
+
+
+def test_a_disk_without_room_is_refused_before_the_work(base, text, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("prehab_lib.save.models.text_model", lambda *_, **__: pytest.fail("it was loaded"))
+    parameters = transformers.AutoModelForCausalLM.from_pretrained(base).num_parameters()
+    capsys.readouterr()
+    for free, more in (
+        (4 * parameters - 1, ["--merged"]),
+        (2 * parameters, []),
+        (2 * parameters, ["--method", "zs_svd"]),
+    ):
+        monkeypatch.setattr("shutil.disk_usage", lambda _, free=free: SimpleNamespace(free=free))
+        assert main(words(base, text, tmp_path / "out", *more)) == 2
+        said = capsys.readouterr().err
+        assert said.count("\n") == 1 and "will take about" in said and "GB are free there: free some" in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_options_of_a_method_reach_it(base, text, tmp_path, capsys):
+    for number, options in enumerate((["floor=0.5"], ["floor=0.5", "floor=0", "rule=magnitude"])):
+        chosen = [word for option in options for word in ("--method-option", option)]
+        out = tmp_path / str(number)
+        assert main(words(base, text, out, "--method", "zs_svd", "--removed", "0.1", *chosen)) == 0
+        about = json.loads((out / storage.DESCRIPTION).read_text())["about"]
+        last = dict(option.split("=") for option in options)
+        assert {name: str(value) for name, value in about["options of the method"].items()} == last
+    with pytest.raises(SystemExit) as stop:
+        main(words(base, text, tmp_path / "out", "--method-option", "floor"))
+    assert stop.value.code == 2 and "write name=value, not 'floor'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252", "utf-8"])
+def test_no_terminal_loses_finished_prehab(base, text, tmp_path, encoding):
+    """λ in a line, and a file's name that is no text in any encoding."""
+    odd = tmp_path / os.fsdecode(b"odd \xff.txt")
+    odd.write_bytes(Path(text).read_bytes())
+    call = [sys.executable, "-m", "prehab_lib", *words(base, odd, tmp_path / "out", "--steps", "1", "--lr", "1e-4")]
+    done = subprocess.run(call, env=os.environ | {"PYTHONIOENCODING": encoding}, cwd=ROOT, capture_output=True)
+    assert done.returncode == 0, done.stderr.decode(encoding)
+    assert "λ" if encoding == "utf-8" else "\\u03bb" in done.stdout.decode(encoding)
+    assert "Encode" not in done.stderr.decode(encoding) and load(tmp_path / "out")
+
+
+def test_a_closed_pipe_stops_nothing(base, text, tmp_path):
+    call = [sys.executable, "-m", "prehab_lib", *words(base, text, tmp_path / "out")]
+    with subprocess.Popen(call, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        assert process.wait() == 0, process.stderr.read()
+    assert load(tmp_path / "out")
 
 
 def test_what_is_gated_or_cannot_fit_is_refused_before_it_is_loaded(base, text, tmp_path, capsys, monkeypatch):

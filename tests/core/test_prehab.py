@@ -10,6 +10,7 @@ from prehab_lib import rank_term
 from prehab_lib.evaluate import classification_loss
 from prehab_lib.precision import Memory
 from prehab_lib.prehab import Training, constant, geometric, prehab
+from prehab_lib.rehab import Lora
 from prehab_lib.stats import LayerStats, collect
 from prehab_lib.surrogates import SURROGATES
 from tests.helpers import Toy, toy_batches
@@ -166,13 +167,23 @@ def test_bad_input_is_named_and_flags_are_restored(toy):
         (dict(coordinates="polar"), "coordinates = 'polar' is not known: choose one of weight, whitened"),
         (dict(reduction="max"), "reduction = 'max' is not known"),
         *((dict(steps=-1), "steps = -1"), (dict(lr=0.0), "lr = 0.0")),
+        (dict(steps=10**30), "steps = 1000.*: give a whole number, 2147483647 at most"),
+        (dict(lr=float("inf")), "lr = inf"),
+        (dict(lr=1e39), "lr = 1e.39"),
         (dict(lr=1e30), "the loss is (nan|inf) at prehab step .*lower lr"),
     ]
     for change, message in cases:
         model = copy.deepcopy(toy[0])
         refuses(partial(run, toy, model), (change, message))
         assert all(p.requires_grad for p in model.parameters()) and type(model.query) is nn.Linear, change
+    steep = partial(prehab, copy.deepcopy(toy[0]), lambda model, batch: (model.query.weight * 0).sum().sqrt(), *toy[1:])
+    refuses(steep, (SETTINGS | dict(steps=1), "weights are not finite after the last step: lower lr"))
     refuses(Training, (dict(train="some"), "train = 'some' is not known"), (dict(log_every=0), "log_every = 0"))
+    for bad in (10**30, -1, 0.5, True):
+        refuses(Training, (dict(seed=bad), f"seed = {bad!r}: give a whole number, 0 or larger"))
+    for bad in (float("nan"), float("inf"), -0.1):
+        for options in (Training, Lora):
+            refuses(options, (dict(weight_decay=bad), f"weight_decay = {bad!r}: give a positive"))
 
 
 def test_what_cannot_be_trained_is_refused(toy):

@@ -5,11 +5,14 @@ from dataclasses import replace
 from functools import partial
 
 import pytest
+import timm
 import torch
+import transformers
 from torch import nn
 
 from prehab_lib.budget import check_removed
 from prehab_lib.evaluate import classification_loss
+from prehab_lib.layers import linear_layers
 from prehab_lib.methods import METHODS, Method
 from prehab_lib.stats import KNOWN, LayerStats, collect
 from prehab_lib.surgery import compress
@@ -107,6 +110,63 @@ def test_thin_layers_stay_dense_and_the_rank_one_floor_is_reported():
     assert report.kept_dense == ["0", "1"] and type(model[0]) is nn.Linear
     assert report.at_floor == ["2"] and report.achieved < check_removed(0.9)
     assert "dense: 0, 1; rank 1 exceeds the budget of: 2" in str(report)
+
+
+SIZE = dict(vocab_size=40, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4)
+EXPERTS = {"Mixtral": dict(num_local_experts=4), "GptOss": dict(num_local_experts=4)}
+EXPERTS["Qwen2Moe"] = dict(num_experts=4, moe_intermediate_size=16, shared_expert_intermediate_size=24)
+
+
+@pytest.mark.parametrize("family", EXPERTS)
+def test_what_was_not_compressed_is_said(family):
+    """Experts in tensors of three dimensions, embeddings, head: named, with the share of the model that they hold."""
+    config = getattr(transformers, f"{family}Config")(**SIZE, num_key_value_heads=2, **EXPERTS[family])
+    model = getattr(transformers, f"{family}ForCausalLM")(config)
+    whole = sum(p.numel() for p in model.parameters())
+    weights = {name: module.weight.numel() for name, module in linear_layers(model).items()}
+    report = compress(model, "svd", 0.4)
+    now = sum(p.numel() for p in model.parameters())
+    assert report.held == pytest.approx(sum(weights.values()) / whole)
+    assert (
+        report.achieved_of_model == pytest.approx(1 - now / whole) and report.achieved_of_model < 0.6 * report.achieved
+    )
+    assert sum(report.left_out.values()) + sum(weights.values()) == whole
+    experts = f"model.layers.*.mlp.experts.gate_up_proj (2 3-D weights of {family}Experts)"
+    assert next(iter(report.left_out)) == experts and "model.embed_tokens (1 Embedding)" in report.left_out
+    assert "lm_head (1 Linear)" in report.left_out
+    said = str(report)
+    assert f"{report.achieved_of_model:.1%} of the model: the layers held {report.held:.1%}" in said
+    assert f"left out: {experts} {report.left_out[experts] / whole:.1%}" in said and said.isascii()
+
+
+def test_layers_left_out_by_name_kind_or_number_are_said():
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), *(nn.Linear(12, 12) for _ in range(3)), nn.Embedding(9, 12))
+    report = compress(model, "svd", 0.4, layers=["1"])
+    assert report.left_out == {
+        "* (2 Linear)": 288,
+        "* (1 Embedding)": 108,
+        "vectors such as norms and biases": 40,
+        "* (1 Conv2d)": 36,
+    }
+    parts = nn.ModuleDict({f"part_{letter}": nn.Linear(3, 3 + number) for number, letter in enumerate("abcdefgh")})
+    said = str(compress(parts, "svd", 0.4, layers=["part_h"]))
+    assert "; part_d (1 Linear) 8." in said and "part_c (" not in said and said.endswith("; 3 more 17.3%")
+
+
+def test_a_class_with_a_forward_of_its_own_is_named():
+    falcon = transformers.FalconConfig(vocab_size=40, hidden_size=32, num_hidden_layers=2, num_attention_heads=4)
+    beit = timm.create_model("beit_base_patch16_224", img_size=32, embed_dim=32, depth=2, num_heads=4, num_classes=5)
+    refuses(
+        compress,
+        (
+            {"model": transformers.FalconForCausalLM(falcon), "method": "svd", "removed": 0.4},
+            "and FalconLinear has a forward",
+        ),
+    )
+    with pytest.raises(
+        ValueError, match=r"reached layer 'blocks.0.attn.qkv' .*reads the weight alone \(F.linear\) leave it out"
+    ):
+        collect(beit, [(torch.randn(4, 3, 32, 32), torch.zeros(4))])
 
 
 def test_bad_input_is_named_before_any_work_and_changes_nothing(toy, monkeypatch):

@@ -18,7 +18,8 @@ from tests.stack import refuses, spectrum
 
 @pytest.fixture(scope="module")
 def losses(given):
-    return solo_losses(given["decompositions"], given["model"], given["task_loss"], given["batches"])
+    tenths = [number / 10 for number in range(1, 10)]
+    return solo_losses(given["decompositions"], given["model"], given["task_loss"], given["batches"], tenths)
 
 
 def ranks_of(shapes, *arguments, **options):
@@ -39,7 +40,17 @@ def test_it_is_the_best_of_all_thresholds(given, losses):
             if parameters(shapes, plan) <= budget:
                 break
         assert ranks_of(shapes, removed=removed, losses=losses, **given) == plan, removed
-    assert ranks_of(shapes, removed=0.9, **given) == plan  # measured on the way
+    tenths = [number / 10 for number in range(1, 10)]
+    assert ranks_of(shapes, removed=0.9, candidates=tenths, **given) == plan  # measured on the way
+
+
+def test_by_its_name_it_tries_what_the_authors_code_tries(given):
+    """Kept fractions from 0.4 on: at 60 % removed all layers are at the smallest, which is the uniform answer."""
+    shapes = compressible(given["decompositions"])
+    found = solo_losses(given["decompositions"], given["model"], given["task_loss"], given["batches"])
+    tried = {name: {rank_for(shape, tenths / 10) for tenths in range(1, 7)} for name, shape in shapes.items()}
+    assert {name: set(by_rank) for name, by_rank in found.items()} == tried
+    assert ranks_of(shapes, removed=0.6, **given) == {name: rank_for(shape, 0.6) for name, shape in shapes.items()}
 
 
 def test_a_nan_loss_of_one_batch_is_enough(given):

@@ -236,7 +236,7 @@ def test_stages_count_against_the_original_sizes_and_lower_the_loss(method):
         weights = {name: model.get_submodule(name) for name in STAGED}
         stored = sum(p.numel() for module in weights.values() for p in module.parameters() if p.dim() == 2)
         total = sum(module.in_features * module.out_features for module in weights.values())
-        assert report.achieved == pytest.approx(1 - stored / total) and report.achieved >= 0.6
+        assert report.achieved == pytest.approx(1 - stored / total) and report.achieved > 0.6 - 1 / total
         assert report.ranks == {name: getattr(module, "rank", None) for name, module in weights.items()}
         losses.append(loss_at(model, {}, {}, classification_loss, batches))
     assert losses[1] < losses[0]

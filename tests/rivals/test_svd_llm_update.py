@@ -7,8 +7,10 @@ import pytest
 import torch
 from torch import nn
 
+from prehab_lib.budget import rank_for
 from prehab_lib.evaluate import classification_loss
 from prehab_lib.factors import LowRankLinear
+from prehab_lib.layers import replace_module
 from prehab_lib.methods import RECOVERIES, Method
 from prehab_lib.rivals.svd_llm_update import closed_form, refit
 from prehab_lib.stats import collect
@@ -108,11 +110,20 @@ def inputs_of(model, module, batches):
     return torch.cat(seen).double()
 
 
+def with_dense_block(model, dense, name):
+    """The refitted model with the layers of the block around `name` as they were, as the release has it there."""
+    mixed = copy.deepcopy(model)
+    block = name.rpartition(".")[0]
+    replace_module(mixed, block or name, copy.deepcopy(dense.get_submodule(block or name)))
+    return mixed
+
+
 def assert_least_squares(model, dense, names, batches):
-    """In the refitted model X̃ has passed refitted layers only; there each U must be the minimiser."""
+    """X̃ has passed refitted blocks and the dense part of its own; there each U must be the minimiser."""
     for name in names:
-        module = model.get_submodule(name)
-        X, W, V = inputs_of(model, module.V, batches), dense.get_submodule(name).weight.detach(), module.V.weight
+        module, mixed = model.get_submodule(name), with_dense_block(model, dense, name)
+        X, W = inputs_of(mixed, mixed.get_submodule(name), batches), dense.get_submodule(name).weight.detach()
+        V = module.V.weight
         expected, options = numpys(X, W, V.detach()), dict(rtol=1e-6, atol=1e-9, err_msg=name)
         np.testing.assert_allclose(module.U.weight.detach().numpy(), expected, **options)
 
@@ -142,9 +153,58 @@ def test_every_layer_is_the_least_squares_fit_to_what_reaches_it(weighting):
     assert_least_squares(model, dense, names, batches)
     for name in names:
         new, old = model.get_submodule(name), before.get_submodule(name).U.weight.detach()
-        X, W, V = inputs_of(model, new.V, batches), dense.get_submodule(name).weight.detach(), new.V.weight.detach()
+        mixed = with_dense_block(model, dense, name)
+        X, W = inputs_of(mixed, mixed.get_submodule(name), batches), dense.get_submodule(name).weight.detach()
+        V = new.V.weight.detach()
         assert loss(X, W, new.U.weight.detach(), V) <= loss(X, W, old, V) * (1 + 1e-10), name
     assert not torch.equal(before.head.U.weight, model.head.U.weight)
+
+
+class Deep(nn.Module):
+    """Two blocks of query, key, value, out, up and down, as a decoder's."""
+
+    def __init__(self, n=16):
+        super().__init__()
+        torch.manual_seed(0)
+        shapes = dict(query=(n, n), key=(n, n), value=(n, n), out=(n, n), up=(n, 2 * n), down=(2 * n, n))
+        make = lambda: nn.ModuleDict({name: nn.Linear(*shape, bias=False) for name, shape in shapes.items()})  # noqa: E731
+        self.layers = nn.ModuleList(make() for _ in range(2))
+
+    def forward(self, x):
+        for block in self.layers:
+            scores = torch.softmax(block["query"](x) @ block["key"](x).transpose(-1, -2) / 4, -1)
+            x = x + block["out"](scores @ block["value"](x))
+            x = x + block["down"](torch.tanh(block["up"](x)))
+        return x
+
+
+@pytest.mark.parametrize("removed", [0.4, 0.6])
+def test_it_is_the_release_s_sequential_update(removed):
+    """Its loop by hand: of a block, all layers at once with the block dense; then the inputs pass it updated."""
+    dense, X = Deep().double(), torch.randn(8, 40, 16, dtype=torch.float64, generator=torch.manual_seed(1))
+    batches = [{"x": part} for part in X.split(2)]
+    stats = collect(dense, batches)
+    model = copy.deepcopy(dense)
+    compress(model, "svd_llm_update", removed, stats, batches=batches)
+    by_hand, inputs = copy.deepcopy(dense), X
+    for number, block in enumerate(by_hand.layers):
+        seen = {}
+        for name, module in block.items():
+            module.register_forward_hook(lambda _, args, out, name=name, seen=seen: seen.update({name: (args[0], out)}))
+        one = Deep().double()
+        one.layers = nn.ModuleList([block])
+        one(inputs)
+        for name, module in block.items():
+            x, y = (part.detach().flatten(0, 1) for part in seen[name])
+            L = torch.linalg.cholesky(stats[f"layers.{number}.{name}"].gram)
+            _, s, Vt = torch.linalg.svd(module.weight.detach() @ L, full_matrices=False)
+            rank = rank_for(module.weight.shape, removed)
+            V = s[:rank, None] * Vt[:rank] @ torch.linalg.inv(L)
+            module.weight.data = torch.linalg.lstsq(x @ V.T, y).solution.T @ V
+        inputs = one(inputs).detach()
+        for name, module in block.items():
+            ours = model.get_submodule(f"layers.{number}.{name}").weight.detach()
+            torch.testing.assert_close(ours, module.weight.data, rtol=1e-7, atol=1e-9, msg=f"{number}.{name}")
 
 
 def test_layers_that_read_one_tensor_are_refitted_to_the_same_inputs_in_one_pass():
@@ -153,7 +213,7 @@ def test_layers_that_read_one_tensor_are_refitted_to_the_same_inputs_in_one_pass
     passes = []
     model.out.U.register_forward_hook(lambda module, *_: passes.append(module.training))
     closed_form(model.train(), decompositions=cuts, batches=batches)
-    assert passes == [False] * (3 * len(batches))  # the order; query and key together; out
+    assert passes == [False] * (2 * len(batches))  # the order; query and key together; then out is dense
     assert_least_squares(model, dense, names, batches)
 
 

@@ -4,14 +4,16 @@ import copy
 import itertools
 import math
 import re
+from dataclasses import replace
 from fractions import Fraction
 
 import pytest
 import torch
 
 from prehab_lib import weightings
+from prehab_lib.budget import break_even_rank
 from prehab_lib.evaluate import classification_loss
-from prehab_lib.methods import Method
+from prehab_lib.methods import METHODS, Method
 from prehab_lib.rivals.shared import ACCOUNTINGS
 from prehab_lib.rivals.zero_sum import RULES, plan, select
 from prehab_lib.scale.lazy import decompose_lazily
@@ -153,6 +155,22 @@ def test_a_rule_that_reorders_goes_through_surgery_with_the_decompositions_of_it
             torch.testing.assert_close(model.get_submodule(name).weight.double(), kept, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("method", ["zs_svd", "zs_svd_corrected"])
+@pytest.mark.parametrize(("removed", "floor"), [(0.2, 0), (0.4, 0), (0.5, 0), (0.6, 0.3), (0.8, 0.1)])
+def test_the_methods_take_the_floor_of_the_authors_scripts(method, removed, floor, given):
+    data = dict(decompositions=given["decompositions"], task_loss=classification_loss, batches=given["batches"])
+    reports = []
+    for taken in (method, replace(METHODS[method], options={"floor": floor})):
+        reports.append(compress(copy.deepcopy(given["model"]), taken, removed, given["stats"], **data))
+    assert reports[0].ranks == reports[1].ranks
+    shapes = {name: cut.shape for name, cut in given["decompositions"].items()}
+    least = {name: math.ceil(floor * break_even_rank(shape)) for name, shape in shapes.items()}
+    assert all(rank is None or rank >= least[name] for name, rank in reports[0].ranks.items())
+    if floor:
+        none = compress(copy.deepcopy(given["model"]), Method("gram", "zero_sum"), removed, given["stats"], **data)
+        assert any(rank and rank < least[name] for name, rank in none.ranks.items())
+
+
 def test_other_rules_leave_the_decompositions_as_they_are_and_sigma_takes_the_smallest_first(given):
     cuts = given["decompositions"]
     for rule in ("zero_sum", "magnitude", "sigma"):
@@ -176,9 +194,6 @@ def test_what_cannot_work_is_said_before_anything_is_factorised(given, monkeypat
         ({"allocation": "zero_sum", "options": {"rule": "best"}}, "rule = 'best'"),
         ({"allocation": "zero_sum", "options": {"floor": -1}}, "floor = -1"),
         ({"allocation": "greedy", "options": {"floor": -1}}, "floor = -1"),
-        ({"allocation": "zero_sum", "options": {"flor": 0.1}}, "unknown entry 'flor'"),
-        ({"allocation": "greedy", "options": {"rule": "sigma"}}, "unknown entry 'rule'"),
-        ({"allocation": "learned", "options": {"step": 3}}, "unknown entry 'step'"),
         ({"allocation": "learned", "options": {"steps": -1}}, "steps = -1"),
         ({"allocation": "learned", "options": {"gates_on": "outputs"}}, "gates_on = 'outputs'"),
     )
