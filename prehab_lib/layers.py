@@ -1,7 +1,7 @@
 """Which layers are compressed: names in, modules out."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from torch import nn
 
@@ -90,6 +90,10 @@ def is_conv1d(module: nn.Module) -> bool:
     return (kind.__module__, kind.__name__) == ("transformers.pytorch_utils", "Conv1D")
 
 
+# Called with a model after each change of a layer: `save` gives it the class that saves it right.
+REPLACED: list[Callable[[nn.Module], None]] = []
+
+
 def of_family(model: nn.Module, table: dict[str, str]) -> str | None:
     """The entry of `table` for the model's class or its nearest base class by name, or None."""
     return next((table[c.__name__] for c in type(model).__mro__ if c.__name__ in table), None)
@@ -99,6 +103,8 @@ def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:
     """Put `module` where `model` has `name`."""
     parent, _, child = name.rpartition(".")
     setattr(model.get_submodule(parent), child, module)
+    for told in REPLACED:
+        told(model)
 
 
 def refuse_tied_weights(model: nn.Module, names: Iterable[str]) -> None:

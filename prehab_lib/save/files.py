@@ -23,15 +23,24 @@ FIRST_FORMAT = {"rewrites": [], "packed": {}, "rounded": [], "buffers": "inside"
 BUFFERS = "buffers.safetensors"
 
 
+class MissingFile(FileNotFoundError, ValueError):
+    """A folder or a file of it is not there."""
+
+
 def check_target(folder: str | Path) -> None:
     """Raises ValueError where `folder` holds any file that is not of a saved model."""
-    folder = Path(folder)
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
-        return
+    try:
+        folder = Path(folder).resolve()
+        if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+            return
+    except (OSError, RuntimeError) as problem:  # a loop of links, a name too long, no permission
+        raise ValueError(f"{folder} cannot be a model's folder: {problem}") from problem
     if not (folder / DESCRIPTION).is_file():
         raise ValueError(f"{folder} holds other files than a saved model: name a new folder")
     ours = {DESCRIPTION}
-    with suppress(ValueError, KeyError, TypeError):  # damaged: nothing else is known to be ours
+    with suppress(
+        ValueError, KeyError, TypeError, RecursionError
+    ):  # damaged: nothing else is known to be ours
         ours |= {*json.loads((folder / DESCRIPTION).read_text())["files"]}
     foreign = [name for name in files_in(folder) if name not in ours]
     if foreign:
@@ -64,7 +73,7 @@ def replacing(folder: Path) -> Iterator[Path]:
 
 
 def read_description(folder: Path) -> dict:
-    """What DESCRIPTION says.  Raises FileNotFoundError, ValueError where it is no such thing."""
+    """What DESCRIPTION says.  Raises MissingFile, ValueError where it is no such thing."""
     path = folder / DESCRIPTION
     if not path.is_file():
         place = folder.resolve()
@@ -73,13 +82,13 @@ def read_description(folder: Path) -> dict:
         if left and not folder.exists():  # killed between the two moves of `replacing`
             killed = f"a save was killed and left its model in {left[-1].parent}"
             what = f"is not there: {killed}, move it back"
-        raise FileNotFoundError(f"{folder} {what}")
+        raise MissingFile(f"{folder} {what}")
     try:
         description = json.loads(path.read_text())
         if description.get("format") == 1:  # left out what was empty
             description = FIRST_FORMAT | description | {"format": FORMAT}
         wrong = [name for name in FIELDS if not isinstance(description.get(name), FIELDS[name])]
-    except (ValueError, AttributeError) as problem:
+    except (ValueError, AttributeError, RecursionError) as problem:
         raise ValueError(f"{path} is damaged: {problem}") from problem
     if wrong or description.get("format") != FORMAT:
         other = f"of another format than this version writes ({FORMAT})"
@@ -93,7 +102,7 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     if index.is_file():
         try:
             shards = {*map(str, json.loads(index.read_text())["weight_map"].values())}
-        except (ValueError, KeyError, TypeError, AttributeError) as problem:
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as problem:
             raise ValueError(f"{index} is damaged ({problem}): copy the file again") from problem
     tensors = {}
     for shard in sorted(shards):
@@ -104,9 +113,9 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
 
 
 def read_file(path: Path) -> dict[str, Tensor]:
-    """A safetensors file's tensors.  Raises FileNotFoundError, ValueError for a damaged one."""
+    """A safetensors file's tensors.  Raises MissingFile, ValueError for a damaged one."""
     if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing: the folder is incomplete, save it again")
+        raise MissingFile(f"{path} is missing: the folder is incomplete, save it again")
     try:
         return load_file(path)
     except (SafetensorError, ValueError, OSError) as problem:

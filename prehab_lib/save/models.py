@@ -1,16 +1,19 @@
 """Models by hub name or local folder, small ones built here; and the recipe of a skeleton."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from huggingface_hub import constants
 from torch import nn
 
 from prehab_lib.inputs import check_choice
 from prehab_lib.save.hub import explained
 from prehab_lib.save.rewrite import to_linear
 
+ATTENTION = (None, "eager", "sdpa", "flex_attention", "flash_attention_2", "flash_attention_3")
 LOCAL = "give the folder of a local copy instead"
 
 
@@ -103,12 +106,16 @@ def _build_timm(recipe: dict) -> nn.Module:
 
 def _read_timm(model: nn.Module) -> dict | None:
     kwargs = {"num_classes": model.num_classes}
-    if hasattr(model, "patch_embed"):
-        patches = model.patch_embed
+    patches = getattr(model, "patch_embed", None)
+    if getattr(patches, "img_size", None):
         kwargs |= {"in_chans": patches.proj.in_channels, "img_size": list(patches.img_size)}
     name = (getattr(model, "pretrained_cfg", None) or {}).get("architecture")
-    if name:
-        return {"library": "timm", "name": name, "kwargs": kwargs}
+    if name:  # what create_model was given; what was set since then wins
+        return {
+            "library": "timm",
+            "name": name,
+            "kwargs": getattr(model, "_model_args", {}) | kwargs,
+        }
     if type(model).__name__ != "VisionTransformer":
         return None
     attn, width = model.blocks[0].attn, model.embed_dim
@@ -117,12 +124,14 @@ def _read_timm(model: nn.Module) -> dict | None:
     kwargs |= dict(mlp_ratio=model.blocks[0].mlp.fc1.out_features / width)
     kwargs |= dict(qkv_bias=attn.qkv.bias is not None, class_token=model.cls_token is not None)
     kwargs |= dict(global_pool=model.global_pool, no_embed_class=model.no_embed_class)
+    kwargs |= dict(reg_tokens=model.num_reg_tokens)
     return {"library": "timm", "class": "VisionTransformer", "kwargs": kwargs}
 
 
 def _build_transformers(recipe: dict) -> nn.Module:
     import transformers
 
+    _refuse_foreign(recipe)
     config = transformers.AutoConfig.for_model(**recipe["config"])
     config._attn_implementation = recipe["attention"]
     kind = getattr(transformers, recipe["class"], None)
@@ -131,9 +140,34 @@ def _build_transformers(recipe: dict) -> nn.Module:
     return kind(config)
 
 
-def _read_transformers(model: nn.Module) -> dict:
-    about = {"config": plain(model.config), "attention": model.config._attn_implementation}
+def transformers_recipe(model: nn.Module, without: Iterable[str] = ()) -> dict:
+    """As `recipe_of`; the configuration says of the head's tie what is true in memory."""
+    config, attention = plain(model.config, without), model.config._attn_implementation
+    head = model.get_output_embeddings()
+    if head is not None and "tie_word_embeddings" in config:
+        config["tie_word_embeddings"] = head.weight is model.get_input_embeddings().weight
+    about = {"config": config, "attention": attention if attention in ATTENTION else None}
     return {"library": "transformers", "class": type(model).__name__, **about}
+
+
+def _refuse_foreign(settings, key: str = "") -> None:
+    """Raises ValueError for code of others: attention by the name of a repository, and the like."""
+    if isinstance(settings, dict | list):
+        named = settings.items() if isinstance(settings, dict) else ((key, s) for s in settings)
+        for name, value in named:
+            _refuse_foreign(value, name)
+    elif key == "attention" or str(key).endswith("attn_implementation"):
+        check_choice(str(key), settings, ATTENTION)
+
+
+@contextmanager
+def nothing_fetched() -> Iterator[None]:
+    """Inside, the hub counts as out of reach."""
+    before, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
 
 
 def plain(config, without: Iterable[str] = ()) -> dict:
@@ -143,4 +177,4 @@ def plain(config, without: Iterable[str] = ()) -> dict:
 
 
 BUILDERS = {"timm": _build_timm, "transformers": _build_transformers}
-READERS = {"timm": _read_timm, "transformers": _read_transformers}
+READERS = {"timm": _read_timm, "transformers": transformers_recipe}

@@ -1,32 +1,32 @@
 """Compressed models as transformers knows models: `AutoModel….from_pretrained(folder)`.
 
-A family gets a configuration of its own ("lowrank_llama"), which lists the rank of every low-rank
-layer, and subclasses of its models that swap those layers when they are built.  `import
+Every model type gets a configuration of its own ("lowrank_llama"), which lists the rank of every
+low-rank layer, and subclasses of its models that swap those layers when they are built.  `import
 prehab_lib.save` registers them; without it transformers says that the model type is unknown.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
+from itertools import zip_longest
 from pathlib import Path
 from types import MappingProxyType
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from prehab_lib.factors import LowRankLinear
-from prehab_lib.layers import replace_module
+from prehab_lib.layers import is_conv1d, replace_module
 from prehab_lib.rivals.quantised import PackedLinear, Packing
-from prehab_lib.save.models import plain
-from prehab_lib.save.rewrite import REWRITES
+from prehab_lib.save import same
+from prehab_lib.save.hub import one_line
+from prehab_lib.save.models import build, recipe_of, transformers_recipe
+from prehab_lib.save.rewrite import REWRITES, SplitQKV
 
-AUTO = ("AutoModelForCausalLM", "AutoModelForSequenceClassification", "AutoModel")
-_GENERATING = {"GPT2": "GPT2LMHeadModel", "Bert": "BertLMHeadModel"}
-# Family -> its configuration, and its model for each of AUTO.
-FAMILIES = {}
-for family in ("Llama", "Mistral", "Qwen2", "Qwen3", "OPT", "GPT2", "Bert"):
-    causal = _GENERATING.get(family, f"{family}ForCausalLM")
-    heads = (causal, f"{family}ForSequenceClassification", f"{family}Model")
-    FAMILIES[family.lower()] = (f"{family}Config", *heads)
+# A class that several Auto classes open is said to be opened by the first of these, if any.
+FIRST = ("CausalLM", "Seq2SeqLM", "SequenceClassification", "ImageClassification")
+REMEDY = "set model.prehab_recipe (see prehab_lib.save.models.build) before saving"
 PREFIX, TYPE_PREFIX = "LowRank", "lowrank_"
 
 
@@ -55,7 +55,7 @@ class LowRankConfig:
 
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
-        _register_classes(self.model_type.removeprefix(TYPE_PREFIX))
+        _register_classes(type(self))
 
 
 class LowRankModel:
@@ -81,14 +81,35 @@ class LowRankModel:
     @property
     def prehab_recipe(self) -> dict:
         """The dense skeleton, as `models.build` takes it."""
-        config = plain(self.config, without=vars(Changes()))
-        config["model_type"] = self.config.model_type.removeprefix(TYPE_PREFIX)
-        about = {"library": "transformers", "class": self._get_name(), "config": config}
-        return about | {"attention": self.config._attn_implementation}
+        recipe = transformers_recipe(self, without=vars(Changes()))
+        kind = recipe["config"]["model_type"].removeprefix(TYPE_PREFIX)
+        return recipe | {
+            "class": self._get_name(),
+            "config": recipe["config"] | {"model_type": kind},
+        }
 
     def _get_name(self) -> str:
         """It prints as the model it was made of; its layers show the ranks."""
         return type(self).__name__.removeprefix(PREFIX)
+
+    def save_pretrained(self, save_directory, **kwargs):
+        """As transformers writes it, with the ranks the layers have now, if it reopens as it is."""
+        recipe = recipe_of(self)
+        if auto_of(recipe) is None:
+            unknown = f"no Auto class of transformers opens a {self._get_name()}"
+            raise ValueError(f"{unknown}: write it with prehab_lib.surgery.save")
+        tensors, before = distinct(self)[0], self.config
+        changes, computed = changes_of(skeleton_of(recipe), self, tensors)
+        kept = {name: tensors[name] for name in tensors if name not in computed}
+        config = configuration(recipe, changes)
+        check_reopens(self, config, kept)
+        self.config = config  # transformers writes what it finds here
+        try:
+            super().save_pretrained(
+                save_directory, **{"state_dict": kept, "save_original_format": False} | kwargs
+            )
+        finally:
+            self.config = before
 
 
 def reshape(skeleton: nn.Module, changes: Changes) -> None:
@@ -107,48 +128,82 @@ def reshape(skeleton: nn.Module, changes: Changes) -> None:
         replace_module(skeleton, name, kind(old.in_features, old.out_features, how, **where))
 
 
-@cache
-def low_rank_class(family: str, name: str) -> type:
-    """LowRankLlamaForCausalLM for "llama" and "LlamaForCausalLM"; so for "LlamaConfig"."""
-    import transformers
+def adopt(model: nn.Module) -> None:
+    """Give a model of transformers whose layers were replaced the class that saves it right."""
+    for module in model.modules():
+        if hasattr(module, "save_pretrained") and not isinstance(module, LowRankModel):
+            module.__class__ = low_rank_class(type(module))
 
-    config = FAMILIES[family][0]
-    if name == config:
-        mixin, own = LowRankConfig, {"model_type": TYPE_PREFIX + family}
+
+@cache
+def low_rank_class(dense: type) -> type:
+    """LowRankLlamaForCausalLM for LlamaForCausalLM; so for LlamaConfig."""
+    if hasattr(dense, "config_class"):
+        mixin, own = LowRankModel, {"config_class": low_rank_class(dense.config_class)}
     else:
-        mixin, own = LowRankModel, {"config_class": low_rank_class(family, config)}
+        mixin, own = LowRankConfig, {"model_type": TYPE_PREFIX + dense.model_type}
     own |= {"__module__": __name__, "__doc__": mixin.__doc__}
-    return type(PREFIX + name, (mixin, getattr(transformers, name)), own)
+    return type(PREFIX + dense.__name__, (mixin, dense), own)
 
 
 def register() -> None:
-    """Make the families' low-rank model types known to transformers."""
-    from transformers import AutoConfig, PreTrainedConfig
+    """Make low-rank model types known to transformers, one for each of its own."""
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING, CONFIG_MAPPING_NAMES
 
-    # A promise stands for a configuration class until it is needed: importing all takes a second.
+    # A promise stands for a configuration class until it is needed: importing all takes long.
+    def kind_of(promise):
+        return low_rank_class(CONFIG_MAPPING[promise.model_type.removeprefix(TYPE_PREFIX)])
+
     def build(promise, *args, **kwargs):
-        family = promise.model_type.removeprefix(TYPE_PREFIX)
-        return low_rank_class(family, FAMILIES[family][0])(*args, **kwargs)
+        return kind_of(promise)(*args, **kwargs)
 
-    for kind in (TYPE_PREFIX + family for family in FAMILIES):
-        own = {"model_type": kind, "__new__": build}
-        AutoConfig.register(kind, type("Promise", (PreTrainedConfig,), own), exist_ok=True)
+    def from_dict(promise, *args, **kwargs):
+        return kind_of(promise).from_dict(*args, **kwargs)
+
+    for name in CONFIG_MAPPING_NAMES:
+        own = {"model_type": TYPE_PREFIX + name, "__new__": build}
+        own["from_dict"] = classmethod(from_dict)
+        CONFIG_MAPPING.register(TYPE_PREFIX + name, type("Promise", (), own), exist_ok=True)
+
+
+def _autos() -> dict[str, Mapping]:
+    """Auto class -> model type -> name of its model, or several names; the usual ones first."""
+    from transformers.models.auto import modeling_auto
+
+    names = [f"AutoModelFor{what}" for what in FIRST] + ["AutoModel"]
+    names += [name for name in modeling_auto.__all__ if name.startswith("AutoModel")]
+    kinds = {name: getattr(modeling_auto, name) for name in names}
+    tables = {name: getattr(kind, "_model_mapping", None) for name, kind in kinds.items()}
+    return {name: table._model_mapping for name, table in tables.items() if table is not None}
 
 
 @cache
-def _register_classes(family: str) -> None:
+def _register_classes(config: type) -> None:
     import transformers
 
-    config, *models = (low_rank_class(family, name) for name in FAMILIES[family])
-    transformers.AutoConfig.register(TYPE_PREFIX + family, config, exist_ok=True)
-    for auto, model in zip(AUTO, models, strict=True):
-        getattr(transformers, auto).register(config, model, exist_ok=True)
+    model_type = config.model_type.removeprefix(TYPE_PREFIX)
+    transformers.AutoConfig.register(config.model_type, config, exist_ok=True)
+    for auto, table in _autos().items():
+        names = table.get(model_type, ())
+        names = (names,) if isinstance(names, str) else names
+        models = [getattr(transformers, name, None) for name in names]
+        ours = [low_rank_class(m) for m in models if m and m.config_class.model_type == model_type]
+        if ours:
+            only = ours[0] if len(ours) == 1 else tuple(ours)
+            getattr(transformers, auto).register(config, only, exist_ok=True)
 
 
-def family_of(recipe: dict) -> str | None:
-    """The family of a recipe, None where transformers could not open its compressed form."""
-    family = recipe.get("config", {}).get("model_type")
-    return family if recipe.get("class") in FAMILIES.get(family, ())[1:] else None
+def auto_of(recipe: dict) -> str | None:
+    """The Auto class that opens a recipe's model, compressed or not; None where there is none."""
+    import transformers
+
+    name, model_type = recipe.get("class"), recipe.get("config", {}).get("model_type")
+    kind = getattr(transformers, str(name), None)
+    own = getattr(getattr(kind, "config_class", None), "model_type", None)
+    if recipe["library"] != "transformers" or own != model_type:
+        return None
+    names = {auto: table.get(model_type, ()) for auto, table in _autos().items()}
+    return next((auto for auto in names if name in (names[auto], *names[auto])), None)
 
 
 def configuration(recipe: dict, changes: Changes):
@@ -164,6 +219,117 @@ def configuration(recipe: dict, changes: Changes):
     return config
 
 
+def class_of(config) -> type:
+    """The class of transformers, or ours, that the configuration of `configuration` is for."""
+    import transformers
+
+    (name,) = config.architectures
+    dense = getattr(transformers, name.removeprefix(PREFIX))
+    return low_rank_class(dense) if name.startswith(PREFIX) else dense
+
+
+def opener(recipe: dict, dense: bool) -> str | None:
+    """The class of transformers to open a saved folder with, None for `surgery.load` alone."""
+    own = recipe["class"] if dense and recipe["library"] == "transformers" else None
+    return auto_of(recipe) or own
+
+
+def skeleton_of(recipe: dict) -> nn.Module:
+    """Fresh from the recipe; without memory for weights where every tensor will be given."""
+    with torch.device("meta" if recipe.get("library") == "transformers" else "cpu"):
+        return build(recipe)
+
+
+def changes_of(skeleton: nn.Module, model: nn.Module, tensors: dict) -> tuple[Changes, list[str]]:
+    """What was done to `model` since it was a skeleton fresh from its recipe, and done to that too.
+
+    Then the names of those of `tensors`, its own, that the skeleton computes and no checkpoint of
+    transformers holds.  Raises ValueError where the two differ afterwards.
+    """
+    changes = Changes()
+    if any(map(is_conv1d, skeleton.modules())) and not any(map(is_conv1d, model.modules())):
+        changes.rewrites.append("to_linear")
+    if any(isinstance(module, SplitQKV) for module in model.modules()):
+        changes.rewrites.append("split_qkv")
+    for name, module in model.named_modules():
+        if isinstance(module, LowRankLinear):
+            changes.ranks[name] = module.rank
+        elif isinstance(module, PackedLinear):
+            changes.packed[name] = module.packing.json()
+    reshape(skeleton, changes)
+    _check_same_modules(skeleton, model)
+    usual, ours, computed = skeleton.state_dict(), model.state_dict(), all_tensors(skeleton)
+    left_out = [name for name in tensors if name not in usual]
+    # These are not as computed: only the checkpoint brings them back.
+    rounded = [name for name in left_out if tensors[name].dtype != computed[name].dtype]
+    changes.buffers = [name for name in left_out if name in rounded or name in ours]
+    return changes, [name for name in left_out if name not in changes.buffers]
+
+
+def _check_same_modules(skeleton: nn.Module, model: nn.Module) -> None:
+    """Both print the same modules, shapes and constants, and have the same names of tensors."""
+    ours = [*str(skeleton).splitlines(), *sorted(all_tensors(skeleton))]
+    theirs = [*str(model).splitlines(), *sorted(all_tensors(model))]
+    for recipe_gives, model_has in zip_longest(ours, theirs, fillvalue="nothing"):
+        if recipe_gives != model_has:
+            where = f"has {model_has.strip()!r} where the recipe gives {recipe_gives.strip()!r}"
+            what = f"{type(model).__name__} cannot be rebuilt from its recipe: it {where}"
+            raise ValueError(f"{what}; {REMEDY}")
+
+
+def check_reopens(model: nn.Module, config, tensors: dict, example=None, loose=False) -> None:
+    """Raises ValueError where transformers makes another function of what would be written.
+
+    It goes the way of `from_pretrained`, from the configuration's text and the tensors in memory.
+    """
+    from transformers.utils import logging
+
+    subject = f"transformers would not reopen {type(model).__name__} as it is"
+    again = type(config).from_dict(json.loads(config.to_json_string()))
+    again._attn_implementation = config._attn_implementation
+    device, level = next(iter(tensors.values())).device, logging.get_verbosity()
+    how = dict(config=again, state_dict=dict(tensors), dtype=config.dtype, output_loading_info=True)
+    if device.type != "cpu":
+        how["device_map"] = {"": device}
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        other, info = class_of(config).from_pretrained(None, ignore_mismatched_sizes=True, **how)
+    except Exception as problem:
+        raise ValueError(f"{subject}: {one_line(problem)}") from problem
+    finally:
+        logging.set_verbosity(level)
+    wrong = {what.removesuffix("_keys"): sorted(map(str, names)) for what, names in info.items()}
+    for what, names in wrong.items():
+        if names:
+            raise ValueError(f"{subject}: {names[0]!r} is {what} ({len(names)} in all); {REMEDY}")
+    same.check_same(model, other, subject, example, loose)
+
+
+def all_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Every parameter and buffer under each of its names, also buffers a state dict leaves out."""
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    return parameters | dict(model.named_buffers(remove_duplicate=False))
+
+
+def distinct(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """All tensors by their first name, where they lie, and second name -> first of tied ones."""
+    tensors, tied, first, places = {}, {}, {}, set()
+    for name, tensor in all_tensors(model).items():
+        if first.setdefault(id(tensor), name) != name:
+            tied[name] = first[id(tensor)]
+            continue
+        if tensor.is_meta:
+            where = f"{name!r} is on the meta device, its values are not in memory"
+            raise ValueError(f"{where}: load the model without device_map or offloading")
+        tensor = tensor.detach().contiguous()
+        place = tensor.untyped_storage().data_ptr()
+        # What shares memory without being one tensor would be written once.
+        tensors[name] = tensor.clone() if place in places else tensor
+        places.add(place)
+    return tensors, tied
+
+
 def restore(model: nn.Module, folder: Path) -> None:
     """What `from_pretrained` sets beside the weights: precision, origin, generation settings."""
     if hasattr(model, "config_class"):  # of transformers
@@ -174,8 +340,9 @@ def restore(model: nn.Module, folder: Path) -> None:
 
 def __getattr__(name: str) -> type:
     """The generated classes by name, so that they can be imported and pickled like written ones."""
+    import transformers
+
     dense = name.removeprefix(PREFIX)
-    for family, names in FAMILIES.items():
-        if dense in names and dense != name:
-            return low_rank_class(family, dense)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if dense == name or not hasattr(transformers, dense):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return low_rank_class(getattr(transformers, dense))

@@ -1,0 +1,130 @@
+"""Two models are one function: a forward pass of both on a small input, module by module."""
+
+import inspect
+from collections.abc import Iterable, Iterator, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from prehab_lib.batches import device_of, forward, mode, move, seeded
+from prehab_lib.save.hub import one_line
+
+TOKENS, SIDE = 8, 64
+# Relative distance that round-off alone explains, for 32 bits or more, and for fewer.  Loose: where
+# two factors were multiplied out, or the models lie on different devices.
+EXACT, LOOSE = (1e-5, 0.02), (1e-3, 0.2)
+
+
+def check_same(model: nn.Module, other: nn.Module, subject: str, example=None, loose=False) -> None:
+    """Raises ValueError, which begins with `subject`, where `other` computes something else.
+
+    example: a batch; None where `small_inputs` finds one.  `other` may hold the very tensors of
+    `model`: the comparison then takes no memory.  loose: compare the final outputs alone.
+    """
+    kind = type(model).__name__
+    batches = small_inputs(model) if example is None else [example]
+    tried = [f"no small input of {kind} is known"]
+    for batch in batches:
+        try:
+            ours = _said(model, batch)
+            break
+        except Exception as problem:  # whatever a model raises that is not fed like this
+            tried.append(one_line(problem))
+    else:
+        raise ValueError(f"{subject}: {tried[-1]}; give one batch as example=...")
+    try:
+        theirs = _said(other, batch)
+    except Exception as problem:
+        raise ValueError(f"{subject}: it raises {one_line(problem)}") from problem
+    for name in [""] if loose else ours:
+        far = max(map(_distance, ours[name], theirs.get(name, ())), default=0.0)
+        coarse = any(tensor.element_size() < 4 for tensor in ours[name])
+        if far > (LOOSE if loose else EXACT)[coarse]:
+            where = f"{name!r} is" if name else "the output is"
+            raise ValueError(f"{subject}: on a small input {where} off by {far:.2g} (relative)")
+
+
+def small_inputs(model: nn.Module) -> Iterator[dict | tuple]:
+    """Batches to try, the richest first: the model decides which it takes."""
+    config = getattr(model, "config", None)
+    if hasattr(config, "to_dict"):
+        parts = _of_transformers(config)
+        known = {n: parts[n] for n in inspect.signature(model.forward).parameters if n in parts}
+        for names in [known, *([name] for name in known)]:
+            yield {name: _like(model, known[name]) for name in names}
+        return
+    channels = [m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d)]
+    size = getattr(getattr(model, "patch_embed", None), "img_size", None)
+    usual = (getattr(model, "pretrained_cfg", None) or {}).get("input_size", (3, SIDE, SIDE))
+    for height, width in (size or (SIDE, SIDE), usual[1:]):
+        image = torch.rand(
+            1, channels[0] if channels else usual[0], height, width, generator=_seed()
+        )
+        yield (_like(model, image),) * 2  # as images and labels; a forward pass takes the first
+
+
+def _of_transformers(config) -> dict[str, Tensor]:
+    """What may go by each name, as far as the configuration tells its size."""
+    text, vision = config.get_text_config(), getattr(config, "vision_config", config)
+    parts = {}
+    if getattr(text, "vocab_size", None):
+        positions = getattr(text, "max_position_embeddings", None) or TOKENS
+        count = max(1, min(TOKENS, positions // 2))
+        ids = (3 + 7 * torch.arange(count)[None]) % text.vocab_size
+        parts |= {"input_ids": ids, "decoder_input_ids": ids}
+    size = getattr(vision, "image_size", None)
+    if size:
+        height, width = (size, size) if isinstance(size, int) else size
+        channels = getattr(vision, "num_channels", 3)
+        parts["pixel_values"] = torch.rand(1, channels, height, width, generator=_seed())
+    return parts
+
+
+def _seed() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+def _like(model: nn.Module, values: Tensor) -> Tensor:
+    """On the model's device, and in its precision where it is no number of a token."""
+    dtypes = [p.dtype for p in model.parameters() if p.is_floating_point()]
+    dtype = dtypes[0] if dtypes and values.is_floating_point() else values.dtype
+    return values.to(device_of(model), dtype)
+
+
+@torch.no_grad()
+def _said(model: nn.Module, batch) -> dict[str, list[Tensor]]:
+    """The outputs of every module to a batch by its name, those of the model itself by ""."""
+    said: dict[str, list[Tensor]] = {}
+
+    def listen(name):
+        return lambda module, args, out: said.setdefault(name, []).extend(_tensors(out))
+
+    hooks = [part.register_forward_hook(listen(name)) for name, part in model.named_modules()]
+    try:
+        with mode(model, training=False), seeded(model, 0):
+            forward(model, move(batch, device_of(model)))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return said
+
+
+def _tensors(out) -> list[Tensor]:
+    """Every floating tensor in what a module returned."""
+    if isinstance(out, Tensor):
+        return [out] if out.is_floating_point() else []
+    values = out.values() if isinstance(out, Mapping) else out
+    if not isinstance(values, Iterable) or isinstance(values, str):
+        return []
+    return [tensor for value in values for tensor in _tensors(value)]
+
+
+def _distance(ours: Tensor, theirs: Tensor) -> float:
+    """‖ours − theirs‖ / ‖ours‖; infinite for other shapes, 0 for equal ones, also of NaN."""
+    if ours.shape != theirs.shape:
+        return float("inf")
+    ours, theirs = ours.double().cpu(), theirs.double().cpu()
+    if torch.allclose(ours, theirs, rtol=0, atol=0, equal_nan=True):
+        return 0.0
+    far = float((ours - theirs).norm() / ours.norm().clamp_min(torch.finfo(ours.dtype).tiny))
+    return far if far == far else float("inf")
