@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from prehab_lib.factors import LowRankLinear
-from prehab_lib.layers import is_conv1d, replace_module
+from prehab_lib.layers import is_own_linear, replace_module
 from prehab_lib.rivals.quantised import PackedLinear, Packing
 from prehab_lib.save import same
 from prehab_lib.save.hub import one_line
@@ -247,7 +247,7 @@ def changes_of(skeleton: nn.Module, model: nn.Module, tensors: dict) -> tuple[Ch
     transformers holds.  Raises ValueError where the two differ afterwards.
     """
     changes = Changes()
-    if any(map(is_conv1d, skeleton.modules())) and not any(map(is_conv1d, model.modules())):
+    if any(map(is_own_linear, skeleton.modules())) and not any(map(is_own_linear, model.modules())):
         changes.rewrites.append("to_linear")
     if any(isinstance(module, SplitQKV) for module in model.modules()):
         changes.rewrites.append("split_qkv")
