@@ -14,6 +14,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from prehab_lib.save.hub import one_line
+
 DESCRIPTION = "prehab.json"
 FORMAT = 2
 FIELDS = {"recipe": dict, "rewrites": list, "ranks": dict, "packed": dict, "tied": dict}
@@ -34,7 +36,9 @@ def check_target(folder: str | Path) -> None:
         if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
             return
     except (OSError, RuntimeError) as problem:  # a loop of links, a name too long, no permission
-        raise ValueError(f"{folder} cannot be a model's folder: {problem}") from problem
+        raise ValueError(
+            f"{one_line(folder)} cannot be a model's folder: {one_line(problem)}"
+        ) from problem
     if not (folder / DESCRIPTION).is_file():
         raise ValueError(f"{folder} holds other files than a saved model: name a new folder")
     ours = {DESCRIPTION}

@@ -38,8 +38,8 @@ def explained(what: str, remedy: str) -> Iterator[None]:
         raise kind(f"{what} {why} {remedy}") from problem
 
 
-def one_line(problem: BaseException, most: int = 200) -> str:
-    """What an error of a library says, without its line breaks."""
+def one_line(problem: object, most: int = 200) -> str:
+    """What an error of a library says, or a path, without line breaks and not too long."""
     return (" ".join(str(problem).split()) or type(problem).__name__)[:most]
 
 

@@ -1,6 +1,7 @@
 """Models by hub name or local folder, small ones built here; and the recipe of a skeleton."""
 
 import os
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,7 @@ from prehab_lib.save.hub import explained
 from prehab_lib.save.rewrite import to_linear
 
 ATTENTION = (None, "eager", "sdpa", "flex_attention", "flash_attention_2", "flash_attention_3")
+_ATTENTION = re.compile("^attention$|attn_implementation$")
 LOCAL = "give the folder of a local copy instead"
 
 
@@ -45,10 +47,7 @@ def image_model(source: str, *, pretrained: bool = True, **kwargs) -> nn.Module:
         unknown = f"model = {source!r} is neither a folder nor a model timm knows"
         raise ValueError(f"{unknown}: see timm.list_models()")
     with explained(f"the model {source!r}", LOCAL):
-        model = timm.create_model(name, pretrained=pretrained, **kwargs)
-    if name == source and "/" not in source:
-        model.prehab_recipe = {"library": "timm", "name": architecture, "kwargs": kwargs}
-    return model
+        return timm.create_model(name, pretrained=pretrained, **kwargs)
 
 
 def text_model(source: str, auto_class: str, **kwargs) -> nn.Module:
@@ -131,11 +130,11 @@ def _read_timm(model: nn.Module) -> dict | None:
 def _build_transformers(recipe: dict) -> nn.Module:
     import transformers
 
-    _refuse_foreign(recipe)
     config = transformers.AutoConfig.for_model(**recipe["config"])
     config._attn_implementation = recipe["attention"]
     kind = getattr(transformers, recipe["class"], None)
-    if not (isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)):
+    is_model = isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)
+    if not is_model or not isinstance(config, kind.config_class):
         raise ValueError(f"recipe of transformers class {recipe['class']!r} is not known")
     return kind(config)
 
@@ -150,14 +149,14 @@ def transformers_recipe(model: nn.Module, without: Iterable[str] = ()) -> dict:
     return {"library": "transformers", "class": type(model).__name__, **about}
 
 
-def _refuse_foreign(settings, key: str = "") -> None:
-    """Raises ValueError for code of others: attention by the name of a repository, and the like."""
+def refuse_foreign(settings, key: str = "") -> None:
+    """Raises ValueError for code of others: attention by the name of a repository, at any depth."""
     if isinstance(settings, dict | list):
         named = settings.items() if isinstance(settings, dict) else ((key, s) for s in settings)
         for name, value in named:
-            _refuse_foreign(value, name)
-    elif key == "attention" or str(key).endswith("attn_implementation"):
-        check_choice(str(key), settings, ATTENTION)
+            refuse_foreign(value, key if _ATTENTION.search(key) else name)
+    elif _ATTENTION.search(key):
+        check_choice(key, settings, ATTENTION)
 
 
 @contextmanager

@@ -26,7 +26,6 @@ from prehab_lib.save.rewrite import REWRITES, SplitQKV
 
 # A class that several Auto classes open is said to be opened by the first of these, if any.
 FIRST = ("CausalLM", "Seq2SeqLM", "SequenceClassification", "ImageClassification")
-REMEDY = "set model.prehab_recipe (see prehab_lib.save.models.build) before saving"
 PREFIX, TYPE_PREFIX = "LowRank", "lowrank_"
 
 
@@ -274,7 +273,7 @@ def _check_same_modules(skeleton: nn.Module, model: nn.Module) -> None:
         if recipe_gives != model_has:
             where = f"has {model_has.strip()!r} where the recipe gives {recipe_gives.strip()!r}"
             what = f"{type(model).__name__} cannot be rebuilt from its recipe: it {where}"
-            raise ValueError(f"{what}; {REMEDY}")
+            raise ValueError(f"{what}; {same.REMEDY}")
 
 
 def check_reopens(model: nn.Module, config, tensors: dict, example=None, loose=False) -> None:
@@ -302,7 +301,9 @@ def check_reopens(model: nn.Module, config, tensors: dict, example=None, loose=F
     wrong = {what.removesuffix("_keys"): sorted(map(str, names)) for what, names in info.items()}
     for what, names in wrong.items():
         if names:
-            raise ValueError(f"{subject}: {names[0]!r} is {what} ({len(names)} in all); {REMEDY}")
+            raise ValueError(
+                f"{subject}: {names[0]!r} is {what} ({len(names)} in all); {same.REMEDY}"
+            )
     same.check_same(model, other, subject, example, loose)
 
 

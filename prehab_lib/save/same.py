@@ -10,6 +10,7 @@ from prehab_lib.batches import device_of, forward, mode, move, seeded
 from prehab_lib.save.hub import one_line
 
 TOKENS, SIDE = 8, 64
+REMEDY = "set model.prehab_recipe (see prehab_lib.save.models.build) before saving"
 # Relative distance that round-off alone explains, for 32 bits or more, and for fewer.  Loose: where
 # two factors were multiplied out, or the models lie on different devices.
 EXACT, LOOSE = (1e-5, 0.02), (1e-3, 0.2)
@@ -41,7 +42,7 @@ def check_same(model: nn.Module, other: nn.Module, subject: str, example=None, l
         coarse = any(tensor.element_size() < 4 for tensor in ours[name])
         if far > (LOOSE if loose else EXACT)[coarse]:
             where = f"{name!r} is" if name else "the output is"
-            raise ValueError(f"{subject}: on a small input {where} off by {far:.2g} (relative)")
+            raise ValueError(f"{subject}: {where} off by {far:.2g} on a small input; {REMEDY}")
 
 
 def small_inputs(model: nn.Module) -> Iterator[dict | tuple]:

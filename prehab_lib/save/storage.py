@@ -17,7 +17,7 @@ from prehab_lib.rivals.quantised import Packing
 from prehab_lib.save import card, files, pretrained
 from prehab_lib.save.files import BUFFERS, DESCRIPTION, check_target
 from prehab_lib.save.hub import one_line
-from prehab_lib.save.models import build, nothing_fetched, recipe_of
+from prehab_lib.save.models import build, nothing_fetched, recipe_of, refuse_foreign
 from prehab_lib.save.pretrained import Changes, skeleton_of
 from prehab_lib.save.rewrite import fill_dense
 from prehab_lib.save.same import check_same
@@ -116,7 +116,7 @@ def _content(model: nn.Module, recipe: dict, about: dict, merged: bool) -> _Cont
         description = json.loads(json.dumps(description))  # as `load` will find it
     except TypeError as problem:
         what = f"{type(model).__name__} or what is told about it holds what JSON cannot"
-        raise ValueError(f"{what}: {problem}") from problem
+        raise ValueError(f"{what} ({problem}): give it by name or number") from problem
     return _Content(description, inside, beside, config)
 
 
@@ -157,7 +157,9 @@ def load(folder: str | os.PathLike) -> nn.Module:
     except (ValueError, MemoryError):
         raise
     except Exception as problem:  # a loop of links, a name too long, JSON nested too deep, ...
-        raise ValueError(f"{folder} could not be opened ({one_line(problem)})") from problem
+        raise ValueError(
+            f"{one_line(folder)} could not be opened ({one_line(problem)})"
+        ) from problem
     return model.eval()
 
 
@@ -188,6 +190,7 @@ def _assembled(folder: Path, description: dict, tensors: dict[str, Tensor]) -> n
 
 def _empty(description: dict) -> nn.Module:
     """The skeleton of what was saved, its layers swapped."""
+    refuse_foreign(description["recipe"])
     recipe, fields = description["recipe"], ("ranks", "rewrites", "packed", "rounded")
     changes = Changes(*map(description.get, fields))
     if changes and pretrained.auto_of(recipe):
