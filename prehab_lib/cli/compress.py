@@ -23,7 +23,7 @@ from prehab_lib.fast import FAST, Fast
 from prehab_lib.inputs import check_choice, check_positive, check_whole
 from prehab_lib.methods import method_named
 from prehab_lib.prehab import Memory, Training, check_lam, prehab
-from prehab_lib.save import models
+from prehab_lib.save import models, pretrained
 from prehab_lib.save.storage import check_target, save
 from prehab_lib.scale import preflight
 from prehab_lib.scale.skeleton import causal_config
@@ -61,6 +61,7 @@ def _compress(a) -> None:
     count = math.ceil(a.samples / a.batch)
     calibration = drawn_windows(stream[:-spared], a.window, a.batch, a.seed, count)
     _estimate(config, dtype, device, a)
+    _say("folder", pretrained.opening(config.model_type, a.merged))
 
     model = models.text_model(a.model, "AutoModelForCausalLM", dtype=a.dtype).to(device).eval()
     millions, kind = model.num_parameters() / 1e6, str(model.dtype).removeprefix("torch.")

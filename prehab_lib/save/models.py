@@ -135,7 +135,8 @@ def _build_transformers(recipe: dict) -> nn.Module:
     kind = getattr(transformers, recipe["class"], None)
     is_model = isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)
     if not is_model or not isinstance(config, kind.config_class):
-        raise ValueError(f"recipe of transformers class {recipe['class']!r} is not known")
+        unknown = f"recipe of transformers class {recipe['class']!r} is not known"
+        raise ValueError(f"{unknown}: name one of transformers in model.prehab_recipe")
     return kind(config)
 
 

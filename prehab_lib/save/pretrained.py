@@ -218,6 +218,17 @@ def configuration(recipe: dict, changes: Changes):
     return config
 
 
+def opening(model_type: str, merged: bool) -> str:
+    """How the folder of a causal language model will be opened, to be said before the work."""
+    if merged:
+        return "dense, for transformers alone"
+    kind = _autos()["AutoModelForCausalLM"].get(model_type)
+    recipe = {"library": "transformers", "class": kind, "config": {"model_type": model_type}}
+    if auto_of(recipe) is None:
+        return "low rank, for prehab_lib.surgery.load alone; --merged: for transformers"
+    return 'low rank, for transformers after "import prehab_lib.save"; --merged: without'
+
+
 def class_of(config) -> type:
     """The class of transformers, or ours, that the configuration of `configuration` is for."""
     import transformers

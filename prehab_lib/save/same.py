@@ -1,7 +1,7 @@
 """Two models are one function: a forward pass of both on a small input, module by module."""
 
 import inspect
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -22,23 +22,24 @@ def check_same(model: nn.Module, other: nn.Module, subject: str, example=None, l
     example: a batch; None where `small_inputs` finds one.  `other` may hold the very tensors of
     `model`: the comparison then takes no memory.  loose: compare the final outputs alone.
     """
-    kind = type(model).__name__
-    batches = small_inputs(model) if example is None else [example]
-    tried = [f"no small input of {kind} is known"]
-    for batch in batches:
+    tried = "none is known"
+    for batch in small_inputs(model) if example is None else [example]:
         try:
             ours = _said(model, batch)
             break
         except Exception as problem:  # whatever a model raises that is not fed like this
-            tried.append(one_line(problem))
+            tried = one_line(problem)
     else:
-        raise ValueError(f"{subject}: {tried[-1]}; give one batch as example=...")
+        what = f"{type(model).__name__} could not be run on a small input ({tried})"
+        raise ValueError(f"{what}: give one batch that it takes as example=...")
     try:
         theirs = _said(other, batch)
     except Exception as problem:
         raise ValueError(f"{subject}: it raises {one_line(problem)}") from problem
     for name in [""] if loose else ours:
-        far = max(map(_distance, ours[name], theirs.get(name, ())), default=0.0)
+        heard = theirs.get(name, [])
+        far = max(map(_distance, ours[name], heard), default=0.0)
+        far = far if len(heard) == len(ours[name]) else float("inf")
         coarse = any(tensor.element_size() < 4 for tensor in ours[name])
         if far > (LOOSE if loose else EXACT)[coarse]:
             where = f"{name!r} is" if name else "the output is"
@@ -58,9 +59,8 @@ def small_inputs(model: nn.Module) -> Iterator[dict | tuple]:
     size = getattr(getattr(model, "patch_embed", None), "img_size", None)
     usual = (getattr(model, "pretrained_cfg", None) or {}).get("input_size", (3, SIDE, SIDE))
     for height, width in (size or (SIDE, SIDE), usual[1:]):
-        image = torch.rand(
-            1, channels[0] if channels else usual[0], height, width, generator=_seed()
-        )
+        shape = (1, channels[0] if channels else usual[0], height, width)
+        image = torch.rand(shape, generator=_seed())
         yield (_like(model, image),) * 2  # as images and labels; a forward pass takes the first
 
 
@@ -115,7 +115,7 @@ def _tensors(out) -> list[Tensor]:
     if isinstance(out, Tensor):
         return [out] if out.is_floating_point() else []
     values = out.values() if isinstance(out, Mapping) else out
-    if not isinstance(values, Iterable) or isinstance(values, str):
+    if not isinstance(out, Mapping | tuple | list):  # not the caches, which belong to no function
         return []
     return [tensor for value in values for tensor in _tensors(value)]
 

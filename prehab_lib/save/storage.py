@@ -216,6 +216,9 @@ def _check_match(folder: Path, expected: dict[str, Tensor], tensors: dict[str, T
         needed = tuple(expected[name].shape)
         if shape != needed:
             raise ValueError(f"{folder}: {name!r} has shape {shape}, the model needs {needed}")
+        if tensor.is_floating_point() != expected[name].is_floating_point():
+            kinds = f"{tensor.dtype}, the model has {expected[name].dtype}"
+            raise ValueError(f"{folder}: {name!r} holds {kinds}")
 
 
 def _set(model: nn.Module, name: str, tensor: Tensor) -> None:

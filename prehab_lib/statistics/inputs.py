@@ -146,7 +146,8 @@ class _Collector:
         self.tokens[name] = self.tokens.get(name, 0) + len(X)
 
     def finish(self, layers: Iterable[str]) -> dict[str, tuple[dict, dict]]:
-        check_reached(layers, self.leaders, "no calibration input reached", "does forward call it?")
+        hint = "does forward call it, or only read its weight (F.linear)? leave it out with layers="
+        check_reached(layers, self.leaders, "no calibration input reached", hint)
         shared: dict[str, tuple[dict, dict]] = {}
         for name, sums in self.sums.items():
             values = {need: total.finish(self.tokens[name]) for need, total in sums.items()}

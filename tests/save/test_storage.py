@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from prehab_lib.factors import LowRankLinear
@@ -14,6 +15,7 @@ from prehab_lib.save.files import BUFFERS, DESCRIPTION, INDEX, WEIGHTS
 from prehab_lib.save.models import small_vit
 from prehab_lib.save.rewrite import split_qkv, to_linear
 from prehab_lib.surgery import compress, load, save
+from prehab_lib.tasks.tokenizers import train_bpe
 from tests.families import FAMILIES, gpt2, llama, logits, tiny, vit
 
 DTYPES = (torch.float32, torch.bfloat16)
@@ -71,7 +73,8 @@ def test_outputs_come_back_to_the_last_bit(tmp_path):
             model, x = model.to(dtype).eval(), x.to(dtype)
             folder, where = save(model, tmp_path / "model"), f"{tuple(x.shape)} in {dtype}"
             again = load(folder)
-            assert torch.equal(again(x), model(x)) and names(folder) == {WEIGHTS, DESCRIPTION}, where
+            assert torch.equal(again(x), model(x)), where
+            assert names(folder) == {WEIGHTS, DESCRIPTION, "README.md"}, where
             assert not again.training and all(p.requires_grad for p in again.parameters()), where
 
 
@@ -202,17 +205,46 @@ def test_what_no_recipe_rebuilds_is_refused_before_anything_is_written(tmp_path)
         assert list(tmp_path.iterdir()) == []
 
 
-def test_a_full_disk_is_one_sentence_and_the_old_model_survives(folder, monkeypatch):
-    before = (folder / WEIGHTS).read_bytes()
+class NoRoom(Exception):
+    """As tokenizers raise it: of no class that says what it is."""
 
-    def full(tensors, path, **_):
-        Path(path).write_bytes(b"torn")
-        raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("safetensors.torch.save_file", full)  # what huggingface_hub calls
-    said = refused(OSError, save, vit(), folder)
-    assert "could not be written" in said and "is there space left" in said
-    assert (folder / WEIGHTS).read_bytes() == before and names(folder.parent) == {"model"}
+@pytest.mark.parametrize(
+    ("step", "problem"),
+    [
+        ("safetensors.torch.save_file", OSError(28, "No space left on device")),  # what huggingface_hub calls
+        ("safetensors.torch.save_file", SafetensorError("I/O error: No space left on device")),
+        ("transformers.PreTrainedTokenizerBase.save_pretrained", NoRoom("No space left on device")),
+        ("transformers.PreTrainedConfig.save_pretrained", OSError(28, "No space left on device")),
+        ("pathlib.Path.write_text", OSError(28, "No space left on device")),
+        ("tempfile.mkdtemp", OSError(30, "Read-only file system")),
+        ("pathlib.Path.mkdir", OSError(30, "Read-only file system")),
+        ("pathlib.Path.rename", PermissionError(13, "Permission denied")),
+    ],
+)
+def test_a_disk_that_takes_nothing_is_one_sentence_and_the_old_model_survives(step, problem, tmp_path, monkeypatch):
+    folder, tokenizer = save(llama(), tmp_path / "model"), train_bpe(["some text"], 300)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+
+    def full(*args, **_):
+        if step.endswith("save_file"):
+            Path(args[1]).write_bytes(b"torn")
+        raise problem
+
+    with monkeypatch.context() as disk:
+        disk.setattr(step, full)
+        said = refused(OSError, save, llama(), folder, tokenizer=tokenizer)
+    assert "could not be written" in said and "is there space left" in said and "\n" not in said, said
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert names(folder.parent) == {"model"}
+
+
+def test_a_target_that_is_no_place_for_a_folder_is_refused_before_anything(tmp_path):
+    loop = tmp_path / "loop"
+    loop.symlink_to(loop)
+    for target in (loop, loop / "model", tmp_path / ("x" * 300)):
+        said = refused(ValueError, save, vit(), target)
+        assert "cannot be a model's folder" in said and len(said) < 500, said
 
 
 @pytest.mark.parametrize("merged", [False, True])
