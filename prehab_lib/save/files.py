@@ -19,10 +19,8 @@ from prehab_lib.save.hub import one_line
 DESCRIPTION = "prehab.json"
 FORMAT = 2
 FIELDS = {"recipe": dict, "rewrites": list, "ranks": dict, "packed": dict, "tied": dict}
-FIELDS |= {"rounded": list, "buffers": str, "files": list}
-FIRST_FORMAT = {"rewrites": [], "packed": {}, "rounded": [], "buffers": "inside", "files": []}
-# What transformers computes and leaves out of checkpoints; kept for the last bit.
-BUFFERS = "buffers.safetensors"
+FIELDS |= {"rounded": list, "files": list}
+FIRST_FORMAT = {"rewrites": [], "packed": {}, "rounded": [], "files": []}
 
 
 class MissingFile(FileNotFoundError, ValueError):

@@ -71,7 +71,10 @@ def _check_folder(source: str) -> None:
 
 
 def build(recipe: dict) -> nn.Module:
-    """The skeleton a recipe describes, with fresh weights; ValueError where it is not known."""
+    """The skeleton a recipe describes, fresh; of transformers, without memory for its weights.
+
+    Raises ValueError where it is not known.
+    """
     check_choice("recipe of library", recipe.get("library"), BUILDERS)
     model = BUILDERS[recipe["library"]](recipe)
     model.prehab_recipe = recipe
@@ -132,12 +135,19 @@ def _build_transformers(recipe: dict) -> nn.Module:
 
     config = transformers.AutoConfig.for_model(**recipe["config"])
     config._attn_implementation = recipe["attention"]
-    kind = getattr(transformers, recipe["class"], None)
-    is_model = isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)
-    if not is_model or not isinstance(config, kind.config_class):
-        unknown = f"recipe of transformers class {recipe['class']!r} is not known"
+    with torch.device("meta"):  # every tensor will be given
+        return model_class(recipe["class"])(config)
+
+
+def model_class(name: str) -> type:
+    """A class of transformers by its name.  Raises ValueError for what is no model of theirs."""
+    import transformers
+
+    kind = getattr(transformers, name, None)
+    if not (isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)):
+        unknown = f"recipe of transformers class {name!r} is not known"
         raise ValueError(f"{unknown}: name one of transformers in model.prehab_recipe")
-    return kind(config)
+    return kind
 
 
 def transformers_recipe(model: nn.Module, without: Iterable[str] = ()) -> dict:

@@ -13,15 +13,13 @@ from itertools import zip_longest
 from pathlib import Path
 from types import MappingProxyType
 
-import torch
 from torch import Tensor, nn
 
 from prehab_lib.factors import LowRankLinear
 from prehab_lib.layers import is_own_linear, replace_module
 from prehab_lib.rivals.quantised import PackedLinear, Packing
 from prehab_lib.save import same
-from prehab_lib.save.hub import one_line
-from prehab_lib.save.models import build, recipe_of, transformers_recipe
+from prehab_lib.save.models import build, model_class, transformers_recipe
 from prehab_lib.save.rewrite import REWRITES, SplitQKV
 
 # A class that several Auto classes open is said to be opened by the first of these, if any.
@@ -92,21 +90,18 @@ class LowRankModel:
         return type(self).__name__.removeprefix(PREFIX)
 
     def save_pretrained(self, save_directory, **kwargs):
-        """As transformers writes it, with the ranks the layers have now, if it reopens as it is."""
-        recipe = recipe_of(self)
-        if auto_of(recipe) is None:
-            unknown = f"no Auto class of transformers opens a {self._get_name()}"
-            raise ValueError(f"{unknown}: write it with prehab_lib.surgery.save")
-        tensors, before = distinct(self)[0], self.config
-        changes, computed = changes_of(skeleton_of(recipe), self, tensors)
-        kept = {name: tensors[name] for name in tensors if name not in computed}
+        """As transformers writes it, with the ranks of now; ValueError where it reopens as another.
+
+        Nothing is written then.
+        """
+        recipe, before = self.prehab_recipe, self.config
+        changes, tensors, _ = content(self, recipe)
         config = configuration(recipe, changes)
-        check_reopens(self, config, kept)
+        same.check_same(self, reopened(config, tensors))
         self.config = config  # transformers writes what it finds here
         try:
-            super().save_pretrained(
-                save_directory, **{"state_dict": kept, "save_original_format": False} | kwargs
-            )
+            kwargs = {"state_dict": tensors, "save_original_format": False} | kwargs
+            super().save_pretrained(save_directory, **kwargs)
         finally:
             self.config = before
 
@@ -171,8 +166,7 @@ def _autos() -> dict[str, Mapping]:
 
     names = [f"AutoModelFor{what}" for what in FIRST] + ["AutoModel"]
     names += [name for name in modeling_auto.__all__ if name.startswith("AutoModel")]
-    kinds = {name: getattr(modeling_auto, name) for name in names}
-    tables = {name: getattr(kind, "_model_mapping", None) for name, kind in kinds.items()}
+    tables = {n: getattr(getattr(modeling_auto, n), "_model_mapping", None) for n in names}
     return {name: table._model_mapping for name, table in tables.items() if table is not None}
 
 
@@ -188,18 +182,17 @@ def _register_classes(config: type) -> None:
         models = [getattr(transformers, name, None) for name in names]
         ours = [low_rank_class(m) for m in models if m and m.config_class.model_type == model_type]
         if ours:
-            only = ours[0] if len(ours) == 1 else tuple(ours)
-            getattr(transformers, auto).register(config, only, exist_ok=True)
+            getattr(transformers, auto).register(config, (*ours,), exist_ok=True)
 
 
 def auto_of(recipe: dict) -> str | None:
     """The Auto class that opens a recipe's model, compressed or not; None where there is none."""
     import transformers
 
-    name, model_type = recipe.get("class"), recipe.get("config", {}).get("model_type")
-    kind = getattr(transformers, str(name), None)
-    own = getattr(getattr(kind, "config_class", None), "model_type", None)
-    if recipe["library"] != "transformers" or own != model_type:
+    if recipe["library"] != "transformers":
+        return None
+    name, model_type = recipe["class"], recipe["config"]["model_type"]
+    if getattr(transformers, name).config_class.model_type != model_type:
         return None
     names = {auto: table.get(model_type, ()) for auto, table in _autos().items()}
     return next((auto for auto in names if name in (names[auto], *names[auto])), None)
@@ -218,45 +211,13 @@ def configuration(recipe: dict, changes: Changes):
     return config
 
 
-def opening(model_type: str, merged: bool) -> str:
-    """How the folder of a causal language model will be opened, to be said before the work."""
-    if merged:
-        return "dense, for transformers alone"
-    kind = _autos()["AutoModelForCausalLM"].get(model_type)
-    recipe = {"library": "transformers", "class": kind, "config": {"model_type": model_type}}
-    if auto_of(recipe) is None:
-        return "low rank, for prehab_lib.surgery.load alone; --merged: for transformers"
-    return 'low rank, for transformers after "import prehab_lib.save"; --merged: without'
+def content(model: nn.Module, recipe: dict, merged: bool = False) -> tuple[Changes, dict, dict]:
+    """What was done to `model` since it was fresh from its recipe, and its tensors where they lie.
 
-
-def class_of(config) -> type:
-    """The class of transformers, or ours, that the configuration of `configuration` is for."""
-    import transformers
-
-    (name,) = config.architectures
-    dense = getattr(transformers, name.removeprefix(PREFIX))
-    return low_rank_class(dense) if name.startswith(PREFIX) else dense
-
-
-def opener(recipe: dict, dense: bool) -> str | None:
-    """The class of transformers to open a saved folder with, None for `surgery.load` alone."""
-    own = recipe["class"] if dense and recipe["library"] == "transformers" else None
-    return auto_of(recipe) or own
-
-
-def skeleton_of(recipe: dict) -> nn.Module:
-    """Fresh from the recipe; without memory for weights where every tensor will be given."""
-    with torch.device("meta" if recipe.get("library") == "transformers" else "cpu"):
-        return build(recipe)
-
-
-def changes_of(skeleton: nn.Module, model: nn.Module, tensors: dict) -> tuple[Changes, list[str]]:
-    """What was done to `model` since it was a skeleton fresh from its recipe, and done to that too.
-
-    Then the names of those of `tensors`, its own, that the skeleton computes and no checkpoint of
-    transformers holds.  Raises ValueError where the two differ afterwards.
+    Then second name -> first of tied ones; transformers ties by its configuration.  Raises
+    ValueError where the recipe gives other modules.
     """
-    changes = Changes()
+    skeleton, changes, (tensors, tied) = build(recipe), Changes(), _distinct(model)
     if any(map(is_own_linear, skeleton.modules())) and not any(map(is_own_linear, model.modules())):
         changes.rewrites.append("to_linear")
     if any(isinstance(module, SplitQKV) for module in model.modules()):
@@ -268,12 +229,15 @@ def changes_of(skeleton: nn.Module, model: nn.Module, tensors: dict) -> tuple[Ch
             changes.packed[name] = module.packing.json()
     reshape(skeleton, changes)
     _check_same_modules(skeleton, model)
+    if recipe["library"] != "transformers":
+        return changes, tensors, tied
     usual, ours, computed = skeleton.state_dict(), model.state_dict(), all_tensors(skeleton)
     left_out = [name for name in tensors if name not in usual]
-    # These are not as computed: only the checkpoint brings them back.
-    rounded = [name for name in left_out if tensors[name].dtype != computed[name].dtype]
-    changes.buffers = [name for name in left_out if name in rounded or name in ours]
-    return changes, [name for name in left_out if name not in changes.buffers]
+    if not merged:  # these are not as computed: only the checkpoint brings them back
+        rounded = [name for name in left_out if tensors[name].dtype != computed[name].dtype]
+        changes.buffers = [name for name in left_out if name in rounded or name in ours]
+    kept = [name for name in tensors if name in usual or name in changes.buffers]
+    return changes, {name: tensors[name] for name in kept}, {}
 
 
 def _check_same_modules(skeleton: nn.Module, model: nn.Module) -> None:
@@ -287,35 +251,34 @@ def _check_same_modules(skeleton: nn.Module, model: nn.Module) -> None:
             raise ValueError(f"{what}; {same.REMEDY}")
 
 
-def check_reopens(model: nn.Module, config, tensors: dict, example=None, loose=False) -> None:
-    """Raises ValueError where transformers makes another function of what would be written.
+def reopened(config, tensors: dict[str, Tensor]) -> nn.Module:
+    """What transformers makes of a configuration's text and tensors, which it holds themselves.
 
-    It goes the way of `from_pretrained`, from the configuration's text and the tensors in memory.
+    Raises ValueError where one is missing, unexpected or of another shape.
     """
     from transformers.utils import logging
 
-    subject = f"transformers would not reopen {type(model).__name__} as it is"
+    (name,) = config.architectures
+    dense = model_class(name.removeprefix(PREFIX))
+    kind = low_rank_class(dense) if name.startswith(PREFIX) else dense
     again = type(config).from_dict(json.loads(config.to_json_string()))
     again._attn_implementation = config._attn_implementation
     device, level = next(iter(tensors.values())).device, logging.get_verbosity()
-    how = dict(config=again, state_dict=dict(tensors), dtype=config.dtype, output_loading_info=True)
-    if device.type != "cpu":
-        how["device_map"] = {"": device}
+    dtypes = (t.dtype for n, t in tensors.items() if n.endswith("weight") and t.is_floating_point())
+    how = dict(config=again, state_dict=dict(tensors), dtype=next(dtypes, "auto"))
+    how |= {} if device.type == "cpu" else {"device_map": {"": device}}
     logging.set_verbosity_error()
-    logging.disable_progress_bar()
     try:
-        other, info = class_of(config).from_pretrained(None, ignore_mismatched_sizes=True, **how)
-    except Exception as problem:
-        raise ValueError(f"{subject}: {one_line(problem)}") from problem
+        model, found = kind.from_pretrained(
+            None, ignore_mismatched_sizes=True, output_loading_info=True, **how
+        )
     finally:
         logging.set_verbosity(level)
-    wrong = {what.removesuffix("_keys"): sorted(map(str, names)) for what, names in info.items()}
-    for what, names in wrong.items():
+    for what, names in found.items():
         if names:
-            raise ValueError(
-                f"{subject}: {names[0]!r} is {what} ({len(names)} in all); {same.REMEDY}"
-            )
-    same.check_same(model, other, subject, example, loose)
+            first = min(map(str, names))
+            raise ValueError(f"{first} is {what.removesuffix('_keys')} ({len(names)} in all)")
+    return model
 
 
 def all_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -324,8 +287,8 @@ def all_tensors(model: nn.Module) -> dict[str, Tensor]:
     return parameters | dict(model.named_buffers(remove_duplicate=False))
 
 
-def distinct(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """All tensors by their first name, where they lie, and second name -> first of tied ones."""
+def _distinct(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """All tensors by their first name, and second name -> first of tied ones."""
     tensors, tied, first, places = {}, {}, {}, set()
     for name, tensor in all_tensors(model).items():
         if first.setdefault(id(tensor), name) != name:
@@ -339,6 +302,8 @@ def distinct(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
         # What shares memory without being one tensor would be written once.
         tensors[name] = tensor.clone() if place in places else tensor
         places.add(place)
+    if len({tensor.device for tensor in tensors.values()}) > 1:
+        tensors = {name: tensor.cpu() for name, tensor in tensors.items()}
     return tensors, tied
 
 

@@ -16,13 +16,13 @@ REMEDY = "set model.prehab_recipe (see prehab_lib.save.models.build) before savi
 EXACT, LOOSE = (1e-5, 0.02), (1e-3, 0.2)
 
 
-def check_same(model: nn.Module, other: nn.Module, subject: str, example=None, loose=False) -> None:
-    """Raises ValueError, which begins with `subject`, where `other` computes something else.
+def check_same(model: nn.Module, other: nn.Module, example=None, loose: bool = False) -> None:
+    """Raises ValueError where `other`, what would be reopened, computes something else.
 
     example: a batch; None where `small_inputs` finds one.  `other` may hold the very tensors of
     `model`: the comparison then takes no memory.  loose: compare the final outputs alone.
     """
-    tried = "none is known"
+    kind, tried = type(model).__name__, "none is known"
     for batch in small_inputs(model) if example is None else [example]:
         try:
             ours = _said(model, batch)
@@ -30,12 +30,13 @@ def check_same(model: nn.Module, other: nn.Module, subject: str, example=None, l
         except Exception as problem:  # whatever a model raises that is not fed like this
             tried = one_line(problem)
     else:
-        what = f"{type(model).__name__} could not be run on a small input ({tried})"
+        what = f"{kind} could not be run on a small input ({tried})"
         raise ValueError(f"{what}: give one batch that it takes as example=...")
     try:
         theirs = _said(other, batch)
     except Exception as problem:
-        raise ValueError(f"{subject}: it raises {one_line(problem)}") from problem
+        what = f"{kind} would not run when it is opened again"
+        raise ValueError(f"{what} ({one_line(problem)}): {REMEDY}") from problem
     for name in [""] if loose else ours:
         heard = theirs.get(name, [])
         far = max(map(_distance, ours[name], heard), default=0.0)
@@ -43,53 +44,40 @@ def check_same(model: nn.Module, other: nn.Module, subject: str, example=None, l
         coarse = any(tensor.element_size() < 4 for tensor in ours[name])
         if far > (LOOSE if loose else EXACT)[coarse]:
             where = f"{name!r} is" if name else "the output is"
-            raise ValueError(f"{subject}: {where} off by {far:.2g} on a small input; {REMEDY}")
+            what = f"{kind} would not reopen as it is: on a small input {where} off by {far:.2g}"
+            raise ValueError(f"{what}; {REMEDY}")
 
 
 def small_inputs(model: nn.Module) -> Iterator[dict | tuple]:
     """Batches to try, the richest first: the model decides which it takes."""
-    config = getattr(model, "config", None)
-    if hasattr(config, "to_dict"):
-        parts = _of_transformers(config)
-        known = {n: parts[n] for n in inspect.signature(model.forward).parameters if n in parts}
-        for names in [known, *([name] for name in known)]:
-            yield {name: _like(model, known[name]) for name in names}
-        return
-    channels = [m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d)]
-    size = getattr(getattr(model, "patch_embed", None), "img_size", None)
-    usual = (getattr(model, "pretrained_cfg", None) or {}).get("input_size", (3, SIDE, SIDE))
-    for height, width in (size or (SIDE, SIDE), usual[1:]):
-        shape = (1, channels[0] if channels else usual[0], height, width)
-        image = torch.rand(shape, generator=_seed())
-        yield (_like(model, image),) * 2  # as images and labels; a forward pass takes the first
-
-
-def _of_transformers(config) -> dict[str, Tensor]:
-    """What may go by each name, as far as the configuration tells its size."""
-    text, vision = config.get_text_config(), getattr(config, "vision_config", config)
+    config, random = getattr(model, "config", None), torch.Generator().manual_seed(0)
+    floats = [p.dtype for p in model.parameters() if p.is_floating_point()] or [torch.float32]
     parts = {}
+    if not hasattr(config, "to_dict"):  # of timm
+        channels = [m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d)] or [3]
+        size = getattr(getattr(model, "patch_embed", None), "img_size", None) or (SIDE, SIDE)
+        usual = (getattr(model, "pretrained_cfg", None) or {}).get("input_size", (3, *size))
+        for height, width in (size, usual[1:]):
+            image = torch.rand(1, channels[0], height, width, generator=random).to(floats[0])
+            yield image, image  # as images and labels; a forward pass takes the first
+        return
+    text, vision = config.get_text_config(), getattr(config, "vision_config", config)
     if getattr(text, "vocab_size", None):
-        positions = getattr(text, "max_position_embeddings", None) or TOKENS
+        positions = getattr(text, "max_position_embeddings", None) or 2 * TOKENS
         count = max(1, min(TOKENS, positions // 2))
         ids = (3 + 7 * torch.arange(count)[None]) % text.vocab_size
-        parts |= {"input_ids": ids, "decoder_input_ids": ids}
+        parts = {"input_ids": ids, "decoder_input_ids": ids}
     size = getattr(vision, "image_size", None)
     if size:
-        height, width = (size, size) if isinstance(size, int) else size
-        channels = getattr(vision, "num_channels", 3)
-        parts["pixel_values"] = torch.rand(1, channels, height, width, generator=_seed())
-    return parts
-
-
-def _seed() -> torch.Generator:
-    return torch.Generator().manual_seed(0)
-
-
-def _like(model: nn.Module, values: Tensor) -> Tensor:
-    """On the model's device, and in its precision where it is no number of a token."""
-    dtypes = [p.dtype for p in model.parameters() if p.is_floating_point()]
-    dtype = dtypes[0] if dtypes and values.is_floating_point() else values.dtype
-    return values.to(device_of(model), dtype)
+        shape = (
+            1,
+            getattr(vision, "num_channels", 3),
+            *([size] * 2 if isinstance(size, int) else size),
+        )
+        parts["pixel_values"] = torch.rand(shape, generator=random).to(floats[0])
+    known = [name for name in inspect.signature(model.forward).parameters if name in parts]
+    for names in [known, *([name] for name in known)]:
+        yield {name: parts[name] for name in names}
 
 
 @torch.no_grad()
@@ -122,9 +110,9 @@ def _tensors(out) -> list[Tensor]:
 
 def _distance(ours: Tensor, theirs: Tensor) -> float:
     """‖ours − theirs‖ / ‖ours‖; infinite for other shapes, 0 for equal ones, also of NaN."""
+    ours, theirs = ours.double().cpu(), theirs.double().cpu()
     if ours.shape != theirs.shape:
         return float("inf")
-    ours, theirs = ours.double().cpu(), theirs.double().cpu()
     if torch.allclose(ours, theirs, rtol=0, atol=0, equal_nan=True):
         return 0.0
     far = float((ours - theirs).norm() / ours.norm().clamp_min(torch.finfo(ours.dtype).tiny))

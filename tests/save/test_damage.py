@@ -7,7 +7,7 @@ import socket
 
 import pytest
 
-from prehab_lib.save.files import BUFFERS, DESCRIPTION, INDEX, WEIGHTS
+from prehab_lib.save.files import DESCRIPTION, INDEX, WEIGHTS
 from prehab_lib.surgery import load, save
 from tests.families import llama
 from tests.save.test_pretrained import cut
@@ -111,11 +111,8 @@ DAMAGE = {
         described(tied={"model.norm.weight": ["x"]}),
         *(described(packed={Q: packing}) for packing in (3, {"x": 1})),
         described(rounded=["nowhere.x"]),
-        described(buffers="elsewhere"),
         text("generation_config.json", BRACKETS),
         text("generation_config.json", "{"),
-        text(BUFFERS, "torn"),
-        lambda folder: (folder / BUFFERS).unlink(),
     ],
 }
 

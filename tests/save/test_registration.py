@@ -61,15 +61,8 @@ def test_every_model_type_of_transformers_has_its_classes():
     for model_type in ("llama", "gpt_neox", "t5", "clip", "vit"):
         config = transformers.AutoConfig.for_model(f"lowrank_{model_type}")
         assert type(config) is getattr(pretrained, f"LowRank{type(config).__mro__[2].__name__}")
-        model = transformers.AutoModel._model_mapping[type(config)]
+        (model,) = transformers.AutoModel._model_mapping[type(config)]
         assert model.config_class is type(config) and issubclass(model, pretrained.LowRankModel)
         assert model is getattr(pretrained, model.__name__) and issubclass(model, nn.Module)
     with pytest.raises(AttributeError, match="no attribute 'LowRankNothing'"):
         _ = pretrained.LowRankNothing
-
-
-def test_how_a_folder_opens_is_known_from_the_model_type_alone():
-    for model_type in ("llama", "falcon", "gemma3_text", "stablelm"):
-        assert "import prehab_lib.save" in pretrained.opening(model_type, merged=False), model_type
-        assert pretrained.opening(model_type, merged=True) == "dense, for transformers alone"
-    assert "prehab_lib.surgery.load alone" in pretrained.opening("nothing", merged=False)
