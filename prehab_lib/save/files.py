@@ -18,12 +18,16 @@ from prehab_lib.save.hub import one_line
 
 DESCRIPTION = "prehab.json"
 FORMAT = 2
-FIELDS = {"recipe": dict, "rewrites": list, "ranks": dict, "packed": dict, "tied": dict}
-FIELDS |= {"rounded": list, "files": list}
+FIELDS = {"recipe": dict, "rewrites": list, "ranks": dict, "packed": dict, "rounded": list}
+FIELDS |= {"files": list}
 FIRST_FORMAT = {"rewrites": [], "packed": {}, "rounded": [], "files": []}
 
 
-class MissingFile(FileNotFoundError, ValueError):
+class Damaged(ValueError):
+    """A file is not what its name says."""
+
+
+class MissingFile(FileNotFoundError, Damaged):
     """A folder or a file of it is not there."""
 
 
@@ -91,10 +95,10 @@ def read_description(folder: Path) -> dict:
             description = FIRST_FORMAT | description | {"format": FORMAT}
         wrong = [name for name in FIELDS if not isinstance(description.get(name), FIELDS[name])]
     except (ValueError, AttributeError, RecursionError) as problem:
-        raise ValueError(f"{path} is damaged: {problem}") from problem
+        raise Damaged(f"{path} is damaged: {problem}") from problem
     if wrong or description.get("format") != FORMAT:
         other = f"of another format than this version writes ({FORMAT})"
-        raise ValueError(f"{path} is {other}: save the model again")
+        raise Damaged(f"{path} is {other}: save the model again")
     return description
 
 
@@ -105,11 +109,11 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
         try:
             shards = {*map(str, json.loads(index.read_text())["weight_map"].values())}
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as problem:
-            raise ValueError(f"{index} is damaged ({problem}): copy the file again") from problem
+            raise Damaged(f"{index} is damaged ({problem}): copy the file again") from problem
     tensors = {}
     for shard in sorted(shards):
         if Path(shard).name != shard:
-            raise ValueError(f"{index} names {shard!r}, which is no file of its folder")
+            raise Damaged(f"{index} names {shard!r}, which is no file of its folder")
         tensors |= read_file(folder / shard)
     return tensors
 
@@ -121,4 +125,4 @@ def read_file(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except (SafetensorError, ValueError, OSError) as problem:
-        raise ValueError(f"{path} is damaged ({problem}): save or copy it again") from problem
+        raise Damaged(f"{path} is damaged ({problem}): save or copy it again") from problem

@@ -14,8 +14,7 @@ from prehab_lib.inputs import check_choice
 from prehab_lib.save.hub import explained
 from prehab_lib.save.rewrite import to_linear
 
-ATTENTION = (None, "eager", "sdpa", "flex_attention", "flash_attention_2", "flash_attention_3")
-_ATTENTION = re.compile("^attention$|attn_implementation$")
+_CODE = re.compile("^attention$|_implementation$")  # keys under which a kernel may be named
 LOCAL = "give the folder of a local copy instead"
 
 
@@ -156,7 +155,7 @@ def transformers_recipe(model: nn.Module, without: Iterable[str] = ()) -> dict:
     head = model.get_output_embeddings()
     if head is not None and "tie_word_embeddings" in config:
         config["tie_word_embeddings"] = head.weight is model.get_input_embeddings().weight
-    about = {"config": config, "attention": attention if attention in ATTENTION else None}
+    about = {"config": config, "attention": None if "/" in str(attention) else attention}
     return {"library": "transformers", "class": type(model).__name__, **about}
 
 
@@ -165,9 +164,9 @@ def refuse_foreign(settings, key: str = "") -> None:
     if isinstance(settings, dict | list):
         named = settings.items() if isinstance(settings, dict) else ((key, s) for s in settings)
         for name, value in named:
-            refuse_foreign(value, key if _ATTENTION.search(key) else name)
-    elif _ATTENTION.search(key):
-        check_choice(key, settings, ATTENTION)
+            refuse_foreign(value, key if _CODE.search(key) else name)
+    elif _CODE.search(key) and not re.fullmatch(r"\w+", str(settings)):
+        raise ValueError(f"{key} = {settings!r} would be code of somebody else")
 
 
 @contextmanager

@@ -32,13 +32,13 @@ class Changes:
     """What was done to a model since it was a skeleton fresh from its recipe; false for nothing.
 
     ranks: layer -> rank.  rewrites: keys of `REWRITES`.  packed: layer or factor -> its `Packing`
-    as JSON.  buffers: those kept although transformers computes them, as they were rounded.
+    as JSON.  rounded: buffers kept although the model computes them, as they are not as computed.
     """
 
     ranks: Mapping[str, int] = field(default_factory=dict)
     rewrites: Sequence[str] = field(default_factory=list)
     packed: Mapping[str, dict] = field(default_factory=dict)
-    buffers: Sequence[str] = field(default_factory=list)
+    rounded: Sequence[str] = field(default_factory=list)
 
     def __bool__(self) -> bool:
         return any(map(bool, vars(self).values()))
@@ -48,7 +48,7 @@ class LowRankConfig:
     """The fields of `Changes`, beside the family's own."""
 
     ranks = packed = MappingProxyType({})
-    rewrites = buffers = ()
+    rewrites = rounded = ()
 
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
@@ -63,11 +63,9 @@ class LowRankModel:
         # Some heads build their backbone by Auto class: it is one of ours and has done its part.
         inside = isinstance(self.base_model, LowRankModel) and self.base_model is not self
         rewrites = () if inside else config.rewrites
-        reshape(self, Changes(self._own(config.ranks), rewrites, self._own(config.packed)))
-        for name in self._own(dict.fromkeys(config.buffers)):
-            owner, _, leaf = name.rpartition(".")
-            module = self.get_submodule(owner)
-            module.register_buffer(leaf, getattr(module, leaf), persistent=True)
+        rounded = [*self._own(dict.fromkeys(config.rounded))]
+        own = Changes(self._own(config.ranks), rewrites, self._own(config.packed), rounded)
+        reshape(self, own)
 
     def _own(self, entries: Mapping) -> dict:
         """By the names of this model: a backbone alone knows no prefix and nothing of the head."""
@@ -95,8 +93,8 @@ class LowRankModel:
         Nothing is written then.
         """
         recipe, before = self.prehab_recipe, self.config
-        changes, tensors, _ = content(self, recipe)
-        config = configuration(recipe, changes)
+        changes, tensors = content(self, recipe)
+        config = configuration({"recipe": recipe, **vars(changes)})
         same.check_same(self, reopened(config, tensors))
         self.config = config  # transformers writes what it finds here
         try:
@@ -120,6 +118,10 @@ def reshape(skeleton: nn.Module, changes: Changes) -> None:
             how = replace(how, dtype=str(old.weight.dtype).removeprefix("torch."))
         where = dict(bias=old.bias is not None, device=old.weight.device)
         replace_module(skeleton, name, kind(old.in_features, old.out_features, how, **where))
+    for name in changes.rounded:
+        owner, _, leaf = name.rpartition(".")
+        module = skeleton.get_submodule(owner)
+        module.register_buffer(leaf, getattr(module, leaf), persistent=True)
 
 
 def adopt(model: nn.Module) -> None:
@@ -198,10 +200,15 @@ def auto_of(recipe: dict) -> str | None:
     return next((auto for auto in names if name in (names[auto], *names[auto])), None)
 
 
-def configuration(recipe: dict, changes: Changes):
-    """The configuration of a recipe's model: the family's own where nothing was changed."""
+def changes_in(description: Mapping) -> Changes:
+    return Changes(**{name: description[name] for name in vars(Changes())})
+
+
+def configuration(description: Mapping):
+    """The configuration for a recipe and changes: the family's own where nothing was changed."""
     from transformers import AutoConfig
 
+    recipe, changes = description["recipe"], changes_in(description)
     options, name = dict(recipe["config"]), recipe["class"]
     if changes:
         name = PREFIX + name
@@ -211,13 +218,12 @@ def configuration(recipe: dict, changes: Changes):
     return config
 
 
-def content(model: nn.Module, recipe: dict, merged: bool = False) -> tuple[Changes, dict, dict]:
+def content(model: nn.Module, recipe: dict, merged: bool = False) -> tuple[Changes, dict]:
     """What was done to `model` since it was fresh from its recipe, and its tensors where they lie.
 
-    Then second name -> first of tied ones; transformers ties by its configuration.  Raises
-    ValueError where the recipe gives other modules.
+    Raises ValueError where the recipe gives other modules.
     """
-    skeleton, changes, (tensors, tied) = build(recipe), Changes(), _distinct(model)
+    skeleton, changes, tensors = build(recipe), Changes(), _distinct(model)
     if any(map(is_own_linear, skeleton.modules())) and not any(map(is_own_linear, model.modules())):
         changes.rewrites.append("to_linear")
     if any(isinstance(module, SplitQKV) for module in model.modules()):
@@ -229,21 +235,19 @@ def content(model: nn.Module, recipe: dict, merged: bool = False) -> tuple[Chang
             changes.packed[name] = module.packing.json()
     reshape(skeleton, changes)
     _check_same_modules(skeleton, model)
-    if recipe["library"] != "transformers":
-        return changes, tensors, tied
-    usual, ours, computed = skeleton.state_dict(), model.state_dict(), all_tensors(skeleton)
+    usual, ours, computed = skeleton.state_dict(), model.state_dict(), _all_tensors(skeleton)
     left_out = [name for name in tensors if name not in usual]
     if not merged:  # these are not as computed: only the checkpoint brings them back
         rounded = [name for name in left_out if tensors[name].dtype != computed[name].dtype]
-        changes.buffers = [name for name in left_out if name in rounded or name in ours]
-    kept = [name for name in tensors if name in usual or name in changes.buffers]
-    return changes, {name: tensors[name] for name in kept}, {}
+        changes.rounded = [name for name in left_out if name in rounded or name in ours]
+    kept = [name for name in tensors if name in usual or name in changes.rounded]
+    return changes, {name: tensors[name] for name in kept}
 
 
 def _check_same_modules(skeleton: nn.Module, model: nn.Module) -> None:
     """Both print the same modules, shapes and constants, and have the same names of tensors."""
-    ours = [*str(skeleton).splitlines(), *sorted(all_tensors(skeleton))]
-    theirs = [*str(model).splitlines(), *sorted(all_tensors(model))]
+    ours = [*str(skeleton).splitlines(), *sorted(_all_tensors(skeleton))]
+    theirs = [*str(model).splitlines(), *sorted(_all_tensors(model))]
     for recipe_gives, model_has in zip_longest(ours, theirs, fillvalue="nothing"):
         if recipe_gives != model_has:
             where = f"has {model_has.strip()!r} where the recipe gives {recipe_gives.strip()!r}"
@@ -281,19 +285,19 @@ def reopened(config, tensors: dict[str, Tensor]) -> nn.Module:
     return model
 
 
-def all_tensors(model: nn.Module) -> dict[str, Tensor]:
+def _all_tensors(model: nn.Module) -> dict[str, Tensor]:
     """Every parameter and buffer under each of its names, also buffers a state dict leaves out."""
     parameters = dict(model.named_parameters(remove_duplicate=False))
     return parameters | dict(model.named_buffers(remove_duplicate=False))
 
 
-def _distinct(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """All tensors by their first name, and second name -> first of tied ones."""
-    tensors, tied, first, places = {}, {}, {}, set()
-    for name, tensor in all_tensors(model).items():
-        if first.setdefault(id(tensor), name) != name:
-            tied[name] = first[id(tensor)]
+def _distinct(model: nn.Module) -> dict[str, Tensor]:
+    """All tensors, tied ones by their first name."""
+    tensors, known, places = {}, set(), set()
+    for name, tensor in _all_tensors(model).items():
+        if id(tensor) in known:
             continue
+        known.add(id(tensor))
         if tensor.is_meta:
             where = f"{name!r} is on the meta device, its values are not in memory"
             raise ValueError(f"{where}: load the model without device_map or offloading")
@@ -304,7 +308,7 @@ def _distinct(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
         places.add(place)
     if len({tensor.device for tensor in tensors.values()}) > 1:
         tensors = {name: tensor.cpu() for name, tensor in tensors.items()}
-    return tensors, tied
+    return tensors
 
 
 def restore(model: nn.Module, folder: Path) -> None:
