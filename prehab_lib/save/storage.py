@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from prehab_lib.batches import device_of
 from prehab_lib.rivals.quantised import Packing
 from prehab_lib.save import card, files, pretrained
+from prehab_lib.save.changes import changes_in, content, reshape
 from prehab_lib.save.files import DESCRIPTION, check_target
 from prehab_lib.save.hub import one_line
 from prehab_lib.save.models import build, nothing_fetched, recipe_of, refuse_foreign
@@ -52,8 +53,9 @@ def save(
         check_same(model, dense, example, loose=True)
         description, tensors = _checked(dense, recipe, about, example, merged)
     if recipe["library"] == "transformers":
-        companions.append(pretrained.configuration(description))
-        companions[-1].dtype = model.dtype
+        config = pretrained.configuration(recipe, changes_in(description))
+        config.dtype = pretrained.precision(tensors)
+        companions.append(config)
     shards = dict(max_shard_size=max_shard_size, metadata={"format": "pt"})  # transformers asks it
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -98,8 +100,10 @@ def _checked(
     model: nn.Module, recipe: dict, about: dict, example=None, merged: bool = False
 ) -> tuple[dict, dict[str, Tensor]]:
     """The description and the tensors that `load` will find; ValueError as `save` says."""
-    changes, tensors = pretrained.content(model, recipe, merged)
-    description = {"format": files.FORMAT, "recipe": recipe, **vars(changes), "about": about}
+    changes, tensors = content(model, recipe, merged)
+    description = {"format": files.FORMAT, "recipe": recipe, "rewrites": changes.rewrites}
+    description |= {"ranks": changes.ranks, "packed": changes.packed, "rounded": changes.buffers}
+    description["about"] = about
     try:
         description = json.loads(json.dumps(description))
     except TypeError as problem:
@@ -117,11 +121,12 @@ def _checked(
 
 def _rebuilt(description: dict, tensors: dict[str, Tensor]) -> nn.Module:
     """The model of a description and its tensors, which it holds themselves."""
-    refuse_foreign(description["recipe"])
-    if description["recipe"]["library"] == "transformers":
-        return pretrained.reopened(pretrained.configuration(description), tensors)
-    model = build(description["recipe"])
-    pretrained.reshape(model, pretrained.changes_in(description))
+    recipe, changes = description["recipe"], changes_in(description)
+    refuse_foreign(recipe)
+    if recipe["library"] == "transformers":
+        return pretrained.reopened(pretrained.configuration(recipe, changes), tensors)
+    model = build(recipe)
+    reshape(model, changes)
     for name, packing in description["packed"].items():
         model.get_submodule(name).packing = Packing(**packing)  # with the dtype it had
     model.load_state_dict(tensors, assign=True)

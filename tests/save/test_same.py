@@ -11,7 +11,7 @@ import transformers
 from torch import nn
 
 from prehab_lib.rivals.quantised import quantise
-from prehab_lib.save import pretrained, storage
+from prehab_lib.save import storage
 from prehab_lib.save.rewrite import split_qkv, to_linear
 from prehab_lib.surgery import compress, load, save
 from tests.families import ASKED, IDS, SIZES, bert, distance, gpt2, headed, llama, logits, opt, vit
@@ -112,8 +112,7 @@ def test_what_would_reopen_as_another_function_is_refused_and_nothing_changes(ma
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
     if hasattr(model, "save_pretrained"):
-        said = refused(ValueError, model.save_pretrained, tmp_path / "other")
-        assert said.startswith(("transformers would not reopen", "no Auto class of transformers opens a Doubled")), said
+        assert says in refused(ValueError, model.save_pretrained, tmp_path / "other")
         assert not (tmp_path / "other").exists()
 
 
@@ -201,12 +200,11 @@ def test_the_comparison_holds_no_second_copy_of_the_weights(tmp_path, monkeypatc
 
     def seen(model, other, *_, **__):
         ours, theirs = (dict(each.named_parameters()) for each in (model, other))
-        places.append([ours[name].data_ptr() == theirs[name].data_ptr() for name in ours])
+        places.extend(ours[name].data_ptr() == theirs[name].data_ptr() for name in ours)
 
     monkeypatch.setattr(storage, "check_same", seen)
-    monkeypatch.setattr(pretrained.same, "check_same", seen)
     save(model, tmp_path / "model")
-    assert len(places) == 2 and all(map(all, places))
+    assert places and all(places)
 
 
 def test_a_model_that_cannot_be_fed_asks_for_an_example_and_one_without_values_is_refused(tmp_path):
