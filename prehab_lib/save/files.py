@@ -79,7 +79,7 @@ def replacing(folder: Path) -> Iterator[Path]:
 
 
 def read_description(folder: Path) -> dict:
-    """What DESCRIPTION says.  Raises MissingFile, ValueError where it is no such thing."""
+    """What DESCRIPTION says.  Raises MissingFile, Damaged where it is no such thing."""
     path = folder / DESCRIPTION
     if not path.is_file():
         place = folder.resolve()
@@ -103,7 +103,7 @@ def read_description(folder: Path) -> dict:
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
-    """The tensors of a folder, from one file or from shards.  Raises as `read_file` does."""
+    """The tensors of a folder, from one file or from shards.  Raises MissingFile, Damaged."""
     index, shards = folder / INDEX, {WEIGHTS}
     if index.is_file():
         try:
@@ -114,15 +114,11 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     for shard in sorted(shards):
         if Path(shard).name != shard:
             raise Damaged(f"{index} names {shard!r}, which is no file of its folder")
-        tensors |= read_file(folder / shard)
+        path = folder / shard
+        if not path.is_file():
+            raise MissingFile(f"{path} is missing: the folder is incomplete, save it again")
+        try:
+            tensors |= load_file(path)
+        except (SafetensorError, ValueError, OSError) as problem:
+            raise Damaged(f"{path} is damaged ({problem}): save or copy it again") from problem
     return tensors
-
-
-def read_file(path: Path) -> dict[str, Tensor]:
-    """A safetensors file's tensors.  Raises MissingFile, ValueError for a damaged one."""
-    if not path.is_file():
-        raise MissingFile(f"{path} is missing: the folder is incomplete, save it again")
-    try:
-        return load_file(path)
-    except (SafetensorError, ValueError, OSError) as problem:
-        raise Damaged(f"{path} is damaged ({problem}): save or copy it again") from problem

@@ -112,11 +112,8 @@ def _read_timm(model: nn.Module) -> dict | None:
         kwargs |= {"in_chans": patches.proj.in_channels, "img_size": list(patches.img_size)}
     name = (getattr(model, "pretrained_cfg", None) or {}).get("architecture")
     if name:  # what create_model was given; what was set since then wins
-        return {
-            "library": "timm",
-            "name": name,
-            "kwargs": getattr(model, "_model_args", {}) | kwargs,
-        }
+        given = getattr(model, "_model_args", {})
+        return {"library": "timm", "name": name, "kwargs": given | kwargs}
     if type(model).__name__ != "VisionTransformer":
         return None
     attn, width = model.blocks[0].attn, model.embed_dim
@@ -124,8 +121,8 @@ def _read_timm(model: nn.Module) -> dict | None:
     kwargs |= dict(depth=len(model.blocks), num_heads=attn.num_heads)
     kwargs |= dict(mlp_ratio=model.blocks[0].mlp.fc1.out_features / width)
     kwargs |= dict(qkv_bias=attn.qkv.bias is not None, class_token=model.cls_token is not None)
-    kwargs |= dict(global_pool=model.global_pool, no_embed_class=model.no_embed_class)
-    kwargs |= dict(reg_tokens=model.num_reg_tokens)
+    kwargs |= {name: getattr(model, name) for name in ("global_pool", "no_embed_class")}
+    kwargs["reg_tokens"] = model.num_reg_tokens
     return {"library": "timm", "class": "VisionTransformer", "kwargs": kwargs}
 
 

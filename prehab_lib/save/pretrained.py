@@ -119,42 +119,37 @@ def register() -> None:
         CONFIG_MAPPING.register(TYPE_PREFIX + name, type("Promise", (), own), exist_ok=True)
 
 
-def _autos() -> dict[str, Mapping]:
-    """Auto class -> model type -> name of its model, or several names; the usual ones first."""
-    from transformers.models.auto import modeling_auto
+def _autos(model_type: str) -> dict[str, list[type]]:
+    """Auto class -> the models of a type that it opens, the usual Auto classes first."""
+    import transformers
 
     names = [f"AutoModelFor{what}" for what in FIRST] + ["AutoModel"]
-    names += [name for name in modeling_auto.__all__ if name.startswith("AutoModel")]
-    tables = {n: getattr(getattr(modeling_auto, n), "_model_mapping", None) for n in names}
-    return {name: table._model_mapping for name, table in tables.items() if table is not None}
+    names += [name for name in transformers.models.auto.__all__ if name.startswith("AutoModel")]
+    found = {}
+    for name in names:
+        table = getattr(getattr(transformers, name, None), "_model_mapping", None)
+        kinds = () if table is None else table._model_mapping.get(model_type, ())
+        kinds = (kinds,) if isinstance(kinds, str) else kinds
+        models = [kind for kind in (getattr(transformers, k, None) for k in kinds) if kind]
+        found[name] = [kind for kind in models if kind.config_class.model_type == model_type]
+    return {name: models for name, models in found.items() if models}
 
 
 @cache
 def _register_classes(config: type) -> None:
     import transformers
 
-    model_type = config.model_type.removeprefix(TYPE_PREFIX)
     transformers.AutoConfig.register(config.model_type, config, exist_ok=True)
-    for auto, table in _autos().items():
-        names = table.get(model_type, ())
-        names = (names,) if isinstance(names, str) else names
-        models = [getattr(transformers, name, None) for name in names]
-        ours = [low_rank_class(m) for m in models if m and m.config_class.model_type == model_type]
-        if ours:
-            getattr(transformers, auto).register(config, (*ours,), exist_ok=True)
+    for auto, models in _autos(config.model_type.removeprefix(TYPE_PREFIX)).items():
+        ours = tuple(map(low_rank_class, models))
+        getattr(transformers, auto).register(config, ours, exist_ok=True)
 
 
 def auto_of(recipe: dict) -> str | None:
     """The Auto class that opens a recipe's model, compressed or not; None where there is none."""
-    import transformers
-
-    if recipe["library"] != "transformers":
-        return None
-    name, model_type = recipe["class"], recipe["config"]["model_type"]
-    if getattr(transformers, name).config_class.model_type != model_type:
-        return None
-    names = {auto: table.get(model_type, ()) for auto, table in _autos().items()}
-    return next((auto for auto in names if name in (names[auto], *names[auto])), None)
+    autos = _autos(recipe.get("config", {}).get("model_type"))
+    names = {auto: [kind.__name__ for kind in models] for auto, models in autos.items()}
+    return next((auto for auto in names if recipe["class"] in names[auto]), None)
 
 
 def configuration(recipe: dict, changes: Changes):

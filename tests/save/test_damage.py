@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import socket
+from functools import partial
 
 import pytest
 
@@ -22,48 +23,44 @@ def saved(tmp_path_factory):
     return {"vit": save(low_rank(), base / "vit"), "llama": save(cut(llama()), base / "llama")}
 
 
-def kwargs(**changes):
-    return lambda folder: rewrite(folder, lambda d: d["recipe"]["kwargs"].update(changes))
+def inside(*keys, **changes):
+    """Change entries of the description, or of what lies below these keys of it."""
+
+    def damage(folder):
+        def change(description):
+            for key in keys:
+                description = description[key]
+            description.update(changes)
+
+        rewrite(folder, change)
+
+    return damage
 
 
-def config(**changes):
-    return lambda folder: rewrite(folder, lambda d: d["recipe"]["config"].update(changes))
-
-
-def recipe(**changes):
-    return lambda folder: rewrite(folder, lambda d: d["recipe"].update(changes))
-
-
-def described(**changes):
-    return lambda folder: rewrite(folder, lambda d: d.update(changes))
+described, recipe = inside, partial(inside, "recipe")
+kwargs, config = partial(inside, "recipe", "kwargs"), partial(inside, "recipe", "config")
 
 
 def text(name, content):
     return lambda folder: (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
 
 
-def index(*shards):
-    return text(INDEX, json.dumps({"weight_map": {str(number): name for number, name in enumerate(shards)}}))
+def index(name):
+    return text(INDEX, json.dumps({"weight_map": {"head.bias": name}}))
 
 
-def header(change):
+def first_tensor(**changes):
     """The weights' file with another header before the same bytes."""
 
     def damage(folder):
         whole = (folder / WEIGHTS).read_bytes()
         end = 8 + int.from_bytes(whole[:8], "little")
-        new = json.dumps(change(json.loads(whole[8:end]))).encode()
+        header = json.loads(whole[8:end])
+        next(entry for name, entry in header.items() if name != "__metadata__").update(changes)
+        new = json.dumps(header).encode()
         (folder / WEIGHTS).write_bytes(len(new).to_bytes(8, "little") + new + whole[end:])
 
     return damage
-
-
-def first_tensor(**changes):
-    def change(tensors):
-        name = next(name for name in tensors if name != "__metadata__")
-        return tensors | {name: tensors[name] | changes}
-
-    return header(change)
 
 
 def linked(folder):
@@ -88,7 +85,6 @@ DAMAGE = {
         text(INDEX, "[]"),
         linked,
         *(text(WEIGHTS, content) for content in (b"", b"\xff" * 64, b"PK\x03\x04" + bytes(64))),
-        header(lambda tensors: []),
         *(first_tensor(dtype=dtype) for dtype in ("F99", "I32")),
         *(first_tensor(shape=shape) for shape in ([10**18], [-1], "x")),
     ],

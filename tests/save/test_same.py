@@ -18,108 +18,84 @@ from tests.families import ASKED, IDS, SIZES, bert, distance, gpt2, headed, llam
 from tests.save.test_pretrained import cut, opened
 from tests.save.test_storage import refused
 
-TIMM_VIT = partial(timm.create_model, "vit_tiny_patch16_224", img_size=32, num_classes=5, depth=1, embed_dim=24)
-TIMM_SWIN = partial(timm.create_model, "swin_tiny_patch4_window7_224", img_size=64, num_classes=5, depths=(1, 1))
+TINY = partial(timm.create_model, num_classes=5, embed_dim=24)
+VIT = partial(TINY, "vit_tiny_patch16_224", img_size=32, depth=1)
+SWIN = partial(TINY, "swin_tiny_patch4_window7_224", img_size=64, depths=(1, 1))
+BEIT = partial(TINY, "beit_base_patch16_224", img_size=32, depth=1, num_heads=2)
 
 
-@pytest.mark.parametrize(
-    "make",
-    [
-        *(partial(TIMM_VIT, num_heads=heads) for heads in (2, 6)),
-        partial(TIMM_VIT, reg_tokens=4),
-        partial(TIMM_VIT, no_embed_class=True),
-        partial(TIMM_VIT, pos_embed="none", pre_norm=True, act_layer="relu", init_values=1e-5),
-        partial(TIMM_VIT, class_token=False, global_pool="avg", qk_norm=True),
-        partial(TIMM_SWIN, window_size=4, embed_dim=24, num_heads=(3, 6)),
-        partial(TIMM_SWIN, window_size=2, embed_dim=24, num_heads=(2, 2)),
-        partial(timm.create_model, "beit_base_patch16_224", img_size=32, depth=1, embed_dim=24, num_heads=2),
+def test_a_timm_model_comes_back_with_whatever_it_was_made_with(tmp_path):
+    for make in (
+        *(partial(VIT, num_heads=heads) for heads in (2, 6)),
+        partial(VIT, reg_tokens=4, no_embed_class=True),
+        partial(VIT, pos_embed="none", pre_norm=True, act_layer="relu", init_values=1e-5),
+        partial(VIT, class_token=False, global_pool="avg", qk_norm=True),
+        partial(SWIN, window_size=4, num_heads=(3, 6)),
+        partial(SWIN, window_size=2, num_heads=(2, 2)),
+        BEIT,
         partial(vit, reg_tokens=2),
-    ],
-    ids=str,
-)
-def test_a_timm_model_comes_back_with_whatever_it_was_made_with(make, tmp_path):
-    model = make().eval()
-    compress(model, "svd", 0.4)
-    again, side = load(save(model, tmp_path / "model")), model.patch_embed.img_size[0]
-    x = torch.rand(2, 3, side, side)
-    with torch.no_grad():
-        assert distance(again(x), model(x)) < 1e-6
-        assert distance(load(save(model, tmp_path / "dense", merged=True))(x), model(x)) < 1e-4
-    assert "from prehab_lib.surgery import load" in (tmp_path / "model" / "README.md").read_text()
+    ):
+        model = make().eval()
+        compress(model, "svd", 0.4)
+        x = torch.rand(2, 3, *model.patch_embed.img_size)
+        with torch.no_grad():
+            assert distance(load(save(model, tmp_path / "model"))(x), model(x)) < 1e-6, make
+            assert "from prehab_lib.surgery import load" in (tmp_path / "model" / "README.md").read_text()
+            assert distance(load(save(model, tmp_path / "model", merged=True))(x), model(x)) < 1e-4, make
 
 
-def rescaled():
-    model = llama()
+def other_scale(model):
     model.model.layers[1].self_attn.scaling *= 2
-    return model
 
 
-def reheaded():
-    model = vit()
+def other_heads(model):
     model.blocks[1].attn.num_heads, model.blocks[1].attn.head_dim = 2, 16
-    return model
 
 
-def other_positions():
-    model = llama()
+def other_positions(model):
     model.config.rope_parameters = {"rope_type": "linear", "factor": 2.0, "rope_theta": 500.0}
-    return model
 
 
-def hooked():
-    model = bert()
+def a_hook(model):
     model.bert.encoder.layer[0].output.register_forward_hook(lambda module, args, out: 2 * out)
-    return model
 
 
 class Doubled(transformers.OPTForCausalLM):
-    def forward(self, *args, **kwargs):
-        out = super().forward(*args, **kwargs)
-        out.logits = 2 * out.logits
-        return out
+    """A class of the user's own."""
 
 
-def no_json():
-    return TIMM_VIT(norm_layer=nn.LayerNorm)
-
-
-def repooled():
-    model = TIMM_VIT()
-    model.reset_classifier(5, "avg")
-    return model
-
-
-@pytest.mark.parametrize("merged", [False, True])
 @pytest.mark.parametrize(
-    ("make", "says"),
+    ("make", "change", "says"),
     [
-        (rescaled, "'model.layers.1.self_attn.o_proj.V' is off by"),
-        (reheaded, "'blocks.1.attn.q_norm' is off by"),
-        (other_positions, "is off by"),
-        (hooked, "'bert.encoder.layer.0.output' is off by"),
-        (lambda: Doubled(opt().config), "class 'Doubled' is not known"),
-        (no_json, "holds what JSON cannot (Object of type type"),
-        (repooled, "'fc_norm"),
+        (llama, other_scale, "'model.layers.1.self_attn.o_proj.V' is off by"),
+        (vit, other_heads, "'blocks.1.attn.q_norm' is off by"),
+        (llama, other_positions, "is off by"),
+        (bert, a_hook, "'bert.encoder.layer.0.output' is off by"),
+        (VIT, lambda model: model.reset_classifier(5, "avg"), "'fc_norm"),
+        (partial(VIT, norm_layer=nn.LayerNorm), None, "holds what JSON cannot (Object of type type"),
+        (lambda: Doubled(opt().config), None, "class 'Doubled' is not known"),
+        (lambda: llama().to("meta"), None, "is on the meta device"),
     ],
 )
-def test_what_would_reopen_as_another_function_is_refused_and_nothing_changes(make, says, merged, tmp_path):
+def test_what_would_reopen_as_another_function_is_refused_and_nothing_changes(make, change, says, tmp_path):
     folder = save(bert(), tmp_path / "model")
-    before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    model = make()
-    compress(model, "svd", 0.4)
-    said = refused(ValueError, save, model, folder, merged=merged)
-    assert says in said and "\n" not in said, said
+    before, model = {path.name: path.read_bytes() for path in folder.iterdir()}, make()
+    if change is not None:
+        change(model)
+    if not next(model.parameters()).is_meta:
+        compress(model, "svd", 0.4)
+        if hasattr(model, "save_pretrained"):
+            assert says in refused(ValueError, model.save_pretrained, tmp_path / "other")
+    for merged in (False, True):
+        said = refused(ValueError, save, model, folder, merged=merged)
+        assert says in said and "\n" not in said, said
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
-    if hasattr(model, "save_pretrained"):
-        assert says in refused(ValueError, model.save_pretrained, tmp_path / "other")
-        assert not (tmp_path / "other").exists()
 
 
 def untied(make):
     model = make(tie_word_embeddings=True)
-    torch.manual_seed(1)
-    model.lm_head.weight = nn.Parameter(torch.randn_like(model.lm_head.weight))
+    model.lm_head.weight = nn.Parameter(model.lm_head.weight.detach().flip(0))
     return model
 
 
@@ -129,17 +105,13 @@ def tied_late():
     return model
 
 
-@pytest.mark.parametrize(
-    "make", [lambda: untied(llama), lambda: untied(gpt2), tied_late], ids=["llama", "gpt2", "tied late"]
-)
+@pytest.mark.parametrize("make", [partial(untied, llama), partial(untied, gpt2), tied_late])
 def test_a_head_is_tied_as_it_is_in_memory(make, tmp_path):
-    dense, model = make(), cut(make())
-    for again in (load(save(dense, tmp_path / "dense")), opened(tmp_path / "dense")):
-        assert torch.equal(logits(again), logits(dense))
-    for again in (load(save(model, tmp_path / "cut")), opened(tmp_path / "cut")):
-        assert torch.equal(logits(again), logits(model))
-    for again in (load(save(model, tmp_path / "merged", merged=True)), opened(tmp_path / "merged")):
-        assert distance(logits(again), logits(model)) < 1e-5
+    for merged in (False, True):
+        for model in (make(), cut(make())):
+            folder = save(model, tmp_path / "model", merged=merged)
+            for again in (load(folder), opened(folder)):
+                assert distance(logits(again), logits(model)) < 1e-5 * merged + 1e-12
 
 
 def twice():
@@ -149,50 +121,39 @@ def twice():
     return model
 
 
-def split():
+def rewritten(*rewrites):
     model = gpt2()
-    split_qkv(model)
-    return cut(model, every=3)
+    for rewrite in rewrites:
+        rewrite(model)
+    return model
 
 
-@pytest.mark.parametrize(
-    "make",
-    [
-        lambda: cut(llama()),
-        lambda: cut(llama().bfloat16()),
-        lambda: cut(llama()).bfloat16(),
-        lambda: cut(gpt2()),
-        split,
-        twice,
-        lambda: quantise(cut(llama())),
-        lambda: quantise(llama()),
-        lambda: cut(untied(llama)),
-        lambda: pickle.loads(pickle.dumps(cut(llama()))),
-        lambda: copy.deepcopy(cut(llama())),
-    ],
-)
-def test_save_pretrained_of_transformers_writes_what_transformers_opens(make, tmp_path):
-    model = make()
-    model.save_pretrained(tmp_path / "first", max_shard_size="20KB")
-    again = opened(tmp_path / "first")
-    assert torch.equal(logits(again), logits(model)) and type(again) is type(model)
-    layers = [n for n, part in again.named_modules() if type(part) is nn.Linear and n.endswith(("mlp.down_proj",))]
-    if layers:  # cut further: the ranks in the earlier configuration are not those any more
-        compress(again, "svd", 0.7, layers=layers)
-        again.save_pretrained(tmp_path / "second")
-        assert torch.equal(logits(opened(tmp_path / "second")), logits(again))
-
-
-def test_save_pretrained_of_what_was_only_made_linear_and_of_a_backbone(tmp_path):
-    model = gpt2()
-    to_linear(model)
-    model.save_pretrained(tmp_path / "linear")
-    assert torch.equal(logits(opened(tmp_path / "linear")), logits(model))
-    model = cut(llama())
-    model.model.save_pretrained(tmp_path / "bare")
-    again, info = transformers.AutoModel.from_pretrained(tmp_path / "bare", output_loading_info=True)
-    assert not any(info.values())
-    assert torch.equal(again(IDS).last_hidden_state, model.model(IDS).last_hidden_state)
+def test_save_pretrained_of_transformers_writes_what_transformers_opens(tmp_path):
+    for number, model in enumerate(
+        (
+            cut(llama()),
+            cut(llama().bfloat16()),
+            cut(llama()).bfloat16(),
+            twice(),
+            cut(untied(llama)),
+            rewritten(to_linear),
+            cut(rewritten(split_qkv), every=3),
+            quantise(cut(llama())),
+            quantise(llama()),
+            pickle.loads(pickle.dumps(cut(llama()))),
+            copy.deepcopy(cut(llama())),
+        )
+    ):
+        model.save_pretrained(tmp_path / str(number), max_shard_size="20KB")
+        again = opened(tmp_path / str(number))
+        assert torch.equal(logits(again), logits(model)) and type(again) is type(model), number
+    again = opened(tmp_path / "0")
+    compress(again, "svd", 0.7, layers=["model.layers.1.mlp.down_proj", "model.layers.0.mlp.up_proj"])
+    again.save_pretrained(tmp_path / "further")  # the ranks it was opened with are not those any more
+    assert torch.equal(logits(opened(tmp_path / "further")), logits(again))
+    again.model.save_pretrained(tmp_path / "bare")
+    bare, info = transformers.AutoModel.from_pretrained(tmp_path / "bare", output_loading_info=True)
+    assert not any(info.values()) and torch.equal(bare(IDS)[0], again.model(IDS)[0])
 
 
 def test_the_comparison_holds_no_second_copy_of_the_weights(tmp_path, monkeypatch):
@@ -207,21 +168,18 @@ def test_the_comparison_holds_no_second_copy_of_the_weights(tmp_path, monkeypatc
     assert places and all(places)
 
 
-def test_a_model_that_cannot_be_fed_asks_for_an_example_and_one_without_values_is_refused(tmp_path):
+def test_a_model_that_cannot_be_fed_asks_for_an_example(tmp_path):
     model = headed("Bert", "ForMultipleChoice", **SIZES)
     compress(model, "svd", 0.4)
     said = refused(ValueError, save, model, tmp_path / "model")
     assert "could not be run on a small input" in said and "example=" in said and not list(tmp_path.iterdir())
     example = {"input_ids": IDS[None]}
     again = load(save(model, tmp_path / "model", example=example))
-    assert distance(again(**example).logits, model.eval()(**example).logits) < 1e-6
-    said = refused(ValueError, save, llama().to("meta"), tmp_path / "meta")
-    assert "is on the meta device" in said and not (tmp_path / "meta").exists()
+    assert distance(again(**example)[0], model.eval()(**example)[0]) < 1e-6
 
 
 def test_a_layer_of_which_forward_reads_the_weight_alone_is_said_clearly():
     from prehab_lib.stats import collect
 
-    model = timm.create_model("beit_base_patch16_224", img_size=32, depth=1, embed_dim=24, num_heads=2)
-    said = refused(ValueError, collect, model, [(torch.rand(4, 3, 32, 32), torch.zeros(4))], None)
+    said = refused(ValueError, collect, BEIT(), [(torch.rand(4, 3, 32, 32), torch.zeros(4))], None)
     assert "'blocks.0.attn.qkv'" in said and "only read its weight (F.linear)? leave it out" in said
