@@ -44,7 +44,7 @@ def save(
     folder, recipe = Path(folder).resolve(), recipe_of(model)
     description, tensors = _checked(model, recipe, about, example)
     companions = [tokenizer, getattr(model, "generation_config", None)]
-    if description["ranks"] or description["packed"]:
+    if about or description["ranks"] or description["packed"]:
         own = recipe.get("class") if merged and recipe["library"] == "transformers" else None
         details = about | {"matrices in 8 bits": len(description["packed"]) or None}
         companions.append(card.text(model, pretrained.auto_of(recipe) or own, merged, details))
