@@ -63,6 +63,10 @@ def first_tensor(**changes):
     return damage
 
 
+def torn(keep):
+    return lambda folder: (folder / WEIGHTS).write_bytes((folder / WEIGHTS).read_bytes()[:keep])
+
+
 def linked(folder):
     (folder / WEIGHTS).unlink()
     (folder / WEIGHTS).symlink_to(WEIGHTS)
@@ -84,6 +88,7 @@ DAMAGE = {
         *(index(name) for name in ("x" * 5000, "a\0b", "..", "../x.safetensors")),
         text(INDEX, "[]"),
         linked,
+        *(torn(keep) for keep in (4, 100, 5000)),
         *(text(WEIGHTS, content) for content in (b"", b"\xff" * 64, b"PK\x03\x04" + bytes(64))),
         *(first_tensor(dtype=dtype) for dtype in ("F99", "I32")),
         *(first_tensor(shape=shape) for shape in ([10**18], [-1], "x")),
@@ -136,4 +141,5 @@ def test_what_is_no_folder_of_ours_is_one_sentence_too(tmp_path):
     os.mkfifo(tmp_path / "empty" / DESCRIPTION)
     for name in ("file", "empty", "foreign", "loop", "loop/model", "nowhere", "x" * 300, "a\0b"):
         said = refused(ValueError, load, tmp_path / name)
+        assert "is missing" in said or name not in ("empty", "foreign", "nowhere")
         assert said and not said.startswith("no") and "\n" not in said, (name, said)

@@ -140,18 +140,6 @@ def test_what_does_not_fit_the_weights_is_refused_and_not_reinitialised(tmp_path
         assert says in refused(ValueError, load, folder)
 
 
-def test_damaged_and_missing_files_are_named(folder, tmp_path):
-    whole = (folder / WEIGHTS).read_bytes()
-    for keep in (0, 4, 100, 5000):
-        (folder / WEIGHTS).write_bytes(whole[:keep])
-        assert "model.safetensors is damaged" in refused(ValueError, load, folder), keep
-    (folder / WEIGHTS).unlink()
-    assert "model.safetensors is missing" in refused(FileNotFoundError, load, folder)
-    (folder / DESCRIPTION).write_text("{")
-    assert "prehab.json is damaged" in refused(ValueError, load, folder)
-    assert "prehab.json is missing" in refused(FileNotFoundError, load, tmp_path / "nowhere")
-
-
 def test_a_missing_shard_or_a_foreign_index_is_named(tmp_path):
     folder = save(vit(), tmp_path / "model", max_shard_size="8KB")
     second, index = sorted(folder.glob("*.safetensors"))[1], folder / INDEX
