@@ -1,7 +1,7 @@
 """Which layers are compressed: names in, modules out."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from torch import nn
 
@@ -33,6 +33,7 @@ DEFAULT_LAYERS = {
 # Class of a module that is no dense nn.Linear -> what to do about it.
 REMEDIES = {
     "Conv1D": "call prehab_lib.save.rewrite.to_linear(model) first",
+    "FalconLinear": "call prehab_lib.save.rewrite.to_linear(model) first",
     "SplitQKV": "name its parts, which end in .q, .k and .v",
     "LowRankLinear": "has the model been compressed already?",
     "PackedLinear": "it is in 8 bits, and quantising comes last",
@@ -42,10 +43,10 @@ REMEDIES = {
 def default_layers(model: nn.Module) -> list[str]:
     """The layers that the papers compress in this family; every `nn.Linear` of an unknown one.
 
-    Raises ValueError where there is none, or for transformers' transposed `Conv1D` (GPT-2).
+    Raises ValueError where there is none, or for what `rewrite.to_linear` replaces (GPT-2, Falcon).
     """
     modules = dict(model.named_modules())
-    _refuse_not_dense(modules, [name for name, module in modules.items() if is_conv1d(module)])
+    _refuse_not_dense(modules, [name for name, module in modules.items() if is_own_linear(module)])
     pattern = of_family(model, DEFAULT_LAYERS) or ".*"
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     linear = [name for name, module in modules.items() if is_linear(module) and module is not head]
@@ -93,15 +94,27 @@ def is_conv1d(module: nn.Module) -> bool:
     return (kind.__module__, kind.__name__) == ("transformers.pytorch_utils", "Conv1D")
 
 
+def is_own_linear(module: nn.Module) -> bool:
+    """True for what transformers has in the place of `nn.Linear`: `Conv1D`, or Falcon's layer."""
+    falcon = ("transformers.models.falcon.modeling_falcon", "FalconLinear")
+    return is_conv1d(module) or (type(module).__module__, type(module).__name__) == falcon
+
+
 def of_family(model: nn.Module, table: dict[str, str]) -> str | None:
     """The entry of `table` for the model's class or its nearest base class by name, or None."""
     return next((table[c.__name__] for c in type(model).__mro__ if c.__name__ in table), None)
+
+
+# Called with a model after each change of a layer: `save` gives it the class that saves it right.
+REPLACED: list[Callable[[nn.Module], None]] = []
 
 
 def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:
     """Put `module` where `model` has `name`."""
     parent, _, child = name.rpartition(".")
     setattr(model.get_submodule(parent), child, module)
+    for told in REPLACED:
+        told(model)
 
 
 def refuse_tied_weights(model: nn.Module, names: Iterable[str]) -> None:

@@ -93,3 +93,50 @@ def logits(model: nn.Module) -> torch.Tensor:
 def distance(ours: torch.Tensor, theirs: torch.Tensor) -> float:
     """‖ours − theirs‖ / ‖theirs‖."""
     return float((ours - theirs).double().norm() / theirs.double().norm())
+
+
+PADDED = ENDS | dict(pad_token_id=0)
+EXPERTS = GROUPED | dict(num_experts=4, num_experts_per_tok=2, moe_intermediate_size=24, decoder_sparse_step=1)
+EXPERTS |= dict(shared_expert_intermediate_size=24)
+HEADS = dict(head_dim=8, query_pre_attn_scalar=8, sliding_window=8)
+PICTURE = dict(image_size=16, patch_size=4)
+SEEN = PICTURE | dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48)
+READ = SIZES | dict(max_position_embeddings=16, projection_dim=16)
+T5_SIZES = dict(vocab_size=40, d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4, decoder_start_token_id=0)
+DISTIL = dict(vocab_size=40, dim=32, n_layers=2, n_heads=4, hidden_dim=48, initializer_range=0.2)
+SWIN = PICTURE | dict(embed_dim=32, depths=[2], num_heads=[4], window_size=2, num_labels=3)
+
+
+@seeded
+def gemma3() -> nn.Module:
+    return transformers.Gemma3ForCausalLM(transformers.Gemma3TextConfig(**HEADS, **GROUPED))
+
+
+# What transformers' users ask for: family -> its model, tiny.  The table of docs/your_model.md has a row for each.
+ASKED = {
+    "LLaMA": llama,
+    "Mistral": mistral,
+    "Qwen2": qwen2,
+    "Qwen3": qwen3,
+    "Qwen2-MoE": partial(headed, "Qwen2Moe", **EXPERTS),
+    "Mixtral": partial(headed, "Mixtral", num_local_experts=4, **GROUPED),
+    "Gemma 1": partial(headed, "Gemma", head_dim=8, **GROUPED),
+    "Gemma 2": partial(headed, "Gemma2", **HEADS, **GROUPED),
+    "Gemma 3": gemma3,
+    "Phi-3": partial(headed, "Phi3", **GROUPED, **PADDED),
+    "OLMo2": partial(headed, "Olmo2", **GROUPED, **PADDED),
+    "Cohere": partial(headed, "Cohere", **GROUPED, **PADDED),
+    "StableLM": partial(headed, "StableLm", **GROUPED),
+    "GPT-NeoX": partial(headed, "GPTNeoX", initializer_range=0.2, **SIZES),
+    "OPT": opt,
+    "GPT-2": gpt2,
+    "Falcon": partial(headed, "Falcon", **NARROW, **ENDS),
+    "T5": partial(headed, "T5", "ForConditionalGeneration", initializer_factor=2.0, **T5_SIZES),
+    "BERT": bert,
+    "RoBERTa": partial(headed, "Roberta", CLASSIFIER, num_labels=3, initializer_range=0.2, **SIZES),
+    "DistilBERT": partial(headed, "DistilBert", CLASSIFIER, num_labels=3, **DISTIL),
+    "ViT": partial(headed, "ViT", "ForImageClassification", num_labels=3, **SEEN),
+    "DeiT": partial(headed, "DeiT", "ForImageClassification", num_labels=3, **SEEN),
+    "Swin": partial(headed, "Swin", "ForImageClassification", **SWIN),
+    "CLIP": partial(headed, "CLIP", "Model", text_config=READ, vision_config=SEEN | {"projection_dim": 16}),
+}

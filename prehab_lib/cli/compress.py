@@ -36,6 +36,8 @@ from prehab_lib.tasks.tokenizers import tokenizer_of
 from prehab_lib.tasks.windows import cut, drawn_windows, token_stream
 
 HELD_OUT = 0.1  # the last tenth of the text is scored, the rest calibrates
+DENSE = "dense, for transformers alone"  # how it will be opened, said before the work
+LOW_RANK = 'low rank, for transformers after "import prehab_lib.save"; --merged: without'
 # Of prehab: recomputed activations, half the roots, and those one at a time on the device.
 LESS_MEMORY = {"gradient_checkpointing": True, "rank_dtype": "float32", "roots_on": "cpu"}
 
@@ -64,6 +66,7 @@ def _compress(a) -> None:
     count = math.ceil(a.samples / a.batch)
     calibration = drawn_windows(stream[:-spared], a.window, a.batch, a.seed, count)
     _estimate(config, dtype, device, a)
+    _say("folder", DENSE if a.merged else LOW_RANK)
 
     model = models.text_model(a.model, "AutoModelForCausalLM", dtype=a.dtype).to(device).eval()
     millions, kind = model.num_parameters() / 1e6, str(model.dtype).removeprefix("torch.")

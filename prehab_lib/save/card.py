@@ -18,21 +18,30 @@ NAMED = ("base_model", "method", "removed", "achieved", "calibration", "commit",
 IMPORT = "import prehab_lib.save  # makes the model type known to transformers\n"
 WARNING = "\n`prehab_lib.surgery.load` opens it too. Any other class of transformers draws the\n"
 WARNING += "missing matrices at random and reports them as MISSING.\n"
+AUTO = 'from transformers import {0}\nmodel = {0}.from_pretrained("this/folder")'
+LOAD = 'from prehab_lib.surgery import load\n\nmodel = load("this/folder")'
+LORA = """
+LoRA of peft goes on the two factors of each layer: `target_modules=["U", "V"]` or "all-linear".
+The name of the layer itself, such as "q_proj", is that of no linear layer any more.
+"""
 MERGED = "The two factors of each layer are multiplied out again, so this copy saves no memory.\n"
 
 
-def text(model: nn.Module, auto: str, merged: bool, about: dict) -> ModelCard:
+def text(model: nn.Module, auto: str | None, merged: bool, about: dict) -> ModelCard:
     """The card, whose `save(path)` writes README.md with the hub's front matter.
 
-    model: with its low-rank layers, also for a merged export. auto: the Auto class that opens it.
+    model: with its low-rank layers, also for a merged export. auto: the class of transformers that
+    opens it, None for `surgery.load` alone.
     about: NAMED, and what else is to be listed as it is; base_model is a hub name or folder,
     license the hub's identifier, removed and achieved are fractions.
     """
-    base = str(about.get("base_model") or getattr(model.config, "_name_or_path", "") or "")
+    base = about.get("base_model") or getattr(getattr(model, "config", None), "_name_or_path", "")
+    base = str(base or "")
     on_hub = re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", base) and not os.path.isdir(base)
     license = about.get("license")
-    front = ModelCardData(library_name="transformers", tags=["low-rank", "svd", "compression"])
-    front.pipeline_tag, front.license = TASKS[auto], license
+    front = ModelCardData(tags=["low-rank", "svd", "compression"])
+    front.library_name = "transformers" if auto else "prehab_lib"
+    front.pipeline_tag, front.license = TASKS.get(auto), license
     front.base_model = base if on_hub else None
     origin = f"`{base if on_hub else Path(base).name}`" if base else "a model"
     method = f" by `{about['method']}`" if about.get("method") else ""
@@ -55,10 +64,9 @@ The linear layers of {origin}, cut down to low rank{method} with `prehab_lib`.
 ## Open it
 
 ```python
-{"" if merged else IMPORT}from transformers import {auto}
-model = {auto}.from_pretrained("this/folder")
+{LOAD if auto is None else AUTO.format(auto) if merged else IMPORT + AUTO.format(auto)}
 ```
-{"" if merged else WARNING}
+{"" if merged or not auto else WARNING}{"" if merged else LORA}
 ## Ranks
 
 {_ranks(model)}

@@ -14,24 +14,39 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from prehab_lib.save.hub import one_line
+
 DESCRIPTION = "prehab.json"
 FORMAT = 2
-FIELDS = {"recipe": dict, "rewrites": list, "ranks": dict, "packed": dict, "tied": dict}
-FIELDS |= {"rounded": list, "buffers": str, "files": list}
-FIRST_FORMAT = {"rewrites": [], "packed": {}, "rounded": [], "buffers": "inside", "files": []}
-# What transformers computes and leaves out of checkpoints; kept for the last bit.
-BUFFERS = "buffers.safetensors"
+FIELDS = {"recipe": dict, "rewrites": list, "ranks": dict, "packed": dict, "rounded": list}
+FIELDS |= {"files": list}
+FIRST_FORMAT = {"rewrites": [], "packed": {}, "rounded": [], "files": []}
+
+
+class Damaged(ValueError):
+    """A file is not what its name says."""
+
+
+class MissingFile(FileNotFoundError, Damaged):
+    """A folder or a file of it is not there."""
 
 
 def check_target(folder: str | Path) -> None:
     """Raises ValueError where `folder` holds any file that is not of a saved model."""
-    folder = Path(folder)
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
-        return
+    try:
+        folder = Path(folder).resolve()
+        if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+            return
+    except (OSError, RuntimeError) as problem:  # a loop of links, a name too long, no permission
+        raise ValueError(
+            f"{one_line(folder)} cannot be a model's folder: {one_line(problem)}"
+        ) from problem
     if not (folder / DESCRIPTION).is_file():
         raise ValueError(f"{folder} holds other files than a saved model: name a new folder")
     ours = {DESCRIPTION}
-    with suppress(ValueError, KeyError, TypeError):  # damaged: nothing else is known to be ours
+    with suppress(
+        ValueError, KeyError, TypeError, RecursionError
+    ):  # damaged: nothing else is known to be ours
         ours |= {*json.loads((folder / DESCRIPTION).read_text())["files"]}
     foreign = [name for name in files_in(folder) if name not in ours]
     if foreign:
@@ -64,7 +79,7 @@ def replacing(folder: Path) -> Iterator[Path]:
 
 
 def read_description(folder: Path) -> dict:
-    """What DESCRIPTION says.  Raises FileNotFoundError, ValueError where it is no such thing."""
+    """What DESCRIPTION says.  Raises MissingFile, Damaged where it is no such thing."""
     path = folder / DESCRIPTION
     if not path.is_file():
         place = folder.resolve()
@@ -73,41 +88,37 @@ def read_description(folder: Path) -> dict:
         if left and not folder.exists():  # killed between the two moves of `replacing`
             killed = f"a save was killed and left its model in {left[-1].parent}"
             what = f"is not there: {killed}, move it back"
-        raise FileNotFoundError(f"{folder} {what}")
+        raise MissingFile(f"{folder} {what}")
     try:
         description = json.loads(path.read_text())
         if description.get("format") == 1:  # left out what was empty
             description = FIRST_FORMAT | description | {"format": FORMAT}
         wrong = [name for name in FIELDS if not isinstance(description.get(name), FIELDS[name])]
-    except (ValueError, AttributeError) as problem:
-        raise ValueError(f"{path} is damaged: {problem}") from problem
+    except (ValueError, AttributeError, RecursionError) as problem:
+        raise Damaged(f"{path} is damaged: {problem}") from problem
     if wrong or description.get("format") != FORMAT:
         other = f"of another format than this version writes ({FORMAT})"
-        raise ValueError(f"{path} is {other}: save the model again")
+        raise Damaged(f"{path} is {other}: save the model again")
     return description
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
-    """The tensors of a folder, from one file or from shards.  Raises as `read_file` does."""
+    """The tensors of a folder, from one file or from shards.  Raises MissingFile, Damaged."""
     index, shards = folder / INDEX, {WEIGHTS}
     if index.is_file():
         try:
             shards = {*map(str, json.loads(index.read_text())["weight_map"].values())}
-        except (ValueError, KeyError, TypeError, AttributeError) as problem:
-            raise ValueError(f"{index} is damaged ({problem}): copy the file again") from problem
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as problem:
+            raise Damaged(f"{index} is damaged ({problem}): copy the file again") from problem
     tensors = {}
     for shard in sorted(shards):
         if Path(shard).name != shard:
-            raise ValueError(f"{index} names {shard!r}, which is no file of its folder")
-        tensors |= read_file(folder / shard)
+            raise Damaged(f"{index} names {shard!r}, which is no file of its folder")
+        path = folder / shard
+        if not path.is_file():
+            raise MissingFile(f"{path} is missing: the folder is incomplete, save it again")
+        try:
+            tensors |= load_file(path)
+        except (SafetensorError, ValueError, OSError) as problem:
+            raise Damaged(f"{path} is damaged ({problem}): save or copy it again") from problem
     return tensors
-
-
-def read_file(path: Path) -> dict[str, Tensor]:
-    """A safetensors file's tensors.  Raises FileNotFoundError, ValueError for a damaged one."""
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing: the folder is incomplete, save it again")
-    try:
-        return load_file(path)
-    except (SafetensorError, ValueError, OSError) as problem:
-        raise ValueError(f"{path} is damaged ({problem}): save or copy it again") from problem

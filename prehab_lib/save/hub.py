@@ -21,7 +21,7 @@ def explained(what: str, remedy: str) -> Iterator[None]:
     try:
         yield
     except Exception as problem:
-        names, text = _names(problem), " ".join(str(problem).split())
+        names, text = _names(problem), one_line(problem, 10_000)
         gated = re.search(r"\bgated (repo|dataset)", text, re.IGNORECASE)
         unreached = re.search(r"offline mode|couldn't connect|cannot reach", text, re.IGNORECASE)
         if gated or "GatedRepoError" in names:
@@ -34,8 +34,13 @@ def explained(what: str, remedy: str) -> Iterator[None]:
         elif names & _NO_ROOM or getattr(problem, "errno", None) == errno.ENOSPC:
             raise
         else:
-            kind, why = ValueError, f"could not be read ({text[:200]}):"
+            kind, why = ValueError, f"could not be read ({one_line(problem)}):"
         raise kind(f"{what} {why} {remedy}") from problem
+
+
+def one_line(problem: object, most: int = 200) -> str:
+    """What an error of a library says, or a path, without line breaks and not too long."""
+    return (" ".join(str(problem).split()) or type(problem).__name__)[:most]
 
 
 def _names(problem: BaseException | None) -> set[str]:

@@ -1,16 +1,20 @@
 """Models by hub name or local folder, small ones built here; and the recipe of a skeleton."""
 
 import os
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from huggingface_hub import constants
 from torch import nn
 
 from prehab_lib.inputs import check_choice
 from prehab_lib.save.hub import explained
 from prehab_lib.save.rewrite import to_linear
 
+_CODE = re.compile("^attention$|_implementation$")  # keys under which a kernel may be named
 LOCAL = "give the folder of a local copy instead"
 
 
@@ -42,10 +46,7 @@ def image_model(source: str, *, pretrained: bool = True, **kwargs) -> nn.Module:
         unknown = f"model = {source!r} is neither a folder nor a model timm knows"
         raise ValueError(f"{unknown}: see timm.list_models()")
     with explained(f"the model {source!r}", LOCAL):
-        model = timm.create_model(name, pretrained=pretrained, **kwargs)
-    if name == source and "/" not in source:
-        model.prehab_recipe = {"library": "timm", "name": architecture, "kwargs": kwargs}
-    return model
+        return timm.create_model(name, pretrained=pretrained, **kwargs)
 
 
 def text_model(source: str, auto_class: str, **kwargs) -> nn.Module:
@@ -69,7 +70,10 @@ def _check_folder(source: str) -> None:
 
 
 def build(recipe: dict) -> nn.Module:
-    """The skeleton a recipe describes, with fresh weights; ValueError where it is not known."""
+    """The skeleton a recipe describes, fresh; of transformers, without memory for its weights.
+
+    Raises ValueError where it is not known.
+    """
     check_choice("recipe of library", recipe.get("library"), BUILDERS)
     model = BUILDERS[recipe["library"]](recipe)
     model.prehab_recipe = recipe
@@ -103,12 +107,13 @@ def _build_timm(recipe: dict) -> nn.Module:
 
 def _read_timm(model: nn.Module) -> dict | None:
     kwargs = {"num_classes": model.num_classes}
-    if hasattr(model, "patch_embed"):
-        patches = model.patch_embed
+    patches = getattr(model, "patch_embed", None)
+    if getattr(patches, "img_size", None):
         kwargs |= {"in_chans": patches.proj.in_channels, "img_size": list(patches.img_size)}
     name = (getattr(model, "pretrained_cfg", None) or {}).get("architecture")
-    if name:
-        return {"library": "timm", "name": name, "kwargs": kwargs}
+    if name:  # what create_model was given; what was set since then wins
+        given = getattr(model, "_model_args", {})
+        return {"library": "timm", "name": name, "kwargs": given | kwargs}
     if type(model).__name__ != "VisionTransformer":
         return None
     attn, width = model.blocks[0].attn, model.embed_dim
@@ -116,7 +121,8 @@ def _read_timm(model: nn.Module) -> dict | None:
     kwargs |= dict(depth=len(model.blocks), num_heads=attn.num_heads)
     kwargs |= dict(mlp_ratio=model.blocks[0].mlp.fc1.out_features / width)
     kwargs |= dict(qkv_bias=attn.qkv.bias is not None, class_token=model.cls_token is not None)
-    kwargs |= dict(global_pool=model.global_pool, no_embed_class=model.no_embed_class)
+    kwargs |= {name: getattr(model, name) for name in ("global_pool", "no_embed_class")}
+    kwargs["reg_tokens"] = model.num_reg_tokens
     return {"library": "timm", "class": "VisionTransformer", "kwargs": kwargs}
 
 
@@ -125,15 +131,49 @@ def _build_transformers(recipe: dict) -> nn.Module:
 
     config = transformers.AutoConfig.for_model(**recipe["config"])
     config._attn_implementation = recipe["attention"]
-    kind = getattr(transformers, recipe["class"], None)
+    with torch.device("meta"):  # every tensor will be given
+        return model_class(recipe["class"])(config)
+
+
+def model_class(name: str) -> type:
+    """A class of transformers by its name.  Raises ValueError for what is no model of theirs."""
+    import transformers
+
+    kind = getattr(transformers, name, None)
     if not (isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)):
-        raise ValueError(f"recipe of transformers class {recipe['class']!r} is not known")
-    return kind(config)
+        unknown = f"recipe of transformers class {name!r} is not known"
+        raise ValueError(f"{unknown}: name one of transformers in model.prehab_recipe")
+    return kind
 
 
-def _read_transformers(model: nn.Module) -> dict:
-    about = {"config": plain(model.config), "attention": model.config._attn_implementation}
+def transformers_recipe(model: nn.Module, without: Iterable[str] = ()) -> dict:
+    """As `recipe_of`; the configuration says of the head's tie what is true in memory."""
+    config, attention = plain(model.config, without), model.config._attn_implementation
+    head = model.get_output_embeddings()
+    if head is not None and "tie_word_embeddings" in config:
+        config["tie_word_embeddings"] = head.weight is model.get_input_embeddings().weight
+    about = {"config": config, "attention": None if "/" in str(attention) else attention}
     return {"library": "transformers", "class": type(model).__name__, **about}
+
+
+def refuse_foreign(settings, key: str = "") -> None:
+    """Raises ValueError for code of others: attention by the name of a repository, at any depth."""
+    if isinstance(settings, dict | list):
+        named = settings.items() if isinstance(settings, dict) else ((key, s) for s in settings)
+        for name, value in named:
+            refuse_foreign(value, key if _CODE.search(key) else name)
+    elif _CODE.search(key) and not re.fullmatch(r"\w+", str(settings)):
+        raise ValueError(f"{key} = {settings!r} would be code of somebody else")
+
+
+@contextmanager
+def nothing_fetched() -> Iterator[None]:
+    """Inside, the hub counts as out of reach."""
+    before, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
 
 
 def plain(config, without: Iterable[str] = ()) -> dict:
@@ -143,4 +183,4 @@ def plain(config, without: Iterable[str] = ()) -> dict:
 
 
 BUILDERS = {"timm": _build_timm, "transformers": _build_transformers}
-READERS = {"timm": _read_timm, "transformers": _read_transformers}
+READERS = {"timm": _read_timm, "transformers": transformers_recipe}

@@ -1,50 +1,27 @@
 """Compressed models as transformers knows models: `AutoModel….from_pretrained(folder)`.
 
-A family gets a configuration of its own ("lowrank_llama"), which lists the rank of every low-rank
-layer, and subclasses of its models that swap those layers when they are built.  `import
+Every model type gets a configuration of its own ("lowrank_llama"), which lists the rank of every
+low-rank layer, and subclasses of its models that swap those layers when they are built.  `import
 prehab_lib.save` registers them; without it transformers says that the model type is unknown.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+import json
+from collections import Counter
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from prehab_lib.factors import LowRankLinear
-from prehab_lib.layers import replace_module
-from prehab_lib.rivals.quantised import PackedLinear, Packing
-from prehab_lib.save.models import plain
-from prehab_lib.save.rewrite import REWRITES
+from prehab_lib.save import same
+from prehab_lib.save.changes import Changes, content, reshape
+from prehab_lib.save.models import model_class, transformers_recipe
 
-AUTO = ("AutoModelForCausalLM", "AutoModelForSequenceClassification", "AutoModel")
-_GENERATING = {"GPT2": "GPT2LMHeadModel", "Bert": "BertLMHeadModel"}
-# Family -> its configuration, and its model for each of AUTO.
-FAMILIES = {}
-for family in ("Llama", "Mistral", "Qwen2", "Qwen3", "OPT", "GPT2", "Bert"):
-    causal = _GENERATING.get(family, f"{family}ForCausalLM")
-    heads = (causal, f"{family}ForSequenceClassification", f"{family}Model")
-    FAMILIES[family.lower()] = (f"{family}Config", *heads)
+# A class that several Auto classes open is said to be opened by the first of these, if any.
+FIRST = ("CausalLM", "Seq2SeqLM", "SequenceClassification", "ImageClassification")
 PREFIX, TYPE_PREFIX = "LowRank", "lowrank_"
-
-
-@dataclass
-class Changes:
-    """What was done to a model since it was a skeleton fresh from its recipe; false for nothing.
-
-    ranks: layer -> rank.  rewrites: keys of `REWRITES`.  packed: layer or factor -> its `Packing`
-    as JSON.  buffers: those kept although transformers computes them, as they were rounded.
-    """
-
-    ranks: Mapping[str, int] = field(default_factory=dict)
-    rewrites: Sequence[str] = field(default_factory=list)
-    packed: Mapping[str, dict] = field(default_factory=dict)
-    buffers: Sequence[str] = field(default_factory=list)
-
-    def __bool__(self) -> bool:
-        return any(map(bool, vars(self).values()))
 
 
 class LowRankConfig:
@@ -55,7 +32,7 @@ class LowRankConfig:
 
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
-        _register_classes(self.model_type.removeprefix(TYPE_PREFIX))
+        _register_classes(type(self))
 
 
 class LowRankModel:
@@ -66,11 +43,8 @@ class LowRankModel:
         # Some heads build their backbone by Auto class: it is one of ours and has done its part.
         inside = isinstance(self.base_model, LowRankModel) and self.base_model is not self
         rewrites = () if inside else config.rewrites
-        reshape(self, Changes(self._own(config.ranks), rewrites, self._own(config.packed)))
-        for name in self._own(dict.fromkeys(config.buffers)):
-            owner, _, leaf = name.rpartition(".")
-            module = self.get_submodule(owner)
-            module.register_buffer(leaf, getattr(module, leaf), persistent=True)
+        buffers = [*self._own(dict.fromkeys(config.buffers))]
+        reshape(self, Changes(self._own(config.ranks), rewrites, self._own(config.packed), buffers))
 
     def _own(self, entries: Mapping) -> dict:
         """By the names of this model: a backbone alone knows no prefix and nothing of the head."""
@@ -81,74 +55,101 @@ class LowRankModel:
     @property
     def prehab_recipe(self) -> dict:
         """The dense skeleton, as `models.build` takes it."""
-        config = plain(self.config, without=vars(Changes()))
-        config["model_type"] = self.config.model_type.removeprefix(TYPE_PREFIX)
-        about = {"library": "transformers", "class": self._get_name(), "config": config}
-        return about | {"attention": self.config._attn_implementation}
+        recipe = transformers_recipe(self, without=vars(Changes()))
+        recipe["class"] = self._get_name()
+        recipe["config"]["model_type"] = self.config.model_type.removeprefix(TYPE_PREFIX)
+        return recipe
 
     def _get_name(self) -> str:
         """It prints as the model it was made of; its layers show the ranks."""
         return type(self).__name__.removeprefix(PREFIX)
 
+    def save_pretrained(self, save_directory, **kwargs):
+        """As transformers writes it, with the ranks of now; ValueError where it reopens as another.
 
-def reshape(skeleton: nn.Module, changes: Changes) -> None:
-    """Do to a skeleton fresh from its recipe what was done to the model that was saved."""
-    for name in changes.rewrites:
-        REWRITES[name](skeleton)
-    swaps = [(name, LowRankLinear, rank) for name, rank in changes.ranks.items()]
-    swaps += [(name, PackedLinear, Packing(**packing)) for name, packing in changes.packed.items()]
-    for name, kind, how in swaps:  # packed layers last: they may be factors of low-rank ones
-        old = skeleton.get_submodule(name)
-        if isinstance(old, kind):
-            continue
-        if kind is PackedLinear:  # in the precision that from_pretrained was asked for
-            how = replace(how, dtype=str(old.weight.dtype).removeprefix("torch."))
-        where = dict(bias=old.bias is not None, device=old.weight.device)
-        replace_module(skeleton, name, kind(old.in_features, old.out_features, how, **where))
+        Nothing is written then.
+        """
+        recipe, before = self.prehab_recipe, self.config
+        changes, tensors = content(self, recipe)
+        config = configuration(recipe, changes)
+        same.check_same(self, reopened(config, tensors))
+        self.config = config  # transformers writes what it finds here
+        try:
+            kwargs = {"state_dict": tensors, "save_original_format": False} | kwargs
+            super().save_pretrained(save_directory, **kwargs)
+        finally:
+            self.config = before
+
+
+def adopt(model: nn.Module) -> None:
+    """Give a model of transformers whose layers were replaced the class that saves it right."""
+    for module in model.modules():
+        if hasattr(module, "save_pretrained") and not isinstance(module, LowRankModel):
+            module.__class__ = low_rank_class(type(module))
 
 
 @cache
-def low_rank_class(family: str, name: str) -> type:
-    """LowRankLlamaForCausalLM for "llama" and "LlamaForCausalLM"; so for "LlamaConfig"."""
-    import transformers
-
-    config = FAMILIES[family][0]
-    if name == config:
-        mixin, own = LowRankConfig, {"model_type": TYPE_PREFIX + family}
+def low_rank_class(dense: type) -> type:
+    """LowRankLlamaForCausalLM for LlamaForCausalLM; so for LlamaConfig."""
+    if hasattr(dense, "config_class"):
+        mixin, own = LowRankModel, {"config_class": low_rank_class(dense.config_class)}
     else:
-        mixin, own = LowRankModel, {"config_class": low_rank_class(family, config)}
+        mixin, own = LowRankConfig, {"model_type": TYPE_PREFIX + dense.model_type}
     own |= {"__module__": __name__, "__doc__": mixin.__doc__}
-    return type(PREFIX + name, (mixin, getattr(transformers, name)), own)
+    return type(PREFIX + dense.__name__, (mixin, dense), own)
 
 
 def register() -> None:
-    """Make the families' low-rank model types known to transformers."""
-    from transformers import AutoConfig, PreTrainedConfig
+    """Make low-rank model types known to transformers, one for each of its own."""
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING, CONFIG_MAPPING_NAMES
 
-    # A promise stands for a configuration class until it is needed: importing all takes a second.
+    # A promise stands for a configuration class until it is needed: importing all takes long.
+    def kind_of(promise):
+        return low_rank_class(CONFIG_MAPPING[promise.model_type.removeprefix(TYPE_PREFIX)])
+
     def build(promise, *args, **kwargs):
-        family = promise.model_type.removeprefix(TYPE_PREFIX)
-        return low_rank_class(family, FAMILIES[family][0])(*args, **kwargs)
+        return kind_of(promise)(*args, **kwargs)
 
-    for kind in (TYPE_PREFIX + family for family in FAMILIES):
-        own = {"model_type": kind, "__new__": build}
-        AutoConfig.register(kind, type("Promise", (PreTrainedConfig,), own), exist_ok=True)
+    def from_dict(promise, *args, **kwargs):
+        return kind_of(promise).from_dict(*args, **kwargs)
+
+    for name in CONFIG_MAPPING_NAMES:
+        own = {"model_type": TYPE_PREFIX + name, "__new__": build}
+        own["from_dict"] = classmethod(from_dict)
+        CONFIG_MAPPING.register(TYPE_PREFIX + name, type("Promise", (), own), exist_ok=True)
+
+
+def _autos(model_type: str) -> dict[str, list[type]]:
+    """Auto class -> the models of a type that it opens, the usual Auto classes first."""
+    import transformers
+
+    names = [f"AutoModelFor{what}" for what in FIRST] + ["AutoModel"]
+    names += [name for name in transformers.models.auto.__all__ if name.startswith("AutoModel")]
+    found = {}
+    for name in names:
+        table = getattr(getattr(transformers, name, None), "_model_mapping", None)
+        kinds = () if table is None else table._model_mapping.get(model_type, ())
+        kinds = (kinds,) if isinstance(kinds, str) else kinds
+        models = [kind for kind in (getattr(transformers, k, None) for k in kinds) if kind]
+        found[name] = [kind for kind in models if kind.config_class.model_type == model_type]
+    return {name: models for name, models in found.items() if models}
 
 
 @cache
-def _register_classes(family: str) -> None:
+def _register_classes(config: type) -> None:
     import transformers
 
-    config, *models = (low_rank_class(family, name) for name in FAMILIES[family])
-    transformers.AutoConfig.register(TYPE_PREFIX + family, config, exist_ok=True)
-    for auto, model in zip(AUTO, models, strict=True):
-        getattr(transformers, auto).register(config, model, exist_ok=True)
+    transformers.AutoConfig.register(config.model_type, config, exist_ok=True)
+    for auto, models in _autos(config.model_type.removeprefix(TYPE_PREFIX)).items():
+        ours = tuple(map(low_rank_class, models))
+        getattr(transformers, auto).register(config, ours, exist_ok=True)
 
 
-def family_of(recipe: dict) -> str | None:
-    """The family of a recipe, None where transformers could not open its compressed form."""
-    family = recipe.get("config", {}).get("model_type")
-    return family if recipe.get("class") in FAMILIES.get(family, ())[1:] else None
+def auto_of(recipe: dict) -> str | None:
+    """The Auto class that opens a recipe's model, compressed or not; None where there is none."""
+    autos = _autos(recipe.get("config", {}).get("model_type"))
+    names = {auto: [kind.__name__ for kind in models] for auto, models in autos.items()}
+    return next((auto for auto in names if recipe["class"] in names[auto]), None)
 
 
 def configuration(recipe: dict, changes: Changes):
@@ -164,6 +165,45 @@ def configuration(recipe: dict, changes: Changes):
     return config
 
 
+def reopened(config, tensors: dict[str, Tensor]) -> nn.Module:
+    """What transformers makes of a configuration's text and tensors, which it holds themselves.
+
+    Raises ValueError where one is missing, unexpected or of another shape.
+    """
+    from transformers.utils import logging
+
+    (name,) = config.architectures
+    dense = model_class(name.removeprefix(PREFIX))
+    kind = low_rank_class(dense) if name.startswith(PREFIX) else dense
+    again = type(config).from_dict(json.loads(config.to_json_string()))
+    again._attn_implementation = config._attn_implementation
+    device = next(iter(tensors.values())).device
+    how = dict(config=again, state_dict=dict(tensors), dtype=precision(tensors))
+    how |= {} if device.type == "cpu" else {"device_map": {"": device}}
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        how |= dict(ignore_mismatched_sizes=True, output_loading_info=True)
+        model, found = kind.from_pretrained(None, **how)
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+    for what, names in found.items():
+        if names:
+            first = min(map(str, names))
+            raise ValueError(f"{first} is {what.removesuffix('_keys')} ({len(names)} in all)")
+    return model
+
+
+def precision(tensors: Mapping[str, Tensor]) -> torch.dtype:
+    """The dtype of most weights, whatever order a file has them in."""
+    weights = (tensor for name, tensor in tensors.items() if name.endswith("weight"))
+    counted = Counter(tensor.dtype for tensor in weights if tensor.is_floating_point())
+    return max(counted, key=counted.get, default=torch.float32)
+
+
 def restore(model: nn.Module, folder: Path) -> None:
     """What `from_pretrained` sets beside the weights: precision, origin, generation settings."""
     if hasattr(model, "config_class"):  # of transformers
@@ -174,8 +214,9 @@ def restore(model: nn.Module, folder: Path) -> None:
 
 def __getattr__(name: str) -> type:
     """The generated classes by name, so that they can be imported and pickled like written ones."""
+    import transformers
+
     dense = name.removeprefix(PREFIX)
-    for family, names in FAMILIES.items():
-        if dense in names and dense != name:
-            return low_rank_class(family, dense)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if dense == name or not hasattr(transformers, dense):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return low_rank_class(getattr(transformers, dense))

@@ -6,7 +6,13 @@ import torch
 from torch import Tensor, nn
 
 from prehab_lib.factors import LowRankLinear
-from prehab_lib.layers import is_conv1d, of_family, refuse_tied_weights, replace_module
+from prehab_lib.layers import (
+    is_conv1d,
+    is_own_linear,
+    of_family,
+    refuse_tied_weights,
+    replace_module,
+)
 
 # Class name of the model, or of a base class of it -> full match on the name of a fused (3h, n)
 # matrix, rows in the order query, key, value.  A family stands here only if its attention calls the
@@ -66,13 +72,13 @@ def split_qkv(model: nn.Module) -> list[str]:
 
 
 def to_linear(model: nn.Module) -> list[str]:
-    """Replace every `Conv1D` of transformers (GPT-2) by the equal `nn.Linear`, in place.
+    """Replace `Conv1D` (GPT-2) and Falcon's own layer by the equal `nn.Linear`, in place.
 
-    Returns their names, [] for none.  Outputs stay, to round-off.  The weight (n, m) becomes
-    (m, n), which a GPT-2 of transformers cannot read back: write such a model with `storage.save`.
+    Returns their names, [] for none.  Outputs stay, to round-off.  GPT-2's weight (n, m) becomes
+    (m, n); merged, it is written as it was.
     Raises ValueError where one shares its weight with another module.
     """
-    names = [name for name, module in model.named_modules() if is_conv1d(module)]
+    names = [name for name, module in model.named_modules() if is_own_linear(module)]
     refuse_tied_weights(model, names)
     for name in names:
         (linear,) = _linear_parts(model.get_submodule(name), 1)

@@ -49,7 +49,7 @@ def test_gpt2_from_a_folder_comes_with_linear_layers(tmp_path):
     for source, auto in ((model, "AutoModelForCausalLM"), (model.base_model, "AutoModel")):
         source.save_pretrained(tmp_path / auto)
         again = text_model(str(tmp_path / auto), auto)
-        assert type(again) is type(source) and len(default_layers(again)) == 2 * 4
+        assert isinstance(again, type(source)) and len(default_layers(again)) == 2 * 4
         if auto == "AutoModelForCausalLM":
             assert distance(logits(again), logits(model)) < 1e-6
             assert again.lm_head.weight is again.transformer.wte.weight

@@ -57,12 +57,12 @@ def test_what_transformers_does_alone(tmp_path):
     assert said["registered:"] == "LowRankLlamaForCausalLM"
 
 
-def test_every_family_has_its_classes_and_its_layers():
-    for family, (config, *models) in pretrained.FAMILIES.items():
-        made = getattr(pretrained, f"LowRank{config}")
-        assert made.model_type == f"lowrank_{family}" and len(models) == len(pretrained.AUTO)
-        for name in models:
-            kind = getattr(pretrained, f"LowRank{name}")
-            assert issubclass(kind, getattr(transformers, name)) and issubclass(kind, nn.Module)
+def test_every_model_type_of_transformers_has_its_classes():
+    for model_type in ("llama", "gpt_neox", "t5", "clip", "vit"):
+        config = transformers.AutoConfig.for_model(f"lowrank_{model_type}")
+        assert type(config) is getattr(pretrained, f"LowRank{type(config).__mro__[2].__name__}")
+        (model,) = transformers.AutoModel._model_mapping[type(config)]
+        assert model.config_class is type(config) and issubclass(model, pretrained.LowRankModel)
+        assert model is getattr(pretrained, model.__name__) and issubclass(model, nn.Module)
     with pytest.raises(AttributeError, match="no attribute 'LowRankNothing'"):
         _ = pretrained.LowRankNothing
