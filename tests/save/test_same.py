@@ -182,4 +182,4 @@ def test_a_layer_of_which_forward_reads_the_weight_alone_is_said_clearly():
     from prehab_lib.stats import collect
 
     said = refused(ValueError, collect, BEIT(), [(torch.rand(4, 3, 32, 32), torch.zeros(4))], None)
-    assert "'blocks.0.attn.qkv'" in said and "only read its weight (F.linear)? leave it out" in said
+    assert "'blocks.0.attn.qkv'" in said and "where it reads the weight alone (F.linear) leave it out" in said
