@@ -1,13 +1,33 @@
 """What people hand in, checked in one sentence: numbers, names, how much calibration data."""
 
+import importlib
 import inspect
 import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from numbers import Real
+from types import ModuleType
 
 # For every number that a least-squares problem fits; fewer leave its small directions to chance.
 TOKENS_EACH = 10
+
+
+PIP_NAMES = {"sklearn": "scikit-learn", "PIL": "pillow", "yaml": "pyyaml"}
+
+
+def optional(name: str) -> ModuleType:
+    """A package that not every task needs.  Raises ValueError with the line that installs it."""
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as problem:
+        raise ValueError(not_installed(problem)) from problem
+
+
+def not_installed(problem: ModuleNotFoundError) -> str:
+    """The sentence for a package that is not there."""
+    package = (problem.name or str(problem)).split(".")[0]
+    line = f"pip install {PIP_NAMES.get(package, package)}"
+    return f"the package {package!r} is not installed: run `{line}`"
 
 
 def check_whole(least: int, **arguments) -> None:

@@ -1,0 +1,106 @@
+"""A checkpoint is opened whole or not at all: no trap in its configuration, no hole in its weights.
+
+What a library fills with random numbers, or leaves out, is a model that nobody trained.
+"""
+
+import os
+import re
+from collections.abc import Collection, Mapping
+from pathlib import Path
+
+from torch import nn
+
+SHOWN = 3  # names of a sentence
+MOST = {"num_hidden_layers": 10_000}  # building more is a hang, not a model
+SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
+SIZES += ("intermediate_size", "head_dim", "vocab_size", "patch_size", "image_size", "num_channels")
+POOLER = "pooler."  # counts as head: an encoder trained on masked words has none
+
+
+def refuse_adapter(source: str | os.PathLike) -> None:
+    """Raises ValueError for a folder of peft, which holds a change to a model and no model."""
+    if (Path(source) / "adapter_config.json").is_file():
+        remedy = "open it with peft, merge it (merge_and_unload) and save the merged model"
+        raise ValueError(f"{str(source)!r} is an adapter of peft: {remedy}")
+
+
+def check_config(config, source: str | os.PathLike) -> None:
+    """Raises ValueError for a transformers configuration that runs foreign code or cannot be built.
+
+    "attn_implementation": "owner/name" would fetch a kernel from the hub and run it.
+    """
+    where = f"the configuration of {str(source)!r}"
+    for key, value in vars(config).items():
+        values = value.values() if isinstance(value, Mapping) else [value]
+        if "implementation" in key and any(re.search(r"[/:]", str(name)) for name in values):
+            raise ValueError(f"{where} asks for foreign code ({key} = {value!r}): take that out")
+        if hasattr(value, "to_dict") and hasattr(value, "model_type"):
+            check_config(value, source)
+    for key in SIZES:
+        value, most = getattr(config, key, None), MOST.get(key, 10**9)
+        if isinstance(value, int) and not 0 < value <= most:
+            raise ValueError(f"{where} says {key} = {value}: it must be 1 to {most}")
+
+
+def check_tensors(
+    source: str | os.PathLike,
+    missing: Collection[str] = (),
+    unexpected: Collection[str] = (),
+    mismatched: Collection[str] = (),
+) -> None:
+    """Raises ValueError that counts and names the tensors by which a file and its model differ."""
+    kinds = {"missing": missing, "in no place of the model": unexpected}
+    kinds["of another shape"] = mismatched
+    parts = []
+    for kind, names in kinds.items():
+        if names:
+            first = ", ".join(sorted(names)[:SHOWN]) + ", …" * (len(names) > SHOWN)
+            parts.append(f"{len(names)} {'is' if len(names) == 1 else 'are'} {kind} ({first})")
+    if parts:
+        remedy = "copy the whole checkpoint again, or correct its config.json"
+        tensors = f"the tensors of {str(source)!r} are not those of its model"
+        raise ValueError(f"{tensors}: {'; '.join(parts)}: {remedy}")
+
+
+def check_loaded(model: nn.Module, found: dict, source: str, new_head: bool = False) -> None:
+    """`check_tensors` of what `from_pretrained` reports as `output_loading_info`.
+
+    new_head: what is beside the base model may be missing whole, and only it.  A head of another
+    kind of model may always be left out.  Raises ValueError too for weights that were not loaded.
+    """
+    refuse_meta(model)
+    base, prefix = model.base_model, f"{model.base_model_prefix}."
+    inside = "" if base is model else prefix
+    own = {name for name, _ in base.named_children()}
+    missing, unexpected = set(found["missing_keys"]), set(found["unexpected_keys"])
+    mismatched = {entry[0] for entry in found["mismatched_keys"]}
+    if type(model).__name__ not in (model.config.architectures or ()):
+        unexpected = {n for n in unexpected if n.removeprefix(prefix).split(".")[0] in own}
+    if new_head:
+        names = set(model.state_dict())
+        head = {name for name in names if not name.startswith(inside)}
+        if head & mismatched or (head & missing and not head <= missing):
+            kept = sorted(head - missing | head & mismatched)[:SHOWN]
+            problem = f"{source!r} brings a head of another task ({', '.join(kept)})"
+            raise ValueError(f"{problem}: give its encoder alone")
+        pooler = {name for name in names if name.startswith(inside + POOLER)}
+        missing -= head | (pooler if pooler <= missing else set())
+    check_tensors(source, missing, unexpected, mismatched)
+
+
+def refuse_meta(model: nn.Module) -> None:
+    """Raises ValueError where a weight is a promise only, as `device_map` leaves those on disk."""
+    for name, parameter in model.named_parameters():
+        if parameter.is_meta:
+            remedy = "load the model without device_map, or go by blocks with scale.stream"
+            raise ValueError(f"{name!r} has no numbers (it is on the device meta): {remedy}")
+
+
+def timm_holes(problem: RuntimeError, source: str) -> None:
+    """`check_tensors` of what PyTorch says where a state dict does not fit."""
+    lists = dict.fromkeys(("Missing", "Unexpected"), ())
+    for line in str(problem).splitlines():
+        for kind in lists:
+            if line.strip().startswith(f"{kind} key(s)"):
+                lists[kind] = re.findall(r'"([^"]+)"', line)
+    check_tensors(source, *lists.values(), re.findall(r"size mismatch for (\S+):", str(problem)))
