@@ -1,5 +1,6 @@
 """A batch, a dict for `forward` or an (images, labels) tuple, and what a model says to it."""
 
+import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import chain
@@ -59,14 +60,58 @@ def move(batch, device):
     if isinstance(batch, Mapping):
         return {k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()}
     if isinstance(batch, tuple | list) and len(batch) == 2:
-        return tuple(value.to(device) for value in batch)
+        first, second = (torch.as_tensor(value) for value in batch)
+        whole = not first.is_floating_point() and first.shape == second.shape and first.ndim > 1
+        if whole and bool(((second == 0) | (second == 1)).all()):
+            dict_form = '{"input_ids": ids, "attention_mask": mask}'
+            raise ValueError(f"a batch (ids, mask) would count its padding: give {dict_form}")
+        return first.to(device), second.to(device)
     kinds = "a dict of keyword arguments to forward, or an (images, labels) tuple"
     raise ValueError(f"a batch is {kinds}, not {type(batch).__name__}")
 
 
 def forward(model: nn.Module, batch):
-    """What the model says to a batch: `model(**batch)` or `model(images)`."""
-    return model(**batch) if isinstance(batch, Mapping) else model(batch[0])
+    """What the model says to a batch: `model(**batch)`, with `positions`, or `model(images)`."""
+    if not isinstance(batch, Mapping):
+        return model(batch[0])
+    return model(**positions(model, batch) | dict(batch))
+
+
+def positions(model: nn.Module, batch: Mapping) -> dict[str, Tensor]:
+    """{"position_ids": (B, T)} from the first real token on, for rows that are padded on the left.
+
+    Empty where nothing is, where the batch has its own, or where forward takes none.
+    """
+    mask = batch.get("attention_mask")
+    known = inspect.signature(model.forward).parameters
+    if not isinstance(mask, Tensor) or mask.ndim != 2 or bool((mask[:, 0] != 0).all()):
+        return {}
+    if "position_ids" not in known or batch.get("position_ids") is not None:
+        return {}
+    first = 0  # RoBERTa's kind counts on from the number of its padding token
+    for name, module in model.named_modules():
+        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
+            first = module.padding_idx + 1
+    return {"position_ids": (mask.long().cumsum(-1) - 1).clamp_min(0) + first}
+
+
+def aligned(model: nn.Module, batch):
+    """A batch for statistics of tokens: padding on the right, where transformers' models expect it.
+
+    Labels and what is a decoder's stay as they are, and all of it for a model of another library.
+    """
+    mask = padding_mask(batch)
+    if mask is None or bool(mask[:, 0].all()) or not hasattr(model, "main_input_name"):
+        return batch
+    order = mask.long().argsort(dim=1, descending=True, stable=True)  # real tokens first
+
+    def turn(name: str, value):
+        own = name != "labels" and not name.startswith("decoder_")
+        if not own or not isinstance(value, Tensor) or value.shape[:2] != mask.shape:
+            return value
+        return value[torch.arange(len(order), device=order.device)[:, None], order]
+
+    return {name: turn(name, value) for name, value in batch.items()}
 
 
 def loss_of(task_loss: Callable, model: nn.Module, batch) -> Tensor:
@@ -101,16 +146,16 @@ def mean_over_tokens(task_loss: Callable) -> Callable:
     return task_loss
 
 
-def padding_mask(batch) -> Tensor | None:
+def padding_mask(batch, name: str = "attention_mask") -> Tensor | None:
     """(B, T), True where a token is real; None where nothing is padded.
 
     Raises ValueError for a mask of another kind, which could be read the wrong way round.
     """
-    mask = batch.get("attention_mask") if isinstance(batch, Mapping) else None
+    mask = batch.get(name) if isinstance(batch, Mapping) else None
     if mask is None:
         return None
     if mask.ndim != 2 or not bool(((mask == 0) | (mask == 1)).all()):
-        problem = f"attention_mask has shape {tuple(mask.shape)} or values other than 0 and 1"
+        problem = f"{name} has shape {tuple(mask.shape)} or values other than 0 and 1"
         remedy = "give one of shape (batch, tokens), 1 for a real token and 0 for padding"
         raise ValueError(f"{problem}: {remedy}")
     return mask.bool()
