@@ -4,6 +4,7 @@ import argparse
 import sys
 
 from prehab_lib.cli import compress_cli
+from prehab_lib.inputs import not_installed
 from prehab_lib.runs.store import FULL, Store
 
 
@@ -124,11 +125,13 @@ def main(words: list[str] | None = None) -> int:
         sentence = str(error)
         if isinstance(error, OSError) and error.strerror:  # without its number
             sentence = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    except ModuleNotFoundError as error:
+        sentence = not_installed(error)
     except OSError as error:
-        if error.errno not in FULL:
-            raise
         where = error.filename or "the disk"
-        sentence = f"no space left on {where}: free some and run the same command again"
+        sentence = f"{where}: {error.strerror}"  # a name too long, a loop of links, no folder
+        if error.errno in FULL:
+            sentence = f"no space left on {where}: free some and run the same command again"
     print(f"prehab_lib: {sentence}", file=sys.stderr)
     return 2
 

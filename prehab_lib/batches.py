@@ -90,28 +90,12 @@ def positions(model: nn.Module, batch: Mapping) -> dict[str, Tensor]:
         return {}
     first = 0  # RoBERTa's kind counts on from the number of its padding token
     for name, module in model.named_modules():
-        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
+        if (
+            name.endswith("position_embeddings")
+            and getattr(module, "padding_idx", None) is not None
+        ):
             first = module.padding_idx + 1
     return {"position_ids": (mask.long().cumsum(-1) - 1).clamp_min(0) + first}
-
-
-def aligned(model: nn.Module, batch):
-    """A batch for statistics of tokens: padding on the right, where transformers' models expect it.
-
-    Labels and what is a decoder's stay as they are, and all of it for a model of another library.
-    """
-    mask = padding_mask(batch)
-    if mask is None or bool(mask[:, 0].all()) or not hasattr(model, "main_input_name"):
-        return batch
-    order = mask.long().argsort(dim=1, descending=True, stable=True)  # real tokens first
-
-    def turn(name: str, value):
-        own = name != "labels" and not name.startswith("decoder_")
-        if not own or not isinstance(value, Tensor) or value.shape[:2] != mask.shape:
-            return value
-        return value[torch.arange(len(order), device=order.device)[:, None], order]
-
-    return {name: turn(name, value) for name, value in batch.items()}
 
 
 def loss_of(task_loss: Callable, model: nn.Module, batch) -> Tensor:

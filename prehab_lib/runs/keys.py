@@ -66,7 +66,8 @@ def _inputs(params: Mapping) -> list[str]:
         root = os.environ.get("PREHAB_DATA")
     lines, files = [], set()
     if root:
-        files = {file for place in PLACES for file in Path(root).glob(f"{place}.parquet")}
+        root = Path(root).expanduser()
+        files = {file for place in PLACES for file in root.glob(f"{place}.parquet")}
     stamped = [(file, root) for file in sorted(files)]  # and the folder of its relative name
     for name, value in params.items():
         if not is_path(value) or name == "data_root":

@@ -94,13 +94,3 @@ def refuse_meta(model: nn.Module) -> None:
         if parameter.is_meta:
             remedy = "load the model without device_map, or go by blocks with scale.stream"
             raise ValueError(f"{name!r} has no numbers (it is on the device meta): {remedy}")
-
-
-def timm_holes(problem: RuntimeError, source: str) -> None:
-    """`check_tensors` of what PyTorch says where a state dict does not fit."""
-    lists = dict.fromkeys(("Missing", "Unexpected"), ())
-    for line in str(problem).splitlines():
-        for kind in lists:
-            if line.strip().startswith(f"{kind} key(s)"):
-                lists[kind] = re.findall(r'"([^"]+)"', line)
-    check_tensors(source, *lists.values(), re.findall(r"size mismatch for (\S+):", str(problem)))

@@ -46,13 +46,9 @@ def image_model(source: str, *, pretrained: bool = True, **kwargs) -> nn.Module:
         raise ValueError(f"{unknown}: see timm.list_models()")
     # timm asks of no tensor that it is there once the head is new: that is put on afterwards.
     classes = kwargs.get("num_classes") if pretrained else None
-    whole = {key: value for key, value in kwargs.items() if classes is None or key != "num_classes"}
+    whole = {key: kwargs[key] for key in kwargs if classes is None or key != "num_classes"}
     with explained(f"the model {source!r}", LOCAL):
-        try:
-            model = timm.create_model(name, pretrained=pretrained, **whole)
-        except RuntimeError as problem:
-            checkpoint.timm_holes(problem, source)
-            raise
+        model = timm.create_model(name, pretrained=pretrained, **whole)
     if classes not in (None, model.num_classes):
         model.reset_classifier(classes)
     if name == source and "/" not in source:

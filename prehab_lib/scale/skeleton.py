@@ -1,5 +1,6 @@
 """A checkpoint before its weights are read: its configuration, and a model read by blocks."""
 
+import copy
 import json
 import os
 import re
@@ -117,7 +118,7 @@ def causal_config(source: str | os.PathLike):
     kinds = [str(kind) for kind in config.architectures or ()]
     if kinds and not any("CausalLM" in kind or "LMHead" in kind for kind in kinds):
         raise ValueError(f"{str(source)!r} is a {kinds[0]}: a causal language model is needed")
-    _skeleton(config, source)
+    _skeleton(copy.deepcopy(config), source)  # which notes its precision there
     return config
 
 

@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from prehab_lib import stats
-from prehab_lib.batches import aligned, device_of, forward, mode, move
+from prehab_lib.batches import device_of, forward, mode, move
 from prehab_lib.layers import linear_layers
 from prehab_lib.scale.skeleton import Streamed
 from prehab_lib.statistics.influence import block_of
 from prehab_lib.statistics.inputs import version_of
-from prehab_lib.statistics.tokens import is_encoder_decoder, senses
+from prehab_lib.statistics.tokens import aligned, is_encoder_decoder, senses
 
 NEEDS = {"gram", "mean_abs", "max_abs", "influence"}  # statistics without gradients
 REMEDY = "use stats.collect"  # of all that is no plain row of blocks

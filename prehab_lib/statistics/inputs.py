@@ -9,11 +9,11 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from prehab_lib.batches import aligned, device_of, forward, mode, move
+from prehab_lib.batches import device_of, forward, mode, move
 from prehab_lib.roots import on_factor_device
 from prehab_lib.statistics.hooks import calibration, check_finite, check_reached, hooked
 from prehab_lib.statistics.influence import BlockInfluence
-from prehab_lib.statistics.tokens import RealTokens
+from prehab_lib.statistics.tokens import RealTokens, aligned
 
 CHUNK = 4096  # tokens per product; the sums over chunks are float64 whatever the products are
 ROWS = 256  # of a Gram that are summed at a time, so that no second matrix of its size is there

@@ -8,6 +8,7 @@ hears sound has tokens of its own, none of which is padding.
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
+import torch
 from torch import Tensor, nn
 
 from prehab_lib.batches import padding_mask, token_rows
@@ -64,6 +65,25 @@ class RealTokens:
             yield
 
 
+def aligned(model: nn.Module, batch):
+    """A batch for statistics of tokens: padding on the right, where transformers' models expect it.
+
+    Labels and what is a decoder's stay as they are, and all of it for a model of another library.
+    """
+    mask = padding_mask(batch)
+    if mask is None or bool(mask[:, 0].all()) or not hasattr(model, "main_input_name"):
+        return batch
+    order = mask.long().argsort(dim=1, descending=True, stable=True)  # real tokens first
+
+    def turn(name: str, value):
+        own = name != "labels" and not name.startswith("decoder_")
+        if not own or not isinstance(value, Tensor) or value.shape[:2] != mask.shape:
+            return value
+        return value[torch.arange(len(order), device=order.device)[:, None], order]
+
+    return {name: turn(name, value) for name, value in batch.items()}
+
+
 def is_encoder_decoder(model: nn.Module) -> bool:
     config = getattr(model, "config", None)
     return bool(getattr(config, "is_encoder_decoder", False)) and hasattr(model, "get_encoder")
@@ -76,4 +96,6 @@ def senses(model: nn.Module) -> list[str]:
 
 
 def _same_memory(x: Tensor, other: Tensor | None) -> bool:
-    return other is not None and x.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()
+    return (
+        other is not None and x.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()
+    )

@@ -9,8 +9,9 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from prehab_lib.inputs import check_choice
+from prehab_lib.inputs import check_choice, optional
 from prehab_lib.save.hub import explained
+from prehab_lib.tasks.files import check_parquet
 from prehab_lib.tasks.glue import GLUE, HUB
 
 
@@ -67,17 +68,18 @@ NEEDS = {
 def where(name: str, data_root: str | os.PathLike | None = None) -> Path | None:
     """The folder of a data set; None: it is on the hub.  Raises FileNotFoundError or ValueError."""
     if name not in DATASETS:
-        if not Path(name).is_dir():
+        if not os.path.isdir(os.path.expanduser(name)):  # a loop of links, or a name too long: none
             names = ", ".join(("digits", *DATASETS))
             raise ValueError(f"dataset = {name!r} is neither a folder nor one of {names}")
-        return Path(name)
+        return Path(name).expanduser()
     root = data_root or os.environ.get("PREHAB_DATA")
     if not root:
         return None
-    if not Path(root).expanduser().is_dir():
+    home = Path(root).expanduser()
+    if not os.path.isdir(home):
         raise FileNotFoundError(f"data_root = {str(root)!r} is no folder: check the path")
-    folder = Path(root).expanduser() / name
-    if not folder.is_dir():
+    folder = home / name
+    if not os.path.isdir(folder):
         remedy = "put it there, or leave data_root empty for the hub"
         raise FileNotFoundError(f"the data set {name!r} is not at {folder}: {remedy}")
     return folder
@@ -89,8 +91,7 @@ def load(name: str, part: str, data_root: str | os.PathLike | None = None, like:
     part: a key of `splits`.  like: what the caller expects, and how a folder of your own is read.
     Raises as `where` and `hub.explained` do, and ValueError for another kind of data set.
     """
-    import datasets
-
+    datasets = optional("datasets")
     source = DATASETS.get(name, like)
     if set(source.columns) != set(like.columns):
         here, wanted = ", ".join(source.columns), ", ".join(like.columns)
@@ -111,24 +112,23 @@ def load(name: str, part: str, data_root: str | os.PathLike | None = None, like:
 
 
 def _load_folder(folder: Path, split: str, images: bool):
-    import datasets
-
-    remedy = "check its files, or put a fresh copy there"
+    datasets, remedy = optional("datasets"), "check its files, or put a fresh copy there"
     found = [*folder.glob(f"{split}*.parquet"), *folder.glob(f"data/{split}*.parquet")]
     files = sorted(map(str, found))
     if files:
         with explained(f"the data in {folder}", remedy):
+            for file in files:
+                check_parquet(file)
             return datasets.load_dataset("parquet", data_files={split: files}, split=split)
-    if images and (folder / split).is_dir() and any((folder / split).iterdir()):
+    if images and os.path.isdir(folder / split) and any((folder / split).iterdir()):
         with explained(f"the images in {folder / split}", remedy):
-            return datasets.load_dataset("imagefolder", data_dir=str(folder / split), split="train")
+            data_dir = str(folder / split)
+            return _numbered(datasets.load_dataset("imagefolder", data_dir=data_dir, split="train"))
     needed = f"{split}*.parquet files" + (f" or a folder {split}/<class>/" if images else "")
     raise FileNotFoundError(f"{folder} has no part {split!r}: it needs {needed}")
 
 
 def _named_columns(loaded, source: Source, name: str):
-    import datasets
-
     present = loaded.column_names
     for ours, theirs in source.columns.items():
         if not {ours, theirs} & {*present}:
@@ -140,6 +140,44 @@ def _named_columns(loaded, source: Source, name: str):
     if "image" not in source.columns:
         return loaded
     with explained(f"the columns of data set {name!r}", "they must hold images and class labels"):
-        loaded = loaded.cast_column("image", datasets.Image())
-        typed = isinstance(loaded.features["label"], datasets.ClassLabel)
-        return loaded if typed else loaded.class_encode_column("label")
+        return _labelled(loaded.cast_column("image", optional("datasets").Image()))
+
+
+def _labelled(loaded):
+    """The labels as classes: a number stays that number, words are numbered by the alphabet."""
+    datasets, compute = optional("datasets"), optional("pyarrow.compute")
+    column, feature = loaded.data.column("label"), loaded.features["label"]
+    if column.null_count:
+        raise ValueError(f"{column.null_count} rows have no label")
+    if not isinstance(feature, datasets.ClassLabel):
+        names = compute.unique(column).to_pylist()
+        numbered = not isinstance(names[0], str) or all(map(_is_number, names))
+        if not numbered:
+            return loaded.class_encode_column("label")
+        numbers = compute.cast(column, "int64")  # of 2.5 or NaN: an error
+        highest = max(0, compute.max(numbers).as_py())
+        feature = datasets.ClassLabel(names=[str(i) for i in range(min(highest, len(loaded)) + 1)])
+        loaded = _with_labels(loaded, numbers.to_pylist(), feature)
+        column = loaded.data.column("label")
+    least, highest = compute.min_max(column).as_py().values()
+    if least < 0 or highest >= feature.num_classes:
+        raise ValueError(f"labels go from {least} to {highest}, of {feature.num_classes} classes")
+    return loaded
+
+
+def _numbered(folders):
+    """Folders that are all numbers are the classes of these numbers: "10" does not follow "1"."""
+    datasets, names = optional("datasets"), folders.features["label"].names
+    if not all(map(_is_number, names)):
+        return folders
+    classes = datasets.ClassLabel(names=[str(i) for i in range(max(map(int, names)) + 1)])
+    return _with_labels(folders, [int(names[i]) for i in folders["label"]], classes)
+
+
+def _is_number(name: str) -> bool:
+    """Written as a program writes it: "07" beside "7" would be one class twice."""
+    return name.isascii() and name.isdigit() and name == str(int(name))
+
+
+def _with_labels(loaded, labels: list[int], feature):
+    return loaded.remove_columns("label").add_column("label", labels, feature=feature)

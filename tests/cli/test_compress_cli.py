@@ -151,7 +151,7 @@ def test_bad_input_is_one_sentence_before_any_work(base, text, tmp_path, capsys,
         ("prehab cannot train in float16", half, text, out, "--steps", "1"),
         ("nowhere.txt is no file", base, "nowhere.txt", out),
         ("no column 'text': it has body, id", base, tmp_path / "other.parquet", out),
-        ("no Parquet file that can be read", base, written("torn.parquet", b"PAR1"), out),
+        ("torn.parquet could not be read", base, written("torn.parquet", b"PAR1"), out),
         ("holds other files than a saved model", "not looked at", text, thesis.parent),
         ("no folder one may write to", "not looked at", text, file / "out"),
     ]

@@ -1,0 +1,77 @@
+"""Files that people bring: text that is text, and Parquet that does not swell."""
+
+import os
+import re
+from pathlib import Path
+
+from prehab_lib.inputs import optional
+from prehab_lib.save.hub import explained
+
+LIMIT = 2**30  # bytes of text that are read at most
+PLAIN = ("", ".txt", ".text", ".md", ".rst", ".tex", ".py", ".log", ".raw", ".tokens")
+SWELLING, SMALL = 100, 2**26  # times its size, and bytes of a file that is unfolded to see
+
+
+def read_texts(path: str | os.PathLike, what: str = "the file") -> list[str]:
+    """The text of a UTF-8 file, or those of the column "text" of a Parquet file, without nulls.
+
+    Raises FileNotFoundError, or ValueError for another format, damage, or more than `LIMIT` bytes.
+    """
+    path, what = Path(path), f"{what} {path}"
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"{what} is no file: give a text or a Parquet file")
+    if path.suffix.lower() not in (".parquet", *PLAIN):
+        kinds = f"records in {path.suffix} are no text: give a .txt, or a .parquet"
+        raise ValueError(f"{what} would be read with all its marks, {kinds} with a column 'text'")
+    with explained(what, "give UTF-8 text, or a Parquet file with a column 'text'"):
+        if path.suffix.lower() == ".parquet":
+            check_parquet(path, ["text"], LIMIT)
+            texts = optional("pyarrow.parquet").read_table(path, columns=["text"])["text"]
+            return [text for text in texts.to_pylist() if text is not None]
+        if path.stat().st_size > LIMIT:
+            raise ValueError(f"it holds more than {LIMIT >> 20} MiB")
+        try:
+            text = path.read_text(encoding="utf-8-sig")
+        except UnicodeDecodeError as problem:
+            raise ValueError(f"it is no UTF-8 text, {problem.reason}") from problem
+        if "\0" in text or re.match(r'\s*[\[{]\s*[\[{"]', text):
+            raise ValueError("it holds JSON or zero bytes")
+        return [text]
+
+
+def check_parquet(path: str | os.PathLike, texts: list[str] | None = None, most=None) -> None:
+    """Raises ValueError for a Parquet file whose columns would swell when they are read.
+
+    texts: columns of text that it must have, and nothing else is looked at.  most: bytes; None is
+    `SWELLING` times a small file's own size.  What cannot be read raises as pyarrow does.
+    """
+    pyarrow, parquet = optional("pyarrow"), optional("pyarrow.parquet")
+    size, file = os.path.getsize(path), parquet.ParquetFile(path)
+    most, types = most or max(LIMIT, SWELLING * size), {c.name: c.type for c in file.schema_arrow}
+    for name in texts or ():
+        if name not in types:
+            raise ValueError(f"it has no column {name!r}: it has {', '.join(types)}")
+        if not (pyarrow.types.is_string(types[name]) or pyarrow.types.is_large_string(types[name])):
+            raise ValueError(f"its column {name!r} holds {types[name]}, no text")
+    leaves = [file.schema.column(i) for i in range(len(file.schema))]
+    wanted = [i for i, leaf in enumerate(leaves) if texts is None or leaf.path in texts]
+    groups = [file.metadata.row_group(i) for i in range(file.metadata.num_row_groups)]
+    held = sum(group.column(i).total_uncompressed_size for group in groups for i in wanted)
+    held += 4 * file.metadata.num_rows
+    if held <= most and (texts or size <= SMALL):
+        # Not looked up in its dictionary, a text counts as often as it is there and lies once.
+        strings = [leaf.path for leaf in leaves if leaf.physical_type == "BYTE_ARRAY"]
+        table = parquet.ParquetFile(path, read_dictionary=strings).read(columns=texts)
+        held = sum(_bytes(chunk) for column in table.columns for chunk in column.chunks)
+    if held > most:
+        raise ValueError(f"its {size} bytes hold {held >> 20} MiB, at most {most >> 20} are read")
+
+
+def _bytes(array) -> int:
+    types, compute = optional("pyarrow").types, optional("pyarrow.compute")
+    if types.is_struct(array.type):
+        return sum(map(_bytes, array.flatten()))
+    if types.is_dictionary(array.type):
+        lengths = compute.binary_length(array.dictionary).cast("int64")
+        return compute.sum(lengths.take(array.indices)).as_py() or 0
+    return array.nbytes
