@@ -12,7 +12,14 @@ IGNORED = -100  # the label that cross-entropy leaves out
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """Where the model lies; one in 8 bits may have no parameters, but buffers."""
+    """Where the model lies; one in 8 bits may have no parameters, but buffers.
+
+    Raises ValueError for a weight without numbers, as `device_map` leaves those on disk.
+    """
+    for name, parameter in model.named_parameters():
+        if parameter.is_meta:
+            remedy = "load the model without device_map, or go by blocks with scale.stream"
+            raise ValueError(f"{name!r} has no numbers, it is on the device meta: {remedy}")
     return next(chain(model.parameters(), model.buffers())).device
 
 

@@ -65,6 +65,16 @@ def check_options(name: str, options: Mapping, function: Callable) -> None:
     check_settings(name, options, inspect.signature(function).parameters)
 
 
+def check_texts(texts: Iterable[str]) -> list[str]:
+    """The texts as a list.  Raises ValueError for one string, which is a list of letters."""
+    listed = [texts] if isinstance(texts, str | bytes) else list(texts)
+    wrong = [type(text).__name__ for text in listed if not isinstance(text, str)]
+    if isinstance(texts, str | bytes) or wrong:
+        found = wrong[0] if wrong else "one string"
+        raise ValueError(f"texts are a list of strings, not {found}: write [text]")
+    return listed
+
+
 def warn_if_few_tokens(
     what: str, counts: Mapping[str, tuple[int, int]], per: str, stacklevel: int
 ) -> None:

@@ -10,6 +10,8 @@ from pathlib import Path
 
 from torch import nn
 
+from prehab_lib.batches import device_of
+
 SHOWN = 3  # names of a sentence
 MOST = {"num_hidden_layers": 10_000}  # building more is a hang, not a model
 SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
@@ -68,29 +70,22 @@ def check_loaded(model: nn.Module, found: dict, source: str, new_head: bool = Fa
     new_head: what is beside the base model may be missing whole, and only it.  A head of another
     kind of model may always be left out.  Raises ValueError too for weights that were not loaded.
     """
-    refuse_meta(model)
+    device_of(model)  # every weight has numbers
     base, prefix = model.base_model, f"{model.base_model_prefix}."
     inside = "" if base is model else prefix
-    own = {name for name, _ in base.named_children()}
     missing, unexpected = set(found["missing_keys"]), set(found["unexpected_keys"])
     mismatched = {entry[0] for entry in found["mismatched_keys"]}
     if type(model).__name__ not in (model.config.architectures or ()):
-        unexpected = {n for n in unexpected if n.removeprefix(prefix).split(".")[0] in own}
+        own = tuple(f"{name}." for name, _ in base.named_children())
+        own = tuple(name for name in (prefix, *own) if name != POOLER)
+        other = (prefix + POOLER, POOLER)
+        unexpected = {n for n in unexpected if n.startswith(own) and not n.startswith(other)}
     if new_head:
         names = set(model.state_dict())
         head = {name for name in names if not name.startswith(inside)}
-        if head & mismatched or (head & missing and not head <= missing):
-            kept = sorted(head - missing | head & mismatched)[:SHOWN]
-            problem = f"{source!r} brings a head of another task ({', '.join(kept)})"
-            raise ValueError(f"{problem}: give its encoder alone")
+        if not head <= missing:
+            kept = ", ".join(sorted(head - missing)[:SHOWN])
+            raise ValueError(f"{source!r} brings a head of another task ({kept}): give its encoder")
         pooler = {name for name in names if name.startswith(inside + POOLER)}
         missing -= head | (pooler if pooler <= missing else set())
     check_tensors(source, missing, unexpected, mismatched)
-
-
-def refuse_meta(model: nn.Module) -> None:
-    """Raises ValueError where a weight is a promise only, as `device_map` leaves those on disk."""
-    for name, parameter in model.named_parameters():
-        if parameter.is_meta:
-            remedy = "load the model without device_map, or go by blocks with scale.stream"
-            raise ValueError(f"{name!r} has no numbers (it is on the device meta): {remedy}")

@@ -4,7 +4,7 @@ import os
 import re
 from pathlib import Path
 
-from prehab_lib.inputs import optional
+from prehab_lib.inputs import check_texts, optional
 from prehab_lib.save.hub import explained
 
 LIMIT = 2**30  # bytes of text that are read at most
@@ -26,15 +26,15 @@ def read_texts(path: str | os.PathLike, what: str = "the file") -> list[str]:
     with explained(what, "give UTF-8 text, or a Parquet file with a column 'text'"):
         if path.suffix.lower() == ".parquet":
             check_parquet(path, ["text"], LIMIT)
-            texts = optional("pyarrow.parquet").read_table(path, columns=["text"])["text"]
-            return [text for text in texts.to_pylist() if text is not None]
+            column = optional("pyarrow.parquet").read_table(path, columns=["text"])["text"]
+            return check_texts(text for text in column.to_pylist() if text is not None)
         if path.stat().st_size > LIMIT:
             raise ValueError(f"it holds more than {LIMIT >> 20} MiB")
         try:
             text = path.read_text(encoding="utf-8-sig")
         except UnicodeDecodeError as problem:
             raise ValueError(f"it is no UTF-8 text, {problem.reason}") from problem
-        if "\0" in text or re.match(r'\s*[\[{]\s*[\[{"]', text):
+        if "\0" in text or re.match(r'\s*(\[\s*)?\{\s*"', text):
             raise ValueError("it holds JSON or zero bytes")
         return [text]
 
@@ -51,8 +51,6 @@ def check_parquet(path: str | os.PathLike, texts: list[str] | None = None, most=
     for name in texts or ():
         if name not in types:
             raise ValueError(f"it has no column {name!r}: it has {', '.join(types)}")
-        if not (pyarrow.types.is_string(types[name]) or pyarrow.types.is_large_string(types[name])):
-            raise ValueError(f"its column {name!r} holds {types[name]}, no text")
     leaves = [file.schema.column(i) for i in range(len(file.schema))]
     wanted = [i for i, leaf in enumerate(leaves) if texts is None or leaf.path in texts]
     groups = [file.metadata.row_group(i) for i in range(file.metadata.num_row_groups)]

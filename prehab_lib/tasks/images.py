@@ -27,7 +27,7 @@ class ImageTask(Task):
     draw: Callable[[str, int, int], Iterable]
     test: Callable[[], Iterable]
     protocol: str  # how the score is taken, stored with every number
-    fed: object = None  # what the training images are, where the name does not say it all
+    fed: list  # what tells one set of training images from another: tensors or text
 
 
 def digit_task(batch: int, test_images: int = 4000) -> ImageTask:
@@ -43,7 +43,7 @@ def digit_task(batch: int, test_images: int = 4000) -> ImageTask:
     test = partial(digit_pairs, "test", size, batches, seed=0)
     first, last = DIGITS["test"]
     protocol = f"top-1 on {size * batches} fixed pairs of {last - first} held-out digit images"
-    return ImageTask("digit pairs", 100, draw, test, protocol)
+    return ImageTask("digit pairs", 100, draw, test, protocol, [*_digits("train")])
 
 
 def digit_pairs(part: str, batch: int, count: int, seed: int) -> Drawn:
@@ -97,7 +97,7 @@ def open_task(
     test = partial(loader, Prepared(tested, plain), range(len(tested)))
     prepared = f"resized and centre-cropped to {size} pixels"
     protocol = f"top-1 on {len(tested)} images of {dataset}, {prepared}"
-    return ImageTask(dataset, len(names), draw, test, protocol, images)
+    return ImageTask(dataset, len(names), draw, test, protocol, [images._fingerprint])
 
 
 def _check_classes(names: list[str], model: nn.Module, dataset: str) -> None:
