@@ -95,13 +95,10 @@ def positions(model: nn.Module, batch: Mapping) -> dict[str, Tensor]:
         return {}
     if "position_ids" not in known or batch.get("position_ids") is not None:
         return {}
-    first = 0  # RoBERTa's kind counts on from the number of its padding token
-    for name, module in model.named_modules():
-        if (
-            name.endswith("position_embeddings")
-            and getattr(module, "padding_idx", None) is not None
-        ):
-            first = module.padding_idx + 1
+    # RoBERTa's kind counts on from the number of its padding token.
+    tables = [m for name, m in model.named_modules() if name.endswith("position_embeddings")]
+    padding = [getattr(table, "padding_idx", None) for table in tables]
+    first = 0 if not padding or padding[0] is None else padding[0] + 1
     return {"position_ids": (mask.long().cumsum(-1) - 1).clamp_min(0) + first}
 
 

@@ -12,9 +12,6 @@ from types import ModuleType
 TOKENS_EACH = 10
 
 
-PIP_NAMES = {"sklearn": "scikit-learn", "PIL": "pillow", "yaml": "pyyaml"}
-
-
 def optional(name: str) -> ModuleType:
     """A package that not every task needs.  Raises ValueError with the line that installs it."""
     try:
@@ -24,9 +21,8 @@ def optional(name: str) -> ModuleType:
 
 
 def not_installed(problem: ModuleNotFoundError) -> str:
-    """The sentence for a package that is not there."""
     package = (problem.name or str(problem)).split(".")[0]
-    line = f"pip install {PIP_NAMES.get(package, package)}"
+    line = f"pip install {package}".replace("sklearn", "scikit-learn")
     return f"the package {package!r} is not installed: run `{line}`"
 
 
@@ -67,11 +63,9 @@ def check_options(name: str, options: Mapping, function: Callable) -> None:
 
 def check_texts(texts: Iterable[str]) -> list[str]:
     """The texts as a list.  Raises ValueError for one string, which is a list of letters."""
-    listed = [texts] if isinstance(texts, str | bytes) else list(texts)
-    wrong = [type(text).__name__ for text in listed if not isinstance(text, str)]
-    if isinstance(texts, str | bytes) or wrong:
-        found = wrong[0] if wrong else "one string"
-        raise ValueError(f"texts are a list of strings, not {found}: write [text]")
+    listed = [None] if isinstance(texts, str | bytes) else list(texts)
+    if not all(isinstance(text, str) for text in listed):
+        raise ValueError("texts are a list of strings, not one string, and of nothing else")
     return listed
 
 

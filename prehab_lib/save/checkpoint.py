@@ -21,7 +21,7 @@ POOLER = "pooler."  # counts as head: an encoder trained on masked words has non
 
 def refuse_adapter(source: str | os.PathLike) -> None:
     """Raises ValueError for a folder of peft, which holds a change to a model and no model."""
-    if (Path(source) / "adapter_config.json").is_file():
+    if os.path.isfile(Path(source) / "adapter_config.json"):
         remedy = "open it with peft, merge it (merge_and_unload) and save the merged model"
         raise ValueError(f"{str(source)!r} is an adapter of peft: {remedy}")
 
@@ -44,20 +44,16 @@ def check_config(config, source: str | os.PathLike) -> None:
             raise ValueError(f"{where} says {key} = {value}: it must be 1 to {most}")
 
 
-def check_tensors(
-    source: str | os.PathLike,
-    missing: Collection[str] = (),
-    unexpected: Collection[str] = (),
-    mismatched: Collection[str] = (),
-) -> None:
-    """Raises ValueError that counts and names the tensors by which a file and its model differ."""
-    kinds = {"missing": missing, "in no place of the model": unexpected}
-    kinds["of another shape"] = mismatched
+def check_tensors(source: str | os.PathLike, **wrong: Collection[str]) -> None:
+    """Raises ValueError that counts and names the tensors by which a file and its model differ.
+
+    wrong: "missing", "unexpected", "mismatched" -> names.
+    """
     parts = []
-    for kind, names in kinds.items():
+    for kind, names in wrong.items():
         if names:
             first = ", ".join(sorted(names)[:SHOWN]) + ", …" * (len(names) > SHOWN)
-            parts.append(f"{len(names)} {'is' if len(names) == 1 else 'are'} {kind} ({first})")
+            parts.append(f"{len(names)} {kind} ({first})")
     if parts:
         remedy = "copy the whole checkpoint again, or correct its config.json"
         tensors = f"the tensors of {str(source)!r} are not those of its model"
@@ -67,25 +63,22 @@ def check_tensors(
 def check_loaded(model: nn.Module, found: dict, source: str, new_head: bool = False) -> None:
     """`check_tensors` of what `from_pretrained` reports as `output_loading_info`.
 
-    new_head: what is beside the base model may be missing whole, and only it.  A head of another
-    kind of model may always be left out.  Raises ValueError too for weights that were not loaded.
+    new_head: what is beside the base model is missing whole.  A head of another kind of model may
+    always be left out.  Raises ValueError too for weights that were not loaded.
     """
     device_of(model)  # every weight has numbers
     base, prefix = model.base_model, f"{model.base_model_prefix}."
-    inside = "" if base is model else prefix
     missing, unexpected = set(found["missing_keys"]), set(found["unexpected_keys"])
-    mismatched = {entry[0] for entry in found["mismatched_keys"]}
     if type(model).__name__ not in (model.config.architectures or ()):
-        own = tuple(f"{name}." for name, _ in base.named_children())
-        own = tuple(name for name in (prefix, *own) if name != POOLER)
+        own = (prefix, *(f"{name}." for name, _ in base.named_children() if name != POOLER[:-1]))
         other = (prefix + POOLER, POOLER)
         unexpected = {n for n in unexpected if n.startswith(own) and not n.startswith(other)}
-    if new_head:
-        names = set(model.state_dict())
-        head = {name for name in names if not name.startswith(inside)}
+    if new_head and base is not model:
+        head = {name for name in model.state_dict() if not name.startswith(prefix)}
         if not head <= missing:
             kept = ", ".join(sorted(head - missing)[:SHOWN])
             raise ValueError(f"{source!r} brings a head of another task ({kept}): give its encoder")
-        pooler = {name for name in names if name.startswith(inside + POOLER)}
+        pooler = {name for name in model.state_dict() if name.startswith(prefix + POOLER)}
         missing -= head | (pooler if pooler <= missing else set())
-    check_tensors(source, missing, unexpected, mismatched)
+    mismatched = {entry[0] for entry in found["mismatched_keys"]}
+    check_tensors(source, missing=missing, unexpected=unexpected, mismatched=mismatched)

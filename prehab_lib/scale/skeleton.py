@@ -71,7 +71,7 @@ def open_streamed(folder: str | os.PathLike, dtype: torch.dtype | None = None) -
     stored = {*model.state_dict(), *dict(model.named_buffers())}
     ignored = "|".join(["inv_freq$", *(model._keys_to_ignore_on_load_unexpected or ())])
     unexpected = {name for name in {*streamed.files} - stored if not re.search(ignored, name)}
-    check_tensors(folder, missing, unexpected)
+    check_tensors(folder, missing=missing, unexpected=unexpected)
     blocks = {block_of(layer) for layer in default_layers(model)} - {None}
     inside = tuple(f"{block}." for block in blocks)
     for name in names:
@@ -107,9 +107,9 @@ def config_of(source: str | os.PathLike):
 
 def _skeleton(config, source: str | os.PathLike, dtype: torch.dtype | None = None) -> nn.Module:
     """A causal language model without weights; ValueError where its configuration makes none."""
-    with explained(f"the configuration of {str(source)!r}", "correct its config.json"):
-        with init_empty_weights(include_buffers=False):  # buffers are small and not stored
-            return transformers.AutoModelForCausalLM.from_config(config, dtype=dtype)
+    told = explained(f"the configuration of {str(source)!r}", "correct its config.json")
+    with told, init_empty_weights(include_buffers=False):  # buffers are small and not stored
+        return transformers.AutoModelForCausalLM.from_config(config, dtype=dtype)
 
 
 def causal_config(source: str | os.PathLike):

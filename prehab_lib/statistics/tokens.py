@@ -19,14 +19,13 @@ class RealTokens:
 
     def __init__(self, model: nn.Module):
         self.model, self.both = model, is_encoder_decoder(model)
-        self.mask: Tensor | None = None
-        self.decoder_mask: Tensor | None = None
-        self.states: Tensor | None = None  # what the decoder reads of the encoder
-        self.towers: list[str] = []  # those whose forward runs now, the innermost last
 
     def start_batch(self, batch) -> None:
-        self.mask, self.states, self.towers = padding_mask(batch), None, []
-        self.decoder_mask = padding_mask(batch, "decoder_attention_mask")
+        self.mask, self.decoder_mask = (
+            padding_mask(batch, f"{whose}attention_mask") for whose in ("", "decoder_")
+        )
+        self.states: Tensor | None = None  # what the decoder reads of the encoder
+        self.towers: list[str] = []  # those whose forward runs now, the innermost last
 
     def rows(self, x: Tensor) -> Tensor:
         """(..., n) -> (tokens, n), as `batches.token_rows`."""
@@ -34,24 +33,19 @@ class RealTokens:
 
     def mask_of(self, x: Tensor) -> Tensor | None:
         """The mask (B, T) of the sequence that x belongs to, None where all of it is real."""
-        tower = self.towers[-1] if self.towers else ""
+        tower = self.towers[-1] if self.towers else "decoder"
         if tower == "senses":
             return None
-        if not self.both or tower == "encoder" or _same_memory(x, self.states):
-            return self.mask
-        return self.decoder_mask
+        of_encoder = tower == "encoder" or _memory(x) == _memory(self.states)
+        return self.mask if of_encoder or not self.both else self.decoder_mask
 
     @contextmanager
     def hooks(self) -> Iterator[None]:
+        towers = [(self.model.get_submodule(name), "senses") for name in senses(self.model)]
+        if self.both:
+            towers += [(self.model.get_encoder(), "encoder"), (self.model.get_decoder(), "decoder")]
         with ExitStack() as undo:
-            towers = {name: "senses" for name in senses(self.model)}
-            towers = [(self.model.get_submodule(name), kind) for name, kind in towers.items()]
-            if self.both:
-                towers.append((self.model.get_encoder(), "encoder"))
-                towers.append((self.model.get_decoder(), "decoder"))
             for module, kind in towers:
-                if module is self.model:
-                    continue
 
                 def enter(module, args, kwargs, kind: str = kind) -> None:
                     self.towers.append(kind)
@@ -65,6 +59,20 @@ class RealTokens:
             yield
 
 
+def is_encoder_decoder(model: nn.Module) -> bool:
+    return bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False))
+
+
+def senses(model: nn.Module) -> list[str]:
+    """The models inside a transformers model whose input is no text."""
+    reads = {name: getattr(part, "main_input_name", "") for name, part in model.named_modules()}
+    return [name for name in reads if name and reads[name] not in ("", "input_ids")]
+
+
+def _memory(x: Tensor | None) -> int:
+    return 0 if x is None else x.untyped_storage().data_ptr()
+
+
 def aligned(model: nn.Module, batch):
     """A batch for statistics of tokens: padding on the right, where transformers' models expect it.
 
@@ -74,28 +82,9 @@ def aligned(model: nn.Module, batch):
     if mask is None or bool(mask[:, 0].all()) or not hasattr(model, "main_input_name"):
         return batch
     order = mask.long().argsort(dim=1, descending=True, stable=True)  # real tokens first
-
-    def turn(name: str, value):
-        own = name != "labels" and not name.startswith("decoder_")
-        if not own or not isinstance(value, Tensor) or value.shape[:2] != mask.shape:
-            return value
-        return value[torch.arange(len(order), device=order.device)[:, None], order]
-
-    return {name: turn(name, value) for name, value in batch.items()}
-
-
-def is_encoder_decoder(model: nn.Module) -> bool:
-    config = getattr(model, "config", None)
-    return bool(getattr(config, "is_encoder_decoder", False)) and hasattr(model, "get_encoder")
-
-
-def senses(model: nn.Module) -> list[str]:
-    """The models inside a transformers model whose input is no text."""
-    inner = {name: getattr(module, "main_input_name", "") for name, module in model.named_modules()}
-    return [name for name, reads in inner.items() if name and reads not in ("", "input_ids")]
-
-
-def _same_memory(x: Tensor, other: Tensor | None) -> bool:
-    return (
-        other is not None and x.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()
-    )
+    turned = dict(batch)
+    for name, value in batch.items():
+        own = name != "labels" and not name.startswith("decoder_") and isinstance(value, Tensor)
+        if own and value.shape[:2] == mask.shape:
+            turned[name] = value[torch.arange(len(order), device=order.device)[:, None], order]
+    return turned

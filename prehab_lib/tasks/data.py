@@ -114,8 +114,8 @@ def load(name: str, part: str, data_root: str | os.PathLike | None = None, like:
 
 def _load_folder(folder: Path, split: str, images: bool):
     datasets, remedy = optional("datasets"), "check its files, or put a fresh copy there"
-    found = [*folder.glob(f"{split}*.parquet"), *folder.glob(f"data/{split}*.parquet")]
-    files = sorted(map(str, found))
+    files = [*folder.glob(f"{split}*.parquet"), *folder.glob(f"data/{split}*.parquet")]
+    files = sorted(map(str, files))
     if files:
         with explained(f"the data in {folder}", remedy):
             for file in files:
@@ -123,8 +123,11 @@ def _load_folder(folder: Path, split: str, images: bool):
             return datasets.load_dataset("parquet", data_files={split: files}, split=split)
     if images and os.path.isdir(folder / split) and any((folder / split).iterdir()):
         with explained(f"the images in {folder / split}", remedy):
-            data_dir = str(folder / split)
-            return _numbered(datasets.load_dataset("imagefolder", data_dir=data_dir, split="train"))
+            found = datasets.load_dataset(
+                "imagefolder", data_dir=str(folder / split), split="train"
+            )
+            names = found.features["label"].names  # as text: "10" does not follow "1"
+            return _with_labels(found, [names[i] for i in found["label"]])
     needed = f"{split}*.parquet files" + (f" or a folder {split}/<class>/" if images else "")
     raise FileNotFoundError(f"{folder} has no part {split!r}: it needs {needed}")
 
@@ -151,28 +154,19 @@ def _labelled(loaded):
     if column.null_count:
         raise ValueError(f"{column.null_count} rows have no label")
     if not isinstance(feature, datasets.ClassLabel):
-        names = compute.unique(column).to_pylist()
-        numbered = not isinstance(names[0], str) or all(map(_is_number, names))
-        if not numbered:
-            return loaded.class_encode_column("label")
-        numbers = compute.cast(column, "int64")  # of 2.5 or NaN: an error
-        highest = max(0, compute.max(numbers).as_py())
-        feature = datasets.ClassLabel(names=[str(i) for i in range(min(highest, MOST) + 1)])
-        loaded = _with_labels(loaded, numbers.to_pylist(), feature)
-        column = loaded.data.column("label")
-    least, highest = compute.min_max(column).as_py().values()
-    if least < 0 or highest >= feature.num_classes:
-        raise ValueError(f"labels go from {least} to {highest}, of {feature.num_classes} classes")
+        values = column.to_pylist()
+        names = sorted(set(values))
+        if isinstance(values[0], str) and not all(map(_is_number, names)):
+            labels = [*map({name: i for i, name in enumerate(names)}.get, values)]
+        else:
+            labels = compute.cast(column, "int64").to_pylist()  # of 2.5 or NaN: an error
+            names = [str(i) for i in range(min(max(labels), MOST) + 1)]
+        loaded = _with_labels(loaded, labels, datasets.ClassLabel(names=names))
+    least, highest = compute.min_max(loaded.data.column("label")).as_py().values()
+    classes = loaded.features["label"].num_classes
+    if least < 0 or highest >= classes:
+        raise ValueError(f"labels go from {least} to {highest}, of {classes} classes")
     return loaded
-
-
-def _numbered(folders):
-    """Folders that are all numbers are the classes of these numbers: "10" does not follow "1"."""
-    datasets, names = optional("datasets"), folders.features["label"].names
-    if not all(map(_is_number, names)):
-        return folders
-    classes = datasets.ClassLabel(names=[str(i) for i in range(max(map(int, names)) + 1)])
-    return _with_labels(folders, [int(names[i]) for i in folders["label"]], classes)
 
 
 def _is_number(name: str) -> bool:
@@ -180,5 +174,5 @@ def _is_number(name: str) -> bool:
     return name.isascii() and name.isdigit() and name == str(int(name))
 
 
-def _with_labels(loaded, labels: list[int], feature):
+def _with_labels(loaded, labels: list, feature=None):
     return loaded.remove_columns("label").add_column("label", labels, feature=feature)

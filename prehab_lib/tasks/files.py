@@ -17,14 +17,14 @@ def read_texts(path: str | os.PathLike, what: str = "the file") -> list[str]:
 
     Raises FileNotFoundError, or ValueError for another format, damage, or more than `LIMIT` bytes.
     """
-    path, what = Path(path), f"{what} {path}"
+    path, what, kind = Path(path), f"{what} {path}", Path(path).suffix.lower()
     if not os.path.isfile(path):
         raise FileNotFoundError(f"{what} is no file: give a text or a Parquet file")
-    if path.suffix.lower() not in (".parquet", *PLAIN):
-        kinds = f"records in {path.suffix} are no text: give a .txt, or a .parquet"
-        raise ValueError(f"{what} would be read with all its marks, {kinds} with a column 'text'")
+    if kind not in (".parquet", *PLAIN):
+        remedy = "give a .txt, or a .parquet with a column 'text'"
+        raise ValueError(f"{what} would be read with all the marks of a {kind}: {remedy}")
     with explained(what, "give UTF-8 text, or a Parquet file with a column 'text'"):
-        if path.suffix.lower() == ".parquet":
+        if kind == ".parquet":
             check_parquet(path, ["text"], LIMIT)
             column = optional("pyarrow.parquet").read_table(path, columns=["text"])["text"]
             return check_texts(text for text in column.to_pylist() if text is not None)
@@ -39,27 +39,28 @@ def read_texts(path: str | os.PathLike, what: str = "the file") -> list[str]:
         return [text]
 
 
-def check_parquet(path: str | os.PathLike, texts: list[str] | None = None, most=None) -> None:
+def check_parquet(path: str | os.PathLike, names: list[str] | None = None, most=None) -> None:
     """Raises ValueError for a Parquet file whose columns would swell when they are read.
 
-    texts: columns of text that it must have, and nothing else is looked at.  most: bytes; None is
-    `SWELLING` times a small file's own size.  What cannot be read raises as pyarrow does.
+    names: columns that it must have, the only ones looked at.  most: bytes; None is `SWELLING`
+    times a small file's own size.  What cannot be read raises as pyarrow does.
     """
-    pyarrow, parquet = optional("pyarrow"), optional("pyarrow.parquet")
-    size, file = os.path.getsize(path), parquet.ParquetFile(path)
-    most, types = most or max(LIMIT, SWELLING * size), {c.name: c.type for c in file.schema_arrow}
-    for name in texts or ():
-        if name not in types:
-            raise ValueError(f"it has no column {name!r}: it has {', '.join(types)}")
+    parquet, size = optional("pyarrow.parquet"), os.path.getsize(path)
+    file, most = parquet.ParquetFile(path), most or max(LIMIT, SWELLING * size)
+    for name in names or ():
+        if name not in file.schema_arrow.names:
+            has = ", ".join(file.schema_arrow.names)
+            raise ValueError(f"it has no column {name!r}: it has {has}")
     leaves = [file.schema.column(i) for i in range(len(file.schema))]
-    wanted = [i for i, leaf in enumerate(leaves) if texts is None or leaf.path in texts]
-    groups = [file.metadata.row_group(i) for i in range(file.metadata.num_row_groups)]
-    held = sum(group.column(i).total_uncompressed_size for group in groups for i in wanted)
-    held += 4 * file.metadata.num_rows
-    if held <= most and (texts or size <= SMALL):
+    held = 4 * file.metadata.num_rows
+    for number, leaf in enumerate(leaves):
+        if names is None or leaf.path in names:
+            groups = map(file.metadata.row_group, range(file.metadata.num_row_groups))
+            held += sum(group.column(number).total_uncompressed_size for group in groups)
+    if held <= most and (names or size <= SMALL):
         # Not looked up in its dictionary, a text counts as often as it is there and lies once.
         strings = [leaf.path for leaf in leaves if leaf.physical_type == "BYTE_ARRAY"]
-        table = parquet.ParquetFile(path, read_dictionary=strings).read(columns=texts)
+        table = parquet.ParquetFile(path, read_dictionary=strings).read(columns=names)
         held = sum(_bytes(chunk) for column in table.columns for chunk in column.chunks)
     if held > most:
         raise ValueError(f"its {size} bytes hold {held >> 20} MiB, at most {most >> 20} are read")

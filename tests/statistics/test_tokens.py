@@ -91,10 +91,8 @@ def test_an_encoders_mask_is_the_encoders_and_what_reads_it(name):
         batch = batch_of(False, decoder_input_ids=ids, **more)
         for layer, found in collect(model, [batch], needs={"gram", "influence"}).items():
             crossed = "EncDecAttention" in layer or "encoder_attn" in layer
-            reads_encoder = (
-                ".encoder." in f".{layer}" or crossed and layer.split(".")[-1] in ("k", "v", "k_proj", "v_proj")
-            )
-            assert found.tokens == (REAL if reads_encoder else in_decoder), layer
+            of_encoder = ".encoder." in f".{layer}" or (crossed and layer.removesuffix("_proj")[-1] in "kv")
+            assert found.tokens == (REAL if of_encoder else in_decoder), layer
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
 
 

@@ -182,7 +182,7 @@ def test_only_texts_are_read_as_texts(tmp_path):
     bad = ["a.jsonl", "a.json", "A.JSON", "a.csv", "a.tsv", "a.txt.gz", "a.ndjson", "a.xml", "a.yaml", "a.pkl"]
     for name in bad:
         (tmp_path / name).write_text('{"text": "one"}\n')
-        refuses("would be read with all its marks", read_texts, tmp_path / name)
+        refuses("would be read with all the marks of a", read_texts, tmp_path / name)
     for text in ('{"text": "one"}\n{"text": "two"}\n', ' [{"text": "one"}]', "a\0b"):
         (tmp_path / "d.txt").write_text(text)
         refuses("it holds JSON or zero bytes", read_texts, tmp_path / "d.txt")
@@ -213,6 +213,7 @@ def test_a_missing_package_is_named_with_the_line_that_installs_it(monkeypatch, 
             gone.setitem(sys.modules, module, None)
             refuses(f"'{module.split('.')[0]}' is not installed: run `pip install {package}`", call)
     monkeypatch.delitem(sys.modules, "prehab_lib.cli.compress", raising=False)
+    monkeypatch.delattr("prehab_lib.cli.compress", raising=False)
     monkeypatch.setitem(sys.modules, "transformers.utils", None)
     assert main(["compress", "a", "--data", "b", "--out", "c"]) == 2
     assert "pip install transformers" in capsys.readouterr().err
