@@ -51,26 +51,30 @@ def check_parquet(path: str | os.PathLike, names: list[str] | None = None, most=
         if name not in file.schema_arrow.names:
             has = ", ".join(file.schema_arrow.names)
             raise ValueError(f"it has no column {name!r}: it has {has}")
-    leaves = [file.schema.column(i) for i in range(len(file.schema))]
-    held = 4 * file.metadata.num_rows
-    for number, leaf in enumerate(leaves):
-        if names is None or leaf.path in names:
-            groups = map(file.metadata.row_group, range(file.metadata.num_row_groups))
-            held += sum(group.column(number).total_uncompressed_size for group in groups)
+    groups = [file.metadata.row_group(i) for i in range(file.metadata.num_row_groups)]
+    texts, others, held = [], [], 0
+    for i in range(len(file.schema)):
+        path_in, kind = file.schema.column(i).path, file.schema.column(i).physical_type
+        if names is None or path_in in names:
+            (texts if kind == "BYTE_ARRAY" and "." not in path_in else others).append(path_in)
+            held += sum(group.column(i).total_uncompressed_size for group in groups)
+    held += 4 * file.metadata.num_rows
     if held <= most and (names or size <= SMALL):
+        rows, held = max(1, 2**28 // held), 0  # none is longer than all of it
         # Not looked up in its dictionary, a text counts as often as it is there and lies once.
-        strings = [leaf.path for leaf in leaves if leaf.physical_type == "BYTE_ARRAY"]
-        table = parquet.ParquetFile(path, read_dictionary=strings).read(columns=names)
-        held = sum(_bytes(chunk) for column in table.columns for chunk in column.chunks)
+        for column in parquet.ParquetFile(path, read_dictionary=texts).read(columns=texts).columns:
+            held += sum(map(_bytes, column.chunks))
+        for batch in file.iter_batches(rows, columns=others) if others else ():
+            held += batch.nbytes
+            if held > most:
+                break
     if held > most:
         raise ValueError(f"its {size} bytes hold {held >> 20} MiB, at most {most >> 20} are read")
 
 
-def _bytes(array) -> int:
-    types, compute = optional("pyarrow").types, optional("pyarrow.compute")
-    if types.is_struct(array.type):
-        return sum(map(_bytes, array.flatten()))
-    if types.is_dictionary(array.type):
-        lengths = compute.binary_length(array.dictionary).cast("int64")
-        return compute.sum(lengths.take(array.indices)).as_py() or 0
-    return array.nbytes
+def _bytes(texts) -> int:
+    compute = optional("pyarrow.compute")
+    if not hasattr(texts, "dictionary"):
+        return texts.nbytes
+    lengths = compute.binary_length(texts.dictionary).cast("int64")
+    return compute.sum(lengths.take(texts.indices)).as_py() or 0
