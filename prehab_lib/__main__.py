@@ -4,7 +4,6 @@ import argparse
 import sys
 
 from prehab_lib.cli import compress_cli
-from prehab_lib.inputs import not_installed
 from prehab_lib.runs.store import FULL, Store
 
 
@@ -126,6 +125,8 @@ def main(words: list[str] | None = None) -> int:
         if isinstance(error, OSError) and error.strerror:  # without its number
             sentence = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     except ModuleNotFoundError as error:
+        from prehab_lib.save.hub import not_installed
+
         sentence = not_installed(error)
     except OSError as error:
         where = error.filename or "the disk"

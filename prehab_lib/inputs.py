@@ -1,29 +1,13 @@
 """What people hand in, checked in one sentence: numbers, names, how much calibration data."""
 
-import importlib
 import inspect
 import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from numbers import Real
-from types import ModuleType
 
 # For every number that a least-squares problem fits; fewer leave its small directions to chance.
 TOKENS_EACH = 10
-
-
-def optional(name: str) -> ModuleType:
-    """A package that not every task needs.  Raises ValueError with the line that installs it."""
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as problem:
-        raise ValueError(not_installed(problem)) from problem
-
-
-def not_installed(problem: ModuleNotFoundError) -> str:
-    package = (problem.name or str(problem)).split(".")[0]
-    line = f"pip install {package}".replace("sklearn", "scikit-learn")
-    return f"the package {package!r} is not installed: run `{line}`"
 
 
 def check_whole(least: int, **arguments) -> None:
@@ -59,14 +43,6 @@ def check_settings(name: str, options: Mapping, choices: Iterable[str]) -> None:
 def check_options(name: str, options: Mapping, function: Callable) -> None:
     """As `check_settings`, for the arguments of a function."""
     check_settings(name, options, inspect.signature(function).parameters)
-
-
-def check_texts(texts: Iterable[str]) -> list[str]:
-    """The texts as a list.  Raises ValueError for one string, which is a list of letters."""
-    listed = [None] if isinstance(texts, str | bytes) else list(texts)
-    if not all(isinstance(text, str) for text in listed):
-        raise ValueError("texts are a list of strings, not one string, and of nothing else")
-    return listed
 
 
 def warn_if_few_tokens(

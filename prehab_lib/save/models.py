@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from prehab_lib.inputs import check_choice, optional
+from prehab_lib.inputs import check_choice
 from prehab_lib.save import checkpoint
-from prehab_lib.save.hub import explained
+from prehab_lib.save.hub import explained, optional
 from prehab_lib.save.rewrite import to_linear
 
 LOCAL = "give the folder of a local copy instead"

@@ -2,10 +2,10 @@
 
 import os
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
-from prehab_lib.inputs import check_texts, optional
-from prehab_lib.save.hub import explained
+from prehab_lib.save.hub import explained, optional
 
 LIMIT = 2**30  # bytes of text that are read at most
 PLAIN = ("", ".txt", ".text", ".md", ".rst", ".tex", ".py", ".log", ".raw", ".tokens")
@@ -37,6 +37,14 @@ def read_texts(path: str | os.PathLike, what: str = "the file") -> list[str]:
         if "\0" in text or re.match(r'\s*(\[\s*)?\{\s*"', text):
             raise ValueError("it holds JSON or zero bytes")
         return [text]
+
+
+def check_texts(texts: Iterable[str]) -> list[str]:
+    """The texts as a list.  Raises ValueError for one string, which is a list of letters."""
+    listed = [None] if isinstance(texts, str | bytes) else list(texts)
+    if not all(isinstance(text, str) for text in listed):
+        raise ValueError("texts are a list of strings, not one string, and of nothing else")
+    return listed
 
 
 def check_parquet(path: str | os.PathLike, names: list[str] | None = None, most=None) -> None:

@@ -6,7 +6,8 @@ import torch
 from torch import nn
 
 from prehab_lib.batches import mode, seeded
-from prehab_lib.inputs import check_options, check_positive, check_whole, optional
+from prehab_lib.inputs import check_options, check_positive, check_whole
+from prehab_lib.save.hub import optional
 from prehab_lib.save.models import text_model
 from prehab_lib.scale.skeleton import config_of
 from prehab_lib.tasks import training

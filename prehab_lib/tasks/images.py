@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from prehab_lib.inputs import check_choice, check_whole, optional
-from prehab_lib.save.hub import explained
+from prehab_lib.inputs import check_choice, check_whole
+from prehab_lib.save.hub import explained, optional
 from prehab_lib.tasks import data
 from prehab_lib.tasks.drawn import Drawn, Task, drawn_rows, shuffled_rows
 

@@ -4,8 +4,8 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from prehab_lib.inputs import check_texts, optional
-from prehab_lib.save.hub import explained
+from prehab_lib.save.hub import explained, optional
+from prehab_lib.tasks.files import check_texts
 
 BOS, EOS = "<s>", "</s>"
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from prehab_lib.inputs import check_texts
 from prehab_lib.tasks.drawn import Drawn
+from prehab_lib.tasks.files import check_texts
 
 
 def token_stream(texts: Iterable[str], tokenizer) -> Tensor:

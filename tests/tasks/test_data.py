@@ -145,7 +145,7 @@ def test_labels_keep_their_numbers_or_are_refused(tmp_path):
         ([0.0, float("nan"), 1.0], "could not be read"),
         ([0.5, 1.0], "could not be read"),
         ([-1, 0, 1], "labels go from -1 to 1"),
-        ([0, 1, 10**12], "labels go from 0 to 1000000000000"),
+        ([0, 1, 10**12], "labels go from 0 to 1000000000000, of 50001"),
         (["a", None], "1 rows have no label"),
     ):
         refuses(said, data.load, written(tmp_path / "set", given), "train")
