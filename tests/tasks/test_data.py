@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 from pyarrow import parquet
 
+from prehab_lib import rehab
 from prehab_lib.__main__ import main
 from prehab_lib.save import models
 from prehab_lib.tasks import data
@@ -208,6 +209,7 @@ def test_a_missing_package_is_named_with_the_line_that_installs_it(monkeypatch, 
         ("transformers", "transformers", lambda: models.text_model("a/b", "AutoModel")),
         ("transformers", "transformers", lambda: tokenizer_of("a/b")),
         ("datasets", "datasets", lambda: data.load("cifar10", "train")),
+        ("peft", "peft", lambda: rehab._adapters(None, [], 1, None).__enter__()),
         ("sklearn.datasets", "scikit-learn", lambda: _digits.__wrapped__("train")),
     ):
         with monkeypatch.context() as gone:
