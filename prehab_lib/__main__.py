@@ -121,6 +121,10 @@ def main(words: list[str] | None = None) -> int:
             sentence = f"no space left on {where}: free some and run the same command again"
         elif isinstance(error, OSError) and error.strerror:  # without its number
             sentence = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    except ModuleNotFoundError as error:
+        from prehab_lib.save.hub import not_installed
+
+        sentence = not_installed(error)
     print(f"prehab_lib: {sentence}", file=sys.stderr)
     return 2
 

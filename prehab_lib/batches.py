@@ -1,5 +1,6 @@
 """A batch, a dict for `forward` or an (images, labels) tuple, and what a model says to it."""
 
+import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import chain
@@ -11,7 +12,14 @@ IGNORED = -100  # the label that cross-entropy leaves out
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """Where the model lies; one in 8 bits may have no parameters, but buffers."""
+    """Where the model lies; one in 8 bits may have no parameters, but buffers.
+
+    Raises ValueError for a weight without numbers, as `device_map` leaves those on disk.
+    """
+    for name, parameter in model.named_parameters():
+        if parameter.is_meta:
+            remedy = "load the model without device_map, or go by blocks with scale.stream"
+            raise ValueError(f"{name!r} has no numbers, it is on the device meta: {remedy}")
     return next(chain(model.parameters(), model.buffers())).device
 
 
@@ -59,14 +67,39 @@ def move(batch, device):
     if isinstance(batch, Mapping):
         return {k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()}
     if isinstance(batch, tuple | list) and len(batch) == 2:
-        return tuple(value.to(device) for value in batch)
+        first, second = (torch.as_tensor(value) for value in batch)
+        whole = not first.is_floating_point() and first.shape == second.shape and first.ndim > 1
+        if whole and bool(((second == 0) | (second == 1)).all()):
+            dict_form = '{"input_ids": ids, "attention_mask": mask}'
+            raise ValueError(f"a batch (ids, mask) would count its padding: give {dict_form}")
+        return first.to(device), second.to(device)
     kinds = "a dict of keyword arguments to forward, or an (images, labels) tuple"
     raise ValueError(f"a batch is {kinds}, not {type(batch).__name__}")
 
 
 def forward(model: nn.Module, batch):
-    """What the model says to a batch: `model(**batch)` or `model(images)`."""
-    return model(**batch) if isinstance(batch, Mapping) else model(batch[0])
+    """What the model says to a batch: `model(**batch)`, with `positions`, or `model(images)`."""
+    if not isinstance(batch, Mapping):
+        return model(batch[0])
+    return model(**positions(model, batch) | dict(batch))
+
+
+def positions(model: nn.Module, batch: Mapping) -> dict[str, Tensor]:
+    """{"position_ids": (B, T)} from the first real token on, for rows that are padded on the left.
+
+    Empty where nothing is, where the batch has its own, or where forward takes none.
+    """
+    mask = batch.get("attention_mask")
+    known = inspect.signature(model.forward).parameters
+    if not isinstance(mask, Tensor) or mask.ndim != 2 or bool((mask[:, 0] != 0).all()):
+        return {}
+    if "position_ids" not in known or batch.get("position_ids") is not None:
+        return {}
+    # RoBERTa's kind counts on from the number of its padding token.
+    tables = [m for name, m in model.named_modules() if name.endswith("position_embeddings")]
+    padding = [getattr(table, "padding_idx", None) for table in tables]
+    first = 0 if not padding or padding[0] is None else padding[0] + 1
+    return {"position_ids": (mask.long().cumsum(-1) - 1).clamp_min(0) + first}
 
 
 def loss_of(task_loss: Callable, model: nn.Module, batch) -> Tensor:
@@ -101,16 +134,16 @@ def mean_over_tokens(task_loss: Callable) -> Callable:
     return task_loss
 
 
-def padding_mask(batch) -> Tensor | None:
+def padding_mask(batch, name: str = "attention_mask") -> Tensor | None:
     """(B, T), True where a token is real; None where nothing is padded.
 
     Raises ValueError for a mask of another kind, which could be read the wrong way round.
     """
-    mask = batch.get("attention_mask") if isinstance(batch, Mapping) else None
+    mask = batch.get(name) if isinstance(batch, Mapping) else None
     if mask is None:
         return None
     if mask.ndim != 2 or not bool(((mask == 0) | (mask == 1)).all()):
-        problem = f"attention_mask has shape {tuple(mask.shape)} or values other than 0 and 1"
+        problem = f"{name} has shape {tuple(mask.shape)} or values other than 0 and 1"
         remedy = "give one of shape (batch, tokens), 1 for a real token and 0 for padding"
         raise ValueError(f"{problem}: {remedy}")
     return mask.bool()

@@ -16,6 +16,7 @@ from prehab_lib.layers import refuse_packed
 from prehab_lib.precision import check_precision, forward_precision, master_weights
 from prehab_lib.prehab import History, check_finite
 from prehab_lib.progress import progress
+from prehab_lib.save.hub import optional
 
 ORDERS = {"UV": (("U",), ("V",)), "VU": (("V",), ("U",)), "joint": (("U", "V"),)}
 
@@ -129,6 +130,7 @@ def _factors_free(model: nn.Module, low_rank: Iterable[str]) -> Iterator[None]:
 @contextmanager
 def _adapters(model: nn.Module, targets: list[str], rank: int, lora: Lora) -> Iterator[list]:
     """New adapters on `targets`, alone free, in train mode; merged at the end, or dropped."""
+    optional("peft")
     from peft import LoraConfig
     from peft.tuners.lora import LoraModel
 

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from prehab_lib.allocation import ALLOCATIONS, Ranks, step_named
+from prehab_lib.batches import device_of
 from prehab_lib.budget import check_removed
 from prehab_lib.decomposition import Decomposition
 from prehab_lib.factors import Factors, LowRankLinear
@@ -87,6 +88,7 @@ def compress_at(
     if layers is None:
         layers = stats if decompositions is None else decompositions
     modules = linear_layers(model, layers)
+    device_of(model)  # which has numbers
     if decompositions is not None:
         _check_decompositions(decompositions, modules)
     else:

@@ -14,9 +14,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-import pyarrow
 import torch
-from pyarrow import parquet
 from transformers.utils import logging
 
 from prehab_lib import stats, surgery
@@ -31,6 +29,7 @@ from prehab_lib.save.storage import check_target, save
 from prehab_lib.scale import preflight
 from prehab_lib.scale.skeleton import causal_config
 from prehab_lib.surrogates import SURROGATES
+from prehab_lib.tasks.files import read_texts
 from prehab_lib.tasks.perplexity import language_loss, perplexity
 from prehab_lib.tasks.tokenizers import tokenizer_of
 from prehab_lib.tasks.windows import cut, drawn_windows, token_stream
@@ -58,7 +57,7 @@ def _compress(a) -> None:
     _check_arguments(a)
     config, device = causal_config(a.model), _device(a.device)
     dtype = getattr(torch, a.dtype) if a.dtype != "auto" else config.dtype or torch.float32
-    texts, tokenizer = _texts(Path(a.data)), tokenizer_of(a.model)
+    texts, tokenizer = read_texts(a.data, "--data"), tokenizer_of(a.model)
     stream = token_stream(texts, tokenizer)
     _check_settings(config, dtype, stream, a)
     spared = max(a.window, int(HELD_OUT * len(stream)))
@@ -205,23 +204,6 @@ def _device(name: str) -> str:
         return str(torch.empty(0, device=name).device)
     except (RuntimeError, AssertionError) as problem:  # asserts where it was built without one
         raise ValueError(f"--device {name}: this torch has no such device") from problem
-
-
-def _texts(path: Path) -> list[str]:
-    """The texts of a UTF-8 file, which is one, or of a Parquet file's column "text"."""
-    if not path.is_file():
-        raise FileNotFoundError(f"--data {path} is no file: give a text or a Parquet file")
-    try:
-        if path.suffix != ".parquet":
-            return [path.read_text(encoding="utf-8")]
-        names = parquet.read_schema(path).names
-        if "text" not in names:
-            raise ValueError(f"--data {path} has no column 'text': it has {', '.join(names)}")
-        column = parquet.read_table(path, columns=["text"])["text"].to_pylist()
-        return [text for text in column if isinstance(text, str)]
-    except (UnicodeDecodeError, pyarrow.ArrowInvalid) as problem:
-        what = f"--data {path} is no UTF-8 text and no Parquet file that can be read"
-        raise ValueError(f"{what} ({problem}): convert it") from problem
 
 
 def _say(what: str, text: str) -> None:

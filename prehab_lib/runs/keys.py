@@ -73,7 +73,7 @@ def _inputs(run: Run, code: str, contents: Contents) -> list[str]:
         named += data_sets_of(run.params)
         if unknown or re.search("data_root|PREHAB_DATA", rest):
             named = [""]
-        places |= {f"data {name}": os.path.join(root, name) for name in named}
+        places |= {f"data {name}": os.path.join(os.path.expanduser(root), name) for name in named}
     return [f"{name} {contents.of(place)}" for name, place in sorted(places.items())]
 
 

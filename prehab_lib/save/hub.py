@@ -1,9 +1,11 @@
 """What goes wrong between here and a model hub, in one sentence each."""
 
 import errno
+import importlib
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import ModuleType
 
 _OFFLINE = {"OfflineModeIsEnabled", "ConnectError", "ConnectTimeout", "ConnectionError"}
 _OFFLINE |= {"LocalEntryNotFoundError"}  # which is an EntryNotFoundError too: asked for first
@@ -50,3 +52,17 @@ def _names(problem: BaseException | None) -> set[str]:
         names |= {kind.__name__ for kind in type(problem).__mro__}
         problem = problem.__cause__ or problem.__context__
     return names
+
+
+def optional(name: str) -> ModuleType:
+    """A package that not every task needs.  Raises ValueError with the line that installs it."""
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as problem:
+        raise ValueError(not_installed(problem)) from problem
+
+
+def not_installed(problem: ModuleNotFoundError) -> str:
+    package = (problem.name or str(problem)).split(".")[0]
+    line = f"pip install {package}".replace("sklearn", "scikit-learn")
+    return f"the package {package!r} is not installed: run `{line}`"

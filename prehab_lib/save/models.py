@@ -11,7 +11,8 @@ from huggingface_hub import constants
 from torch import nn
 
 from prehab_lib.inputs import check_choice
-from prehab_lib.save.hub import explained
+from prehab_lib.save import checkpoint
+from prehab_lib.save.hub import explained, optional
 from prehab_lib.save.rewrite import to_linear
 
 _CODE = re.compile("^attention$|_implementation$")  # keys under which a kernel may be named
@@ -32,34 +33,47 @@ def small_vit(
 def image_model(source: str, *, pretrained: bool = True, **kwargs) -> nn.Module:
     """A timm model by name and tag ("vit_base_patch16_224.augreg2_in21k_ft_in1k") or local folder.
 
-    kwargs go to `timm.create_model`. pretrained=False: random weights. Raises as `hub.explained`.
+    kwargs go to `timm.create_model`; other num_classes than the checkpoint's: a new head.
+    pretrained=False: random weights. Raises as `hub.explained` and `checkpoint.check_tensors`.
     """
-    import timm
-
+    timm = optional("timm")
     _check_folder(source)
     name, architecture = source, source.split(".")[0]
     if os.path.isdir(source):
         if not (Path(source) / "config.json").is_file():
             raise FileNotFoundError(f"{source} is no timm model folder: it has no config.json")
+        if pretrained and not any(Path(source).glob("*.safetensors")):
+            raise FileNotFoundError(f"{source} holds no safetensors: convert its weights first")
         name = f"local-dir:{Path(source).resolve()}"
     elif "/" not in source and not timm.is_model(architecture):
         unknown = f"model = {source!r} is neither a folder nor a model timm knows"
         raise ValueError(f"{unknown}: see timm.list_models()")
+    # timm asks of no tensor that it is there once the head is new: that is put on afterwards.
+    classes = kwargs.get("num_classes") if pretrained else None
+    whole = {key: kwargs[key] for key in kwargs if classes is None or key != "num_classes"}
     with explained(f"the model {source!r}", LOCAL):
-        return timm.create_model(name, pretrained=pretrained, **kwargs)
+        model = timm.create_model(name, pretrained=pretrained, **whole)
+    if classes not in (None, model.num_classes):
+        model.reset_classifier(classes)
+    return model
 
 
-def text_model(source: str, auto_class: str, **kwargs) -> nn.Module:
+def text_model(source: str, auto_class: str, *, new_head: bool = False, **kwargs) -> nn.Module:
     """A transformers model by the name of its Auto class, from the hub or a local folder.
 
-    Safetensors only; GPT-2's transposed layers become `nn.Linear`. Raises as `hub.explained`.
+    new_head: of an encoder, the classifier is random. Safetensors only; GPT-2's transposed layers
+    become `nn.Linear`. Raises as `hub.explained` and the checks of `checkpoint`.
     """
-    import transformers
-
+    transformers = optional("transformers")
     _check_folder(source)
+    checkpoint.refuse_adapter(source)
     safe = dict(use_safetensors=True, trust_remote_code=False)
+    safe |= dict(output_loading_info=True, ignore_mismatched_sizes=True)  # refused below, by name
     with explained(f"the model {source!r}", LOCAL):
-        model = getattr(transformers, auto_class).from_pretrained(source, **safe, **kwargs)
+        read = transformers.AutoConfig.from_pretrained
+        checkpoint.check_config(kwargs.get("config") or read(source), source)
+        model, found = getattr(transformers, auto_class).from_pretrained(source, **safe, **kwargs)
+    checkpoint.check_loaded(model, found, source, new_head)
     to_linear(model)
     return model
 

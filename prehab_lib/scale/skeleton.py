@@ -1,7 +1,9 @@
 """A checkpoint before its weights are read: its configuration, and a model read by blocks."""
 
+import copy
 import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from prehab_lib.layers import default_layers, is_conv1d
+from prehab_lib.save.checkpoint import check_config, check_tensors, refuse_adapter
 from prehab_lib.save.hub import explained
 from prehab_lib.save.pretrained import LowRankConfig
 from prehab_lib.save.storage import DESCRIPTION
@@ -57,8 +60,7 @@ def open_streamed(folder: str | os.PathLike, dtype: torch.dtype | None = None) -
     folder = Path(folder)
     config = config_of(folder)
     dtype = dtype or getattr(config, "dtype", None) or torch.float32
-    with init_empty_weights(include_buffers=False):  # buffers are small and computed, not stored
-        model = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
+    model = _skeleton(config, folder, dtype).eval()
     kind, remedy = type(model).__name__, "load it with models.text_model"
     if any(is_conv1d(module) for module in model.modules()):
         raise ValueError(f"{folder}: weights of {kind} are stored transposed, {remedy}")
@@ -66,9 +68,10 @@ def open_streamed(folder: str | os.PathLike, dtype: torch.dtype | None = None) -
     streamed = Streamed(model, _files(folder), dtype)
     names = [name for name, _ in model.named_parameters()]
     missing = [name for name in names if name not in streamed.files]
-    if missing:
-        lacks = f"{folder} has no tensor {missing[0]!r} of {kind} (of {len(missing)} missing)"
-        raise ValueError(f"{lacks}: {remedy} and save it again")
+    stored = {*model.state_dict(), *dict(model.named_buffers())}
+    ignored = "|".join(["inv_freq$", *(model._keys_to_ignore_on_load_unexpected or ())])
+    unexpected = {name for name in {*streamed.files} - stored if not re.search(ignored, name)}
+    check_tensors(folder, missing=missing, unexpected=unexpected)
     blocks = {block_of(layer) for layer in default_layers(model)} - {None}
     inside = tuple(f"{block}." for block in blocks)
     for name in names:
@@ -85,6 +88,7 @@ def config_of(source: str | os.PathLike):
     """
     folder = Path(source)
     what, remedy = f"the model {str(source)!r}", "give the folder of a local copy instead"
+    refuse_adapter(folder)
     if folder.is_dir():
         what, remedy = f"the configuration in {folder}", "copy the folder again"
         bare = not (folder / "config.json").is_file()
@@ -97,15 +101,24 @@ def config_of(source: str | os.PathLike):
     with explained(what, remedy):
         config = transformers.AutoConfig.from_pretrained(source, trust_remote_code=False)
     refuse_compressed(config, source)
+    check_config(config, source)
     return config
 
 
+def _skeleton(config, source: str | os.PathLike, dtype: torch.dtype | None = None) -> nn.Module:
+    """A causal language model without weights; ValueError where its configuration makes none."""
+    told = explained(f"the configuration of {str(source)!r}", "correct its config.json")
+    with told, init_empty_weights(include_buffers=False):  # buffers are small and not stored
+        return transformers.AutoModelForCausalLM.from_config(config, dtype=dtype)
+
+
 def causal_config(source: str | os.PathLike):
-    """As `config_of`; raises ValueError too where the model is no causal language model."""
+    """As `config_of`; ValueError too for no causal language model, or one that cannot be built."""
     config = config_of(source)
-    kinds = config.architectures or []
+    kinds = [str(kind) for kind in config.architectures or ()]
     if kinds and not any("CausalLM" in kind or "LMHead" in kind for kind in kinds):
         raise ValueError(f"{str(source)!r} is a {kinds[0]}: a causal language model is needed")
+    _skeleton(copy.deepcopy(config), source)  # which notes its precision there
     return config
 
 

@@ -20,6 +20,7 @@ from prehab_lib.layers import linear_layers
 from prehab_lib.scale.skeleton import Streamed
 from prehab_lib.statistics.influence import block_of
 from prehab_lib.statistics.inputs import version_of
+from prehab_lib.statistics.tokens import aligned, is_encoder_decoder, senses
 
 NEEDS = {"gram", "mean_abs", "max_abs", "influence"}  # statistics without gradients
 REMEDY = "use stats.collect"  # of all that is no plain row of blocks
@@ -43,12 +44,17 @@ class Walk:
         self.model = source.model if self.streamed else source
         self.layers, self.device, self.forget = linear_layers(self.model, layers), device, forget
         self.names = _row_of_blocks(self.model, self.layers)
+        if is_encoder_decoder(self.model):
+            raise ValueError(f"the model has an encoder and a decoder, two rows: {REMEDY}")
+        towers = tuple(f"{name}." for name in senses(self.model))
+        self.of_text = not self.names[0].startswith(towers)  # a mask is the text's
         self.batches: list = []
         self.hidden: list[Tensor] = []  # one a batch, in front of the block whose turn it is
 
     def enter(self, batches: Iterable) -> None:
         """Run everything before the first block; raises ValueError for no batch or no plain row."""
-        for batch in batches:
+        for given in batches:
+            batch = aligned(self.model, given)
             calls = self.calls(batch, self.names[-1])
             for name in self.names:
                 if name not in calls:
@@ -134,7 +140,8 @@ class Block(nn.Module):
         """Statistics of the block's layers, as by `stats.collect`; the hidden states pass it."""
         batches = []
         for number, batch in enumerate(self._walk.batches):
-            mask = batch.get("attention_mask") if isinstance(batch, Mapping) else None
+            own = isinstance(batch, Mapping) and self._walk.of_text
+            mask = batch.get("attention_mask") if own else None
             batches.append({"number": number, "attention_mask": mask})
         if not self.names:
             with torch.no_grad(), mode(self, training=False):

@@ -5,8 +5,8 @@ from collections.abc import Iterable
 
 from torch import Tensor, nn
 
-from prehab_lib.batches import padding_mask, token_rows
 from prehab_lib.statistics.hooks import hooked
+from prehab_lib.statistics.tokens import RealTokens
 
 ALONE = 1.0  # a layer in no repeated block: as if the block had turned its input by a right angle
 
@@ -19,27 +19,24 @@ class BlockInfluence:
     influence, as Swift-SVD (arXiv 2604.01609) uses it for its ranks.
     """
 
-    def __init__(self, model: nn.Module, layers: Iterable[str]):
+    def __init__(self, model: nn.Module, layers: Iterable[str], real: RealTokens):
+        self.real = real
         self.block_of = {name: block_of(name) for name in layers}
         names = sorted({block for block in self.block_of.values() if block is not None})
         blocks = {name: model.get_submodule(name) for name in names}
         self.hooks = hooked(blocks, self._before, self._after)
         self.total, self.tokens = dict.fromkeys(names, 0.0), dict.fromkeys(names, 0)
         self.entered: dict[str, Tensor | None] = {}
-        self.mask: Tensor | None = None
-
-    def start_batch(self, batch) -> None:
-        self.mask = padding_mask(batch)
 
     def _before(self, block: str, x: Tensor | None) -> None:
         # A copy: a block may add to its input in place.
-        self.entered[block] = None if x is None else token_rows(x, self.mask).clone()
+        self.entered[block] = None if x is None else self.real.rows(x).clone()
 
     def _after(self, block: str, x: Tensor | None, out) -> None:
         before, after = self.entered.pop(block), out[0] if isinstance(out, tuple | list) else out
         if before is None or not isinstance(after, Tensor) or after.shape[-1] != before.shape[-1]:
             return
-        after = token_rows(after, self.mask)
+        after = self.real.rows(after)
         if after.shape == before.shape:
             cosine = nn.functional.cosine_similarity(before.float(), after.float(), dim=-1)
             self.total[block] += float((1 - cosine).double().sum())

@@ -9,10 +9,11 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from prehab_lib.batches import device_of, forward, mode, move, padding_mask, token_rows
+from prehab_lib.batches import device_of, forward, mode, move
 from prehab_lib.roots import on_factor_device
 from prehab_lib.statistics.hooks import calibration, check_finite, check_reached, hooked
 from prehab_lib.statistics.influence import BlockInfluence
+from prehab_lib.statistics.tokens import RealTokens, aligned
 
 CHUNK = 4096  # tokens per product; the sums over chunks are float64 whatever the products are
 ROWS = 256  # of a Gram that are summed at a time, so that no second matrix of its size is there
@@ -71,13 +72,15 @@ def input_statistics(
     `INPUT_STATISTICS`, "influence".  dtype: of the products and of sums within a chunk.
     Raises ValueError for no batch, no token, a layer nobody calls, or NaN (naming the layer).
     """
-    collector = _Collector([name for name in INPUT_STATISTICS if name in needs], dtype)
-    influence = BlockInfluence(model, modules if "influence" in needs else [])
+    tokens = RealTokens(model)
+    collector = _Collector([name for name in INPUT_STATISTICS if name in needs], dtype, tokens)
+    influence = BlockInfluence(model, modules if "influence" in needs else [], tokens)
     listening, quiet = hooked(modules, before=collector.read), mode(model, training=False)
-    with listening, influence.hooks, quiet, torch.no_grad():
-        for batch in calibration(model, batches, "statistics"):
-            collector.start_batch(batch)
-            influence.start_batch(batch)
+    with tokens.hooks(), listening, influence.hooks, quiet, torch.no_grad():
+        for given in calibration(model, batches, "statistics"):
+            batch = aligned(model, given)
+            tokens.start_batch(batch)
+            collector.start_batch()
             forward(model, batch)
     read = collector.finish(modules)
     for name, value in influence.result().items():
@@ -117,14 +120,14 @@ class _LastInput:
 class _Collector:
     """Adds up every layer's inputs; layers called with one tensor in a row share the sums."""
 
-    def __init__(self, needs: list[str], dtype: torch.dtype):
-        self.needs, self.dtype = needs, dtype
+    def __init__(self, needs: list[str], dtype: torch.dtype, real: RealTokens):
+        self.needs, self.dtype, self.real = needs, dtype, real
         self.sums: dict[str, dict] = {}  # layer that read a tensor first -> statistic -> sum
         self.tokens: dict[str, int] = {}
         self.leaders: dict[str, str] = {}  # layer -> the one that read the same tensor first
 
-    def start_batch(self, batch) -> None:
-        self.mask, self.last, self.leader = padding_mask(batch), _LastInput(), ""
+    def start_batch(self) -> None:
+        self.last, self.leader = _LastInput(), ""
 
     def read(self, name: str, x: Tensor) -> None:
         same = self.last.is_same(x)
@@ -136,7 +139,7 @@ class _Collector:
             raise ValueError(f"{problem} in the next: {remedy}")
         if same:
             return
-        X = token_rows(x.detach(), self.mask)
+        X = self.real.rows(x.detach())
         check_finite("activations", name, X)
         X = on_factor_device(X, self.dtype)
         if name not in self.sums:

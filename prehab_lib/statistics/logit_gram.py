@@ -16,11 +16,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from prehab_lib.batches import forward, frozen, mode, padding_mask, token_rows
+from prehab_lib.batches import forward, frozen, mode, token_rows
 from prehab_lib.inputs import check_seed, check_whole
 from prehab_lib.roots import on_factor_device
 from prehab_lib.statistics.hooks import calibration, check_finite, check_reached, hooked
 from prehab_lib.statistics.inputs import Gram
+from prehab_lib.statistics.tokens import RealTokens, aligned
 
 
 @dataclass(frozen=True)
@@ -58,14 +59,16 @@ def logit_grams(
     (B, classes), or (B, T, classes), of which padded positions are left out.  Raises ValueError for
     fewer than two logits, a layer that they do not depend on (naming it), no batch, or NaN.
     """
-    generator, sums = torch.Generator().manual_seed(probe.seed), _Sums(modules, dtype)
-    with mode(model, training=False), torch.enable_grad(), frozen(model):
-        for batch in calibration(model, batches, "logit Grams"):
-            sums.mask = padding_mask(batch)
+    generator, real = torch.Generator().manual_seed(probe.seed), RealTokens(model)
+    sums = _Sums(modules, dtype, real)
+    with real.hooks(), mode(model, training=False), torch.enable_grad(), frozen(model):
+        for given in calibration(model, batches, "logit Grams"):
+            batch = aligned(model, given)
+            real.start_batch(batch)
             with hooked(modules, after=sums.listen, recorded=True):
                 logits = _logits_of(forward(model, batch))
             likeliest = logits.topk(min(probe.k, logits.shape[-1])).values
-            top = token_rows(likeliest, sums.mask)  # (tokens, K)
+            top = real.rows(likeliest)  # (tokens, K)
             for left in reversed(range(probe.probes if top.requires_grad else 0)):
                 z = _cotangent(top.detach(), generator)
                 torch.autograd.backward(top, z.to(top), retain_graph=left > 0)
@@ -85,17 +88,18 @@ LOGIT_STATISTICS = {"logit_gram": _collected}
 class _Sums:
     """Σ g gᵀ over the output gradients of each layer; one called twice has twice the tokens."""
 
-    def __init__(self, layers: Iterable[str], dtype: torch.dtype):
-        self.dtype, self.mask = dtype, None
+    def __init__(self, layers: Iterable[str], dtype: torch.dtype, real: RealTokens):
+        self.dtype, self.real = dtype, real
         self.tokens, self.grams = dict.fromkeys(layers, 0), {}
 
     def listen(self, name: str, x: Tensor, out: Tensor) -> Tensor:
         if not out.requires_grad:  # nothing before it asks for a gradient: the graph starts here
             out = out.detach().requires_grad_().clone()  # cloned: what follows may work in place
-        self.tokens[name] += len(token_rows(out.detach()[..., :1], self.mask))
+        mask = self.real.mask_of(x)  # now: on the way back nobody knows where x was read
+        self.tokens[name] += len(token_rows(out.detach()[..., :1], mask))
 
         def receive(D: Tensor) -> None:
-            rows = token_rows(D.detach(), self.mask)  # (tokens, m)
+            rows = token_rows(D.detach(), mask)  # (tokens, m)
             check_finite("gradients", name, rows)
             self.grams.setdefault(name, Gram()).update(on_factor_device(rows, self.dtype))
 

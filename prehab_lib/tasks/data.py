@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from prehab_lib.inputs import check_choice
-from prehab_lib.save.hub import explained
+from prehab_lib.save.hub import explained, optional
+from prehab_lib.tasks.files import check_parquet
 from prehab_lib.tasks.glue import GLUE, HUB
 
 
@@ -39,6 +40,7 @@ _C4 = {
     "train": "en/c4-train.00000-of-01024.json.gz",
     "heldout": "en/c4-validation.00000-of-00008.json.gz",
 }
+MOST = 50_000  # classes
 FOLDER = Source(None, _SPLITS, _IMAGES)  # what a folder of your own is taken for
 
 DATASETS = {
@@ -58,17 +60,18 @@ for _name, _task in GLUE.items():
 def where(name: str, data_root: str | os.PathLike | None = None) -> Path | None:
     """The folder of a data set; None: it is on the hub.  Raises FileNotFoundError or ValueError."""
     if name not in DATASETS:
-        if not Path(name).is_dir():
+        if not os.path.isdir(os.path.expanduser(name)):  # a loop of links, or a name too long: none
             names = ", ".join(("digits", *DATASETS))
             raise ValueError(f"dataset = {name!r} is neither a folder nor one of {names}")
-        return Path(name)
+        return Path(name).expanduser()
     root = data_root or os.environ.get("PREHAB_DATA")
     if not root:
         return None
-    if not Path(root).expanduser().is_dir():
+    home = Path(root).expanduser()
+    if not os.path.isdir(home):
         raise FileNotFoundError(f"data_root = {str(root)!r} is no folder: check the path")
-    folder = Path(root).expanduser() / name
-    if not folder.is_dir():
+    folder = home / name
+    if not os.path.isdir(folder):
         remedy = "put it there, or leave data_root empty for the hub"
         raise FileNotFoundError(f"the data set {name!r} is not at {folder}: {remedy}")
     return folder
@@ -80,8 +83,7 @@ def load(name: str, part: str, data_root: str | os.PathLike | None = None, like:
     part: a key of `splits`.  like: what the caller expects, and how a folder of your own is read.
     Raises as `where` and `hub.explained` do, and ValueError for another kind of data set.
     """
-    import datasets
-
+    datasets = optional("datasets")
     source = DATASETS.get(name, like)
     if set(source.columns) != set(like.columns):
         here, wanted = ", ".join(source.columns), ", ".join(like.columns)
@@ -102,24 +104,26 @@ def load(name: str, part: str, data_root: str | os.PathLike | None = None, like:
 
 
 def _load_folder(folder: Path, split: str, images: bool):
-    import datasets
-
-    remedy = "check its files, or put a fresh copy there"
-    found = [*folder.glob(f"{split}*.parquet"), *folder.glob(f"data/{split}*.parquet")]
-    files = sorted(map(str, found))
+    datasets, remedy = optional("datasets"), "check its files, or put a fresh copy there"
+    files = [*folder.glob(f"{split}*.parquet"), *folder.glob(f"data/{split}*.parquet")]
+    files = sorted(map(str, files))
     if files:
         with explained(f"the data in {folder}", remedy):
+            for file in files:
+                check_parquet(file)
             return datasets.load_dataset("parquet", data_files={split: files}, split=split)
-    if images and (folder / split).is_dir() and any((folder / split).iterdir()):
+    if images and os.path.isdir(folder / split) and any((folder / split).iterdir()):
         with explained(f"the images in {folder / split}", remedy):
-            return datasets.load_dataset("imagefolder", data_dir=str(folder / split), split="train")
+            found = datasets.load_dataset(
+                "imagefolder", data_dir=str(folder / split), split="train"
+            )
+            names = found.features["label"].names  # as text: "10" does not follow "1"
+            return _with_labels(found, [names[i] for i in found["label"]])
     needed = f"{split}*.parquet files" + (f" or a folder {split}/<class>/" if images else "")
     raise FileNotFoundError(f"{folder} has no part {split!r}: it needs {needed}")
 
 
 def _named_columns(loaded, source: Source, name: str):
-    import datasets
-
     present = loaded.column_names
     for ours, theirs in source.columns.items():
         if not {ours, theirs} & {*present}:
@@ -131,6 +135,35 @@ def _named_columns(loaded, source: Source, name: str):
     if "image" not in source.columns:
         return loaded
     with explained(f"the columns of data set {name!r}", "they must hold images and class labels"):
-        loaded = loaded.cast_column("image", datasets.Image())
-        typed = isinstance(loaded.features["label"], datasets.ClassLabel)
-        return loaded if typed else loaded.class_encode_column("label")
+        return _labelled(loaded.cast_column("image", optional("datasets").Image()))
+
+
+def _labelled(loaded):
+    """The labels as classes: a number stays that number, words are numbered by the alphabet."""
+    datasets, compute = optional("datasets"), optional("pyarrow.compute")
+    column, feature = loaded.data.column("label"), loaded.features["label"]
+    if column.null_count:
+        raise ValueError(f"{column.null_count} rows have no label")
+    if not isinstance(feature, datasets.ClassLabel):
+        values = column.to_pylist()
+        names = sorted(set(values))
+        if isinstance(values[0], str) and not all(map(_is_number, names)):
+            labels = [*map({name: i for i, name in enumerate(names)}.get, values)]
+        else:
+            labels = compute.cast(column, "int64").to_pylist()  # of 2.5 or NaN: an error
+            names = [str(i) for i in range(min(max(labels), MOST) + 1)]
+        loaded = _with_labels(loaded, labels, datasets.ClassLabel(names=names))
+    least, highest = compute.min_max(loaded.data.column("label")).as_py().values()
+    classes = loaded.features["label"].num_classes
+    if least < 0 or highest >= classes:
+        raise ValueError(f"labels go from {least} to {highest}, of {classes} classes")
+    return loaded
+
+
+def _is_number(name: str) -> bool:
+    """Written as a program writes it: "07" beside "7" would be one class twice."""
+    return name.isascii() and name.isdigit() and name == str(int(name))
+
+
+def _with_labels(loaded, labels: list, feature=None):
+    return loaded.remove_columns("label").add_column("label", labels, feature=feature)

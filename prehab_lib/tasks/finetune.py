@@ -7,9 +7,8 @@ from torch import nn
 
 from prehab_lib.batches import mode, seeded
 from prehab_lib.inputs import check_options, check_positive, check_whole
-from prehab_lib.save import rewrite
-from prehab_lib.save.hub import explained
-from prehab_lib.save.models import LOCAL
+from prehab_lib.save.hub import optional
+from prehab_lib.save.models import text_model
 from prehab_lib.scale.skeleton import config_of
 from prehab_lib.tasks import training
 from prehab_lib.tasks.perplexity import check_fits
@@ -26,8 +25,7 @@ def small_bert(
     width: even, a multiple of heads.  Places start as sinusoids, and in half of the heads the keys
     as copies of the queries: else the tasks on pairs stay at chance for hundreds of steps.
     """
-    import transformers
-
+    transformers = optional("transformers")
     sizes = dict(hidden_size=width, num_hidden_layers=depth, num_attention_heads=heads)
     sizes |= dict(vocab_size=vocabulary, max_position_embeddings=positions, num_labels=outputs)
     sizes |= dict(intermediate_size=4 * width, initializer_range=SPREAD * width**-0.5)
@@ -102,13 +100,13 @@ def classifier(checkpoint: str, task: SentenceTask, seed: int = 0) -> tuple[nn.M
     A new head is random, from `seed`.  Raises as `skeleton.config_of` and `models.text_model` do,
     and ValueError for a head that is not the task's.
     """
-    from transformers import AutoModelForSequenceClassification
-    from transformers.utils import logging
-
+    logging = optional("transformers.utils.logging")
     logging.set_verbosity_error()  # its note on a new head is the second value here
     logging.disable_progress_bar()
     config = config_of(checkpoint)
-    if any(name.endswith("ForSequenceClassification") for name in config.architectures or ()):
+    kinds = [str(kind) for kind in config.architectures or ()]
+    ready = any(kind.endswith("ForSequenceClassification") for kind in kinds)
+    if ready:
         _check_head(config, checkpoint, task)
     else:
         config.num_labels = task.outputs
@@ -116,13 +114,10 @@ def classifier(checkpoint: str, task: SentenceTask, seed: int = 0) -> tuple[nn.M
             config.id2label = dict(enumerate(task.labels))
             config.label2id = {name: i for i, name in enumerate(task.labels)}
     # Half precision cannot be trained.
-    options = dict(use_safetensors=True, trust_remote_code=False, dtype=torch.float32)
-    options |= dict(config=config, output_loading_info=True)
-    with explained(f"the model {checkpoint!r}", LOCAL), torch.random.fork_rng(devices=[]):
+    options = dict(config=config, dtype=torch.float32, new_head=not ready)
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model, report = AutoModelForSequenceClassification.from_pretrained(checkpoint, **options)
-    rewrite.to_linear(model)
-    return model, not report["missing_keys"]
+        return text_model(checkpoint, "AutoModelForSequenceClassification", **options), ready
 
 
 def _described(tokenizer) -> str:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from prehab_lib.inputs import check_choice, check_whole
+from prehab_lib.save.hub import explained, optional
 from prehab_lib.tasks import data
 from prehab_lib.tasks.drawn import Drawn, Task, drawn_rows, shuffled_rows
 
@@ -26,6 +27,7 @@ class ImageTask(Task):
     draw: Callable[[str, int, int], Iterable]
     test: Callable[[], Iterable]
     protocol: str  # how the score is taken, stored with every number
+    fed: list  # what tells one set of training images from another: tensors or text
 
 
 def digit_task(batch: int, test_images: int = 4000) -> ImageTask:
@@ -41,7 +43,7 @@ def digit_task(batch: int, test_images: int = 4000) -> ImageTask:
     test = partial(digit_pairs, "test", size, batches, seed=0)
     first, last = DIGITS["test"]
     protocol = f"top-1 on {size * batches} fixed pairs of {last - first} held-out digit images"
-    return ImageTask("digit pairs", 100, draw, test, protocol)
+    return ImageTask("digit pairs", 100, draw, test, protocol, [*_digits("train")])
 
 
 def digit_pairs(part: str, batch: int, count: int, seed: int) -> Drawn:
@@ -58,9 +60,8 @@ def digit_pairs(part: str, batch: int, count: int, seed: int) -> Drawn:
 @cache
 def _digits(part: str) -> tuple[Tensor, Tensor]:
     """images (k, 1, 8, 8) in [0, 1] and digits (k,) of one part, split before they are paired."""
-    from sklearn.datasets import load_digits
-
     check_choice("part", part, DIGITS)
+    load_digits = optional("sklearn.datasets").load_digits
     images, digits = (torch.tensor(array) for array in load_digits(return_X_y=True))
     mine = shuffled_rows(len(images))[slice(*DIGITS[part])]
     return (images / 16).float().view(-1, 1, 8, 8)[mine], digits[mine]
@@ -77,8 +78,10 @@ def open_task(
     if dataset == "digits":
         return digit_task(batch, 4000 if test_images is None else test_images)
     images, tested = (data.load(dataset, part, data_root) for part in ("train", "test"))
-    if images.features["label"] != tested.features["label"]:
+    names, in_test = (part.features["label"].names for part in (images, tested))
+    if in_test != names[: len(in_test)]:
         raise ValueError(f"the training and test parts of {dataset!r} name different classes")
+    _check_classes(names, model, dataset)
     if test_images is not None:
         check_whole(1, test_images=test_images)
         tested = tested.select(shuffled_rows(len(tested))[:test_images])  # folders go by class
@@ -94,7 +97,20 @@ def open_task(
     test = partial(loader, Prepared(tested, plain), range(len(tested)))
     prepared = f"resized and centre-cropped to {size} pixels"
     protocol = f"top-1 on {len(tested)} images of {dataset}, {prepared}"
-    return ImageTask(dataset, images.features["label"].num_classes, draw, test, protocol)
+    return ImageTask(dataset, len(names), draw, test, protocol, [images._fingerprint])
+
+
+def _check_classes(names: list[str], model: nn.Module, dataset: str) -> None:
+    """Raises ValueError for more classes than the model has, or the same in another order."""
+    known = getattr(model, "num_classes", 0)
+    if known and len(names) > known:
+        raise ValueError(
+            f"{dataset!r} has labels up to {len(names) - 1}, the model {known} classes"
+        )
+    said = list((getattr(model, "pretrained_cfg", None) or {}).get("label_names") or ())
+    if set(names) <= set(said) and names != said[: len(names)]:
+        order = f"{', '.join(names[:3])}, …, and the model {', '.join(said[:3])}, …"
+        raise ValueError(f"the classes of {dataset!r} are {order}: put them in the model's order")
 
 
 @dataclass(frozen=True)
@@ -107,10 +123,12 @@ class Prepared:
 
     def __getitem__(self, place: tuple[int, int]) -> tuple[Tensor, int]:
         number, row = place
-        image = self.images[row]
+        with explained(f"image {row}", "replace it or take it out"):
+            image = self.images[row]
+            pixels = image["image"].convert("RGB")
         with torch.random.fork_rng(devices=[]):  # a crop of its own, with any number of workers
             torch.manual_seed(self.seed * 1_000_003 + number)
-            return self.transform(image["image"].convert("RGB")), image["label"]
+            return self.transform(pixels), image["label"]
 
 
 def transforms(model: nn.Module) -> tuple[Callable, Callable, tuple[int, int]]:

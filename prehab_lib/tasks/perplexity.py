@@ -1,13 +1,12 @@
 """What a language model says of text: its loss in nats, and the perplexity of Table IV."""
 
-import inspect
 import math
 from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
 
-from prehab_lib.batches import IGNORED, device_of, mean_over_tokens, mode, move
+from prehab_lib.batches import IGNORED, device_of, mean_over_tokens, mode, move, positions
 from prehab_lib.progress import progress
 from prehab_lib.tasks.windows import Windows
 
@@ -25,10 +24,7 @@ def token_losses(model: nn.Module, batch: Mapping) -> tuple[Tensor, int]:
     options = {}
     if mask is not None:
         targets = targets.masked_fill((mask[:, 1:] == 0) | (mask[:, :-1] == 0), IGNORED)
-        options["attention_mask"] = mask
-        padded_left = bool((mask[:, 0] == 0).any())
-        if padded_left and "position_ids" in inspect.signature(model.forward).parameters:
-            options["position_ids"] = (mask.long().cumsum(-1) - 1).clamp_min(0)
+        options = {"attention_mask": mask} | positions(model, batch)
     if hasattr(getattr(model, "config", None), "use_cache"):
         options["use_cache"] = False  # keys and values of all layers would be kept for nobody
     out = model(input_ids=ids, **options)

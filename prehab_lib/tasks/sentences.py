@@ -161,6 +161,10 @@ def _glue_rows(name: str, split: str, data_root: str | None) -> Rows:
     """Raises ValueError naming what no model can be trained or scored on."""
     task, place = GLUE[name], f"glue/{name}"
     loaded, what = data.load(place, split, data_root, data.DATASETS[place]), f"{place} {split!r}"
+    names = getattr(loaded.features["label"], "names", None) or task.labels
+    if sorted(names) == sorted(task.labels) and [*names] != [*task.labels]:
+        order = f"its classes {', '.join(names)}, and the task {', '.join(task.labels)}"
+        raise ValueError(f"{what} numbers {order}: write its labels in the task's order")
     texts, labels = tuple(tuple(loaded[column]) for column in task.columns), tuple(loaded["label"])
     if not labels:
         raise ValueError(f"{what} has no rows: check its files")

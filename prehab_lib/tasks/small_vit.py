@@ -41,5 +41,5 @@ def base_model(
     model = new_model(name, seed=seed, small=small, pretrained=pretrained)
     if name != training.SMALL:
         return model.to(device).eval(), "given"
-    fed = dict(data=task.name, first_batch=next(iter(task.train(seed, 1))))
+    fed = dict(data=task.name, images=task.fed, first_batch=next(iter(task.train(seed, 1))))
     return training.base_model(model, train, task, device, seed, recipe, **fed)

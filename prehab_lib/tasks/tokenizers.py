@@ -1,9 +1,11 @@
 """Tokenizers: two learnt on the spot, the same in every process, and those of real checkpoints."""
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from prehab_lib.save.hub import explained
+from prehab_lib.save.hub import explained, optional
+from prehab_lib.tasks.files import check_texts
 
 BOS, EOS = "<s>", "</s>"
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -25,7 +27,7 @@ def train_bpe(texts: Iterable[str], size: int = 1000):
     learner.decoder = decoders.ByteLevel()
     fixed = dict(special_tokens=[BOS, EOS], initial_alphabet=letters, show_progress=False)
     trainer = tokenizers.trainers.BpeTrainer(vocab_size=size, **fixed)
-    learner.train_from_iterator(texts, trainer)
+    learner.train_from_iterator(check_texts(texts), trainer)
     template = dict(single=f"{BOS} $A", pair=f"{BOS} $A $B", special_tokens=[(BOS, 0)])
     learner.post_processor = processors.TemplateProcessing(**template)
     options = dict(bos_token=BOS, eos_token=EOS, pad_token=EOS, clean_up_tokenization_spaces=False)
@@ -44,7 +46,7 @@ def train_wordpiece(texts: Iterable[str], size: int = 2000, max_length: int = 64
     words = pre_tokenizers.Metaspace(_WORD_START, prepend_scheme="always")
     learner.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.BertPreTokenizer(), words])
     trainer = tokenizers.trainers.BpeTrainer(vocab_size=size - len(SPECIAL), show_progress=False)
-    learner.train_from_iterator(texts, trainer)
+    learner.train_from_iterator(check_texts(texts), trainer)
     numbers = learner.get_vocab()
     pieces = [piece for piece in sorted(numbers, key=numbers.get) if piece != _WORD_START]
     letters = [piece for piece in pieces if len(piece) == 1]
@@ -59,14 +61,12 @@ def tokenizer_of(source: str):
 
     Raises as `hub.explained` does, and FileNotFoundError for no folder, or no tokenizer in it.
     """
-    import transformers
-
-    folder = Path(source)
-    if source.startswith((".", "/", "~")) and not folder.is_dir():
+    transformers, folder = optional("transformers"), Path(source)
+    if source.startswith((".", "/", "~")) and not os.path.isdir(folder):
         raise FileNotFoundError(f"model = {source!r} is no folder: check the path")
     files = "the tokenizer files of its model there (tokenizer.json, tokenizer_config.json)"
     missing = FileNotFoundError(f"{source!r} has no tokenizer: copy {files}")
-    if folder.is_dir() and not any(any(folder.glob(pattern)) for pattern in _FILES):
+    if os.path.isdir(folder) and not any(any(folder.glob(pattern)) for pattern in _FILES):
         raise missing
     remedy = "give the folder of a local copy that has its tokenizer files"
     with explained(f"the tokenizer of {source!r}", remedy):

@@ -7,11 +7,12 @@ import torch
 from torch import Tensor
 
 from prehab_lib.tasks.drawn import Drawn
+from prehab_lib.tasks.files import check_texts
 
 
 def token_stream(texts: Iterable[str], tokenizer) -> Tensor:
     """(N,) int64: texts joined by blank lines, with special tokens; ValueError for no text."""
-    joined, ids = "\n\n".join(texts), []
+    joined, ids = "\n\n".join(check_texts(texts)), []
     if joined.strip():
         ids = tokenizer(joined, verbose=False, return_attention_mask=False)["input_ids"]
     if not ids:

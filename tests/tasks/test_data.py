@@ -1,8 +1,20 @@
+import sys
+from pathlib import Path
+
 import datasets
+import pyarrow
 import pytest
 from PIL import Image
+from pyarrow import parquet
 
+from prehab_lib import rehab
+from prehab_lib.__main__ import main
+from prehab_lib.save import models
 from prehab_lib.tasks import data
+from prehab_lib.tasks.files import read_texts
+from prehab_lib.tasks.images import _digits
+from prehab_lib.tasks.tokenizers import tokenizer_of, train_bpe, train_wordpiece
+from prehab_lib.tasks.windows import token_stream
 from tests.tasks.helpers import refuses
 
 pytestmark = pytest.mark.usefixtures("own_folders")
@@ -90,3 +102,116 @@ def test_of_a_huge_set_one_file_is_fetched(monkeypatch):
     assert options["data_files"] == {"heldout": "en/c4-validation.00000-of-00008.json.gz"}
     data.load("wikitext-2-v1", "validation", like=data.DATASETS["wikitext-2-v1"])
     assert asked.pop() == (("Salesforce/wikitext", "wikitext-2-v1"), {"split": "validation"})
+
+
+def written(folder, labels, name="train", typed=None):
+    """A folder of images with these labels, in one Parquet file; its path."""
+    features = datasets.Features({"image": datasets.Image(), "label": typed or pyarrow_type(labels)})
+    folder.mkdir(exist_ok=True)
+    pictures = [Image.new("RGB", (8, 8))] * len(labels)
+    datasets.Dataset.from_dict({"image": pictures, "label": labels}, features=features).to_parquet(
+        folder / f"{name}.parquet"
+    )
+    return str(folder)
+
+
+def pyarrow_type(labels):
+    kinds = {int: "int64", float: "float64", str: "string", bool: "bool"}
+    return datasets.Value(kinds[next(type(label) for label in labels if label is not None)])
+
+
+def test_labels_keep_their_numbers_or_are_refused(tmp_path):
+    numbers = [*range(12), 2, 10]
+    for given, kept in (
+        (numbers, numbers),
+        ([str(i) for i in numbers], numbers),
+        ([float(i) for i in numbers], numbers),
+        ([1, 3, 3, 7], [1, 3, 3, 7]),  # gaps
+        (["9", "10", "2"] * 4, [9, 10, 2] * 4),
+        ([False, True, True], [0, 1, 1]),
+        (["dog", "cat", "dog"], [1, 0, 1]),
+        (["07", "7", "8"], [0, 1, 2]),  # words
+    ):
+        loaded = data.load(written(tmp_path / "set", given), "train")
+        assert loaded["label"] == kept and loaded.features["label"].num_classes >= max(kept) + 1, given
+    stored = datasets.ClassLabel(names=["10", "2"])  # what the file itself names stays
+    assert data.load(written(tmp_path / "set", [1, 0, 1], typed=stored), "train")["label"] == [1, 0, 1]
+    for given, said in (
+        ([0, None, 1], "1 rows have no label"),
+        ([0.0, float("nan"), 1.0], "could not be read"),
+        ([0.5, 1.0], "could not be read"),
+        ([-1, 0, 1], "labels go from -1 to 1"),
+        ([0, 1, 10**12], "labels go from 0 to 1000000000000, of 50001"),
+        (["a", None], "1 rows have no label"),
+    ):
+        refuses(said, data.load, written(tmp_path / "set", given), "train")
+    name = image_folder(tmp_path / "folders", *(f"train/{i}" for i in range(11)))
+    loaded = data.load(name, "train")
+    assert loaded["label"] == [int(Path(row["image"].filename).parent.name) for row in loaded]
+
+
+def test_a_small_file_that_swells_is_refused_and_a_tilde_is_home(tmp_path, monkeypatch):
+    monkeypatch.setattr("prehab_lib.tasks.files.LIMIT", 2**20)
+    sets = {"texts": {"text": ["a" * 40_000] * 100}, "pictures": {"label": [0] * 100}}
+    sets["pictures"]["image"] = [{"bytes": b"a" * 40_000, "path": None}] * 100
+    for name, columns in sets.items():
+        (tmp_path / name).mkdir()
+        file, like = tmp_path / name / "train.parquet", data.DATASETS["c4"] if name == "texts" else data.FOLDER
+        parquet.write_table(pyarrow.table(columns), file, compression="zstd")
+        assert file.stat().st_size < 10_000
+        refuses("bytes hold [1-4] MiB, at most 1 are read", data.load, str(file.parent), "train", None, like)
+    refuses("bytes hold 3 MiB, at most 1 are read", read_texts, tmp_path / "texts" / "train.parquet")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("PREHAB_DATA", "~")
+    (tmp_path / "cifar10").mkdir()
+    assert data.where("cifar10") == tmp_path / "cifar10" and data.where("~/cifar10") == tmp_path / "cifar10"
+    (tmp_path / "loop").symlink_to("loop")
+    for name in (str(tmp_path / "loop"), "x" * 5000, "/" + "x" * 300, "a\0b"):
+        refuses("is neither a folder nor one of", data.load, name, "train")
+        refuses("is no folder: check the path", data.load, "cifar10", "train", name, error=FileNotFoundError)
+
+
+def test_only_texts_are_read_as_texts(tmp_path):
+    good = {"a.txt": "one [two]\n", "b.md": "# three", "c": "[[four]] five", "bom.txt": "\ufeffsix"}
+    for name, text in good.items():
+        (tmp_path / name).write_text(text, encoding="utf-8")
+        assert read_texts(tmp_path / name) == [text.lstrip("\ufeff")], name
+    bad = ["a.jsonl", "a.json", "A.JSON", "a.csv", "a.tsv", "a.txt.gz", "a.ndjson", "a.xml", "a.yaml", "a.pkl"]
+    for name in bad:
+        (tmp_path / name).write_text('{"text": "one"}\n')
+        refuses("would be read with all the marks of a", read_texts, tmp_path / name)
+    for text in ('{"text": "one"}\n{"text": "two"}\n', ' [{"text": "one"}]', "a\0b"):
+        (tmp_path / "d.txt").write_text(text)
+        refuses("it holds JSON or zero bytes", read_texts, tmp_path / "d.txt")
+    file = tmp_path / "e.parquet"
+    parquet.write_table(pyarrow.table({"text": ["a", None, ""], "id": [1, 2, 3]}), file)
+    assert read_texts(file) == ["a", ""]
+    for column in ([1, 2], [["a"], ["b"]]):
+        parquet.write_table(pyarrow.table({"text": column}), file)
+        refuses("texts are a list of strings, not", read_texts, file)
+    for torn in (b"", b"PAR1", b"PAR1" + b"\0" * 50 + b"PAR1"):
+        file.write_bytes(torn)
+        refuses("e.parquet could not be read", read_texts, file)
+    for call in (token_stream, train_bpe, train_wordpiece):
+        extra = [None] if call is token_stream else []
+        for wrong in ("one string", ["a", 5], b"bytes"):
+            refuses("texts are a list of strings, not", call, wrong, *extra)
+
+
+def test_a_missing_package_is_named_with_the_line_that_installs_it(monkeypatch, capsys):
+    for module, package, call in (
+        ("timm", "timm", lambda: models.image_model("vit_tiny_patch16_224")),
+        ("transformers", "transformers", lambda: models.text_model("a/b", "AutoModel")),
+        ("transformers", "transformers", lambda: tokenizer_of("a/b")),
+        ("datasets", "datasets", lambda: data.load("cifar10", "train")),
+        ("peft", "peft", lambda: rehab._adapters(None, [], 1, None).__enter__()),
+        ("sklearn.datasets", "scikit-learn", lambda: _digits.__wrapped__("train")),
+    ):
+        with monkeypatch.context() as gone:
+            gone.setitem(sys.modules, module, None)
+            refuses(f"'{module.split('.')[0]}' is not installed: run `pip install {package}`", call)
+    monkeypatch.delitem(sys.modules, "prehab_lib.cli.compress", raising=False)
+    monkeypatch.delattr("prehab_lib.cli.compress", raising=False)
+    monkeypatch.setitem(sys.modules, "transformers.utils", None)
+    assert main(["compress", "a", "--data", "b", "--out", "c"]) == 2
+    assert "pip install transformers" in capsys.readouterr().err

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from PIL import Image
 
 from prehab_lib.evaluate import classification_loss
 from prehab_lib.save import models
@@ -101,3 +102,19 @@ def test_another_model_is_used_as_it_is_and_bad_settings_are_named():
     untrained = models.small_vit(**SMALL)
     refuses("steps = 0: give a whole number, 1 or larger", small_vit.train, untrained, task, seed=0, steps=0, lr=1e-2)
     refuses("neither a folder nor a model timm knows", small_vit.base_model, task, "vit_nonesuch", seed=0)
+
+
+def test_classes_keep_the_models_order_and_broken_images_are_named(tmp_path):
+    places = [f"{part}/{kind}" for part in ("train", "test") for kind in ("ant", "bee")]
+    name, model = image_folder(tmp_path / "mine", *places), timm_model()
+    for said, labels in (("put them in the model's order", ["bee", "ant", "cow"]), ("", ["ant", "bee", "cow"])):
+        model.pretrained_cfg = {**model.pretrained_cfg, "label_names": labels}
+        if said:
+            refuses(said, open_task, name, model, 4)
+    task = open_task(name, model, 4)
+    model.num_classes = 1
+    refuses("has labels up to 1, the model 1 classes", open_task, name, model, 4)
+    Image.new("RGB", (16, 16), (9, 9, 9)).save(tmp_path / "mine" / "train" / "bee" / "1.png")
+    assert open_task(name, timm_model(), 4).fed != task.fed  # a base model is trained again
+    (tmp_path / "mine" / "test" / "bee" / "1.png").write_bytes(b"\x89PNG torn")
+    refuses("image 1 could not be read .*replace it", lambda: [*open_task(name, timm_model(), 4).test()])

@@ -1,5 +1,6 @@
 import math
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -199,3 +200,14 @@ def test_the_small_model_starts_from_its_seed_and_looks_for_likes():
     attention = one.bert.encoder.layer[0].attention.self
     assert torch.equal(attention.query.weight[:32], attention.key.weight[:32])
     assert not torch.equal(attention.query.weight[32:], attention.key.weight[32:])
+
+
+def test_labels_that_a_file_numbers_in_another_order_are_refused(opened, tmp_path):
+    opened("rte")
+    file = tmp_path / "sets" / "glue" / "rte" / "train.parquet"
+    for order in (["entailment", "not_entailment"], ["not_entailment", "entailment"]):
+        rows = datasets.Dataset.from_parquet(str(file), cache_dir=str(tmp_path / order[0]))
+        rows.cast_column("label", datasets.ClassLabel(names=order)).to_parquet(file)
+        if order[0] == "entailment":
+            opened("rte", write=False)
+    refuses("numbers its classes not_entailment, entailment, and the task", opened, "rte", write=False)
