@@ -49,7 +49,6 @@ def _on_records(claim: dict, runs: list[Finished]) -> dict:
             parts.append(found)
             behind.append(run)
     row = verdicts.verdict(claim, pandas.concat(parts) if parts else pandas.DataFrame())
-    said = verdicts.said(row) or ("no control" if claim["group"] == "control" else "")
     models: dict[str, dict] = {}
     for run in behind:
         about = {"model": "model not recorded", "data": "data not recorded"} | run.about
@@ -57,7 +56,7 @@ def _on_records(claim: dict, runs: list[Finished]) -> dict:
     ours = "; ".join(f"{model}, {', '.join(data)}" for model, data in models.items())
     if row["seeds"]:
         ours += f", {row['seeds']} seeds, {row['removed']:.0%} removed"
-    return row | {"paper": claim.get("paper", said or "not measured"), "ours": ours, "runs": behind}
+    return row | {"ours": ours, "runs": behind}
 
 
 def _on_sentence(claim: dict, runs: list[Finished]) -> dict:
@@ -114,6 +113,9 @@ def judge(runs: list[Finished]) -> pandas.DataFrame:
     arithmetic.verify()
     for run in runs:
         pairs.check(run.name, run.records)
+        if any(line.get("status") not in ("passes", "fails") for line in run.claims):
+            older = "its claims.jsonl is of an older version, or was changed"
+            raise ValueError(f"{run.name}: {older}: run it again")
     most = finished.usual(runs)
     return pandas.DataFrame([_verdict(claim, runs, most) for claim in claims()])
 
