@@ -17,6 +17,10 @@ from prehab_lib.runs import plan
 from prehab_lib.runs.certificate import replacing
 
 
+COLUMNS = ["id", "group", "where", "says", "paper", "ours", "verdict", "status"]
+COLUMNS += ["mean", "low", "high", "unit", "seeds", "removed", "paper_effect", "visible", "differs"]
+
+
 def beside() -> Path | None:
     """The folder of the profile that a notebook runs in, runs/PROFILE; None outside a run."""
     folder = os.environ.get("PREHAB_RUNS")
@@ -98,8 +102,8 @@ def _verdict(claim: dict, runs: list[Finished], most: dict[str, str]) -> dict:
         row = EMPTY | {"status": "not tested here", "verdict": words, "ours": "", "runs": []}
         row["paper"] = claim.get("paper", "printed")
     made_by = row.pop("runs")
-    fields = {name: claim[name] for name in ("id", "group", "where", "says")}
-    return fields | row | {"differs": finished.differing(made_by, most)}
+    row |= claim | {"differs": finished.differing(made_by, most), "paper": row["paper"]}
+    return {name: row[name] for name in COLUMNS}
 
 
 def judge(runs: list[Finished]) -> pandas.DataFrame:

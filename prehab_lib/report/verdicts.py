@@ -91,18 +91,20 @@ def verdict(claim: dict, differences: pandas.DataFrame) -> dict:
     seed, over the seeds that have all of them.
     """
     fields = claim["records"]
-    if differences.empty:
-        column = _wanted(fields)
-        size = paper_effect(claim, "points") if column == "points" else np.nan
-        row = {"paper": said(claim, column), "paper_effect": size}
-        row["unit"] = "" if np.isnan(size) else RATIO_POINTS
-        return EMPTY | row | {"status": "not run", "verdict": "not run"}
-    column, unit = _unit(differences, fields)
-    places = differences[[column, "treated"]].groupby(level=["dataset", "seed"]).mean()
-    wide = places[column].unstack("dataset").dropna()
-    of_seeds, size = wide.mean(axis=1), paper_effect(claim, column)
-    facts = {"unit": unit, "seeds": len(wide), "removed": fields.get("removed", 0.6)}
-    facts |= {"paper": said(claim, column), "paper_effect": size}
+    column, unit = _wanted(fields), ""
+    wide = pandas.DataFrame()
+    if len(differences):
+        column, unit = _unit(differences, fields)
+        places = differences[[column, "treated"]].groupby(level=["dataset", "seed"]).mean()
+        wide = places[column].unstack("dataset").dropna()
+    size = paper_effect(claim, column)
+    facts = {"paper": said(claim, column), "paper_effect": size, "unit": unit}
+    if wide.empty:
+        if column == "points" and not np.isnan(size):
+            facts["unit"] = RATIO_POINTS
+        return EMPTY | facts | {"status": "not run", "verdict": "not run"}
+    of_seeds = wide.mean(axis=1)
+    facts |= {"seeds": len(wide), "removed": fields.get("removed", 0.6)}
     if len(wide) < 2:
         mean = float(of_seeds.mean())
         words = f"undecided: {effects.written(mean, unit, '+')} {unit}, one seed"
