@@ -18,7 +18,7 @@ BOUNDS |= {"top1_percent": (0.0, 100.0, True), "perplexity": (1.0, math.inf, Fal
 PLACE = ["dataset", "seed"]
 # Of a claim's fields, those that say what is done with records instead of choosing them.
 HOW = {"removed": 0.6, "minus": None, "relative": False, "natural": False, "of": "value"}
-UNITS = {"perplexity": "nats", "top1_percent": "points", "mean": "of score"}
+UNITS = {"perplexity": "nats", "top1_percent": "points", "mean": "of score", "loss": "of loss"}
 
 
 def printed() -> list[dict]:
