@@ -1,6 +1,7 @@
-"""Exercises of notebook 10, the audit: a printed change, an average, pairs, a memory label."""
+"""Exercises of notebook 10, the audit: a printed change, an average, ratio points, a memory label."""
 
 import math
+from itertools import pairwise
 from statistics import fmean
 
 from prehab_lib.exercises import load
@@ -18,38 +19,29 @@ def _average(scores):
     return fmean([*_without_mnli(scores), (scores["MNLI-m"] + scores["MNLI-mm"]) / 2])
 
 
-def _places(one, other, higher_is_better):
-    """The scores, written as removed -> seed -> score, as (removed, seed) -> score."""
-    flat = [{}, {}]
-    for scores, side in zip(flat, (one, other), strict=True):
-        for removed, seeds in side.items():
-            scores |= {(removed, seed): score for seed, score in seeds.items()}
-    return *flat, higher_is_better
+def _removed_at(removed, scores, score):
+    """The fraction removed at which a falling curve has this score."""
+    for left, right in pairwise(zip(removed, scores, strict=True)):
+        if right[1] <= score <= left[1]:
+            return left[0] + (right[0] - left[0]) * (left[1] - score) / (left[1] - right[1])
+    raise ValueError("a score beyond the curve")
 
 
-def _held(pairs, higher_is_better):
-    return sum(a > b if higher_is_better else a < b for a, b in pairs), len(pairs)
+def _ratio_points(removed, scores, ours, theirs):
+    apart = _removed_at(removed, scores, theirs) - _removed_at(removed, scores, ours)
+    return 100 * apart
 
 
-def _count(one, other, higher_is_better):
-    return _held([(one[at], other[at]) for at in one if at in other], higher_is_better)
+def _nearest(removed, scores, ours, theirs):
+    """Read off the nearest point of the curve, without a line between."""
+    curve = dict(zip(scores, removed, strict=True))
+    one, other = (min(curve, key=lambda at: abs(at - score)) for score in (ours, theirs))
+    return 100 * (curve[other] - curve[one])
 
 
-def _ties_hold(one, other, higher_is_better):
-    lost, cases = _count(other, one, higher_is_better)
-    return cases - lost, cases
-
-
-def _means(scores):
-    values = {}
-    for (removed, _), score in scores.items():
-        values.setdefault(removed, []).append(score)
-    return {removed: fmean(scores) for removed, scores in values.items()}
-
-
-def _every_seed_with_every(one, other, higher_is_better):
-    pairs = [(a, b) for (at, _), a in one.items() for (also, _), b in other.items() if at == also]
-    return _held(pairs, higher_is_better)
+def _one_slope(removed, scores, ours, theirs):
+    slope = (removed[-1] - removed[0]) / (scores[0] - scores[-1])
+    return 100 * slope * (ours - theirs)
 
 
 def _gibibytes(parameters):
@@ -75,14 +67,13 @@ ANSWERS = {
         nine_over_eight=lambda scores: sum(scores.values()) / 8,
     ),
     "10.3": dict(
-        arguments=_places,
-        solution=_count,
-        ties_hold=_ties_hold,
-        higher_always=lambda one, other, higher_is_better: _count(one, other, True),
-        all_counted=lambda one, other, up: (_count(one, other, up)[0], len(one | other)),
-        by_seed_means=lambda one, other, higher: _count(_means(one), _means(other), higher),
-        every_seed_with_every=_every_seed_with_every,
-        other_way_round=lambda one, other, higher_is_better: _count(other, one, higher_is_better),
+        solution=_ratio_points,
+        points_of_score=lambda removed, scores, ours, theirs: ours - theirs,
+        per_cent_of_score=lambda removed, scores, ours, theirs: 100 * (ours / theirs - 1),
+        as_a_fraction=lambda *given: _ratio_points(*given) / 100,
+        other_way_round=lambda *given: -_ratio_points(*given),
+        nearest_point=_nearest,
+        one_slope=_one_slope,
     ),
     "10.4": dict(
         solution=lambda blocks, rest, removed: _gibibytes(rest + (1 - removed) * blocks),

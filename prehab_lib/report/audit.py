@@ -82,7 +82,11 @@ def _on_sentence(claim: dict, runs: list[Finished]) -> dict:
 def _on_sums(claim: dict) -> dict:
     """The same of one of the paper's own sums; those that differ are named."""
     checks = arithmetic.CHECKS[claim["arithmetic"]](paper.records())
-    wrong = ["Table " + ", ".join(map(str, check.place)) for check in checks if not check.agrees]
+    places = [check.place for check in checks if not check.agrees]
+    wrong = [
+        "Table " + ", ".join(f"{part:.0%}" if isinstance(part, float) else part for part in place)
+        for place in places
+    ]
     row = {"status": "fails" if wrong else "passes", "paper": claim.get("paper", "printed")}
     row["verdict"] = f"fails: {'; '.join(wrong)}" if wrong else "passes"
     return EMPTY | row | {"ours": f"{len(checks)} numbers recomputed", "runs": []}

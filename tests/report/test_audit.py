@@ -51,7 +51,7 @@ def test_what_has_not_run_says_so_and_what_the_paper_found(home):
     assert nothing.paper["table2_prehab"] == "+6.6 ratio points" and nothing.paper["fig2"] == "+67.0 %"
     assert nothing.paper["table2_svdllm_svd"] == "+27.9 points", "SVD lies beyond the paper's own curve"
     fails = nothing.verdict["sum_changes"]  # the paper's own numbers need no run
-    assert fails == "fails: Table IV, 0.4, C4, λ = 0.001" and nothing.status["sum_repeats"] == "passes"
+    assert fails == "fails: Table IV, 40%, C4, λ = 0.001" and nothing.status["sum_repeats"] == "passes"
     assert audit.results(home / "runs" / "lab") == []
 
 
