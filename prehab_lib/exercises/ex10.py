@@ -1,4 +1,4 @@
-"""Exercises of notebook 10, the audit: a printed change, an average, ratio points, a memory label."""
+"""Exercises of notebook 10: a printed change, an average, ratio points, a memory label."""
 
 import math
 from itertools import pairwise

@@ -16,7 +16,6 @@ from prehab_lib.report.verdicts import DECIDED, EMPTY, GROUPS, STATUSES, claims
 from prehab_lib.runs import plan
 from prehab_lib.runs.certificate import replacing
 
-
 COLUMNS = ["id", "group", "where", "says", "paper", "ours", "verdict", "status"]
 COLUMNS += ["mean", "low", "high", "unit", "seeds", "removed", "paper_effect", "visible", "differs"]
 
