@@ -48,6 +48,16 @@ def _unit(differences: pandas.DataFrame, fields: dict) -> tuple[str, str]:
     return "natural", units[0] if len(units) == 1 else "of score"
 
 
+@cache
+def _paper() -> tuple[list[dict], list[dict]]:
+    return pairs.printed(), pairs.printed_curves()
+
+
+@cache
+def _in_print(fields: tuple) -> pandas.DataFrame:
+    return pairs.differences(*_paper(), dict(fields))
+
+
 def printed(claim: dict) -> pandas.DataFrame:
     """`pairs.differences` of the paper's own tables; empty where they do not have both sides.
 
@@ -59,7 +69,7 @@ def printed(claim: dict) -> pandas.DataFrame:
     fields = dict(claim["records"])
     if str(fields.get("arm")).startswith("prehab > control"):
         fields["arm"] = "prehab > svd_llm"
-    return pairs.differences(pairs.printed(), pairs.printed_curves(), fields)
+    return _in_print(tuple(fields.items()))
 
 
 def paper_effect(claim: dict, column: str) -> float:
@@ -114,9 +124,10 @@ def verdict(claim: dict, differences: pandas.DataFrame) -> dict:
     if "margin" in claim:  # not worse by more than this
         ends = {name: getattr(effect, name) + claim["margin"] for name in ("low", "high")}
         status = effects.status(effect._replace(**ends), treated=treated, margin=None)
-    else:
-        margin = effects.MARGIN if unit == RATIO_POINTS else None
-        status = effects.status(effect, None if np.isnan(size) else size, treated, margin)
+    elif column == "points":
+        status = effects.status(effect, None if np.isnan(size) else size, treated)
+    else:  # in another unit the paper's size says nothing of ours, nor is it said what is small
+        status = effects.status(effect, treated=treated, margin=None)
     words = f"{status}: {effects.described(effect, unit)}"
     if status == "undecided":
         words += f", smaller than ± {effects.written(effect.half_width, unit)} unseen"
