@@ -36,12 +36,12 @@ def shifted(planned: Sequence[plan.Run], shift: int) -> list[plan.Run]:
 
 
 def compared(profile: str) -> pandas.DataFrame:
-    """A row a claim: id, what it says, status and verdict of either side, whether they differ."""
+    """A row a claim: id, status and effect of either side, and whether the statuses differ."""
     one, other = (audit.judge(audit.results(folder(shift) / profile)) for shift in SHIFTS)
-    table = one[["id", "says"]].copy()
+    table = one[["id"]].copy()
     for shift, judged in zip(SHIFTS, (one, other), strict=True):
         table[f"status, seeds + {shift}"] = judged.status
-        table[f"effect, seeds + {shift}"] = judged.verdict
+        table[f"effect, seeds + {shift}"] = judged.verdict.str.partition(": ")[2]
     table["differs"] = one.status != other.status
     return table
 
