@@ -88,7 +88,7 @@ def _on_sums(claim: dict) -> dict:
     ]
     row = {"status": "fails" if wrong else "passes", "paper": claim.get("paper", "printed")}
     row["verdict"] = f"fails: {'; '.join(wrong)}" if wrong else "passes"
-    return EMPTY | row | {"ours": f"{len(checks)} numbers recomputed", "runs": []}
+    return EMPTY | row | {"ours": f"recomputed: {len(checks)}", "runs": []}
 
 
 def _verdict(claim: dict, runs: list[Finished], most: dict[str, str]) -> dict:

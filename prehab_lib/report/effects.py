@@ -22,7 +22,7 @@ STATUSES = {
     "reversed": "the interval lies below 0",
     "equivalent": f"the interval lies within ± {MARGIN:g} ratio point",
     "excluded at the paper's size": "the interval ends below the paper's effect",
-    "undecided": "the interval holds 0 and more",
+    "undecided": "none of these: the run is too small to say",
     "not treated": "the surrogate left the tail as the control did: no test of prehab",
 }
 
