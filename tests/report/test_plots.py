@@ -115,7 +115,7 @@ def test_a_picture_in_a_notebook_is_small_and_looks_the_same():
 
 
 def test_a_forest_has_a_row_an_effect_and_the_papers_beside_it():
-    fig, ax = plots.figure()
+    _, ax = plots.figure()
     rows = pandas.DataFrame({"mean": [1.0, numpy.nan], "low": [0.5, numpy.nan], "high": [2.0, numpy.nan]})
     plots.forest(ax, ["first", "not run"], rows, plots.BLUE, paper=[numpy.nan, 6.6])
     assert [tick.get_text() for tick in ax.get_yticklabels()] == ["first", "not run"]
