@@ -16,10 +16,11 @@ RUN := $(VENV)/bin/python
 READY := $(VENV)/.ready
 endif
 
-.PHONY: help setup own-environment reproduce test lint jupyter plan lab paper figures bench site course cluster clean
+.PHONY: help setup own-environment reproduce stability test lint jupyter plan lab paper figures bench site course cluster clean
 
 help:
 	@echo "make reproduce     run the laptop profile, write runs/laptop/report.md and its figures"
+	@echo "make stability     run PROFILE twice, with other seeds, and compare the statuses of all claims; twice as long"
 	@echo "make test          lint, unit tests, and every notebook compared with its stored outputs"
 	@echo "make lint          ruff, and the arrows between the rooms of the library"
 	@echo "make jupyter       open the notebooks in JupyterLab"
@@ -78,6 +79,10 @@ endef
 
 reproduce: $(READY)
 	$(call profile,laptop)
+
+# Its own runs and trained models, in runs/.stability; started again, it goes on with what is missing.
+stability: $(READY)
+	$(RUN) -m prehab_lib stability $(PROFILE) -j $(JOBS) $(ARGS)
 
 plan: $(READY)
 	@$(RUN) -m prehab_lib plan $(PROFILE) $(ARGS)

@@ -50,6 +50,8 @@ def _act(arguments) -> int:
     if arguments.command == "data":
         print(run.needed(arguments.profile, arguments.data_root))
         return 0
+    if arguments.command == "stability":
+        return _stability(arguments)
     if arguments.command == "one" and arguments.parent:
         unit.die_with(arguments.parent)
     runs, store = planned(arguments), Store(plan.home() / "runs")
@@ -61,16 +63,35 @@ def _act(arguments) -> int:
     return 0
 
 
+def _stability(arguments) -> int:
+    """The profile with its own seeds and with others, then their statuses side by side."""
+    from prehab_lib import run
+    from prehab_lib.report import stability
+
+    for shift in stability.SHIFTS:
+        folder = stability.folder(shift)
+        os.environ["PREHAB_CACHE"] = str(folder / "cache")
+        print(f"seeds + {shift}: {os.path.relpath(folder)}", flush=True)
+        if run.main(stability.shifted(planned(arguments), shift), Store(folder), arguments.j):
+            return 1
+    return stability.report(arguments.profile)
+
+
 COMMANDS = {
     "run": "execute notebooks; what is stored is not run again",
     "plan": "list the runs of a profile, and which are stored",
     "one": "execute one run, for schedulers",
     "report": "gather a profile's results beside the paper's",
     "figures": "copy runs/PROFILE/figures to figures/PROFILE",
+    "stability": "run a profile with two sets of seeds, and compare the statuses of all claims",
     "verdicts": "write what became of the paper's claims (in the profile laptop)",
     "data": "what each notebook needs (for the profile lab), and what is missing",
 }
-DEFAULTS = {"verdicts": "laptop", "data": "lab"}  # the other commands want a profile named
+DEFAULTS = {
+    "verdicts": "laptop",
+    "stability": "laptop",
+    "data": "lab",
+}  # the other commands want a profile named
 
 
 def parser() -> argparse.ArgumentParser:
@@ -87,12 +108,12 @@ def parser() -> argparse.ArgumentParser:
         add = command.add_argument
         nargs = "?" if name in DEFAULTS else None
         add("profile", nargs=nargs, default=DEFAULTS.get(name), help=profiles)
-        if name in ("run", "plan", "one"):
+        if name in ("run", "plan", "one", "stability"):
             add("notebooks", nargs="*", metavar="NN", help="03 or 03_vit; none: all")
             add("-p", metavar="name=value", help="replace a parameter (repeatable)", **pair)
             add("--grid", metavar="name=values", help=values, **pair)
             add("--threads", type=_count, metavar="N", help=cores)
-        if name == "run":
+        if name in ("run", "stability"):
             add("-j", type=_count, default=2, metavar="N", help="runs at a time (default 2)")
         elif name == "one":
             add("--name", required=True, help="the run, as plan PROFILE lists it")

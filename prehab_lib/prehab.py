@@ -25,6 +25,8 @@ from prehab_lib.surrogates import entropy_rank
 class History:
     """A row a step: step, task_loss, lam, and where computed surrogate and (mean) entropy_rank.
 
+    The first row has the dose, ‖λ ∇R‖ / ‖∇L‖ over the trained parameters: unlike λ it can be
+    compared between models, Grams and reductions.
     `fast.Fast` adds "fell_back", the layers of this step for which the fast way did not suffice;
     `rivals.tail.Tail` at each refresh "tail": ranks, tails τ_ℓ, weights λ_ℓ / λ.
     """
@@ -119,9 +121,12 @@ def prehab(
                 remedy = f"lower lr = {lr} or λ = {lam_now}"
                 check_finite(loss, f"prehab step {step}", remedy)
                 optimizer.zero_grad(set_to_none=True)
+                pulled = term.gradients(lam_now, parameters) if lam_now and not step else []
                 rank = term.backward(loss, lam_now)  # line 5, and the gradient of line 6
                 row = {"step": step, "task_loss": float(loss.detach()), "lam": lam_now}
                 row |= _logged(term, rank, training, step, steps) | term.notes
+                if not step:
+                    row["dose"] = _dose(parameters, pulled)
             if rank is not None:
                 check_finite(loss.detach() + lam_now * rank, f"prehab step {step}", remedy)
             optimizer.step()  # line 6
@@ -132,6 +137,21 @@ def prehab(
                 raise ValueError(f"weights are not finite after the last step: {remedy}")
     history.seconds = time.perf_counter() - started
     return history
+
+
+def _dose(parameters: list[Tensor], pulled: list[Tensor | None]) -> float:
+    """‖λ ∇R‖ / ‖∇L‖. pulled: λ ∇R, a part of the gradients; empty for λ = 0."""
+    rank = task = 0.0
+    for parameter, part in zip(parameters, pulled, strict=False):
+        if parameter.grad is None:
+            continue
+        of_task = parameter.grad if part is None else parameter.grad - part
+        task += float(precision.whole(of_task).double().square().sum())
+        if part is not None:
+            rank += float(precision.whole(part).double().square().sum())
+    if not task:
+        return math.inf if rank else 0.0
+    return math.sqrt(rank / task)
 
 
 def _logged(term: RankTerm, rank: Tensor | None, training: Training, step: int, steps: int) -> dict:

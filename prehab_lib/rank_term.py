@@ -94,6 +94,18 @@ class RankTerm:
             del value  # and with it the graph of W L, before the next one is made
         return self.share * _total(pulled)
 
+    def gradients(self, lam: float, parameters: list[Tensor]) -> list[Tensor | None]:
+        """λ ∇R at each parameter, None where R does not see it; `.grad` stays as it is."""
+        pulled: list[Tensor | None] = [None] * len(parameters)
+        notes = dict(self.notes)
+        for value in self.values():  # in whitened coordinates the graph is the loss's too
+            found = torch.autograd.grad(
+                lam * self.share * value, parameters, retain_graph=self.joint, allow_unused=True
+            )
+            pulled = [old if new is None else new for old, new in zip(pulled, found, strict=True)]
+        self.notes = notes
+        return pulled
+
     def values(self) -> Iterator[Tensor]:
         """R of each layer, with its graph."""
         for name in self.names:

@@ -1,5 +1,6 @@
-"""Exercises of notebook 10, the audit: a printed change, an average, pairs, a memory label."""
+"""Exercises of notebook 10: a printed change, an average, ratio points, a memory label."""
 
+from itertools import pairwise
 from statistics import fmean
 
 
@@ -15,34 +16,28 @@ def average(scores):
     return fmean([*without_mnli(scores), (scores["MNLI-m"] + scores["MNLI-mm"]) / 2])
 
 
-def by_place(scores):
-    """removed -> seed -> score, as YAML has it, as (removed, seed) -> score."""
-    return {
-        (removed, seed): scores[removed][seed] for removed in scores for seed in scores[removed]
-    }
+def removed_at(removed, scores, score):
+    """The fraction removed at which a falling curve has this score."""
+    for left, right in pairwise(zip(removed, scores, strict=True)):
+        if right[1] <= score <= left[1]:
+            return left[0] + (right[0] - left[0]) * (left[1] - score) / (left[1] - right[1])
+    raise ValueError("a score beyond the curve")
 
 
-def held(pairs, higher_is_better):
-    return sum(a > b if higher_is_better else a < b for a, b in pairs), len(pairs)
+def ratio_points(removed, scores, ours, theirs):
+    return 100 * (removed_at(removed, scores, theirs) - removed_at(removed, scores, ours))
 
 
-def count(one, other, higher_is_better):
-    return held([(one[at], other[at]) for at in one if at in other], higher_is_better)
+def nearest(removed, scores, ours, theirs):
+    """Read off the nearest point of the curve, without a line between."""
+    curve = dict(zip(scores, removed, strict=True))
+    one, other = (min(curve, key=lambda at: abs(at - score)) for score in (ours, theirs))
+    return 100 * (curve[other] - curve[one])
 
 
-def ties_hold(one, other, higher_is_better):
-    lost, cases = count(other, one, higher_is_better)
-    return cases - lost, cases
-
-
-def means(scores):
-    """removed -> the mean over its seeds."""
-    return {at: fmean(scores[place] for place in scores if place[0] == at) for at, _ in scores}
-
-
-def every_seed_with_every(one, other, higher_is_better):
-    pairs = [(a, b) for (at, _), a in one.items() for (also, _), b in other.items() if at == also]
-    return held(pairs, higher_is_better)
+def one_slope(removed, scores, ours, theirs):
+    slope = (removed[-1] - removed[0]) / (scores[0] - scores[-1])
+    return 100 * slope * (ours - theirs)
 
 
 def gibibytes(parameters):

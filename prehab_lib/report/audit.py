@@ -1,40 +1,22 @@
 """Every claim of `claims.yaml` with its verdict: for the report, notebook 10 and verdicts.md.
 
-A verdict is counted from records, pair by pair. ValueError names a run whose notebook printed
-another count, or whose scores are impossible, lack their control or come from two profiles.
+ValueError names a run whose scores are impossible, lack their control or come from two profiles.
 """
 
 import os
 from collections import Counter
-from collections.abc import Iterable
 from fnmatch import fnmatchcase
-from functools import cache
 from pathlib import Path
 
 import pandas
-import yaml
 
-from prehab_lib.report import arithmetic, finished, pairs, paper
-from prehab_lib.report.claims import verdict
+from prehab_lib.report import arithmetic, finished, pairs, paper, verdicts
 from prehab_lib.report.finished import Finished
+from prehab_lib.report.verdicts import DECIDED, EMPTY, GROUPS, STATUSES, claims
 from prehab_lib.runs import certificate, plan
 
-GROUPS = {"paper": "What the paper claims", "sums": "Its own arithmetic"}
-GROUPS |= {"control": "What its tables leave out: the control, λ = 0"}
-GROUPS |= {"rivals": "Other papers, and its future work"}
-DECIDED = {"holds": "holds in every case", "mostly": "in more than half of them"}
-DECIDED |= {"rarely": "in half or fewer", "does not hold": "in none"}
-STATUSES = DECIDED | {"not run": "not run", "not tested here": "not tested here"}
-
-
-@cache
-def claims() -> tuple[dict, ...]:
-    """The entries of claims.yaml with id, group and a list of evidence, in its order."""
-    text = Path(__file__).with_name("claims.yaml").read_text(encoding="utf-8")
-    entries = []
-    for group, some in yaml.safe_load(text).items():
-        entries += [{"id": id, "group": group, "evidence": []} | some[id] for id in some]
-    return tuple(entries)
+COLUMNS = ["id", "group", "where", "says", "paper", "ours", "verdict", "status"]
+COLUMNS += ["mean", "low", "high", "unit", "seeds", "removed", "paper_effect", "visible", "differs"]
 
 
 def beside() -> Path | None:
@@ -57,122 +39,97 @@ def results(folder: Path | str | None) -> list[Finished]:
     return finished.planned(folder, runs)
 
 
-def _lines(sentence: str, run: Finished, datasets: Iterable[str] = ()) -> list[dict]:
-    """What the run printed under this sentence; {dataset} stands for each of the data sets."""
-    names = datasets if "{dataset}" in sentence else [""]
-    wanted = [sentence.replace("{dataset}", name) for name in names]
-    return [line for one in wanted for line in run.claims if fnmatchcase(line["sentence"], one)]
-
-
-def _judge(evidence: dict, run: Finished) -> tuple[list[bool], str]:
-    """In which cases of one run it holds, and what these are; no case where it says nothing."""
-    sentence, places = evidence.get("sentence"), {}
-    if "records" in evidence:
+def _on_records(claim: dict, runs: list[Finished]) -> dict:
+    """Verdict, both sides and the runs behind it, of a claim that records decide."""
+    behind, parts = [], []
+    for run in runs:
         try:
-            places = pairs.compare(run.records, evidence["records"])
+            found = pairs.differences(run.records, run.curves, claim["records"])
         except ValueError as error:
             raise ValueError(f"{run.name}: {error}") from None
-    datasets = sorted({dataset for dataset, *_ in places})
-    lines = _lines(sentence, run, datasets) if sentence else []
-    printed = [case for line in lines for case in line["each"]]
-    counted = list(places.values())
-    if "records" in evidence and lines and printed != counted:
-        said = f'"{sentence}" was printed as {sum(printed)} of {len(printed)}'
-        give = f"its records give {sum(counted)} of {len(counted)}, or other cases"
-        remedy = "result.json or claims.jsonl was changed; run it again"
-        raise ValueError(f"{run.name}: {said}, but {give}: {remedy}")
-    if places:
-        return counted, pairs.cases(places)
-    return printed, lines[0]["of"] if lines else ""
+        if len(found):
+            parts.append(found)
+            behind.append(run)
+    row = verdicts.verdict(claim, pandas.concat(parts) if parts else pandas.DataFrame())
+    models: dict[str, dict] = {}
+    for run in behind:
+        about = {"model": "model not recorded", "data": "data not recorded"} | run.about
+        models.setdefault(about["model"], {})[about["data"]] = None
+    ours = "; ".join(f"{model}, {', '.join(data)}" for model, data in models.items())
+    if row["seeds"]:
+        ours += f", {row['seeds']} seeds, {row['removed']:.0%} removed"
+    return row | {"ours": ours, "runs": behind}
 
 
-def _paper_says(claim: dict) -> str:
-    """The paper's side: its words, or its own count of the same pairs."""
-    if "paper" in claim:
-        return claim["paper"]
-    printed, entries = pairs.printed(), claim["evidence"]
-    found = [pairs.compare(printed, entry["records"]) for entry in entries if "records" in entry]
-    held = [case for places in found for case in places.values()]
-    return f"at {sum(held)} of {len(held)} {_unit({pairs.cases(places) for places in found})}"
-
-
-def _unit(units: set[str]) -> str:
-    return next(iter(units)) if len(units) == 1 else "cases"
-
-
-def _ours(claim: dict, runs: list[Finished]) -> str:
-    """Model, data and seeds behind records that decided; behind sentences, what those say."""
-    scored: dict[tuple, dict] = {}
-    said: dict[str, None] = {}
+def _on_sentence(claim: dict, runs: list[Finished]) -> dict:
+    """The same of a check that a notebook printed."""
+    lines, behind = [], []
     for run in runs:
-        evidence = [entry for entry in claim["evidence"] if entry["notebook"] == run.notebook]
-        if any("records" in entry for entry in evidence):
-            count = len({record["seed"] for record in run.records})
-            about = {"model": "model not recorded", "data": "data not recorded"} | run.about
-            seeds = f"{count} seed{'s' * (count > 1)}"
-            scored.setdefault((about["model"], seeds), {})[about["data"]] = None
-        else:
-            lines = [line for entry in evidence for line in _lines(entry["sentence"], run)]
-            said |= {line["ours"]: None for line in lines}
-    models = [f"{model}, {', '.join(data)}, {seeds}" for (model, seeds), data in scored.items()]
-    return "; ".join([*models, *said])
+        printed = [one for one in run.claims if fnmatchcase(one["sentence"], claim["check"])]
+        lines += printed
+        if printed:
+            behind.append(run)
+    status = "not run"
+    if lines:
+        status = "passes" if all(line["status"] == "passes" for line in lines) else "fails"
+    ours = "; ".join(dict.fromkeys(line["ours"] for line in lines))
+    row = {"status": status, "verdict": status, "paper": claim.get("paper", "printed")}
+    return EMPTY | row | {"ours": ours, "runs": behind}
 
 
-def _in_words(claim: dict, held: int, cases: int, of: str) -> tuple[str, str]:
-    """The verdict, and its status, a key of STATUSES; rarely is at half or fewer."""
-    if "not_tested" in claim:
-        return f"not tested here: {claim['not_tested']}", "not tested here"
-    if not cases:
-        return "not run", "not run"
-    status = "does not hold"
-    if held:
-        status = "holds" if held == cases else "mostly" if held > cases / 2 else "rarely"
-    return verdict(held, cases, of), status
+def _on_sums(claim: dict) -> dict:
+    """The same of one of the paper's own sums; those that differ are named."""
+    checks = arithmetic.CHECKS[claim["arithmetic"]](paper.records())
+    places = [check.place for check in checks if not check.agrees]
+    wrong = [
+        "Table " + ", ".join(f"{part:.0%}" if isinstance(part, float) else part for part in place)
+        for place in places
+    ]
+    row = {"status": "fails" if wrong else "passes", "paper": claim.get("paper", "printed")}
+    row["verdict"] = f"fails: {'; '.join(wrong)}" if wrong else "passes"
+    return EMPTY | row | {"ours": f"recomputed: {len(checks)}", "runs": []}
 
 
 def _verdict(claim: dict, runs: list[Finished], most: dict[str, str]) -> dict:
     """The row of one claim, as `judge` gives it. most: with what most runs were made."""
-    cases, units, behind, missing = [], set(), {}, {}
-    for evidence in claim["evidence"]:
-        of_notebook = [run for run in runs if run.notebook == evidence["notebook"]]
-        judged = [(run, *_judge(evidence, run)) for run in of_notebook]
-        decided = [row for row in judged if row[1]]
-        for run, held, of in decided:
-            cases += held
-            units.add(f"runs × {of}" if len(decided) > 1 else of)
-            behind[run.name] = run
-        if not decided:
-            missing[evidence["notebook"]] = None
-    made_by = list(behind.values())
-    ours = _ours(claim, made_by)
-    if "arithmetic" in claim:
-        checks = arithmetic.CHECKS[claim["arithmetic"]](paper.records())
-        cases, units, ours = [check.agrees for check in checks], {"numbers"}, "recomputed"
-    words, status = _in_words(claim, sum(cases), len(cases), _unit(units))
-    row = {name: claim[name] for name in ("id", "group", "where", "says")}
-    row |= {"paper": _paper_says(claim), "ours": ours, "verdict": words, "status": status}
-    row |= {"held": sum(cases), "cases": len(cases), "missing": ", ".join(missing)}
-    return row | {"differs": finished.differing(made_by, most)}
+    of_notebook = [run for run in runs if run.notebook == claim.get("notebook")]
+    if "records" in claim:
+        row = _on_records(claim, of_notebook)
+    elif "check" in claim:
+        row = _on_sentence(claim, of_notebook)
+    elif "arithmetic" in claim:
+        row = _on_sums(claim)
+    else:
+        words = f"not tested here: {claim['not_tested']}"
+        row = EMPTY | {"status": "not tested here", "verdict": words, "ours": "", "runs": []}
+        row["paper"] = claim.get("paper", "printed")
+    made_by = row.pop("runs")
+    row |= claim | {"differs": finished.differing(made_by, most), "paper": row["paper"]}
+    return {name: row[name] for name in COLUMNS}
 
 
 def judge(runs: list[Finished]) -> pandas.DataFrame:
     """Every claim with its verdict, from runs of one profile, in the order of claims.yaml.
 
-    Columns: id, group, where, says, paper, ours, verdict, status, held, cases, missing (notebooks
-    that have not run), differs (how its runs were made otherwise than most). Raises ValueError
-    where the paper's tables were changed, or a run's scores cannot be judged, naming the run.
+    Columns: id, group, where, says, paper, ours, verdict, status; of an effect mean, low, high,
+    unit, seeds, removed, paper_effect, visible (half the interval); differs (how its runs were made
+    otherwise than most). Raises ValueError where the paper's tables were changed, or a run's scores
+    cannot be judged, naming the run.
     """
     arithmetic.verify()
     for run in runs:
         pairs.check(run.name, run.records)
+        if any(line.get("status") not in ("passes", "fails") for line in run.claims):
+            older = "its claims.jsonl is of an older version, or was changed"
+            raise ValueError(f"{run.name}: {older}: run it again")
     most = finished.usual(runs)
     return pandas.DataFrame([_verdict(claim, runs, most) for claim in claims()])
 
 
 def counted(statuses) -> str:
-    """How many claims have which verdict, in one line."""
+    """How many claims have which status, in one line."""
     counts = Counter(statuses)
-    parts = [f"{words} {counts[status]}" for status, words in STATUSES.items() if counts[status]]
+    parts = [f"{counts[status]} {status}" for status in STATUSES if counts[status]]
     return f"{counts.total()} claims: {', '.join(parts)}."
 
 
@@ -193,9 +150,10 @@ def page(table: pandas.DataFrame, runs: list[Finished]) -> list[str]:
     if most:
         most += "; the last column says where a row's were not."
         lines += [f"Most runs were made with {most}", ""]
-    incomplete = (table.missing != "") & (table.cases > 0)
-    without = ("; without " + table.missing).where(incomplete, "")
-    table = table.assign(verdict="**" + table.verdict + "**" + without)
+    table = table.assign(verdict="**" + table.verdict.str.replace(":", "**:", n=1))
+    table["verdict"] = table.verdict.where(
+        table.verdict.str.contains(r"\*\*:"), table.verdict + "**"
+    )
     sides = {"paper": "the paper", "ours": "here", "verdict": "verdict"}
     return lines + _table(table, where="where", says="claim", **sides, differs="made otherwise")
 
@@ -204,7 +162,10 @@ def text(table: pandas.DataFrame, profile: str) -> str:
     """The claims that are decided, as a page of Markdown, and how many are not."""
     lines = [f"# The paper's claims, and what the {profile} profile says of them", ""]
     lines += ["Made from verdicts.csv beside this file by `python -m prehab_lib verdicts`.", ""]
-    heads = {"paper": "the paper", "verdict": f"{profile} profile"}
+    lines += [f"- **{status}**: {words}" for status, words in DECIDED.items()]
+    lines += ["", "Intervals are 95 %, over seeds. A ratio point is one per cent of the weights"]
+    lines += ["that could be removed on top at the same score.", ""]
+    heads = {"paper": "the paper", "verdict": f"{profile} profile", "ours": "on"}
     decided = table[table.status.isin(DECIDED)]
     lines += _table(decided, where="where", says="sentence", **heads)
     return "\n".join([*lines, "", f"Of {counted(table.status)}", ""])

@@ -31,6 +31,10 @@ class Finished:
         return self.result.get("records", [])
 
     @property
+    def curves(self) -> list[dict]:
+        return self.result.get("curves", [])
+
+    @property
     def profiles(self) -> set[str]:
         """What its files say of their profile: one name, unless they were mixed."""
         return {part.get("profile") for part in (self.run, self.about, *self.claims)} - {None, ""}

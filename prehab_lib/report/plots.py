@@ -79,6 +79,23 @@ def band(ax, data, x: str, y: str, **look) -> None:
     ax.set(**labels)  # not the names of the columns
 
 
+def forest(ax, names, rows, color: str, paper=None) -> None:
+    """An effect a row with its interval around a line at 0; the paper's effects as open diamonds.
+
+    names (k,): what stands beside a row, top to bottom. rows: a DataFrame with mean, low, high;
+    NaN ends draw the point alone. paper (k,): the paper's effects in the same unit, NaN for none.
+    """
+    places = range(len(rows))[::-1]
+    sides = [rows["mean"] - rows.low, rows.high - rows["mean"]]
+    ax.errorbar(rows["mean"], places, xerr=sides, fmt="o", color=color, capsize=2, label="here")
+    if paper is not None and any(value == value for value in paper):
+        ax.plot(paper, places, "D", color="black", fillstyle="none", label="the paper's tables")
+    ax.axvline(0, color="black", lw=0.8)
+    ax.set_yticks(places, names)
+    ax.set_ylim(-0.7, len(rows) - 0.3)
+    ax.grid(False, axis="y")
+
+
 def legend(fig, ncols: int = 3):
     """One legend for all panels, below them, so that it covers no data; each label once."""
     entries = {}

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pandas
 
+from prehab_lib.report import effects
 from prehab_lib.runs.certificate import birth_certificate, peak_memory_mb, run_dir, write_json
 
 # What every record has, and its type.
@@ -46,6 +47,7 @@ class Results:
         facts = {name: _plain(name, value) for name, value in about.items()}
         self.about = birth_certificate(device) | facts
         self.records: list[dict] = []
+        self.curves: list[dict] = []
         self._kinds = dict(FIELDS)
 
     def add(self, **record) -> None:
@@ -66,6 +68,17 @@ class Results:
             raise ValueError("record: seed must be an integer, and seconds must not be negative")
         self.records.append(record)
 
+    def curve(self, seed: int, removed: list, values: list, metric: str, dataset: str = "") -> None:
+        """Record the score of the untouched model under SVD-LLM by fraction removed, 0 included.
+
+        Effects are read off it in ratio points. Raises ValueError where it is no curve.
+        """
+        merits = [float(effects.merit(metric, value)) for value in values]
+        effects.Curve(removed, merits)
+        fractions = [float(fraction) for fraction in removed]
+        curve = {"dataset": dataset, "seed": seed, "removed": fractions, "merits": merits}
+        self.curves.append(curve)
+
     def frame(self) -> pandas.DataFrame:
         """One row a score, in the order they were added."""
         return pandas.DataFrame(self.records, columns=None if self.records else list(FIELDS))
@@ -77,5 +90,6 @@ class Results:
             return None
         about = self.about | {"peak_memory_mb": peak_memory_mb(self.device)}
         content = {"about": about, "protocol": self.protocol, "records": self.records}
+        content["curves"] = self.curves
         write_json(folder / "result.json", content)
         return folder / "result.json"

@@ -6,7 +6,6 @@ import os
 import pandas
 
 from prehab_lib.report import audit, finished, tables
-from prehab_lib.report.claims import verdict
 from prehab_lib.report.finished import Finished
 from prehab_lib.runs import certificate, plan
 from prehab_lib.runs.store import copy
@@ -42,9 +41,8 @@ def _section(runs: list[Finished]) -> list[str]:
         text = ", ".join(f"{name} {fact}" for name, fact in facts.items() if fact)
         lines.append(f"- {run.name}: {text}")
         for claim in run.claims:
-            counted = verdict(claim["holds"], claim["cases"], claim["of"])
             sides = f"(paper {claim['paper']}; ours: {claim['ours']})"
-            lines.append(f"  - {claim['sentence']}: **{counted}** {sides}")
+            lines.append(f"  - {claim['sentence']}: **{claim['status']}** {sides}")
     return lines
 
 

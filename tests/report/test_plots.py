@@ -112,3 +112,14 @@ def test_a_picture_in_a_notebook_is_small_and_looks_the_same():
     assert len(small) < 0.6 * len(whole.getvalue())
     one, other = (numpy.asarray(Image.open(file).convert("RGB"), dtype=float) for file in (whole, io.BytesIO(small)))
     assert one.shape == other.shape and numpy.abs(one - other).mean() < 1
+
+
+def test_a_forest_has_a_row_an_effect_and_the_papers_beside_it():
+    _, ax = plots.figure()
+    rows = pandas.DataFrame({"mean": [1.0, numpy.nan], "low": [0.5, numpy.nan], "high": [2.0, numpy.nan]})
+    plots.forest(ax, ["first", "not run"], rows, plots.BLUE, paper=[numpy.nan, 6.6])
+    assert [tick.get_text() for tick in ax.get_yticklabels()] == ["first", "not run"]
+    dots, *_ = ax.containers[0].lines
+    assert dots.get_xydata()[0].tolist() == [1.0, 1.0] and ax.containers[0].lines[1][0].get_xdata()[0] == 0.5
+    diamonds = next(line for line in ax.get_lines() if line.get_marker() == "D")
+    assert diamonds.get_xydata()[1].tolist() == [6.6, 0.0]

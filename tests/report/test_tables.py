@@ -123,3 +123,19 @@ def test_what_is_noted_of_a_score_stands_below_the_table():
     assert not any("Note" in line for line in lines_of(records))
     records[1:3] = [one | {"note": note} for one in records[1:3]]
     assert f"Note: {note}: svd_llm at 40%." in lines_of(records)
+
+
+def test_a_committed_table_is_read_from_the_repository_or_says_how_to_make_it(tmp_path, monkeypatch):
+    (tmp_path / "notebooks").mkdir()
+    (tmp_path / "notebooks" / "03_vit.ipynb").write_text("{}")
+    (tmp_path / "figures" / "lab").mkdir(parents=True)
+    (tmp_path / "figures" / "lab" / "table2.csv").write_text("removed,score\n0.2,80.5\n")
+    monkeypatch.chdir(tmp_path / "notebooks")
+    assert tables.committed("table2", profile="lab", score="top-1 (%)").to_dict("list") == {
+        "removed": [0.2],
+        "top-1 (%)": [80.5],
+    }
+    with pytest.raises(FileNotFoundError, match="no figures/laptop/table2.csv: run the profile, then"):
+        tables.committed("table2")
+    with pytest.raises(ValueError, match="column of table2.csv = 'points' is not known: choose one of removed, score"):
+        tables.committed("table2", profile="lab", points="x")

@@ -1,0 +1,75 @@
+"""Two runs of a profile with other seeds: what is run, what is compared, and when it fails."""
+
+import os
+import shutil
+
+import pytest
+
+from prehab_lib import __main__, run
+from prehab_lib.report import stability
+from prehab_lib.runs.plan import Run
+from tests.profiles import curves, enter, line, vit_records, write_run
+
+EQ6 = "Eq. (6) is the gradient of Eq. (5)"
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    """Both sides with the same scores, seeds 0 to 4 and 100 to 104."""
+    enter(tmp_path, monkeypatch)
+    shutil.rmtree(tmp_path / "runs")
+    for shift in stability.SHIFTS:
+        records = [one | {"seed": one["seed"] + shift} for one in vit_records()]
+        scale = [one | {"seed": one["seed"] + shift} for one in curves()]
+        side = tmp_path / "runs" / ".stability" / str(shift)
+        write_run(side, "03_vit", records, scale=scale)
+        write_run(side, "01_surrogates", claims=[line(EQ6, "fails")])
+        shutil.move(side / "runs" / "laptop", side / "laptop")
+    return tmp_path
+
+
+def test_equal_statuses_pass_and_too_many_others_fail(home, capsys):
+    assert stability.report("laptop") == 0
+    text = capsys.readouterr().out
+    table = (home / "runs" / ".stability" / "laptop.md").read_text(encoding="utf-8")
+    assert text.startswith(table) and text.endswith("written: runs/.stability/laptop.md\n")
+    assert "statuses differ. At most 3 may." in text and "not run" not in text and "not tested" not in text
+    row = next(one for one in text.splitlines() if "| control_vit " in one)
+    assert row.count("| equivalent ") == 2 and row.count("ratio points") == 2
+    for moved, code, names in (
+        ({"svd"}, 0, ": table2_fwsvd_svd, table2_svdllm_svd."),
+        ({"svd", "control", "prehab"}, 1, "table2_prehab"),
+    ):
+        records = [one | {"seed": one["seed"] + 100} for one in vit_records()]
+        for one in records:  # far below or above all others, in the second run alone
+            one["value"] += {"svd": 45, "control": -40, "prehab": -30}[one["arm"]] if one["arm"] in moved else 0
+            one["value"] = min(max(one["value"], 0.0), 100.0)
+        scale = [one | {"seed": one["seed"] + 100} for one in curves()]
+        side = home / "runs" / ".stability" / "100"
+        write_run(side, "03_vit", records, folder="new", scale=scale)
+        shutil.copytree(side / "runs" / "new", side / "laptop", dirs_exist_ok=True)
+        assert stability.report("laptop") == code
+        assert names in capsys.readouterr().out
+
+
+def test_both_sides_are_run_with_seeds_and_caches_of_their_own(home, monkeypatch):
+    ran = []
+    monkeypatch.setenv("PREHAB_CACHE", "elsewhere")
+
+    def main(planned, store, width):
+        ran.append(([one.params for one in planned], store.runs, width, os.environ["PREHAB_CACHE"]))
+        return 0
+
+    books = [
+        Run("03_vit", home / "03_vit.ipynb", "laptop", {"seeds": [0, 4], "lam": 0.1}),
+        Run("08_cost", home / "08_cost.ipynb", "laptop", {"steps": 3}),
+        Run("10_audit", home / "10_audit.ipynb", "laptop", {"seeds": [1]}, last=True),
+    ]
+    monkeypatch.setattr(run, "main", main)
+    monkeypatch.setattr(__main__, "planned", lambda arguments: books)
+    assert __main__.main(["stability", "laptop", "-j", "3"]) == 0
+    for shift, (params, folder, width, cache) in zip(stability.SHIFTS, ran, strict=True):
+        assert params == [{"seeds": [shift, 4 + shift], "lam": 0.1}, {"steps": 3}]
+        assert (folder, width) == (home / "runs" / ".stability" / str(shift), 3) and cache == str(folder / "cache")
+    monkeypatch.setattr(run, "main", lambda *_: 1)
+    assert __main__.main(["stability", "laptop"]) == 1, "nothing is compared where a run failed"
