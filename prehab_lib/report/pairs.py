@@ -106,6 +106,8 @@ def differences(records: list[dict], curves: list[dict], fields: dict) -> pandas
     found = _difference(frame, curves, sides, how, how["removed"])
     if how["minus"] is not None and len(found):
         start = _difference(frame, curves, sides, how, how["minus"])
+        if start.empty:
+            return start
         found[["natural", "points"]] -= start[["natural", "points"]]
     return found
 

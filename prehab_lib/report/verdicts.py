@@ -59,7 +59,7 @@ def verdict(claim: dict, differences: pandas.DataFrame) -> dict:
     column, unit = _unit(differences, fields)
     by_seed = differences[[column, "treated"]].groupby(level="seed").mean()
     facts = {"unit": unit, "seeds": len(by_seed), "removed": fields.get("removed", 0.6)}
-    facts["paper_effect"] = paper_effect(fields, column)
+    facts["paper_effect"] = np.nan if "paper" in claim else paper_effect(fields, column)
     if len(by_seed) == 1:
         mean = float(by_seed[column].iloc[0])
         words = f"undecided: {mean:+.1f} {unit}, one seed".replace("-", "−")
