@@ -80,6 +80,7 @@ class _Lora(TypedDict):
 # Patterns are tried from top to bottom, the first that matches the parameter's name decides.
 RULES = {
     "removed": _one_or_each(_fraction),
+    "curve": _each(_fraction),
     "lam": _one_or_each(_weight),
     "*lams": _each(_weight),
     "method": _method,
@@ -102,6 +103,7 @@ RULES = {
     "kronecker": _count,
     "window": Annotated[int, Field(ge=2)],
     "lr": _positive,
+    "lrs": _each(_positive),
     "*steps": _one_or_each(_steps),
 }
 
