@@ -1,7 +1,7 @@
 """The papers' methods as named points on three axes: which ruler, which ranks, which recovery."""
 
 from collections.abc import Mapping, Set
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from prehab_lib.allocation import Step
 from prehab_lib.inputs import check_choice
@@ -30,7 +30,10 @@ class Method:
     options: Mapping = field(default_factory=dict)
 
 
-# name -> weighting, allocation, recovery, statistics, source
+# The floor of the authors' scripts depends on the ratio: `zero_sum.floors_at`.
+SCRIPTS = {"floor": "scripts"}
+
+# name -> weighting, allocation, recovery, statistics, source, options
 METHODS = {
     "svd": Method("identity", source="Eckart and Young; Table I, row SVD"),
     "fwsvd": Method("fisher", needs={"fisher_in"}, source="arXiv 2207.00112"),
@@ -48,15 +51,11 @@ METHODS = {
     "io_svd": Method(
         "gram_logit", "greedy", None, {"gram", "logit_gram", "grad"}, "arXiv 2605.15626"
     ),
-    # The floor of the authors' scripts depends on the ratio: `zero_sum.floors_at`.
-    "zs_svd": Method(
-        *("gram", "zero_sum", None, {"gram", "grad"}, "arXiv 2602.02848, one shot"),
-        options={"floor": "scripts"},
+    "zs_svd": Method("gram", "zero_sum", None, {"gram", "grad"}, "arXiv 2602.02848", SCRIPTS),
+    "zs_svd_corrected": Method(
+        "gram", "zero_sum", "projected_gradient", {"gram", "grad"}, "arXiv 2602.02848", SCRIPTS
     ),
 }
-METHODS["zs_svd_corrected"] = replace(
-    METHODS["zs_svd"], recovery="projected_gradient", source="arXiv 2602.02848, corrected"
-)
 
 
 def method_named(method: str | Method) -> Method:
