@@ -17,6 +17,10 @@ from prehab_lib.runs import plan
 from prehab_lib.runs.certificate import replacing
 
 
+COLUMNS = ["id", "group", "where", "says", "paper", "ours", "verdict", "status"]
+COLUMNS += ["mean", "low", "high", "unit", "seeds", "removed", "paper_effect", "visible", "differs"]
+
+
 def beside() -> Path | None:
     """The folder of the profile that a notebook runs in, runs/PROFILE; None outside a run."""
     folder = os.environ.get("PREHAB_RUNS")
@@ -49,7 +53,6 @@ def _on_records(claim: dict, runs: list[Finished]) -> dict:
             parts.append(found)
             behind.append(run)
     row = verdicts.verdict(claim, pandas.concat(parts) if parts else pandas.DataFrame())
-    said = verdicts.said(row) or ("no control" if claim["group"] == "control" else "")
     models: dict[str, dict] = {}
     for run in behind:
         about = {"model": "model not recorded", "data": "data not recorded"} | run.about
@@ -57,7 +60,7 @@ def _on_records(claim: dict, runs: list[Finished]) -> dict:
     ours = "; ".join(f"{model}, {', '.join(data)}" for model, data in models.items())
     if row["seeds"]:
         ours += f", {row['seeds']} seeds, {row['removed']:.0%} removed"
-    return row | {"paper": claim.get("paper", said or "not measured"), "ours": ours, "runs": behind}
+    return row | {"ours": ours, "runs": behind}
 
 
 def _on_sentence(claim: dict, runs: list[Finished]) -> dict:
@@ -99,8 +102,8 @@ def _verdict(claim: dict, runs: list[Finished], most: dict[str, str]) -> dict:
         row = EMPTY | {"status": "not tested here", "verdict": words, "ours": "", "runs": []}
         row["paper"] = claim.get("paper", "printed")
     made_by = row.pop("runs")
-    fields = {name: claim[name] for name in ("id", "group", "where", "says")}
-    return fields | row | {"differs": finished.differing(made_by, most)}
+    row |= claim | {"differs": finished.differing(made_by, most), "paper": row["paper"]}
+    return {name: row[name] for name in COLUMNS}
 
 
 def judge(runs: list[Finished]) -> pandas.DataFrame:
@@ -114,6 +117,9 @@ def judge(runs: list[Finished]) -> pandas.DataFrame:
     arithmetic.verify()
     for run in runs:
         pairs.check(run.name, run.records)
+        if any(line.get("status") not in ("passes", "fails") for line in run.claims):
+            older = "its claims.jsonl is of an older version, or was changed"
+            raise ValueError(f"{run.name}: {older}: run it again")
     most = finished.usual(runs)
     return pandas.DataFrame([_verdict(claim, runs, most) for claim in claims()])
 

@@ -81,8 +81,11 @@ class Curve:
         self.merits, self.removed = places.index.to_numpy(), places.to_numpy()
 
     def removed_at(self, merit: float) -> float:
-        """The fraction removed at which the plain cut has this merit; beyond the curve its end."""
-        return float(np.interp(merit, self.merits, self.removed))
+        """The fraction removed at which the plain cut has this merit; NaN beyond the curve's ends.
+
+        No fraction would be right there, and the end's would make any two such merits equal.
+        """
+        return float(np.interp(merit, self.merits, self.removed, left=np.nan, right=np.nan))
 
     def ratio_points(self, merit: float, other: float) -> float:
         """How many per cent more could be removed at `merit` than at `other`, at equal scores."""
@@ -110,11 +113,19 @@ def status(
     return "undecided"
 
 
+def written(value: float, unit: str, sign: str = "") -> str:
+    """A number in words, as "−1.2": one digit where large or in ratio points, else more.
+
+    sign: "+" writes it also where it is positive.
+    """
+    digits = 1 if unit == RATIO_POINTS or abs(value) >= 10 else 2 if abs(value) >= 1 else 3
+    return f"{round(value, digits) + 0.0:{sign}.{digits}f}".replace("-", "−")
+
+
 def described(effect: Effect, unit: str) -> str:
-    """An effect in words, as "+0.3 [-1.2, 1.8] ratio points"."""
-    digits = 2 if max(map(abs, effect[:3])) < 10 and unit != RATIO_POINTS else 1
-    numbers = f"{effect.mean:+.{digits}f} [{effect.low:.{digits}f}, {effect.high:.{digits}f}]"
-    return f"{numbers} {unit}".replace("-", "−")
+    """An effect in words, as "+0.3 [−1.2, 1.8] ratio points"."""
+    low, high = (written(end, unit) for end in (effect.low, effect.high))
+    return f"{written(effect.mean, unit, '+')} [{low}, {high}] {unit}"
 
 
 def relative_tail(cuts: dict, ranks: dict[str, int | None]) -> float:

@@ -18,7 +18,7 @@ BOUNDS |= {"top1_percent": (0.0, 100.0, True), "perplexity": (1.0, math.inf, Fal
 PLACE = ["dataset", "seed"]
 # Of a claim's fields, those that say what is done with records instead of choosing them.
 HOW = {"removed": 0.6, "minus": None, "relative": False, "natural": False, "of": "value"}
-UNITS = {"perplexity": "nats", "top1_percent": "points", "points of accuracy": "points"}
+UNITS = {"perplexity": "nats", "top1_percent": "points", "mean": "of score", "loss": "of loss"}
 
 
 def printed() -> list[dict]:
@@ -58,8 +58,10 @@ def _sides(fields: dict) -> tuple[dict, dict]:
     return better, worse
 
 
-def _chosen(frame: pandas.DataFrame, wanted: dict, removed: float, named: str) -> pandas.DataFrame:
-    """One record a place, indexed by it. Raises ValueError for two records in one place."""
+def _chosen(
+    frame: pandas.DataFrame, wanted: dict, removed: float, named: str, once: bool = True
+) -> pandas.DataFrame:
+    """One record a place, indexed by it. once: raises ValueError for two, else the first counts."""
     fits = np.isclose(frame.removed, removed)
     for name in wanted.keys() - {"lam"}:
         same = frame[name] == wanted[name]
@@ -71,7 +73,9 @@ def _chosen(frame: pandas.DataFrame, wanted: dict, removed: float, named: str) -
         lams = chosen.lam[chosen.lam > 0]
         chosen = chosen[chosen.lam == lams.agg(wanted["lam"])]
     twice = chosen[chosen.duplicated(PLACE)]
-    if len(twice):
+    if len(twice) and not once:
+        chosen = chosen.drop_duplicates(PLACE)
+    elif len(twice):
         raise ValueError(f"two scores for {named} at {_where(twice.iloc[0])}")
     return chosen.set_index(PLACE)
 
@@ -90,9 +94,9 @@ def differences(records: list[dict], curves: list[dict], fields: dict) -> pandas
     relative: in per cent of the worse side. natural: judged in the score's own unit. of: another
     column than the value, lower being better.
     Columns: natural, the difference in the score's own unit (perplexity in nats, higher better);
-    points, in ratio points (NaN without a curve); treated, by how much of itself the tail at the
-    ranks fell against the control's (NaN where none is recorded); unit. Raises ValueError for a
-    score without its partner, two in one place, or no two sides.
+    points, in ratio points (NaN without a curve, or beyond its ends); treated, by how much of
+    itself the tail at the ranks fell against the control's (NaN where none is recorded); unit.
+    Raises ValueError for a score without its partner, two in one place, or no two sides.
     """
     how = HOW | {name: fields[name] for name in fields.keys() & HOW.keys()}
     sides = _sides({name: value for name, value in fields.items() if name not in HOW})
@@ -133,18 +137,17 @@ def _difference(frame, curves, sides, how, removed) -> pandas.DataFrame:
     high, low = _merits(better), _merits(worse)
     rows["natural"] = 100 * (high / low - 1) if how["relative"] else high - low
     rows["points"] = _ratio_points(curves, high, low)
-    rows["treated"] = _tail_fell(frame, better, removed)
+    fell = _tail_fell(frame, sides[0], split, removed or HOW["removed"])
+    rows["treated"] = fell.reindex(rows.index)
     rows["unit"] = "%" if how["relative"] else UNITS.get(metric, metric)
     return rows
 
 
 def _merits(chosen: pandas.DataFrame) -> pandas.Series:
     scores = merit(chosen.metric.iloc[0], chosen.value)
-    return (
-        scores
-        if chosen.metric.iloc[0] == "perplexity"
-        else scores * np.where(chosen.higher_is_better, 1, -1)
-    )
+    if chosen.metric.iloc[0] == "perplexity":
+        return scores
+    return scores * np.where(chosen.higher_is_better, 1, -1)
 
 
 def _ratio_points(curves: list[dict], high: pandas.Series, low: pandas.Series) -> list[float]:
@@ -159,12 +162,21 @@ def _ratio_points(curves: list[dict], high: pandas.Series, low: pandas.Series) -
     return points
 
 
-def _tail_fell(frame, better: pandas.DataFrame, removed: float) -> pandas.Series:
-    """By how much of itself the better side's tail lies below its control's, where recorded."""
-    control = frame[np.isclose(frame.removed, removed) & frame.control.eq(True) & ~frame.lora]
-    control = control.dropna(subset="tail").drop_duplicates(PLACE).set_index(PLACE)
-    own = pandas.to_numeric(better["tail"]).where(better.lam > 0)
-    return 1 - own / pandas.to_numeric(control["tail"]).reindex(better.index)
+def _tail_fell(frame, wanted: dict, split: list[str], removed: float) -> pandas.Series:
+    """By how much of itself a side's tail lies below its control's, by place, where recorded.
+
+    The tail is that of the cut model before any recovery. split: fields that tell the sides apart.
+    """
+    cut = frame[frame["tail"].notna() & ~frame.lora]
+    own = _chosen(cut, wanted | {"lora": False}, removed, "the tail")
+    control = cut[cut.control.eq(True)]
+    shared = {name: value for name, value in wanted.items() if name not in (*split, "lora", "lam")}
+    alike = _chosen(control, shared, removed, "the control", once=False)
+    if alike.empty:  # it may have a method or an arm of its own
+        shared = {name: shared[name] for name in shared.keys() - {"method", "arm"}}
+        alike = _chosen(control, shared, removed, "the control", once=False)
+    tail = pandas.to_numeric(own["tail"]).where(own.lam > 0)
+    return 1 - tail / pandas.to_numeric(alike["tail"]).reindex(own.index)
 
 
 def check(name: str, records: list[dict]) -> None:

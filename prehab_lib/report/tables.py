@@ -4,12 +4,30 @@ from contextlib import suppress
 
 import pandas
 
+from prehab_lib.inputs import check_choice
 from prehab_lib.report import paper
+from prehab_lib.runs import plan
 from prehab_lib.tasks import glue
 
 # Values that differ in these fields of a record make tables of their own.
 SPLIT = ("metric", "paper_table", "dataset", "model", "split")
 SPREAD = "Mean ± standard deviation over seeds (number of seeds)."
+
+
+def committed(name: str, profile: str = "laptop", **rename: str) -> pandas.DataFrame:
+    """The numbers of a committed figure, figures/PROFILE/NAME.csv, for a page that quotes them.
+
+    rename: column -> what stands above it on the page. Raises FileNotFoundError without the file,
+    ValueError for a column that it lacks.
+    """
+    file = plan.home() / "figures" / profile / f"{name}.csv"
+    if not file.is_file():
+        remedy = f"run the profile, then `python -m prehab_lib figures {profile}`"
+        raise FileNotFoundError(f"there is no figures/{profile}/{name}.csv: {remedy}")
+    table = pandas.read_csv(file)
+    for column in rename:
+        check_choice(f"column of {name}.csv", column, table.columns)
+    return table.rename(columns=rename)
 
 
 def _labels(frame: pandas.DataFrame) -> pandas.Series:

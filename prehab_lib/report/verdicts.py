@@ -34,65 +34,100 @@ def claims() -> tuple[dict, ...]:
     )
 
 
+def _wanted(fields: dict) -> str:
+    """The column of `pairs.differences` in which a claim is to be judged."""
+    own = fields.get("relative") or fields.get("natural") or fields.keys() & {"minus", "of"}
+    return "natural" if own else "points"
+
+
 def _unit(differences: pandas.DataFrame, fields: dict) -> tuple[str, str]:
-    """The column that is judged, and its unit: ratio points wherever every seed has a curve."""
-    own = fields.get("relative") or fields.get("natural") or "minus" in fields
-    if not own and differences.points.notna().all():
+    """The column that is judged, and its unit: ratio points wherever every seed has them."""
+    if _wanted(fields) == "points" and differences.points.notna().all():
         return "points", RATIO_POINTS
-    return "natural", differences.unit.iloc[0]
+    units = differences.unit.unique()
+    return "natural", units[0] if len(units) == 1 else "of score"
 
 
-def paper_effect(fields: dict, column: str) -> float:
+def printed(claim: dict) -> pandas.DataFrame:
+    """`pairs.differences` of the paper's own tables; empty where they do not have both sides.
+
+    The paper has no control: beside "prehab > control" stands its gain over SVD-LLM, which it
+    reads as prehab's.
+    """
+    if "paper" in claim:  # said in words
+        return pandas.DataFrame()
+    fields = dict(claim["records"])
+    if str(fields.get("arm")).startswith("prehab > control"):
+        fields["arm"] = "prehab > svd_llm"
+    return pairs.differences(pairs.printed(), pairs.printed_curves(), fields)
+
+
+def paper_effect(claim: dict, column: str) -> float:
     """The effect that the paper's own tables show, in the unit of `column`; NaN where none does."""
-    found = pairs.differences(pairs.printed(), pairs.printed_curves(), fields)
-    return float(found[column].mean()) if len(found) else np.nan
+    found = printed(claim)
+    return float(found[column].mean(skipna=False)) if len(found) else np.nan
+
+
+def said(claim: dict, column: str = "points") -> str:
+    """The paper's side in words: its own effect, in the unit of `column` where its tables allow."""
+    if "paper" in claim:
+        return claim["paper"]
+    found = printed(claim)
+    if found.empty:
+        return "no control" if claim["group"] == "control" else "not measured"
+    unit = RATIO_POINTS
+    if column != "points" or found.points.isna().any():
+        column, unit = "natural", found.unit.iloc[0]
+    words = f"{effects.written(found[column].mean(), unit, '+')} {unit}"
+    if "> control" in str(claim["records"].get("arm")):
+        return f"no control; {words} over SVD-LLM"
+    return words
 
 
 def verdict(claim: dict, differences: pandas.DataFrame) -> dict:
-    """The status of a claim on records, its effect, and both in words.
+    """The status of a claim on records, its effect, and both sides in words.
 
-    differences: rows of `pairs.differences`, of one run or several; data sets are averaged.
+    differences: rows of `pairs.differences`, of one run or several. Data sets are averaged seed by
+    seed, over the seeds that have all of them.
     """
-    if differences.empty:
-        return EMPTY | {"status": "not run", "verdict": "not run"}
     fields = claim["records"]
-    column, unit = _unit(differences, fields)
-    by_seed = differences[[column, "treated"]].groupby(level="seed").mean()
-    facts = {"unit": unit, "seeds": len(by_seed), "removed": fields.get("removed", 0.6)}
-    facts["paper_effect"] = np.nan if "paper" in claim else paper_effect(fields, column)
-    if len(by_seed) == 1:
-        mean = float(by_seed[column].iloc[0])
-        words = f"undecided: {mean:+.1f} {unit}, one seed".replace("-", "−")
+    column, unit = _wanted(fields), ""
+    wide = pandas.DataFrame()
+    if len(differences):
+        column, unit = _unit(differences, fields)
+        places = differences[[column, "treated"]].groupby(level=["dataset", "seed"]).mean()
+        wide = places[column].unstack("dataset").dropna()
+    size = paper_effect(claim, column)
+    facts = {"paper": said(claim, column), "paper_effect": size, "unit": unit}
+    if wide.empty:
+        if column == "points" and not np.isnan(size):
+            facts["unit"] = RATIO_POINTS
+        return EMPTY | facts | {"status": "not run", "verdict": "not run"}
+    of_seeds = wide.mean(axis=1)
+    facts |= {"seeds": len(wide), "removed": fields.get("removed", 0.6)}
+    if len(wide) < 2:
+        mean = float(of_seeds.mean())
+        words = f"undecided: {effects.written(mean, unit, '+')} {unit}, one seed"
         return EMPTY | facts | {"mean": mean, "status": "undecided", "verdict": words}
-    effect = effects.effect(by_seed[column])
-    treated = not by_seed.treated.mean() < TREATED  # NaN where no tail was recorded: a rival
-    size = None if np.isnan(facts["paper_effect"]) else facts["paper_effect"]
-    margin = effects.MARGIN if unit == RATIO_POINTS else None
+    effect = effects.effect(of_seeds)
+    treated = not places.treated.mean() < TREATED  # NaN where no tail was recorded: a rival
     if "margin" in claim:  # not worse by more than this
-        moved = effect._replace(
-            low=effect.low + claim["margin"], high=effect.high + claim["margin"]
-        )
-        status = effects.status(moved, treated=treated, margin=None)
+        ends = {name: getattr(effect, name) + claim["margin"] for name in ("low", "high")}
+        status = effects.status(effect._replace(**ends), treated=treated, margin=None)
     else:
-        status = effects.status(effect, size, treated, margin)
+        margin = effects.MARGIN if unit == RATIO_POINTS else None
+        status = effects.status(effect, None if np.isnan(size) else size, treated, margin)
     words = f"{status}: {effects.described(effect, unit)}"
     if status == "undecided":
-        words += f", smaller than ± {effect.half_width:.2g} unseen"
+        words += f", smaller than ± {effects.written(effect.half_width, unit)} unseen"
     facts |= effect._asdict() | {"visible": effect.half_width}
     return EMPTY | facts | {"status": status, "verdict": words}
 
 
-def said(row: dict) -> str:
-    """The paper's side in words: its own effect, in the unit of the row."""
-    if np.isnan(row["paper_effect"]):
-        return ""
-    return f"{row['paper_effect']:+.1f} {row['unit']}".replace("-", "−")
-
-
 def of_notebook(notebook: str, results) -> pandas.DataFrame:
-    """The claims that the records of this notebook decide, a row each: claim, paper, here, status.
+    """The claims that the records of this notebook decide, a row each: id, claim, paper, verdict.
 
-    results: `records.Results` of this run. Further columns as `verdict` gives them, and id.
+    results: `records.Results` of this run. Further columns as `verdict` gives them.
     """
     rows = []
     for claim in claims():
@@ -101,5 +136,5 @@ def of_notebook(notebook: str, results) -> pandas.DataFrame:
         found = pairs.differences(results.records, results.curves, claim["records"])
         row = verdict(claim, found)
         if row["status"] != "not run":
-            rows.append({"id": claim["id"], "claim": claim["says"], "paper": said(row)} | row)
+            rows.append({"id": claim["id"], "claim": claim["says"], "paper": row["paper"]} | row)
     return pandas.DataFrame(rows)

@@ -1,4 +1,4 @@
-"""The audit: verdicts are counted from results, and a result that was changed, mixed or left alone is refused."""
+"""The audit: verdicts come from results, and a result that was changed, mixed or left alone is refused."""
 
 import json
 import re
@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from prehab_lib.report import arithmetic, audit, finished, pairs
+from prehab_lib.report import arithmetic, audit, finished, pairs, verdicts
 from prehab_lib.runs import plan
-from tests.profiles import ABOUT, enter, line, vit_claims, vit_records, write_run
+from tests.profiles import ABOUT, SCORES, curves, enter, line, vit_records, write_run
 
 NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks"
-BEATEN = vit_claims()[1]["each"]  # prehab against SVD-LLM
-EVIDENCE = [(claim, entry) for claim in audit.claims() for entry in claim["evidence"]]
+EFFECTS = [claim for claim in audit.claims() if "records" in claim]
+CHECKS = [claim for claim in audit.claims() if "check" in claim]
 
 
 @pytest.fixture
@@ -21,78 +21,89 @@ def home(tmp_path, monkeypatch):
     return enter(tmp_path, monkeypatch)
 
 
-def verdicts(home):
+def judged(home):
     """Claim -> its row, of runs/laptop."""
     return audit.judge(audit.results(home / "runs" / "laptop")).set_index("id")
 
 
-def test_verdicts_are_counted_from_records(home):
-    found = verdicts(home)
-    for id, verdict, status in (
-        ("table2_svdllm_svd", "holds at 4 of 4 ratios × seeds", "holds"),
-        ("table2_prehab", "holds at 3 of 4 ratios × seeds", "mostly"),
-        ("control_vit", "holds at 2 of 4 ratios × seeds", "rarely"),
-        ("control_vit_alone", "holds at 4 of 4 ratios × seeds", "holds"),  # no sentence says it, the records do
-        ("fig2", "holds at 2 of 2 ratios × seeds", "holds"),  # seed 0: 3 then 7 points; seed 1: 0 then 3
-        ("table2_lora", "not run", "not run"),
-    ):
-        assert tuple(found.loc[id, ["verdict", "status"]]) == (verdict, status), id
-    sides = found.loc["table2_prehab", ["paper", "ours"]]
-    assert tuple(sides) == ("at 4 of 4 ratios", "small ViT, digit pairs, 2 seeds")
-    assert found.paper["control_vit"] == "no control"
+def test_effects_come_from_records(home):
+    """SVD-LLM is 20 points above SVD in every seed; prehab lies within half a point of its control."""
+    found = judged(home)
+    assert found.verdict["table2_svdllm_svd"] == "supported: +20.0 [20.0, 20.0] ratio points"
+    assert found.status["table2_prehab"] == "supported"
+    assert found.verdict["control_vit"] == "equivalent: +0.0 [−0.2, 0.2] ratio points"
+    assert found.status["table2_fwsvd_svd"] == "undecided" and "unseen" in found.verdict["table2_fwsvd_svd"]
+    assert found.status["table2_lora"] == found.verdict["table2_lora"] == "not run"
+    sides = found.loc["control_vit", ["paper", "ours"]]
+    assert tuple(sides) == (
+        "no control; +6.6 ratio points over SVD-LLM",
+        "small ViT, digit pairs, 5 seeds, 60% removed",
+    )
+    row = found.loc["control_vit", ["seeds", "removed", "unit", "paper_effect", "visible"]]
+    assert tuple(row)[:3] == (5, 0.6, "ratio points") and row.paper_effect == pytest.approx(6.57, abs=0.01)
+    assert found.visible["control_vit"] == pytest.approx((found.high - found.low)["control_vit"] / 2)
 
 
-def test_what_has_not_run_says_so(home):
+def test_what_has_not_run_says_so_and_what_the_paper_found(home):
     nothing = audit.judge(audit.results(None)).set_index("id")
-    assert set(nothing.status[[claim["id"] for claim, _ in EVIDENCE]]) == {"not run"}
+    assert set(nothing.status[[claim["id"] for claim in EFFECTS + CHECKS]]) == {"not run"}
     assert nothing.verdict["table2_size"].startswith("not tested here: it needs ImageNet-1K")
-    assert nothing.verdict["sum_changes"] == "holds at 31 of 32 numbers"  # the paper's own numbers need no run
-    found = verdicts(home).loc["immediate", ["held", "cases", "missing"]]  # one notebook of three
-    assert tuple(found) == (3, 4, "04_bert_glue, 05_llama")
+    assert nothing.paper["table2_prehab"] == "+6.6 ratio points" and nothing.paper["fig2"] == "+67.0 %"
+    assert nothing.paper["table2_svdllm_svd"] == "+27.9 points", "SVD lies beyond the paper's own curve"
+    fails = nothing.verdict["sum_changes"]  # the paper's own numbers need no run
+    assert fails == "fails: Table IV, 0.4, C4, λ = 0.001" and nothing.status["sum_repeats"] == "passes"
     assert audit.results(home / "runs" / "lab") == []
 
 
-def test_runs_of_a_grid_are_counted_together_and_a_sentence_alone_as_printed(home):
-    for task in ("cola", "sst2"):
-        records = [one | {"paper_table": "III"} for one in vit_records() if one["arm"] != "svd"]
-        write_run(home, f"04_bert_glue.{task}", records, [line("Table III: prehab beats SVD-LLM", BEATEN)])
-    write_run(home, "01_surrogates", claims=[line("Eq. (6) is the gradient of Eq. (5)", [False] * 3, of="layers")])
-    found = verdicts(home)
-    grid = found.loc["table3_prehab"]
-    assert (grid.verdict, grid.missing) == ("holds at 6 of 8 runs × ratios × seeds", "")
-    alone = found.loc["eq6"]
-    assert (alone.verdict, alone.ours, alone.status) == ("does not hold: 0 of 3 layers", "tiny", "does not hold")
-    assert alone.differs == "01_surrogates: no certificate"
+def test_runs_of_a_grid_are_averaged_seed_by_seed_and_a_check_is_as_printed(home):
+    """Two tasks: prehab + 3 and − 1 against its control, one ratio point in the mean of each seed."""
+    for task, gain in (("cola", 3.0), ("sst2", -1.0)):
+        records = [one | {"paper_table": "III", "dataset": task} for one in vit_records() if one["arm"] == "control"]
+        moved = [one | {"arm": "prehab", "control": False, "lam": 0.1, "tail": 0.05} for one in records]
+        records += [one | {"value": one["value"] + gain} for one in moved]
+        about = ABOUT | {"data": task}
+        write_run(home, f"04_bert_glue.{task}", records, about=about, scale=curves(dataset=task))
+    records = [one for one in records if one["seed"] != 4]  # the last task lacks a seed: it counts for none
+    write_run(home, "04_bert_glue.sst2", records, about=about, scale=curves(dataset=task))
+    lines = [line("Eq. (6) is the gradient of Eq. (5)", "fails"), line("something else")]
+    write_run(home, "01_surrogates", claims=lines)
+    found = judged(home)
+    assert found.verdict["control_bert"] == "supported: +1.0 [1.0, 1.0] ratio points"
+    assert found.ours["control_bert"] == "small ViT, cola, sst2, 4 seeds, 60% removed"
+    assert tuple(found.loc["eq6", ["status", "verdict", "ours"]]) == ("fails", "fails", "tiny")
+    assert found.differs["eq6"] == "01_surrogates: no certificate"
 
 
-SWAPPED = {"svd": "svd_llm", "svd_llm": "svd"}
+def swapped(one: dict) -> dict:
+    return one | {"arm": {"svd": "svd_llm", "svd_llm": "svd"}.get(one["arm"], one["arm"])}
+
+
 SPOILED = [  # what somebody did to the records of 03, and what is said
     (lambda one: one | {"value": -one["value"]}, "top1_percent = -50, higher being better, is no score of svd"),
-    (lambda one: one | {"arm": SWAPPED.get(one["arm"], one["arm"])}, "SVD-LLM beats SVD.* 4 of 4, .* records give 0"),
-    (lambda one: one | {"value": one["value"] + (one["arm"] == "prehab")}, "prehab beats SVD-LLM.* 3 of 4, .* give 4"),
     (lambda one: None if one["control"] else one, "its scores beside Table II have no control row"),
-    (lambda one: None if one["arm"] == "svd" else one, "was printed as 4 of 4, but its records give 0 of 0"),
+    (lambda one: None if one["arm"] == "svd" and one["seed"] == 1 else one, "do not both stand at 60% removed, seed 1"),
+    (lambda one: one | {"seed": 0} if one["arm"] == "svd" else one, "two scores for arm svd at 60% removed, seed 0"),
 ]
 
 
 def test_a_result_file_that_was_changed_is_refused(home):
     for change, sentence in SPOILED:
-        write_run(home, "03_vit", [record for record in map(change, vit_records()) if record], vit_claims())
+        write_run(home, "03_vit", [record for record in map(change, vit_records()) if record])
         with pytest.raises(ValueError, match=f"03_vit: .*{sentence}"):
-            verdicts(home)
-    claims = vit_claims()
-    claims[1]["each"] = [False, True, True, True]  # three of four, as the records, but another one fails
-    write_run(home, "03_vit", vit_records(), claims)
-    with pytest.raises(ValueError, match="or other cases: result.json or claims.jsonl was changed"):
-        verdicts(home)
+            judged(home)
+    write_run(home, "03_vit", list(map(swapped, vit_records())))
+    assert judged(home).status["table2_svdllm_svd"] == "reversed", "a swap cannot be told, but turns the verdict"
+    write_run(home, "03_vit", vit_records(), [{"sentence": "x", "holds": 2, "cases": 3}])
+    with pytest.raises(ValueError, match="03_vit: its claims.jsonl is of an older version, or was changed"):
+        judged(home)
     (home / "runs" / "laptop" / "03_vit" / "result.json").write_text('{"about"')
     with pytest.raises(ValueError, match="result.json is not JSON: remove its folder and run the profile again"):
-        verdicts(home)
+        judged(home)
 
 
 def test_profiles_are_not_mixed(home):
     smoke = ABOUT | {"profile": "smoke"}
-    mine, other = (line("Table IV: SVD-LLM beats SVD", [True], profile=name) for name in ("laptop", "smoke"))
+    mine, other = (line("Table IV: SVD-LLM beats SVD", profile=name) for name in ("laptop", "smoke"))
     for claim, about, profile, folder in (
         (mine, ABOUT, "smoke", "laptop"),
         (mine, smoke, "laptop", "laptop"),
@@ -108,11 +119,11 @@ def test_other_versions_stand_in_their_row_alone(home):
     for name in ("04_bert_glue", "05_llama"):  # two runs make the usual versions, the third differs
         write_run(home, name, [one | {"paper_table": "IV"} for one in vit_records()])
     about = ABOUT | {"versions": ABOUT["versions"] | {"torch": "2.6.0"}, "commit": "fedcba9876543210+dirty"}
-    write_run(home, "03_vit", vit_records(), vit_claims(), about)
-    found = verdicts(home).differs
-    assert found["table2_prehab"] == found["immediate"] == "03_vit: torch 2.6.0, commit fedcba98+dirty"
+    write_run(home, "03_vit", vit_records(), about=about)
+    found = judged(home).differs
+    assert found["table2_prehab"] == "03_vit: torch 2.6.0, commit fedcba98+dirty"
     assert found["table4_svdllm_svd"] == ""
-    write_run(home, "03_vit.old", vit_records(), vit_claims())  # the plan has it no more
+    write_run(home, "03_vit.old", vit_records())  # the plan has it no more
     runs = audit.results(home / "runs" / "laptop")
     assert [run.name for run in runs] == ["03_vit", "04_bert_glue", "05_llama"]
     assert finished.usual(runs)["torch"] == "2.15.0"
@@ -123,7 +134,50 @@ def test_a_changed_table_of_the_paper_stops_everything(home, monkeypatch):
     records[5]["value"] += 0.01
     monkeypatch.setattr(arithmetic.paper, "records", lambda *_: records)
     with pytest.raises(ValueError, match="paper_tables.json is not as the paper printed it"):
-        verdicts(home)
+        judged(home)
+
+
+# What is done to the records of 03 -> claim, its verdict
+CHANGED = [
+    ({"tail": 0.095}, "control_vit", "not treated: "),
+    ({"tail": None}, "control_vit", "equivalent: "),
+    ({"value": 5.0}, "control_vit", "reversed: −39.5 "),  # beyond the curve: in points of accuracy
+]
+
+
+@pytest.mark.parametrize(("change", "id", "starts"), CHANGED)
+def test_a_status_follows_its_records(home, change, id, starts):
+    records = [one | change if one["arm"] == "prehab" and one["removed"] == 0.6 else one for one in vit_records()]
+    write_run(home, "03_vit", records)
+    verdict = judged(home).verdict[id]
+    assert verdict.startswith(starts), verdict
+    assert verdict.endswith(" points" if "value" in change else "ratio points")
+
+
+def test_one_seed_decides_nothing_and_without_a_curve_there_are_points_alone(home):
+    one_seed = [one for one in vit_records() if one["seed"] == 0]
+    write_run(home, "03_vit", one_seed)
+    row = judged(home).loc["table2_prehab"]
+    assert (row.status, row.verdict) == ("undecided", "undecided: +4.2 ratio points, one seed")
+    write_run(home, "03_vit", vit_records(), scale=[])
+    row = judged(home).loc["table2_prehab"]
+    assert row.unit == "points" and row.paper_effect == pytest.approx(19.74) and row.paper == "+19.7 points"
+    gains = [ours - theirs for ours, theirs in zip(SCORES["prehab"], SCORES["svd_llm"], strict=True)]
+    assert row["mean"] == pytest.approx(sum(gains) / 5)
+    assert row.status == "supported"  # also where the paper's effect is larger
+
+
+def test_a_margin_asks_for_no_worse_not_for_better():
+    claim = next(claim for claim in audit.claims() if claim["id"] == "preserves_vit")
+    for loss, status in ((0.5, "supported"), (1.5, "reversed")):
+        records = []
+        for seed in range(5):
+            fields = dict(removed=0.0, seed=seed, metric="top1_percent", higher_is_better=True, control=False)
+            records.append(fields | dict(arm="original", method="original", value=90.0 + seed))
+            value = 90.0 + seed - loss + seed / 100
+            records.append(fields | dict(arm="prehab", method="prehab", lam=0.1, value=value))
+        row = verdicts.verdict(claim, pairs.differences(records, [], claim["records"]))
+        assert row["status"] == status and row["unit"] == "points", row
 
 
 def test_every_entry_is_a_claim_with_one_kind_of_evidence():
@@ -132,33 +186,22 @@ def test_every_entry_is_a_claim_with_one_kind_of_evidence():
     assert list(dict.fromkeys(claim["group"] for claim in claims)) == list(audit.GROUPS)
     assert len({(claim["group"], claim["where"], claim["says"]) for claim in claims}) == len(claims)
     assert {claim["arithmetic"] for claim in claims if "arithmetic" in claim} == set(arithmetic.CHECKS)
-    kinds = {"evidence", "arithmetic", "not_tested"}
-    for claim in claims:
-        assert claim.keys() - kinds - {"paper"} == {"id", "group", "where", "says"}, claim["id"]
-        assert sum(bool(claim.get(kind)) for kind in kinds) == 1, claim["id"]
+    kinds = {"records", "check", "arithmetic", "not_tested"}
     known = plan.notebooks(NOTEBOOKS.parent)
-    for claim, entry in EVIDENCE:
-        assert entry.keys() - {"sentence", "records"} == {"notebook"} and len(entry) > 1, claim["id"]
-        assert entry["notebook"] in known, claim["id"]
-        pairs.compare([], entry.get("records", {"arm": "prehab > svd"}))  # raises where no field names two sides
+    for claim in claims:
+        extra = {"paper", "notebook"} | ({"margin"} if "records" in claim else set())
+        assert claim.keys() - kinds - extra == {"id", "group", "where", "says"}, claim["id"]
+        assert sum(bool(claim.get(kind)) for kind in kinds) == 1, claim["id"]
+        decided = "records" in claim or "check" in claim
+        assert claim.get("notebook") in known if decided else "notebook" not in claim, claim["id"]
+    for claim in EFFECTS:
+        pairs.differences([], [], claim["records"])  # raises where no field names two sides
 
 
-def printed_by(notebook: str) -> str:
-    cells = json.loads((NOTEBOOKS / f"{notebook}.ipynb").read_text(encoding="utf-8"))["cells"]
-    outputs = [output for cell in cells for output in cell.get("outputs", [])]
-    return "".join("".join(output.get("text", "")) for output in outputs)
-
-
-def test_each_sentence_is_printed_by_its_notebook_which_says_of_the_paper_what_its_tables_say():
-    for claim, entry in EVIDENCE:
-        if "sentence" not in entry:
-            continue
-        text = printed_by(entry["notebook"])
-        lines = re.findall(r"^(.*): (?:holds at|does not hold: 0 of) ", text, re.MULTILINE)
-        pattern = entry["sentence"].replace("{dataset}", "*")
-        assert any(fnmatchcase(one, pattern) for one in lines), (claim["id"], lines)
-        if claim["group"] == "paper" and "records" in entry:
-            found = pairs.compare(pairs.printed(), entry["records"])
-            sentence = rf"^{re.escape(entry['sentence'])}: .* \| paper at (\d+) of (\d+)"
-            counts = re.findall(sentence, text, re.MULTILINE)
-            assert set(counts) <= {(str(sum(found.values())), str(len(found)))}, claim["id"]
+def test_each_check_is_printed_by_its_notebook():
+    for claim in CHECKS:
+        cells = json.loads((NOTEBOOKS / f"{claim['notebook']}.ipynb").read_text(encoding="utf-8"))["cells"]
+        outputs = [output for cell in cells for output in cell.get("outputs", [])]
+        text = "".join("".join(output.get("text", "")) for output in outputs)
+        lines = re.findall(r"^(.*): (?:passes|fails) \| ", text, re.MULTILINE)
+        assert any(fnmatchcase(one, claim["check"]) for one in lines), (claim["id"], lines)

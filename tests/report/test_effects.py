@@ -57,7 +57,9 @@ def test_statuses_at_their_borders():
 def test_the_curve_is_read_backwards():
     curve = Curve([0.4, 0.0, 0.2], [50.0, 90.0, 80.0])
     assert curve.removed_at(85) == pytest.approx(0.1) and curve.removed_at(80) == pytest.approx(0.2)
-    assert (curve.removed_at(99), curve.removed_at(1)) == (0.0, 0.4)
+    assert (curve.removed_at(90), curve.removed_at(50)) == (0.0, 0.4)
+    assert np.isnan([curve.removed_at(99), curve.removed_at(1), curve.ratio_points(99, 80)]).all()
+    assert np.isnan(Curve([0, 0.2], [10.0, 10.0]).removed_at(9.9)), "a flat curve measures nothing"
     assert curve.ratio_points(85, 65) == pytest.approx(20) and curve.ratio_points(65, 85) == pytest.approx(-20)
 
 
@@ -84,3 +86,9 @@ def test_bad_input_is_named():
     for removed, merits in (([0.0], [1.0]), ([0.2, 0.4], [1.0, 2.0]), ([0.0, 0.2], [1.0, float("nan")])):
         with pytest.raises(ValueError, match="a curve needs"):
             Curve(removed, merits)
+
+
+def test_an_effect_in_words():
+    assert effects.described(Effect(0.26, -1.24, 1.76, 5), "ratio points") == "+0.3 [−1.2, 1.8] ratio points"
+    assert effects.described(Effect(-0.0021, -0.004, -0.0001, 5), "nats") == "−0.002 [−0.004, 0.000] nats"
+    assert effects.described(Effect(12.34, 1.5, 23.2, 5), "points") == "+12.3 [1.50, 23.2] points"

@@ -1,81 +1,112 @@
-"""Pairs: who beats whom, and which records are refused before anybody asks."""
+"""Pairs: differences seed by seed, and which records are refused before anybody asks."""
+
+import math
 
 import pytest
 
 from prehab_lib.report import pairs
 
 
-def record(arm, value, removed=0.4, seed=0, metric="top1_percent", **other):
+def record(arm, value, removed=0.6, seed=0, metric="top1_percent", **other):
     up = metric != "perplexity"
     made = dict(method=arm, arm=arm, removed=removed, value=value, seed=seed, metric=metric, higher_is_better=up)
     return made | dict(control=arm == "control", paper_table="II") | other
 
 
-def judged(records, **fields) -> list[bool]:
-    return list(pairs.compare(records, fields).values())
+def natural(records, **fields) -> list[float]:
+    found = pairs.differences(records, [], fields)
+    return found.natural.tolist() if len(found) else []
 
 
-TWO = [record("prehab", 72.0), record("svd_llm", 70.0), record("prehab", 60.0, 0.6), record("svd_llm", 60.0, 0.6)]
+TWO = [record("prehab", 72.0, 0.4), record("svd_llm", 70.0, 0.4), record("prehab", 60.0), record("svd_llm", 60.5)]
+CURVE = {"dataset": "", "seed": 0, "removed": [0.0, 0.4, 0.8], "merits": [90.0, 70.0, 30.0]}
 
 
-def test_a_win_and_a_tie_and_of_perplexities_the_lower_one():
-    assert pairs.compare(TWO, {"arm": "prehab > svd_llm"}) == {("", 0.4, 0): True, ("", 0.6, 0): False}
-    assert judged(TWO, arm="svd_llm > prehab") == [False, False]
-    lower = [record("prehab", 7.0, metric="perplexity"), record("svd_llm", 8.0, metric="perplexity")]
-    assert judged(lower, arm="prehab > svd_llm") == [True]
+def test_a_difference_is_taken_at_one_fraction_seed_by_seed():
+    assert natural(TWO, arm="prehab > svd_llm") == [-0.5]
+    assert natural(TWO, arm="prehab > svd_llm", removed=0.4) == [2.0]
+    lower = [record("prehab", 7.0, metric="perplexity"), record("svd_llm", 14.0, metric="perplexity")]
+    assert natural(lower, arm="prehab > svd_llm") == [pytest.approx(math.log(2))]
+    loss = [one | {"metric": "loss", "higher_is_better": False} for one in TWO]
+    assert natural(loss, arm="prehab > svd_llm") == [0.5]
     several = [one | {"dataset": name, "seed": seed} for name in "ba" for seed in (1, 0) for one in TWO]
-    found = pairs.compare(several, {"arm": "prehab > svd_llm"})
-    assert list(found) == sorted(found) and len(found) == 8
-    assert pairs.cases(found) == "columns × ratios × seeds" and pairs.cases([("a", 0.2, 0)]) == "ratios"
+    found = pairs.differences(several, [], {"arm": "prehab > svd_llm"})
+    assert list(found.index) == [("a", 0), ("a", 1), ("b", 0), ("b", 1)]
+    assert found.unit.unique().tolist() == ["points"] and found.points.isna().all() and found.treated.isna().all()
+
+
+def test_ratio_points_are_read_off_the_curve_of_the_same_seed_and_data():
+    """72 lies at 36 % removed, 66 at 44 %; 95 is better than the uncut model, which is on no curve."""
+    records = [record("prehab", 72.0), record("svd_llm", 66.0), record("prehab", 95.0, seed=1)]
+    records += [record("svd_llm", 66.0, seed=1), record("prehab", 72.0, seed=2), record("svd_llm", 66.0, seed=2)]
+    found = pairs.differences(records, [CURVE, CURVE | {"seed": 1}], {"arm": "prehab > svd_llm"})
+    assert found.points.iloc[0] == pytest.approx(8) and found.points.iloc[1:].isna().all()
 
 
 def test_what_a_side_may_be():
     dense = [record("prehab", 90.0, 0.0), record("base", 89.0, 0.0), *TWO]
-    lora = [*TWO[:2], record("prehab", 80.0, lora=True), record("svd_llm", 81.0, lora=True)]
-    lams = [record(f"λ={lam}", 70.0 - lam, lam=lam, method="prehab") for lam in (0.1, 5.0, 10.0)]
-    lams += [record("control", 60.0, lam=0.0, method="prehab")]
-    for records, fields, held in (
-        (lora, dict(arm="prehab > svd_llm"), True),  # recovered models are apart from the others
-        (lora, dict(arm="prehab > svd_llm", lora=True), False),
-        (lora, dict(arm="svd_llm", lora="true > false"), True),
-        (lams, dict(method="prehab", lam="min > max"), True),
-        (lams, dict(method="prehab", lam="max > min"), False),
-        (lams[1:2] + lams[3:], dict(arm="λ=* > control"), True),
-        (TWO, dict(arm="prehab > svd_llm", highest=True), False),
-        (dense, dict(arm="prehab > base", uncut=True), True),
+    lora = [*TWO, record("prehab", 80.0, lora=True), record("svd_llm", 81.0, lora=True)]
+    lams = [record(f"λ={lam}", 70.0 - lam, lam=lam, method="prehab") for lam in (0.5, 5.0, 10.0)]
+    lams += [record("control", 60.0, lam=0.0, method="prehab"), record("svd_llm", 50.0, lam=None)]
+    ranks = [record("prehab", 1.0, 0.0, entropy_rank=6.0), record("control", 1.0, 0.0, entropy_rank=8.0)]
+    for records, fields, difference in (
+        (lora, dict(arm="prehab > svd_llm"), -0.5),  # recovered models are apart from the others
+        (lora, dict(arm="prehab > svd_llm", lora=True), -1.0),
+        (lora, dict(arm="svd_llm", lora="true > false"), 20.5),
+        (lams, dict(method="prehab", lam="min > max"), 9.5),
+        (lams, dict(method="prehab > svd_llm", lam="max > ~"), 10.0),
+        (lams[1:2] + lams[3:], dict(arm="λ=* > control"), 5.0),
+        (dense, dict(arm="prehab > base", removed=0), 1.0),
+        (TWO, dict(arm="prehab > svd_llm", minus=0.4), -2.5),
+        (TWO, dict(arm="prehab > svd_llm", removed=0.4, relative=True), 100 * 2 / 70),
+        (ranks, dict(arm="prehab > control", removed=0, of="entropy_rank"), 25.0),
     ):
-        assert judged(records, **fields) == [held], fields
-    assert judged(dense, arm="prehab > base") == judged([], arm="prehab > base") == []
+        assert natural(records, **fields) == [pytest.approx(difference)], fields
+    assert natural(dense, arm="prehab > base") == natural([], arm="prehab > base") == []
 
 
-def test_a_lead_that_grows():
-    lead = {0.2: 1.0, 0.4: 3.0, 0.5: 3.0, 0.6: 9.0}
-    records = [record("svd_llm", 50.0, removed) for removed in lead]
-    records += [record("prehab", 50.0 + gain, removed) for removed, gain in lead.items()]
-    found = pairs.compare(records, {"arm": "prehab > svd_llm", "grows": True})
-    assert found == {("", 0.4, 0): True, ("", 0.5, 0): False, ("", 0.6, 0): True}
+def test_the_tail_is_set_against_the_control_of_the_same_place():
+    base = [record("prehab", 60.0, seed=seed, lam=0.1, tail=0.08 - 0.02 * seed) for seed in (0, 1)]
+    base += [record("control", 60.0, seed=seed, lam=0.0, tail=0.1) for seed in (0, 1)]
+    recovered = [one | {"lora": True, "tail": None} for one in base]
+    uncut = [one | {"removed": 0.0, "tail": None} for one in base]
+    rulers = [one | {"part": "rulers", "tail": 0.5} for one in base]  # of another part: not asked
+    records = [*(one | {"part": "arms"} for one in base + recovered + uncut), *rulers]
+    for fields in ({}, {"lora": True}, {"removed": 0}):
+        found = pairs.differences(records, [], {"part": "arms", "arm": "prehab > control"} | fields)
+        assert found.treated.tolist() == pytest.approx([0.2, 0.4]), fields
+    alone = pairs.differences(base, [], {"arm": "control > prehab"})
+    assert alone.treated.isna().all(), "a control is no dose"
+    named = [one | {"method": "prehab"} for one in base]  # one name for all, told apart by λ
+    dose = pairs.differences(
+        [*named, *(one | {"lam": 1.0} for one in named[:2])], [], dict(method="prehab", lam="max > min")
+    )
+    assert dose.treated.tolist() == pytest.approx([0.2, 0.4])
 
 
 def test_what_has_no_partner_or_two_values_is_refused():
-    with pytest.raises(ValueError, match="do not both stand at 60% removed, seed 0"):
-        judged(TWO[:3], arm="prehab > svd_llm")
-    with pytest.raises(ValueError, match="two scores for arm prehab at 40% removed, seed 0"):
-        judged([*TWO, record("prehab", 1.0)], arm="prehab > svd_llm")
+    with pytest.raises(ValueError, match="do not both stand at 60% removed, seed 1"):
+        natural([*TWO, record("prehab", 1.0, seed=1)], arm="prehab > svd_llm")
+    with pytest.raises(ValueError, match="two scores for arm prehab at 60% removed, seed 0"):
+        natural([*TWO, record("prehab", 1.0)], arm="prehab > svd_llm")
     with pytest.raises(ValueError, match="no field says"):
-        judged(TWO, arm="prehab")
+        natural(TWO, arm="prehab")
 
 
-def test_the_papers_own_count():
-    for fields, held, cases in (
-        (dict(paper_table="II", arm="prehab > svd_llm"), 4, 4),
-        (dict(paper_table="III", arm="prehab > svd_llm"), 27, 27),
-        (dict(paper_table="IV", arm="prehab > svd_llm", paper_dataset="C4"), 1, 3),
-        (dict(paper_table="IV", arm="prehab > svd_llm", lora=True), 6, 6),
-        (dict(paper_table="IV", arm="prehab", lora="true > false"), 5, 6),  # 7.03 becomes 7.24
-        (dict(paper_table="V", method="prehab", lam="max > min", highest=True), 0, 1),
-    ):
-        found = judged(pairs.printed(), **fields)
-        assert (sum(found), len(found)) == (held, cases), fields
+# table, data set -> gain of prehab over SVD-LLM at 20, 40, (50,) 60 % removed, in ratio points
+PAPER = {("II", None): (8.5, 9.4, 6.0, 6.6), ("III", None): (9.4, 14.9, 7.1), ("IV", "WikiText-2"): (7.3, 7.7, 4.5)}
+
+
+@pytest.mark.parametrize("place", PAPER, ids=lambda place: place[0])
+def test_the_papers_own_effects_on_the_same_axis(place):
+    table, data = place
+    fields = {"paper_table": table, "arm": "prehab > svd_llm"} | ({"paper_dataset": data} if data else {})
+    fractions = (0.2, 0.4, 0.5, 0.6) if table == "II" else (0.2, 0.4, 0.6)
+    found = []
+    for removed in fractions:
+        rows = pairs.differences(pairs.printed(), pairs.printed_curves(), fields | {"removed": removed})
+        found += rows.points.round(1).tolist()
+    assert tuple(found) == PAPER[place]
 
 
 WITH_CONTROL = [record("svd_llm", 70.0), record("prehab", 72.0), record("control", 71.0)]
@@ -95,7 +126,7 @@ def test_a_table_without_control_is_refused():
     with pytest.raises(ValueError, match="03_vit: its scores beside Table II have no control row"):
         pairs.check("03_vit", WITH_CONTROL[:2])
     pairs.check("02_rulers", [record("svd", 10.0, paper_table=None)])  # no table of the paper's, nothing prepared
-    for place in ({"removed": 0.6}, {"seed": 1}, {"lora": True}, {"dataset": "cola"}):
+    for place in ({"removed": 0.4}, {"seed": 1}, {"lora": True}, {"dataset": "cola"}):
         both = [*WITH_CONTROL, *(one | place for one in WITH_CONTROL)]
         pairs.check("04_bert", both)
         with pytest.raises(ValueError, match="04_bert: Table II: prehab has no control"):

@@ -13,7 +13,7 @@ from prehab_lib.report.claims import claim
 ROW = dict(method="svd_llm", removed=0.4, achieved=0.41, metric="top1_percent", value=71.5)
 ROW |= dict(higher_is_better=True, seed=0, control=False, seconds=1.5)
 SIDES = dict(paper="+2.5 % to +69.6 %", ours="tiny ViT, seeds [0, 1]")
-TAIL = " | paper +2.5 % to +69.6 % | ours: tiny ViT, seeds [0, 1]; compare sign and order, not size\n"
+TAIL = " | paper +2.5 % to +69.6 % | ours: tiny ViT, seeds [0, 1]\n"
 
 
 @pytest.fixture
@@ -77,25 +77,38 @@ def test_a_column_keeps_one_type_and_array_scalars_become_plain(results):
     assert len(results.frame()) == 3
 
 
-def test_a_claim_says_in_one_line_how_often_it_holds(capsys, monkeypatch):
+def test_a_check_says_in_one_line_whether_it_passes(capsys, monkeypatch):
     monkeypatch.delenv("PREHAB_RUN_DIR", raising=False)
-    for holds, of, verdict in (
-        (pandas.Series([1.0, 2.0, -1.0]).gt(0), "ratios", "holds at 2 of 3 ratios"),
-        (np.array([True, True]), "", "holds at 2 of 2"),
-        ([False, False], "seeds", "does not hold: 0 of 2 seeds"),
-        (True, "", "holds at 1 of 1"),
-        (np.bool_(False), "", "does not hold: 0 of 1"),
+    for holds, status in (
+        (pandas.Series([1.0, 2.0, -1.0]).gt(0), "fails"),
+        (np.array([True, True]), "passes"),
+        ([False, False], "fails"),
+        (True, "passes"),
+        (np.bool_(False), "fails"),
     ):
-        claim("Table II: prehab beats SVD-LLM", holds, of=of, **SIDES)
-        assert capsys.readouterr().out == "Table II: prehab beats SVD-LLM: " + verdict + TAIL
+        claim("Eq. (6) is the gradient", holds, **SIDES)
+        assert capsys.readouterr().out == f"Eq. (6) is the gradient: {status}" + TAIL
     for holds in ([], [0.3, 0.2], "yes", [True, None], 1):
-        with pytest.raises(ValueError, match="Table II"):
-            claim("Table II", holds, **SIDES)
+        with pytest.raises(ValueError, match="Eq. \\(6\\)"):
+            claim("Eq. (6)", holds, **SIDES)
 
 
-def test_claims_are_appended_to_the_run(run):
+def test_checks_are_appended_to_the_run(run):
     claim("first", [True, False], **SIDES)
-    claim("second", False, **SIDES)
+    claim("second", True, **SIDES)
     lines = [json.loads(line) for line in (run / "claims.jsonl").read_text().splitlines()]
-    assert [(line["sentence"], line["holds"], line["cases"]) for line in lines] == [("first", 1, 2), ("second", 0, 1)]
-    assert lines[0]["each"] == [True, False] and lines[0]["notebook"] == "03_vit"
+    assert [(line["sentence"], line["status"]) for line in lines] == [("first", "fails"), ("second", "passes")]
+    assert lines[0].keys() == {"sentence", "status", "paper", "ours", "notebook", "profile"}
+    assert lines[0]["notebook"] == "03_vit"
+
+
+def test_a_curve_is_kept_as_what_effects_are_read_off(run):
+    results = records.Results("top-1")
+    results.curve(3, [0, 0.5], [np.float32(90.0), 40.0], "top1_percent", "digit pairs")
+    results.curve(3, [0.0, 0.5], [np.e, np.e**2], "perplexity")
+    digits, text = json.loads(results.save().read_text())["curves"]
+    assert digits == {"dataset": "digit pairs", "seed": 3, "removed": [0.0, 0.5], "merits": [90.0, 40.0]}
+    assert text["dataset"] == "" and text["merits"] == pytest.approx([-1, -2])
+    for removed, values in (([0.1, 0.5], [1.0, 2.0]), ([0.0], [1.0]), ([0.0, 0.5], [1.0, float("nan")])):
+        with pytest.raises(ValueError, match="a curve needs"):
+            results.curve(0, removed, values, "top1_percent")

@@ -9,13 +9,14 @@ import pytest
 
 from prehab_lib import __main__
 from prehab_lib.report import finished, report
-from tests.profiles import ABOUT, enter, line, vit_claims, vit_records, write_run
+from tests.profiles import ABOUT, enter, line, vit_records, write_run
 
 
 @pytest.fixture
 def laptop(tmp_path, monkeypatch):
     """runs/laptop with the ViT's run, two of a grid and one without scores."""
     enter(tmp_path, monkeypatch)
+    write_run(tmp_path, "03_vit", vit_records(), [line("attention is untouched")])
     for task, seconds, removed in (("cola", 3.0, [0.2]), ("sst2", 4.0, [0.4])):
         row = vit_records()[0] | dict(metric="accuracy", value=1.0, paper_table=None, dataset=task)
         about = ABOUT | {"settings": "{...}", "notebook": "04_bert"}
@@ -43,15 +44,15 @@ def test_tables_claims_and_makers_of_every_notebook(laptop, capsys):
     for part in (
         "| control (control, λ = 0) ",
         "| *the paper: prehab* ",
-        "  - Table II: prehab beats SVD-LLM: **holds at 3 of 4 ratios × seeds** (paper ; ours: tiny)",
-        "- 03_vit: profile laptop, seeds [0, 1], commit 0123456789abcdef, model small ViT",
+        "  - attention is untouched: **passes** (paper ; ours: tiny)",
+        "- 03_vit: profile laptop, seeds [0, 1, 2, 3, 4], commit 0123456789abcdef, model small ViT",
         "torch 2.15.0",
         "seconds 3.0, memory_mb 700, scores on held-out pairs",
         "04_bert: accuracy, cola (higher is better)\n\nNot printed: it has no control row",
     ):
         assert part in text, part
-    assert text.count("\n| svd_llm ") == 1 and "70.5 ± 0.71 (2)" in text
-    write_run(laptop.parents[1], "03_vit", [one for one in vit_records() if not one["control"]], vit_claims())
+    assert text.count("\n| svd_llm ") == 1 and "40.5 ± 0.79 (5)" in text
+    write_run(laptop.parents[1], "03_vit", [one for one in vit_records() if not one["control"]])
     assert "Not judged: 03_vit: its scores beside Table II have no control row" in written(laptop)
 
 
@@ -65,17 +66,17 @@ def test_runs_of_a_grid_are_one_section(tmp_path, monkeypatch, write_notebook):
     about = ABOUT | {"profile": "lab"}
     records = [one | {"paper_table": None} for one in vit_records()]
     # All score the same models: equal records are one measurement, whatever time they took.
-    for task, each, seconds in (("cola", [True, False], 9.0), ("sst2", [False, False], 1.0), ("rte", [True], 1.0)):
-        claim = line("prehab beats its control", each, profile="lab")
+    for task, status, seconds in (("cola", "passes", 9.0), ("sst2", "fails", 1.0), ("rte", "passes", 1.0)):
+        claim = line("attention is untouched", status, profile="lab")
         timed = [one | {"seconds": seconds} for one in records]
         write_run(tmp_path, f"04_bert.{task}", timed, [claim], about | {"data": task}, "lab", "lab")
     text = written(lab)
     assert text.count("\n## 04_bert\n") == text.count("\n### ") == 1
     for part in (
-        "70.5 ± 0.71 (2)",
+        "40.5 ± 0.79 (5)",
         "Left out, for the params files make no such run: 04_bert.rte.",
-        "- prehab beats its control: **holds at 1 of 2 ratios × seeds** (paper ; ours: tiny)",
-        "**does not hold: 0 of 2 ratios × seeds**",
+        "- attention is untouched: **passes** (paper ; ours: tiny)",
+        "- attention is untouched: **fails** (paper ; ours: tiny)",
     ):
         assert part in text, part
     assert "data rte" not in text
@@ -122,12 +123,12 @@ def test_figures_are_copied_with_the_page_of_verdicts(laptop, tmp_path):
     (laptop / "figures").mkdir()
     (laptop / "figures" / "fig2.png").write_bytes(b"png")
     (laptop / "figures" / ".fig2.csv.123").write_text("torn")
-    lines = "id,group,where,says,paper,verdict,status\na,paper,Fig. 2,it grows,yes,holds,holds\n"
+    lines = "id,group,where,says,paper,ours,verdict,status\na,paper,Fig. 2,it grows,yes,tiny,supported: +1,supported\n"
     (laptop / "figures" / "verdicts.csv").write_text(lines)
     assert __main__.main(["figures", "laptop"]) == 0
     target = tmp_path / "figures" / "laptop"
     assert sorted(file.name for file in target.iterdir()) == ["fig2.png", "verdicts.csv", "verdicts.md"]
-    assert "| Fig. 2 | it grows | yes | holds |" in (target / "verdicts.md").read_text()
+    assert "| Fig. 2 | it grows | yes | supported: +1 | tiny |" in (target / "verdicts.md").read_text()
 
 
 def test_reports_import_no_torch(laptop):

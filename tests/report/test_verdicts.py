@@ -19,8 +19,11 @@ def home(tmp_path, monkeypatch):
     enter(tmp_path, monkeypatch)
     write_run(tmp_path, "05_llama", vit_records())
     about = ABOUT | {"versions": ABOUT["versions"] | {"torch": "2.6.0"}}
-    claim = line("Both: IO-SVD beats Zero Sum SVD", [True, False])
-    write_run(tmp_path, "07_adaptive_rank", vit_records(), [claim], about)
+    ranks = [one | {"part": "grid", "paper_table": None} for one in vit_records()]
+    methods = {"svd": "gram × zero_sum", "svd_llm": "gram_logit × greedy"}
+    ranks = [one | {"method": methods[one["arm"]]} for one in ranks if one["arm"] in methods]
+    write_run(tmp_path, "07_adaptive_rank", ranks, about=about)
+    write_run(tmp_path, "01_surrogates", claims=[line("Eq. (6) is the gradient of Eq. (5)", "fails")])
     return tmp_path
 
 
@@ -35,13 +38,17 @@ def test_report_and_notebook_print_the_same_page(home):
     report.write("laptop")
     written = home / "runs" / "laptop" / "report.md"
     assert "\n".join(page) in written.read_text()
-    assert page[0].startswith(f"{len(audit.claims())} claims: holds in every case ")
-    ours = ["at 4 of 4 ratios", "small ViT, digit pairs, 2 seeds", "**holds at 3 of 4 ratios × seeds**", ""]
+    assert page[0] == audit.counted(audit.judge(runs).status) and page[0].startswith(f"{len(audit.claims())} claims: ")
+    ours = ["+6.6 ratio points", "small ViT, digit pairs, 5 seeds, 60% removed"]
+    ours += ["**supported**: +4.0 [3.4, 4.6] ratio points", ""]
     assert cells(page, "Table II | prehab (nuclear")[2:] == ours
-    assert "; without 04_bert_glue, 05_llama" in cells(page, "abstract | prehab reduces the drop")[4]
-    differing = ["**holds at 1 of 2 ratios × seeds**", "07_adaptive_rank: torch 2.6.0"]
+    assert cells(page, "Eq. (6) | it is the gradient")[4] == "**fails**"
+    differing = ["**supported**: +20.0 [20.0, 20.0] ratio points", "07_adaptive_rank: torch 2.6.0"]
     assert cells(page, "IO-SVD | it beats")[4:] == differing and "torch 2.15.0" in page[2]
     assert all(len(cells([one], one[2:9])) == 6 for one in page if one.startswith("| "))
+    assert not any(
+        re.search(r"\d of \d", cell) for one in page if one.startswith("| ") for cell in cells([one], one[2:9])
+    )
     assert "audit.page(judged, finished)" in (ROOT / "notebooks" / "10_audit.ipynb").read_text(encoding="utf-8")
     write_run(home, "05_llama", vit_records(), profile="smoke")
     report.write("laptop")  # what cannot be judged says why, and the rest is printed
@@ -61,9 +68,12 @@ def test_the_decided_ones_are_written_beside_the_committed_table(home, capsys):
     assert __main__.main(["verdicts", "laptop"]) == 0
     assert capsys.readouterr().out == "written: figures/laptop/verdicts.md\n"
     text = (folder / "verdicts.md").read_text()
-    assert r"| Table II | the smallest \|ΔL\| | at 4 of 4 ratios | holds at 4 of 4 ratios × seeds |" in text
+    assert r"| Table II | the smallest \|ΔL\| | +27.9 points | supported: +20.0 [20.0, 20.0] ratio points |" in text
     assert "not run" in text.splitlines()[-1]  # what is not decided is counted, not listed
-    assert "| Eq. (6) |" not in text
+    assert "| Eq. (6) | it is the gradient of Eq. (5) | printed as such | fails |" in text
+    assert "| Table II † |" not in text
+    for status in audit.DECIDED:
+        assert f"- **{status}**: " in text
 
 
 def test_the_committed_verdicts_are_of_the_claims_as_they_stand():
