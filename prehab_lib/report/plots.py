@@ -92,6 +92,7 @@ def forest(ax, names, rows, color: str, paper=None) -> None:
         ax.plot(paper, places, "D", color="black", fillstyle="none", label="the paper's tables")
     ax.axvline(0, color="black", lw=0.8)
     ax.set_yticks(places, names)
+    ax.set_ylim(-0.6, len(rows) - 0.4)
     ax.grid(False, axis="y")
 
 
