@@ -149,7 +149,7 @@ def _work(part: Path, task: dict) -> bool:
     odd = [name for name in files if re.search("[\ud800-\udfff]", name)]  # no text
     for name in odd:
         del files[name]
-        error = error or f"it wrote a file called {ascii(name)}: give it a plain name"
+        error = error or f"it wrote a file called {name!a}: give it a plain name"
     facts = {name: task[name] for name in ("key", "profile", "params", "threads", "gpu")}
     facts |= {"notebook": notebook.stem, "error": error, "started": started}
     facts |= {"seconds": round(time.monotonic() - clock, 1), "files": sorted(files)}

@@ -191,7 +191,11 @@ ENDS = {
 
 
 # What the cell prints is still on its way six seconds after its end.
-LATE = "import time\nget_ipython().kernel.iopub_thread.schedule(lambda: time.sleep(6))"
+LATE = """\
+import sys, time
+sys.stdout.flush_timeout = sys.stderr.flush_timeout = 0.1
+get_ipython().kernel.iopub_thread.schedule(lambda: time.sleep(6))
+"""
 
 
 @linux
