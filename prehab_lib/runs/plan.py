@@ -92,8 +92,8 @@ def _expanded(root: Path, profile: str, notebook: Path, overrides=None, axes=Non
     if profile != "smoke" and os.path.lexists(file):  # also a link to nowhere, which is said
         values = parameters.load_file(file)
     points = grid.expand(notebook, values, overrides or {}, f"params/{file.name}", axes)
-    last = parameters.content(notebook)["metadata"].get("prehab", {}).get("last", False)
-    runs = []
+    metadata = parameters.content(notebook).get("metadata", {})
+    last, runs = metadata.get("prehab", {}).get("last", False), []
     for suffix, params in points:
         for name, value in params.items():  # the notebook works in another folder
             if isinstance(value, str) and (is_path(value) or (name == "data_root" and value)):

@@ -63,13 +63,13 @@ class _Metadata(BaseModel):
 
 class _Cell(BaseModel):
     cell_type: Literal["code", "markdown", "raw"]
-    metadata: _Metadata
+    metadata: _Metadata = _Metadata()
     source: str | list[str]
 
 
 class _Notebook(BaseModel):
-    nbformat: Literal[4]
-    metadata: _Metadata
+    nbformat: Literal[4] = 4
+    metadata: _Metadata = _Metadata()
     cells: list[_Cell]
 
 
@@ -91,7 +91,7 @@ def content(notebook: Path) -> dict:
 def read(notebook: Path) -> dict[str, tuple]:
     """`parse` of a notebook's tagged cell; empty without.  ValueError for two, or another file."""
     cells = content(notebook)["cells"]
-    tagged = [cell for cell in cells if "parameters" in cell["metadata"].get("tags", [])]
+    tagged = [cell for cell in cells if "parameters" in cell.get("metadata", {}).get("tags", [])]
     if len(tagged) > 1:
         many = f"{len(tagged)} cells are tagged `parameters`"
         raise ValueError(f"{notebook}: {many}, tag exactly one")
