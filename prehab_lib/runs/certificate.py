@@ -117,7 +117,7 @@ def peak_memory_mb(device="cpu", children: bool = False) -> int:
 def birth_certificate(device="cpu") -> dict:
     """Profile, notebook, device, threads, versions, git commit and time, as JSON can hold them."""
     torch = sys.modules.get("torch")  # where it is not loaded, nothing here needs it
-    asked = re.match(r"\s*\d+", os.environ.get("OMP_NUM_THREADS", ""))  # "4,2": of each level
+    asked = re.match(r"\s*[1-9]\d*", os.environ.get("OMP_NUM_THREADS", ""))  # "4,2": of each level
     threads = int(asked[0]) if asked else os.cpu_count() or 1
     versions = {"python": platform.python_version()}
     for package in VERSIONED:

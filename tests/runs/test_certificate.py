@@ -44,7 +44,7 @@ def test_the_commit_names_code_that_differs(tmp_path, monkeypatch):
     assert certificate._commit().startswith("unknown: ") and "config" in certificate._commit()
 
 
-@pytest.mark.parametrize(("asked", "threads"), [("4,2", 4), ("x", os.cpu_count()), ("3", 3)])
+@pytest.mark.parametrize(("asked", "threads"), [("4,2", 4), ("x", os.cpu_count()), ("0", os.cpu_count()), ("3", 3)])
 def test_threads_are_those_of_the_first_level(asked, threads, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", asked)
     monkeypatch.delitem(sys.modules, "torch", raising=False)
