@@ -11,14 +11,14 @@ import shutil
 import sys
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # this checkout's library, installed or not
 
 from prehab_lib.exercises import CALL, asked_in, checks, solved  # noqa: E402
 from prehab_lib.exercises.checks import AnswerKey  # noqa: E402
-from prehab_lib.tasks.parameters import load_file  # noqa: E402
+from prehab_lib.tasks.parameters import content, load_file  # noqa: E402
 
 HANDED_OUT = ("LICENSE", "Makefile", "pyproject.toml", "requirements.lock", "environment.yml", "params", "docs")
 POINTS_AT_SOLUTIONS = re.compile(r" ?(?:Executed s|S)olutions(?: are in|:) [^\n|]*")
@@ -36,7 +36,7 @@ class _Strict(BaseModel):
 class Step(_Strict):
     """Part of a lecture's plan: so many minutes of something."""
 
-    minutes: int
+    minutes: PositiveInt
     what: str
 
 
@@ -50,34 +50,43 @@ class Question(_Strict):
 class Lecture(_Strict):
     """notebooks: name -> its sections that are shown. exercises and homework: id -> minutes they take."""
 
-    number: int
+    number: PositiveInt
     title: str
     goals: list[str]
     prerequisites: list[str]
     notebooks: dict[str, str]
     plan: list[Step]
     questions: list[Question]
-    exercises: dict[str, int]
-    homework: dict[str, int] = {}
+    exercises: dict[str, PositiveInt]
+    homework: dict[str, PositiveInt] = {}
 
     @model_validator(mode="after")
     def _fits(self):
         if (total := sum(step.minutes for step in self.plan)) != 90:
             raise ValueError(f"lecture {self.number}: its plan has {total} minutes, not 90")
+        if both := self.exercises.keys() & self.homework:
+            raise ValueError(f"lecture {self.number}: exercise {min(both)} is in class and at home: keep one of them")
         return self
 
 
 class Course(_Strict):
     """All lectures, in order."""
 
-    lectures: list[Lecture]
+    lectures: list[Lecture] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _fits(self):
+        numbers = [lecture.number for lecture in self.lectures]
+        if twice := {number for number in numbers if numbers.count(number) > 1}:
+            raise ValueError(f"two lectures have the number {min(twice)}: give each its own")
+        return self
 
 
 def load(root: Path = ROOT) -> list[Lecture]:
     """The lectures of course/course.yaml, checked against the notebooks. Raises ValueError, one sentence, naming what is wrong."""
     try:
-        content = load_file(root / "course" / "course.yaml")  # in which 1:30 is no number of minutes
-        lectures = Course.model_validate(content).lectures
+        plain = load_file(root / "course" / "course.yaml")  # in which 1:30 is no number of minutes
+        lectures = Course.model_validate(plain).lectures
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, ["course.yaml", *first["loc"]]))
@@ -161,6 +170,8 @@ def teachers(file: Path, lectures: list[Lecture]) -> dict:
     if not asked_in(file):
         return notebook
     reasons, code, imports = _by_exercise(file.parent / "solutions" / file.name)
+    if missing := set(asked_in(file)) - reasons.keys():
+        raise ValueError(f"solutions/{file.name} has no text cell that begins with **{min(missing)}**: write one")
     cells = []
     for cell in notebook["cells"]:
         cells.append(cell)
@@ -179,7 +190,7 @@ def teachers(file: Path, lectures: list[Lecture]) -> dict:
 
 
 def _without_pointers(file: Path) -> dict:
-    notebook = json.loads(file.read_text(encoding="utf-8"))
+    notebook = content(file)
     for cell in notebook["cells"]:
         if cell["cell_type"] == "markdown":
             cell["source"] = POINTS_AT_SOLUTIONS.sub("", "".join(cell["source"]))
@@ -192,7 +203,7 @@ def _by_exercise(file: Path) -> tuple[dict[str, str], dict[str, list[dict]], lis
     code: dict[str, list[dict]] = {}
     imports: list[dict] = []
     below = imports
-    for cell in json.loads(file.read_text(encoding="utf-8"))["cells"]:
+    for cell in content(file)["cells"]:
         source = "".join(cell["source"])
         start = re.match(r"\*\*(\d+\.\d+)\*\* ", source)
         if cell["cell_type"] == "markdown" and start:
@@ -281,10 +292,11 @@ def main(root: Path = ROOT, words: tuple[str, ...] = ()) -> int:
         print(f"course: {words[0]!r} says nothing here: it is built without arguments", file=sys.stderr)
         return 2
     try:
-        build(root / "course" / "_build", root)
         readme = root / "course" / "README.md"
-        readme.write_text(guide(readme.read_text(encoding="utf-8"), load(root)), encoding="utf-8")
-    except (ValueError, FileNotFoundError) as error:
+        page = guide(readme.read_text(encoding="utf-8"), load(root))
+        build(root / "course" / "_build", root)
+        readme.write_text(page, encoding="utf-8")
+    except (ValueError, OSError) as error:
         print(f"course: {error}", file=sys.stderr)
         return 2
     print(

@@ -25,12 +25,14 @@ sys.path.insert(0, str(ROOT))  # this checkout's library, installed or not
 from prehab_lib.exercises import asked_in, solved  # noqa: E402
 from prehab_lib.exercises.answers import NOTHING, UNTRIED, Answered, decode, encode  # noqa: E402
 from prehab_lib.exercises.checks import PASSED, AnswerKey  # noqa: E402
+from prehab_lib.tasks.parameters import content  # noqa: E402
 
 LEFT_OUT = shutil.ignore_patterns("__pycache__", "ex[0-9][0-9].*")
 KEPT = ("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "SYSTEMROOT")  # of the grader's environment
 OWN = {"MPLBACKEND": "agg", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
 TIME = "time limit"
 GRACE = 30  # seconds that a submission's process has beyond its limit, to end what it started
+LEAST = 0.5  # GB of memory
 LONGEST = 2**27  # bytes of a notebook
 PACKED = (".zip", ".gz", ".tar", ".tgz", ".7z", ".rar", ".xz", ".bz2")
 _stopped, _active = threading.Event(), set()  # Ctrl-C came; processes of submissions
@@ -266,8 +268,8 @@ def _graded(student: str, name: str, file: Path, exercises: dict[str, str], limi
         wrong = f"{file.name} is larger than {LONGEST >> 20} MB"
     elif name:
         try:
-            json.loads(file.read_text(encoding="utf-8"))["cells"]
-        except (ValueError, KeyError, TypeError, RecursionError):
+            content(file)
+        except ValueError:
             wrong = f"{file.name} is no notebook"
     if wrong:
         return [Row(student, name or file.name, id, "unreadable", wrong) for id in exercises]
@@ -336,6 +338,8 @@ def main(words: list[str] | None = None) -> int:
                 raise ValueError(f"{word!r} is no notebook with exercises: choose among {', '.join(files)}")
         if not all(0 < number <= 10**6 for number in (given.seconds, given.memory, given.j)):
             raise ValueError("--seconds, --memory and -j need numbers above 0, at most a million")
+        if given.memory < LEAST:
+            raise ValueError(f"--memory {given.memory} is too little to start Python and torch: give {LEAST} or more")
         if not given.folder.is_dir() or given.folder == Path():
             raise FileNotFoundError(f"{str(given.folder)!r} is no folder of submissions: name the one that holds them")
         check_out(given.out)

@@ -22,7 +22,8 @@ HERE = Path(__file__).resolve().parent
 PATH = [str(HERE), *(place for place in sys.path if not Path(place, "pyproject.toml").is_file())]
 MAGIC = re.compile(r"\s*([%!?]|[\w.]+\?+\s*$)")
 LONGEST = 2**20  # characters of one report
-LIGHT = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef, ast.Assign, ast.AnnAssign, ast.AugAssign)
+DEFINES = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+LIGHT = (ast.Import, ast.ImportFrom, ast.Assign, ast.AnnAssign, ast.AugAssign, ast.Pass)
 
 
 def main() -> None:
@@ -62,9 +63,9 @@ def answer() -> None:
     sys.path[:] = PATH
     _limit(task["memory_gb"])
     with open(task["reports"], "w", encoding="utf-8") as reports:
-        names, faults = _run(Path(task["notebook"]), task["whole"])
+        names, faults, skipped = _run(Path(task["notebook"]), task["whole"])
         for exercise in task["exercises"]:
-            report = {"id": exercise["id"], **_answer(exercise, names, faults)}
+            report = {"id": exercise["id"], **_answer(exercise, names, faults, skipped)}
             print(json.dumps(report), file=reports, flush=True)
     os._exit(0)  # a thread that a submission left behind is not waited for
 
@@ -81,8 +82,8 @@ def _limit(memory_gb: float) -> None:
         resource.setrlimit(kind, (size, size))
 
 
-def _run(notebook: Path, whole: bool) -> tuple[dict, list[str]]:
-    """The names that the notebook's cells give, and what stopped a statement or a cell on the way.
+def _run(notebook: Path, whole: bool) -> tuple[dict, list[str], set[str]]:
+    """The names that the notebook's cells give, what stopped a statement or a cell on the way, and names that were not made.
 
     Where not the whole notebook is wanted, only imports, definitions and assignments that call nothing are run: so the
     minutes that a notebook trains are not spent.
@@ -90,8 +91,8 @@ def _run(notebook: Path, whole: bool) -> tuple[dict, list[str]]:
     module = types.ModuleType("__main__")
     module.display = lambda *things, **options: None
     sys.modules["__main__"] = module
-    faults = []
-    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    faults, skipped = [], set()
+    cells = json.loads(notebook.read_text(encoding="utf-8-sig"))["cells"]
     for source in ("".join(cell["source"]) for cell in cells if cell.get("cell_type") == "code"):
         try:
             statements = _parsed(source).body
@@ -104,7 +105,11 @@ def _run(notebook: Path, whole: bool) -> tuple[dict, list[str]]:
                     exec(compile(ast.Module([statement], []), "<cell>", "exec"), module.__dict__)
                 except BaseException as error:  # also what leaves a process
                     faults.append(_words(error))
-    return module.__dict__, faults
+            else:
+                made = [node for node in ast.walk(statement) if isinstance(node, (ast.Name, *DEFINES))]
+                skipped |= {node.name for node in made if isinstance(node, DEFINES)}
+                skipped |= {node.id for node in made if isinstance(getattr(node, "ctx", None), ast.Store)}
+    return module.__dict__, faults, skipped
 
 
 def _parsed(source: str) -> ast.Module:
@@ -118,18 +123,28 @@ def _parsed(source: str) -> ast.Module:
         return ast.parse("\n".join(re.sub(r"\S.*", "pass", line) if MAGIC.match(line) else line for line in lines))
 
 
-def _is_light(statement: ast.stmt) -> bool:
-    if isinstance(statement, (ast.FunctionDef, ast.ClassDef)):
-        return True
-    return isinstance(statement, LIGHT) and not any(isinstance(node, ast.Call) for node in ast.walk(statement))
+def _is_light(statement: ast.AST) -> bool:
+    if isinstance(statement, (ast.If, ast.Try, ast.ExceptHandler)):
+        return all(_is_light(part) for part in ast.iter_child_nodes(statement))
+    if isinstance(statement, (*LIGHT, ast.expr)):
+        return not _calls(statement)
+    return isinstance(statement, DEFINES)
 
 
-def _answer(exercise: dict, names: dict, faults: list[str]) -> dict:
+def _calls(node: ast.AST) -> bool:
+    """Whether it calls anything where it stands: what a lambda would call waits."""
+    inside = [node.args] if isinstance(node, ast.Lambda) else ast.iter_child_nodes(node)
+    return isinstance(node, ast.Call) or any(map(_calls, inside))
+
+
+def _answer(exercise: dict, names: dict, faults: list[str], skipped: set[str]) -> dict:
     """{"answers": encoded, "trouble": None or why some are missing}."""
     from prehab_lib.exercises import answers
 
     name = exercise["name"]
     try:
+        if name in skipped - names.keys():
+            return {"answers": [], "trouble": f"{name} is made by a statement that only --whole runs"}
         if name not in names:
             return {"answers": [], "trouble": f"there is no {name}: {faults[-1]}" if faults else "missing"}
         cases = [tuple(answers.decode(case)) for case in exercise["cases"]]

@@ -21,6 +21,7 @@ import nbformat
 ROOT = Path(__file__).resolve().parents[1]
 NEEDED = ("sphinx", "myst_nb", "pydata_sphinx_theme", "sphinx_copybutton", "sphinx-mathjax-offline")
 MARK = ".book"  # in a folder whose content a build may replace
+REMEDY = "remove its run's folder, or restore the file"
 ALT = re.compile(r'\balt \+?= ("(?:[^"\\]|\\.)*")')
 PLAYS = "widgets.play("
 MOVES = "*In JupyterLab (`make jupyter`) this figure has sliders.*"
@@ -67,14 +68,14 @@ def gather(profile: str, sources: Path, root: Path = ROOT) -> None:
         solved = prepared(_read(file), note, folded=lambda source: "def " in source, prompt="the solution")
         _write(sources / "notebooks" / "solutions" / file.name, nbformat.writes(solved))
     homes = [root / "runs" / profile / "figures", root / "figures" / profile]
-    _figures(next((home for home in homes if home.is_dir()), homes[-1]), profile, sources)
+    _figures(next((home for home in homes if any(home.rglob("*.png"))), homes[-1]), profile, sources)
     verdicts = next((home / "verdicts.md" for home in homes if (home / "verdicts.md").is_file()), None)
     none = f"# Verdicts\n\nNone of the {profile} profile are stored: `python -m prehab_lib verdicts {profile}` writes them."
-    _write(sources / "verdicts.md", verdicts.read_text(encoding="utf-8") if verdicts else none)
+    _write(sources / "verdicts.md", _text(verdicts) if verdicts else none)
     pages = {"index.md": root / "site" / "index.md"}
     pages |= {f"docs/{file.name}": file for file in (root / "docs").glob("*.md")}
     for place, file in pages.items():
-        _write(sources / place, file.read_text(encoding="utf-8"))
+        _write(sources / place, _text(file))
     for glob in ("notebooks/solutions/*", "docs/*"):
         if not any(sources.glob(glob)):  # Sphinx would warn of it
             index = (sources / "index.md").read_text(encoding="utf-8")
@@ -95,10 +96,11 @@ def chapter(file: Path, runs: Path, profile: str) -> dict[str, nbformat.Notebook
     pages = {}
     for folder in sorted(runs.glob(f"{file.stem}*")):
         run = _json(folder / "run.json")
-        if not run or run.get("error") or folder.name.partition(".")[0] != file.stem:
+        of = run.get("notebook", folder.name.partition(".")[0])
+        if not run or run.get("error") or of != file.stem:
             continue
         notebook = _read(folder / file.name)
-        facts = header(profile, run, _json(folder / "result.json").get("about", {}), folder.name.partition(".")[2])
+        facts = header(profile, run, _json(folder / "result.json").get("about") or {}, folder.name.partition(".")[2])
         if _code(notebook) != _code(stored):
             facts["note"] = "the notebook has changed since this run"
         place = f"{folder.name}.ipynb" if pages else file.name
@@ -116,7 +118,7 @@ def chapter(file: Path, runs: Path, profile: str) -> dict[str, nbformat.Notebook
 def header(profile: str, run: dict, about: dict, label: str) -> dict[str, str]:
     """What stands under the title of a page that shows a run: name -> value."""
     facts = {"profile": profile} | ({"run": label} if label else {})
-    facts["minutes"] = f"{run['seconds'] / 60:.1f}" if run.get("seconds", 0) >= 3 else "less than 0.1"
+    facts["minutes"] = f"{run['seconds'] / 60:.1f}" if (run.get("seconds") or 0) >= 3 else "less than 0.1"
     if run.get("peak_memory_mb"):
         facts["minutes"] += f", {run['peak_memory_mb'] / 1024:.1f} GB of memory"
     threads = about.get("threads", run.get("threads"))
@@ -196,7 +198,7 @@ def _figures(folder: Path, profile: str, sources: Path) -> None:
         seeds = record.get("seeds", record.get("seed"))
         if seeds is not None:
             origin.append(f"seeds {str(seeds).strip('[]')}")
-        commit = record.get("about", {}).get("commit")
+        commit = (record.get("about") or {}).get("commit")
         if commit:
             origin.append(f"commit {commit[:10]}")
         if file.with_suffix(".csv").is_file():
@@ -231,7 +233,7 @@ def _facts(facts: dict[str, str] | None) -> str:
 
 def _maker(record: dict) -> str:
     """The notebook that drew a figure."""
-    return str(record.get("about", {}).get("notebook") or "").partition(".")[0]
+    return str((record.get("about") or {}).get("notebook") or "").partition(".")[0]
 
 
 def _code(notebook) -> list[str]:
@@ -243,12 +245,24 @@ def _code(notebook) -> list[str]:
 def _read(file: Path):
     try:
         return nbformat.read(file, 4)
-    except (json.JSONDecodeError, nbformat.reader.NotJSONError):
-        raise ValueError(f"{file} is no notebook: remove its run's folder, or restore the file") from None
+    except (OSError, ValueError, nbformat.ValidationError):
+        raise ValueError(f"{file} is no notebook: {REMEDY}") from None
 
 
 def _json(file: Path) -> dict:
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    if not file.is_file():
+        return {}
+    try:
+        return {**json.loads(_text(file))}
+    except (ValueError, TypeError, RecursionError):
+        raise ValueError(f"{file} is no object of JSON: {REMEDY}") from None
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise ValueError(f"{file} is no UTF-8 text: {REMEDY}") from None
 
 
 def _write(file: Path, text: str) -> None:

@@ -1,7 +1,6 @@
 """The exercises of 01: ex01.yaml has cases, formulas and hints, ex01.py what takes a function."""
 
 import importlib
-import json
 import math
 import re
 from collections.abc import Callable
@@ -60,6 +59,8 @@ def solved(id: str) -> Exercise:
 
 def asked_in(notebook: Path) -> dict[str, str]:
     """Exercise -> name of the function that is asked for, by the notebook's `check` calls."""
-    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    from prehab_lib.tasks.parameters import content  # imports pydantic, which a check does not need
+
+    cells = content(notebook)["cells"]
     code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
     return {id: name for source in code for id, name in CALL.findall(source)}

@@ -7,8 +7,10 @@ import copy
 import dis
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
+from numbers import Real
 
 UNTRIED = "not tried yet"
 NOTHING = "it returns nothing: is a return missing?"
@@ -37,7 +39,7 @@ def collect(function: Callable, cases: list[tuple], name: str | None = None) -> 
     for case in cases:
         try:
             answers.append(plain(function(*copy.deepcopy(case))))
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             if isinstance(error, NotImplementedError) and blank(function):
                 return Answered([], UNTRIED)
             words = " ".join(f"{type(error).__name__}: {error}".split())[:120]
@@ -86,7 +88,9 @@ def plain(value):
         return value.tolist()
     if isinstance(value, dict):
         return {key: plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
+    if isinstance(value, (Real, Decimal)) and not isinstance(value, (int, float)):
+        return float(value)  # a Fraction, for example
+    if isinstance(value, Sequence) and not isinstance(value, (str, bytes)):
         return [plain(item) for item in value]
     return value
 
@@ -112,7 +116,10 @@ def short(value) -> str:
     if isinstance(value, list):
         shown = ", ".join(map(short, value[:6]))
         return f"[{shown}, ...]" if len(value) > 6 else f"[{shown}]"
-    return " ".join(repr(value).split())[:60]
+    try:
+        return " ".join(repr(value).split())[:60]
+    except Exception:  # of a class of the student's, or a number of thousands of digits
+        return f"a value of type {type(value).__name__}"
 
 
 class Foreign(str):

@@ -59,7 +59,9 @@ def check(id: str, function: Callable) -> None:
 
 def find(id: str) -> AnswerKey:
     """The answer key behind an id, from the one file that can hold it; ValueError lists all ids."""
-    number = str(id).partition(".")[0]
+    if not isinstance(id, str):
+        raise ValueError(f'write the id as text, check("{str(id)[:20]}", ...)')
+    number = id.partition(".")[0]
     file = _files().get(f"ex{number:0>2}")
     keys = _keys(file) if file else {}
     if id not in keys:

@@ -6,7 +6,11 @@ from pathlib import Path
 
 import pandas
 
+from prehab_lib.report.records import FIELDS
 from prehab_lib.runs import plan
+
+TYPES = {str: "text", bool: "boolean", int: "number", float: "number"}
+CLAIM = {"sentence": str, "holds": int, "cases": int, "of": str, "each": list}
 
 
 @dataclass(frozen=True)
@@ -83,6 +87,21 @@ def _json(file: Path) -> list:
         raise ValueError(f"{file} is not JSON: {remedy}") from None
 
 
+def _check(run: Finished, place: Path) -> None:
+    """Raises ValueError where its files lack what every record and claim has."""
+    try:
+        parts = [run.about, run.run.get("params", {}), *run.records]
+        whole = all(isinstance(part, dict) for part in parts)
+        for record in run.records:
+            whole &= all(TYPES[type(record[name])] == kind for name, kind in FIELDS.items())
+        for claim in run.claims:
+            whole &= all(isinstance(claim[name], kind) for name, kind in CLAIM.items())
+    except (KeyError, TypeError):
+        whole = False
+    if not whole:
+        raise ValueError(f"{place} is damaged: remove this folder and run the profile again")
+
+
 def read(folder: Path) -> list[Finished]:
     """The finished runs of runs/PROFILE, by name. Raises ValueError for a torn file."""
     runs = []
@@ -92,6 +111,7 @@ def read(folder: Path) -> list[Finished]:
         files = [place / "result.json", *figures(folder, place.name, run)]
         written = (part for one in files if one.suffix == ".json" for part in _json(one))
         runs.append(Finished(place.name, run, next(written, {}), _json(place / "claims.jsonl")))
+        _check(runs[-1], place)
     return runs
 
 

@@ -60,21 +60,30 @@ def write_json(path: Path, content) -> None:
 
 
 def _git(*arguments: str) -> str:
-    """What git prints about the repository, nothing where it fails."""
-    command = ["git", "-C", str(REPOSITORY), *arguments]
-    with suppress(OSError, subprocess.TimeoutExpired):
-        return subprocess.run(command, capture_output=True, text=True, timeout=20).stdout.strip()
-    return ""
+    """What git prints about this repository. Raises OSError or SubprocessError where it fails."""
+    # Another owner's checkout is read, too; a hook's variables would name another repository.
+    settings = ["-c", f"safe.directory={REPOSITORY}", "-c", "core.fsmonitor=false"]
+    own = {name: os.environ[name] for name in os.environ if not name.startswith("GIT_")}
+    options = {"capture_output": True, "text": True, "timeout": 20, "env": own, "check": True}
+    command = ["git", "-C", str(REPOSITORY), *settings, *arguments]
+    return subprocess.run(command, **options).stdout.strip()
 
 
 def _commit() -> str | None:
-    """Git's commit of the checkout, "+dirty" where its code differs; None outside a checkout."""
-    top = _git("rev-parse", "--show-toplevel")
-    if not top or Path(top).resolve() != REPOSITORY:
+    """Git's commit of the checkout, "+dirty" where its code differs; None outside a checkout.
+
+    "unknown" in a checkout that git cannot read.
+    """
+    if not (REPOSITORY / ".git").exists():
         return None  # installed, perhaps inside somebody else's repository
-    head = _git("rev-parse", "--verify", "--quiet", "HEAD") or "no commit yet"
     code = [name for name in CODE if (REPOSITORY / name).exists()]
-    return f"{head}+dirty" if _git("status", "--porcelain", "--", *code) else head
+    try:
+        head = _git("rev-parse", "--revs-only", "HEAD") or "no commit yet"
+        changed = _git("status", "--porcelain", "--untracked-files=normal", "--", *code)
+    except (OSError, subprocess.SubprocessError) as error:
+        said = getattr(error, "stderr", None) or str(error)
+        return f"unknown: {' '.join(said.split())[:200]}"
+    return f"{head}+dirty" if changed else head
 
 
 def _device_name(device: str) -> str:
@@ -108,7 +117,8 @@ def peak_memory_mb(device="cpu", children: bool = False) -> int:
 def birth_certificate(device="cpu") -> dict:
     """Profile, notebook, device, threads, versions, git commit and time, as JSON can hold them."""
     torch = sys.modules.get("torch")  # where it is not loaded, nothing here needs it
-    threads = int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)
+    asked = re.match(r"\s*[1-9]\d*", os.environ.get("OMP_NUM_THREADS", ""))  # "4,2": of each level
+    threads = int(asked[0]) if asked else os.cpu_count() or 1
     versions = {"python": platform.python_version()}
     for package in VERSIONED:
         with suppress(importlib.metadata.PackageNotFoundError):

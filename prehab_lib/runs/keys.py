@@ -15,6 +15,7 @@ from pathlib import Path
 
 from prehab_lib.runs.inputs import Contents, data_sets, data_sets_of, paths
 from prehab_lib.runs.plan import Run
+from prehab_lib.tasks import parameters
 
 LIBRARY = Path(__file__).resolve().parents[1]
 HANDED_ON = re.compile(r"data_root\s*=\s*P\.data_root")
@@ -82,7 +83,7 @@ def key(run: Run, results: Mapping[str, bytes], library: Path = LIBRARY, content
 
     contents: what is known of the files that it reads (`Contents`); without, they are all read.
     """
-    cells = json.loads(run.notebook.read_text(encoding="utf-8"))["cells"]
+    cells = parameters.content(run.notebook)["cells"]
     cells = [cell for cell in cells if cell["cell_type"] == "code"]
     code = ["".join(cell["source"]) for cell in cells]
     tags = [cell.get("metadata", {}).get("tags", []) for cell in cells]

@@ -5,6 +5,7 @@ other profile replaces some of them by params/NN_name.PROFILE.yaml, whose `grid`
 of one notebook (`grid.py`). Everything is checked here, before a run starts or a file is written.
 """
 
+import difflib
 import json
 import os
 import re
@@ -39,7 +40,10 @@ class Run:
 
 def home() -> Path:
     """The folder that holds notebooks/: the current one, one above, or this package's checkout."""
-    here = Path.cwd()
+    try:
+        here = Path.cwd()
+    except FileNotFoundError:
+        raise FileNotFoundError("the current folder was removed: change to another") from None
     for folder in (here, *here.parents, Path(__file__).resolve().parents[2]):
         if notebooks(folder):
             return folder
@@ -48,8 +52,20 @@ def home() -> Path:
 
 
 def notebooks(root: Path) -> dict[str, Path]:
-    """Name -> file, in the order of the book."""
-    return {file.stem: file for file in sorted((root / "notebooks").glob("[0-9][0-9]_*.ipynb"))}
+    """Name -> file, in the order of the book, without Jupyter's duplicates (-Copy1)."""
+    files = sorted((root / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+    return {file.stem: file for file in files if not re.search(r"-Copy\d+$", file.stem)}
+
+
+def _check_files(root: Path, profile: str, known: Collection[str]) -> None:
+    """Raises ValueError for a params file of the profile that no notebook would read."""
+    for file in sorted((root / "params").glob(f"*.{profile}.y*ml")):
+        name = file.name.removesuffix(f".{profile}{file.suffix}")
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1) or known
+            raise ValueError(f"params/{file.name}: no notebook {name}: is it {', '.join(close)}?")
+        if file.suffix != ".yaml":
+            raise ValueError(f"params/{file.name} is not read: call it {file.stem}.yaml")
 
 
 def check_profile(root: Path, profile: str, stored: bool = False) -> None:
@@ -76,7 +92,7 @@ def _expanded(root: Path, profile: str, notebook: Path, overrides=None, axes=Non
     if profile != "smoke" and os.path.lexists(file):  # also a link to nowhere, which is said
         values = parameters.load_file(file)
     points = grid.expand(notebook, values, overrides or {}, f"params/{file.name}", axes)
-    metadata = json.loads(notebook.read_text(encoding="utf-8")).get("metadata", {})
+    metadata = parameters.content(notebook).get("metadata", {})
     last, runs = metadata.get("prehab", {}).get("last", False), []
     for suffix, params in points:
         for name, value in params.items():  # the notebook works in another folder
@@ -138,6 +154,7 @@ def runs(
     missing = set(wanted) - set(known) - {name[:2] for name in known}
     if missing:
         raise ValueError(f"no notebook {json.dumps(min(missing))}: there are {', '.join(known)}")
+    _check_files(root, profile, known)
     for name, file in known.items():
         if not wanted or name in wanted or name[:2] in wanted:
             planned += _expanded(root, profile, file, overrides, axes)

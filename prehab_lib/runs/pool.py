@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import queue
+import re
 import subprocess
 import sys
 import time
@@ -17,7 +18,7 @@ from dataclasses import dataclass
 
 from prehab_lib.runs import keys
 from prehab_lib.runs.plan import Run
-from prehab_lib.runs.store import Busy, Store
+from prehab_lib.runs.store import Busy, Store, Taken
 
 BARS = ("TQDM_DISABLE", "HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS")
 OFF = (*BARS, "HF_HUB_DISABLE_TELEMETRY", "PYDEVD_DISABLE_FILE_VALIDATION")
@@ -68,9 +69,22 @@ def environment(store: Store, run: Run, gpu: str | None) -> dict[str, str]:
     return variables
 
 
+def end_strays(folder: str) -> None:
+    """Kill what the notebook at work in this folder had started. Its own process was killed."""
+    import psutil
+
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if process.environ().get("PREHAB_RUN_DIR") == folder:
+                process.kill()
+
+
 def say(line: str) -> None:
-    """Print a line whole, also where several threads print."""
-    print(line + "\n", end="", flush=True)
+    """Print a line whole, also where several threads print; runs go on where nobody reads it."""
+    try:
+        print(line + "\n", end="", flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class Pool:
@@ -118,8 +132,11 @@ class Pool:
                     self.gpus.put(gpu)
         seconds = f"{outcome.seconds:.0f} s"
         if outcome.status != "failed":
-            self.store.publish(key, run.profile, run.name)
-        elif not self.stopped:
+            try:
+                self.store.publish(key, run.profile, run.name)
+            except Taken as error:
+                outcome = Outcome("failed", key, str(error), outcome.seconds)
+        if outcome.status == "failed" and not self.stopped:
             say(f"failed    {run.name} after {seconds}: {outcome.error}")
         if outcome.status == "ran":
             say(f"finished  {run.name} in {seconds}, {outcome.peak_memory_mb} MB")
@@ -158,8 +175,11 @@ class Pool:
         if code == 0:
             return found(self.store, key) or Outcome("failed", key, "its result cannot be read")
         words = log.read_text(encoding="utf-8", errors="replace").strip()
-        reason = words.splitlines()[-1] if words else f"its process ended with code {code}"
+        lines = words.splitlines() or [f"its process ended with code {code}"]
+        named = [line for line in lines if re.match(r"[\w.]+(Error|Exception)\b", line)]
+        reason = [*lines, *named][-1]
         if code < 0:  # what it printed last is no reason
+            end_strays(str(self.store.part(key)))
             reason = f"its process was killed (signal {-code}): out of memory, or by hand"
         error = f"{reason} (log: {os.path.relpath(log)})"
         return Outcome("failed", key, error, time.monotonic() - clock)

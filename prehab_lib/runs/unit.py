@@ -11,6 +11,7 @@ import errno
 import json
 import logging
 import os
+import re
 import shutil
 import signal
 import sys
@@ -27,6 +28,7 @@ from prehab_lib.runs.inputs import digest
 from prehab_lib.runs.store import FULL, Busy, Store
 
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
+PRINTING = 600  # seconds that what a cell has printed may take to arrive after its end
 _abandoned = threading.Event()  # the driver is dead
 
 
@@ -35,7 +37,7 @@ def die_with(parent: int) -> None:
     if sys.platform == "linux":  # elsewhere ipykernel polls its parent, a unit its driver's pipe
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent:  # it died before we asked
-            os._exit(1)
+            raise ValueError(f"process {parent} is not the parent of this one, or it has ended")
 
 
 def adopt_orphans() -> None:
@@ -72,7 +74,7 @@ def _execute(notebook: Path, output: Path, params: dict, work: Path) -> str | No
     import nbformat
     import papermill
     from jupyter_client.manager import AsyncKernelManager
-    from nbclient.exceptions import DeadKernelError
+    from nbclient.exceptions import CellTimeoutError, DeadKernelError
 
     class Manager(AsyncKernelManager):
         """Starts our kernel with this interpreter, whatever a kernel specification says."""
@@ -83,7 +85,8 @@ def _execute(notebook: Path, output: Path, params: dict, work: Path) -> str | No
             return [*command, "-f", self.connection_file, "--log-level=ERROR"]
 
     settings = {"kernel_name": "python3", "kernel_manager_class": Manager, "cwd": work}
-    settings |= {"progress_bar": False, "log_output": True}
+    settings |= {"progress_bar": False, "log_output": True, "language": "python"}
+    settings["iopub_timeout"] = PRINTING
     execute = partial(papermill.execute_notebook, notebook, output, params, **settings)
     try:
         try:
@@ -95,6 +98,11 @@ def _execute(notebook: Path, output: Path, params: dict, work: Path) -> str | No
             executed = execute()
         executed.metadata.pop("papermill", None)  # it holds the name of the work folder
         nbformat.write(executed, output)
+        for number, cell in enumerate(executed.cells, 1):  # papermill takes it for a good end
+            if any(one.get("ename") == "SystemExit" for one in cell.get("outputs", [])):
+                return f"SystemExit in cell {number}: what comes after it did not run"
+    except CellTimeoutError:
+        return f"what a cell printed did not arrive within {PRINTING} s: print less"
     except papermill.PapermillExecutionError as error:
         return " ".join(f"{error.ename}: {error.evalue}".split())[:600]
     except DeadKernelError:
@@ -133,10 +141,15 @@ def _work(part: Path, task: dict) -> bool:
     clock = time.monotonic()
     notebook = Path(task["notebook"])
     error = _execute(notebook, part / notebook.name, task["params"], work)
+    free = shutil.disk_usage(part).free  # a notebook can also fill a disk of its own
     shutil.rmtree(work, ignore_errors=True)
-    if error and ("[Errno 28]" in error or shutil.disk_usage(part).free < 2**20):
+    if error and free < 2**20:
         raise OSError(errno.ENOSPC, error)
     files = {file.relative_to(part).as_posix(): file for file in part.rglob("*") if file.is_file()}
+    odd = [name for name in files if re.search("[\ud800-\udfff]", name)]  # no text
+    for name in odd:
+        del files[name]
+        error = error or f"it wrote a file called {name!a}: give it a plain name"
     facts = {name: task[name] for name in ("key", "profile", "params", "threads", "gpu")}
     facts |= {"notebook": notebook.stem, "error": error, "started": started}
     facts |= {"seconds": round(time.monotonic() - clock, 1), "files": sorted(files)}
@@ -150,6 +163,8 @@ def main() -> None:
     """Exit code: 0 where the store has what became of the run, ENOSPC where the disk is full."""
     task = json.loads(sys.stdin.readline())
     adopt_orphans()
+    if sys.platform == "linux":  # stopped, it would not notice that its driver has died
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGCONT)
     threading.Thread(target=_outlive_nobody, daemon=True).start()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     try:

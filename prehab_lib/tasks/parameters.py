@@ -10,10 +10,10 @@ import json
 import os
 import re
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import yaml
-from pydantic import ConfigDict, ValidationError, create_model
+from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
 from prehab_lib.tasks import rules
 
@@ -52,12 +52,45 @@ def parse(source: str, where: str) -> dict[str, tuple]:
     return parameters
 
 
+class _Prehab(BaseModel):
+    last: bool = False
+
+
+class _Metadata(BaseModel):
+    tags: list[str] = []
+    prehab: _Prehab = _Prehab()
+
+
+class _Cell(BaseModel):
+    cell_type: Literal["code", "markdown", "raw"]
+    metadata: _Metadata = _Metadata()
+    source: str | list[str]
+
+
+class _Notebook(BaseModel):
+    nbformat: Literal[4] = 4
+    metadata: _Metadata = _Metadata()
+    cells: list[_Cell]
+
+
+def content(notebook: Path) -> dict:
+    """A notebook as JSON has it. Raises ValueError naming the file where it is none."""
+    try:
+        text = notebook.read_text(encoding="utf-8-sig")
+        _Notebook.model_validate_json(text)
+        return json.loads(text)
+    except (ValidationError, ValueError, IsADirectoryError) as error:
+        what = "it cannot be read"
+        if isinstance(error, ValidationError):
+            first = error.errors()[0]
+            what = ": ".join(filter(None, [".".join(map(str, first["loc"])), first["msg"]]))
+        remedy = "restore the file"
+        raise ValueError(f"{notebook} is not a notebook (nbformat 4), {what}: {remedy}") from None
+
+
 def read(notebook: Path) -> dict[str, tuple]:
     """`parse` of a notebook's tagged cell; empty without.  ValueError for two, or another file."""
-    try:
-        cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
-    except (ValueError, KeyError, TypeError):
-        raise ValueError(f"{notebook} is not a notebook (nbformat 4)") from None
+    cells = content(notebook)["cells"]
     tagged = [cell for cell in cells if "parameters" in cell.get("metadata", {}).get("tags", [])]
     if len(tagged) > 1:
         many = f"{len(tagged)} cells are tagged `parameters`"

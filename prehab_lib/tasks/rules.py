@@ -65,16 +65,20 @@ _surrogate = _key_of(("surrogates", "SURROGATES"))
 _order = Literal["UV", "VU", "joint"]
 
 
-@with_config(ConfigDict(extra="forbid"))
-class _Lora(TypedDict):
-    rank: _count
-    steps: _steps
-    lr: _positive
-    alpha: NotRequired[_positive]
-    dropout: NotRequired[_weight]
-    warmup: NotRequired[_steps]
-    decay: NotRequired[bool]
-    accumulate: NotRequired[_count]
+def _entries(optional: dict, **required):
+    """A mapping with these entries and no others."""
+    kinds = required | {name: NotRequired[kind] for name, kind in optional.items()}
+    return with_config(ConfigDict(extra="forbid"))(TypedDict("entries", kinds))
+
+
+_lora = {"alpha": _positive, "dropout": _weight, "warmup": _steps, "decay": bool}
+_lora |= {"accumulate": _count}
+_gates = {"steps": _count, "lr": _positive, "beta": _each(_positive), "seed": _seed}
+_gates |= {"weight_of_budget": _positive | None, "accounting": str}
+_memory = {"compute": Literal["float32", "bfloat16"] | None, "gradient_checkpointing": bool}
+_memory |= {"optimizer": _key_of(("precision", "OPTIMIZERS")), "roots_on": Literal["device", "cpu"]}
+_memory |= {"rank_dtype": Literal["float64", "float32"] | None}
+_shape = dict.fromkeys(("width", "mlp", "heads", "tokens", "batch", "blocks"), _count)
 
 
 # Patterns are tried from top to bottom, the first that matches the parameter's name decides.
@@ -95,7 +99,12 @@ RULES = {
     "arithmetic": Literal["exact", "fast"],
     "schedule": Literal["constant", "geometric"],
     "task": _key_of(("tasks.prose_tasks", "PROSE"), ("tasks.glue", "GLUE")),
-    "lora": _Lora,
+    "lora": _entries(_lora, rank=_count, steps=_steps, lr=_positive),
+    "gates": _entries(_gates),
+    "large": _entries(_memory),
+    "vit": _entries({}, **_shape),
+    "bert": _entries({}, **_shape),
+    "block": _entries({}, hidden=_count, mlp=_count),
     "seed": _seed,
     "seeds": Annotated[_each(_seed), AfterValidator(_distinct)],
     "batch": _count,

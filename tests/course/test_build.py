@@ -169,6 +169,11 @@ MISTAKES = [
     (lambda all: all[1].update(notebooks={"00_start_here": "all"}), "00_start_here is in two lectures"),
     (lambda all: all[0]["exercises"].pop("0.2"), "lecture 1 and its notebooks differ in exercise 0.2"),
     (lambda all: all[0]["exercises"].update({"5.1": 3}), "lecture 1 and its notebooks differ in exercise 5.1"),
+    (lambda all: all[1].update(number=1), "course.yaml: two lectures have the number 1: give each its own"),
+    (lambda all: all[0].update(number=-1), "lectures.0.number: Input should be greater than 0"),
+    (lambda all: all[0]["plan"][0].update(minutes=-110), "lectures.0.plan.0.minutes: Input should be greater than 0"),
+    (lambda all: all[0].update(homework={"0.1": 5}), "lecture 1: exercise 0.1 is in class and at home: keep one"),
+    (lambda all: all.clear(), "lectures: List should have at least 1 item"),
     (lambda all: all[0].update(goal="x"), "lectures.0.goal: Extra inputs are not permitted"),
 ]
 
@@ -192,19 +197,24 @@ def test_a_mistake_in_the_course_is_one_sentence_and_nothing_is_written(home, ca
 def test_a_notebook_that_tells_too_much_is_not_handed_out_and_the_old_build_stays(home, capsys):
     assert build.main(home) == 0
     before = sorted((home / "course" / "_build" / "student").rglob("*"))
+    (home / "notebooks" / "solutions").unlink()
+    shutil.copytree(ROOT / "notebooks" / "solutions", home / "notebooks" / "solutions")
     blank = "(nothing, control, prepared): "
     for name, old, new, sentence in (
         ("06_ablations", f"{blank}...", f"{blank}return 1", "6.1 is not blank"),
+        ("solutions/00_start_here", "**0.1** ", "0.1 ", "has no text cell that begins with **0.1**"),
+        ("00_start_here", '"cells": [', '"cells": {', "is not a notebook"),
+        ("../course/README", "<!-- lectures", "<!-- x", "course/README.md needs the lines"),
         ("00_start_here", "Replace the `...`", "See solutions. Replace the `...`", "tells students of solutions"),
     ):
-        file = home / "notebooks" / f"{name}.ipynb"
+        file = home / "notebooks" / f"{name}.{'md' if 'README' in name else 'ipynb'}"
         text = file.read_text(encoding="utf-8")
         assert old in text
         file.unlink()
         file.write_text(text.replace(old, new), encoding="utf-8")
         assert build.main(home) == 2
         message = capsys.readouterr().err
-        assert name in message and sentence in message
+        assert Path(name).name in message and sentence in message
         file.write_text(text, encoding="utf-8")
     assert sorted((home / "course" / "_build" / "student").rglob("*")) == before
 

@@ -1,6 +1,7 @@
 """Submissions of every kind, graded once: good, wrong, learnt by heart, hostile to the grader, and no notebook at all."""
 
 import csv
+import json
 import os
 import signal
 import subprocess
@@ -53,13 +54,23 @@ STUDENTS = {
     "Bo by heart": ([HEART], "wrong", LEARNT),
     "Di loops": ([f"{DEF}\n    while True: pass"], "time limit", "the notebook's answers"),
     "Ed eats memory": ([f"{DEF} return len(bytearray(2**33))"], "stopped", f"{CALLED} stopped with MemoryError"),
-    "Flo leaves": ([f"import sys\n{DEF} sys.exit()"], "stopped", "stopped with SystemExit"),
+    "Flo leaves": ([f"import sys\n{DEF} sys.exit()"], "stopped", f"{CALLED} stopped with SystemExit"),
     "Gil vanishes": ([f"import os\n{DEF} os._exit(0)"], "stopped", "it ended by itself"),
     "Hal patches": (PATCHES, "wrong", f"not yet: {CALLED} gives 7, wanted 56.8"),
     "Ida forges": ([FORGES, f"{DEF} return 0"], "stopped", "passed"),
     "Zoë 学": (ELSEWHERE, "passed", ""),
     "Lee errs": ([f"{DEF} return value.sum()"], "stopped", LACKS),
     "Moe forgets": ([RIGHT.replace("return ", "")], "wrong", "it returns nothing: is a return missing?"),
+    "Liv lambda": (
+        ["import math\nif True:\n    printed_change = lambda v, b: round(float(100 * (v / b - 1)), 1)"],
+        "passed",
+        "",
+    ),
+    "Mia makes it": (
+        ["from functools import partial\nprinted_change = partial(pow, 2)"],
+        "stopped",
+        "printed_change is made by",
+    ),
     "Max broke it": ([f"{DEF[:-1]}\n    return 1"], "stopped", "there is no printed_change: SyntaxError"),
     "Nia uses helpers": (HELPERS, "passed", ""),
     "Sue trains": ([f"scale = train()\n{DEF} return scale * value"], "stopped", f"{CALLED} stopped with Na"),
@@ -75,6 +86,16 @@ def rows(tmp_path_factory):
         notebook(folder / student / "my audit.ipynb", NAME, *cells, second)
     notebook(folder / "Cy untouched" / "10_audit.ipynb", "def printed_change(value, base):\n    ...")
     notebook(folder / "Pat wrote text" / "10_audit.ipynb").write_text("my answers", encoding="utf-8")
+    notebook(folder / "Bea has a mark" / "10_audit.ipynb", RIGHT)
+    marked = folder / "Bea has a mark" / "10_audit.ipynb"
+    marked.write_bytes(b"\xef\xbb\xbf" + marked.read_bytes())
+    for student, broken in {
+        "Kim null": None,
+        "Ken ints": [1, 2],
+        "Kay five": [{"cell_type": "code", "source": 5}],
+    }.items():
+        file = notebook(folder / student / "10_audit.ipynb", RIGHT)
+        file.write_text(json.dumps({"nbformat": 4, "metadata": {}, "cells": broken}))
     rows = grade.grade(folder, AUDIT, ["10_audit"], grade.Limits(seconds=4, memory_gb=1))
     return {(row.student, row.exercise): (row.verdict, row.hint) for row in rows}
 
@@ -85,11 +106,14 @@ def test_each_submission_gets_its_verdict(rows):
         assert found[0] == verdict and found[1].startswith(hint) and bool(found[1]) == bool(hint), (student, found)
     assert rows["Cy untouched", "10.1"] == ("not tried", "")
     assert rows["Cy untouched", "10.2"] == ("missing", "no function of that name")
+    assert rows["Bea has a mark", "10.1"] == ("passed", "")
+    for student in ("Kim null", "Ken ints", "Kay five"):
+        assert rows[student, "10.1"] == ("unreadable", "10_audit.ipynb is no notebook"), student
     assert rows["Pat wrote text", "10.1"] == ("unreadable", "10_audit.ipynb is no notebook")
     # What hangs or crashes leaves the other exercises and students alone.
     others = {student: rows[student, "10.2"] for student in ("Di loops", "Gil vanishes", "Flo leaves", "Ann")}
     assert len({found for found in others.values()}) == 1 and others["Ann"][0] == "wrong"
-    assert len({student for student, _ in rows}) == len(STUDENTS) + 2
+    assert len({student for student, _ in rows}) == len(STUDENTS) + 6
 
 
 def test_each_planted_slip_gets_its_hint_a_right_answer_passes_and_no_word_does():
@@ -312,6 +336,7 @@ def test_the_command_writes_the_report_and_says_what_is_wrong(tmp_path, capsys):
         (*words, "77"): "'77' is no notebook with exercises: choose among 00_start_here",
         (str(tmp_path / "in"), "--out", str(tmp_path / "no" / "r.csv")): "there is no such folder",
         **{(str(tmp_path / "in"), "-j", number): "need numbers above 0" for number in ("0", "10000001")},
+        **{(str(tmp_path / "in"), "--memory", number): "" for number in ("nan", "inf", "1e12", "0.001")},
         **{(str(tmp_path / "in"), "--seconds", number): "need numbers above 0" for number in ("nan", "inf", "-1")},
         **{(str(tmp_path / "in"), "--out", str(out)): "is no earlier report" for out in foreign},
         (str(tmp_path / "in"), "--out", str(tmp_path / ("x" * 300))): "name too long",

@@ -4,6 +4,9 @@ import json
 import math
 import subprocess
 import sys
+from collections import deque
+from decimal import Decimal
+from fractions import Fraction
 from pathlib import Path
 
 import numpy
@@ -159,13 +162,24 @@ def test_an_answer_that_is_right_in_another_form_passes(verdict):
     assert verdict(lambda x: [2.000001 * v for v in x]) == "passed"
     assert verdict(lambda x: 2 * torch.tensor(x, requires_grad=True)) == "passed"
     assert verdict(lambda x: 2 * numpy.array(x)) == "passed"
+    for kind in (Fraction, Decimal, numpy.float32):
+        assert verdict(lambda x, kind=kind: deque(kind(2 * v) for v in x)) == "passed"
+    assert verdict(lambda x: [Fraction(v) for v in x]) == "not yet: f([1, 2]) gives [1, 2], wanted [2, 4]"
     assert verdict(lambda x: 2 * numpy.array([x])) == "not yet: f([1, 2]) gives [[2, 4]], wanted [2, 4]"
+
+
+class Odd:
+    def __repr__(self):
+        raise RuntimeError("no repr")
 
 
 def test_an_answer_without_a_known_slip_is_shown_beside_the_wanted_one(verdict):
     assert verdict(lambda x: 1 / 0) == "f([1, 2]) stopped with ZeroDivisionError: division by zero"
     assert verdict(lambda x: [2 * v for v in x][:1]) == "not yet: f([1, 2]) gives [2], wanted [2, 4]"
     assert verdict(lambda x: None if len(x) == 1 else [2, 4]) == "not yet: f([3]) gives None, wanted [6]"
+    assert verdict(lambda x: sys.exit(3)) == "f([1, 2]) stopped with SystemExit: 3"
+    assert verdict(lambda x: Odd()) == "not yet: f([1, 2]) gives a value of type Odd, wanted [2, 4]"
+    assert verdict(lambda x: 10**5000) == "not yet: f([1, 2]) gives a value of type int, wanted [2, 4]"
     assert verdict(7.0) == "hand over the function itself, without calling it"
     assert verdict(len) == "not yet: len([1, 2]) gives 2, wanted [2, 4]"
 
@@ -176,6 +190,8 @@ def test_long_arguments_are_told_by_kind_and_size():
 
 
 def test_an_unknown_id_is_refused_with_the_known_ones():
+    with pytest.raises(ValueError, match=r'write the id as text, check\("0.1", ...\)'):
+        checks.check(0.1, stub)
     for id in ("1.99", "77.1", "x", "", "1"):
         with pytest.raises(ValueError, match=rf"'{id}' is not known: choose one of 0\.1, .*10\.4$"):
             checks.check(id, sum)

@@ -126,6 +126,36 @@ def test_runs_of_other_parameters_than_the_params_files_give_now_are_named(tmp_p
             report.write("laptop")
 
 
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("result.json", lambda result: result["records"][0].pop("metric")),
+        ("result.json", lambda result: result["records"][0].update(value="high")),
+        ("result.json", lambda result: result["records"].insert(0, None)),
+        ("result.json", lambda result: result.update(records=5)),
+        ("claims.jsonl", lambda line: line.pop("holds")),
+    ],
+)
+def test_a_damaged_result_names_its_folder(laptop, name, change, capsys):
+    file = laptop / "03_vit" / name
+    content = json.loads(file.read_text().splitlines()[0] if name == "claims.jsonl" else file.read_text())
+    change(content)
+    file.write_text(json.dumps(content))
+    assert __main__.main(["report", "laptop"]) == 2
+    assert "03_vit is damaged: remove this folder and run" in capsys.readouterr().err
+
+
+def test_columns_of_a_record_that_the_table_has_itself_are_kept(laptop):
+    file = laptop / "04_bert.cola" / "result.json"
+    result = json.loads(file.read_text())
+    result["records"][0] |= {"run": "first", "notebook": "x", "protocol": "p", "param_task": "y"}
+    file.write_text(json.dumps(result))
+    table = report.long_table(finished.read(laptop))
+    row = table[table.run == "04_bert.cola"].iloc[0]
+    assert [row[f"record_{name}"] for name in ("run", "notebook", "protocol", "param_task")] == ["first", "x", "p", "y"]
+    assert (row.notebook, row.param_task) == ("04_bert", "cola") and len(table) == len(vit_records()) + 4
+
+
 def test_nothing_to_report_is_one_sentence(tmp_path, monkeypatch, capsys):
     (tmp_path / "notebooks").mkdir()
     (tmp_path / "notebooks" / "03_vit.ipynb").write_text('{"cells": []}')

@@ -49,6 +49,18 @@ def test_ours_stand_beside_the_papers():
     assert any("40% asked, 41.2%" in line for line in lines)
 
 
+def test_fractions_that_differ_have_columns_that_differ():
+    fractions = [0.3, 0.1 + 0.2, 0.333, 0.334, 0.995]
+    records = [
+        record("svd_llm", 1.0, number, removed=removed, control=control)
+        for number, removed in enumerate(fractions)
+        for control in (False, True)
+    ]
+    lines = lines_of(records)
+    assert rows(lines)["parameters removed"] == ["30.0%", "33.3%", "33.4%", "99.5%"]
+    assert rows(lines)["svd_llm"][0] == "1 ± 0 (2)" and any("33.4% asked" in line for line in lines)
+
+
 def test_a_table_without_control_or_with_two_values_for_one_cell_is_refused():
     for records, sentence in (
         (

@@ -1,11 +1,16 @@
 """The birth certificate: git's commit of the code, and files written whole."""
 
 import json
+import os
 import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 from prehab_lib.runs import certificate
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_the_commit_names_code_that_differs(tmp_path, monkeypatch):
@@ -26,6 +31,24 @@ def test_the_commit_names_code_that_differs(tmp_path, monkeypatch):
     assert len(clean) == 40
     (tmp_path / "notebooks" / "a.ipynb").write_text("2")
     assert certificate._commit() == clean + "+dirty"
+    (tmp_path / "notebooks" / "a.ipynb").write_text("1")
+    monkeypatch.setenv("GIT_DIR", str(ROOT / ".git"))  # as in a hook of another repository
+    assert certificate._commit() == clean
+    git("config", "status.showUntrackedFiles", "no")
+    (tmp_path / "notebooks" / "b.ipynb").write_text("1")
+    assert certificate._commit() == clean + "+dirty"
+    if hasattr(os, "geteuid") and os.geteuid() == 0:
+        os.chown(tmp_path, 1234, 1234)
+        assert certificate._commit() == clean + "+dirty"
+    (tmp_path / ".git" / "config").write_text("[")
+    assert certificate._commit().startswith("unknown: ") and "config" in certificate._commit()
+
+
+@pytest.mark.parametrize(("asked", "threads"), [("4,2", 4), ("x", os.cpu_count()), ("0", os.cpu_count()), ("3", 3)])
+def test_threads_are_those_of_the_first_level(asked, threads, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", asked)
+    monkeypatch.delitem(sys.modules, "torch", raising=False)
+    assert certificate.birth_certificate()["threads"] == threads
 
 
 def test_a_certificate_says_who_made_a_number(monkeypatch):

@@ -158,12 +158,35 @@ def test_notebooks_runs_and_paths_are_what_there_is(home, capsys):
         assert __main__.main(words) == 2, words
         said = capsys.readouterr()
         assert sentence in said.err and said.err.count("\n") == 1 and said.out == "", (words, said.err)
+    for name, sentence in {
+        "00_aa.lab.yaml": "no notebook 00_aa: is it 00_a?",
+        "00_a.lab.yml": "call it 00_a.lab",
+    }.items():
+        (home / "params" / name).write_text("steps: 2\n")
+        assert __main__.main(["plan", "lab"]) == 2 and sentence in capsys.readouterr().err
+        (home / "params" / name).unlink()
+    write_notebook(home / "notebooks" / "00_a-Copy1.ipynb", "1 / 0")
+    assert list(plan.notebooks(home)) == ["00_a", "01_b", "02_c"]
+    assert __main__.main(["one", "smoke", "--name", "00_a", "--parent", "1"]) == 2
+    assert "process 1 is not the parent" in capsys.readouterr().err
     (home / "params" / "01_b.lab.yaml").mkdir()
     (home / "params" / "00_a.paper.yaml").symlink_to("nowhere")
     for profile in ("lab", "paper"):
         assert __main__.main(["plan", profile]) == 2
         assert f".{profile}.yaml is no file" in capsys.readouterr().err
     assert not (home / "runs").exists()
+
+
+def test_a_folder_that_was_removed_or_is_a_link_to_nowhere_is_named(home, monkeypatch, capsys):
+    (home / "runs").symlink_to("/nowhere/scratch")
+    assert __main__.main(["run", "smoke"]) == 2
+    assert "is a link to /nowhere/scratch, which is not there: mount" in capsys.readouterr().err
+    (home / "gone").mkdir()
+    monkeypatch.chdir(home / "gone")
+    (home / "gone").rmdir()
+    assert __main__.main(["run", "smoke"]) == 2
+    assert "the current folder was removed" in capsys.readouterr().err
+    monkeypatch.chdir(home)  # which pytest wants to come back to
 
 
 def test_threads_and_gpus(home, write_notebook, monkeypatch):

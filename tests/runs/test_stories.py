@@ -181,3 +181,58 @@ def test_a_stopped_driver_ends_what_it_started_and_a_dead_kernel_is_a_failed_run
         sweep_up(processes)
     write_notebook(home / "notebooks" / "00_a.ipynb", "import os\nos.kill(os.getpid(), 9)")
     assert "failed: 00_a: the kernel died" in run(home, code=1)
+
+
+ENDS = {
+    "00_exit": ("import sys\nsys.exit()", "SystemExit in cell 1: what comes after it did not run"),
+    "01_disk": ("open('/dev/full', 'w').write('x' * 10**6)", "OSError: [Errno 28] No space left"),
+    "02_name": ("open(os.environ['PREHAB_RUN_DIR'].encode() + b'/\\xff', 'w')", r"called '\udcff': give"),
+}
+
+
+# What the cell prints is still on its way six seconds after its end.
+LATE = """\
+import sys, time
+sys.stdout.flush_timeout = sys.stderr.flush_timeout = 0.1
+get_ipython().kernel.iopub_thread.schedule(lambda: time.sleep(6))
+"""
+
+
+@linux
+def test_ends_that_are_none_are_told_and_stop_no_other(home, write_notebook):
+    """sys.exit() is no end, a disk of the notebook's own is not the store's; a killed unit leaves nothing."""
+    for name, (source, _) in ENDS.items():
+        write_notebook(home / "notebooks" / f"{name}.ipynb", f"import os\n{source}", "print('on')")
+    write_notebook(home / "notebooks" / "03_good.ipynb", LATE)
+    said = run(home, code=1)
+    for name, (_, sentence) in ENDS.items():
+        assert sentence in said and f"failed: {name}: " in said, said
+    assert "1 ran, 0 cached, 3 failed" in said
+
+
+@linux
+def test_a_killed_unit_leaves_nothing_and_a_stopped_one_ends_with_its_driver(home, write_notebook):
+    write_notebook(home / "notebooks" / "00_a.ipynb", BUSY)
+    (home / "notebooks" / "seen").touch()
+    for killed in ("unit", "driver"):
+        driver = start(home)
+        processes = marked(home)
+        try:
+            os.kill(processes[1], signal.SIGKILL if killed == "unit" else signal.SIGSTOP)
+            if killed == "driver":
+                driver.kill()
+            said = driver.communicate(timeout=30)[0]
+            assert killed == "driver" or "its process was killed (signal 9)" in said
+            wait_for(lambda left=processes: not any(map(alive, left)), seconds=5)
+        finally:
+            sweep_up(processes)
+
+
+def test_runs_go_on_where_nobody_reads_what_is_said(home, write_notebook):
+    for name in ("00_a", "01_b"):
+        write_notebook(home / "notebooks" / f"{name}.ipynb", "print('done')")
+    driver = start(home, "-j", "1")
+    driver.stdout.readline()
+    driver.stdout.close()
+    assert driver.stderr.read() == "" and driver.wait(60) == 0
+    assert len(list((home / "runs" / "smoke").glob("*/run.json"))) == 2

@@ -110,6 +110,24 @@ def test_what_stops_a_build_is_one_sentence(tmp_path, monkeypatch, capfd):
     assert refused(["lapptop"], root, capfd) == 'site: unknown profile "lapptop": choose among laptop, smoke\n'
     books.publish(root, "03_vit").write_text('{"cells": [')
     assert "is no notebook: remove its run's folder" in refused(["--out", str(root / "out")], root, capfd)
+    for place, broken in {
+        "runs/laptop/03_vit/03_vit.ipynb": "{}",
+        "runs/laptop/03_vit/run.json": "[1]",
+        "runs/laptop/03_vit/result.json": "null",
+        "figures/laptop/walks.json": "x",
+        "docs/reproduce.md": "\udcff",
+    }.items():
+        file = root / place
+        whole = books.publish(root, "03_vit") if not file.is_file() else file
+        good = (root / "notebooks" / "03_vit.ipynb").read_text() if file.suffix == ".ipynb" else whole.read_text()
+        file.write_text(broken, encoding="utf-8", errors="surrogateescape")
+        said = refused(["--out", str(root / "out")], root, capfd)
+        assert f"{place} is no " in said and "restore the file" in said
+        file.write_text(good)
+    (root / "runs" / "laptop" / "03_vit" / "result.json").write_text('{"about": null}')
+    (root / "runs" / "laptop" / "03_vit" / "run.json").write_text('{"seconds": null}')
+    (root / "runs" / "laptop" / "figures").mkdir()  # as a run leaves it that has saved none
+    assert "Two walks" in (gathered(root) / "figures.md").read_text()
     nbformat.write(nbformat.v4.new_notebook(cells=[code("print(1)")]), root / "notebooks" / "03_vit.ipynb")
     assert "whose first line is its title" in refused(["smoke", "--out", str(root / "out")], root, capfd)
     (root / "mine" / "html").mkdir(parents=True)  # a folder that is no book is left alone

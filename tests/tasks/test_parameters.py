@@ -65,6 +65,7 @@ def test_bad_values_are_one_sentence(notebook):
 
 
 LORA = {"rank": 1, "steps": 0, "lr": 1e-3}
+SHAPE = dict.fromkeys(("width", "mlp", "heads", "tokens", "batch", "blocks"), 1)
 
 
 def checked(name: str, value) -> None:
@@ -100,6 +101,10 @@ def test_rules_go_by_name(monkeypatch):
         ("lora", LORA, {"rank": 1, "steps": 0}),
         ("lora", LORA | {"decay": True}, LORA | {"decay": 1}),
         ("lora", LORA | {"alpha": 2}, LORA | {"beta": 2}),
+        ("gates", {"steps": 15}, {"stepz": 15}),
+        ("large", {"compute": None}, {"compute": "half"}),
+        ("block", {"hidden": 256, "mlp": 688}, {"hiden": 256, "mlp": 688}),
+        *[(name, SHAPE, {"width": 4}) for name in ("vit", "bert")],
         *[("lora", LORA, LORA | bad) for bad in ({"rank": 0}, {"steps": -1}, {"lr": 0.0})],
     ]:
         checked(name, good)
@@ -160,10 +165,20 @@ def test_check_finds_the_notebook_from_where_people_stand(notebook, tmp_path, mo
 def test_two_parameters_cells_and_other_files_are_refused(notebook):
     content = json.loads(notebook.read_text())
     content["cells"] *= 2
-    for text, words in {json.dumps(content): "2 cells are tagged", "hello": "not a notebook"}.items():
-        notebook.write_text(text)
-        with pytest.raises(ValueError, match=words):
+    broken = ["hello", "", "[1", "[]", '{"cells": {}}', "\xff"]
+    whole = {"nbformat": 4, "metadata": {}, "cells": [{"cell_type": "code", "metadata": {}, "source": "1"}]}
+    wrong = {"metadata": None, "source": 5, "cell_type": "other"}
+    broken += [json.dumps(whole | {"cells": [whole["cells"][0] | {name: value}]}) for name, value in wrong.items()]
+    broken += [json.dumps(whole | {"metadata": value}) for value in (None, {"prehab": True})]
+    for text, words in {
+        json.dumps(content): "2 cells are tagged",
+        **dict.fromkeys(broken, "is not a notebook"),
+    }.items():
+        notebook.write_bytes(text.encode("latin-1"))
+        with pytest.raises(ValueError, match=rf"{notebook.name}.*{words}"):
             parameters.read(notebook)
+    notebook.write_text(json.dumps(whole), encoding="utf-8-sig")
+    assert parameters.read(notebook) == {}
 
 
 def test_yaml_reads_what_people_mean(tmp_path):
