@@ -29,7 +29,7 @@ def results(folder: Path | str | None) -> list[Finished]:
     """The planned runs in runs/PROFILE; none for None. Raises ValueError where profiles mix."""
     if folder is None:
         return []
-    folder = Path(folder).resolve()
+    folder = Path(folder).absolute()  # a link keeps its name, which is the profile's
     runs = finished.read(folder)
     mixed = sorted({(name, run.name) for run in runs for name in run.profiles - {folder.name}})
     if mixed:
@@ -119,9 +119,6 @@ def judge(runs: list[Finished]) -> pandas.DataFrame:
     arithmetic.verify()
     for run in runs:
         pairs.check(run.name, run.records)
-        if any(line.get("status") not in ("passes", "fails") for line in run.claims):
-            older = "its claims.jsonl is of an older version, or was changed"
-            raise ValueError(f"{run.name}: {older}: run it again")
     most = finished.usual(runs)
     return pandas.DataFrame([_verdict(claim, runs, most) for claim in claims()])
 
@@ -178,6 +175,12 @@ def write(profile: str) -> str:
     if not (folder / "verdicts.csv").is_file():
         remedy = f"run {profile} 10, then `python -m prehab_lib figures {profile}`"
         raise FileNotFoundError(f"there is no figures/{profile}/verdicts.csv: {remedy}")
-    table = pandas.read_csv(folder / "verdicts.csv", keep_default_na=False)
+    file = folder / "verdicts.csv"
+    try:
+        table = pandas.read_csv(file, keep_default_na=False)
+    except ValueError as error:  # empty, not UTF-8, rows of several lengths
+        raise ValueError(f"{file} is no table ({error}): copy the figures again") from None
+    if not set(COLUMNS[:8]) <= set(table.columns):
+        raise ValueError(f"{file} has other columns than a table of verdicts: run {profile} 10")
     certificate.write(folder / "verdicts.md", text(table, profile))
     return os.path.relpath(folder / "verdicts.md")

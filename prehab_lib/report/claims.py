@@ -16,6 +16,7 @@ def claim(sentence: str, holds, *, paper: str, ours: str) -> None:
     has a spread is no check but an effect: `verdicts`. Raises ValueError where holds is empty or
     not boolean.
     """
+    holds = holds.tolist() if hasattr(holds, "tolist") else holds
     cases = list(holds) if isinstance(holds, Iterable) and not isinstance(holds, str) else [holds]
     cases = [case.item() if hasattr(case, "item") else case for case in cases]
     if not cases or not all(isinstance(case, bool) for case in cases):

@@ -10,7 +10,7 @@ from prehab_lib.report.records import FIELDS
 from prehab_lib.runs import plan
 
 TYPES = {str: "text", bool: "boolean", int: "number", float: "number"}
-CLAIM = {"sentence": str, "holds": int, "cases": int, "of": str, "each": list}
+CLAIM = dict.fromkeys(("sentence", "status", "paper", "ours"), str)
 
 
 @dataclass(frozen=True)
@@ -80,8 +80,9 @@ def _json(file: Path) -> list:
         return []
     try:
         text = file.read_text(encoding="utf-8")
-        parts = text.splitlines() if file.suffix == ".jsonl" else [text]
-        return [{**json.loads(part)} for part in parts]
+        # Not splitlines, which also ends a line at characters that may stand in a sentence.
+        parts = text.removesuffix("\n").split("\n") if file.suffix == ".jsonl" else [text]
+        return [{**json.loads(part)} for part in parts if part]
     except (ValueError, TypeError, RecursionError):
         remedy = "remove its folder and run the profile again"
         raise ValueError(f"{file} is not JSON: {remedy}") from None

@@ -1,6 +1,7 @@
 """Scores with the birth certificate of their run. Outside a run they only fill a table."""
 
 import math
+from contextlib import suppress
 from pathlib import Path
 
 import pandas
@@ -25,7 +26,9 @@ _TYPES = {str: "text", bool: "boolean", int: "number", float: "number"}
 
 def _plain(name: str, value):
     """A Python scalar: scalars of NumPy and torch unwrapped, NaN and infinities refused."""
-    value = value.item() if hasattr(value, "item") else value
+    if hasattr(value, "item"):
+        with suppress(ValueError, RuntimeError):  # of several numbers: refused below
+            value = value.item()
     if value is not None and type(value) not in _TYPES:
         kind = type(value).__name__
         raise ValueError(f"record: {name} must be text, a number, a boolean or None, not {kind}")

@@ -94,7 +94,7 @@ def test_a_result_file_that_was_changed_is_refused(home):
     write_run(home, "03_vit", list(map(swapped, vit_records())))
     assert judged(home).status["table2_svdllm_svd"] == "reversed", "a swap cannot be told, but turns the verdict"
     write_run(home, "03_vit", vit_records(), [{"sentence": "x", "holds": 2, "cases": 3}])
-    with pytest.raises(ValueError, match="03_vit: its claims.jsonl is of an older version, or was changed"):
+    with pytest.raises(ValueError, match="03_vit is damaged: remove this folder and run the profile again"):
         judged(home)
     (home / "runs" / "laptop" / "03_vit" / "result.json").write_text('{"about"')
     with pytest.raises(ValueError, match="result.json is not JSON: remove its folder and run the profile again"):

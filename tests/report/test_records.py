@@ -85,6 +85,7 @@ def test_a_check_says_in_one_line_whether_it_passes(capsys, monkeypatch):
         ([False, False], "fails"),
         (True, "passes"),
         (np.bool_(False), "fails"),
+        (np.array(True), "passes"),
     ):
         claim("Eq. (6) is the gradient", holds, **SIDES)
         assert capsys.readouterr().out == f"Eq. (6) is the gradient: {status}" + TAIL

@@ -133,7 +133,7 @@ def test_runs_of_other_parameters_than_the_params_files_give_now_are_named(tmp_p
         ("result.json", lambda result: result["records"][0].update(value="high")),
         ("result.json", lambda result: result["records"].insert(0, None)),
         ("result.json", lambda result: result.update(records=5)),
-        ("claims.jsonl", lambda line: line.pop("holds")),
+        ("claims.jsonl", lambda line: line.pop("status")),
     ],
 )
 def test_a_damaged_result_names_its_folder(laptop, name, change, capsys):
