@@ -58,8 +58,8 @@ def relative(file: Path) -> str:
     ("what", "files", "most"),
     [
         ("the flat core", sorted(LIBRARY.glob("*.py")), 2500),
-        ("the package", SOURCES, 13000),
-        ("the tests", sorted((ROOT / "tests").rglob("*.py")), 14000),
+        ("the package", SOURCES, 15000),
+        ("the tests", sorted((ROOT / "tests").rglob("*.py")), 16500),
         ("README.md", [ROOT / "README.md"], 130),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
