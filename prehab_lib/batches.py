@@ -24,10 +24,16 @@ def device_of(model: nn.Module) -> torch.device:
 
 
 @contextmanager
-def mode(model: nn.Module, training: bool) -> Iterator[None]:
-    """Train or eval mode inside; afterwards every module has its own flag back."""
+def mode(model: nn.Module, training: bool, statistics: bool = True) -> Iterator[None]:
+    """Train or eval mode inside; afterwards every module has its own flag back.
+
+    statistics: False leaves what normalises by running statistics (BatchNorm) in eval mode.
+    """
     before = {module: module.training for module in model.modules()}
     model.train(training)
+    for module in before:
+        if not statistics and getattr(module, "running_mean", None) is not None:
+            module.training = False
     try:
         yield
     finally:
@@ -42,6 +48,13 @@ def seeded(model: nn.Module, seed: int) -> Iterator[None]:
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         yield
+
+
+def training_possible():
+    """Autograd is on inside.  Raises ValueError in inference mode, whose tensors never train."""
+    if torch.is_inference_mode_enabled():
+        raise ValueError("nothing can train in torch.inference_mode(): call this outside of it")
+    return torch.enable_grad()
 
 
 @contextmanager
@@ -102,12 +115,15 @@ def positions(model: nn.Module, batch: Mapping) -> dict[str, Tensor]:
     return {"position_ids": (mask.long().cumsum(-1) - 1).clamp_min(0) + first}
 
 
-def loss_of(task_loss: Callable, model: nn.Module, batch) -> Tensor:
-    """`task_loss(model, batch)` as a scalar tensor.  Raises ValueError where it is no number."""
+def loss_of(task_loss: Callable, model: nn.Module, batch, trained: bool = False) -> Tensor:
+    """`task_loss(model, batch)` as a scalar tensor.  Raises ValueError where it is no number, or
+    where it is `trained` on and has no gradient."""
     loss = task_loss(model, batch)
     if isinstance(loss, float | int):
         loss = torch.tensor(float(loss))
     if isinstance(loss, Tensor) and loss.numel() == 1:
+        if trained and not loss.requires_grad:
+            raise ValueError("task_loss does not depend on the weights: it has no gradient")
         return loss.reshape(())
     is_tensor = isinstance(loss, Tensor)
     kind = f"tensor of shape {tuple(loss.shape)}" if is_tensor else type(loss).__name__

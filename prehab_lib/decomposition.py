@@ -17,6 +17,7 @@ from torch import Tensor
 
 from prehab_lib.factors import Factors
 from prehab_lib.inputs import check_whole
+from prehab_lib.roots import exactly
 
 Root = Tensor | Callable[[], Tensor] | None
 
@@ -55,13 +56,14 @@ class Decomposition:
 
     left (m, k), right (k, n), sigma (k,) descending, k = min(m, n).  Dropping all components from r
     on costs exactly Σ_{i≥r} sigma[i]² (the squared ruler).  Where only the first components were
-    made, k counts those, and rest is what the others carry, squared.
+    made, k counts those, and rest is what the others carry, squared.  ruler: its name, "" unknown.
     """
 
     left: Tensor
     right: Tensor
     sigma: Tensor
     rest: float = 0.0
+    ruler: str = ""
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -88,6 +90,7 @@ class Decomposition:
         return bool(gap.norm() <= tolerance * W.norm())
 
 
+@exactly()
 def factorise(
     W: Tensor, ruler: Weighting, dtype: torch.dtype | None = None, most: int | None = None
 ) -> Decomposition:

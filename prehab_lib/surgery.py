@@ -13,7 +13,7 @@ from prehab_lib.budget import check_removed
 from prehab_lib.decomposition import Decomposition
 from prehab_lib.factors import Factors, LowRankLinear
 from prehab_lib.inputs import check_settings
-from prehab_lib.layers import linear_layers, replace_module
+from prehab_lib.layers import linear_layers, refuse_hooks, replace_module
 from prehab_lib.methods import RECOVERIES, Method, method_named
 from prehab_lib.progress import progress
 from prehab_lib.save.recount import Report, recount
@@ -88,9 +88,10 @@ def compress_at(
     if layers is None:
         layers = stats if decompositions is None else decompositions
     modules = linear_layers(model, layers)
+    refuse_hooks(modules, "surgery")
     device_of(model)  # which has numbers
     if decompositions is not None:
-        _check_decompositions(decompositions, modules)
+        _check_decompositions(decompositions, modules, chosen.weighting)
     else:
         label = method if isinstance(method, str) else chosen.weighting
         for name, need in product(modules, sorted(chosen.needs)):
@@ -142,9 +143,9 @@ def _cut_at_each(
         new = {name: longest[name] for name, rank in ranks.items() if rank}
         if len(plans) > 1:  # a ratio gets a copy: what is done to it must not reach the next
             new = {name: first_components(layer, ranks[name]) for name, layer in new.items()}
-        for name, layer in (modules | new).items():
-            replace_module(model, name, layer)
         try:
+            for name, layer in (modules | new).items():
+                replace_module(model, name, layer)
             if recover is not None:
                 recover(decompositions={name: cuts[name] for name in new})
         except BaseException:
@@ -173,7 +174,7 @@ def first_components(layer: LowRankLinear, rank: int) -> LowRankLinear:
     return new.train(layer.training)
 
 
-def _check_decompositions(decompositions: Cuts, modules: dict[str, nn.Linear]) -> None:
+def _check_decompositions(decompositions: Cuts, modules: dict, weighting: str) -> None:
     for name, module in modules.items():
         if name not in decompositions:
             raise ValueError(f"decompositions lack layer {name!r}")
@@ -181,5 +182,7 @@ def _check_decompositions(decompositions: Cuts, modules: dict[str, nn.Linear]) -
         subject = f"the decomposition of layer {name!r}"
         if tuple(cut.shape) != shape:
             raise ValueError(f"{subject} has another shape than its weight {shape}")
+        if cut.ruler not in ("", weighting):
+            raise ValueError(f"{subject} is by the ruler {cut.ruler!r}, the method's is {weighting!r}")
         if not cut.is_of(module.weight):
             raise ValueError(f"{subject} is of other weights: decompose again after training")

@@ -24,6 +24,7 @@ from prehab_lib.factors import LowRankLinear
 from prehab_lib.inputs import check_choice
 from prehab_lib.layers import linear_layers, refuse_packed, replace_module
 from prehab_lib.progress import progress
+from prehab_lib.roots import exactly
 from prehab_lib.stats import LayerStats
 
 Shape = tuple[int, int]  # (m, n) of a weight
@@ -184,6 +185,7 @@ def low_rank_layers(model: nn.Module, names: Iterable[str], verb: str) -> dict[s
     return layers
 
 
+@exactly()
 def as_linear(layer: LowRankLinear, W: Tensor | None = None) -> nn.Linear:
     """The dense layer of W' = U V, or of W (m, n), with the same bias, flags, mode and dtype."""
     U, V = layer.U.weight.detach(), layer.V.weight.detach()
