@@ -150,34 +150,6 @@ def mean_over_tokens(task_loss: Callable) -> Callable:
     return task_loss
 
 
-def padding_mask(batch, name: str = "attention_mask") -> Tensor | None:
-    """(B, T), True where a token is real; None where nothing is padded.
-
-    Raises ValueError for a mask of another kind, which could be read the wrong way round.
-    """
-    mask = batch.get(name) if isinstance(batch, Mapping) else None
-    if mask is None:
-        return None
-    if mask.ndim != 2 or not bool(((mask == 0) | (mask == 1)).all()):
-        problem = f"{name} has shape {tuple(mask.shape)} or values other than 0 and 1"
-        remedy = "give one of shape (batch, tokens), 1 for a real token and 0 for padding"
-        raise ValueError(f"{problem}: {remedy}")
-    return mask.bool()
-
-
-def token_rows(x: Tensor, mask: Tensor | None) -> Tensor:
-    """(..., n) -> (tokens, n) without the padding.  Raises ValueError where nothing is left."""
-    if mask is not None and x.ndim == 3 and x.shape[:2] == mask.shape:
-        x = x[mask]
-    elif mask is not None and x.ndim == 3 and x.shape[:2] == mask.T.shape:  # tokens first
-        x = x[mask.T]
-    elif mask is not None and x.ndim == 2 and x.shape[0] == mask.numel() != mask.shape[0]:
-        x = x[mask.flatten()]
-    if x.numel() == 0:
-        raise ValueError("a calibration batch has no token left after its padding is taken out")
-    return x.reshape(-1, x.shape[-1])
-
-
 def endless(batches: Iterable) -> Iterator:
     """The batches again and again, so that the number of steps is the caller's to choose.
 

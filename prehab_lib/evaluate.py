@@ -16,18 +16,18 @@ def logits_and_labels(model: nn.Module, batch) -> tuple[Tensor, Tensor]:
     """
     labels = batch.get("labels") if isinstance(batch, Mapping) else batch[1]
     if not isinstance(labels, Tensor):
-        raise ValueError('a batch has no "labels": give {..., "labels": labels} or (images, labels)')
+        raise ValueError('a batch has no tensor "labels" to score it by')
     if isinstance(batch, Mapping):
         batch = {name: value for name, value in batch.items() if name != "labels"}
     out = forward(model, batch)
     logits = getattr(out, "logits", out)
     if not isinstance(logits, Tensor):
-        remedy = "forward must return logits, or an object with .logits"
-        raise ValueError(f"the model answers with a {type(logits).__name__}: {remedy}")
+        kind = type(logits).__name__
+        raise ValueError(f"forward must return logits or an object with .logits, not a {kind}")
     classes = logits.shape[min(1, logits.ndim - 1)]
     whole = not labels.is_floating_point() and labels.ndim < logits.ndim
     if whole and bool(((labels != IGNORED) & ((labels < 0) | (labels >= classes))).any()):
-        raise ValueError(f"labels go from {labels.min()} to {labels.max()}, the model has {classes} classes")
+        raise ValueError(f"labels go from {labels.min()} to {labels.max()} of {classes} classes")
     return logits, labels
 
 

@@ -94,7 +94,9 @@ def linear_layers(model: nn.Module, layers: Iterable[str] | None = None) -> dict
     refuse_adapters(modules)
     _refuse_not_dense(modules, names)
     if "" in names:
-        raise ValueError("the model is one layer and has no place for another: nn.Sequential(model)")
+        raise ValueError(
+            "the model is one layer: pass nn.Sequential(model), which can hold another"
+        )
     refuse_tied_weights(model, names)
     return {name: modules[name] for name in names}
 
@@ -124,7 +126,7 @@ def refuse_hooks(modules: Mapping[str, nn.Module], what: str) -> None:
     for name, module in modules.items():
         state = vars(module)
         if "forward" in state or any(state[kind] for kind in state if kind.endswith(HOOKS)):
-            raise ValueError(f"layer {name!r} has hooks, which {what} would drop: remove them first")
+            raise ValueError(f"layer {name!r} has hooks, which {what} drops: remove them first")
 
 
 def is_linear(module: nn.Module) -> bool:

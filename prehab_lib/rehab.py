@@ -27,8 +27,8 @@ class Lora:
     """alpha, dropout: of peft's adapters; alpha is 2 · rank by default.
 
     warmup: steps in which the learning rate of a phase rises linearly; decay: it falls linearly to
-    0 after them.  accumulate: batches a step; the loss is the mean of theirs.  seed: of adapters and
-    dropout; the caller's random state stays.
+    0 after them.  accumulate: batches a step; the loss is the mean of theirs.  seed: of dropout
+    and of new adapters.
     """
 
     alpha: float | None = None
@@ -43,9 +43,7 @@ class Lora:
         check_seed(self.seed)
         if self.alpha is not None:
             check_positive(alpha=self.alpha)
-        if isinstance(self.dropout, bool) or not isinstance(self.dropout, Real):
-            raise ValueError(f"dropout = {self.dropout!r}: give a number from 0 to below 1")
-        if not 0 <= self.dropout < 1:
+        if not isinstance(self.dropout, Real) or not 0 <= self.dropout < 1:
             raise ValueError(f"dropout = {self.dropout!r}: give a number from 0 to below 1")
         check_whole(0, warmup=self.warmup)
         check_whole(1, accumulate=self.accumulate)

@@ -183,6 +183,6 @@ def _check_decompositions(decompositions: Cuts, modules: dict, weighting: str) -
         if tuple(cut.shape) != shape:
             raise ValueError(f"{subject} has another shape than its weight {shape}")
         if cut.ruler not in ("", weighting):
-            raise ValueError(f"{subject} is by the ruler {cut.ruler!r}, the method's is {weighting!r}")
+            raise ValueError(f"{subject} is by {cut.ruler!r}, the method's ruler is {weighting!r}")
         if not cut.is_of(module.weight):
             raise ValueError(f"{subject} is of other weights: decompose again after training")

@@ -14,13 +14,13 @@ from torch import Tensor, nn
 
 from prehab_lib.decomposition import Decomposition
 from prehab_lib.factors import LowRankLinear
-from prehab_lib.inputs import warn_if_few_tokens
 from prehab_lib.progress import progress
 from prehab_lib.rivals import shared
 from prehab_lib.rivals.shared import Cuts, check_given, low_rank_layers
 from prehab_lib.roots import on_factor_device
 from prehab_lib.statistics.influence import block_of
 from prehab_lib.statistics.inputs import input_statistics, readers
+from prehab_lib.statistics.tokens import warn_if_few_tokens
 
 EPS, EPS32 = torch.finfo(torch.float64).eps, torch.finfo(torch.float32).eps
 
@@ -107,8 +107,8 @@ def refit(W: Tensor, U: Tensor, V: Tensor, gram: Tensor, eps_V: float = EPS) -> 
 
     W (m, n), U (m, r), V (r, n), G = gram (n, n), all float64.  The least squares of W L on V L,
     with L Lᵀ = G.  What lies in the round-off of the Gram is no data: with inputs scaled to a unit
-    diagonal it is of the order eps √n, however far one input is above the rest.  eps_V: of the dtype
-    that V was rounded to; a row of V L that is no more than round-off is no data either.
+    diagonal it is of the order eps √n, however far one input is above the rest.  eps_V: of V's
+    dtype; a row of V L that is no more than its round-off is no data either.
     """
     eps = EPS
     scale = gram.diagonal().clamp_min(0).sqrt()  # (n,)

@@ -89,9 +89,9 @@ class Walk:
                 block = self.model.get_submodule(name)
                 own = vars(block).get("forward")  # a user's, as accelerate sets it
                 block.forward = empty(name)
-                undo.callback(delattr, block, "forward")
                 if own is not None:
-                    undo.callback(setattr, block, "forward", own)
+                    undo.callback(setattr, block, "forward", own)  # called last
+                undo.callback(delattr, block, "forward")
             config = getattr(self.model, "config", None)
             if getattr(config, "use_cache", False):  # keys of earlier tokens are of no use here
                 config.use_cache = False

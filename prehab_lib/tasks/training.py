@@ -37,7 +37,7 @@ def descend(
     """
     optimizer, lr = schedule.optimizer, schedule.optimizer.defaults["lr"]
     for step, batch in enumerate(progress(batches, what)):
-        loss = task_loss(model, batch)
+        loss = loss_of(task_loss, model, batch, trained=True)
         value = float(loss.detach())
         if not math.isfinite(value):
             raise ValueError(f"the loss is {value} at {what} step {step}: lower lr = {lr}")
