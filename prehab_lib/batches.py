@@ -20,7 +20,8 @@ def device_of(model: nn.Module) -> torch.device:
         if parameter.is_meta:
             remedy = "load the model without device_map, or go by blocks with scale.stream"
             raise ValueError(f"{name!r} has no numbers, it is on the device meta: {remedy}")
-    return next(chain(model.parameters(), model.buffers())).device
+    tensors = chain(model.parameters(), model.buffers())
+    return next((tensor.device for tensor in tensors), torch.device("cpu"))
 
 
 @contextmanager
@@ -80,7 +81,10 @@ def move(batch, device):
     if isinstance(batch, Mapping):
         return {k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()}
     if isinstance(batch, tuple | list) and len(batch) == 2:
-        first, second = (torch.as_tensor(value) for value in batch)
+        try:
+            first, second = (torch.as_tensor(value) for value in batch)
+        except (TypeError, ValueError, RuntimeError) as problem:
+            raise ValueError(f"a batch (images, labels) holds two tensors: {problem}") from problem
         whole = not first.is_floating_point() and first.shape == second.shape and first.ndim > 1
         if whole and bool(((second == 0) | (second == 1)).all()):
             dict_form = '{"input_ids": ids, "attention_mask": mask}'

@@ -39,7 +39,6 @@ REMEDIES = {
     "PackedLinear": "it is in 8 bits, and quantising comes last",
 }
 CUT = ("LowRankLinear", "PackedLinear")  # what has taken a layer's place; by name
-HOOKS = ("forward_hooks", "forward_pre_hooks", "backward_hooks", "backward_pre_hooks")
 
 
 def default_layers(model: nn.Module) -> list[str]:
@@ -111,22 +110,6 @@ def refuse_adapters(modules: Mapping[str, nn.Module]) -> None:
     for name, module in modules.items():
         if isinstance(getattr(module, "base_layer", None), nn.Module):
             raise ValueError(f"layer {name!r} has adapters: call merge_and_unload() first")
-
-
-def refuse_parametrised(modules: Mapping[str, nn.Module]) -> None:
-    """Raises ValueError naming the first layer whose weight is made of others and has no own."""
-    for name, module in modules.items():
-        if "weight" not in dict(module.named_parameters(recurse=False)):
-            remedy = "parametrize.remove_parametrizations, remove_weight_norm or prune.remove"
-            raise ValueError(f"layer {name!r} is parametrised, it trains no weight: {remedy} first")
-
-
-def refuse_hooks(modules: Mapping[str, nn.Module], what: str) -> None:
-    """Raises ValueError naming the first layer with hooks, or a forward of one's own, of a user."""
-    for name, module in modules.items():
-        state = vars(module)
-        if "forward" in state or any(state[kind] for kind in state if kind.endswith(HOOKS)):
-            raise ValueError(f"layer {name!r} has hooks, which {what} drops: remove them first")
 
 
 def is_linear(module: nn.Module) -> bool:

@@ -66,6 +66,8 @@ def constant(lam: float) -> Callable[[int], float]:
 
 def geometric(start: float, lam: float, warmup: int) -> Callable[[int], float]:
     """λ from `start` to `lam` by a constant factor over `warmup` steps: the release for BERT."""
+    check_positive(start=start, lam=lam)
+    check_whole(0, warmup=warmup)
     return lambda step: lam if step >= warmup else start * (lam / start) ** (step / warmup)
 
 

@@ -7,9 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from prehab_lib.inputs import check_choice
-from prehab_lib.layers import linear_layers, refuse_parametrised
+from prehab_lib.layers import linear_layers
 from prehab_lib.precision import Memory, whole
 from prehab_lib.roots import exactly, psd_root
+from prehab_lib.statistics.hooks import refuse_parametrised
 from prehab_lib.stats import LayerStats
 from prehab_lib.surrogates import SURROGATES
 
@@ -65,6 +66,10 @@ class RankTerm:
             key = (id(self.stats[name].need("gram", "prehab")), device)
             if key not in shared:
                 metric = make(name)
+                if len(metric) != layer.in_features:
+                    raise ValueError(
+                        f"the statistics of {name!r} are of another width: collect anew"
+                    )
                 if not metric.any():
                     raise ValueError(f"the input Gram of {name!r} is zero: look at the batches")
                 home = torch.device("cpu") if self.memory.roots_on == "cpu" else device

@@ -31,6 +31,8 @@ def psd_eigen(A: Tensor) -> tuple[Tensor, Tensor]:
     """
     A = checked_gram(A, average=False)
     eigenvalues, Q = torch.linalg.eigh(A)
+    if eigenvalues[0] < -1e-5 * eigenvalues.abs().max():
+        raise ValueError("the Gram has negative eigenvalues: it is no second moment")
     round_off = A.shape[0] * torch.finfo(A.dtype).eps * eigenvalues[-1].clamp_min(0)
     return torch.where(eigenvalues > round_off, eigenvalues, 0), Q
 

@@ -173,6 +173,10 @@ def error(
 ) -> float:
     """The ruler itself, squared: ‖P (W − Ŵ) Q‖_F², for W and Ŵ (m, n)."""
     ruler = _ruler(stats, weighting, options)
+    if W.shape != W_hat.shape:
+        raise ValueError(
+            f"W has shape {tuple(W.shape)}, and what stands for it {tuple(W_hat.shape)}"
+        )
     return float(ruler.apply(on_factor_device(W) - on_factor_device(W_hat)).square().sum())
 
 

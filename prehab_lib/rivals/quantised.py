@@ -23,6 +23,7 @@ from prehab_lib.factors import LowRankLinear
 from prehab_lib.inputs import check_choice
 from prehab_lib.layers import default_layers, linear_layers, replace_module
 from prehab_lib.roots import on_factor_device
+from prehab_lib.statistics.hooks import refuse_hooks
 
 LAYOUTS = ("int8", "remap")
 LEVELS = 127  # codes go from −127 to 127: the grid is symmetric
@@ -188,6 +189,7 @@ def quantise(
             parts = {f"{layer}.U": (module.U, "columns"), f"{layer}.V": (module.V, "rows")}
             if layout == "remap":
                 entries = min(module.in_features, module.out_features)
+        refuse_hooks({name: part for name, (part, _) in parts.items()}, "quantising")
         for name, (part, axis) in parts.items():
             try:
                 packed = PackedLinear.of(part.weight, part.bias, axis, entries)

@@ -13,9 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from prehab_lib.batches import IGNORED, loss_of, mode, requiring_grad
-from prehab_lib.layers import refuse_parametrised
 from prehab_lib.roots import exactly, on_factor_device
-from prehab_lib.statistics.hooks import calibration, check_finite, check_reached, hooked
+from prehab_lib.statistics.hooks import (
+    calibration,
+    check_finite,
+    check_reached,
+    hooked,
+    refuse_parametrised,
+)
 
 HALF_SCALE = 2.0**10  # times the loss in float16, whose small gradients would vanish
 

@@ -14,6 +14,7 @@ from filelock import FileLock
 from torch import Tensor, nn
 
 from prehab_lib import evaluate
+from prehab_lib.batches import loss_of
 from prehab_lib.progress import progress, say
 from prehab_lib.save import models, storage
 
