@@ -124,6 +124,8 @@ def check_kernel_input(W: Tensor, ruler: Weighting, most: int | None) -> None:
     """Raises ValueError as `factorise` says."""
     if W.ndim != 2:
         raise ValueError(f"a weight is a matrix (m, n), not a tensor of shape {tuple(W.shape)}")
+    if W.is_complex() or W.element_size() < 2:
+        raise ValueError(f"a weight of {W.dtype} is not factorised: convert it to float32 first")
     if not torch.isfinite(torch.stack(torch.aminmax(W))).all():
         raise ValueError("the weight has NaN or infinite entries")
     right = ruler.right if ruler.gram is None else ruler.gram  # the root of a Gram may cost much

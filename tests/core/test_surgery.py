@@ -160,7 +160,7 @@ def test_a_class_with_a_forward_of_its_own_is_named():
         compress,
         (
             {"model": transformers.FalconForCausalLM(falcon), "method": "svd", "removed": 0.4},
-            "and FalconLinear has a forward",
+            "is a FalconLinear, not a dense nn.Linear: call prehab_lib.save.rewrite.to_linear",
         ),
     )
     with pytest.raises(
