@@ -1,31 +1,11 @@
 """The command line: `python -m prehab_lib COMMAND`, which is `compress` or one of COMMANDS."""
 
-import argparse
 import os
-import re
 import sys
+from functools import partial
 
-from prehab_lib.cli import compress_cli
+from prehab_lib.cli import commands
 from prehab_lib.runs.store import FULL, READ_ONLY, Store
-
-
-def _count(text: str) -> int:
-    if not re.fullmatch("[1-9][0-9]{0,5}", text):
-        raise argparse.ArgumentTypeError(f"give a whole number from 1 to 999999, not {text[:20]!r}")
-    return int(text)
-
-
-def planned(arguments) -> list:
-    """The runs that the arguments of `run`, `plan` or `one` choose."""
-    from prehab_lib.runs import plan
-
-    for flag, pairs in (("-p", arguments.p), ("--grid", arguments.grid)):
-        names = [name for name, _ in pairs]
-        twice = [name for name in names if names.count(name) > 1]
-        if twice:
-            raise ValueError(f"{flag} {twice[0]} is given twice: write it once")
-    chosen = (arguments.notebooks, dict(arguments.p), dict(arguments.grid), arguments.threads)
-    return plan.runs(plan.home(), arguments.profile, *chosen)
 
 
 def _act(arguments) -> int:
@@ -45,21 +25,21 @@ def _act(arguments) -> int:
         return 0
 
     from prehab_lib import run
-    from prehab_lib.runs import plan, unit
+    from prehab_lib.runs import listed, plan, unit
 
     if arguments.command == "data":
-        print(run.needed(arguments.profile, arguments.data_root))
+        print(listed.needed(arguments.profile, arguments.data_root))
         return 0
     if arguments.command == "stability":
         return _stability(arguments)
     if arguments.command == "one" and arguments.parent:
         unit.die_with(arguments.parent)
-    runs, store = planned(arguments), Store(plan.home() / "runs")
+    runs, store = listed.planned(arguments), Store(plan.home() / "runs")
     if arguments.command == "run":
         return run.main(runs, store, arguments.j)
     if arguments.command == "one":
         return run.one(runs, store, arguments.name)
-    print(run.table(runs, store))
+    print(listed.table(runs, store))
     return 0
 
 
@@ -67,61 +47,20 @@ def _stability(arguments) -> int:
     """The profile with its own seeds and with others, then their statuses side by side."""
     from prehab_lib import run
     from prehab_lib.report import stability
+    from prehab_lib.runs import listed
 
     for shift in stability.SHIFTS:
         folder = stability.folder(shift)
         os.environ["PREHAB_CACHE"] = str(folder / "cache")
         print(f"seeds + {shift}: {os.path.relpath(folder)}", flush=True)
-        if run.main(stability.shifted(planned(arguments), shift), Store(folder), arguments.j):
+        if run.main(
+            stability.shifted(listed.planned(arguments), shift), Store(folder), arguments.j
+        ):
             return 1
     return stability.report(arguments.profile)
 
 
-COMMANDS = {
-    "run": "execute notebooks; what is stored is not run again",
-    "plan": "list the runs of a profile, and which are stored",
-    "one": "execute one run, for schedulers",
-    "report": "gather a profile's results beside the paper's",
-    "figures": "copy runs/PROFILE/figures to figures/PROFILE",
-    "stability": "run a profile with two sets of seeds, and compare the statuses of all claims",
-    "verdicts": "write what became of the paper's claims (in the profile laptop)",
-    "data": "what each notebook needs (for the profile lab), and what is missing",
-}
-DEFAULTS = {
-    "verdicts": "laptop",
-    "stability": "laptop",
-    "data": "lab",
-}  # the other commands want a profile named
-
-
-def parser() -> argparse.ArgumentParser:
-    """The parser of all commands; `arguments.act(arguments)` does what was asked for."""
-    top = argparse.ArgumentParser(prog="python -m prehab_lib", description=__doc__.split(":")[0])
-    commands = top.add_subparsers(dest="command", required=True)
-    profiles = "smoke, laptop, lab, paper, or any other with params/NN_name.PROFILE.yaml"
-    values = "a run for each value, [0.01,0.1,1] or 0..4; several make every combination"
-    cores = "of every run (default: half of this machine's cores, or those of each GPU)"
-    pair = {"type": compress_cli.assignment, "action": "append", "default": []}
-    for name, text in COMMANDS.items():
-        command = commands.add_parser(name, help=text)
-        command.set_defaults(act=_act)
-        add = command.add_argument
-        nargs = "?" if name in DEFAULTS else None
-        add("profile", nargs=nargs, default=DEFAULTS.get(name), help=profiles)
-        if name in ("run", "plan", "one", "stability"):
-            add("notebooks", nargs="*", metavar="NN", help="03 or 03_vit; none: all")
-            add("-p", metavar="name=value", help="replace a parameter (repeatable)", **pair)
-            add("--grid", metavar="name=values", help=values, **pair)
-            add("--threads", type=_count, metavar="N", help=cores)
-        if name in ("run", "stability"):
-            add("-j", type=_count, default=2, metavar="N", help="runs at a time (default 2)")
-        elif name == "one":
-            add("--name", required=True, help="the run, as plan PROFILE lists it")
-            add("--parent", type=_count, metavar="PID", help="end when this parent does")
-        elif name == "data":
-            add("--data-root", metavar="FOLDER", help="holds the data sets (default: PREHAB_DATA)")
-    compress_cli.add_to(commands)
-    return top
+parser = partial(commands.parser, _act, __doc__.split(":")[0])
 
 
 def main(words: list[str] | None = None) -> int:

@@ -20,14 +20,21 @@ def device_of(model: nn.Module) -> torch.device:
         if parameter.is_meta:
             remedy = "load the model without device_map, or go by blocks with scale.stream"
             raise ValueError(f"{name!r} has no numbers, it is on the device meta: {remedy}")
-    return next(chain(model.parameters(), model.buffers())).device
+    tensors = chain(model.parameters(), model.buffers())
+    return next((tensor.device for tensor in tensors), torch.device("cpu"))
 
 
 @contextmanager
-def mode(model: nn.Module, training: bool) -> Iterator[None]:
-    """Train or eval mode inside; afterwards every module has its own flag back."""
+def mode(model: nn.Module, training: bool, statistics: bool = True) -> Iterator[None]:
+    """Train or eval mode inside; afterwards every module has its own flag back.
+
+    statistics: False leaves what normalises by running statistics (BatchNorm) in eval mode.
+    """
     before = {module: module.training for module in model.modules()}
     model.train(training)
+    for module in before:
+        if not statistics and getattr(module, "running_mean", None) is not None:
+            module.training = False
     try:
         yield
     finally:
@@ -42,6 +49,13 @@ def seeded(model: nn.Module, seed: int) -> Iterator[None]:
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         yield
+
+
+def training_possible():
+    """Autograd is on inside.  Raises ValueError in inference mode, whose tensors never train."""
+    if torch.is_inference_mode_enabled():
+        raise ValueError("nothing can train in torch.inference_mode(): call this outside of it")
+    return torch.enable_grad()
 
 
 @contextmanager
@@ -67,7 +81,10 @@ def move(batch, device):
     if isinstance(batch, Mapping):
         return {k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()}
     if isinstance(batch, tuple | list) and len(batch) == 2:
-        first, second = (torch.as_tensor(value) for value in batch)
+        try:
+            first, second = (torch.as_tensor(value) for value in batch)
+        except (TypeError, ValueError, RuntimeError) as problem:
+            raise ValueError(f"a batch (images, labels) holds two tensors: {problem}") from problem
         whole = not first.is_floating_point() and first.shape == second.shape and first.ndim > 1
         if whole and bool(((second == 0) | (second == 1)).all()):
             dict_form = '{"input_ids": ids, "attention_mask": mask}'
@@ -102,12 +119,15 @@ def positions(model: nn.Module, batch: Mapping) -> dict[str, Tensor]:
     return {"position_ids": (mask.long().cumsum(-1) - 1).clamp_min(0) + first}
 
 
-def loss_of(task_loss: Callable, model: nn.Module, batch) -> Tensor:
-    """`task_loss(model, batch)` as a scalar tensor.  Raises ValueError where it is no number."""
+def loss_of(task_loss: Callable, model: nn.Module, batch, trained: bool = False) -> Tensor:
+    """`task_loss(model, batch)` as a scalar tensor.  Raises ValueError where it is no number, or
+    where it is `trained` on and has no gradient."""
     loss = task_loss(model, batch)
     if isinstance(loss, float | int):
         loss = torch.tensor(float(loss))
     if isinstance(loss, Tensor) and loss.numel() == 1:
+        if trained and not loss.requires_grad:
+            raise ValueError("task_loss does not depend on the weights: it has no gradient")
         return loss.reshape(())
     is_tensor = isinstance(loss, Tensor)
     kind = f"tensor of shape {tuple(loss.shape)}" if is_tensor else type(loss).__name__
@@ -132,34 +152,6 @@ def mean_over_tokens(task_loss: Callable) -> Callable:
     """
     task_loss.mean_over_tokens = True
     return task_loss
-
-
-def padding_mask(batch, name: str = "attention_mask") -> Tensor | None:
-    """(B, T), True where a token is real; None where nothing is padded.
-
-    Raises ValueError for a mask of another kind, which could be read the wrong way round.
-    """
-    mask = batch.get(name) if isinstance(batch, Mapping) else None
-    if mask is None:
-        return None
-    if mask.ndim != 2 or not bool(((mask == 0) | (mask == 1)).all()):
-        problem = f"{name} has shape {tuple(mask.shape)} or values other than 0 and 1"
-        remedy = "give one of shape (batch, tokens), 1 for a real token and 0 for padding"
-        raise ValueError(f"{problem}: {remedy}")
-    return mask.bool()
-
-
-def token_rows(x: Tensor, mask: Tensor | None) -> Tensor:
-    """(..., n) -> (tokens, n) without the padding.  Raises ValueError where nothing is left."""
-    if mask is not None and x.ndim == 3 and x.shape[:2] == mask.shape:
-        x = x[mask]
-    elif mask is not None and x.ndim == 3 and x.shape[:2] == mask.T.shape:  # tokens first
-        x = x[mask.T]
-    elif mask is not None and x.ndim == 2 and x.shape[0] == mask.numel() != mask.shape[0]:
-        x = x[mask.flatten()]
-    if x.numel() == 0:
-        raise ValueError("a calibration batch has no token left after its padding is taken out")
-    return x.reshape(-1, x.shape[-1])
 
 
 def endless(batches: Iterable) -> Iterator:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from prehab_lib.factors import Factors
 from prehab_lib.inputs import check_whole
+from prehab_lib.roots import exactly
 
 Root = Tensor | Callable[[], Tensor] | None
 
@@ -55,13 +56,14 @@ class Decomposition:
 
     left (m, k), right (k, n), sigma (k,) descending, k = min(m, n).  Dropping all components from r
     on costs exactly Σ_{i≥r} sigma[i]² (the squared ruler).  Where only the first components were
-    made, k counts those, and rest is what the others carry, squared.
+    made, k counts those, and rest is what the others carry, squared.  ruler: its name, "" unknown.
     """
 
     left: Tensor
     right: Tensor
     sigma: Tensor
     rest: float = 0.0
+    ruler: str = ""
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -88,6 +90,7 @@ class Decomposition:
         return bool(gap.norm() <= tolerance * W.norm())
 
 
+@exactly()
 def factorise(
     W: Tensor, ruler: Weighting, dtype: torch.dtype | None = None, most: int | None = None
 ) -> Decomposition:
@@ -121,6 +124,8 @@ def check_kernel_input(W: Tensor, ruler: Weighting, most: int | None) -> None:
     """Raises ValueError as `factorise` says."""
     if W.ndim != 2:
         raise ValueError(f"a weight is a matrix (m, n), not a tensor of shape {tuple(W.shape)}")
+    if W.is_complex() or W.element_size() < 2:
+        raise ValueError(f"a weight of {W.dtype} is not factorised: convert it to float32 first")
     if not torch.isfinite(torch.stack(torch.aminmax(W))).all():
         raise ValueError("the weight has NaN or infinite entries")
     right = ruler.right if ruler.gram is None else ruler.gram  # the root of a Gram may cost much

@@ -5,17 +5,30 @@ from collections.abc import Iterable, Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
-from prehab_lib.batches import device_of, forward, mean_over_samples, mode, move
+from prehab_lib.batches import IGNORED, device_of, forward, mean_over_samples, mode, move
 from prehab_lib.progress import progress
 
 
 def logits_and_labels(model: nn.Module, batch) -> tuple[Tensor, Tensor]:
-    """(B, classes) and (B,), of an (images, labels) tuple, or of a dict without its "labels"."""
-    labels = batch["labels"] if isinstance(batch, Mapping) else batch[1]
+    """(B, classes) and (B,), of an (images, labels) tuple, or of a dict without its "labels".
+
+    Raises ValueError where the batch has no labels, an answer no logits, or a label no class.
+    """
+    labels = batch.get("labels") if isinstance(batch, Mapping) else batch[1]
+    if not isinstance(labels, Tensor):
+        raise ValueError('a batch has no tensor "labels" to score it by')
     if isinstance(batch, Mapping):
         batch = {name: value for name, value in batch.items() if name != "labels"}
     out = forward(model, batch)
-    return getattr(out, "logits", out), labels
+    logits = getattr(out, "logits", out)
+    if not isinstance(logits, Tensor):
+        kind = type(logits).__name__
+        raise ValueError(f"forward must return logits or an object with .logits, not a {kind}")
+    classes = logits.shape[min(1, logits.ndim - 1)]
+    whole = not labels.is_floating_point() and labels.ndim < logits.ndim
+    if whole and bool(((labels != IGNORED) & ((labels < 0) | (labels >= classes))).any()):
+        raise ValueError(f"labels go from {labels.min()} to {labels.max()} of {classes} classes")
+    return logits, labels
 
 
 @mean_over_samples
@@ -49,6 +62,12 @@ def accuracy(model: nn.Module, batches: Iterable) -> float:
     """Top-1 accuracy in per cent over all batches, in eval mode.  Raises as `each_answer` does."""
     right, total = 0, 0
     for logits, labels in each_answer(model, batches):
-        right += int((logits.argmax(-1) == labels).sum())
-        total += len(labels)
+        if labels.shape != logits.shape[:-1]:
+            shapes = f"{tuple(labels.shape)}, and the logits {tuple(logits.shape)}"
+            raise ValueError(f"accuracy takes one label an answer: the labels have shape {shapes}")
+        scored = labels != IGNORED
+        right += int(((logits.argmax(-1) == labels) & scored).sum())
+        total += int(scored.sum())
+    if not total:
+        raise ValueError("there is nothing to evaluate: all labels are ignored")
     return 100.0 * right / total

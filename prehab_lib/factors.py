@@ -71,10 +71,10 @@ class LowRankLinear(nn.Module):
         """The layer of these factors, on their device and in their dtype; bias (m,) as it is."""
         (m, rank), n, like = factors.U.shape, factors.V.shape[1], factors.U
         # By way of "meta", so that no random weights are drawn.
-        layer = cls(n, m, rank, bias=bias is not None, device="meta", dtype=like.dtype)
         values = {"U.weight": factors.U, "V.weight": factors.V, "U.bias": bias}
-        layer = layer.to_empty(device=like.device)
-        with torch.no_grad():
+        with torch.inference_mode(False), torch.no_grad():  # so that it can be trained
+            layer = cls(n, m, rank, bias=bias is not None, device="meta", dtype=like.dtype)
+            layer = layer.to_empty(device=like.device)
             for name, parameter in layer.named_parameters():
                 parameter.copy_(values[name])
         return layer

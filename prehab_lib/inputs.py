@@ -1,12 +1,9 @@
-"""What people hand in, checked in one sentence: numbers, names, how much calibration data."""
+"""What people hand in, checked in one sentence: numbers and names."""
 
 import inspect
-import warnings
-from collections.abc import Callable, Iterable, Mapping
-from numbers import Real
+from collections.abc import Callable, Iterable
+from numbers import Integral, Real
 
-# For every number that a least-squares problem fits; fewer leave its small directions to chance.
-TOKENS_EACH = 10
 MOST = 2**31 - 1  # of whatever is counted: steps, windows, ranks
 SEEDS = 2**32 - 1  # the largest seed that every library takes
 
@@ -14,7 +11,7 @@ SEEDS = 2**32 - 1  # the largest seed that every library takes
 def check_whole(least: int, **arguments) -> None:
     """Raises ValueError naming the first argument that is no whole number of at least `least`."""
     for name, value in arguments.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
             raise ValueError(f"{name} = {value!r}: give a whole number, {least} or larger")
         if value > MOST:
             raise ValueError(f"{name} = {value!r}: give a whole number, {MOST} at most")
@@ -22,7 +19,7 @@ def check_whole(least: int, **arguments) -> None:
 
 def check_seed(seed: int) -> None:
     """Raises ValueError unless `seed` is a whole number from 0 to `SEEDS`."""
-    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed <= SEEDS:
+    if isinstance(seed, bool) or not isinstance(seed, Integral) or not 0 <= seed <= SEEDS:
         raise ValueError(f"seed = {seed!r}: give a whole number, 0 or larger, {SEEDS} at most")
 
 
@@ -59,21 +56,3 @@ def check_options(
     known = inspect.signature(function).parameters
     if all(parameter.kind is not parameter.VAR_KEYWORD for parameter in known.values()):
         check_settings(name, options, [key for key in known if key not in given])
-
-
-def warn_if_few_tokens(
-    what: str, counts: Mapping[str, tuple[int, int]], per: str, stacklevel: int
-) -> None:
-    """Warns of layers that saw fewer than 10 tokens for each of their channels or ranks.
-
-    counts: layer -> (tokens, channels or rank).  what, per: "layers saw", "rank".
-    """
-    few = [name for name, (tokens, size) in counts.items() if tokens < TOKENS_EACH * size]
-    if few:
-        least = min(few, key=lambda name: counts[name][0] / counts[name][1])
-        tokens, size = counts[least]
-        warnings.warn(
-            f"{len(few)} of {len(counts)} {what} fewer than {TOKENS_EACH} tokens per {per}; the "
-            f"least is {least!r} with {tokens} tokens for {size}: use more calibration data",
-            stacklevel=stacklevel + 1,
-        )

@@ -38,25 +38,38 @@ REMEDIES = {
     "LowRankLinear": "has the model been compressed already?",
     "PackedLinear": "it is in 8 bits, and quantising comes last",
 }
+CUT = ("LowRankLinear", "PackedLinear")  # what has taken a layer's place; by name
 
 
 def default_layers(model: nn.Module) -> list[str]:
     """The layers that the papers compress in this family; every `nn.Linear` of an unknown one.
 
-    Raises ValueError where there is none, or for what `rewrite.to_linear` replaces (GPT-2, Falcon).
+    A wrapper (DataParallel, torch.compile, one's own) may hold models of known families.  Raises
+    ValueError where there is none, or for what `rewrite.to_linear` replaces (GPT-2, Falcon).
     """
     modules = dict(model.named_modules())
+    refuse_adapters(modules)
     _refuse_not_dense(modules, [name for name, module in modules.items() if is_own_linear(module)])
-    pattern = of_family(model, DEFAULT_LAYERS) or ".*"
-    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
-    linear = [name for name, module in modules.items() if is_linear(module) and module is not head]
-    names = [name for name in linear if re.fullmatch(pattern, name)]
+    patterns: dict[str, str] = {}  # prefix of the names in a known model -> its pattern
+    for name, part in modules.items():  # whatever holds a part comes before it
+        pattern = of_family(part, DEFAULT_LAYERS)
+        if pattern and not name.startswith(tuple(patterns)):
+            patterns[f"{name}." if name else ""] = pattern
+    asked = [part for part in modules.values() if hasattr(part, "get_output_embeddings")]
+    heads = [part.get_output_embeddings() for part in asked]
+    cut = [name for name, part in modules.items() if type(part).__name__ in CUT]
+    inside = tuple(f"{name}." for name in cut)
+    linear = [name for name, part in modules.items() if is_linear(part) and part not in heads]
+    linear = [name for name in linear if not name.startswith(inside)]
+    names = [name for name in linear if _is_default(name, patterns)]
     if not names:
         kinds = {type(part).__name__ for part in modules.values() if isinstance(part, nn.Linear)}
         own = [f"and {kind} has a forward of its own" for kind in sorted(kinds - {"Linear"})]
         reason = ", ".join(["only nn.Linear can be factorised", *own])
         if linear:
             reason = "none of its nn.Linear has a name known for this family"
+        if cut:
+            reason = "has the model been compressed already?"
         problem = f"{type(model).__name__} has no linear layer to compress: {reason}"
         remedy = "; name the layers yourself with layers=[...]" if linear else ""
         raise ValueError(problem + remedy)
@@ -77,9 +90,26 @@ def linear_layers(model: nn.Module, layers: Iterable[str] | None = None) -> dict
     if unknown:
         count = f"of {len(unknown)} unknown names"
         raise ValueError(f"{type(model).__name__} has no module named {unknown[0]!r} ({count})")
+    refuse_adapters(modules)
     _refuse_not_dense(modules, names)
+    if "" in names:
+        raise ValueError(
+            "the model is one layer: pass nn.Sequential(model), which can hold another"
+        )
     refuse_tied_weights(model, names)
     return {name: modules[name] for name in names}
+
+
+def _is_default(name: str, patterns: Mapping[str, str]) -> bool:
+    prefix = next((prefix for prefix in patterns if name.startswith(prefix)), None)
+    return prefix is None or bool(re.fullmatch(patterns[prefix], name.removeprefix(prefix)))
+
+
+def refuse_adapters(modules: Mapping[str, nn.Module]) -> None:
+    """Raises ValueError naming the first layer that one of peft's adapters wraps."""
+    for name, module in modules.items():
+        if isinstance(getattr(module, "base_layer", None), nn.Module):
+            raise ValueError(f"layer {name!r} has adapters: call merge_and_unload() first")
 
 
 def is_linear(module: nn.Module) -> bool:

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from prehab_lib import precision
-from prehab_lib.batches import device_of, endless, mode, move, seeded
+from prehab_lib.batches import device_of, endless, loss_of, mode, move, seeded, training_possible
 from prehab_lib.inputs import check_choice, check_positive, check_seed, check_whole
 from prehab_lib.precision import Memory
 from prehab_lib.progress import progress
-from prehab_lib.rank_term import RankTerm, term_of
+from prehab_lib.rank_term import FLOOR, RankTerm, term_of
 from prehab_lib.stats import LayerStats
 from prehab_lib.surrogates import entropy_rank
 
@@ -68,6 +68,8 @@ def constant(lam: float) -> Callable[[int], float]:
 
 def geometric(start: float, lam: float, warmup: int) -> Callable[[int], float]:
     """λ from `start` to `lam` by a constant factor over `warmup` steps: the release for BERT."""
+    check_positive(start=start, lam=lam)
+    check_whole(0, warmup=warmup)
     return lambda step: lam if step >= warmup else start * (lam / start) ** (step / warmup)
 
 
@@ -93,21 +95,22 @@ def prehab(
     a schedule step -> λ; **λ = 0 is plain fine-tuning of the same parameters through the same
     code**, the control of every table.  reduction over layers: "sum" (Eq. 2) or "mean" (release).
     coordinates: "weight" trains W; "whitened", as the release, trains Δ in W = W₀ + Δ L⁻¹, where
-    AdamW takes other steps.  L is there Q √λ with eigenvalues raised to `FLOOR` times their mean.
+    AdamW takes other steps, and none where eigenvalues of the Gram are below `FLOOR` × their mean.
     A bfloat16 model trains as float32 masters under autocast and is rounded once at the end.  One
     that `fully_shard` has sharded trains as it is, each process on its own batches of one size.
 
     Raises ValueError for an unknown name, a negative or NaN λ, too few batches, a combination that
     cannot be, or a loss that is no longer finite.
     """
-    schedule = lam if callable(lam) else constant(check_lam(lam))
+    schedule, graph = lam if callable(lam) else constant(check_lam(lam)), training_possible()
     _check(model, stats, steps, lr, coordinates, reduction)
     term = term_of(surrogate, model, stats, coordinates, reduction, memory)
     autocast = precision.forward_precision(model, memory.compute)
     for step in range(steps):
         check_lam(schedule(step))  # now: before the weights move
     history, started = History(), time.perf_counter()
-    with seeded(model, training.seed), _free(model, term, training, memory) as parameters:
+    dice = seeded(model, training.seed)
+    with graph, dice, _free(model, term, training, memory) as parameters:
         adamw = precision.OPTIMIZERS[memory.optimizer]
         optimizer = adamw(parameters, lr=lr, weight_decay=training.weight_decay)
         minibatches = endless(batches)
@@ -117,7 +120,7 @@ def prehab(
             term.refresh(step)
             with _weights_made_once(term):
                 with autocast():
-                    loss = task_loss(model, batch)  # line 4
+                    loss = loss_of(task_loss, model, batch, trained=True)  # line 4
                 remedy = f"lower lr = {lr} or λ = {lam_now}"
                 check_finite(loss, f"prehab step {step}", remedy)
                 optimizer.zero_grad(set_to_none=True)
@@ -165,11 +168,16 @@ def _logged(term: RankTerm, rank: Tensor | None, training: Training, step: int, 
 
 
 class Whitened(nn.Module):
-    """W = W₀ + Δ L⁻¹: at Δ = 0 the weight is W₀ to the last bit, also for an ill-conditioned L."""
+    """W = W₀ + Δ L⁻¹: at Δ = 0 the weight is W₀ to the last bit, also for an ill-conditioned L.
+
+    L⁻¹ is 0 where an eigenvalue is at `FLOOR`: what the data do not show stays as it is.
+    """
 
     def __init__(self, W0: Tensor, L: Tensor):
         super().__init__()
-        L_inverse = (L / L.square().sum(0)).T  # L = Q √λ, so L⁻¹ = (L / λ)ᵀ
+        eigenvalues = L.square().sum(0)  # L = Q √λ, so L⁻¹ = (L / λ)ᵀ
+        shown = eigenvalues > 1.001 * FLOOR * eigenvalues.mean()
+        L_inverse = (L * torch.where(shown, 1 / eigenvalues, 0)).T
         self.register_buffer("W0", W0.clone(), persistent=False)
         self.register_buffer("L_inverse", L_inverse.to(W0), persistent=False)
 
@@ -191,7 +199,7 @@ def _free(model: nn.Module, term: RankTerm, training: Training, memory: Memory) 
     with (
         precision.master_weights(model, trained, memory.compute),
         precision.recomputed_activations(model, memory.gradient_checkpointing),
-        mode(model, training=True),
+        mode(model, training=True, statistics=training.train == "all"),
     ):
         try:
             for name, parameter in model.named_parameters():

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from prehab_lib.inputs import check_choice
 from prehab_lib.layers import linear_layers
 from prehab_lib.precision import Memory, whole
-from prehab_lib.roots import psd_root
+from prehab_lib.roots import exactly, psd_root
+from prehab_lib.statistics.hooks import refuse_parametrised
 from prehab_lib.stats import LayerStats
 from prehab_lib.surrogates import SURROGATES
 
@@ -36,6 +37,7 @@ class RankTerm:
     ):
         self.of, self.model, self.stats = of, model, stats
         self.layers = linear_layers(model, stats)
+        refuse_parametrised(self.layers)
         self.names = list(self.layers)  # the layers that R weighs on
         # In whitened coordinates W is made from Δ: loss and R then share one graph.
         self.joint = coordinates == "whitened"
@@ -64,6 +66,10 @@ class RankTerm:
             key = (id(self.stats[name].need("gram", "prehab")), device)
             if key not in shared:
                 metric = make(name)
+                if len(metric) != layer.in_features:
+                    raise ValueError(
+                        f"the statistics of {name!r} are of another width: collect anew"
+                    )
                 if not metric.any():
                     raise ValueError(f"the input Gram of {name!r} is zero: look at the batches")
                 home = torch.device("cpu") if self.memory.roots_on == "cpu" else device
@@ -121,6 +127,7 @@ class RankTerm:
         """Another function of W L, averaged over all layers."""
         return float(_total(of(self.whitened(name)) for name in self.layers)) / len(self.layers)
 
+    @exactly()
     def whitened(self, name: str) -> Tensor:
         """A = W L (m, n)."""
         W = whole(self.layers[name].weight)

@@ -4,15 +4,16 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from numbers import Real
 
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from prehab_lib.batches import device_of, endless, mode, move
+from prehab_lib.batches import device_of, endless, loss_of, mode, move, seeded, training_possible
 from prehab_lib.factors import LowRankLinear
-from prehab_lib.inputs import check_choice, check_positive, check_whole
-from prehab_lib.layers import refuse_packed
+from prehab_lib.inputs import check_choice, check_positive, check_seed, check_whole
+from prehab_lib.layers import refuse_adapters, refuse_packed
 from prehab_lib.precision import check_precision, forward_precision, master_weights
 from prehab_lib.prehab import History, check_finite
 from prehab_lib.progress import progress
@@ -26,7 +27,8 @@ class Lora:
     """alpha, dropout: of peft's adapters; alpha is 2 · rank by default.
 
     warmup: steps in which the learning rate of a phase rises linearly; decay: it falls linearly to
-    0 after them.  accumulate: batches a step; the loss is the mean of theirs.
+    0 after them.  accumulate: batches a step; the loss is the mean of theirs.  seed: of dropout
+    and of new adapters.
     """
 
     alpha: float | None = None
@@ -35,8 +37,14 @@ class Lora:
     warmup: int = 0
     decay: bool = False
     accumulate: int = 1
+    seed: int = 0
 
     def __post_init__(self):
+        check_seed(self.seed)
+        if self.alpha is not None:
+            check_positive(alpha=self.alpha)
+        if not isinstance(self.dropout, Real) or not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout = {self.dropout!r}: give a number from 0 to below 1")
         check_whole(0, warmup=self.warmup)
         check_whole(1, accumulate=self.accumulate)
         if self.weight_decay:  # NaN too
@@ -79,6 +87,7 @@ def rehab(
     if not low_rank:
         raise ValueError("rehab needs a compressed model: run surgery.compress first")
     refuse_packed(low_rank, "rehab")
+    refuse_adapters(dict(model.named_modules()))
     check_precision(model)
     autocast = forward_precision(model, None)
     stream = endless(batches)
@@ -89,14 +98,14 @@ def rehab(
         for _ in range(lora.accumulate):
             batch = move(next(stream), device_of(model))
             with autocast():
-                loss = task_loss(model, batch) / lora.accumulate
+                loss = loss_of(task_loss, model, batch, trained=True) / lora.accumulate
             check_finite(loss, when, f"lower lr = {lr}")
             loss.backward()
             total += float(loss.detach())
         return total
 
     history, started = History(), time.perf_counter()
-    with _factors_free(model, low_rank):
+    with training_possible(), seeded(model, lora.seed), _factors_free(model, low_rank):
         for sides in ORDERS[order]:
             targets = [f"{name}.{side}" for name in low_rank for side in sides]
             phase = "".join(sides)
@@ -137,7 +146,7 @@ def _adapters(model: nn.Module, targets: list[str], rank: int, lora: Lora) -> It
     options = {"lora_alpha": lora.alpha or 2 * rank, "lora_dropout": lora.dropout, "bias": "none"}
     adapted = LoraModel(model, LoraConfig(r=rank, target_modules=targets, **options), "rehab")
     try:
-        with mode(model, training=True):
+        with mode(model, training=True, statistics=False):
             yield [parameter for parameter in model.parameters() if parameter.requires_grad]
     except BaseException:
         adapted.unload()

@@ -1,5 +1,8 @@
 """Square roots of Grams: where every factorisation starts, in float64, also for singular ones."""
 
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
 import torch
 from torch import Tensor
 
@@ -28,6 +31,8 @@ def psd_eigen(A: Tensor) -> tuple[Tensor, Tensor]:
     """
     A = checked_gram(A, average=False)
     eigenvalues, Q = torch.linalg.eigh(A)
+    if eigenvalues[0] < -1e-5 * eigenvalues.abs().max():
+        raise ValueError("the Gram has negative eigenvalues: it is no second moment")
     round_off = A.shape[0] * torch.finfo(A.dtype).eps * eigenvalues[-1].clamp_min(0)
     return torch.where(eigenvalues > round_off, eigenvalues, 0), Q
 
@@ -65,6 +70,16 @@ def on_factor_device(A: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
     """Where sums and factorisations happen: the same device, but the CPU for MPS (no float64)."""
     A = A.detach()
     return A.to("cpu", dtype) if A.device.type == "mps" else A.to(dtype)
+
+
+@contextmanager
+def exactly() -> Iterator[None]:
+    """Autocast is off inside, as a with block or a decorator: one's own sums keep their dtype."""
+    with ExitStack() as off:
+        for device in ("cpu", "cuda", "mps"):
+            if torch.is_autocast_enabled(device):
+                off.enter_context(torch.autocast(device, enabled=False))
+        yield
 
 
 def checked_gram(A: Tensor, average: bool = True) -> Tensor:

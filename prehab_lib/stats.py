@@ -6,13 +6,14 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from prehab_lib.inputs import check_choice, check_whole, warn_if_few_tokens
+from prehab_lib.inputs import check_choice, check_whole
 from prehab_lib.layers import linear_layers
 from prehab_lib.roots import psd_eigen, psd_root
 from prehab_lib.statistics import KNOWN, PASSES
 from prehab_lib.statistics.fisher import LOSS_STATISTICS
 from prehab_lib.statistics.inputs import input_statistics, version_of
 from prehab_lib.statistics.logit_gram import USUAL, Probe
+from prehab_lib.statistics.tokens import warn_if_few_tokens
 
 GRADIENT_STATISTICS = frozenset(PASSES)  # those that take passes of their own, with gradients
 

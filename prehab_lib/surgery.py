@@ -12,12 +12,14 @@ from prehab_lib.batches import device_of
 from prehab_lib.budget import check_removed
 from prehab_lib.decomposition import Decomposition
 from prehab_lib.factors import Factors, LowRankLinear
-from prehab_lib.inputs import check_settings
+from prehab_lib.inputs import check_choice, check_settings
 from prehab_lib.layers import linear_layers, replace_module
 from prehab_lib.methods import RECOVERIES, Method, method_named
 from prehab_lib.progress import progress
+from prehab_lib.rivals.shared import Cuts, check_decompositions
 from prehab_lib.save.recount import Report, recount
 from prehab_lib.save.storage import load, save
+from prehab_lib.statistics.hooks import refuse_hooks
 from prehab_lib.stats import LayerStats
 from prehab_lib.weightings import Stats, by_layer, decompose_all
 
@@ -25,7 +27,6 @@ __all__ = ["Report", "compress", "compress_at", "load", "save"]
 
 
 DATA = ("task_loss", "batches", "validation")  # what allocations and recoveries may ask for
-Cuts = Mapping[str, Decomposition]
 
 
 def compress(
@@ -74,6 +75,7 @@ def compress_at(
     where one fails, it is dense.  Memory: the factors of the largest ranks, and a ratio's copy.
     """
     check_settings("compress_at", data, DATA)
+    check_choice("dtype", dtype, (torch.float64, torch.float32))
     data = dict.fromkeys(DATA) | data
     ratios, chosen = [*removed], method_named(method)
     if not ratios:
@@ -88,9 +90,10 @@ def compress_at(
     if layers is None:
         layers = stats if decompositions is None else decompositions
     modules = linear_layers(model, layers)
+    refuse_hooks(modules, "surgery")
     device_of(model)  # which has numbers
     if decompositions is not None:
-        _check_decompositions(decompositions, modules)
+        check_decompositions(decompositions, modules, chosen.weighting)
     else:
         label = method if isinstance(method, str) else chosen.weighting
         for name, need in product(modules, sorted(chosen.needs)):
@@ -142,9 +145,9 @@ def _cut_at_each(
         new = {name: longest[name] for name, rank in ranks.items() if rank}
         if len(plans) > 1:  # a ratio gets a copy: what is done to it must not reach the next
             new = {name: first_components(layer, ranks[name]) for name, layer in new.items()}
-        for name, layer in (modules | new).items():
-            replace_module(model, name, layer)
         try:
+            for name, layer in (modules | new).items():
+                replace_module(model, name, layer)
             if recover is not None:
                 recover(decompositions={name: cuts[name] for name in new})
         except BaseException:
@@ -171,15 +174,3 @@ def first_components(layer: LowRankLinear, rank: int) -> LowRankLinear:
     for ours, theirs in zip(new.parameters(), layer.parameters(), strict=True):
         ours.requires_grad_(theirs.requires_grad)
     return new.train(layer.training)
-
-
-def _check_decompositions(decompositions: Cuts, modules: dict[str, nn.Linear]) -> None:
-    for name, module in modules.items():
-        if name not in decompositions:
-            raise ValueError(f"decompositions lack layer {name!r}")
-        cut, shape = decompositions[name], tuple(module.weight.shape)
-        subject = f"the decomposition of layer {name!r}"
-        if tuple(cut.shape) != shape:
-            raise ValueError(f"{subject} has another shape than its weight {shape}")
-        if not cut.is_of(module.weight):
-            raise ValueError(f"{subject} is of other weights: decompose again after training")

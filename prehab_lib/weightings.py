@@ -6,6 +6,7 @@ A ruler turns a layer's statistics into the two matrices of the kernel ‖P E Q�
 
 from collections.abc import Callable, Iterable, Mapping
 from copy import copy
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -159,7 +160,8 @@ def by_layer(stats: Stats, weighting: str = "gram", **options) -> Callable[..., 
                     root.clear()
                 statistics = copy(statistics)
                 statistics.derived = root
-            return decompose(module.weight, statistics, weighting, most=most, **options)
+            cut = decompose(module.weight, statistics, weighting, most=most, **options)
+            return replace(cut, ruler=weighting) if isinstance(weighting, str) else cut
         except ValueError as problem:
             raise ValueError(f"layer {name!r}: {problem}") from problem
 
@@ -171,6 +173,10 @@ def error(
 ) -> float:
     """The ruler itself, squared: ‖P (W − Ŵ) Q‖_F², for W and Ŵ (m, n)."""
     ruler = _ruler(stats, weighting, options)
+    if W.shape != W_hat.shape:
+        raise ValueError(
+            f"W has shape {tuple(W.shape)}, and what stands for it {tuple(W_hat.shape)}"
+        )
     return float(ruler.apply(on_factor_device(W) - on_factor_device(W_hat)).square().sum())
 
 

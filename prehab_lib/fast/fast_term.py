@@ -12,7 +12,7 @@ from prehab_lib.fast.tangents import FAST, Tangent
 from prehab_lib.inputs import check_choice, check_whole
 from prehab_lib.precision import whole
 from prehab_lib.rank_term import RankTerm
-from prehab_lib.roots import checked_gram
+from prehab_lib.roots import checked_gram, exactly
 from prehab_lib.surrogates import SURROGATES
 
 # Bytes of weights and metrics in one stack: beyond it a stack is no faster than its layers.
@@ -87,6 +87,7 @@ class FastTerm(RankTerm):
                 yield offset + (slope.to(W) * W).sum()
 
     @torch.no_grad()
+    @exactly()
     def _tangent(self, weights: list[Tensor], surrogate: Callable) -> tuple[Tensor, Tensor]:
         """c (b,) and D (b, m, n) of one stack, at the weights as they are."""
         W = torch.stack([whole(weight).to(self.dtype_on(weight.device)) for weight in weights])

@@ -21,6 +21,15 @@ class Tangent(NamedTuple):
     fell_back: Tensor  # (b,): where the fast way did not suffice
 
 
+def _unit(W: Tensor, size: Tensor) -> Tensor:
+    """(b, 1, 1): the power of two that brings W (b, m, n) times a root of `size` (b,) near 1.
+
+    Squares of W L then neither overflow nor vanish, and no other bit of a result changes.
+    """
+    exponent = torch.frexp(W.abs().amax((-2, -1)))[1] + torch.frexp(size.to(W))[1]
+    return torch.ldexp(torch.ones_like(W[:, :1, :1]), -exponent.clamp(-126, 126)[:, None, None])
+
+
 class StableRank:
     """‖W L‖_F² / ‖W L‖₂² from the Gram G = L Lᵀ (b, n, n): with Y = W G, ‖W L‖_F² = ⟨Y, W⟩.
 
@@ -32,10 +41,12 @@ class StableRank:
     metric_is = "gram"
 
     def __init__(self, metric: Tensor):
-        self.metric = metric
+        self.metric, self.size = metric, metric.abs().amax((-2, -1)).sqrt()
         self.U: Tensor | None = None  # (b, m, k), where the last call ended
 
     def __call__(self, W: Tensor) -> Tangent:
+        unit = _unit(W, self.size)
+        W = W * unit
         Y = W @ self.metric.to(W)  # (b, m, n)
         self.U = start(W) if self.U is None else self.U.to(W)
         rounds, more = 0, 1
@@ -48,7 +59,7 @@ class StableRank:
         value, over = _ratio((Y * W).sum((-2, -1)), theta)
         u = self.U[..., :1]  # (b, m, 1)
         gradient = 2 * over[:, None, None] * (Y - value[:, None, None] * (u @ (u.mT @ Y)))
-        return Tangent(value, gradient, unsettled.cpu())
+        return Tangent(value, gradient * unit, unsettled.cpu())
 
 
 class Nuclear:
@@ -57,28 +68,30 @@ class Nuclear:
     metric_is = "root"
 
     def __init__(self, metric: Tensor):
-        self.metric = metric
+        self.metric, self.size = metric, metric.abs().amax((-2, -1))
         self.fell_back: Tensor | None = None  # (b,), at the last call: these do so at once
 
     def __call__(self, W: Tensor) -> Tangent:
         L = self.metric.to(W)
-        M = W @ L  # (b, m, n)
+        unit = _unit(W, self.size)
+        M = (W * unit) @ L  # (b, m, n)
         P, self.fell_back = polar(M, self.fell_back)
-        value, slope = self._of(M, P)
+        value, slope = self._of(M, P, unit)
         return Tangent(value, slope @ L.mT, self.fell_back)
 
-    def _of(self, M: Tensor, P: Tensor) -> tuple[Tensor, Tensor]:
-        """R (b,) and dR/dM (b, m, n)."""
-        return (P * M).sum((-2, -1)), P
+    def _of(self, M: Tensor, P: Tensor, unit: Tensor) -> tuple[Tensor, Tensor]:
+        """R (b,) and dR/dM (b, m, n) at M / unit."""
+        return (P * M).sum((-2, -1)) / unit[:, 0, 0], P
 
 
 class NuclearRatio(Nuclear):
     """‖W L‖_*² / ‖W L‖_F², Eq. (5) as printed; gradient 2 (‖M‖_* P − S M) Lᵀ / ‖M‖_F²."""
 
-    def _of(self, M: Tensor, P: Tensor) -> tuple[Tensor, Tensor]:
+    def _of(self, M: Tensor, P: Tensor, unit: Tensor) -> tuple[Tensor, Tensor]:
         norm = (P * M).sum((-2, -1))
         value, over = _ratio(norm.square(), M.square().sum((-2, -1)))
-        return value, 2 * over[:, None, None] * (norm[:, None, None] * P - value[:, None, None] * M)
+        over = 2 * unit * over[:, None, None]
+        return value, over * (norm[:, None, None] * P - value[:, None, None] * M)
 
 
 FAST = {"stable_rank": StableRank, "nuclear": Nuclear, "nuclear_ratio": NuclearRatio}

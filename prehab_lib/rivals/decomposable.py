@@ -16,7 +16,7 @@ from torch.func import functional_call
 from prehab_lib.budget import break_even_rank, check_removed, rank_for
 from prehab_lib.inputs import check_seed, check_whole
 from prehab_lib.layers import linear_layers
-from prehab_lib.rivals.shared import Stats, check_share
+from prehab_lib.rivals.shared import Stats, check_given, check_share
 
 
 class Decomposable:
@@ -40,6 +40,9 @@ class Decomposable:
         seed: int = 0,
     ):
         check_share(alpha=alpha)
+        check_given("Decomposable", stats=stats)
+        if not isinstance(removed, tuple | list) or len(removed) != 2:
+            raise ValueError(f"removed = {removed!r}: give a range, (smaller, larger)")
         low, high = removed
         if check_removed(low) > check_removed(high):
             raise ValueError(f"removed = {removed}: the range starts with the smaller fraction")
@@ -50,17 +53,18 @@ class Decomposable:
         self.generator = torch.Generator().manual_seed(seed)
         self.calls = 0
         self.U: dict[str, Tensor] = {}
+        self.made_of: dict[str, nn.Module] = {}  # the layers that U is of
 
     def __call__(self, model: nn.Module, batch) -> Tensor:
         whole = self.task_loss(model, batch)
         if not self.alpha:
             return whole
         layers = linear_layers(model, self.stats)
-        if torch.is_grad_enabled():
-            if self.calls % self.refresh == 0:
-                for name, layer in layers.items():
-                    self.U[name] = self._left_vectors(name, layer.weight)
-            self.calls += 1
+        anew = torch.is_grad_enabled() and self.calls % self.refresh == 0
+        if anew or any(self.made_of.get(name) is not layer for name, layer in layers.items()):
+            self.U = {n: self._left_vectors(n, layer.weight) for n, layer in layers.items()}
+            self.made_of = layers
+        self.calls += torch.is_grad_enabled()
         low, high = self.removed
         z = low + (high - low) * float(torch.rand((), generator=self.generator))
         cut = self.task_loss(_Replaced(model, truncated(layers, self.U, round(z, 6))), batch)

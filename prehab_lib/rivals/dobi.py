@@ -20,12 +20,12 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from prehab_lib.batches import padding_mask
 from prehab_lib.factors import LowRankLinear
 from prehab_lib.inputs import check_choice
 from prehab_lib.layers import linear_layers
 from prehab_lib.rivals.gates import Gates, Settings, gate, learn
 from prehab_lib.rivals.shared import Cuts, Ranks, check_given, replaced
+from prehab_lib.statistics.tokens import padding_mask
 
 NAME = "allocation 'learned'"
 FORMS = ("weights", "activations")

@@ -23,9 +23,11 @@ from prehab_lib.factors import LowRankLinear
 from prehab_lib.inputs import check_choice
 from prehab_lib.layers import default_layers, linear_layers, replace_module
 from prehab_lib.roots import on_factor_device
+from prehab_lib.statistics.hooks import refuse_hooks
 
 LAYOUTS = ("int8", "remap")
 LEVELS = 127  # codes go from −127 to 127: the grid is symmetric
+TINY = 1e-4 / LEVELS  # of a scale: below it fp16 has too few numbers
 SCALE = torch.float16  # of scales, and of what is not on the grid
 
 
@@ -57,6 +59,8 @@ def absmax_scales(F: Tensor) -> Tensor:
     scale = exact.to(SCALE)
     next_up = (scale.view(torch.int16) + 1).view(SCALE)  # of positive numbers of fp16
     scale = torch.where(scale.double() < exact, next_up, scale)
+    if 0 < float(exact.max()) < TINY:
+        raise ValueError("all its entries are below 0.0001: no fp16 scale is fine enough")
     if not torch.isfinite(scale).all():
         raise ValueError("a vector has NaN, infinite or huge entries: no fp16 scale fits it")
     return scale.to(F.device)
@@ -185,6 +189,7 @@ def quantise(
             parts = {f"{layer}.U": (module.U, "columns"), f"{layer}.V": (module.V, "rows")}
             if layout == "remap":
                 entries = min(module.in_features, module.out_features)
+        refuse_hooks({name: part for name, (part, _) in parts.items()}, "quantising")
         for name, (part, axis) in parts.items():
             try:
                 packed = PackedLinear.of(part.weight, part.bias, axis, entries)

@@ -24,6 +24,7 @@ from prehab_lib.factors import LowRankLinear
 from prehab_lib.inputs import check_choice
 from prehab_lib.layers import linear_layers, refuse_packed, replace_module
 from prehab_lib.progress import progress
+from prehab_lib.roots import exactly
 from prehab_lib.stats import LayerStats
 
 Shape = tuple[int, int]  # (m, n) of a weight
@@ -184,6 +185,7 @@ def low_rank_layers(model: nn.Module, names: Iterable[str], verb: str) -> dict[s
     return layers
 
 
+@exactly()
 def as_linear(layer: LowRankLinear, W: Tensor | None = None) -> nn.Linear:
     """The dense layer of W' = U V, or of W (m, n), with the same bias, flags, mode and dtype."""
     U, V = layer.U.weight.detach(), layer.V.weight.detach()
@@ -265,3 +267,18 @@ def ordered(decomposition: Decomposition, order: Sequence[int] | Tensor) -> Deco
 def whole(decomposition: Decomposition) -> Decomposition:
     """The decomposition with its factors: two looks at a lazy one could make it twice."""
     return decomposition if isinstance(decomposition, Decomposition) else decomposition.whole()
+
+
+def check_decompositions(decompositions: Cuts, modules: Mapping, weighting: str) -> None:
+    """Raises ValueError for one that lacks, or is of another weight or ruler."""
+    for name, module in modules.items():
+        if name not in decompositions:
+            raise ValueError(f"decompositions lack layer {name!r}")
+        cut, shape = decompositions[name], tuple(module.weight.shape)
+        subject = f"the decomposition of layer {name!r}"
+        if tuple(cut.shape) != shape:
+            raise ValueError(f"{subject} has another shape than its weight {shape}")
+        if cut.ruler not in ("", weighting):
+            raise ValueError(f"{subject} is by {cut.ruler!r}, the method's ruler is {weighting!r}")
+        if not cut.is_of(module.weight):
+            raise ValueError(f"{subject} is of other weights: decompose again after training")

@@ -14,13 +14,15 @@ from torch import Tensor, nn
 
 from prehab_lib.decomposition import Decomposition
 from prehab_lib.factors import LowRankLinear
-from prehab_lib.inputs import warn_if_few_tokens
 from prehab_lib.progress import progress
 from prehab_lib.rivals import shared
 from prehab_lib.rivals.shared import Cuts, check_given, low_rank_layers
 from prehab_lib.roots import on_factor_device
 from prehab_lib.statistics.influence import block_of
 from prehab_lib.statistics.inputs import input_statistics, readers
+from prehab_lib.statistics.tokens import warn_if_few_tokens
+
+EPS, EPS32 = torch.finfo(torch.float64).eps, torch.finfo(torch.float32).eps
 
 
 @torch.no_grad()
@@ -70,7 +72,8 @@ def _dense(layer: LowRankLinear, decomposition: Decomposition) -> nn.Linear:
 
 def _update(name: str, layer: LowRankLinear, W: Tensor, gram: Tensor) -> None:
     U, V = on_factor_device(layer.U.weight), on_factor_device(layer.V.weight)
-    new = refit(on_factor_device(W), U, V, gram).to(layer.U.weight)
+    eps = torch.finfo(layer.V.weight.dtype).eps
+    new = refit(on_factor_device(W), U, V, gram, eps).to(layer.U.weight)
     if not torch.isfinite(new).all():
         raise ValueError(f"layer {name!r}: the refitted factor is not finite in {new.dtype}")
     layer.U.weight.copy_(new)
@@ -98,15 +101,16 @@ def _reading_order(model: nn.Module, layers: Mapping, batches: Iterable) -> list
     return complete[0]
 
 
-def refit(W: Tensor, U: Tensor, V: Tensor, gram: Tensor) -> Tensor:
+def refit(W: Tensor, U: Tensor, V: Tensor, gram: Tensor, eps_V: float = EPS) -> Tensor:
     """U' = U + (W − U V) G Vᵀ (V G Vᵀ)⁺ (m, r), which minimises tr (W − U' V) G (W − U' V)ᵀ, as U
     where the data leave a choice.
 
     W (m, n), U (m, r), V (r, n), G = gram (n, n), all float64.  The least squares of W L on V L,
     with L Lᵀ = G.  What lies in the round-off of the Gram is no data: with inputs scaled to a unit
-    diagonal it is of the order eps √n, however far one input is above the rest.
+    diagonal it is of the order eps √n, however far one input is above the rest.  eps_V: of V's
+    dtype; a row of V L that is no more than its round-off is no data either.
     """
-    eps = torch.finfo(gram.dtype).eps
+    eps = EPS
     scale = gram.diagonal().clamp_min(0).sqrt()  # (n,)
     unit = torch.where(scale > 0, 1 / scale, 0)
     correlation = unit[:, None] * gram * unit
@@ -115,6 +119,9 @@ def refit(W: Tensor, U: Tensor, V: Tensor, gram: Tensor) -> Tensor:
     L = scale[:, None] * Q[:, shown] * eigenvalues[shown].sqrt()  # (n, k)
     R = V @ L  # (r, k)
     energy = R.norm(dim=1)  # rows are taken at one scale: how the product is split means nothing
-    unit = torch.where(energy > 0, 1 / energy, 0)
+    rounded = eps_V * (V * scale).norm(dim=1)  # what is left of a row whose terms cancel
+    whole = 10 * min(eps_V, EPS32) * (W * scale).norm()  # and of a component that nothing shows
+    heard = (energy > rounded) & (energy * U.norm(dim=0) > whole)
+    unit = torch.where(heard, 1 / energy, 0)
     inverse = torch.linalg.pinv(unit[:, None] * R, rtol=(10 * len(R) * eps) ** 0.5)  # (k, r)
     return U + (W @ L - U @ R) @ inverse * unit

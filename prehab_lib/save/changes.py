@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import zip_longest
 
+import torch
 from torch import Tensor, nn
 
 from prehab_lib.factors import LowRankLinear
@@ -35,6 +36,7 @@ def changes_in(description: Mapping) -> Changes:
     return Changes(*(description[name] for name in ("ranks", "rewrites", "packed", "rounded")))
 
 
+@torch.random.fork_rng(devices=[])  # new layers are drawn before they are filled
 def reshape(skeleton: nn.Module, changes: Changes) -> None:
     """Do to a skeleton fresh from its recipe what was done to the model that was saved."""
     for name in changes.rewrites:

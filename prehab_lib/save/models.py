@@ -37,7 +37,7 @@ def image_model(source: str, *, pretrained: bool = True, **kwargs) -> nn.Module:
     pretrained=False: random weights. Raises as `hub.explained` and `checkpoint.check_tensors`.
     """
     timm = optional("timm")
-    _check_folder(source)
+    source = named(source)
     name, architecture = source, source.split(".")[0]
     if os.path.isdir(source):
         if not (Path(source) / "config.json").is_file():
@@ -65,7 +65,7 @@ def text_model(source: str, auto_class: str, *, new_head: bool = False, **kwargs
     become `nn.Linear`. Raises as `hub.explained` and the checks of `checkpoint`.
     """
     transformers = optional("transformers")
-    _check_folder(source)
+    source = named(source)
     checkpoint.refuse_adapter(source)
     safe = dict(use_safetensors=True, trust_remote_code=False)
     safe |= dict(output_loading_info=True, ignore_mismatched_sizes=True)  # refused below, by name
@@ -78,9 +78,14 @@ def text_model(source: str, auto_class: str, *, new_head: bool = False, **kwargs
     return model
 
 
-def _check_folder(source: str) -> None:
-    if source.startswith((".", "/", "~")) and not os.path.isdir(source):
-        raise FileNotFoundError(f"model = {source!r} is no folder: check the path")
+def named(source: str | os.PathLike) -> str:
+    """The name of a model or its folder, as text.  Raises where it is none, or no folder."""
+    if not isinstance(source, str | os.PathLike):
+        raise ValueError(f"model = {source!r}: give a name on the hub or a folder")
+    text = os.fspath(source)
+    if text.startswith((".", "/", "~")) and not os.path.isdir(text):
+        raise FileNotFoundError(f"model = {text!r} is no folder: check the path")
+    return text
 
 
 def build(recipe: dict) -> nn.Module:
@@ -89,13 +94,16 @@ def build(recipe: dict) -> nn.Module:
     Raises ValueError where it is not known.
     """
     check_choice("recipe of library", recipe.get("library"), BUILDERS)
-    model = BUILDERS[recipe["library"]](recipe)
+    with torch.random.fork_rng(devices=[]):  # initial weights must not move the caller's state
+        model = BUILDERS[recipe["library"]](recipe)
     model.prehab_recipe = recipe
     return model
 
 
 def recipe_of(model: nn.Module) -> dict:
     """`model.prehab_recipe`, or what a timm or transformers model shows; ValueError for others."""
+    if "_orig_mod" in dict(model.named_children()):
+        raise ValueError("the model is inside torch.compile: save what it wraps, model._orig_mod")
     read = READERS.get(type(model).__module__.split(".")[0], lambda model: None)
     recipe = getattr(model, "prehab_recipe", None) or read(model)
     if recipe is None:

@@ -84,7 +84,8 @@ class LowRankModel:
 def adopt(model: nn.Module) -> None:
     """Give a model of transformers whose layers were replaced the class that saves it right."""
     for module in model.modules():
-        if hasattr(module, "save_pretrained") and not isinstance(module, LowRankModel):
+        known = hasattr(type(module), "config_class") and hasattr(type(module), "save_pretrained")
+        if known and not isinstance(module, LowRankModel):  # its class: wrappers lend attributes
             module.__class__ = low_rank_class(type(module))
 
 

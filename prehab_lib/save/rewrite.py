@@ -13,6 +13,7 @@ from prehab_lib.layers import (
     refuse_tied_weights,
     replace_module,
 )
+from prehab_lib.roots import exactly
 
 # Class name of the model, or of a base class of it -> full match on the name of a fused (3h, n)
 # matrix, rows in the order query, key, value.  A family stands here only if its attention calls the
@@ -107,6 +108,7 @@ def _linear_parts(module: nn.Module, count: int) -> list[nn.Linear]:
 REWRITES = {"to_linear": to_linear, "split_qkv": split_qkv}
 
 
+@exactly()
 def dense_weight(module: nn.Module) -> Tensor:
     """W (m, n) of a dense, low-rank or split layer, in its dtype; U V is rounded to that once."""
     if isinstance(module, SplitQKV):

@@ -45,6 +45,7 @@ class LazyDecomposition:
         self.make, self.shape, self.shelf, self.weight = make, tuple(shape), shelf, weight
         self._sigma: Tensor | None = None
         self._truncated = False
+        self.ruler = ""  # as `Decomposition.ruler`
 
     def whole(self) -> Decomposition:
         """The decomposition itself: kept one, or made now."""
@@ -99,4 +100,5 @@ def decompose_lazily(
     for name, module in modules.items():
         W = module.weight
         lazy[name] = LazyDecomposition(partial(make, name, module), W.shape, shelf, W)
+        lazy[name].ruler = weighting
     return lazy

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from prehab_lib.decomposition import Decomposition, Weighting, check_kernel_input
-from prehab_lib.roots import checked_gram
+from prehab_lib.roots import checked_gram, exactly
 from prehab_lib.scale.memory import give_back
 
 COLUMNS = 512  # of a product that live at a time, and of a weight that are in another dtype for it
@@ -31,6 +31,7 @@ LEAST = 4096  # times eps σ₁²: what stands out is turned by less than 1 / LE
 Pairs = Iterator[tuple[Tensor, Tensor]]
 
 
+@exactly()
 def factorise(
     W: Tensor, ruler: Weighting, dtype: torch.dtype | None = None, most: int | None = None
 ) -> Decomposition:

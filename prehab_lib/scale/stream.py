@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from prehab_lib.allocation import uniform
 from prehab_lib.budget import check_removed
-from prehab_lib.inputs import warn_if_few_tokens
 from prehab_lib.layers import replace_module
 from prehab_lib.methods import Method, method_named
 from prehab_lib.progress import progress
@@ -19,6 +18,7 @@ from prehab_lib.scale.lazy import decompose_lazily
 from prehab_lib.scale.memory import give_back
 from prehab_lib.scale.skeleton import Streamed
 from prehab_lib.scale.walk import NEEDS, Block, Walk
+from prehab_lib.statistics.tokens import warn_if_few_tokens
 from prehab_lib.stats import LayerStats
 from prehab_lib.surgery import Report, check_arguments, low_rank, recount
 

@@ -87,7 +87,10 @@ class Walk:
         with ExitStack() as undo:
             for name in self.names:
                 block = self.model.get_submodule(name)
+                own = vars(block).get("forward")  # a user's, as accelerate sets it
                 block.forward = empty(name)
+                if own is not None:
+                    undo.callback(setattr, block, "forward", own)  # called last
                 undo.callback(delattr, block, "forward")
             config = getattr(self.model, "config", None)
             if getattr(config, "use_cache", False):  # keys of earlier tokens are of no use here

@@ -21,7 +21,8 @@ TINY = torch.finfo(torch.float64).tiny
 def column_squares(X: Tensor, D: Tensor) -> Tensor:
     """Σ_s Σ_i (G_s)_ij², (n,), for G_s = D_sᵀ X_s.  Swap X and D for the row sums, (m,)."""
     # Not as (Xᵀ (D Dᵀ) X)_jj without G: where tokens cancel (attention's keys), nothing is left.
-    return sum((d.mT @ x).square().sum((0, 1)) for x, d in _chunks(X, D))
+    # In float64: squares of small gradients vanish in float32.
+    return sum(on_factor_device(d.mT @ x).square().sum((0, 1)) for x, d in _chunks(X, D))
 
 
 def sandwich(X: Tensor, D: Tensor, A: Tensor) -> Tensor:

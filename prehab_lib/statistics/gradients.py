@@ -13,8 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from prehab_lib.batches import IGNORED, loss_of, mode, requiring_grad
-from prehab_lib.roots import on_factor_device
-from prehab_lib.statistics.hooks import calibration, check_finite, check_reached, hooked
+from prehab_lib.roots import exactly, on_factor_device
+from prehab_lib.statistics.hooks import (
+    calibration,
+    check_finite,
+    check_reached,
+    hooked,
+    refuse_parametrised,
+)
 
 HALF_SCALE = 2.0**10  # times the loss in float16, whose small gradients would vanish
 
@@ -40,6 +46,7 @@ class GradientPass:
 
     def run(self, receive: Receive, receive_mean: ReceiveMean | None = None) -> int:
         """Number of samples.  Raises ValueError where a layer has no gradient in any batch."""
+        refuse_parametrised(self.modules)
         samples, weights = 0, [module.weight for module in self.modules.values()]
         reached: set[str] = set()
 
@@ -121,6 +128,7 @@ class _Calls:
         if not self.expected[name]:  # now: kept to the end, all layers' would live together
             self.hand_on(name)
 
+    @exactly()
     def hand_on(self, name: str) -> None:
         pairs = zip(*self.arrived.pop(name), strict=True)
         self.receive(name, *(torch.cat(parts, dim=1) for parts in pairs))

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from prehab_lib.batches import device_of, move
 from prehab_lib.progress import progress
 
+HOOKS = ("forward_hooks", "forward_pre_hooks", "backward_hooks", "backward_pre_hooks")
+
 
 def calibration(model: nn.Module, batches: Iterable, what: str) -> Iterator:
     """The batches on the device of the model.  Raises ValueError where there is none."""
@@ -67,3 +69,19 @@ def check_reached(layers: Iterable, reached: Collection, problem: str, remedy: s
     silent = [name for name in layers if name not in reached]
     if silent:
         raise ValueError(f"{problem} layer {silent[0]!r} (of {len(silent)}): {remedy}")
+
+
+def refuse_parametrised(modules: Mapping[str, nn.Module]) -> None:
+    """Raises ValueError naming the first layer whose weight is made of others and has no own."""
+    for name, module in modules.items():
+        if "weight" not in dict(module.named_parameters(recurse=False)):
+            remedy = "parametrize.remove_parametrizations, remove_weight_norm or prune.remove"
+            raise ValueError(f"layer {name!r} is parametrised, it trains no weight: {remedy} first")
+
+
+def refuse_hooks(modules: Mapping[str, nn.Module], what: str) -> None:
+    """Raises ValueError naming the first layer with hooks, or a forward of one's own, of a user."""
+    for name, module in modules.items():
+        state = vars(module)
+        if "forward" in state or any(state[kind] for kind in state if kind.endswith(HOOKS)):
+            raise ValueError(f"layer {name!r} has hooks, which {what} drops: remove them first")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from prehab_lib.batches import device_of, forward, mode, move
-from prehab_lib.roots import on_factor_device
+from prehab_lib.roots import exactly, on_factor_device
 from prehab_lib.statistics.hooks import calibration, check_finite, check_reached, hooked
 from prehab_lib.statistics.influence import BlockInfluence
 from prehab_lib.statistics.tokens import RealTokens, aligned
@@ -24,6 +24,7 @@ class Gram:
 
     total: Tensor | None = None
 
+    @exactly()
     def update(self, X: Tensor) -> None:  # X (t, n)
         if self.total is None:
             self.total = X.new_zeros(X.shape[1], X.shape[1], dtype=torch.float64)

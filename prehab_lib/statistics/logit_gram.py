@@ -16,12 +16,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from prehab_lib.batches import forward, frozen, mode, token_rows
+from prehab_lib.batches import forward, frozen, mode
 from prehab_lib.inputs import check_seed, check_whole
 from prehab_lib.roots import on_factor_device
 from prehab_lib.statistics.hooks import calibration, check_finite, check_reached, hooked
 from prehab_lib.statistics.inputs import Gram
-from prehab_lib.statistics.tokens import RealTokens, aligned
+from prehab_lib.statistics.tokens import RealTokens, aligned, token_rows
 
 
 @dataclass(frozen=True)

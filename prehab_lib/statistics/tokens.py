@@ -5,13 +5,15 @@ Cross-attention reads both: its keys and values are encoder tokens.  A tower tha
 hears sound has tokens of its own, none of which is padding.
 """
 
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import Tensor, nn
 
-from prehab_lib.batches import padding_mask, token_rows
+# For every number that a least-squares problem fits; fewer leave its small directions to chance.
+TOKENS_EACH = 10
 
 
 class RealTokens:
@@ -28,7 +30,7 @@ class RealTokens:
         self.towers: list[str] = []  # those whose forward runs now, the innermost last
 
     def rows(self, x: Tensor) -> Tensor:
-        """(..., n) -> (tokens, n), as `batches.token_rows`."""
+        """(..., n) -> (tokens, n), as `token_rows`."""
         return token_rows(x, self.mask_of(x))
 
     def mask_of(self, x: Tensor) -> Tensor | None:
@@ -88,3 +90,49 @@ def aligned(model: nn.Module, batch):
         if own and value.shape[:2] == mask.shape:
             turned[name] = value[torch.arange(len(order), device=order.device)[:, None], order]
     return turned
+
+
+def padding_mask(batch, name: str = "attention_mask") -> Tensor | None:
+    """(B, T), True where a token is real; None where nothing is padded.
+
+    Raises ValueError for a mask of another kind, which could be read the wrong way round.
+    """
+    mask = batch.get(name) if isinstance(batch, Mapping) else None
+    if mask is None:
+        return None
+    if mask.ndim != 2 or not bool(((mask == 0) | (mask == 1)).all()):
+        problem = f"{name} has shape {tuple(mask.shape)} or values other than 0 and 1"
+        remedy = "give one of shape (batch, tokens), 1 for a real token and 0 for padding"
+        raise ValueError(f"{problem}: {remedy}")
+    return mask.bool()
+
+
+def token_rows(x: Tensor, mask: Tensor | None) -> Tensor:
+    """(..., n) -> (tokens, n) without the padding.  Raises ValueError where nothing is left."""
+    if mask is not None and x.ndim == 3 and x.shape[:2] == mask.shape:
+        x = x[mask]
+    elif mask is not None and x.ndim == 3 and x.shape[:2] == mask.T.shape:  # tokens first
+        x = x[mask.T]
+    elif mask is not None and x.ndim == 2 and x.shape[0] == mask.numel() != mask.shape[0]:
+        x = x[mask.flatten()]
+    if x.numel() == 0:
+        raise ValueError("a calibration batch has no token left after its padding is taken out")
+    return x.reshape(-1, x.shape[-1])
+
+
+def warn_if_few_tokens(
+    what: str, counts: Mapping[str, tuple[int, int]], per: str, stacklevel: int
+) -> None:
+    """Warns of layers that saw fewer than 10 tokens for each of their channels or ranks.
+
+    counts: layer -> (tokens, channels or rank).  what, per: "layers saw", "rank".
+    """
+    few = [name for name, (tokens, size) in counts.items() if tokens < TOKENS_EACH * size]
+    if few:
+        least = min(few, key=lambda name: counts[name][0] / counts[name][1])
+        tokens, size = counts[least]
+        warnings.warn(
+            f"{len(few)} of {len(counts)} {what} fewer than {TOKENS_EACH} tokens per {per}; the "
+            f"least is {least!r} with {tokens} tokens for {size}: use more calibration data",
+            stacklevel=stacklevel + 1,
+        )

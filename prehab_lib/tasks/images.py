@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache, partial
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -75,6 +76,8 @@ def open_task(
     model: a timm one, which sizes and normalises.  test_images: score so many, always the same
     (None: all).  workers: processes that read files.  Raises as `data.load` does.
     """
+    check_whole(1, batch=batch)
+    check_whole(0, workers=workers)
     if dataset == "digits":
         return digit_task(batch, 4000 if test_images is None else test_images)
     images, tested = (data.load(dataset, part, data_root) for part in ("train", "test"))
@@ -82,6 +85,9 @@ def open_task(
     if in_test != names[: len(in_test)]:
         raise ValueError(f"the training and test parts of {dataset!r} name different classes")
     _check_classes(names, model, dataset)
+    first = getattr(getattr(model, "patch_embed", None), "proj", None)
+    if getattr(first, "in_channels", 3) != 3:
+        raise ValueError(f"{dataset!r} is read as colour images, and the model is of another kind")
     if test_images is not None:
         check_whole(1, test_images=test_images)
         tested = tested.select(shuffled_rows(len(tested))[:test_images])  # folders go by class
@@ -113,6 +119,15 @@ def _check_classes(names: list[str], model: nn.Module, dataset: str) -> None:
         raise ValueError(f"the classes of {dataset!r} are {order}: put them in the model's order")
 
 
+def _in_colour(image):
+    """RGB of 8 bits; of 16 bits the upper half, which `convert` would clip."""
+    if image.mode.startswith("I"):
+        from PIL import Image  # whoever reads no images need not have it
+
+        image = Image.fromarray((np.asarray(image) >> 8).astype("uint8"))
+    return image.convert("RGB")
+
+
 @dataclass(frozen=True)
 class Prepared:
     """(number of the draw, row) -> the image transformed, and its label."""
@@ -125,7 +140,7 @@ class Prepared:
         number, row = place
         with explained(f"image {row}", "replace it or take it out"):
             image = self.images[row]
-            pixels = image["image"].convert("RGB")
+            pixels = _in_colour(image["image"])
         with torch.random.fork_rng(devices=[]):  # a crop of its own, with any number of workers
             torch.manual_seed(self.seed * 1_000_003 + number)
             return self.transform(pixels), image["label"]

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from prehab_lib.save.hub import explained, optional
+from prehab_lib.save.models import named
 from prehab_lib.tasks.files import check_texts
 
 BOS, EOS = "<s>", "</s>"
@@ -61,9 +62,8 @@ def tokenizer_of(source: str):
 
     Raises as `hub.explained` does, and FileNotFoundError for no folder, or no tokenizer in it.
     """
+    source = named(source)
     transformers, folder = optional("transformers"), Path(source)
-    if source.startswith((".", "/", "~")) and not os.path.isdir(folder):
-        raise FileNotFoundError(f"model = {source!r} is no folder: check the path")
     files = "the tokenizer files of its model there (tokenizer.json, tokenizer_config.json)"
     missing = FileNotFoundError(f"{source!r} has no tokenizer: copy {files}")
     if os.path.isdir(folder) and not any(any(folder.glob(pattern)) for pattern in _FILES):

@@ -14,6 +14,7 @@ from filelock import FileLock
 from torch import Tensor, nn
 
 from prehab_lib import evaluate
+from prehab_lib.batches import loss_of
 from prehab_lib.progress import progress, say
 from prehab_lib.save import models, storage
 
@@ -37,7 +38,7 @@ def descend(
     """
     optimizer, lr = schedule.optimizer, schedule.optimizer.defaults["lr"]
     for step, batch in enumerate(progress(batches, what)):
-        loss = task_loss(model, batch)
+        loss = loss_of(task_loss, model, batch, trained=True)
         value = float(loss.detach())
         if not math.isfinite(value):
             raise ValueError(f"the loss is {value} at {what} step {step}: lower lr = {lr}")

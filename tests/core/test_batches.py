@@ -2,7 +2,8 @@ import pytest
 import torch
 import transformers
 
-from prehab_lib.batches import endless, forward, move, padding_mask
+from prehab_lib.batches import endless, forward, move
+from prehab_lib.statistics.tokens import padding_mask
 from tests.helpers import Toy
 
 

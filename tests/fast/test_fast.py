@@ -91,3 +91,13 @@ def test_zero_weights_have_value_and_gradient_zero_and_ratios_pull_across_the_sc
     along = (tangent.gradient * W).sum((1, 2))
     limit = 1e-3 * tangent.gradient.norm(dim=(1, 2)) * W.norm(dim=(1, 2))
     assert name == "nuclear" or (along.abs() <= limit).all()
+
+
+@pytest.mark.parametrize("scale", [1e-20, 1e-12, 1e12, 1e20])
+@pytest.mark.parametrize("name", FAST)
+def test_the_size_of_the_weights_means_nothing(name, scale):
+    W = torch.randn(6, 10, generator=torch.Generator().manual_seed(0))
+    one, other = (FAST[name](torch.eye(10)[None])(by * W[None]) for by in (1.0, scale))
+    power = 1 if name == "nuclear" else 0
+    torch.testing.assert_close(other.value / scale**power, one.value, rtol=1e-4, atol=0)
+    torch.testing.assert_close(other.gradient * scale / scale**power, one.gradient, rtol=1e-3, atol=1e-3)

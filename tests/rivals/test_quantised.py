@@ -279,3 +279,11 @@ def test_what_trains_or_measures_refuses_8_bits():
 def test_a_packed_layer_gets_memory_where_it_had_none():
     layer = PackedLinear(8, 6, Packing("rows", 8), device="meta").to_empty(device="cpu")
     assert layer.scale.dtype == torch.float16 and layer(torch.ones(2, 8)).shape == (2, 6)
+
+
+def test_weights_too_small_for_any_scale_are_refused():
+    model = Toy()
+    with torch.no_grad():
+        model.query.weight.mul_(1e-6)
+    with pytest.raises(ValueError, match="'query' cannot be put in 8 bits: all its entries are below 0.0001"):
+        quantise(model)

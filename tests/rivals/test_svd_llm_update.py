@@ -305,3 +305,16 @@ def test_batches_that_call_the_layers_in_another_order_are_refused():
     with pytest.raises(ValueError, match="one batch calls the layers in another order"):
         compress(model, "svd_llm_update", 0.4, stats, batches=batches)
     assert dict(model.named_modules()) == before
+
+
+@pytest.mark.parametrize("constant", [True, False], ids=["constant", "silent"])
+def test_channels_that_are_silent_in_calibration_keep_what_svd_llm_gave_them(constant):
+    torch.manual_seed(0)
+    dense = nn.Sequential(nn.Linear(64, 48, bias=False))
+    x = torch.ones(800, 64) if constant else torch.randn(800, 64) * (torch.arange(64) < 8)
+    batches = [(x, torch.zeros(800, dtype=torch.long))]
+    models = [copy.deepcopy(dense), copy.deepcopy(dense)]
+    for model, method in zip(models, ("svd_llm", "svd_llm_update"), strict=True):
+        compress(model, method, 0.4, collect(dense, batches), batches=batches)
+    plain, updated = (model[0].U.weight for model in models)
+    torch.testing.assert_close(updated, plain, rtol=0, atol=1e-4)

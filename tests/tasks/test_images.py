@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -6,6 +7,7 @@ from prehab_lib.evaluate import classification_loss
 from prehab_lib.save import models
 from prehab_lib.tasks import small_vit
 from prehab_lib.tasks.images import DIGITS, _digits, digit_pairs, digit_task, open_task
+from tests.families import vit
 from tests.tasks.helpers import refuses, same_weights
 from tests.tasks.test_data import holder as holder
 from tests.tasks.test_data import image_folder, images
@@ -118,3 +120,18 @@ def test_classes_keep_the_models_order_and_broken_images_are_named(tmp_path):
     assert open_task(name, timm_model(), 4).fed != task.fed  # a base model is trained again
     (tmp_path / "mine" / "test" / "bee" / "1.png").write_bytes(b"\x89PNG torn")
     refuses("image 1 could not be read .*replace it", lambda: [*open_task(name, timm_model(), 4).test()])
+
+
+def test_sixteen_bits_keep_their_range_and_grey_models_and_bad_batches_are_refused(tmp_path):
+    grey = np.linspace(0, 65535, 400).astype(np.uint16).reshape(20, 20)
+    for place in ("train/a", "train/b", "test/a", "test/b"):
+        (tmp_path / place).mkdir(parents=True)
+        Image.fromarray(grey).save(tmp_path / place / "0.png")
+    images, _ = next(iter(open_task(str(tmp_path), vit(num_classes=2), 4).test()))
+    assert images.std() > 0.4
+    for model, batch, says in (
+        (vit(num_classes=2, in_chans=1), 4, "read as colour"),
+        (vit(num_classes=2), 0, "batch = 0"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            open_task(str(tmp_path), model, batch)
