@@ -31,7 +31,9 @@ def _act(arguments) -> int:
         print(listed.needed(arguments.profile, arguments.data_root))
         return 0
     if arguments.command == "stability":
-        return _stability(arguments)
+        from prehab_lib.report import stability
+
+        return stability.main(listed.planned(arguments), arguments.j, run.main)
     if arguments.command == "one" and arguments.parent:
         unit.die_with(arguments.parent)
     runs, store = listed.planned(arguments), Store(plan.home() / "runs")
@@ -41,23 +43,6 @@ def _act(arguments) -> int:
         return run.one(runs, store, arguments.name)
     print(listed.table(runs, store))
     return 0
-
-
-def _stability(arguments) -> int:
-    """The profile with its own seeds and with others, then their statuses side by side."""
-    from prehab_lib import run
-    from prehab_lib.report import stability
-    from prehab_lib.runs import listed
-
-    for shift in stability.SHIFTS:
-        folder = stability.folder(shift)
-        os.environ["PREHAB_CACHE"] = str(folder / "cache")
-        print(f"seeds + {shift}: {os.path.relpath(folder)}", flush=True)
-        if run.main(
-            stability.shifted(listed.planned(arguments), shift), Store(folder), arguments.j
-        ):
-            return 1
-    return stability.report(arguments.profile)
 
 
 parser = partial(commands.parser, _act, __doc__.split(":")[0])

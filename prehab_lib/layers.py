@@ -57,8 +57,7 @@ def default_layers(model: nn.Module) -> list[str]:
             patterns[f"{name}." if name else ""] = pattern
     asked = [part for part in modules.values() if hasattr(part, "get_output_embeddings")]
     heads = [part.get_output_embeddings() for part in asked]
-    cut = [name for name, part in modules.items() if type(part).__name__ in CUT]
-    inside = tuple(f"{name}." for name in cut)
+    inside = tuple(f"{name}." for name, part in modules.items() if type(part).__name__ in CUT)
     linear = [name for name, part in modules.items() if is_linear(part) and part not in heads]
     linear = [name for name in linear if not name.startswith(inside)]
     names = [name for name in linear if _is_default(name, patterns)]
@@ -68,7 +67,7 @@ def default_layers(model: nn.Module) -> list[str]:
         reason = ", ".join(["only nn.Linear can be factorised", *own])
         if linear:
             reason = "none of its nn.Linear has a name known for this family"
-        if cut:
+        if inside:
             reason = "has the model been compressed already?"
         problem = f"{type(model).__name__} has no linear layer to compress: {reason}"
         remedy = "; name the layers yourself with layers=[...]" if linear else ""
@@ -93,9 +92,7 @@ def linear_layers(model: nn.Module, layers: Iterable[str] | None = None) -> dict
     refuse_adapters(modules)
     _refuse_not_dense(modules, names)
     if "" in names:
-        raise ValueError(
-            "the model is one layer: pass nn.Sequential(model), which can hold another"
-        )
+        raise ValueError("the model is one layer by itself: pass nn.Sequential(model) instead")
     refuse_tied_weights(model, names)
     return {name: modules[name] for name in names}
 

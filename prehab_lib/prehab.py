@@ -25,8 +25,7 @@ from prehab_lib.surrogates import entropy_rank
 class History:
     """A row a step: step, task_loss, lam, and where computed surrogate and (mean) entropy_rank.
 
-    The first row has the dose, ‖λ ∇R‖ / ‖∇L‖ over the trained parameters: unlike λ it can be
-    compared between models, Grams and reductions.
+    The first row has the dose ‖λ ∇R‖ / ‖∇L‖, which unlike λ can be compared between models.
     `fast.Fast` adds "fell_back", the layers of this step for which the fast way did not suffice;
     `rivals.tail.Tail` at each refresh "tail": ranks, tails τ_ℓ, weights λ_ℓ / λ.
     """
@@ -144,17 +143,15 @@ def prehab(
 
 def _dose(parameters: list[Tensor], pulled: list[Tensor | None]) -> float:
     """‖λ ∇R‖ / ‖∇L‖. pulled: λ ∇R, a part of the gradients; empty for λ = 0."""
-    rank = task = 0.0
-    for parameter, part in zip(parameters, pulled, strict=False):
-        if parameter.grad is None:
-            continue
-        of_task = parameter.grad if part is None else parameter.grad - part
-        task += float(precision.whole(of_task).double().square().sum())
+    squares = {"rank": 0.0, "task": 0.0}
+    for parameter, part in zip(parameters, pulled, strict=bool(pulled)):
+        pulls = {"rank": part, "task": parameter.grad}
         if part is not None:
-            rank += float(precision.whole(part).double().square().sum())
-    if not task:
-        return math.inf if rank else 0.0
-    return math.sqrt(rank / task)
+            pulls["task"] = parameter.grad - part
+        for of, pull in pulls.items():
+            if pull is not None:
+                squares[of] += float(precision.whole(pull).double().square().sum())
+    return math.sqrt(squares["rank"] / max(squares["task"], 5e-324))  # inf where no task pulls
 
 
 def _logged(term: RankTerm, rank: Tensor | None, training: Training, step: int, steps: int) -> dict:

@@ -5,7 +5,7 @@ that the profile names, the other those plus 100.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,9 +13,24 @@ import pandas
 
 from prehab_lib.report import audit
 from prehab_lib.runs import plan
+from prehab_lib.runs.store import Store
 
 SHIFTS = (0, 100)  # added to every seed of the profile
 MOST = 3  # statuses that may differ
+
+
+def main(planned: Sequence[plan.Run], width: int, work: Callable) -> int:
+    """The profile with its own seeds and with others, then their statuses side by side.
+
+    width: runs at a time.  work: `run.main`.  Exit code: 1 where a run failed, or as `report`.
+    """
+    for shift in SHIFTS:
+        place = folder(shift)
+        os.environ["PREHAB_CACHE"] = str(place / "cache")
+        print(f"seeds + {shift}: {os.path.relpath(place)}", flush=True)
+        if work(shifted(planned, shift), Store(place), width):
+            return 1
+    return report(planned[0].profile)
 
 
 def folder(shift: int) -> Path:

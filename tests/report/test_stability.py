@@ -7,6 +7,7 @@ import pytest
 
 from prehab_lib import __main__, run
 from prehab_lib.report import stability
+from prehab_lib.runs import listed
 from prehab_lib.runs.plan import Run
 from tests.profiles import curves, enter, line, vit_records, write_run
 
@@ -66,7 +67,7 @@ def test_both_sides_are_run_with_seeds_and_caches_of_their_own(home, monkeypatch
         Run("10_audit", home / "10_audit.ipynb", "laptop", {"seeds": [1]}, last=True),
     ]
     monkeypatch.setattr(run, "main", main)
-    monkeypatch.setattr(__main__, "planned", lambda arguments: books)
+    monkeypatch.setattr(listed, "planned", lambda arguments: books)
     assert __main__.main(["stability", "laptop", "-j", "3"]) == 0
     for shift, (params, folder, width, cache) in zip(stability.SHIFTS, ran, strict=True):
         assert params == [{"seeds": [shift, 4 + shift], "lam": 0.1}, {"steps": 3}]
