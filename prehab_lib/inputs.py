@@ -8,19 +8,18 @@ MOST = 2**31 - 1  # of whatever is counted: steps, windows, ranks
 SEEDS = 2**32 - 1  # the largest seed that every library takes
 
 
-def check_whole(least: int, **arguments) -> None:
-    """Raises ValueError naming the first argument that is no whole number of at least `least`."""
+def check_whole(least: int, most: int = MOST, /, **arguments) -> None:
+    """Raises ValueError naming the first argument that is no whole number in [least, most]."""
     for name, value in arguments.items():
         if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
             raise ValueError(f"{name} = {value!r}: give a whole number, {least} or larger")
-        if value > MOST:
-            raise ValueError(f"{name} = {value!r}: give a whole number, {MOST} at most")
+        if value > most:
+            raise ValueError(f"{name} = {value!r}: give a whole number, {most} at most")
 
 
 def check_seed(seed: int) -> None:
     """Raises ValueError unless `seed` is a whole number from 0 to `SEEDS`."""
-    if isinstance(seed, bool) or not isinstance(seed, Integral) or not 0 <= seed <= SEEDS:
-        raise ValueError(f"seed = {seed!r}: give a whole number, 0 or larger, {SEEDS} at most")
+    check_whole(0, SEEDS, seed=seed)
 
 
 def check_positive(**arguments) -> None:

@@ -123,12 +123,11 @@ def prehab(
                 remedy = f"lower lr = {lr} or λ = {lam_now}"
                 check_finite(loss, f"prehab step {step}", remedy)
                 optimizer.zero_grad(set_to_none=True)
-                pulled = term.gradients(lam_now, parameters) if lam_now and not step else []
-                rank = term.backward(loss, lam_now)  # line 5, and the gradient of line 6
+                dose = Dose([] if step else parameters)
+                rank = term.backward(loss, lam_now, dose)  # line 5, and the gradient of line 6
                 row = {"step": step, "task_loss": float(loss.detach()), "lam": lam_now}
                 row |= _logged(term, rank, training, step, steps) | term.notes
-                if not step:
-                    row["dose"] = _dose(parameters, pulled)
+                row |= {} if step else {"dose": dose.value()}
             if rank is not None:
                 check_finite(loss.detach() + lam_now * rank, f"prehab step {step}", remedy)
             optimizer.step()  # line 6
@@ -141,17 +140,25 @@ def prehab(
     return history
 
 
-def _dose(parameters: list[Tensor], pulled: list[Tensor | None]) -> float:
-    """‖λ ∇R‖ / ‖∇L‖. pulled: λ ∇R, a part of the gradients; empty for λ = 0."""
-    squares = {"rank": 0.0, "task": 0.0}
-    for parameter, part in zip(parameters, pulled, strict=bool(pulled)):
-        pulls = {"rank": part, "task": parameter.grad}
-        if part is not None:
-            pulls["task"] = parameter.grad - part
-        for of, pull in pulls.items():
-            if pull is not None:
-                squares[of] += float(precision.whole(pull).double().square().sum())
-    return math.sqrt(squares["rank"] / max(squares["task"], 5e-324))  # inf where no task pulls
+class Dose:
+    """‖λ ∇R‖ / ‖∇L‖: called when the gradients are those of L alone, asked when all are there."""
+
+    def __init__(self, parameters: list[Tensor]):
+        self.parameters, self.task = parameters, []
+
+    def __call__(self) -> None:
+        self.task = [
+            torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in self.parameters
+        ]
+
+    def value(self) -> float:
+        """0 without R, infinite without a gradient of L."""
+        squares = torch.zeros(2, dtype=torch.float64)  # of λ ∇R and ∇L
+        for parameter, task in zip(self.parameters, self.task, strict=bool(self.task)):
+            both = task if parameter.grad is None else parameter.grad
+            for i, pull in enumerate((both - task, task)):
+                squares[i] += precision.whole(pull).double().square().sum().cpu()
+        return float((squares[0] / squares[1]).sqrt()) if squares[0] else 0.0
 
 
 def _logged(term: RankTerm, rank: Tensor | None, training: Training, step: int, steps: int) -> dict:

@@ -83,34 +83,28 @@ class RankTerm:
     def refresh(self, step: int) -> None:
         """Called before each step: what has to be made anew."""
 
-    def backward(self, loss: Tensor, lam: float) -> Tensor | None:
-        """Gradients of loss + λ R into the parameters; returns R, or None for λ = 0."""
+    def backward(self, loss: Tensor, lam: float, halfway=lambda: None) -> Tensor | None:
+        """Gradients of loss + λ R into the parameters; returns R, or None for λ = 0.
+
+        halfway: called where λ > 0, when the gradients are those of the loss alone.
+        """
         if not lam:
             loss.backward()
             return None
         if self.joint:
             value = self.share * _total(self.values())
-            (loss + lam * value).backward()
+            loss.backward(retain_graph=True)  # W is in both graphs
+            halfway()
+            (lam * value).backward()
             return value.detach()
         loss.backward()
+        halfway()
         pulled = []
         for value in self.values():
             (lam * (self.share * value)).backward()
             pulled.append(value.detach())
             del value  # and with it the graph of W L, before the next one is made
         return self.share * _total(pulled)
-
-    def gradients(self, lam: float, parameters: list[Tensor]) -> list[Tensor | None]:
-        """λ ∇R at each parameter, None where R does not see it; `.grad` stays as it is."""
-        pulled: list[Tensor | None] = [None] * len(parameters)
-        notes = dict(self.notes)
-        for value in self.values():  # in whitened coordinates the graph is the loss's too
-            found = torch.autograd.grad(
-                lam * self.share * value, parameters, retain_graph=self.joint, allow_unused=True
-            )
-            pulled = [old if new is None else new for old, new in zip(pulled, found, strict=True)]
-        self.notes = notes
-        return pulled
 
     def values(self) -> Iterator[Tensor]:
         """R of each layer, with its graph."""

@@ -208,7 +208,7 @@ def test_bad_input_is_named_and_flags_are_restored(toy):
     refuses(steep, (SETTINGS | dict(steps=1), "weights are not finite after the last step: lower lr"))
     refuses(Training, (dict(train="some"), "train = 'some' is not known"), (dict(log_every=0), "log_every = 0"))
     for bad in (10**30, -1, 0.5, True):
-        refuses(Training, (dict(seed=bad), f"seed = {bad!r}: give a whole number, 0 or larger"))
+        refuses(Training, (dict(seed=bad), f"seed = {bad!r}: give a whole number, "))
     for bad in (float("nan"), float("inf"), -0.1):
         for options in (Training, Lora):
             refuses(options, (dict(weight_decay=bad), f"weight_decay = {bad!r}: give a positive"))
