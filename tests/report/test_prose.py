@@ -9,8 +9,6 @@ import pytest
 
 NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks"
 LESSONS = sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))
-# Notebook -> how many of its quoted numbers stand nowhere, until it is rewritten. This list may only shrink.
-ALLOWED: dict[str, int] = {"05_llama": 1, "06_ablations": 4, "07_adaptive_rank": 6}
 
 # Words: numbers spelled out are no digits, so they are not asked. Neither are these.
 NOT_QUOTED = [
@@ -101,7 +99,7 @@ def missing(cells: list[dict]) -> list[str]:
 @pytest.mark.parametrize("path", LESSONS, ids=lambda path: path.stem)
 def test_quoted_numbers_stand_on_their_page(path):
     found = missing(json.loads(path.read_text(encoding="utf-8"))["cells"])
-    assert len(found) <= ALLOWED.get(path.stem, 0), found
+    assert not found
 
 
 def test_a_planted_number_is_seen():
