@@ -34,7 +34,7 @@ class Step:
     """
 
     function: Callable
-    check: Callable[..., None] = lambda: None
+    check: Callable[..., None] | None = None
     shapes_only: bool = False
     settings: Callable | None = None
 
@@ -45,13 +45,14 @@ class Step:
     def check_options(self, options: Iterable[str]) -> None:
         """Raises ValueError that lists the options there are, for one that is none."""
         what = f"the set of options for {getattr(self.function, '__name__', 'a function')!r}"
-        check_options(what, options, self.settings or self.check, GIVEN)
+        check_options(what, options, self.settings or self.check or self.function, GIVEN)
 
     def check_arguments(self, data: Mapping, options: Mapping) -> None:
         """`check` on the data it looks at and on the options.  Raises ValueError as it does."""
         self.check_options(options)
-        looked_at = signature(self.check).parameters.keys() & data.keys()
-        self.check(**{name: data[name] for name in looked_at}, **options)
+        check = self.check or (lambda **options: None)
+        looked_at = signature(check).parameters.keys() & data.keys()
+        check(**{name: data[name] for name in looked_at}, **options)
 
 
 def uniform(decompositions: Mapping[str, Decomposition], removed: float, **given) -> Ranks:
@@ -69,7 +70,7 @@ def uniform(decompositions: Mapping[str, Decomposition], removed: float, **given
 
 
 ALLOCATIONS: dict[str, Step] = {
-    "uniform": Step(uniform, shapes_only=True),
+    "uniform": Step(uniform, lambda: None, shapes_only=True),
     "sensitivity": Step(asvd.sensitivity, asvd.check_arguments),
     "grouped": Step(grouped),
     "importance": Step(swift_svd.importance, swift_svd.check_arguments),
@@ -83,4 +84,4 @@ def step_named(axis: str, name: str, table: Mapping[str, Step | Callable]) -> St
     """The row of a table, also where it is a plain function.  Raises ValueError that lists them."""
     check_choice(axis, name, table)
     row = table[name]
-    return row if isinstance(row, Step) else Step(row, lambda **_: None, settings=row)
+    return row if isinstance(row, Step) else Step(row)

@@ -12,16 +12,17 @@ IGNORED = -100  # the label that cross-entropy leaves out
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """Where the model lies; one in 8 bits may have no parameters, but buffers.
+    """Where the model lies: where its first tensor with numbers does, the CPU where it has none."""
+    tensors = chain(model.parameters(), model.buffers())
+    return next((tensor.device for tensor in tensors if not tensor.is_meta), torch.device("cpu"))
 
-    Raises ValueError for a weight without numbers, as `device_map` leaves those on disk.
-    """
+
+def refuse_meta(model: nn.Module) -> None:
+    """Raises ValueError for a weight without numbers, as `device_map` leaves those on disk."""
     for name, parameter in model.named_parameters():
         if parameter.is_meta:
             remedy = "load the model without device_map, or go by blocks with scale.stream"
             raise ValueError(f"{name!r} has no numbers, it is on the device meta: {remedy}")
-    tensors = chain(model.parameters(), model.buffers())
-    return next((tensor.device for tensor in tensors), torch.device("cpu"))
 
 
 @contextmanager
@@ -82,14 +83,10 @@ def move(batch, device):
         return {k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()}
     if isinstance(batch, tuple | list) and len(batch) == 2:
         try:
-            first, second = (torch.as_tensor(value) for value in batch)
+            pair = [value if hasattr(value, "to") else torch.as_tensor(value) for value in batch]
         except (TypeError, ValueError, RuntimeError) as problem:
             raise ValueError(f"a batch (images, labels) holds two tensors: {problem}") from problem
-        whole = not first.is_floating_point() and first.shape == second.shape and first.ndim > 1
-        if whole and bool(((second == 0) | (second == 1)).all()):
-            dict_form = '{"input_ids": ids, "attention_mask": mask}'
-            raise ValueError(f"a batch (ids, mask) would count its padding: give {dict_form}")
-        return first.to(device), second.to(device)
+        return tuple(value.to(device) for value in pair)
     kinds = "a dict of keyword arguments to forward, or an (images, labels) tuple"
     raise ValueError(f"a batch is {kinds}, not {type(batch).__name__}")
 
@@ -98,7 +95,7 @@ def forward(model: nn.Module, batch):
     """What the model says to a batch: `model(**batch)`, with `positions`, or `model(images)`."""
     if not isinstance(batch, Mapping):
         return model(batch[0])
-    return model(**positions(model, batch) | dict(batch))
+    return model(**dict(batch) | positions(model, batch))
 
 
 def positions(model: nn.Module, batch: Mapping) -> dict[str, Tensor]:

@@ -24,7 +24,8 @@ def logits_and_labels(model: nn.Module, batch) -> tuple[Tensor, Tensor]:
     if not isinstance(logits, Tensor):
         kind = type(logits).__name__
         raise ValueError(f"forward must return logits or an object with .logits, not a {kind}")
-    classes = logits.shape[min(1, logits.ndim - 1)]
+    each_token = labels.shape == logits.shape[:-1]  # else classes stand on the second axis
+    classes = logits.shape[-1 if each_token else min(1, logits.ndim - 1)]
     whole = not labels.is_floating_point() and labels.ndim < logits.ndim
     if whole and bool(((labels != IGNORED) & ((labels < 0) | (labels >= classes))).any()):
         raise ValueError(f"labels go from {labels.min()} to {labels.max()} of {classes} classes")

@@ -89,7 +89,7 @@ def linear_layers(model: nn.Module, layers: Iterable[str] | None = None) -> dict
     if unknown:
         count = f"of {len(unknown)} unknown names"
         raise ValueError(f"{type(model).__name__} has no module named {unknown[0]!r} ({count})")
-    refuse_adapters(modules)
+    refuse_adapters({name: modules[name] for name in names})
     _refuse_not_dense(modules, names)
     if "" in names:
         raise ValueError("the model is one layer by itself: pass nn.Sequential(model) instead")

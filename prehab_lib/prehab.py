@@ -25,7 +25,7 @@ from prehab_lib.surrogates import entropy_rank
 class History:
     """A row a step: step, task_loss, lam, and where computed surrogate and (mean) entropy_rank.
 
-    The first row has the dose ‖λ ∇R‖ / ‖∇L‖, which unlike λ can be compared between models.
+    The first row has the dose ‖λ ∇R‖ / ‖∇L‖ at its own λ: a number to compare models by.
     `fast.Fast` adds "fell_back", the layers of this step for which the fast way did not suffice;
     `rivals.tail.Tail` at each refresh "tail": ranks, tails τ_ℓ, weights λ_ℓ / λ.
     """
@@ -105,8 +105,7 @@ def prehab(
     _check(model, stats, steps, lr, coordinates, reduction)
     term = term_of(surrogate, model, stats, coordinates, reduction, memory)
     autocast = precision.forward_precision(model, memory.compute)
-    for step in range(steps):
-        check_lam(schedule(step))  # now: before the weights move
+    lams = [check_lam(schedule(step)) for step in range(steps)]  # now: before the weights move
     history, started = History(), time.perf_counter()
     dice = seeded(model, training.seed)
     with graph, dice, _free(model, term, training, memory) as parameters:
@@ -115,7 +114,7 @@ def prehab(
         minibatches = endless(batches)
         for step in progress(range(steps), "prehab"):  # line 2 of Algorithm 1
             batch = move(next(minibatches), device_of(model))  # line 3
-            lam_now = float(schedule(step))
+            lam_now = lams[step]
             term.refresh(step)
             with _weights_made_once(term):
                 with autocast():
@@ -158,6 +157,7 @@ class Dose:
             both = task if parameter.grad is None else parameter.grad
             for i, pull in enumerate((both - task, task)):
                 squares[i] += precision.whole(pull).double().square().sum().cpu()
+        self.task = []  # before the optimiser's moments want their memory
         return float((squares[0] / squares[1]).sqrt()) if squares[0] else 0.0
 
 
@@ -252,6 +252,7 @@ def _check(model: nn.Module, stats, steps: int, lr: float, coordinates: str, red
 
 def check_lam(lam: float) -> float:
     """λ as a float; raises ValueError where it is no finite number of at least 0."""
+    lam = lam.item() if isinstance(lam, Tensor) and lam.ndim == 0 else lam
     if isinstance(lam, bool) or not isinstance(lam, Real) or not math.isfinite(lam) or lam < 0:
         raise ValueError(f"lam = {lam!r}: give a finite number, 0 (the control) or larger")
     return float(lam)

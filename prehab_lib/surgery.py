@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from prehab_lib.allocation import ALLOCATIONS, Ranks, step_named
-from prehab_lib.batches import device_of
+from prehab_lib.batches import refuse_meta
 from prehab_lib.budget import check_removed
 from prehab_lib.decomposition import Decomposition
 from prehab_lib.factors import Factors, LowRankLinear
@@ -91,7 +91,7 @@ def compress_at(
         layers = stats if decompositions is None else decompositions
     modules = linear_layers(model, layers)
     refuse_hooks(modules, "surgery")
-    device_of(model)  # which has numbers
+    refuse_meta(model)
     if decompositions is not None:
         check_decompositions(decompositions, modules, chosen.weighting)
     else:

@@ -68,6 +68,9 @@ def report(profile: str) -> int:
     """
     table = compared(profile)
     table = table[~table.filter(like="status").isin(["not run", "not tested here"]).all(axis=1)]
+    if table.empty:
+        wanted = "run it with the runs that the params files make, without --grid"
+        raise ValueError(f"there is no claim of {profile} to compare: {wanted}")
     differing = table.id[table.differs]
     table["differs"] = table.differs.map({True: "yes", False: ""})
     names = f": {', '.join(differing)}" if len(differing) else ""

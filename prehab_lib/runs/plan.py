@@ -95,9 +95,9 @@ def _expanded(root: Path, profile: str, notebook: Path, overrides=None, axes=Non
     metadata = parameters.content(notebook).get("metadata", {})
     last, runs = metadata.get("prehab", {}).get("last", False), []
     for suffix, params in points:
-        for name, value in params.items():  # the notebook works in another folder
-            if isinstance(value, str) and (is_path(value) or (name == "data_root" and value)):
-                params[name] = os.path.abspath(os.path.expanduser(value))
+        params = {name: _absolute(value) for name, value in params.items()}
+        if params.get("data_root"):
+            params["data_root"] = os.path.abspath(os.path.expanduser(params["data_root"]))
         name = ".".join(filter(None, [notebook.stem, suffix]))
         runs.append(Run(name, notebook, profile, params, last, gpu=wants_gpu(params)))
     return runs
@@ -108,6 +108,16 @@ def expected(root: Path, profile: str, wanted: Collection[str]) -> dict[str, dic
     files = {name: file for name, file in notebooks(root).items() if name in wanted}
     runs = {name: _expanded(root, profile, file) for name, file in files.items()}
     return {name: {run.name: run.params for run in runs[name]} for name in runs}
+
+
+def _absolute(value):
+    """The paths in a value made absolute, for the notebook works in another folder."""
+    if isinstance(value, dict):
+        return {name: _absolute(inside) for name, inside in value.items()}
+    if isinstance(value, list):
+        return [_absolute(inside) for inside in value]
+    is_one = isinstance(value, str) and is_path(value)
+    return os.path.abspath(os.path.expanduser(value)) if is_one else value
 
 
 def wants_gpu(params: dict) -> bool:

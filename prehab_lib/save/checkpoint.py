@@ -10,7 +10,7 @@ from pathlib import Path
 
 from torch import nn
 
-from prehab_lib.batches import device_of
+from prehab_lib.batches import refuse_meta
 
 SHOWN = 3  # names of a sentence
 MOST = {"num_hidden_layers": 10_000}  # building more is a hang, not a model
@@ -44,6 +44,10 @@ def check_config(config, source: str | os.PathLike) -> None:
             raise ValueError(f"{where} says {key} = {value}: it must be 1 to {most}")
 
 
+# Buffers that older versions of transformers stored and newer ones make themselves.
+BUFFERS = re.compile(r"(attn|attention)\.(masked_)?bias$|inv_freq$|position_ids$")
+
+
 def check_tensors(source: str | os.PathLike, **wrong: Collection[str]) -> None:
     """Raises ValueError that counts and names the tensors by which a file and its model differ.
 
@@ -66,7 +70,7 @@ def check_loaded(model: nn.Module, found: dict, source: str, new_head: bool = Fa
     new_head: what is beside the base model is missing whole.  A head of another kind of model may
     always be left out.  Raises ValueError too for weights that were not loaded.
     """
-    device_of(model)  # every weight has numbers
+    refuse_meta(model)
     base, prefix = model.base_model, f"{model.base_model_prefix}."
     missing, unexpected = set(found["missing_keys"]), set(found["unexpected_keys"])
     if type(model).__name__ not in (model.config.architectures or ()):
@@ -80,5 +84,6 @@ def check_loaded(model: nn.Module, found: dict, source: str, new_head: bool = Fa
             raise ValueError(f"{source!r} brings a head of another task ({kept}): give its encoder")
         pooler = {name for name in model.state_dict() if name.startswith(prefix + POOLER)}
         missing -= head | (pooler if pooler <= missing else set())
+    unexpected = {name for name in unexpected if not BUFFERS.search(name)}
     mismatched = {entry[0] for entry in found["mismatched_keys"]}
     check_tensors(source, missing=missing, unexpected=unexpected, mismatched=mismatched)

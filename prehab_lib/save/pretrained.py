@@ -64,15 +64,15 @@ class LowRankModel:
         """It prints as the model it was made of; its layers show the ranks."""
         return type(self).__name__.removeprefix(PREFIX)
 
-    def save_pretrained(self, save_directory, **kwargs):
+    def save_pretrained(self, save_directory, *, example=None, **kwargs):
         """As transformers writes it, with the ranks of now; ValueError where it reopens as another.
 
-        Nothing is written then.
+        Nothing is written then. example: a batch, for a model whose inputs are not known.
         """
         recipe, before = self.prehab_recipe, self.config
         changes, tensors = content(self, recipe)
         config = configuration(recipe, changes)
-        same.check_same(self, reopened(config, tensors))
+        same.check_same(self, reopened(config, tensors), example=example)
         self.config = config  # transformers writes what it finds here
         try:
             kwargs = {"state_dict": tensors, "save_original_format": False} | kwargs

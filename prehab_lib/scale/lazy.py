@@ -100,5 +100,5 @@ def decompose_lazily(
     for name, module in modules.items():
         W = module.weight
         lazy[name] = LazyDecomposition(partial(make, name, module), W.shape, shelf, W)
-        lazy[name].ruler = weighting
+        lazy[name].ruler = weighting if isinstance(weighting, str) else ""
     return lazy

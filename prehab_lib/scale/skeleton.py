@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from prehab_lib.layers import default_layers, is_conv1d
-from prehab_lib.save.checkpoint import check_config, check_tensors, refuse_adapter
+from prehab_lib.save.checkpoint import BUFFERS, check_config, check_tensors, refuse_adapter
 from prehab_lib.save.hub import explained
 from prehab_lib.save.pretrained import LowRankConfig
 from prehab_lib.save.storage import DESCRIPTION
@@ -69,7 +69,7 @@ def open_streamed(folder: str | os.PathLike, dtype: torch.dtype | None = None) -
     names = [name for name, _ in model.named_parameters()]
     missing = [name for name in names if name not in streamed.files]
     stored = {*model.state_dict(), *dict(model.named_buffers())}
-    ignored = "|".join(["inv_freq$", *(model._keys_to_ignore_on_load_unexpected or ())])
+    ignored = "|".join([BUFFERS.pattern, *(model._keys_to_ignore_on_load_unexpected or ())])
     unexpected = {name for name in {*streamed.files} - stored if not re.search(ignored, name)}
     check_tensors(folder, missing=missing, unexpected=unexpected)
     blocks = {block_of(layer) for layer in default_layers(model)} - {None}

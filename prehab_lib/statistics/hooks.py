@@ -6,7 +6,7 @@ from contextlib import ExitStack, contextmanager
 import torch
 from torch import Tensor, nn
 
-from prehab_lib.batches import device_of, move
+from prehab_lib.batches import device_of, move, refuse_meta
 from prehab_lib.progress import progress
 
 HOOKS = ("forward_hooks", "forward_pre_hooks", "backward_hooks", "backward_pre_hooks")
@@ -14,6 +14,7 @@ HOOKS = ("forward_hooks", "forward_pre_hooks", "backward_hooks", "backward_pre_h
 
 def calibration(model: nn.Module, batches: Iterable, what: str) -> Iterator:
     """The batches on the device of the model.  Raises ValueError where there is none."""
+    refuse_meta(model)
     empty, device = True, device_of(model)
     for batch in progress(batches, what):
         empty = False
@@ -84,4 +85,7 @@ def refuse_hooks(modules: Mapping[str, nn.Module], what: str) -> None:
     for name, module in modules.items():
         state = vars(module)
         if "forward" in state or any(state[kind] for kind in state if kind.endswith(HOOKS)):
-            raise ValueError(f"layer {name!r} has hooks, which {what} drops: remove them first")
+            remedy = "remove them first"
+            if "_hf_hook" in state:
+                remedy = "accelerate.hooks.remove_hook_from_module(model, recurse=True) does it"
+            raise ValueError(f"layer {name!r} has hooks, which {what} drops: {remedy}")

@@ -97,6 +97,9 @@ def padding_mask(batch, name: str = "attention_mask") -> Tensor | None:
 
     Raises ValueError for a mask of another kind, which could be read the wrong way round.
     """
+    if isinstance(batch, tuple | list) and len(batch) == 2 and _is_padding(*batch):
+        dict_form = '{"input_ids": ids, "attention_mask": mask}'
+        raise ValueError(f"a batch (ids, mask) would count its padding: give {dict_form}")
     mask = batch.get(name) if isinstance(batch, Mapping) else None
     if mask is None:
         return None
@@ -105,6 +108,18 @@ def padding_mask(batch, name: str = "attention_mask") -> Tensor | None:
         remedy = "give one of shape (batch, tokens), 1 for a real token and 0 for padding"
         raise ValueError(f"{problem}: {remedy}")
     return mask.bool()
+
+
+def _is_padding(ids, mask) -> bool:
+    """Whole numbers (B, T) and a mask of them: zeros at one end of rows, none of zeros alone."""
+    if not all(isinstance(value, Tensor) and value.ndim == 2 for value in (ids, mask)):
+        return False
+    if ids.is_floating_point() or ids.shape != mask.shape:
+        return False
+    steps = mask.long().diff(dim=1)
+    binary = bool(((mask == 0) | (mask == 1)).all()) and bool((mask == 0).any())
+    one_end = bool((steps <= 0).all()) or bool((steps >= 0).all())
+    return binary and one_end and bool((mask != 0).any(dim=1).all())
 
 
 def token_rows(x: Tensor, mask: Tensor | None) -> Tensor:

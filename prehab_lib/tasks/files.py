@@ -8,7 +8,8 @@ from pathlib import Path
 from prehab_lib.save.hub import explained, optional
 
 LIMIT = 2**30  # bytes of text that are read at most
-PLAIN = ("", ".txt", ".text", ".md", ".rst", ".tex", ".py", ".log", ".raw", ".tokens")
+MARKED = ".json .jsonl .ndjson .csv .tsv .html .htm .xml .yaml .yml .ipynb .pdf .docx .pkl .arrow"
+MARKED += " .gz .zip .bz2 .xz .zst .tar .pt .bin .safetensors .gguf"  # not to be read as they are
 SWELLING, SMALL = 100, 2**26  # times its size, and bytes of a file that is unfolded to see
 
 
@@ -20,7 +21,7 @@ def read_texts(path: str | os.PathLike, what: str = "the file") -> list[str]:
     path, what, kind = Path(path), f"{what} {path}", Path(path).suffix.lower()
     if not os.path.isfile(path):
         raise FileNotFoundError(f"{what} is no file: give a text or a Parquet file")
-    if kind not in (".parquet", *PLAIN):
+    if kind in MARKED.split():
         remedy = "give a .txt, or a .parquet with a column 'text'"
         raise ValueError(f"{what} would be read with all the marks of a {kind}: {remedy}")
     with explained(what, "give UTF-8 text, or a Parquet file with a column 'text'"):
