@@ -173,6 +173,7 @@ def test_a_margin_asks_for_no_worse_not_for_better():
         records = []
         for seed in range(5):
             fields = dict(removed=0.0, seed=seed, metric="top1_percent", higher_is_better=True, control=False)
+            fields["paper_table"] = "II"
             records.append(fields | dict(arm="original", method="original", value=90.0 + seed))
             value = 90.0 + seed - loss + seed / 100
             records.append(fields | dict(arm="prehab", method="prehab", lam=0.1, value=value))
