@@ -181,6 +181,11 @@ def test_a_margin_asks_for_no_worse_not_for_better():
         assert row["status"] == status and row["unit"] == "points", row
 
 
+def test_the_audit_comes_last_for_it_reads_the_others():
+    audit_book = json.loads((NOTEBOOKS / "10_audit.ipynb").read_text(encoding="utf-8"))
+    assert audit_book["metadata"]["prehab"] == {"last": True}
+
+
 def test_every_entry_is_a_claim_with_one_kind_of_evidence():
     claims = audit.claims()
     assert len({claim["id"] for claim in claims}) == len(claims) >= 50
