@@ -140,8 +140,8 @@ def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:
     """Put `module` where `model` has `name`."""
     parent, _, child = name.rpartition(".")
     setattr(model.get_submodule(parent), child, module)
-    for told in REPLACED:
-        told(model)
+    for notify in REPLACED:
+        notify(model)
 
 
 def refuse_tied_weights(model: nn.Module, names: Iterable[str]) -> None:

@@ -34,7 +34,7 @@ def image_model(source: str, *, pretrained: bool = True, **kwargs) -> nn.Module:
     """A timm model by name and tag ("vit_base_patch16_224.augreg2_in21k_ft_in1k") or local folder.
 
     kwargs go to `timm.create_model`; other num_classes than the checkpoint's: a new head.
-    pretrained=False: random weights. Raises as `hub.explained` and `checkpoint.check_tensors`.
+    pretrained=False: random weights. Raises as `hub.explained`.
     """
     timm = optional("timm")
     source = named(source)

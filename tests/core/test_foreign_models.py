@@ -235,22 +235,14 @@ def test_a_truncated_loss_cuts_each_model_by_its_own_vectors_and_small_losses_ha
 
 def test_token_labels_and_tags_of_zeros_are_no_padding():
     """Classes stand last where every token has a label; a batch of tags 0 is no (ids, mask) pair."""
-
-    class Tagger(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.embed, self.out = nn.Embedding(20, 8), nn.Linear(8, 9)
-
-        def forward(self, ids):
-            return self.out(self.embed(ids))
-
+    tagger = nn.Sequential(nn.Embedding(20, 8), nn.Linear(8, 9))
     ids, tags = torch.randint(20, (3, 5)), torch.tensor([[8, 1, 0, 0, 8]] * 3)
-    assert 0 <= accuracy(Tagger(), [(ids, tags)]) <= 100
+    assert 0 <= accuracy(tagger, [(ids, tags)]) <= 100
     with pytest.raises(ValueError, match="of 9 classes"):
-        accuracy(Tagger(), [(ids, tags + 1)])
-    collect(Tagger(), [(ids, torch.zeros_like(ids))])
-    collect(Tagger(), [(ids, torch.ones_like(ids))])
+        accuracy(tagger, [(ids, tags + 1)])
+    for binary in ([0, 0, 0, 0, 0], [1, 1, 1, 1, 1], [1, 0, 1, 0, 1]):
+        collect(tagger, [(ids, torch.tensor([binary] * 3))])
     mask = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1], [1, 0, 0, 0, 0]])
     for side in (mask, mask.flip(1)):
         with pytest.raises(ValueError, match="would count its padding"):
-            collect(Tagger(), [(ids, side)])
+            collect(tagger, [(ids, side)])

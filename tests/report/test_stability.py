@@ -74,3 +74,10 @@ def test_both_sides_are_run_with_seeds_and_caches_of_their_own(home, monkeypatch
         assert (folder, width) == (home / "runs" / ".stability" / str(shift), 3) and cache == str(folder / "cache")
     monkeypatch.setattr(run, "main", lambda *_: 1)
     assert __main__.main(["stability", "laptop"]) == 1, "nothing is compared where a run failed"
+
+
+def test_nothing_to_compare_is_no_agreement(home):
+    for shift in stability.SHIFTS:
+        shutil.rmtree(stability.folder(shift) / "laptop")
+    with pytest.raises(ValueError, match="there is no claim of laptop to compare"):
+        stability.report("laptop")

@@ -125,3 +125,10 @@ def test_ids_with_a_mask_in_a_tuple_and_weights_without_numbers_are_refused():
     model.model.layers[1].mlp.to("meta")
     for call in (lambda: collect(model, [batch]), lambda: compress(model, "svd_llm", 0.4, whole)):
         refuses("'model.layers.1.mlp.gate_proj.weight' has no numbers.* without device_map", call)
+
+
+def test_positions_given_as_none_are_made_as_if_they_were_absent():
+    model, batch = model_of("gpt2"), batch_of(left=True)
+    with torch.no_grad():
+        absent, none = (forward(model, batch | more).logits for more in ({}, {"position_ids": None}))
+    assert torch.equal(absent, none)

@@ -160,3 +160,14 @@ def test_traps_in_a_configuration_are_refused_before_the_weights(llama, tmp_path
         refuses("is an adapter of peft: .*merge_and_unload", open_it, llama)
     assert main(["compress", "x" * 5000, "--data", "y", "--out", str(tmp_path / "out")]) == 2
     assert "too long" in capsys.readouterr().err
+
+
+def test_buffers_that_older_versions_stored_are_no_holes(tmp_path):
+    torch.manual_seed(0)
+    config = transformers.GPTNeoConfig(
+        hidden_size=16, num_layers=2, num_heads=2, attention_types=[[["global"], 2]], vocab_size=40
+    )
+    model = transformers.GPTNeoForCausalLM(config)
+    model.save_pretrained(tmp_path / "neo")
+    old = {f"transformer.h.0.attn.attention.{name}": torch.ones(1) for name in ("bias", "masked_bias")}
+    text_model(changed(tmp_path / "neo", lambda tensors: tensors | old), CAUSAL)
