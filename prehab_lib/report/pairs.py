@@ -18,6 +18,7 @@ BOUNDS |= {"top1_percent": (0.0, 100.0, True), "perplexity": (1.0, math.inf, Fal
 PLACE = ["dataset", "seed"]
 # Of a claim's fields, those that say what is done with records instead of choosing them.
 HOW = {"removed": 0.6, "minus": None, "relative": False, "natural": False, "of": "value"}
+HOW |= {"partial": False}
 UNITS = {"perplexity": "nats", "top1_percent": "points", "mean": "of score", "loss": "of loss"}
 
 
@@ -91,6 +92,7 @@ def differences(records: list[dict], curves: list[dict], fields: dict) -> pandas
     fields: what a record must have (text may hold *); `one > other` in a text names the sides.
     removed: the fraction judged; minus: a second one, whose difference is taken off. lam: max or
     min takes the largest or smallest λ above 0. lora is false where nothing says otherwise.
+    partial: where arms are runs of their own, what has no partner yet is left out.
     relative: in per cent of the worse side. natural: judged in the score's own unit. of: another
     column than the value, lower being better.
     Columns: natural, the difference in the score's own unit (perplexity in nats, higher better);
@@ -122,10 +124,12 @@ def _difference(frame, curves, sides, how, removed) -> pandas.DataFrame:
     better, worse = (
         _chosen(frame, side, removed, name) for side, name in zip(sides, names, strict=True)
     )
+    alone = better.index.symmetric_difference(worse.index)
+    if how["partial"]:
+        better, worse = better.drop(alone, errors="ignore"), worse.drop(alone, errors="ignore")
     if better.empty or worse.empty:
         return pandas.DataFrame()
-    alone = better.index.symmetric_difference(worse.index)
-    if len(alone):
+    if len(alone) and not how["partial"]:
         place = dict(zip(PLACE, alone[0], strict=True)) | {"removed": removed}
         raise ValueError(f"{' and '.join(names)} do not both stand at {_where(place)}")
     better, worse = better.sort_index(), worse.sort_index()

@@ -16,6 +16,7 @@ from prehab_lib.report.effects import RATIO_POINTS, TREATED
 
 GROUPS = {"paper": "What the paper claims", "sums": "Its own arithmetic"}
 GROUPS |= {"control": "What its tables leave out: the control, λ = 0"}
+GROUPS |= {"real": "On two pretrained models, each beside its control"}
 GROUPS |= {"rivals": "Other papers, and its future work"}
 DECIDED = {**effects.STATUSES, "passes": "a check that passes", "fails": "a check that fails"}
 STATUSES = DECIDED | {"not run": "not run", "not tested here": "not tested here"}
@@ -62,11 +63,11 @@ def printed(claim: dict) -> pandas.DataFrame:
     """`pairs.differences` of the paper's own tables; empty where they do not have both sides.
 
     The paper has no control: beside "prehab > control" stands its gain over SVD-LLM, which it
-    reads as prehab's.
+    reads as prehab's.  A claim that no arm of the paper carries names its records by "like".
     """
     if "paper" in claim:  # said in words
         return pandas.DataFrame()
-    fields = dict(claim["records"])
+    fields = dict(claim.get("like", claim["records"]))
     if str(fields.get("arm")).startswith("prehab > control"):
         fields["arm"] = "prehab > svd_llm"
     return _in_print(tuple(fields.items()))

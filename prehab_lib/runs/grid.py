@@ -1,6 +1,7 @@
 """The grid of a params file: one notebook, a run for every combination of values.
 
     grid: {task: [cola, sst2, mrpc], seed: 0..4}   # 15 runs; 0..4 is 0, 1, 2, 3, 4
+    grid: [{arm: [control, prehab], order: 0..2}, {arm: [other], order: [0]}]   # 6 runs, then 1
 
 A run's name says which it is: `04_bert_glue.cola` for one parameter of text, else
 `04_bert_glue.task=cola,seeds=0`. `seed` may stand for `seeds`: each run gets a list of one.
@@ -31,6 +32,8 @@ def expand(notebook: Path, values: dict, overrides: dict, where: str, axes=None)
     """
     known = parameters.read(notebook)
     plain = dict(values)
+    if isinstance(plain.get(KEY), list):
+        return _several(notebook, plain, overrides, where, axes)
     filed = _axes(plain.pop(KEY), f"{where}: {KEY}", known) if KEY in plain else {}
     typed = _axes(axes, f"--{KEY}", known) if axes else {}
     both = [f"{where}: {name} stands in the grid and outside it" for name in filed if name in plain]
@@ -55,6 +58,18 @@ def expand(notebook: Path, values: dict, overrides: dict, where: str, axes=None)
             raise ValueError(f"{where}: the grid makes two runs that are called {name}")
         expanded[name.casefold()] = name, params
     return list(expanded.values())
+
+
+def _several(notebook: Path, values: dict, overrides: dict, where: str, axes) -> list[tuple]:
+    """`expand` of a list of grids, one after another; a run that two of them make is refused."""
+    runs: list[tuple] = []
+    for one in values[KEY] or [None]:
+        runs += expand(notebook, values | {KEY: one}, overrides, where, axes)
+    names = [name.casefold() for name, _ in runs]
+    for name in names:
+        if names.count(name) > 1 and not (axes or overrides):
+            raise ValueError(f"{where}: two grids make the run {name}: keep it in one of them")
+    return list({name: (name, params) for name, params in runs}.values())
 
 
 def _axes(grid, where: str, known: dict) -> dict[str, list]:

@@ -20,7 +20,8 @@ from prehab_lib.runs import grid
 from prehab_lib.runs.inputs import is_path, paths
 from prehab_lib.tasks import parameters
 
-PROFILES = ("smoke", "laptop", "lab", "paper")
+PROFILES = ("smoke", "laptop", "pretrained", "lab", "paper")
+PART = ("pretrained", "paper")  # of these, notebooks without a params file do not run
 PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 CGROUP = Path("/sys/fs/cgroup/cpu.max")
 
@@ -92,8 +93,7 @@ def _expanded(root: Path, profile: str, notebook: Path, overrides=None, axes=Non
     if profile != "smoke" and os.path.lexists(file):  # also a link to nowhere, which is said
         values = parameters.load_file(file)
     points = grid.expand(notebook, values, overrides or {}, f"params/{file.name}", axes)
-    metadata = parameters.content(notebook).get("metadata", {})
-    last, runs = metadata.get("prehab", {}).get("last", False), []
+    last, runs = _is_last(notebook), []
     for suffix, params in points:
         params = {name: _absolute(value) for name, value in params.items()}
         if params.get("data_root"):
@@ -101,6 +101,17 @@ def _expanded(root: Path, profile: str, notebook: Path, overrides=None, axes=Non
         name = ".".join(filter(None, [notebook.stem, suffix]))
         runs.append(Run(name, notebook, profile, params, last, gpu=wants_gpu(params)))
     return runs
+
+
+def _takes_part(root: Path, profile: str, notebook: Path) -> bool:
+    """Whether a notebook has a params file of the profile, or reads what the others leave."""
+    file = root / "params" / f"{notebook.stem}.{profile}.yaml"
+    return os.path.lexists(file) or _is_last(notebook)
+
+
+def _is_last(notebook: Path) -> bool:
+    metadata = parameters.content(notebook).get("metadata", {})
+    return metadata.get("prehab", {}).get("last", False)
 
 
 def expected(root: Path, profile: str, wanted: Collection[str]) -> dict[str, dict[str, dict]]:
@@ -154,10 +165,11 @@ def runs(
 ) -> list[Run]:
     """The runs of a profile, in the order of the book.
 
-    wanted: notebooks by number or name, all where empty. overrides, axes: parameters and a grid
-    from the command line, which every wanted notebook must have. threads: of every run; by default
-    half of the cores, or those that each GPU has, so that numbers do not depend on what runs
-    beside. Raises ValueError, or FileNotFoundError for a path that cannot be followed.
+    wanted: notebooks by number or name; where empty all, of the profiles in PART those with a params
+    file and those that read results. overrides, axes: parameters and a grid from the command line,
+    which every wanted notebook must have. threads: of every run; by default half of the cores, or
+    those that each GPU has, so that numbers do not depend on what runs beside. Raises ValueError,
+    or FileNotFoundError for a path that cannot be followed.
     """
     check_profile(root, profile)
     known, planned = notebooks(root), []
@@ -166,7 +178,8 @@ def runs(
         raise ValueError(f"no notebook {json.dumps(min(missing))}: there are {', '.join(known)}")
     _check_files(root, profile, known)
     for name, file in known.items():
-        if not wanted or name in wanted or name[:2] in wanted:
+        chosen = name in wanted or name[:2] in wanted
+        if chosen or (not wanted and (profile not in PART or _takes_part(root, profile, file))):
             planned += _expanded(root, profile, file, overrides, axes)
     for run in planned:
         for name, path in paths(run.params):
