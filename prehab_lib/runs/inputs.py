@@ -64,10 +64,8 @@ def packaged(params: Mapping) -> dict[str, str]:
     from prehab_lib.tasks import rules  # imports pydantic
 
     names = {*texts(params)} & {*rules.table_keys("save.packaged", "PACKAGED")}
-    if not names:
-        return {}
-    from prehab_lib.save.packaged import place  # imports transformers
-
+    if names:
+        from prehab_lib.save.packaged import place  # imports transformers
     return {name: place(name) for name in sorted(names)}
 
 

