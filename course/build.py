@@ -20,7 +20,8 @@ from prehab_lib.exercises import CALL, asked_in, checks, solved  # noqa: E402
 from prehab_lib.exercises.checks import AnswerKey  # noqa: E402
 from prehab_lib.tasks.parameters import content, load_file  # noqa: E402
 
-HANDED_OUT = ("LICENSE", "Makefile", "pyproject.toml", "requirements.lock", "environment.yml", "params", "docs")
+HANDED_OUT = ("LICENSE", "Makefile", "pyproject.toml", "environment.yml", "params", "docs")
+HANDED_OUT += ("requirements.lock", "requirements-pretrained.lock")
 POINTS_AT_SOLUTIONS = re.compile(r" ?(?:Executed s|S)olutions(?: are in|:) [^\n|]*")
 STUB = re.compile(
     r"^def \w+\([^\n]*\):(?:\s+(?:\"\"\"(?:(?!\"\"\").)*\"\"\"|\"[^\n]*\"|'[^\n]*'))?\s+\.\.\.$",

@@ -11,7 +11,9 @@ from tests.text_files import causal_model, sentence, tiny_tokenizer
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+BLOCKS = re.findall(
+    r"```python\n(.*?)```", README + (ROOT / "docs/your_model.md").read_text(encoding="utf-8"), re.DOTALL
+)
 SMALLER = {r'name = "[^"]+"': 'name = "base"', r"window=\d+": "window=16", r"count=\d+": "count=8"}
 
 
@@ -32,7 +34,7 @@ def test_the_block_with_prehab_runs(tmp_path, monkeypatch, capsys):
 def test_the_block_with_a_language_model_leaves_what_generates(tmp_path, monkeypatch):
     from transformers import AutoModelForCausalLM
 
-    code = block_with("surgery.save")
+    code = block_with("surgery.save(")
     for long, short in SMALLER.items():
         code, count = re.subn(long, short, code)
         assert count == 1, f"{long} is in the block {count} times"
@@ -46,6 +48,24 @@ def test_the_block_with_a_language_model_leaves_what_generates(tmp_path, monkeyp
     model = AutoModelForCausalLM.from_pretrained("compressed")
     assert model.generate(prompt, max_new_tokens=5).shape == (1, prompt.shape[1] + 5)
     assert {"config.json", "tokenizer.json", "README.md"} <= {file.name for file in Path("compressed").iterdir()}
+
+
+@pytest.mark.filterwarnings("ignore:.*fewer than 10 tokens")
+def test_the_command_for_a_language_model_leaves_what_generates(tmp_path, monkeypatch, capsys):
+    from prehab_lib.__main__ import main
+    from prehab_lib.surgery import load
+
+    words = re.search(r"python -m prehab_lib (compress .*)", README)[1]
+    for long, short in {r" smollm2-135m ": " ./base ", r"window \d+": "window 16", r"samples \d+": "samples 8"}.items():
+        words, count = re.subn(long, short, words)
+        assert count == 1, f"{long} is in the command {count} times"
+    monkeypatch.chdir(tmp_path)
+    causal_model(Path("base"), tokenizer=tiny_tokenizer())
+    Path("my_text.txt").write_text("\n\n".join(sentence(i) for i in range(200)), encoding="utf-8")
+    assert main(words.split()) == 0 and capsys.readouterr().out.count("perplexity") == 2
+    names = {}
+    exec(compile(block_with('from_pretrained("small")'), "README.md", "exec"), names)
+    assert "The house" in capsys.readouterr().out and type(names["model"]) is type(load("small"))
 
 
 def test_the_ruler_of_the_readme_is_one(monkeypatch):

@@ -80,7 +80,7 @@ def _compress(a) -> None:
     text, windows = _plain(Path(a.data).name), f"windows of {a.window} tokens of"
     drawn, last = a.batch * len(calibration), f"{windows} the last part of {text}"
     about = {name: getattr(a, name) for name in ("method", "removed", "license")}
-    base = os.path.basename(os.path.realpath(a.model)) if os.path.isdir(a.model) else a.model
+    base = os.path.basename(os.path.realpath(a.model)) if os.path.exists(a.model) else a.model
     about["base_model"] = _plain(base)
     about["calibration"] = f"{drawn} {windows} {text}, drawn with seed {a.seed}"
     about["prehab"] = _described(a) if a.steps else "none"

@@ -21,6 +21,7 @@ PREHAB_OPTIONS = {
     "--lr": (1e-5, "learning rate"),
     "--reduction": ("sum", 'over the layers: "sum" is Eq. (2), "mean" the authors\' release'),
 }
+MODEL = "a causal language model: hub name, folder, .gguf file, or smollm2-135m (make models)"
 CHOICES = {"--dtype": ("auto", "float32", "bfloat16", "float16"), "--reduction": ("sum", "mean")}
 
 
@@ -42,7 +43,7 @@ def add_to(commands) -> None:
     command = commands.add_parser("compress", help="compress a causal language model with a text")
     command.set_defaults(act=_run)
     add = command.add_argument
-    add("model", metavar="MODEL", help="hub name or folder of a transformers causal language model")
+    add("model", metavar="MODEL", help=MODEL)
     add("--data", required=True, metavar="FILE", help="UTF-8 text, or Parquet with a column 'text'")
     add("--out", required=True, metavar="DIR", help="new folder, or a saved model's to replace")
     prehab = command.add_argument_group("prehab, left out where --steps is 0")

@@ -18,7 +18,8 @@ from pathlib import Path
 VERSIONED = ("torch", "timm", "transformers", "peft", "numpy")
 REPOSITORY = Path(__file__).resolve().parents[2]
 # Only these decide numbers: a changed figure or report does not make the code "dirty".
-CODE = ("prehab_lib", "notebooks", "params", "pyproject.toml", "requirements.lock")
+CODE = ("prehab_lib", "notebooks", "params", "pyproject.toml")
+CODE += ("requirements.lock", "requirements-pretrained.lock")
 
 
 def run_dir() -> Path | None:

@@ -23,8 +23,8 @@ RACY = 2  # seconds: a file that is younger may change once more within one tick
 
 
 def is_path(text: str) -> bool:
-    """Text that starts like a path is one; a name such as "timm/vit" is not."""
-    return text.startswith(("./", "../", "~", "/"))
+    """Text that starts like a path is one, or names a .gguf; "timm/vit" is none."""
+    return text.startswith(("./", "../", "~", "/")) or text.lower().endswith(".gguf")
 
 
 def texts(value) -> list[str]:
@@ -54,6 +54,19 @@ def data_sets_of(params: dict) -> list[str]:
     named = said | {f"glue/{text}" for text in said} | {SHORT[text] for text in said & {*SHORT}}
     named |= {"c4"} if corpus in SHORT or is_path(corpus) else set()
     return [name for name in data_sets() if name in named]
+
+
+def packaged(params: Mapping) -> dict[str, str]:
+    """Name -> place of the packaged models that the parameters name.
+
+    Raises ValueError where the package is not installed.
+    """
+    from prehab_lib.tasks import rules  # imports pydantic
+
+    names = {*texts(params)} & {*rules.table_keys("save.packaged", "PACKAGED")}
+    if names:
+        from prehab_lib.save.packaged import place  # imports transformers
+    return {name: place(name) for name in sorted(names)}
 
 
 def digest(file: str | os.PathLike) -> str:

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
 
-from prehab_lib.runs.inputs import Contents, data_sets, data_sets_of, paths
+from prehab_lib.runs.inputs import Contents, data_sets, data_sets_of, packaged, paths
 from prehab_lib.runs.plan import Run
 from prehab_lib.tasks import parameters
 
@@ -67,6 +67,7 @@ def _inputs(run: Run, code: str, contents: Contents) -> list[str]:
     in the parameters; other code may read all that lies there.
     """
     places = {path: path for name, path in paths(run.params) if name != "data_root"}
+    places |= packaged(run.params)
     if root := run.params.get("data_root") or os.environ.get("PREHAB_DATA"):
         rest = HANDED_ON.sub("", code)
         unknown = "data_root" in run.params and rest == code

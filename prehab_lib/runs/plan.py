@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from prehab_lib.runs import grid
-from prehab_lib.runs.inputs import is_path, paths
+from prehab_lib.runs.inputs import is_path, packaged, paths
 from prehab_lib.tasks import parameters
 
 PROFILES = ("smoke", "laptop", "pretrained", "lab", "paper")
@@ -182,6 +182,7 @@ def runs(
         if chosen or (not wanted and (profile not in PART or _takes_part(root, profile, file))):
             planned += _expanded(root, profile, file, overrides, axes)
     for run in planned:
+        packaged(run.params)
         for name, path in paths(run.params):
             lost = not os.path.exists(os.path.expanduser(path)) and "not there"
             if name == "data_root" and not os.path.isdir(path):

@@ -11,6 +11,7 @@ from torch import nn
 
 from prehab_lib import __version__
 from prehab_lib.factors import LowRankLinear
+from prehab_lib.save.packaged import PACKAGED
 
 TASKS = {"AutoModelForCausalLM": "text-generation", "AutoModel": "feature-extraction"}
 TASKS |= {"AutoModelForSequenceClassification": "text-classification"}
@@ -32,11 +33,16 @@ def text(model: nn.Module, auto: str | None, merged: bool, about: dict) -> Model
 
     model: with its low-rank layers, also for a merged export. auto: the class of transformers that
     opens it, None for `surgery.load` alone.
-    about: NAMED, and what else is to be listed as it is; base_model is a hub name or folder,
-    license the hub's identifier, removed and achieved are fractions.
+    about: NAMED, and what else is to be listed as it is; base_model is a hub name, folder or
+    packaged model, which brings its own licence; license is the hub's identifier, removed and
+    achieved are fractions.
     """
     base = about.get("base_model") or getattr(getattr(model, "config", None), "_name_or_path", "")
-    base = str(base or "")
+    base, source = str(base or ""), "whoever made this copy"
+    if known := PACKAGED.get(base):
+        base, about = known.hub, {"weights": known.weights} | about
+        if not about.get("license"):
+            about, source = about | {"license": known.license}, f"the package {known.package}"
     on_hub = re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", base) and not os.path.isdir(base)
     license = about.get("license")
     front = ModelCardData(tags=["low-rank", "svd", "compression"])
@@ -48,7 +54,7 @@ def text(model: nn.Module, auto: str | None, merged: bool, about: dict) -> Model
     removed, achieved = about.get("removed"), about.get("achieved")
     reached = "." if achieved is None else f", {achieved:.1%} achieved."
     asked = f"Removed of those layers' weights: {removed or 0:.0%} asked{reached}\n"
-    given = f"`{license}`, as told by whoever made this copy. " if license else ""
+    given = f"`{license}`, as told by {source}. " if license else ""
     libraries = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers"))
     others = [name for name in about if name not in NAMED and about[name] is not None]
     rows = "".join(f"| {name} | {_cell(about[name])} |\n" for name in others)

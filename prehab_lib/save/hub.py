@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import ModuleType
 
+from huggingface_hub import constants
+
 _OFFLINE = {"OfflineModeIsEnabled", "ConnectError", "ConnectTimeout", "ConnectionError"}
 _OFFLINE |= {"LocalEntryNotFoundError"}  # which is an EntryNotFoundError too: asked for first
 _ABSENT = {f"{what}NotFoundError" for what in ("Repository", "Revision", "Entry", "Dataset")}
@@ -38,6 +40,16 @@ def explained(what: str, remedy: str) -> Iterator[None]:
         else:
             kind, why = ValueError, f"could not be read ({one_line(problem)}):"
         raise kind(f"{what} {why} {remedy}") from problem
+
+
+@contextmanager
+def nothing_fetched() -> Iterator[None]:
+    """Inside, the hub counts as out of reach."""
+    before, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
 
 
 def one_line(problem: object, most: int = 200) -> str:

@@ -2,17 +2,16 @@
 
 import os
 import re
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
-from huggingface_hub import constants
 from torch import nn
 
 from prehab_lib.inputs import check_choice
 from prehab_lib.save import checkpoint
 from prehab_lib.save.hub import explained, optional
+from prehab_lib.save.packaged import local, named
 from prehab_lib.save.rewrite import to_linear
 
 _CODE = re.compile("^attention$|_implementation$")  # keys under which a kernel may be named
@@ -59,33 +58,24 @@ def image_model(source: str, *, pretrained: bool = True, **kwargs) -> nn.Module:
 
 
 def text_model(source: str, auto_class: str, *, new_head: bool = False, **kwargs) -> nn.Module:
-    """A transformers model by the name of its Auto class, from the hub or a local folder.
+    """A transformers model by the name of its Auto class; source: as `packaged.local` takes it.
 
     new_head: of an encoder, the classifier is random. Safetensors only; GPT-2's transposed layers
-    become `nn.Linear`. Raises as `hub.explained` and the checks of `checkpoint`.
+    become `nn.Linear`. Raises as `local`, `hub.explained` and the checks of `checkpoint`.
     """
     transformers = optional("transformers")
-    source = named(source)
-    checkpoint.refuse_adapter(source)
+    place, source = local(source), named(source)
+    checkpoint.refuse_adapter(place)
     safe = dict(use_safetensors=True, trust_remote_code=False)
     safe |= dict(output_loading_info=True, ignore_mismatched_sizes=True)  # refused below, by name
     with explained(f"the model {source!r}", LOCAL):
         read = transformers.AutoConfig.from_pretrained
-        checkpoint.check_config(kwargs.get("config") or read(source), source)
-        model, found = getattr(transformers, auto_class).from_pretrained(source, **safe, **kwargs)
+        checkpoint.check_config(kwargs.get("config") or read(place), source)
+        model, found = getattr(transformers, auto_class).from_pretrained(place, **safe, **kwargs)
     checkpoint.check_loaded(model, found, source, new_head)
+    model.config._name_or_path = source  # the model card asks it
     to_linear(model)
     return model
-
-
-def named(source: str | os.PathLike) -> str:
-    """The name of a model or its folder, as text.  Raises where it is none, or no folder."""
-    if not isinstance(source, str | os.PathLike):
-        raise ValueError(f"model = {source!r}: give a name on the hub or a folder")
-    text = os.fspath(source)
-    if text.startswith((".", "/", "~")) and not os.path.isdir(text):
-        raise FileNotFoundError(f"model = {text!r} is no folder: check the path")
-    return text
 
 
 def build(recipe: dict) -> nn.Module:
@@ -186,16 +176,6 @@ def refuse_foreign(settings, key: str = "") -> None:
             refuse_foreign(value, key if _CODE.search(key) else name)
     elif _CODE.search(key) and not re.fullmatch(r"\w+", str(settings)):
         raise ValueError(f"{key} = {settings!r} would be code of somebody else")
-
-
-@contextmanager
-def nothing_fetched() -> Iterator[None]:
-    """Inside, the hub counts as out of reach."""
-    before, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True
-    try:
-        yield
-    finally:
-        constants.HF_HUB_OFFLINE = before
 
 
 def plain(config, without: Iterable[str] = ()) -> dict:

@@ -12,8 +12,8 @@ from prehab_lib.rivals.quantised import Packing
 from prehab_lib.save import card, files, pretrained
 from prehab_lib.save.changes import changes_in, content, reshape
 from prehab_lib.save.files import DESCRIPTION, check_target
-from prehab_lib.save.hub import one_line
-from prehab_lib.save.models import build, nothing_fetched, recipe_of, refuse_foreign
+from prehab_lib.save.hub import nothing_fetched, one_line
+from prehab_lib.save.models import build, recipe_of, refuse_foreign
 from prehab_lib.save.rewrite import fill_dense
 from prehab_lib.save.same import REMEDY, check_same
 

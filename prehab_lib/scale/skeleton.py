@@ -18,6 +18,7 @@ from torch import nn
 from prehab_lib.layers import default_layers, is_conv1d
 from prehab_lib.save.checkpoint import BUFFERS, check_config, check_tensors, refuse_adapter
 from prehab_lib.save.hub import explained
+from prehab_lib.save.packaged import local
 from prehab_lib.save.pretrained import LowRankConfig
 from prehab_lib.save.storage import DESCRIPTION
 from prehab_lib.statistics.influence import block_of
@@ -57,7 +58,7 @@ def open_streamed(folder: str | os.PathLike, dtype: torch.dtype | None = None) -
 
     Raises FileNotFoundError, or ValueError for damage, foreign names, transposed weights (GPT-2).
     """
-    folder = Path(folder)
+    folder = Path(local(folder))
     config = config_of(folder)
     dtype = dtype or getattr(config, "dtype", None) or torch.float32
     model = _skeleton(config, folder, dtype).eval()
@@ -82,11 +83,12 @@ def open_streamed(folder: str | os.PathLike, dtype: torch.dtype | None = None) -
 
 
 def config_of(source: str | os.PathLike):
-    """The transformers configuration of a dense model: of a folder, or a hub name.
+    """The transformers configuration of a dense model, wherever `packaged.local` finds it.
 
-    Raises ValueError for a compressed one, FileNotFoundError for no folder, or as `hub.explained`.
+    Raises ValueError for a compressed one, or as `local` and `hub.explained` do.
     """
-    folder = Path(source)
+    place = local(source)
+    folder = Path(place)
     what, remedy = f"the model {str(source)!r}", "give the folder of a local copy instead"
     refuse_adapter(folder)
     if folder.is_dir():
@@ -96,10 +98,8 @@ def config_of(source: str | os.PathLike):
             raise ValueError(f"{str(source)!r} {COMPRESSED}")
         if bare:
             raise FileNotFoundError(f"{source} is no model folder: it has no config.json")
-    elif str(source).startswith((".", "/", "~")):
-        raise FileNotFoundError(f"model = {str(source)!r} is no folder: check the path")
     with explained(what, remedy):
-        config = transformers.AutoConfig.from_pretrained(source, trust_remote_code=False)
+        config = transformers.AutoConfig.from_pretrained(place, trust_remote_code=False)
     refuse_compressed(config, source)
     check_config(config, source)
     return config

