@@ -18,7 +18,7 @@ READY := $(VENV)/.ready
 MODELS := $(VENV)/.models
 endif
 
-.PHONY: help setup models own-environment own-models reproduce stability test lint jupyter plan lab paper figures bench site course cluster clean
+.PHONY: help setup models own-environment own-models reproduce stability test lint jupyter plan pretrained lab paper figures bench site course cluster clean
 
 help:
 	@echo "make reproduce     run the laptop profile, write runs/laptop/report.md and its figures"
@@ -26,6 +26,7 @@ help:
 	@echo "make test          lint, unit tests, and every notebook compared with its stored outputs"
 	@echo "make lint          ruff, and the arrows between the rooms of the library"
 	@echo "make jupyter       open the notebooks in JupyterLab"
+	@echo "make pretrained    every arm on two real pretrained models from pip packages: hours, each arm stored as it ends"
 	@echo "make lab           run the lab profile (one GPU, real data); make paper the paper's own (hours)"
 	@echo "make plan          the runs of PROFILE, and which of them are stored"
 	@echo "make lab-03        one notebook of the lab profile; lab-NN for any other"
@@ -96,6 +97,11 @@ stability: $(READY)
 
 plan: $(READY)
 	@$(RUN) -m prehab_lib plan $(PROFILE) $(ARGS)
+
+# One run at a time, on all cores: its matrices are large enough.
+pretrained: JOBS := 1
+pretrained: $(MODELS)
+	$(call profile,pretrained,--threads $(shell getconf _NPROCESSORS_ONLN))
 
 lab paper: $(READY)
 	$(call profile,$@)
