@@ -87,6 +87,9 @@ def test_the_tail_is_set_against_the_control_of_the_same_place():
 def test_what_has_no_partner_or_two_values_is_refused():
     with pytest.raises(ValueError, match="do not both stand at 60% removed, seed 1"):
         natural([*TWO, record("prehab", 1.0, seed=1)], arm="prehab > svd_llm")
+    half = [*TWO, record("prehab", 1.0, seed=1)]  # a run that is not there yet
+    assert natural(half, arm="prehab > svd_llm", partial=True) == [-0.5]
+    assert natural([record("prehab", 1.0)], arm="prehab > svd_llm", partial=True) == []
     with pytest.raises(ValueError, match="two scores for arm prehab at 60% removed, seed 0"):
         natural([*TWO, record("prehab", 1.0)], arm="prehab > svd_llm")
     with pytest.raises(ValueError, match="no field says"):

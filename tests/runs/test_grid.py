@@ -68,6 +68,22 @@ def test_several_parameters_make_every_combination_of_the_notebooks_own_paramete
     assert [params for _, params in points] == expected
 
 
+def test_a_list_of_grids_is_one_after_another(home):
+    lab(home, "grid:\n- {lam: [0, 1], seed: 0..1}\n- {task: [sst2], lam: [0], seed: [0]}\nlimit: 3\n")
+    runs = planned(home)
+    first = [f"lam={lam},seeds={seed}" for lam in (0.0, 1.0) for seed in (0, 1)]
+    assert list(runs) == [*first, "task=sst2,lam=0.0,seeds=0"]
+    assert {params["limit"] for params in runs.values()} == {3}
+    assert [params["task"] for params in runs.values()] == ["cola"] * 4 + ["sst2"]
+    assert len(planned(home, {"lam": 1.0})) == 3  # both grids narrowed to it
+    lab(home, "grid:\n- {lam: [0, 1]}\n- {lam: [1, 2]}\n")
+    with pytest.raises(ValueError, match="two grids make the run lam=1.0: keep it in one of them"):
+        planned(home)
+    lab(home, "grid: []\n")
+    with pytest.raises(ValueError, match="must map parameters to lists"):
+        planned(home)
+
+
 def test_the_command_line_stands_for_the_values_of_a_parameter(home):
     lab(home, "grid: {task: [cola, sst2], seed: 0..1}\nlam: 0.3\n")
     chosen = planned(home, {"task": "sst2"})

@@ -34,6 +34,9 @@ def test_profiles_replace_defaults_from_yaml(home):
     planned = plan.runs(home, "laptop")
     assert [(r.name, r.params["steps"]) for r in planned] == [("00_a", 1), ("01_b", 7)]
     assert [r.params["steps"] for r in plan.runs(home, "laptop", ["01"], {"steps": 9})] == [9]
+    (home / "params" / "01_b.pretrained.yaml").write_text("# why\nsteps: 6\n")
+    assert [r.name for r in plan.runs(home, "pretrained")] == ["01_b"]  # 00_a has no file of this profile
+    assert [r.name for r in plan.runs(home, "pretrained", ["00"])] == ["00_a"]  # it was asked for
     (home / "params" / "01_b.mine.yaml").write_text("# why\nsteps: 8\n")
     assert [r.params["steps"] for r in plan.runs(home, "mine")] == [1, 8]
     (home / "params" / "01_b.lab.yaml").write_text("grid: {nothing: [1]}\n")
