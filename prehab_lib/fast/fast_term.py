@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import BatchSampler
 
 from prehab_lib.fast.tangents import FAST, Tangent
 from prehab_lib.inputs import check_choice, check_whole
-from prehab_lib.precision import whole
+from prehab_lib.precision import is_sharded, whole
 from prehab_lib.rank_term import RankTerm
 from prehab_lib.roots import checked_gram, exactly
 from prehab_lib.surrogates import SURROGATES
@@ -76,15 +76,37 @@ class FastTerm(RankTerm):
         if step % self.every == 0:
             self.held.clear()  # each stack makes its tangent anew where it is next asked for one
 
+    def backward(self, loss: Tensor, lam: float, halfway: Callable = lambda: None) -> Tensor | None:
+        """As `RankTerm.backward`; D is the gradient, so that autograd has nothing to do for R."""
+        sharded = any(is_sharded(layer.weight) for layer in self.layers.values())
+        if not lam or self.joint or sharded:  # these reach their parameters through a graph
+            return super().backward(loss, lam, halfway)
+        loss.backward()
+        halfway()
+        with torch.no_grad():
+            pulled = [self._pull(*tangent, lam) for tangent in self._tangents()]
+        return self.share * torch.stack([value.to(pulled[0].device) for value in pulled]).sum()
+
+    def _pull(self, weight: nn.Parameter, offset: Tensor, slope: Tensor, lam: float) -> Tensor:
+        slope = slope.to(weight)
+        if weight.grad is None:
+            weight.grad = torch.zeros_like(weight)
+        weight.grad += lam * self.share * slope
+        return offset + (slope * weight).sum()
+
     def values(self) -> Iterator[Tensor]:
+        for weight, offset, slope in self._tangents():
+            W = whole(weight)  # has the graph
+            yield offset + (slope.to(W) * W).sum()
+
+    def _tangents(self) -> Iterator[tuple[nn.Parameter, Tensor, Tensor]]:
+        """Each layer's weight, c and D (m, n)."""
         for i, (names, surrogate) in enumerate(self.stacks):
             weights = [self.layers[name].weight for name in names]
             c, D = self.held.get(i) or self._tangent(weights, surrogate)
             if self.every > 1:
                 self.held[i] = c, D.cpu() if self.memory.roots_on == "cpu" else D
-            for weight, offset, slope in zip(weights, c, D, strict=True):
-                W = whole(weight)  # has the graph
-                yield offset + (slope.to(W) * W).sum()
+            yield from zip(weights, c, D, strict=True)
 
     @torch.no_grad()
     @exactly()
