@@ -133,7 +133,8 @@ def prehab(
         for step in progress(range(steps), "prehab"):  # line 2 of Algorithm 1
             batch = next(minibatches)  # line 3
             lam_now = lams[step]
-            term.refresh(step)
+            if step or not wanted:  # else it was refreshed for the dose
+                term.refresh(step)
             with _weights_made_once(term):
                 loss = loss_on(batch)  # line 4
                 remedy = f"lower lr = {lr} or λ = {lam_now}"

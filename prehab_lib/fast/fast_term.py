@@ -43,6 +43,7 @@ class FastTerm(RankTerm):
         self.kind, self.every = FAST[fast.name], fast.refresh
         # By stack, c (b,) and D (b, m, n); none with every=1: one stack has its D at a time.
         self.held: dict[int, tuple[Tensor, Tensor]] = {}
+        self.fell_back: dict[int, int] = {}  # by stack, of the tangents that this step made
         super().__init__(SURROGATES[fast.name], *settings)
 
     def made_metrics(self) -> dict[str, Tensor]:
@@ -72,6 +73,7 @@ class FastTerm(RankTerm):
         return stacks
 
     def refresh(self, step: int) -> None:
+        self.fell_back.clear()
         self.notes = {"fell_back": 0}
         if step % self.every == 0:
             self.held.clear()  # each stack makes its tangent anew where it is next asked for one
@@ -103,16 +105,19 @@ class FastTerm(RankTerm):
         """Each layer's weight, c and D (m, n)."""
         for i, (names, surrogate) in enumerate(self.stacks):
             weights = [self.layers[name].weight for name in names]
-            c, D = self.held.get(i) or self._tangent(weights, surrogate)
+            if i in self.held:
+                c, D = self.held[i]
+            else:
+                c, D, self.fell_back[i] = self._tangent(weights, surrogate)
+                self.notes = {"fell_back": sum(self.fell_back.values())}
             if self.every > 1:
                 self.held[i] = c, D.cpu() if self.memory.roots_on == "cpu" else D
             yield from zip(weights, c, D, strict=True)
 
     @torch.no_grad()
     @exactly()
-    def _tangent(self, weights: list[Tensor], surrogate: Callable) -> tuple[Tensor, Tensor]:
-        """c (b,) and D (b, m, n) of one stack, at the weights as they are."""
+    def _tangent(self, weights: list[Tensor], surrogate: Callable) -> tuple[Tensor, Tensor, int]:
+        """c (b,) and D (b, m, n) of one stack, at the weights as they are; how many fell back."""
         W = torch.stack([whole(weight).to(self.dtype_on(weight.device)) for weight in weights])
         value, D, fell_back = surrogate(W)
-        self.notes["fell_back"] += int(fell_back.sum())
-        return value - (D * W).sum((-2, -1)), D
+        return value - (D * W).sum((-2, -1)), D, int(fell_back.sum())
