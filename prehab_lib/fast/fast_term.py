@@ -11,7 +11,7 @@ from torch.utils.data import BatchSampler
 from prehab_lib.fast.tangents import FAST, Tangent
 from prehab_lib.inputs import check_choice, check_whole
 from prehab_lib.precision import is_sharded, whole
-from prehab_lib.rank_term import RankTerm
+from prehab_lib.rank_term import RankTerm, total
 from prehab_lib.roots import checked_gram, exactly
 from prehab_lib.surrogates import SURROGATES
 
@@ -85,16 +85,15 @@ class FastTerm(RankTerm):
             return super().backward(loss, lam, halfway)
         loss.backward()
         halfway()
+        pulled = []
         with torch.no_grad():
-            pulled = [self._pull(*tangent, lam) for tangent in self._tangents()]
-        return self.share * torch.stack([value.to(pulled[0].device) for value in pulled]).sum()
-
-    def _pull(self, weight: nn.Parameter, offset: Tensor, slope: Tensor, lam: float) -> Tensor:
-        slope = slope.to(weight)
-        if weight.grad is None:
-            weight.grad = torch.zeros_like(weight)
-        weight.grad += lam * self.share * slope
-        return offset + (slope * weight).sum()
+            for weight, offset, slope in self._tangents():
+                slope = slope.to(weight)
+                if weight.grad is None:
+                    weight.grad = torch.zeros_like(weight)
+                weight.grad += lam * self.share * slope
+                pulled.append(offset + (slope * weight).sum())
+        return self.share * total(pulled)
 
     def values(self) -> Iterator[Tensor]:
         for weight, offset, slope in self._tangents():
