@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import chain, islice
 from numbers import Real
 
 import torch
@@ -13,10 +14,11 @@ from torch.nn.utils import parametrize
 
 from prehab_lib import precision
 from prehab_lib.batches import device_of, endless, loss_of, mode, move, seeded, training_possible
-from prehab_lib.inputs import check_choice, check_positive, check_seed, check_whole
+from prehab_lib.inputs import check_choice, check_positive, check_seed, check_settings, check_whole
 from prehab_lib.precision import Memory
 from prehab_lib.progress import progress
 from prehab_lib.rank_term import FLOOR, RankTerm, term_of
+from prehab_lib.statistics.dose import MEASURED, Dose, lam_of
 from prehab_lib.stats import LayerStats
 from prehab_lib.surrogates import entropy_rank
 
@@ -25,7 +27,7 @@ from prehab_lib.surrogates import entropy_rank
 class History:
     """A row a step: step, task_loss, lam, and where computed surrogate and (mean) entropy_rank.
 
-    The first row has the dose ‖λ ∇R‖ / ‖∇L‖ at its own λ: a number to compare models by.
+    The first row has the dose ‖λ ∇R‖ / ‖∇L‖ of its batch and λ: a number to compare models by.
     `fast.Fast` adds "fell_back", the layers of this step for which the fast way did not suffice;
     `rivals.tail.Tail` at each refresh "tail": ranks, tails τ_ℓ, weights λ_ℓ / λ.
     """
@@ -79,46 +81,62 @@ def prehab(
     stats: dict[str, LayerStats],
     *,
     surrogate: str | object,
-    lam: float | Callable[[int], float],
+    lam: float | Callable[[int], float] | None = None,
     steps: int,
     lr: float,
     coordinates: str = "weight",
     reduction: str = "sum",
     training: Training = Training(),
     memory: Memory = Memory(),  # noqa: B008
+    **dose: float,
 ) -> History:
     """Lower task loss + λ · R(W_ℓ L_ℓ) by AdamW, in place.   Source: Eq. (2), Algorithm 1.
 
     stats: L_ℓ is a root of each layer's input Gram, frozen.  surrogate: a key of `SURROGATES`, or
     an object with `.term(...)` (`rank_term.term_of`): `fast.Fast`, `rivals.tail.Tail`.  lam: λ, or
     a schedule step -> λ; **λ = 0 is plain fine-tuning of the same parameters through the same
-    code**, the control of every table.  reduction over layers: "sum" (Eq. 2) or "mean" (release).
-    coordinates: "weight" trains W; "whitened", as the release, trains Δ in W = W₀ + Δ L⁻¹, where
-    AdamW takes other steps, and none where eigenvalues of the Gram are below `FLOOR` × their mean.
-    A bfloat16 model trains as float32 masters under autocast and is rounded once at the end.  One
-    that `fully_shard` has sharded trains as it is, each process on its own batches of one size.
+    code**, the control of every table.  dose=, in its place: λ = dose · ‖∇L‖ / ‖∇R‖ (`lam_of`).
+    reduction over layers: "sum" (Eq. 2) or "mean" (release).  coordinates: "weight" trains W;
+    "whitened", as the release, Δ in W = W₀ + Δ L⁻¹, where AdamW takes other steps, and none where
+    eigenvalues of the Gram are below `FLOOR` × their mean.  A bfloat16 model trains as float32
+    masters under autocast, rounded at the end; one that `fully_shard` has sharded as it is.
 
     Raises ValueError for an unknown name, a negative or NaN λ, too few batches, a combination that
     cannot be, or a loss that is no longer finite.
     """
-    schedule, graph = lam if callable(lam) else constant(check_lam(lam)), training_possible()
+    check_settings("prehab", dose, ["dose"])
+    if (lam is None) != bool(dose):
+        raise ValueError("prehab takes the weight of R as lam or as dose: give one of the two")
+    wanted = check_lam(dose.get("dose", 0.0), "dose")
+    schedule = lam if callable(lam) else constant(check_lam(lam or 0.0))
+    graph = training_possible()
     _check(model, stats, steps, lr, coordinates, reduction)
     term = term_of(surrogate, model, stats, coordinates, reduction, memory)
     autocast = precision.forward_precision(model, memory.compute)
     lams = [check_lam(schedule(step)) for step in range(steps)]  # now: before the weights move
     history, started = History(), time.perf_counter()
     dice = seeded(model, training.seed)
+
+    def loss_on(batch) -> Tensor:
+        with autocast():
+            return loss_of(task_loss, model, move(batch, device_of(model)), trained=True)
+
     with graph, dice, _free(model, term, training, memory) as parameters:
         adamw = precision.OPTIMIZERS[memory.optimizer]
         optimizer = adamw(parameters, lr=lr, weight_decay=training.weight_decay)
         minibatches = endless(batches)
+        if wanted and steps:
+            first = [*islice(minibatches, min(MEASURED, steps))]
+            minibatches = chain(first, minibatches)
+            with seeded(model, training.seed), mode(model, training=True, statistics=False):
+                lams = [lam_of(wanted, term, map(loss_on, first), parameters)] * steps
         for step in progress(range(steps), "prehab"):  # line 2 of Algorithm 1
-            batch = move(next(minibatches), device_of(model))  # line 3
+            batch = next(minibatches)  # line 3
             lam_now = lams[step]
-            term.refresh(step)
+            if step or not wanted:  # else it was refreshed for the dose
+                term.refresh(step)
             with _weights_made_once(term):
-                with autocast():
-                    loss = loss_of(task_loss, model, batch, trained=True)  # line 4
+                loss = loss_on(batch)  # line 4
                 remedy = f"lower lr = {lr} or λ = {lam_now}"
                 check_finite(loss, f"prehab step {step}", remedy)
                 optimizer.zero_grad(set_to_none=True)
@@ -137,28 +155,6 @@ def prehab(
                 raise ValueError(f"weights are not finite after the last step: {remedy}")
     history.seconds = time.perf_counter() - started
     return history
-
-
-class Dose:
-    """‖λ ∇R‖ / ‖∇L‖: called when the gradients are those of L alone, asked when all are there."""
-
-    def __init__(self, parameters: list[Tensor]):
-        self.parameters, self.task = parameters, []
-
-    def __call__(self) -> None:
-        self.task = [
-            torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in self.parameters
-        ]
-
-    def value(self) -> float:
-        """0 without R, infinite without a gradient of L."""
-        squares = torch.zeros(2, dtype=torch.float64)  # of λ ∇R and ∇L
-        for parameter, task in zip(self.parameters, self.task, strict=bool(self.task)):
-            both = task if parameter.grad is None else parameter.grad
-            for i, pull in enumerate((both - task, task)):
-                squares[i] += precision.whole(pull).double().square().sum().cpu()
-        self.task = []  # before the optimiser's moments want their memory
-        return float((squares[0] / squares[1]).sqrt()) if squares[0] else 0.0
 
 
 def _logged(term: RankTerm, rank: Tensor | None, training: Training, step: int, steps: int) -> dict:
@@ -250,11 +246,11 @@ def _check(model: nn.Module, stats, steps: int, lr: float, coordinates: str, red
         precision.refuse_sharded(model, "coordinates='whitened'", "use coordinates='weight'")
 
 
-def check_lam(lam: float) -> float:
-    """λ as a float; raises ValueError where it is no finite number of at least 0."""
+def check_lam(lam: float, name: str = "lam") -> float:
+    """λ, or a dose, as a float; raises ValueError where it is no finite number of at least 0."""
     lam = lam.item() if isinstance(lam, Tensor) and lam.ndim == 0 else lam
     if isinstance(lam, bool) or not isinstance(lam, Real) or not math.isfinite(lam) or lam < 0:
-        raise ValueError(f"lam = {lam!r}: give a finite number, 0 (the control) or larger")
+        raise ValueError(f"{name} = {lam!r}: give a finite number, 0 (the control) or larger")
     return float(lam)
 
 

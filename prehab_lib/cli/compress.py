@@ -116,7 +116,8 @@ def _cut(model, calibration, a) -> surgery.Report:
     """Prehab by the Gram ruler where it is asked for, statistics, surgery."""
     method = _method(a)
     if a.steps:
-        options = {name: getattr(a, name) for name in ("lam", "reduction", "steps", "lr")}
+        options = {name: getattr(a, name) for name in ("reduction", "steps", "lr")}
+        options |= {"lam": a.lam} if a.dose is None else {"dose": a.dose}
         options["surrogate"] = Fast(a.surrogate) if a.surrogate in FAST else a.surrogate
         options["training"] = Training(log_every=None)
         options["memory"] = Memory(**LESS_MEMORY if a.less_memory else {})
@@ -125,6 +126,7 @@ def _cut(model, calibration, a) -> surgery.Report:
             history = prehab(model, language_loss, calibration, found, **options)
             losses = history.column("task_loss")
             del found  # before the next statistics are collected
+            a.lam, a.dose = history.rows[0]["lam"], history.rows[0]["dose"]  # for the card
             said.append(f"{_described(a)}: loss {losses[0]:.4g} to {losses[-1]:.4g}")
     with _step("statistics") as said:
         found = stats.collect(model, calibration, needs=method.needs, task_loss=language_loss)
@@ -137,7 +139,7 @@ def _cut(model, calibration, a) -> surgery.Report:
 
 
 def _described(a) -> str:
-    what = f"{a.surrogate}, {a.reduction} over the layers, λ = {a.lam:g}"
+    what = f"{a.surrogate}, {a.reduction} over the layers, λ = {a.lam:.4g} (dose {a.dose:.3g})"
     return f"{what}, {a.steps} steps, learning rate {a.lr:g}"
 
 
@@ -152,6 +154,7 @@ def _check_arguments(a) -> None:
     check_choice("surrogate", a.surrogate, SURROGATES)
     check_positive(lr=a.lr)
     check_lam(a.lam)
+    check_lam(a.dose or 0.0, "dose")
     out, above = Path(os.path.realpath(a.out)), _above(a.out)
     if os.path.lexists(out) and not out.is_dir():
         raise ValueError(f"--out {a.out} is a file: name a new folder")

@@ -16,7 +16,6 @@ OPTIONS = {
 }
 PREHAB_OPTIONS = {
     "--steps": (0, "steps of prehab before surgery"),
-    "--lam": (1e-3, "weight of the surrogate; 0 is the control"),
     "--surrogate": ("stable_rank", "a name in prehab_lib.surrogates"),
     "--lr": (1e-5, "learning rate"),
     "--reduction": ("sum", 'over the layers: "sum" is Eq. (2), "mean" the authors\' release'),
@@ -51,6 +50,11 @@ def add_to(commands) -> None:
         for flag, (default, text) in options.items():
             more = {"type": type(default), "default": default, "choices": CHOICES.get(flag)}
             group.add_argument(flag, help=f"{text} ({default})", **more)
+    weight = prehab.add_mutually_exclusive_group()
+    about = "weight of the surrogate; 0 is the control (0.001)"
+    weight.add_argument("--lam", type=float, default=1e-3, help=about)
+    about = "instead of --lam: how hard the surrogate pulls at the start beside the loss, as 1"
+    weight.add_argument("--dose", type=float, help=about)
     prehab.add_argument("--less-memory", action="store_true", help="slower, for large models")
     pair = {"type": assignment, "action": "append", "default": [], "metavar": "name=value"}
     add("--method-option", help="an option of the method, as floor=0.3 (repeatable)", **pair)

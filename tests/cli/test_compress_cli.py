@@ -85,6 +85,14 @@ def test_the_surrogate_is_summed_as_in_equation_2_or_averaged_where_asked(base, 
     assert loaded["default"] == loaded["sum"] != loaded["mean"]
 
 
+def test_a_dose_in_the_place_of_lambda(base, text, tmp_path, capsys):
+    assert main(words(base, text, tmp_path / "out", "--steps", 1, "--dose", "0.5")) == 0
+    assert "(dose 0.5)" in capsys.readouterr().out and "(dose 0.5)" in (tmp_path / "out" / "README.md").read_text()
+    with pytest.raises(SystemExit, match="2"):
+        main(words(base, text, tmp_path / "both", "--lam", "0.1", "--dose", "1"))
+    assert "not allowed with argument --lam" in capsys.readouterr().err
+
+
 def test_a_merged_gpt2_from_parquet(tmp_path, capsys):
     gpt2 = causal_model(tmp_path / "gpt2", "gpt2", tokenizer=tiny_tokenizer())
     parquet.write_table(pyarrow.table({"text": [*TEXT, None], "id": range(201)}), tmp_path / "text.parquet")
@@ -128,6 +136,7 @@ BAD_WORDS = {
     "seed = 1000000000000000000000000000000": ["--seed", str(10**30)],
     "seed = -1": ["--seed", "-1"],
     "lam = nan": ["--lam", "nan"],
+    "dose = nan": ["--steps", "1", "--dose", "nan"],
     "lr = inf": ["--steps", "1", "--lr", "inf"],
     "steps = -1": ["--steps", "-1"],
     **{f"{name} = {10**30}": [f"--{name}", str(10**30)] for name in ("steps", "samples", "window", "batch", "scored")},
