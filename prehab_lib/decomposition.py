@@ -18,6 +18,7 @@ from torch import Tensor
 from prehab_lib.factors import Factors
 from prehab_lib.inputs import check_whole
 from prehab_lib.roots import exactly
+from prehab_lib.statistics.cores import one_core
 
 Root = Tensor | Callable[[], Tensor] | None
 
@@ -91,6 +92,7 @@ class Decomposition:
 
 
 @exactly()
+@one_core
 def factorise(
     W: Tensor, ruler: Weighting, dtype: torch.dtype | None = None, most: int | None = None
 ) -> Decomposition:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from prehab_lib.roots import on_factor_device
+from prehab_lib.statistics.cores import one_core
 
 TOLERANCE = 1e-3  # of the defect: the cosine to the true factor is then above 0.999
 
@@ -57,6 +58,7 @@ def polar(M: Tensor, known: Tensor | None = None, way: Callable | None = None) -
     return Polar(P.reshape(M.shape), exact.reshape(M.shape[:-2]))
 
 
+@one_core
 def by_eigh(M: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """K^(−1/2) M in `dtype` (None: M's) by eigenvectors of K = M Mᵀ, 0 where below round-off."""
     if M.shape[-2] > M.shape[-1]:

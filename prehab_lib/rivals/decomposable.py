@@ -17,6 +17,7 @@ from prehab_lib.budget import break_even_rank, check_removed, rank_for
 from prehab_lib.inputs import check_seed, check_whole
 from prehab_lib.layers import linear_layers
 from prehab_lib.rivals.shared import Stats, check_given, check_share
+from prehab_lib.statistics.cores import one_core
 
 
 class Decomposable:
@@ -74,7 +75,7 @@ class Decomposable:
     def _left_vectors(self, name: str, W: Tensor) -> Tensor:
         """U (m, p) of W L, in the weight's dtype."""
         L = self.stats[name].gram_root().to(W.device)
-        return torch.linalg.svd(W.double() @ L, full_matrices=False).U.to(W.dtype)
+        return one_core(torch.linalg.svd)(W.double() @ L, full_matrices=False).U.to(W.dtype)
 
 
 def truncated(layers: Mapping, U: Mapping[str, Tensor], removed: float) -> dict[str, Tensor]:

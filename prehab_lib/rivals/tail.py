@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from prehab_lib.inputs import check_whole
 from prehab_lib.precision import refuse_sharded
 from prehab_lib.rank_term import RankTerm
+from prehab_lib.statistics.cores import one_core
 
 Ranks = Mapping[str, int | None]
 
@@ -102,6 +103,7 @@ def tail_ratio(A: Tensor, Q: Tensor) -> Tensor:
     return rest.square().sum() / A.detach().square().sum().clamp_min(torch.finfo(A.dtype).tiny)
 
 
+@one_core
 def leading(A: Tensor, rank: int) -> tuple[Tensor, float]:
     """Q (m, rank), the top left singular vectors of A (m, n), and τ(rank)."""
     U, sigma, _ = torch.linalg.svd(A, full_matrices=False)

@@ -165,11 +165,11 @@ def runs(
 ) -> list[Run]:
     """The runs of a profile, in the order of the book.
 
-    wanted: notebooks by number or name; where empty all, of the profiles in PART those with a params
-    file and those that read results. overrides, axes: parameters and a grid from the command line,
-    which every wanted notebook must have. threads: of every run; by default half of the cores, or
-    those that each GPU has, so that numbers do not depend on what runs beside. Raises ValueError,
-    or FileNotFoundError for a path that cannot be followed.
+    wanted: notebooks by number or name; where empty all, of the profiles in PART those with a file
+    in params/ and those that read results. overrides, axes: parameters and a grid from the command
+    line, which every wanted notebook must have. threads: of every run; by default half of the
+    cores, or those that each GPU has, so that numbers do not depend on what runs beside. Raises
+    ValueError, or FileNotFoundError for a path that cannot be followed.
     """
     check_profile(root, profile)
     known, planned = notebooks(root), []

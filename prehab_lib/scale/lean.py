@@ -23,6 +23,7 @@ from torch import Tensor
 from prehab_lib.decomposition import Decomposition, Weighting, check_kernel_input
 from prehab_lib.roots import checked_gram, exactly
 from prehab_lib.scale.memory import give_back
+from prehab_lib.statistics.cores import one_core
 
 COLUMNS = 512  # of a product that live at a time, and of a weight that are in another dtype for it
 WORTH = 2**23  # bytes of a moment beside whose eigenvectors giving back takes 1 % of the time
@@ -32,6 +33,7 @@ Pairs = Iterator[tuple[Tensor, Tensor]]
 
 
 @exactly()
+@one_core
 def factorise(
     W: Tensor, ruler: Weighting, dtype: torch.dtype | None = None, most: int | None = None
 ) -> Decomposition:
