@@ -92,7 +92,7 @@ class RankTerm:
             loss.backward()
             return None
         if self.joint:
-            value = self.share * total(self.values())
+            value = self.share * _total(self.values())
             loss.backward(retain_graph=True)  # W is in both graphs
             halfway()
             (lam * value).backward()
@@ -104,7 +104,7 @@ class RankTerm:
             (lam * (self.share * value)).backward()
             pulled.append(value.detach())
             del value  # and with it the graph of W L, before the next one is made
-        return self.share * total(pulled)
+        return self.share * _total(pulled)
 
     def values(self) -> Iterator[Tensor]:
         """R of each layer, with its graph."""
@@ -114,12 +114,12 @@ class RankTerm:
     @torch.no_grad()
     def value(self) -> Tensor:
         """R, without a graph; exact whatever `values` does."""
-        return self.share * total(self._value(name) for name in self.names)
+        return self.share * _total(self._value(name) for name in self.names)
 
     @torch.no_grad()
     def mean(self, of: Callable[[Tensor], Tensor]) -> float:
         """Another function of W L, averaged over all layers."""
-        return float(total(of(self.whitened(name)) for name in self.layers)) / len(self.layers)
+        return float(_total(of(self.whitened(name)) for name in self.layers)) / len(self.layers)
 
     @exactly()
     def whitened(self, name: str) -> Tensor:
@@ -149,7 +149,7 @@ def term_of(surrogate, *settings) -> RankTerm:
     return RankTerm(SURROGATES[surrogate], *settings)
 
 
-def total(values: Iterable[Tensor]) -> Tensor:
+def _total(values: Iterable[Tensor]) -> Tensor:
     """Their sum, on the device of the first; 0 where there is none."""
     values = list(values) or [torch.zeros(())]
     return torch.stack([value.to(values[0].device) for value in values]).sum()

@@ -5,13 +5,13 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import BatchSampler
 
 from prehab_lib.fast.tangents import FAST, Tangent
 from prehab_lib.inputs import check_choice, check_whole
-from prehab_lib.precision import is_sharded, whole
-from prehab_lib.rank_term import RankTerm, total
+from prehab_lib.precision import whole
+from prehab_lib.rank_term import RankTerm
 from prehab_lib.roots import checked_gram, exactly
 from prehab_lib.surrogates import SURROGATES
 
@@ -78,45 +78,22 @@ class FastTerm(RankTerm):
         if step % self.every == 0:
             self.held.clear()  # each stack makes its tangent anew where it is next asked for one
 
-    def backward(self, loss: Tensor, lam: float, halfway: Callable = lambda: None) -> Tensor | None:
-        """As `RankTerm.backward`; D is the gradient, so that autograd has nothing to do for R."""
-        sharded = any(is_sharded(layer.weight) for layer in self.layers.values())
-        if not lam or self.joint or sharded:  # these reach their parameters through a graph
-            return super().backward(loss, lam, halfway)
-        loss.backward()
-        halfway()
-        pulled = []
-        with torch.no_grad():
-            for weight, offset, slope in self._tangents():
-                slope = slope.to(weight)
-                if weight.grad is None:
-                    weight.grad = torch.zeros_like(weight)
-                weight.grad += lam * self.share * slope
-                pulled.append(offset + (slope * weight).sum())
-        return self.share * total(pulled)
-
     def values(self) -> Iterator[Tensor]:
-        for weight, offset, slope in self._tangents():
-            W = whole(weight)  # has the graph
-            yield offset + (slope.to(W) * W).sum()
-
-    def _tangents(self) -> Iterator[tuple[nn.Parameter, Tensor, Tensor]]:
-        """Each layer's weight, c and D (m, n)."""
         for i, (names, surrogate) in enumerate(self.stacks):
             weights = [self.layers[name].weight for name in names]
-            if i in self.held:
-                c, D = self.held[i]
-            else:
-                c, D, self.fell_back[i] = self._tangent(weights, surrogate)
-                self.notes = {"fell_back": sum(self.fell_back.values())}
+            c, D = self.held.get(i) or self._tangent(i, weights, surrogate)
             if self.every > 1:
                 self.held[i] = c, D.cpu() if self.memory.roots_on == "cpu" else D
-            yield from zip(weights, c, D, strict=True)
+            for weight, offset, slope in zip(weights, c, D, strict=True):
+                W = whole(weight)  # has the graph
+                yield offset + (slope.to(W) * W).sum()
 
     @torch.no_grad()
     @exactly()
-    def _tangent(self, weights: list[Tensor], surrogate: Callable) -> tuple[Tensor, Tensor, int]:
-        """c (b,) and D (b, m, n) of one stack, at the weights as they are; how many fell back."""
+    def _tangent(self, i: int, weights: list, surrogate: Callable) -> tuple[Tensor, Tensor]:
+        """c (b,) and D (b, m, n) of stack i, at the weights as they are."""
         W = torch.stack([whole(weight).to(self.dtype_on(weight.device)) for weight in weights])
         value, D, fell_back = surrogate(W)
-        return value - (D * W).sum((-2, -1)), D, int(fell_back.sum())
+        self.fell_back[i] = int(fell_back.sum())
+        self.notes = {"fell_back": sum(self.fell_back.values())}
+        return value - (D * W).sum((-2, -1)), D
