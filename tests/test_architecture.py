@@ -27,6 +27,7 @@ GRANTED = {
     "06_ablations": {"fast", "rivals"},
     "07_adaptive_rank": {"fast", "rivals"},
     "08_cost": {"fast", "scale"},
+    "11_one_arm": {"fast", "rivals"},
 }
 
 NAMES = {

@@ -47,6 +47,21 @@ def printed_curves() -> list[dict]:
     return list(curves.values())
 
 
+def of_table(scores: pandas.DataFrame, **plain) -> tuple[list[dict], list[dict]]:
+    """Records of a table of scores, and the curves of those that have the fields `plain`.
+
+    A score of which less is better, but for perplexity, counts below 0 on its curve.
+    """
+    records, curves = scores.astype(object).where(scores.notna(), None).to_dict("records"), []
+    fits = (scores[list(plain)] == pandas.Series(plain)).all(axis=1) & ~scores.lora.eq(True)
+    for (dataset, seed), some in scores[fits].groupby(["dataset", "seed"]):
+        if len(some) > 1:
+            some = some.sort_values("removed")
+            curve = {"dataset": dataset, "seed": seed, "removed": some.removed.tolist()}
+            curves.append(curve | {"merits": _merits(some).tolist()})
+    return records, curves
+
+
 def _sides(fields: dict) -> tuple[dict, dict]:
     """What the better and the worse side must have: `one > other` splits."""
     better = {"lora": False} | fields

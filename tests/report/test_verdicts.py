@@ -3,12 +3,13 @@
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas
 import pytest
 
 from prehab_lib import __main__
-from prehab_lib.report import audit, report
+from prehab_lib.report import audit, pairs, report, verdicts
 from tests.profiles import ABOUT, enter, line, vit_records, write_run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -91,3 +92,15 @@ def test_the_committed_verdicts_are_of_the_claims_as_they_stand():
     assert about["profile"] == "laptop"
     page = (folder / "verdicts.md").read_text(encoding="utf-8")
     assert page == audit.text(table, "laptop"), "python -m prehab_lib verdicts laptop"
+
+
+def test_the_statuses_on_real_models_come_from_the_committed_scores():
+    folder = ROOT / "figures" / "pretrained"
+    scores, table = (pandas.read_csv(folder / f"real_{name}.csv") for name in ("scores", "effects"))
+    records, curves = pairs.of_table(scores, arm="untouched", method="svd_llm")
+    found = verdicts.of_notebook("12_real_models", SimpleNamespace(records=records, curves=curves))
+    assert found.id.tolist() == table.id.tolist() and found.status.tolist() == table.status.tolist()
+    assert found["mean"].to_numpy() == pytest.approx(table["mean"].to_numpy(), rel=1e-4, abs=1e-6, nan_ok=True)
+    worse = [record | {"value": 2 * record["value"]} if record["arm"] == "nuclear-1" else record for record in records]
+    changed = verdicts.of_notebook("12_real_models", SimpleNamespace(records=worse, curves=curves))
+    assert changed["mean"].iloc[0] < found["mean"].iloc[0]
