@@ -82,17 +82,12 @@ def slowly(changes, shapes, removed, rule, sigma, floor, accounting, replan=Fals
         if not (replan and undone):
             break
         frozen |= undone
-    factorised = [
-        name
-        for name, shape in shapes.items()
-        if saves[name] or (accounting == "remap" and least_rank(shape, 0, accounting) < min(shape))
-    ]
-    return {
-        "ranks": {name: len(left[name]) if name in factorised else None for name in shapes},
-        "kept": {name: left[name] for name in factorised},
-        "planned": planned,
-        "steps": steps,
+    stays = {
+        name: accounting == "remap" and least_rank(shapes[name], 0, accounting) < min(shapes[name]) for name in shapes
     }
+    kept = {name: left[name] for name in shapes if saves[name] or stays[name]}
+    ranks = {name: len(left[name]) if name in kept else None for name in shapes}
+    return {"ranks": ranks, "kept": kept, "planned": planned, "steps": steps}
 
 
 def _walk(changes, shapes, removed, rule, sigma, floor, accounting, frozen):

@@ -18,9 +18,7 @@ from prehab_lib.surgery import compress
 from prehab_lib.weightings import WEIGHTINGS, decompose, decompose_all, error
 from tests.core.test_weightings import KERNELS
 from tests.helpers import layer, scaled, statistics_of, toy_batches
-from tests.stack import refuses, same
-
-ONE_BUDGET = ("zero_sum", "greedy")  # spent over all layers together; refused where it cannot be met
+from tests.stack import ONE_BUDGET, refuses, same
 
 
 class Net(nn.Module):
@@ -47,17 +45,15 @@ def net():
     return model, batches, stats, cuts
 
 
-@pytest.fixture(autouse=True)
-def few_steps(monkeypatch):
-    """Ranks are learned in a few steps here: nothing in this contract depends on their number."""
-    monkeypatch.setitem(ALLOCATIONS, "learned", partial(ALLOCATIONS["learned"], steps=4))
+pytestmark = pytest.mark.usefixtures("few_steps")
 
 
 def given(batches):
     return dict(task_loss=classification_loss, batches=batches[:2], validation=batches[2:3])
 
 
-BUDGETS = [*itertools.product(WEIGHTINGS, ALLOCATIONS, [0.4]), *itertools.product(["gram"], ALLOCATIONS, [0.05, 0.9])]
+BUDGETS = [0.03, 0.05, 0.2, 0.25, 0.5, 0.6, 0.75, 0.8, 0.9, 0.93, 0.99]
+BUDGETS = [*itertools.product(WEIGHTINGS, ALLOCATIONS, [0.4]), *itertools.product(["gram"], ALLOCATIONS, BUDGETS)]
 
 
 @pytest.mark.parametrize(("ruler", "allocation", "removed"), BUDGETS)
@@ -66,7 +62,7 @@ def test_the_budget_is_kept_as_recounted_from_the_modules(net, ruler, allocation
     cut = copy.deepcopy(model)
     options = given(batches) | {"decompositions": cuts[ruler]}
     call = partial(compress, cut, Method(ruler, allocation), removed, stats, **options)
-    if removed == 0.9 and allocation in ONE_BUDGET:  # rank 1 everywhere saves 1280 of 1500
+    if removed > 0.8533 and allocation in ONE_BUDGET:  # rank 1 everywhere saves 1280 of 1500
         refuses(call, ({}, "the nearest reachable is removed = 0.8533"))
         return
     report = call()

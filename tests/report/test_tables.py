@@ -1,5 +1,7 @@
 """Tables: mean and spread over seeds beside the paper's numbers, refused without a control row."""
 
+import itertools
+
 import pytest
 
 from prehab_lib.report import tables
@@ -51,11 +53,8 @@ def test_ours_stand_beside_the_papers():
 
 def test_fractions_that_differ_have_columns_that_differ():
     fractions = [0.3, 0.1 + 0.2, 0.333, 0.334, 0.995]
-    records = [
-        record("svd_llm", 1.0, number, removed=removed, control=control)
-        for number, removed in enumerate(fractions)
-        for control in (False, True)
-    ]
+    cells = itertools.product(enumerate(fractions), (False, True))
+    records = [record("svd_llm", 1.0, seed, removed=removed, control=control) for (seed, removed), control in cells]
     lines = lines_of(records)
     assert rows(lines)["parameters removed"] == ["30.0%", "33.3%", "33.4%", "99.5%"]
     assert rows(lines)["svd_llm"][0] == "1 ± 0 (2)" and any("33.4% asked" in line for line in lines)

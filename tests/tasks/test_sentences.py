@@ -6,8 +6,6 @@ import pytest
 import torch
 import transformers
 
-from prehab_lib.evaluate import logits_and_labels
-from prehab_lib.stats import collect
 from prehab_lib.tasks import sentences
 from prehab_lib.tasks.drawn import Rows, encode
 from prehab_lib.tasks.finetune import small_bert
@@ -67,20 +65,6 @@ def test_scored_rows_come_once_and_shortest_first(opened, monkeypatch):
     monkeypatch.setattr(sentences, "SCORED_BATCH", 2)
     batches = opened("sst2").once(short([9, 2, 5, 3, 7], labels=[0, 1, 2, 3, 4]))
     assert [batch["labels"].tolist() for batch in batches] == [[1, 3], [2, 4], [0]]
-
-
-@pytest.mark.filterwarnings("ignore:.*fewer than 10 tokens")
-def test_padding_changes_neither_logits_nor_statistics(tokenizer):
-    model = small_bert(len(tokenizer), 2, depth=1, width=16, heads=2, positions=32).eval()
-    short_one, both = whole(short([3]), tokenizer), whole(short([3, 12]), tokenizer)
-    with torch.no_grad():
-        alone, padded = logits_and_labels(model, short_one)[0], logits_and_labels(model, both)[0][:1]
-    assert torch.allclose(alone, padded, atol=1e-5)
-    apart = collect(model, [short_one, whole(short([12]), tokenizer)])
-    together = collect(model, [both])
-    for name, found in together.items():
-        assert found.tokens == apart[name].tokens == 5 + 14
-        assert torch.allclose(found.gram, apart[name].gram, atol=1e-5)
 
 
 def test_losses_by_hand(tokenizer):
