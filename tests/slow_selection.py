@@ -43,10 +43,8 @@ def crowd(seed: int, layers: int = 12, rank: int = 24, removed: float = 0.05) ->
 
 def chosen(given: dict, **more) -> Selection:
     """`select` with trace on the instance, as tensors."""
-    tensors = {
-        part: {name: torch.tensor(x, dtype=torch.float64) for name, x in given[part].items()}
-        for part in ("changes", "sigma")
-    }
+    drawn = {part: given[part].items() for part in ("changes", "sigma")}
+    tensors = {part: {name: torch.tensor(x, dtype=torch.float64) for name, x in items} for part, items in drawn.items()}
     return select(**(given | tensors), trace=True, **more)
 
 
@@ -82,9 +80,8 @@ def slowly(changes, shapes, removed, rule, sigma, floor, accounting, replan=Fals
         if not (replan and undone):
             break
         frozen |= undone
-    stays = {
-        name: accounting == "remap" and least_rank(shapes[name], 0, accounting) < min(shapes[name]) for name in shapes
-    }
+    least = {name: least_rank(shape, 0, accounting) for name, shape in shapes.items()}
+    stays = {name: accounting == "remap" and least[name] < min(shape) for name, shape in shapes.items()}
     kept = {name: left[name] for name in shapes if saves[name] or stays[name]}
     ranks = {name: len(left[name]) if name in kept else None for name in shapes}
     return {"ranks": ranks, "kept": kept, "planned": planned, "steps": steps}

@@ -74,9 +74,8 @@ def test_an_option_that_does_not_exist_is_refused_everywhere_before_the_work(giv
         refuses(partial(recovery, **given), ({"ridge": 1}, f"{name!r} has an unknown entry 'ridge': there is none"))
     for name, ruler in WEIGHTINGS.items():
         listed = ", ".join([*inspect.signature(ruler).parameters][1:])
-        said = (
-            f"weighting {name!r} has an unknown entry 'alfa': {f'choose from {listed}' if listed else 'there is none'}"
-        )
+        choice = f"choose from {listed}" if listed else "there is none"
+        said = f"weighting {name!r} has an unknown entry 'alfa': {choice}"
         for call in (partial(decompose_all, given["model"]), partial(decompose, given["model"].head.weight)):
             refuses(call, ({"stats": None, "weighting": name, "alfa": 0.1}, said))
     streamed = partial(stream.compress, given["model"], Method("identity", options={"flor": 0.1}))

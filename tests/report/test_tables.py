@@ -142,10 +142,8 @@ def test_a_committed_table_is_read_from_the_repository_or_says_how_to_make_it(tm
     (tmp_path / "figures" / "lab").mkdir(parents=True)
     (tmp_path / "figures" / "lab" / "table2.csv").write_text("removed,score\n0.2,80.5\n")
     monkeypatch.chdir(tmp_path / "notebooks")
-    assert tables.committed("table2", profile="lab", score="top-1 (%)").to_dict("list") == {
-        "removed": [0.2],
-        "top-1 (%)": [80.5],
-    }
+    found = tables.committed("table2", profile="lab", score="top-1 (%)")
+    assert found.to_dict("list") == {"removed": [0.2], "top-1 (%)": [80.5]}
     with pytest.raises(FileNotFoundError, match="no figures/laptop/table2.csv: run the profile, then"):
         tables.committed("table2")
     with pytest.raises(ValueError, match="column of table2.csv = 'points' is not known: choose one of removed, score"):

@@ -145,10 +145,8 @@ def test_a_profile_is_a_plain_name_of_one_that_there_is(home, capsys, command):
         assert len(said.err) < 200 and said.out == ""
     assert __main__.main([command, "mein", *more]) == 2
     said = capsys.readouterr().err
-    assert (
-        'unknown profile "mein": there are smoke, laptop, pretrained, lab, paper, mine' in said
-        and said.count("\n") == 1
-    )
+    known = "there are smoke, laptop, pretrained, lab, paper, mine"
+    assert f'unknown profile "mein": {known}' in said and said.count("\n") == 1
     assert ("old" in said) == (command in ("report", "figures", "verdicts"))  # what has results can be reported
     assert sorted(home.rglob("*")) == before and (home / "report.md").read_text() == "steps: 7\n"
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 import transformers
 
+from prehab_lib.evaluate import logits_and_labels
 from prehab_lib.tasks import sentences
 from prehab_lib.tasks.drawn import Rows, encode
 from prehab_lib.tasks.finetune import small_bert
@@ -65,6 +66,12 @@ def test_scored_rows_come_once_and_shortest_first(opened, monkeypatch):
     monkeypatch.setattr(sentences, "SCORED_BATCH", 2)
     batches = opened("sst2").once(short([9, 2, 5, 3, 7], labels=[0, 1, 2, 3, 4]))
     assert [batch["labels"].tolist() for batch in batches] == [[1, 3], [2, 4], [0]]
+
+
+def test_padding_changes_no_logits(tokenizer):
+    model = small_bert(len(tokenizer), 2, depth=1, width=16, heads=2, positions=32).eval()
+    alone, padded = (logits_and_labels(model, whole(short(words), tokenizer))[0][0] for words in ([3], [3, 12]))
+    torch.testing.assert_close(alone, padded, rtol=0, atol=1e-5)
 
 
 def test_losses_by_hand(tokenizer):
