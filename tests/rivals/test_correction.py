@@ -163,7 +163,6 @@ def test_a_failure_gives_every_factor_back():
         ({"decompositions": decompositions | {"head": nan}}, "NaN"),
         ({"stats": None}, "needs the statistic 'gram'"),
         ({"weighting": "gramm"}, "weighting = 'gramm' is not known"),
-        ({"batches": []}, "no batches"),
         also=lambda: untouched(model, before) and dict(model.named_modules()) == modules,
     )
 
