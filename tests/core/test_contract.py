@@ -90,10 +90,11 @@ def test_the_budget_is_kept_as_recounted_from_the_modules(net, ruler, allocation
 @pytest.mark.parametrize("method", METHODS)
 def test_a_seed_reproduces_every_method_bit_by_bit_and_a_missing_need_is_named(net, method):
     (model, batches), needs, cuts = net[:2], METHODS[method].needs, []
-    for _ in range(2):
+    for decomposed in (lambda *_: None, decompose_all):  # made inside, or given
         cuts.append(copy.deepcopy(model))
         stats = collect(model, batches, needs=needs, task_loss=classification_loss)
-        compress(cuts[-1], method, 0.4, stats, **given(batches))
+        made = decomposed(model, stats, METHODS[method].weighting)
+        compress(cuts[-1], method, 0.4, stats, decompositions=made, **given(batches))
     assert str(cuts[0]) == str(cuts[1]) and same(*cuts)
     for need in needs:
         stats = collect(model, batches, needs=needs, task_loss=classification_loss)
