@@ -9,7 +9,7 @@ from prehab_lib.budget import check_removed
 from prehab_lib.factors import LowRankLinear
 from prehab_lib.rivals.shared import Ranks, pattern
 
-SHOWN = 5  # of what was left out, the largest
+SHOWN = 5  # names of a sentence; of what was left out, the largest
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,8 @@ class Report:
         text = f"removed {self.achieved:.1%} of {layers} layers' weights (asked {asked:.0%}), which"
         text += f" is {self.achieved_of_model:.1%} of the model: the layers held {self.held:.1%}"
         if self.kept_dense:
-            text += f"; dense: {', '.join(self.kept_dense)}"
+            names, more = self.kept_dense[:SHOWN], len(self.kept_dense) - SHOWN
+            text += f"; dense: {', '.join(names)}" + f" and {more} more" * (more > 0)
         if self.at_floor:
             text += f"; rank 1 exceeds the budget of: {', '.join(self.at_floor)}"
         return f"{text}; left out: {self.beside()}"

@@ -98,6 +98,7 @@ def test_thin_layers_stay_dense_and_the_rank_one_floor_is_reported():
     assert report.kept_dense == ["0", "1"] and type(model[0]) is nn.Linear
     assert report.at_floor == ["2"] and report.achieved < check_removed(0.9)
     assert "dense: 0, 1; rank 1 exceeds the budget of: 2" in str(report)
+    assert "dense: a, b, c, d, e and 2 more;" in str(replace(report, kept_dense=[*"abcdefg"]))
 
 
 SIZE = dict(vocab_size=40, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4)
