@@ -6,6 +6,16 @@ import pytest
 
 from prehab_lib.budget import break_even_rank, check_removed, rank_for
 
+# By hand: rank at removed 0.2, 0.4, 0.6.
+WORKED = {(768, 768): (307, 230, 153), (2304, 768): (460, 345, 230), (3072, 768): (491, 368, 245)}
+WORKED |= {(4096, 4096): (1638, 1228, 819), (11008, 4096): (2388, 1791, 1194), (1024, 4096): (655, 491, 327)}
+
+
+def test_worked_ranks():
+    for shape, ranks in WORKED.items():
+        assert tuple(rank_for(shape, removed) for removed in (0.2, 0.4, 0.6)) == ranks, shape
+        assert rank_for(shape, 0.4) == rank_for(shape[::-1], 0.4), shape
+
 
 def test_rank_is_the_largest_that_fits():
     for m, n in [(3, 7), (64, 64), (100, 64), (1, 9), (9, 1), (2, 2)]:

@@ -13,7 +13,7 @@ from prehab_lib.budget import break_even_rank
 from prehab_lib.evaluate import classification_loss
 from prehab_lib.factors import LowRankLinear
 from prehab_lib.methods import METHODS, RECOVERIES, Method
-from prehab_lib.stats import KNOWN, collect
+from prehab_lib.stats import KNOWN, LayerStats, collect
 from prehab_lib.surgery import compress
 from prehab_lib.weightings import WEIGHTINGS, decompose, decompose_all, error
 from tests.core.test_weightings import KERNELS
@@ -240,3 +240,30 @@ def test_a_statistic_that_is_not_finite_is_refused(ruler, bad):
             value.view(-1)[0] = bad
     with pytest.raises(ValueError, match="NaN"):
         decompose(W, stats, ruler)
+
+
+def test_gfwsvd_and_io_svd_with_an_identity_are_svd_llm_and_with_a_diagonal_fwsvd():
+    W, stats, _ = layer(24, 20, 600)
+    eye = torch.eye(24, dtype=torch.float64)
+    for general, statistics, ruler in (
+        ("kronecker", LayerStats(kron_in=stats.gram, kron_out=eye), "gram"),
+        ("kronecker", LayerStats(kron_in=torch.diag(stats.fisher_in), kron_out=eye), "fisher"),
+        ("gram_logit", LayerStats(gram=stats.gram, logit_gram=eye), "gram"),
+    ):
+        ours, theirs = decompose(W, statistics, general), decompose(W, stats, ruler)
+        assert_same_map(ours.truncate(6).dense(), theirs.truncate(6).dense())
+
+
+def test_constant_scales_are_plain_svd():
+    W, stats, _ = layer(24, 20, 600)
+    plain = decompose(W, None, "identity").truncate(6).dense()
+    constant = LayerStats(fisher_in=torch.full((20,), 3.0), fisher_out=torch.full((24,), 5.0), gram=torch.eye(20))
+    for ruler, options, statistics in (
+        ("activation", {"alpha": 0.0}, stats),
+        ("activation_max", {"alpha": 0.0}, stats),
+        ("gram", {}, constant),
+        ("fisher", {}, constant),
+        ("fisher_out", {}, constant),
+        ("fisher_two_sided", {}, constant),
+    ):
+        assert_same_map(decompose(W, statistics, ruler, **options).truncate(6).dense(), plain, 1e-12)

@@ -92,3 +92,9 @@ def test_power_iteration_never_overestimates_and_a_warm_start_goes_on():
     _, _, v = power_iteration(M, 10)
     warm, cold = float(power_iteration(M, 10, start=v)[1]), float(power_iteration(M, 20)[1])
     assert warm == pytest.approx(cold, rel=1e-12)
+
+
+def test_rotations_change_nothing():
+    M, Q = matrix(), torch.linalg.qr(matrix(7, 7, 3)).Q
+    for name, surrogate in SURROGATES.items():
+        assert float(surrogate(Q @ M)) == pytest.approx(float(surrogate(M)), rel=1e-12), name
