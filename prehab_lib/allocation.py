@@ -16,12 +16,12 @@ from prehab_lib.budget import break_even_rank, check_removed, rank_for
 from prehab_lib.decomposition import Decomposition
 from prehab_lib.inputs import check_choice, check_options, check_settings
 from prehab_lib.rivals import asvd, dobi, swift_svd, zero_sum
+from prehab_lib.rivals.shared import DATA
 from prehab_lib.rivals.svd_llm_v2 import grouped
 
 Ranks = dict[str, int | None]
 # What allocations and recoveries are handed; every other argument of theirs is an option.
-GIVEN = ("decompositions", "removed", "model", "stats", "weighting")
-GIVEN += ("task_loss", "batches", "validation")
+GIVEN = ("decompositions", "removed", "model", "stats", "weighting", *DATA)
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def uniform(decompositions: Mapping[str, Decomposition], removed: float, **given
 ALLOCATIONS: dict[str, Step] = {
     "uniform": Step(uniform, lambda: None, shapes_only=True),
     "sensitivity": Step(asvd.sensitivity, asvd.check_arguments),
-    "grouped": Step(grouped),
+    "grouped": Step(grouped, lambda: None),
     "importance": Step(swift_svd.importance, swift_svd.check_arguments),
     "zero_sum": Step(zero_sum.zero_sum, zero_sum.check_arguments),
     "greedy": Step(zero_sum.greedy, zero_sum.check_greedy),

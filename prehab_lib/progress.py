@@ -21,10 +21,12 @@ def progress(items: Iterable, what: str, total: int | None = None) -> Iterable:
 
 
 def say(line: str) -> None:
-    """Print a line: what a terminal does not know is escaped, one that is gone stops nothing."""
+    """Print a line whole, also where several threads print: what a terminal does not know is
+    escaped, one that is gone stops nothing.
+    """
     try:
-        print(line, flush=True)
+        print(line + "\n", end="", flush=True)
     except UnicodeEncodeError:
-        print(line.encode("ascii", "backslashreplace").decode(), flush=True)
+        print(line.encode("ascii", "backslashreplace").decode() + "\n", end="", flush=True)
     except OSError:  # a closed pipe, a full disk
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115

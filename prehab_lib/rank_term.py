@@ -67,9 +67,8 @@ class RankTerm:
             if key not in shared:
                 metric = make(name)
                 if len(metric) != layer.in_features:
-                    raise ValueError(
-                        f"the statistics of {name!r} are of another width: collect anew"
-                    )
+                    other = f"the statistics of {name!r} are of another width"
+                    raise ValueError(f"{other}: collect anew")
                 if not metric.any():
                     raise ValueError(f"the input Gram of {name!r} is zero: look at the batches")
                 home = torch.device("cpu") if self.memory.roots_on == "cpu" else device

@@ -16,7 +16,7 @@ from prehab_lib.inputs import check_choice, check_settings
 from prehab_lib.layers import linear_layers, replace_module
 from prehab_lib.methods import RECOVERIES, Method, method_named
 from prehab_lib.progress import progress
-from prehab_lib.rivals.shared import Cuts, check_decompositions
+from prehab_lib.rivals.shared import DATA, Cuts, check_decompositions
 from prehab_lib.save.recount import Report, recount
 from prehab_lib.save.storage import load, save
 from prehab_lib.statistics.hooks import refuse_hooks
@@ -24,9 +24,6 @@ from prehab_lib.stats import LayerStats
 from prehab_lib.weightings import Stats, by_layer, decompose_all
 
 __all__ = ["Report", "compress", "compress_at", "load", "save"]
-
-
-DATA = ("task_loss", "batches", "validation")  # what allocations and recoveries may ask for
 
 
 def compress(

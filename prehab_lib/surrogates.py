@@ -25,18 +25,12 @@ def nuclear_ratio(M: Tensor) -> Tensor:
     return _ratio(sigma.sum() ** 2, sigma.square().sum())
 
 
-def stable_rank(M: Tensor, iterations: int | None = None) -> Tensor:
+def stable_rank(M: Tensor) -> Tensor:
     """‖M‖_F² / ‖M‖₂², between 1 and rank M.   M (m, n) -> scalar.
 
     Source: Rudelson and Vershynin, the reference [6] of Eq. (5), and the released code.
-    iterations: σ₁ from so many power iterations (4 m n operations each), never above it.
     """
-    if iterations is None:
-        top = torch.linalg.svdvals(M)[0]
-    else:
-        u, _, v = power_iteration(M.detach(), iterations)
-        top = u @ M @ v
-    return _ratio(M.square().sum(), top**2)
+    return _ratio(M.square().sum(), torch.linalg.svdvals(M)[0] ** 2)
 
 
 def entropy_rank(M: Tensor) -> Tensor:

@@ -174,9 +174,8 @@ def error(
     """The ruler itself, squared: ‖P (W − Ŵ) Q‖_F², for W and Ŵ (m, n)."""
     ruler = _ruler(stats, weighting, options)
     if W.shape != W_hat.shape:
-        raise ValueError(
-            f"W has shape {tuple(W.shape)}, and what stands for it {tuple(W_hat.shape)}"
-        )
+        other = f"what stands for it {tuple(W_hat.shape)}"
+        raise ValueError(f"W has shape {tuple(W.shape)}, and {other}")
     return float(ruler.apply(on_factor_device(W) - on_factor_device(W_hat)).square().sum())
 
 

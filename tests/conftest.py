@@ -9,6 +9,10 @@ import numpy as np
 import pytest
 import torch
 
+from prehab_lib.stats import collect
+from tests.helpers import Toy, toy_batches
+from tests.stack import everything
+
 # Another seed draws every unseeded weight and input of the suite anew: what passes with one should pass with all.
 SEED = int(os.environ.get("PREHAB_TEST_SEED", "0"))
 
@@ -41,6 +45,20 @@ def write_notebook(path: Path, *cells: str, parameters: str = "", last: bool = F
 @pytest.fixture(name="write_notebook")
 def write_notebook_fixture():
     return write_notebook
+
+
+@pytest.fixture
+def toy():
+    """A small model, its batches and their statistics."""
+    model, batches = Toy(), toy_batches()
+    return model, batches, collect(model, batches)
+
+
+@pytest.fixture(scope="session")
+def given():
+    """What an allocation may ask for, once for all tests: whoever changes it puts it back."""
+    torch.set_num_threads(1)
+    return everything()
 
 
 @pytest.fixture

@@ -43,10 +43,8 @@ def crowd(seed: int, layers: int = 12, rank: int = 24, removed: float = 0.05) ->
 
 def chosen(given: dict, **more) -> Selection:
     """`select` with trace on the instance, as tensors."""
-    tensors = {
-        part: {name: torch.tensor(x, dtype=torch.float64) for name, x in given[part].items()}
-        for part in ("changes", "sigma")
-    }
+    drawn = {part: given[part].items() for part in ("changes", "sigma")}
+    tensors = {part: {name: torch.tensor(x, dtype=torch.float64) for name, x in items} for part, items in drawn.items()}
     return select(**(given | tensors), trace=True, **more)
 
 
@@ -82,17 +80,11 @@ def slowly(changes, shapes, removed, rule, sigma, floor, accounting, replan=Fals
         if not (replan and undone):
             break
         frozen |= undone
-    factorised = [
-        name
-        for name, shape in shapes.items()
-        if saves[name] or (accounting == "remap" and least_rank(shape, 0, accounting) < min(shape))
-    ]
-    return {
-        "ranks": {name: len(left[name]) if name in factorised else None for name in shapes},
-        "kept": {name: left[name] for name in factorised},
-        "planned": planned,
-        "steps": steps,
-    }
+    least = {name: least_rank(shape, 0, accounting) for name, shape in shapes.items()}
+    stays = {name: accounting == "remap" and least[name] < min(shape) for name, shape in shapes.items()}
+    kept = {name: left[name] for name in shapes if saves[name] or stays[name]}
+    ranks = {name: len(left[name]) if name in kept else None for name in shapes}
+    return {"ranks": ranks, "kept": kept, "planned": planned, "steps": steps}
 
 
 def _walk(changes, shapes, removed, rule, sigma, floor, accounting, frozen):

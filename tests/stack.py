@@ -12,6 +12,8 @@ from prehab_lib.stats import collect
 from prehab_lib.weightings import decompose_all
 from tests.helpers import toy_batches
 
+ONE_BUDGET = ("zero_sum", "greedy")  # spent over all layers together; refused where it cannot be met
+
 
 class Block(nn.Module):
     def __init__(self, n: int, m: int):

@@ -153,9 +153,8 @@ def test_what_these_names_hold():
     assert set(stats.LayerStats.__dataclass_fields__) >= FIELDS
     assert set(methods.METHODS) >= RIVALS
     assert {"nuclear", "nuclear_ratio", "stable_rank", "entropy_rank"} <= set(surrogates.SURROGATES)
-    assert {"left", "right", "sigma", "truncate"} <= set(dir(weightings.Decomposition)) | set(
-        weightings.Decomposition.__dataclass_fields__
-    )
+    kind = weightings.Decomposition
+    assert {"left", "right", "sigma", "truncate"} <= {*dir(kind), *kind.__dataclass_fields__}
     assert {"achieved", "ranks", "parameters", "bytes", "kept_dense"} <= set(surgery.Report.__dataclass_fields__)
     given = inspect.signature(prehab.prehab).parameters
     assert given["reduction"].default == "sum" and given["coordinates"].default == "weight"

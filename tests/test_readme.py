@@ -11,9 +11,8 @@ from tests.text_files import causal_model, sentence, tiny_tokenizer
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-BLOCKS = re.findall(
-    r"```python\n(.*?)```", README + (ROOT / "docs/your_model.md").read_text(encoding="utf-8"), re.DOTALL
-)
+BOTH = README + (ROOT / "docs/your_model.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```python\n(.*?)```", BOTH, re.DOTALL)
 SMALLER = {r'name = "[^"]+"': 'name = "base"', r"window=\d+": "window=16", r"count=\d+": "count=8"}
 
 
@@ -25,9 +24,8 @@ def block_with(text: str) -> str:
 def test_the_block_with_prehab_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     exec(compile(block_with("prehab("), "README.md", "exec"), {})
-    assert re.search(
-        r"removed 4\d\.\d% of 49 layers' weights \(asked 40%\).*torch\.Size\(\[64, 10\]\)", capsys.readouterr().out
-    )
+    said = r"removed 4\d\.\d% of 49 layers' weights \(asked 40%\).*torch\.Size\(\[64, 10\]\)"
+    assert re.search(said, capsys.readouterr().out)
 
 
 @pytest.mark.filterwarnings("ignore:.*fewer than 10 tokens")

@@ -148,9 +148,8 @@ def page(table: pandas.DataFrame, runs: list[Finished]) -> list[str]:
         most += "; the last column says where a row's were not."
         lines += [f"Most runs were made with {most}", ""]
     table = table.assign(verdict="**" + table.verdict.str.replace(":", "**:", n=1))
-    table["verdict"] = table.verdict.where(
-        table.verdict.str.contains(r"\*\*:"), table.verdict + "**"
-    )
+    closed = table.verdict.str.contains(r"\*\*:")
+    table["verdict"] = table.verdict.where(closed, table.verdict + "**")
     sides = {"paper": "the paper", "ours": "here", "verdict": "verdict"}
     return lines + _table(table, where="where", says="claim", **sides, differs="made otherwise")
 

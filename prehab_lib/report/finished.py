@@ -6,10 +6,9 @@ from pathlib import Path
 
 import pandas
 
-from prehab_lib.report.records import FIELDS
+from prehab_lib.report.records import FIELDS, TYPES
 from prehab_lib.runs import plan
 
-TYPES = {str: "text", bool: "boolean", int: "number", float: "number"}
 CLAIM = dict.fromkeys(("sentence", "status", "paper", "ours"), str)
 
 

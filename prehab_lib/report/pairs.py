@@ -136,9 +136,8 @@ def differences(records: list[dict], curves: list[dict], fields: dict) -> pandas
 def _difference(frame, curves, sides, how, removed) -> pandas.DataFrame:
     split = [name for name in sides[0] if sides[0][name] != sides[1][name]]
     names = [", ".join(f"{name} {side[name]}" for name in split) for side in sides]
-    better, worse = (
-        _chosen(frame, side, removed, name) for side, name in zip(sides, names, strict=True)
-    )
+    better = _chosen(frame, sides[0], removed, names[0])
+    worse = _chosen(frame, sides[1], removed, names[1])
     alone = better.index.symmetric_difference(worse.index)
     if how["partial"]:
         better, worse = better.drop(alone, errors="ignore"), worse.drop(alone, errors="ignore")

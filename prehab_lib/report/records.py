@@ -21,7 +21,7 @@ FIELDS = {
     "control": "boolean",  # made with λ = 0, the same steps, data, optimiser, trained parameters
     "seconds": "number",  # wall time behind this row
 }
-_TYPES = {str: "text", bool: "boolean", int: "number", float: "number"}
+TYPES = {str: "text", bool: "boolean", int: "number", float: "number"}
 
 
 def _plain(name: str, value):
@@ -29,7 +29,7 @@ def _plain(name: str, value):
     if hasattr(value, "item"):
         with suppress(ValueError, RuntimeError):  # of several numbers: refused below
             value = value.item()
-    if value is not None and type(value) not in _TYPES:
+    if value is not None and type(value) not in TYPES:
         kind = type(value).__name__
         raise ValueError(f"record: {name} must be text, a number, a boolean or None, not {kind}")
     if isinstance(value, float) and not math.isfinite(value):
@@ -62,8 +62,8 @@ class Results:
         for name, value in record.items():
             if value is None and name not in FIELDS:
                 continue
-            expected = self._kinds.setdefault(name, _TYPES.get(type(value)))
-            if _TYPES.get(type(value)) != expected:
+            expected = self._kinds.setdefault(name, TYPES.get(type(value)))
+            if TYPES.get(type(value)) != expected:
                 raise ValueError(f"record: {name} must be a {expected} in every row, not {value!r}")
         if not 0 <= record["removed"] < 1:
             raise ValueError(f"record: removed must be a fraction in [0, 1): {record['removed']}")

@@ -133,11 +133,8 @@ def _table(notebook: str, about: dict, records: list[dict]) -> list[str]:
         theirs, printed = rows.setdefault(f"*the paper: {row}*", {}), cell.paper.iloc[0]
         theirs[removed] = None if pandas.isna(printed) else f"*{printed:g}*"
     wide = pandas.DataFrame.from_dict(rows, orient="index").dropna(how="all").fillna("")
-    wide = (
-        wide[sorted(wide)]
-        .rename(columns=_percents(frame.removed))
-        .rename_axis("parameters removed")
-    )
+    wide = wide[sorted(wide)].rename(columns=_percents(frame.removed))
+    wide = wide.rename_axis("parameters removed")
     table = wide.to_markdown(disable_numparse=True).splitlines()
     return [title, "", *table, "", *_notes(frame, about), ""]
 

@@ -31,7 +31,7 @@ Shape = tuple[int, int]  # (m, n) of a weight
 Cuts = Mapping[str, Decomposition]  # layer -> its decomposition
 Stats = Mapping[str, LayerStats]  # layer -> its statistics
 Ranks = dict[str, int | None]  # layer -> its rank, None where it stays dense
-DATA = ("model", "task_loss", "batches", "validation")  # what every allocation is handed
+DATA = ("task_loss", "batches", "validation")  # what allocations and recoveries may ask for
 
 
 def compressible(decompositions: Cuts) -> dict[str, Shape]:

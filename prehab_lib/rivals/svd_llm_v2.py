@@ -13,16 +13,7 @@ from prehab_lib.rivals import shared
 from prehab_lib.rivals.shared import Cuts, Ranks, Stats
 
 
-def grouped(
-    decompositions: Cuts,
-    removed: float,
-    *,
-    model=None,
-    stats: Stats | None = None,
-    task_loss=None,
-    batches=None,
-    validation=None,
-) -> Ranks:
+def grouped(decompositions: Cuts, removed: float, *, stats: Stats = None, **given) -> Ranks:
     """Each type of layer keeps the budget; inside it, layer i loses a fraction in proportion to 1 /
     log(e + L_i), with L_i its loss at the uniform rank (`root_loss`).
 

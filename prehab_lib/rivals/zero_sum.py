@@ -151,7 +151,7 @@ def zero_sum(decompositions: Cuts, removed: float, *, stats=None, **given) -> Ra
     `surgery.compress`.  accounting "remap" counts numbers as `quantise` stores them; until then a
     report counts plain factors, which may be more than W.  Raises ValueError as `plan` does.
     """
-    options = {name: value for name, value in given.items() if name not in shared.DATA}
+    options = {name: given[name] for name in given if name not in ("model", *shared.DATA)}
     _, selection = plan(decompositions, stats, removed, **options)
     if any(order != sorted(order) for order in selection.orders.values()):
         other = f"rule = {options['rule']!r} drops components in another order than these have"

@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
 from dataclasses import dataclass
 
+from prehab_lib.progress import say
 from prehab_lib.runs import keys
 from prehab_lib.runs.plan import Run
 from prehab_lib.runs.store import Busy, Store, Taken
@@ -77,14 +78,6 @@ def end_strays(folder: str) -> None:
         with suppress(psutil.Error):
             if process.environ().get("PREHAB_RUN_DIR") == folder:
                 process.kill()
-
-
-def say(line: str) -> None:
-    """Print a line whole, also where several threads print; runs go on where nobody reads it."""
-    try:
-        print(line + "\n", end="", flush=True)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class Pool:

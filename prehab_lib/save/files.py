@@ -38,15 +38,12 @@ def check_target(folder: str | Path) -> None:
         if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
             return
     except (OSError, RuntimeError) as problem:  # a loop of links, a name too long, no permission
-        raise ValueError(
-            f"{one_line(folder)} cannot be a model's folder: {one_line(problem)}"
-        ) from problem
+        cannot = f"{one_line(folder)} cannot be a model's folder"
+        raise ValueError(f"{cannot}: {one_line(problem)}") from problem
     if not (folder / DESCRIPTION).is_file():
         raise ValueError(f"{folder} holds other files than a saved model: name a new folder")
     ours = {DESCRIPTION}
-    with suppress(
-        ValueError, KeyError, TypeError, RecursionError
-    ):  # damaged: nothing else is known to be ours
+    with suppress(ValueError, KeyError, TypeError, RecursionError):  # damaged: no more is known
         ours |= {*json.loads((folder / DESCRIPTION).read_text())["files"]}
     foreign = [name for name in files_in(folder) if name not in ours]
     if foreign:

@@ -5,14 +5,8 @@ import re
 import torch
 from torch import Tensor, nn
 
+from prehab_lib import layers
 from prehab_lib.factors import LowRankLinear
-from prehab_lib.layers import (
-    is_conv1d,
-    is_own_linear,
-    of_family,
-    refuse_tied_weights,
-    replace_module,
-)
 from prehab_lib.roots import exactly
 
 # Class name of the model, or of a base class of it -> full match on the name of a fused (3h, n)
@@ -53,7 +47,7 @@ def split_qkv(model: nn.Module) -> list[str]:
 
     Raises ValueError where there is nothing to split, or a fused layer is not plain and dense.
     """
-    pattern = of_family(model, FUSED)
+    pattern = layers.of_family(model, FUSED)
     modules = dict(model.named_modules())
     names = [name for name in modules if pattern and re.fullmatch(pattern, name)]
     fused = [name for name in names if not isinstance(modules[name], SplitQKV)]
@@ -62,13 +56,13 @@ def split_qkv(model: nn.Module) -> list[str]:
         known = f"known are the fused layers of {', '.join(FUSED)}"
         raise ValueError(f"{lacks}: {'it is split already' if names else known}")
     for name in fused:
-        if type(modules[name]) is not nn.Linear and not is_conv1d(modules[name]):
+        if type(modules[name]) is not nn.Linear and not layers.is_conv1d(modules[name]):
             what = f"{name!r} is a {type(modules[name]).__name__}, not a plain nn.Linear"
             raise ValueError(f"{what}: split before anything else")
-    refuse_tied_weights(model, fused)
+    layers.refuse_tied_weights(model, fused)
     for name in fused:
         split = SplitQKV(*_linear_parts(modules[name], 3))
-        replace_module(model, name, split.train(modules[name].training))
+        layers.replace_module(model, name, split.train(modules[name].training))
     return fused
 
 
@@ -79,17 +73,17 @@ def to_linear(model: nn.Module) -> list[str]:
     (m, n); merged, it is written as it was.
     Raises ValueError where one shares its weight with another module.
     """
-    names = [name for name, module in model.named_modules() if is_own_linear(module)]
-    refuse_tied_weights(model, names)
+    names = [name for name, module in model.named_modules() if layers.is_own_linear(module)]
+    layers.refuse_tied_weights(model, names)
     for name in names:
         (linear,) = _linear_parts(model.get_submodule(name), 1)
-        replace_module(model, name, linear)
+        layers.replace_module(model, name, linear)
     return names
 
 
 def _linear_parts(module: nn.Module, count: int) -> list[nn.Linear]:
     """The outputs of an `nn.Linear` or `Conv1D` in equal parts; dtype, mode and flags are kept."""
-    W = module.weight.T if is_conv1d(module) else module.weight  # (m, n)
+    W = module.weight.T if layers.is_conv1d(module) else module.weight  # (m, n)
     biases = [None] * count if module.bias is None else module.bias.chunk(count)
     parts = []
     for weight, bias in zip(W.chunk(count), biases, strict=True):
@@ -132,7 +126,7 @@ def fill_dense(skeleton: nn.Module, model: nn.Module) -> nn.Module:
             if id(old) not in filled:
                 is_weight = leaf == "weight"
                 value = dense_weight(source) if is_weight else getattr(source, leaf).detach()
-                if is_weight and is_conv1d(module) and not is_conv1d(source):
+                if is_weight and layers.is_conv1d(module) and not layers.is_conv1d(source):
                     value = value.T.contiguous()
                 filled[id(old)] = nn.Parameter(value) if isinstance(old, nn.Parameter) else value
             setattr(module, leaf, filled[id(old)])

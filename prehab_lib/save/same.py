@@ -69,11 +69,8 @@ def small_inputs(model: nn.Module) -> Iterator[dict | tuple]:
         parts = {"input_ids": ids, "decoder_input_ids": ids}
     size = getattr(vision, "image_size", None)
     if size:
-        shape = (
-            1,
-            getattr(vision, "num_channels", 3),
-            *([size] * 2 if isinstance(size, int) else size),
-        )
+        sides = [size] * 2 if isinstance(size, int) else size
+        shape = (1, getattr(vision, "num_channels", 3), *sides)
         parts["pixel_values"] = torch.rand(shape, generator=random).to(floats[0])
     known = [name for name in inspect.signature(model.forward).parameters if name in parts]
     for names in [known, *([name] for name in known)]:

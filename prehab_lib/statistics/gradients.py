@@ -14,13 +14,7 @@ from torch import Tensor, nn
 
 from prehab_lib.batches import IGNORED, loss_of, mode, requiring_grad
 from prehab_lib.roots import exactly, on_factor_device
-from prehab_lib.statistics.hooks import (
-    calibration,
-    check_finite,
-    check_reached,
-    hooked,
-    refuse_parametrised,
-)
+from prehab_lib.statistics import hooks
 
 HALF_SCALE = 2.0**10  # times the loss in float16, whose small gradients would vanish
 
@@ -46,7 +40,7 @@ class GradientPass:
 
     def run(self, receive: Receive, receive_mean: ReceiveMean | None = None) -> int:
         """Number of samples.  Raises ValueError where a layer has no gradient in any batch."""
-        refuse_parametrised(self.modules)
+        hooks.refuse_parametrised(self.modules)
         samples, weights = 0, [module.weight for module in self.modules.values()]
         reached: set[str] = set()
 
@@ -55,14 +49,15 @@ class GradientPass:
             receive(layer, X, D)
 
         with mode(self.model, training=False), torch.enable_grad(), requiring_grad(weights, True):
-            for batch in calibration(self.model, self.batches, "gradients"):
+            for batch in hooks.calibration(self.model, self.batches, "gradients"):
                 size = _size(batch) if self.per_sample else 1
                 at_once = not self.per_sample or _is_mean(self.task_loss, batch, size)
                 if not (at_once and self._backward(batch, size, arrive, receive_mean)):
                     for i in range(size):
                         self._backward(_sample(batch, i, size), 1, arrive, receive_mean)
                 samples += size
-        check_reached(self.modules, reached, "no gradient reaches", "does the loss depend on it?")
+        what, remedy = "no gradient reaches", "does the loss depend on it?"
+        hooks.check_reached(self.modules, reached, what, remedy)
         return samples
 
     def _backward(self, batch, count: int, receive: Receive, receive_mean) -> bool:
@@ -70,7 +65,7 @@ class GradientPass:
         half = any(module.weight.dtype == torch.float16 for module in self.modules.values())
         loss_scale = HALF_SCALE if half else 1.0
         calls = _Calls(count, count / loss_scale, receive)
-        with hooked(self.modules, after=calls.listen, recorded=True):
+        with hooks.hooked(self.modules, after=calls.listen, recorded=True):
             loss = loss_of(self.task_loss, self.model, batch)
         if calls.mixed:
             return False
@@ -121,7 +116,7 @@ class _Calls:
         out.register_hook(lambda D: self._arrive(name, x, D))
 
     def _arrive(self, name: str, x: Tensor, D: Tensor) -> None:
-        check_finite("gradients", name, D)
+        hooks.check_finite("gradients", name, D)
         pair = self._by_sample(x), self._by_sample(D.detach()) * self.scale
         self.arrived.setdefault(name, []).append(pair)
         self.expected[name] -= 1

@@ -23,9 +23,8 @@ class RealTokens:
         self.model, self.both = model, is_encoder_decoder(model)
 
     def start_batch(self, batch) -> None:
-        self.mask, self.decoder_mask = (
-            padding_mask(batch, f"{whose}attention_mask") for whose in ("", "decoder_")
-        )
+        self.mask = padding_mask(batch, "attention_mask")
+        self.decoder_mask = padding_mask(batch, "decoder_attention_mask")
         self.states: Tensor | None = None  # what the decoder reads of the encoder
         self.towers: list[str] = []  # those whose forward runs now, the innermost last
 

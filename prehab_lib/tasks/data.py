@@ -36,10 +36,8 @@ _VALIDATED, _HELD_OUT = ({"train": "train", "test": name} for name in ("validati
 _WIKITEXT = ("Salesforce/wikitext", _same("train", "validation", "test"), _TEXT)
 _ALPACA = (_same("train"), _same("instruction", "input", "output"))
 _GATED = "gated on the hub, 150 GB"
-_C4 = {
-    "train": "en/c4-train.00000-of-01024.json.gz",
-    "heldout": "en/c4-validation.00000-of-00008.json.gz",
-}
+_C4 = {"train": "en/c4-train.00000-of-01024.json.gz"}
+_C4["heldout"] = "en/c4-validation.00000-of-00008.json.gz"
 MOST = 50_000  # classes
 FOLDER = Source(None, _SPLITS, _IMAGES)  # what a folder of your own is taken for
 
@@ -114,9 +112,8 @@ def _load_folder(folder: Path, split: str, images: bool):
             return datasets.load_dataset("parquet", data_files={split: files}, split=split)
     if images and os.path.isdir(folder / split) and any((folder / split).iterdir()):
         with explained(f"the images in {folder / split}", remedy):
-            found = datasets.load_dataset(
-                "imagefolder", data_dir=str(folder / split), split="train"
-            )
+            where_from = dict(data_dir=str(folder / split), split="train")
+            found = datasets.load_dataset("imagefolder", **where_from)
             names = found.features["label"].names  # as text: "10" does not follow "1"
             return _with_labels(found, [names[i] for i in found["label"]])
     needed = f"{split}*.parquet files" + (f" or a folder {split}/<class>/" if images else "")

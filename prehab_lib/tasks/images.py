@@ -110,9 +110,8 @@ def _check_classes(names: list[str], model: nn.Module, dataset: str) -> None:
     """Raises ValueError for more classes than the model has, or the same in another order."""
     known = getattr(model, "num_classes", 0)
     if known and len(names) > known:
-        raise ValueError(
-            f"{dataset!r} has labels up to {len(names) - 1}, the model {known} classes"
-        )
+        labels = f"labels up to {len(names) - 1}"
+        raise ValueError(f"{dataset!r} has {labels}, the model {known} classes")
     said = list((getattr(model, "pretrained_cfg", None) or {}).get("label_names") or ())
     if set(names) <= set(said) and names != said[: len(names)]:
         order = f"{', '.join(names[:3])}, …, and the model {', '.join(said[:3])}, …"

@@ -107,10 +107,8 @@ def validated(where: str, known: dict[str, tuple], values: dict):
         raise ValueError(f'{where} has no parameter "{unknown[0]}": {remedy}')
     for name, value in values.items():
         if not _is_plain(value):
-            must = (
-                "it must be text, finite numbers below 2**63, lists, or mappings with text as keys"
-            )
-            raise ValueError(f"{where}: {name} = {repr(value)[:80]}: {must}")
+            must = "text, finite numbers below 2**63, lists, or mappings with text as keys"
+            raise ValueError(f"{where}: {name} = {repr(value)[:80]}: it must be {must}")
     ruled = {name: (rules.kind(name), ...) for name in known}
     try:
         create_model(where, __config__=_CONFIG, **ruled).model_validate(values, strict=True)
@@ -200,9 +198,8 @@ class _Loader(yaml.SafeLoader):
         keys = [key.value for key, _ in node.value]
         for key, _ in node.value:
             if not key.tag.endswith(":str"):
-                raise ValueError(
-                    f"the key {str(key.value)[:80]} is no text: quote it if it is meant so"
-                )
+                key = str(key.value)[:80]
+                raise ValueError(f"the key {key} is no text: quote it if it is meant so")
             if keys.count(key.value) > 1:
                 raise ValueError(f'"{key.value}" stands there twice')
         return super().construct_mapping(node, deep=True)

@@ -31,9 +31,8 @@ def token_losses(model: nn.Module, batch: Mapping) -> tuple[Tensor, int]:
     logits = getattr(out, "logits", out)[:, :-1]  # (B, T-1, vocabulary)
     dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
     if not torch.isfinite(logits.sum(dtype=dtype)):  # one pass, and no copy
-        raise ValueError(
-            "the model's logits are NaN or infinite: do its weights fit its precision?"
-        )
+        fit = "do its weights fit its precision?"
+        raise ValueError(f"the model's logits are NaN or infinite: {fit}")
     flat = logits.to(dtype).flatten(0, 1), targets.flatten()
     total = nn.functional.cross_entropy(*flat, ignore_index=IGNORED, reduction="sum")
     return total, int((targets != IGNORED).sum())

@@ -16,41 +16,12 @@ from prehab_lib.scale import stream
 from prehab_lib.stats import LayerStats
 from prehab_lib.surgery import check_arguments, compress
 from prehab_lib.weightings import WEIGHTINGS, Weighting, decompose, decompose_all
-from tests.stack import bits, everything, refuses, spectrum, untouched
+from tests.stack import ONE_BUDGET, bits, refuses, spectrum, untouched
 
 every_allocation = pytest.mark.parametrize("allocation", ALLOCATIONS)
-BUDGETS = [0.03, 0.2, 0.25, 0.4, 0.5, 0.6, 0.75, 0.8, 0.9, 0.93, 0.99]
-ONE_BUDGET = ("zero_sum", "greedy")  # spent over all layers together; refused where it cannot be met
 
 
-@pytest.fixture(scope="module")
-def given():
-    torch.manual_seed(0)
-    return everything()
-
-
-@pytest.fixture(autouse=True)
-def few_steps(monkeypatch):
-    """Ranks are learned in a few steps here: nothing in this contract depends on their number."""
-    monkeypatch.setitem(ALLOCATIONS, "learned", partial(ALLOCATIONS["learned"], steps=4))
-
-
-@every_allocation
-@pytest.mark.parametrize("removed", BUDGETS)
-def test_ranks_fit_their_layers_and_the_budget(allocation, removed, given):
-    if removed > 0.9268 and allocation in ONE_BUDGET:  # rank 1 everywhere saves 5628 of 6072
-        refuses(partial(ALLOCATIONS[allocation], **given), ({"removed": removed}, "reachable is removed = 0.9268"))
-        return
-    ranks = ALLOCATIONS[allocation](removed=removed, **given)
-    assert list(ranks) == list(given["decompositions"]) and ranks["gate"] is None
-    shapes = {name: found.shape for name, found in given["decompositions"].items() if name != "gate"}
-    assert all(ranks[name] is None or 1 <= ranks[name] <= break_even_rank(shape) for name, shape in shapes.items())
-    kept = 1 - check_removed(removed)
-    stored = sum(m * n if ranks[name] is None else ranks[name] * (m + n) for name, (m, n) in shapes.items())
-    allowed = sum(max(kept * m * n, m + n) if ranks[name] == 1 else kept * m * n for name, (m, n) in shapes.items())
-    assert stored <= allowed
-    if removed <= 0.8:  # beyond, the head's share is less than rank 1 costs
-        assert stored <= kept * sum(m * n for m, n in shapes.values())
+pytestmark = pytest.mark.usefixtures("few_steps")
 
 
 @every_allocation
@@ -103,9 +74,8 @@ def test_an_option_that_does_not_exist_is_refused_everywhere_before_the_work(giv
         refuses(partial(recovery, **given), ({"ridge": 1}, f"{name!r} has an unknown entry 'ridge': there is none"))
     for name, ruler in WEIGHTINGS.items():
         listed = ", ".join([*inspect.signature(ruler).parameters][1:])
-        said = (
-            f"weighting {name!r} has an unknown entry 'alfa': {f'choose from {listed}' if listed else 'there is none'}"
-        )
+        choice = f"choose from {listed}" if listed else "there is none"
+        said = f"weighting {name!r} has an unknown entry 'alfa': {choice}"
         for call in (partial(decompose_all, given["model"]), partial(decompose, given["model"].head.weight)):
             refuses(call, ({"stats": None, "weighting": name, "alfa": 0.1}, said))
     streamed = partial(stream.compress, given["model"], Method("identity", options={"flor": 0.1}))
@@ -125,13 +95,7 @@ def test_grouped_spends_the_budget_but_for_less_than_one_rank(removed, given, un
 
 
 BAD_OPTIONS = {
-    "sensitivity": [
-        ("losses", 5),
-        ("candidates", "0.5"),
-        ("candidates", 0.5),
-        ("candidates", [1.5]),
-        ("candidates", []),
-    ],
+    "sensitivity": [("losses", 5), *(("candidates", wrong) for wrong in ("0.5", 0.5, [0.5, 1.0], ["0.6"], []))],
     "importance": [("alpha", "much"), ("alpha", 2), ("alpha", float("nan"))],
     "zero_sum": [("floor", "0.3"), ("floor", 2), ("replan", "yes"), ("rule", ["sigma"]), ("accounting", 3)],
     "greedy": [("floor", None), ("replan", 2)],
@@ -146,12 +110,6 @@ def test_an_option_of_a_wrong_kind_is_named_before_the_work(allocation, monkeypa
     for name, value in BAD_OPTIONS[allocation]:
         method = Method("gram", allocation, options={name: value})
         refuses(partial(check_arguments, method), ({"data": data}, f"^{name} "))
-
-
-def test_uniform_is_the_formula(given):
-    ranks = ALLOCATIONS["uniform"](removed=0.4, **given)
-    shapes = compressible(given["decompositions"])
-    assert {name: ranks[name] for name in shapes} == {name: rank_for(shape, 0.4) for name, shape in shapes.items()}
 
 
 def test_groups_are_of_one_name_and_one_shape():

@@ -13,17 +13,11 @@ from prehab_lib.prehab import Training, constant, geometric, prehab
 from prehab_lib.rehab import Lora
 from prehab_lib.stats import LayerStats, collect
 from prehab_lib.surrogates import SURROGATES
-from tests.helpers import Toy, toy_batches
+from tests.helpers import toy_batches
 from tests.stack import refuses, same
 
 SETTINGS = dict(surrogate="nuclear", lam=0.1, steps=6, lr=1e-2)
 COORDINATES = ("weight", "whitened")
-
-
-@pytest.fixture
-def toy():
-    model, batches = Toy(), toy_batches()
-    return model, batches, collect(model, batches)
 
 
 def run(toy, model=None, **change):
@@ -45,34 +39,6 @@ def test_the_surrogate_falls(coordinates, toy):
         assert float(sum(surrogates_of(model, toy[2], surrogate)).detach()) < before, surrogate
         assert history.rows[0]["surrogate"] == pytest.approx(before, rel=1e-3), surrogate
         assert history.rows[-1]["surrogate"] < history.rows[0]["surrogate"], surrogate
-
-
-@pytest.mark.parametrize("coordinates", COORDINATES)
-def test_the_dose_is_the_ratio_of_the_two_gradients_of_the_first_step(coordinates):
-    """By hand for one layer: gradients of loss and R apart. λ = 0 has none, and it is linear in λ."""
-    layer = nn.Sequential(nn.Linear(6, 5, bias=False)).double()
-    batch = torch.randn(64, 6, dtype=torch.float64), torch.randn(64, 5, dtype=torch.float64)
-
-    def loss(model, batch):
-        return (model(batch[0]) - batch[1]).square().mean()
-
-    stats = collect(layer, [batch])
-    L = stats["0"].gram_root(rank_term.FLOOR if coordinates == "whitened" else 0.0)
-    W = layer[0].weight.detach().clone().requires_grad_()
-    task = torch.autograd.grad((batch[0] @ W.T - batch[1]).square().mean(), W)[0]
-    for surrogate in ("nuclear", "stable_rank"):
-        rank = torch.autograd.grad(SURROGATES[surrogate](W @ L), W)[0]
-        pulls = [task, rank]
-        if coordinates == "whitened":  # W = W₀ + Δ L⁻¹
-            pulls = [pull @ torch.linalg.inv(L).T for pull in pulls]
-        settings = dict(surrogate=surrogate, steps=2, lr=1e-3, coordinates=coordinates)
-        doses = []
-        for lam in (0.0, 0.3, 0.6):
-            history = prehab(copy.deepcopy(layer), loss, [batch], stats, lam=lam, **settings)
-            doses.append(history.rows[0]["dose"])
-            assert "dose" not in history.rows[1]
-        by_hand = 0.3 * float(pulls[1].norm() / pulls[0].norm())
-        assert doses == pytest.approx([0, by_hand, 2 * by_hand], rel=1e-6), surrogate
 
 
 def plain_steps(toy, count, penalty=lambda model: 0.0):

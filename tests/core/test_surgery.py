@@ -1,6 +1,5 @@
 """Contract of every method: whoever adds one to `METHODS` inherits these tests."""
 
-import copy
 from dataclasses import replace
 from functools import partial
 
@@ -40,17 +39,6 @@ def test_biases_modes_and_flags_are_untouched(method, toy):
     for name in LAYERS:  # asvd may leave one dense
         weights = [p for part, p in model.get_submodule(name).named_parameters() if part.endswith("weight")]
         assert weights and all(p.requires_grad == (name != "key") for p in weights)
-
-
-def test_whitening_loses_less_of_the_output_than_plain_svd(toy):
-    x = torch.cat([b[0] for b in toy[1]]) * torch.logspace(0, 2, 24)
-    batches = [{"x": part} for part in x.split(32)]
-    stats, loss = collect(toy[0], batches), {}
-    for method in ("svd", "svd_llm"):
-        model = copy.deepcopy(toy[0])
-        compress(model, method, 0.6, stats, layers=["query"])
-        loss[method] = float((model.query(x) - toy[0].query(x)).detach().square().sum())
-    assert loss["svd_llm"] < 0.9 * loss["svd"]
 
 
 def test_a_recovery_that_fails_leaves_the_model_as_it_was(toy):
@@ -128,9 +116,8 @@ def test_what_was_not_compressed_is_said(family):
     report = compress(model, "svd", 0.4)
     now = sum(p.numel() for p in model.parameters())
     assert report.held == pytest.approx(sum(weights.values()) / whole)
-    assert (
-        report.achieved_of_model == pytest.approx(1 - now / whole) and report.achieved_of_model < 0.6 * report.achieved
-    )
+    assert report.achieved_of_model == pytest.approx(1 - now / whole)
+    assert report.achieved_of_model < 0.6 * report.achieved
     assert sum(report.left_out.values()) + sum(weights.values()) == whole
     experts = f"model.layers.*.mlp.experts.gate_up_proj (2 3-D weights of {family}Experts)"
     assert next(iter(report.left_out)) == experts and "model.embed_tokens (1 Embedding)" in report.left_out
@@ -143,12 +130,8 @@ def test_what_was_not_compressed_is_said(family):
 def test_layers_left_out_by_name_kind_or_number_are_said():
     model = nn.Sequential(nn.Conv2d(1, 4, 3), *(nn.Linear(12, 12) for _ in range(3)), nn.Embedding(9, 12))
     report = compress(model, "svd", 0.4, layers=["1"])
-    assert report.left_out == {
-        "* (2 Linear)": 288,
-        "* (1 Embedding)": 108,
-        "vectors such as norms and biases": 40,
-        "* (1 Conv2d)": 36,
-    }
+    left = {"* (2 Linear)": 288, "* (1 Embedding)": 108}
+    assert report.left_out == left | {"vectors such as norms and biases": 40, "* (1 Conv2d)": 36}
     parts = nn.ModuleDict({f"part_{letter}": nn.Linear(3, 3 + number) for number, letter in enumerate("abcdefgh")})
     said = str(compress(parts, "svd", 0.4, layers=["part_h"]))
     assert "; part_d (1 Linear) 8." in said and "part_c (" not in said and said.endswith("; 3 more 17.3%")
@@ -157,17 +140,11 @@ def test_layers_left_out_by_name_kind_or_number_are_said():
 def test_a_class_with_a_forward_of_its_own_is_named():
     falcon = transformers.FalconConfig(vocab_size=40, hidden_size=32, num_hidden_layers=2, num_attention_heads=4)
     beit = timm.create_model("beit_base_patch16_224", img_size=32, embed_dim=32, depth=2, num_heads=4, num_classes=5)
-    refuses(
-        compress,
-        (
-            {"model": transformers.FalconForCausalLM(falcon), "method": "svd", "removed": 0.4},
-            "is a FalconLinear, not a dense nn.Linear: call prehab_lib.save.rewrite.to_linear",
-        ),
-    )
-    with pytest.raises(
-        ValueError, match=r"reached layer 'blocks.0.attn.qkv' .*reads the weight alone \(F.linear\) leave it out"
-    ):
-        collect(beit, [(torch.randn(4, 3, 32, 32), torch.zeros(4))])
+    given = {"model": transformers.FalconForCausalLM(falcon), "method": "svd", "removed": 0.4}
+    said = "is a FalconLinear, not a dense nn.Linear: call prehab_lib.save.rewrite.to_linear"
+    refuses(compress, (given, said))
+    said = r"reached layer 'blocks.0.attn.qkv' .*reads the weight alone \(F.linear\) leave it out"
+    refuses(collect, ({"model": beit, "batches": [(torch.randn(4, 3, 32, 32), torch.zeros(4))]}, said))
 
 
 def test_bad_input_is_named_before_any_work_and_changes_nothing(toy, monkeypatch):

@@ -50,12 +50,6 @@ def test_ratios_see_the_shape_of_the_spectrum_only(name):
     assert float(SURROGATES[name](with_singular_values([2.0] * 4))) == pytest.approx(4, rel=1e-6)
 
 
-def test_rotations_change_nothing():
-    M, Q = matrix(), torch.linalg.qr(matrix(7, 7, 3)).Q
-    for name, surrogate in SURROGATES.items():
-        assert float(surrogate(Q @ M)) == pytest.approx(float(surrogate(M)), rel=1e-12), name
-
-
 def test_order_of_the_surrogates():
     for seed in range(20):
         M = matrix(seed=seed)
@@ -95,11 +89,12 @@ def test_power_iteration_never_overestimates_and_a_warm_start_goes_on():
     found = [float(power_iteration(M, steps)[1]) for steps in (1, 5, 50, 2000)]
     assert found == sorted(found) and found[-1] <= top * (1 + 1e-12)
     assert found[-1] == pytest.approx(top, rel=1e-6) and found[1] < 0.99 * top
-    assert float(stable_rank(M, iterations=5)) > float(stable_rank(M))
     _, _, v = power_iteration(M, 10)
     warm, cold = float(power_iteration(M, 10, start=v)[1]), float(power_iteration(M, 20)[1])
     assert warm == pytest.approx(cold, rel=1e-12)
-    M = matrix(20, 10).requires_grad_()
-    (exact,) = torch.autograd.grad(stable_rank(M), M)
-    (iterated,) = torch.autograd.grad(stable_rank(M, iterations=3000), M)
-    torch.testing.assert_close(iterated, exact, rtol=1e-6, atol=1e-8)
+
+
+def test_rotations_change_nothing():
+    M, Q = matrix(), torch.linalg.qr(matrix(7, 7, 3)).Q
+    for name, surrogate in SURROGATES.items():
+        assert float(surrogate(Q @ M)) == pytest.approx(float(surrogate(M)), rel=1e-12), name

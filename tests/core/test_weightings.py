@@ -43,16 +43,6 @@ def test_nobody_beats_a_method_by_its_own_ruler(judge):
 
 
 @every_ruler
-def test_no_random_competitor_is_better(weighting):
-    W, stats, _ = layer(12, 10, 300)
-    best = decompose(W, stats, weighting).truncate(3)
-    least, generator = error(W, best.dense(), stats, weighting), torch.Generator().manual_seed(0)
-    for _ in range(50):
-        nudge = 1e-2 * torch.randn(12, 3, dtype=torch.float64, generator=generator)
-        assert error(W, (best.U + nudge) @ best.V, stats, weighting) > least
-
-
-@every_ruler
 def test_scale_of_a_statistic_changes_nothing(weighting):
     W, stats, _ = layer(20, 16, 300)
     a, b = (decompose(W, s, weighting).truncate(5).dense() for s in (stats, scaled(stats, 1e4)))
@@ -66,15 +56,6 @@ def test_permuted_inputs_commute(weighting):
     a = decompose(W, stats, weighting).truncate(5).dense()[:, order]
     b = decompose(W[:, order], permuted(stats, order), weighting).truncate(5).dense()
     torch.testing.assert_close(b, a, rtol=0, atol=1e-9)
-
-
-@every_ruler
-def test_a_sliced_answer_is_the_answer_of_the_slice(weighting):
-    W, stats, _ = layer(20, 16, 300)
-    whole = decompose(W, stats, weighting)
-    again = decompose(whole.truncate(7).dense(), stats, weighting)
-    torch.testing.assert_close(again.truncate(7).dense(), whole.truncate(7).dense(), rtol=0, atol=1e-9)
-    torch.testing.assert_close(again.truncate(4).dense(), whole.truncate(4).dense(), rtol=0, atol=1e-9)
 
 
 @every_ruler
@@ -134,3 +115,22 @@ def test_full_rank_under_a_gram_that_sees_one_direction_only(kernel):
     W, x = log_spaced(40, 40, 1e9), torch.randn(40, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     whole = decompose(W, LayerStats(gram=x @ x.T), "gram", kernel=kernel)
     torch.testing.assert_close(whole.truncate(40).dense(), W, rtol=0, atol=1e-14)
+
+
+@every_ruler
+def test_no_random_competitor_is_better(weighting):
+    W, stats, _ = layer(12, 10, 300)
+    best = decompose(W, stats, weighting).truncate(3)
+    least, generator = error(W, best.dense(), stats, weighting), torch.Generator().manual_seed(0)
+    for _ in range(50):
+        nudge = 1e-2 * torch.randn(12, 3, dtype=torch.float64, generator=generator)
+        assert error(W, (best.U + nudge) @ best.V, stats, weighting) > least
+
+
+@every_ruler
+def test_a_sliced_answer_is_the_answer_of_the_slice(weighting):
+    W, stats, _ = layer(20, 16, 300)
+    whole = decompose(W, stats, weighting)
+    again = decompose(whole.truncate(7).dense(), stats, weighting)
+    torch.testing.assert_close(again.truncate(7).dense(), whole.truncate(7).dense(), rtol=0, atol=1e-9)
+    torch.testing.assert_close(again.truncate(4).dense(), whole.truncate(4).dense(), rtol=0, atol=1e-9)

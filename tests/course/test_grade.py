@@ -318,13 +318,7 @@ def test_the_command_writes_the_report_and_says_what_is_wrong(tmp_path, capsys):
     assert list(lines["'=ann", "10.1"].values())[:4] == ["'=ann", "10_audit", "10.1", "passed"]
     assert (lines["bo", "10.1"]["verdict"], lines["bo", "10.1"]["hint"]) == ("missing", "not handed in")
     (tmp_path / "empty").mkdir()
-    foreign = [
-        tmp_path / "grades.csv",
-        tmp_path / "empty",
-        tmp_path / "loop",
-        "",
-        tmp_path / "in" / "bo" / "03_vit.ipynb",
-    ]
+    foreign = [*(tmp_path / name for name in ("grades.csv", "empty", "loop")), "", tmp_path / "in/bo/03_vit.ipynb"]
     foreign[0].write_text("student,grade\nann,1\n")
     foreign[2].symlink_to(foreign[2])
     before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}

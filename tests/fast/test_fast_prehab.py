@@ -8,18 +8,12 @@ from prehab_lib.evaluate import classification_loss
 from prehab_lib.fast import FAST, Fast, fast_term, tangents
 from prehab_lib.precision import Memory
 from prehab_lib.prehab import Training, Whitened, prehab
-from prehab_lib.stats import LayerStats, collect
-from tests.helpers import Toy, cosine, toy_batches
+from prehab_lib.stats import LayerStats
+from tests.helpers import cosine
 from tests.tasks.helpers import refuses
 
 SETTINGS = dict(surrogate=Fast("nuclear"), lam=0.2, steps=6, lr=1e-3)
 SILENT = Training(log_every=None)
-
-
-@pytest.fixture
-def toy():
-    model, batches = Toy(), toy_batches()
-    return model, batches, collect(model, batches)
 
 
 def run(toy, loss=classification_loss, **change):

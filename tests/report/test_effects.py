@@ -14,14 +14,6 @@ def test_an_interval_by_hand():
     assert effect([1.5] * 5) == (1.5, 1.5, 1.5, 5)
 
 
-@pytest.mark.parametrize("seeds", [3, 5, 8])
-def test_intervals_cover_as_often_as_they_say(seeds):
-    """Of 4,000 true effects 95 % are covered, at any number of seeds: its own error is .0034."""
-    draws = np.random.default_rng(seeds).normal(1, 2, (4000, seeds))
-    covered = np.mean([found.low <= 1 <= found.high for found in map(effect, draws)])
-    assert 0.94 < covered < 0.96
-
-
 # true effect, spread over seeds -> the status it must get, and at least how often, with five seeds
 RATES = [
     (0, 0.4, "equivalent", 0.85),
@@ -69,16 +61,6 @@ def test_noise_on_a_curve_is_averaged_and_a_flat_piece_counts_as_its_middle():
     assert curve.removed_at(85) == pytest.approx(0.075)
 
 
-def test_ratio_points_recover_a_shift_of_known_size():
-    """An arm that scores like a cut of 5 points less gains 5 ratio points, on steep and flat places alike."""
-    grid = np.arange(0, 0.91, 0.02)
-    merits = 90 - 80 * grid**4
-    curve = Curve(grid, merits)
-    for removed in (0.2, 0.4, 0.6, 0.8):
-        shifted = 90 - 80 * (removed - 0.05) ** 4
-        assert curve.ratio_points(shifted, 90 - 80 * removed**4) == pytest.approx(5, abs=0.1)
-
-
 def test_bad_input_is_named():
     for wrong in ([1.0], [[1.0, 2.0]], [1.0, float("nan")]):
         with pytest.raises(ValueError, match="differences"):
@@ -92,3 +74,21 @@ def test_an_effect_in_words():
     assert effects.described(Effect(0.26, -1.24, 1.76, 5), "ratio points") == "+0.3 [−1.2, 1.8] ratio points"
     assert effects.described(Effect(-0.0021, -0.004, -0.0001, 5), "nats") == "−0.002 [−0.004, 0.000] nats"
     assert effects.described(Effect(12.34, 1.5, 23.2, 5), "points") == "+12.3 [1.50, 23.2] points"
+
+
+@pytest.mark.parametrize("seeds", [3, 5, 8])
+def test_intervals_cover_as_often_as_they_say(seeds):
+    """Of 4,000 true effects 95 % are covered, at any number of seeds: its own error is .0034."""
+    draws = np.random.default_rng(seeds).normal(1, 2, (4000, seeds))
+    covered = np.mean([found.low <= 1 <= found.high for found in map(effect, draws)])
+    assert 0.94 < covered < 0.96
+
+
+def test_ratio_points_recover_a_shift_of_known_size():
+    """An arm that scores like a cut of 5 points less gains 5 ratio points, on steep and flat places alike."""
+    grid = np.arange(0, 0.91, 0.02)
+    merits = 90 - 80 * grid**4
+    curve = Curve(grid, merits)
+    for removed in (0.2, 0.4, 0.6, 0.8):
+        shifted = 90 - 80 * (removed - 0.05) ** 4
+        assert curve.ratio_points(shifted, 90 - 80 * removed**4) == pytest.approx(5, abs=0.1)

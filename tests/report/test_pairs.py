@@ -78,9 +78,8 @@ def test_the_tail_is_set_against_the_control_of_the_same_place():
     alone = pairs.differences(base, [], {"arm": "control > prehab"})
     assert alone.treated.isna().all(), "a control is no dose"
     named = [one | {"method": "prehab"} for one in base]  # one name for all, told apart by λ
-    dose = pairs.differences(
-        [*named, *(one | {"lam": 1.0} for one in named[:2])], [], dict(method="prehab", lam="max > min")
-    )
+    runs = [*named, *(one | {"lam": 1.0} for one in named[:2])]
+    dose = pairs.differences(runs, [], dict(method="prehab", lam="max > min"))
     assert dose.treated.tolist() == pytest.approx([0.2, 0.4])
 
 

@@ -104,12 +104,8 @@ def test_quoted_numbers_stand_on_their_page(path):
 
 def test_a_planted_number_is_seen():
     table = {"data": {"text/html": ["<tr><td>12.468</td><td>0.314</td><td>1,024</td></tr>"]}}
-    code = {
-        "cell_type": "code",
-        "metadata": {},
-        "source": ["1"],
-        "outputs": [table, {"text": "gain -3.05 at rank 230\n"}],
-    }
+    printed = {"text": "gain -3.05 at rank 230\n"}
+    code = {"cell_type": "code", "metadata": {}, "source": ["1"], "outputs": [table, printed]}
     for words, absent in (
         ("**Read it.** It is 12.5 or 12.47, 31 %, −3.05 and 1,024 at rank 230.", []),
         ("**Read it.** It is 12.6, 32 % and 231.", ["12.6", "32 %", "231"]),

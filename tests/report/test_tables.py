@@ -1,5 +1,7 @@
 """Tables: mean and spread over seeds beside the paper's numbers, refused without a control row."""
 
+import itertools
+
 import pytest
 
 from prehab_lib.report import tables
@@ -51,11 +53,8 @@ def test_ours_stand_beside_the_papers():
 
 def test_fractions_that_differ_have_columns_that_differ():
     fractions = [0.3, 0.1 + 0.2, 0.333, 0.334, 0.995]
-    records = [
-        record("svd_llm", 1.0, number, removed=removed, control=control)
-        for number, removed in enumerate(fractions)
-        for control in (False, True)
-    ]
+    cells = itertools.product(enumerate(fractions), (False, True))
+    records = [record("svd_llm", 1.0, seed, removed=removed, control=control) for (seed, removed), control in cells]
     lines = lines_of(records)
     assert rows(lines)["parameters removed"] == ["30.0%", "33.3%", "33.4%", "99.5%"]
     assert rows(lines)["svd_llm"][0] == "1 ± 0 (2)" and any("33.4% asked" in line for line in lines)
@@ -143,10 +142,8 @@ def test_a_committed_table_is_read_from_the_repository_or_says_how_to_make_it(tm
     (tmp_path / "figures" / "lab").mkdir(parents=True)
     (tmp_path / "figures" / "lab" / "table2.csv").write_text("removed,score\n0.2,80.5\n")
     monkeypatch.chdir(tmp_path / "notebooks")
-    assert tables.committed("table2", profile="lab", score="top-1 (%)").to_dict("list") == {
-        "removed": [0.2],
-        "top-1 (%)": [80.5],
-    }
+    found = tables.committed("table2", profile="lab", score="top-1 (%)")
+    assert found.to_dict("list") == {"removed": [0.2], "top-1 (%)": [80.5]}
     with pytest.raises(FileNotFoundError, match="no figures/laptop/table2.csv: run the profile, then"):
         tables.committed("table2")
     with pytest.raises(ValueError, match="column of table2.csv = 'points' is not known: choose one of removed, score"):

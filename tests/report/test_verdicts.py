@@ -46,10 +46,8 @@ def test_report_and_notebook_print_the_same_page(home):
     assert cells(page, "Eq. (6) | it is the gradient")[4] == "**fails**"
     differing = ["**supported**: +20.0 [20.0, 20.0] ratio points", "07_adaptive_rank: torch 2.6.0"]
     assert cells(page, "IO-SVD | it beats")[4:] == differing and "torch 2.15.0" in page[2]
-    assert all(len(cells([one], one[2:9])) == 6 for one in page if one.startswith("| "))
-    assert not any(
-        re.search(r"\d of \d", cell) for one in page if one.startswith("| ") for cell in cells([one], one[2:9])
-    )
+    rows = [cells([one], one[2:9]) for one in page if one.startswith("| ")]
+    assert all(len(row) == 6 and not any(re.search(r"\d of \d", cell) for cell in row) for row in rows)
     assert "audit.page(judged, finished)" in (ROOT / "notebooks" / "10_audit.ipynb").read_text(encoding="utf-8")
     write_run(home, "05_llama", vit_records(), profile="smoke")
     report.write("laptop")  # what cannot be judged says why, and the rest is printed

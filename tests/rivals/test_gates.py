@@ -198,13 +198,8 @@ def test_the_gradient_has_no_unit():
         torch.testing.assert_close(gradients(scale * A, 2.0, 3.0)[0], gradients(A, 2.0, 3.0)[0], rtol=1e-4, atol=1e-6)
 
 
-def test_gradients_agree_with_autograd_through_the_svd_and_in_lower_precisions():
+def test_gradients_agree_in_lower_precisions():
     A, G = with_spectrum(7, 5, DISTINCT), upstream()
-    through, gamma = A.clone().requires_grad_(), double(2.4).requires_grad_()
-    U, s, Vh = torch.linalg.svd(through, full_matrices=False)
-    ((U * (s * gate(gamma, 5, 2.0))) @ Vh).backward(G)
-    exact = gradients(A, 2.4, 2.0, G=G)
-    torch.testing.assert_close(exact, (through.grad, gamma.grad))
     exact = gradients(A, 2.5, 2.0, G=G)  # a number of bfloat16
     for dtype, tolerance in ((torch.float32, 1e-4), (torch.bfloat16, 0.1)):
         for ours, same in zip(gradients(A.to(dtype), 2.5, 2.0, G=G.to(dtype)), exact, strict=True):

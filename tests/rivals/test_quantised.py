@@ -9,18 +9,8 @@ from torch import nn
 
 from prehab_lib.evaluate import classification_loss
 from prehab_lib.rehab import rehab
+from prehab_lib.rivals import quantised
 from prehab_lib.rivals.correction import projected_gradient
-from prehab_lib.rivals.quantised import (
-    LAYOUTS,
-    PackedLinear,
-    Packing,
-    absmax_scales,
-    file_bytes,
-    from_codes,
-    hq_removed,
-    quantise,
-    to_codes,
-)
 from prehab_lib.rivals.svd_llm_update import closed_form
 from prehab_lib.save.rewrite import split_qkv, to_linear
 from prehab_lib.surgery import compress, load, save
@@ -32,8 +22,8 @@ from tests.stack import refuses
 
 def rounded(F):
     """Q(f) of each vector of F (k, d), float32."""
-    scale = absmax_scales(F)
-    return from_codes(to_codes(F, scale), scale)
+    scale = quantised.absmax_scales(F)
+    return quantised.from_codes(quantised.to_codes(F, scale), scale)
 
 
 FREQUENCIES = 2 * 4 * 4  # bytes of the two buffers of rotary positions, which are kept where they were rounded
@@ -55,7 +45,8 @@ def inputs(n=12):
 
 def test_no_entry_moves_by_more_than_half_a_step():
     F = vectors()
-    scale, codes, largest = absmax_scales(F), to_codes(F, absmax_scales(F)), F.abs().amax(1)
+    scale, largest = quantised.absmax_scales(F), F.abs().amax(1)
+    codes = quantised.to_codes(F, scale)
     assert scale.dtype == torch.float16 and codes.dtype == torch.int8
     assert ((rounded(F).double() - F).abs() <= scale.double()[:, None] / 2).all()
     assert (codes.abs() <= 127).all() and (scale.double() >= largest / 127).all()
@@ -67,7 +58,7 @@ def test_no_entry_moves_by_more_than_half_a_step():
 def test_zero_vectors_stay_zero_and_what_fp16_cannot_say_is_refused():
     F = vectors(3)
     F[1] = 0
-    assert torch.equal(rounded(F)[1], torch.zeros(40)) and absmax_scales(F)[1] == 0
+    assert torch.equal(rounded(F)[1], torch.zeros(40)) and quantised.absmax_scales(F)[1] == 0
     for bad in (float("nan"), float("inf"), 1e8):
         F[2, 5] = bad
         with pytest.raises(ValueError, match="NaN, infinite or huge entries: no fp16 scale fits it"):
@@ -77,12 +68,12 @@ def test_zero_vectors_stay_zero_and_what_fp16_cannot_say_is_refused():
 # The layers
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", quantised.LAYOUTS)
 @pytest.mark.parametrize(("m", "n"), [(20, 12), (12, 20), (16, 16)])
 def test_a_low_rank_layer_computes_with_its_rounded_factors(layout, m, n):
     model = nn.Sequential(random_factors(m, n, 5))
     U, V, bias = model[0].U.weight.detach().clone(), model[0].V.weight.detach().clone(), model[0].U.bias
-    assert quantise(model, layout) is model
+    assert quantised.quantise(model, layout) is model
     Q = {"U": rounded(U.T).T, "V": rounded(V)}
     if layout == "remap" and m >= n:  # what the larger factor has beyond the smaller side is fp16
         Q["U"] = torch.cat([rounded(U[:n].T).T, U[n:].half().float()])
@@ -103,7 +94,7 @@ def test_a_low_rank_layer_computes_with_its_rounded_factors(layout, m, n):
 def test_a_dense_layer_has_a_scale_a_row():
     model = nn.Sequential(nn.Linear(12, 20))
     W, exact = model[0].weight.detach().clone(), model(inputs()).detach()
-    quantise(model)
+    quantised.quantise(model)
     assert torch.equal(model[0].weight, rounded(W)) and not torch.equal(rounded(W), W)
     assert 0 < distance(model(inputs()).detach(), exact) < 0.02
     assert stored_bytes(model) == 12 * 20 + 2 * 20 + 4 * 20
@@ -112,7 +103,7 @@ def test_a_dense_layer_has_a_scale_a_row():
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_other_precisions_move_what_is_computed_and_nothing_stored(dtype):
     model = nn.Sequential(random_factors(20, 12, 5))
-    quantise(model, "remap")
+    quantised.quantise(model, "remap")
     before = {name: tensor.clone() for name, tensor in model.named_buffers()}
     model.requires_grad_(False)
     x = inputs()
@@ -130,7 +121,7 @@ def test_other_precisions_move_what_is_computed_and_nothing_stored(dtype):
 def test_a_description_of_nothing_is_refused():
     wrong = dict(axis="diagonal"), dict(axis="rows", dtype="float33"), dict(axis="rows", dtype="nn")
     message = "describes no packed matrix"
-    refuses(lambda **change: Packing(entries=4, **change), *((change, message) for change in wrong))
+    refuses(lambda **change: quantised.Packing(entries=4, **change), *((change, message) for change in wrong))
 
 
 # Whole models
@@ -144,7 +135,7 @@ def compressed(family, dtype=torch.float32, removed=0.4, layers=None):
 
 
 def packings(model):
-    return [module.packing for module in model.modules() if isinstance(module, PackedLinear)]
+    return [module.packing for module in model.modules() if isinstance(module, quantised.PackedLinear)]
 
 
 @pytest.mark.parametrize(
@@ -152,17 +143,17 @@ def packings(model):
     [
         *itertools.product(FAMILIES, [torch.float32], ["int8"]),
         *itertools.product(["vit", "llama"], [torch.float32], ["remap"]),
-        *itertools.product(["llama"], [torch.bfloat16], LAYOUTS),
+        *itertools.product(["llama"], [torch.bfloat16], quantised.LAYOUTS),
     ],
 )
 def test_a_folder_holds_the_counted_bytes_and_gives_the_same_bits(family, dtype, layout, tmp_path):
     model = compressed(family, dtype)
     plain, size = logits(model), stored_bytes(model)
-    quantise(model, layout)
+    quantised.quantise(model, layout)
     ours = logits(model)
     assert 0 < distance(ours, plain) < 0.1 and stored_bytes(model) < size
     folder = save(model, tmp_path / "model")
-    tensors, headers = file_bytes(folder)
+    tensors, headers = quantised.file_bytes(folder)
     assert 0 <= tensors - stored_bytes(model) <= FREQUENCIES
     assert tensors + headers == sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     again = load(folder)
@@ -171,10 +162,10 @@ def test_a_folder_holds_the_counted_bytes_and_gives_the_same_bits(family, dtype,
     assert torch.equal(logits(load(save(again, tmp_path / "again"))), ours)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", quantised.LAYOUTS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_transformers_opens_it(layout, dtype, tmp_path):
-    model = quantise(compressed("llama"), layout)
+    model = quantised.quantise(compressed("llama"), layout)
     folder = save(model, tmp_path / "model")
     opened = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
     assert opened.model.layers[0].mlp.up_proj.U.weight.dtype == dtype
@@ -190,7 +181,7 @@ def test_transformers_opens_it(layout, dtype, tmp_path):
 
 
 def test_a_quantised_model_merges_into_a_dense_one(tmp_path):
-    model = quantise(compressed("llama"), "remap")
+    model = quantised.quantise(compressed("llama"), "remap")
     W = model.model.layers[0].mlp.up_proj.weight.detach()
     dense = transformers.AutoModelForCausalLM.from_pretrained(save(model, tmp_path / "model", merged=True))
     assert type(dense) is transformers.LlamaForCausalLM and distance(logits(dense), logits(model)) < 1e-5
@@ -202,20 +193,20 @@ def test_split_layers_and_tied_embeddings(tmp_path):
     model = tiny("vit")
     split_qkv(model)
     compress(model, "svd", 0.4, layers=["blocks.0.attn.qkv.q", "blocks.0.mlp.fc1"])
-    quantise(model)
-    assert isinstance(model.blocks[0].attn.qkv.k, PackedLinear)
+    quantised.quantise(model)
+    assert isinstance(model.blocks[0].attn.qkv.k, quantised.PackedLinear)
     assert torch.equal(logits(load(save(model, tmp_path / "vit"))), logits(model))
     tied = llama(tie_word_embeddings=True).eval()
-    again = load(save(quantise(tied), tmp_path / "tied"))
+    again = load(save(quantised.quantise(tied), tmp_path / "tied"))
     assert again.lm_head.weight is again.model.embed_tokens.weight
-    assert file_bytes(tmp_path / "tied")[0] == stored_bytes(tied)
+    assert quantised.file_bytes(tmp_path / "tied")[0] == stored_bytes(tied)
 
 
 def test_what_is_truncated_before_half_goes_by_8_bits():
     for removed, first in ((0.6, 0.2), (0.5, 0), (0.4, 0), (0.55, 0.1), (0.9, 0.8), (0.999, 0.998)):
-        assert hq_removed(removed) == first and isinstance(hq_removed(removed), float), removed
+        assert quantised.hq_removed(removed) == first and isinstance(quantised.hq_removed(removed), float), removed
     with pytest.raises(ValueError, match="removed = 1"):
-        hq_removed(1)
+        quantised.hq_removed(1)
 
 
 # Refusals
@@ -224,7 +215,7 @@ def test_what_is_truncated_before_half_goes_by_8_bits():
 def test_bad_input_is_named():
     model = compressed("llama")
     refuses(
-        lambda layout="int8", model=model, layers=None: quantise(model, layout, layers),
+        lambda layout="int8", model=model, layers=None: quantised.quantise(model, layout, layers),
         ({"layout": "int4"}, "layout = 'int4' is not known: choose one of int8, remap"),
         ({"layers": ["model.nothing"]}, "no module named 'model.nothing'"),
         ({"layers": []}, "layers is empty"),
@@ -238,14 +229,14 @@ def test_bad_input_is_named():
 def test_twice_is_refused():
     model = compressed("llama")
     first, second = "model.layers.0.mlp.up_proj", "model.layers.1.mlp.up_proj"
-    quantise(model, layers=[first])
+    quantised.quantise(model, layers=[first])
     refuses(
-        lambda **layers: quantise(model, **layers),
+        lambda **layers: quantised.quantise(model, **layers),
         ({"layers": [second, first]}, f"layer '{first}' is quantised already"),
         ({}, "is quantised already: name the layers that are not"),
     )
-    quantise(model, "remap", layers=[second])
-    assert isinstance(model.get_submodule(second).U, PackedLinear)
+    quantised.quantise(model, "remap", layers=[second])
+    assert isinstance(model.get_submodule(second).U, quantised.PackedLinear)
 
 
 def test_where_one_layer_fails_none_is_changed():
@@ -256,14 +247,14 @@ def test_where_one_layer_fails_none_is_changed():
         model = nn.Sequential(random_factors(20, 12, 5), random_factors(20, 20, 5))
         model[layer].get_submodule(factor).weight.data[-2, 3] = value
         with pytest.raises(ValueError, match=f"layer '{layer}.{factor}' cannot be put in 8 bits: {message}"):
-            quantise(model, "remap")
+            quantised.quantise(model, "remap")
         assert not packings(model)
 
 
 def test_what_trains_or_measures_refuses_8_bits():
     model, batches = Toy(), toy_batches(2)
     compress(model, "svd", 0.3, layers=["query"])
-    quantise(model, layers=["query", "key"])
+    quantised.quantise(model, layers=["query", "key"])
     before = model(batches[0][0])
     with pytest.raises(ValueError, match="layer 'query' is in 8 bits, which nothing can train: rehab first"):
         rehab(model, classification_loss, batches, rank=2, steps=1, lr=1e-3)
@@ -277,7 +268,7 @@ def test_what_trains_or_measures_refuses_8_bits():
 
 
 def test_a_packed_layer_gets_memory_where_it_had_none():
-    layer = PackedLinear(8, 6, Packing("rows", 8), device="meta").to_empty(device="cpu")
+    layer = quantised.PackedLinear(8, 6, quantised.Packing("rows", 8), device="meta").to_empty(device="cpu")
     assert layer.scale.dtype == torch.float16 and layer(torch.ones(2, 8)).shape == (2, 6)
 
 
@@ -286,4 +277,4 @@ def test_weights_too_small_for_any_scale_are_refused():
     with torch.no_grad():
         model.query.weight.mul_(1e-6)
     with pytest.raises(ValueError, match="'query' cannot be put in 8 bits: all its entries are below 0.0001"):
-        quantise(model)
+        quantised.quantise(model)

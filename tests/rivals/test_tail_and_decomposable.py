@@ -16,18 +16,12 @@ from prehab_lib.rivals.tail import Tail, leading, tail_ratio
 from prehab_lib.stats import collect
 from prehab_lib.surgery import compress
 from prehab_lib.weightings import decompose_all
-from tests.helpers import Toy, layer, toy_batches
+from tests.helpers import layer
 from tests.stack import refuses, same
 
 RANKS = {"query": 3, "key": None, "out": 2}
 SETTINGS = dict(surrogate=Tail(RANKS, refresh=3), lam=2.0, steps=6, lr=1e-2)
 PLAIN = dict(surrogate="nuclear", lam=0.0, steps=6, lr=1e-2, training=Training(log_every=None))
-
-
-@pytest.fixture
-def toy():
-    model, batches = Toy(), toy_batches()
-    return model, batches, collect(model, batches)
 
 
 def run(toy, **change):

@@ -21,9 +21,8 @@ CLUSTER = ROOT / "cluster"
 PROFILES = sorted(CLUSTER.glob("*/config.yaml"))
 # Of snakemake-executor-plugin-kubernetes 0.5.1, which the lock does not hold: the fields of its ExecutorSettings.
 KUBERNETES = {"namespace", "cpu-scalar", "service-account-name", "privileged", "persistent-volumes"}
-needs_snakemake = pytest.mark.skipif(
-    not importlib.util.find_spec("snakemake") or sys.platform == "win32", reason="Snakemake is not installed"
-)
+RUNS_SNAKEMAKE = importlib.util.find_spec("snakemake") and sys.platform != "win32"
+needs_snakemake = pytest.mark.skipif(not RUNS_SNAKEMAKE, reason="Snakemake is not installed")
 
 
 @pytest.fixture

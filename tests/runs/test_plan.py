@@ -109,25 +109,25 @@ def test_data_sets_are_known_by_what_notebooks_call_them():
     assert found["07_adaptive_rank", "lab"] == {"wikitext-2-raw-v1", "c4"} and not found["01_surrogates", "lab"]
 
 
-NO_PROFILE = [
-    "",
-    " ",
-    ".",
-    "..",
-    "../x",
-    "/tmp",
-    "~",
-    "*",
-    "[a-z]*",
-    "la?top",
-    "a b",
-    "a/b",
-    "a\\b",
-    "laptop\n",
-    "-x",
-    "_x",
+NO_PROFILE = ["", " ", "a b", "laptop\n", "l" * 300, "\udcff"]
+NO_PROFILE += [
+    r".",
+    r"..",
+    r"../x",
+    r"/tmp",
+    r"~",
+    r"*",
+    r"[a-z]*",
+    r"la?top",
+    r"a/b",
+    r"a\b",
+    r"-x",
+    r"_x",
+    r".hidden",
+    r"laptop.",
+    r"a.b",
+    r"é",
 ]
-NO_PROFILE += [".hidden", "laptop.", "a.b", "é", "l" * 300, "\udcff"]
 
 
 @pytest.mark.parametrize("command", ["run", "plan", "one", "data", "report", "figures", "verdicts"])
@@ -145,10 +145,8 @@ def test_a_profile_is_a_plain_name_of_one_that_there_is(home, capsys, command):
         assert len(said.err) < 200 and said.out == ""
     assert __main__.main([command, "mein", *more]) == 2
     said = capsys.readouterr().err
-    assert (
-        'unknown profile "mein": there are smoke, laptop, pretrained, lab, paper, mine' in said
-        and said.count("\n") == 1
-    )
+    known = "there are smoke, laptop, pretrained, lab, paper, mine"
+    assert f'unknown profile "mein": {known}' in said and said.count("\n") == 1
     assert ("old" in said) == (command in ("report", "figures", "verdicts"))  # what has results can be reported
     assert sorted(home.rglob("*")) == before and (home / "report.md").read_text() == "steps: 7\n"
 

@@ -44,22 +44,10 @@ def replaced(folder, *content: str) -> None:
     folder.write_text(*content) if content else folder.mkdir()
 
 
-TORN = (
-    "",
-    '{"key": "k',
-    "[]",
-    "{}",
-    "null",
-    "[" * 9999,
-    '{"key": "other", "files": []}',
-    '{"key": "k", "files": ["none"]}',
-)
-DAMAGES = [
-    replaced,
-    store.remove,
-    lambda folder: replaced(folder, "a file"),
-    lambda folder: replaced(folder / "00_a.ipynb"),
-]
+TORN = ["", '{"key": "k', "[]", "{}", "null", "[" * 9999]
+TORN += ['{"key": "other", "files": []}', '{"key": "k", "files": ["none"]}']
+DAMAGES = [replaced, store.remove, lambda folder: replaced(folder, "a file")]
+DAMAGES += [lambda folder: replaced(folder / "00_a.ipynb")]
 DAMAGES += [lambda folder, text=text: (folder / "run.json").write_text(text) for text in TORN]
 DAMAGES += [lambda folder, name=name: store.remove(folder / name) for name in ("run.json", "00_a.ipynb", "figures")]
 DAMAGES += [lambda folder, name=name: (folder / name).write_text("\0") for name in ("00_a.ipynb", "figures/a.png")]

@@ -99,16 +99,6 @@ def test_a_vit_of_12_blocks_has_49_matrices_fused_and_73_split():
     assert len(names) == 73
 
 
-def test_gradients_are_the_rows_of_the_fused_gradient():
-    fused = vit().double()
-    split = copy.deepcopy(fused)
-    split_qkv(split)
-    for model in (fused, split):
-        model(inputs_of(model)).square().sum().backward()
-    grads = torch.cat([part.weight.grad for part in split.blocks[0].attn.qkv.children()])
-    torch.testing.assert_close(grads, fused.blocks[0].attn.qkv.weight.grad, rtol=1e-10, atol=1e-14)
-
-
 def test_flags_modes_and_the_random_state_stay():
     cases = (vit, split_qkv, QKV, 3), (gpt2, to_linear, C_ATTN, 1), (gpt2, split_qkv, C_ATTN, 3)
     for make, rewrite, name, count in cases:
@@ -163,16 +153,10 @@ def test_tied_matrices_are_refused_and_nothing_changes():
         assert sum(isinstance(module, Conv1D) for module in model.modules()) == 2 * 4, rewrite
 
 
-def test_a_rewritten_gpt2_generates_what_it_did_and_cross_attention_is_not_split():
+def test_cross_attention_is_not_split():
     model = gpt2(add_cross_attention=True, is_encoder_decoder=False)
     assert "transformer.h.0.crossattention.c_attn" in to_linear(model)
     assert split_qkv(model) == [C_ATTN, "transformer.h.1.attn.c_attn"]
-    model = tiny("gpt2", torch.float64)
-    ids, more = inputs_of(model)[:, :4], dict(max_new_tokens=8, do_sample=False, pad_token_id=0)
-    before = model.generate(ids, **more)
-    to_linear(model)
-    split_qkv(model)
-    assert torch.equal(model.generate(ids, **more), before)
 
 
 def test_a_conv1d_without_a_family_or_without_memory_is_converted_too():

@@ -230,10 +230,8 @@ def test_nothing_of_the_model_is_changed():
 def test_the_batch_variant_squares_means_and_leaves_the_plain_gradient_alone():
     model, batches = Toy(), [*toy_batches(1, 9), *toy_batches(1, 1, seed=5)]
     needs = {"fisher_in", "grad"}
-    by_sample, by_batch = (
-        collect(model, batches, ["query"], needs, classification_loss, fisher=kind)["query"]
-        for kind in ("sample", "batch")
-    )
+    call = partial(collect, model, batches, ["query"], needs, classification_loss)
+    by_sample, by_batch = (call(fisher=kind)["query"] for kind in ("sample", "batch"))
     torch.testing.assert_close(by_batch.grad, by_sample.grad)
     assert not torch.allclose(by_batch.fisher_in, by_sample.fisher_in, rtol=0.1)
 

@@ -99,9 +99,8 @@ def test_an_encoders_mask_is_the_encoders_and_what_reads_it(name):
 @pytest.mark.filterwarnings("ignore:.*fewer than 10 tokens")
 def test_a_texts_mask_is_not_the_images():
     text = GATED | dict(projection_dim=8)
-    image = dict(
-        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=24, image_size=8, patch_size=4
-    )
+    image = dict(hidden_size=16, num_hidden_layers=1, num_attention_heads=2)
+    image |= dict(intermediate_size=24, image_size=8, patch_size=4)
     model = T.CLIPModel(T.CLIPConfig(text_config=text, vision_config=image, projection_dim=8)).eval()
     drawn = {
         "input_ids": torch.arange(4, 19).view(3, 5),

@@ -13,10 +13,6 @@ def refuses(said: str, call, *args, error=ValueError, **options) -> None:
         call(*args, **options)
 
 
-def same_weights(one: torch.nn.Module, other: torch.nn.Module) -> bool:
-    return all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
-
-
 def adamw_steps(monkeypatch) -> list[dict]:
     """The settings of every AdamW step from now on, as they are taken."""
     taken, step = [], torch.optim.AdamW.step

@@ -164,9 +164,8 @@ def test_traps_in_a_configuration_are_refused_before_the_weights(llama, tmp_path
 
 def test_buffers_that_older_versions_stored_are_no_holes(tmp_path):
     torch.manual_seed(0)
-    config = transformers.GPTNeoConfig(
-        hidden_size=16, num_layers=2, num_heads=2, attention_types=[[["global"], 2]], vocab_size=40
-    )
+    sizes = dict(hidden_size=16, num_layers=2, num_heads=2, vocab_size=40)
+    config = transformers.GPTNeoConfig(**sizes, attention_types=[[["global"], 2]])
     model = transformers.GPTNeoForCausalLM(config)
     model.save_pretrained(tmp_path / "neo")
     old = {f"transformer.h.0.attn.attention.{name}": torch.ones(1) for name in ("bias", "masked_bias")}

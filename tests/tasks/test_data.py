@@ -23,9 +23,8 @@ pytestmark = pytest.mark.usefixtures("own_folders")
 def images(count: int, side: int = 16, classes: int = 3) -> datasets.Dataset:
     features = datasets.Features({"img": datasets.Image(), "label": datasets.ClassLabel(num_classes=classes)})
     pictures = [Image.new("RGB", (side, side), (9 * i, 0, 0)) for i in range(count)]
-    return datasets.Dataset.from_dict(
-        {"img": pictures, "label": [i % classes for i in range(count)]}, features=features
-    )
+    labels = [i % classes for i in range(count)]
+    return datasets.Dataset.from_dict({"img": pictures, "label": labels}, features=features)
 
 
 def image_folder(root, *places):
@@ -109,9 +108,8 @@ def written(folder, labels, name="train", typed=None):
     features = datasets.Features({"image": datasets.Image(), "label": typed or pyarrow_type(labels)})
     folder.mkdir(exist_ok=True)
     pictures = [Image.new("RGB", (8, 8))] * len(labels)
-    datasets.Dataset.from_dict({"image": pictures, "label": labels}, features=features).to_parquet(
-        folder / f"{name}.parquet"
-    )
+    rows = datasets.Dataset.from_dict({"image": pictures, "label": labels}, features=features)
+    rows.to_parquet(folder / f"{name}.parquet")
     return str(folder)
 
 

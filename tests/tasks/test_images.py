@@ -8,7 +8,8 @@ from prehab_lib.save import models
 from prehab_lib.tasks import small_vit
 from prehab_lib.tasks.images import DIGITS, _digits, digit_pairs, digit_task, open_task
 from tests.families import vit
-from tests.tasks.helpers import refuses, same_weights
+from tests.stack import same
+from tests.tasks.helpers import refuses
 from tests.tasks.test_data import holder as holder
 from tests.tasks.test_data import image_folder, images
 
@@ -74,7 +75,7 @@ def test_a_few_test_images_are_of_more_than_one_class_and_parts_have_the_same_on
 def test_the_small_model_is_trained_once_for_one_setting():
     task = digit_task(4, 10)
     (first, how), (again, how_again) = (small_vit.base_model(task, "small", seed=0, **RECIPE) for _ in range(2))
-    assert (how, how_again) == ("trained", "cached") and not again.training and same_weights(first, again)
+    assert (how, how_again) == ("trained", "cached") and not again.training and same(first, again)
     sizes = [{"small": SMALL | {"width": 16}}, {"small": SMALL | {"heads": 1}}]
     for change in ({"seed": 1}, {"steps": 3}, {"lr": 1e-3}, *sizes):
         assert small_vit.base_model(task, "small", **({"seed": 0} | RECIPE | change))[1] == "trained", change
@@ -93,7 +94,7 @@ def test_training_is_adamw_on_the_one_cycle():
         classification_loss(by_hand.train(), examples).backward()
         optimizer.step()
         schedule.step()
-    assert same_weights(model, by_hand) and all(p.grad is None for p in model.parameters())
+    assert same(model, by_hand) and all(p.grad is None for p in model.parameters())
 
 
 def test_another_model_is_used_as_it_is_and_bad_settings_are_named():

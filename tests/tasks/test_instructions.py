@@ -93,8 +93,6 @@ def test_padding_is_what_it_is_told():
 
 def test_bad_input_is_one_sentence(tmp_path, tokenizer):
     refuses("instructions = 'dolly' is not known: choose one of prose, alp", open_instructions, "dolly", tokenizer, 4)
-    said = "'yahma/alpaca-cleaned' could not be fetched"
-    refuses(said, open_instructions, "alpaca-cleaned", tokenizer, 4, error=ConnectionError)
     parquet(tmp_path / "alpaca", "train", instruction=["a"], input=[""])
     refuses("has no column 'output'", open_instructions, "alpaca", tokenizer, 4, data_root=str(tmp_path))
 

@@ -102,7 +102,6 @@ def test_wikitext_keeps_rows_and_blank_lines(tmp_path):
 def test_rows_without_text_and_missing_data_are_named(tmp_path):
     name, root = "wikitext-2-raw-v1", str(tmp_path)
     refuses("'wikitext-2-raw-v1' is not at .*put it there", wikitext, name, root, error=FileNotFoundError)
-    refuses("'Salesforce/wikitext' could not be fetched", wikitext, name, error=ConnectionError)
     text_folder(tmp_path, 4)
     parquet(tmp_path / name, "validation", text=["one", None])
     refuses("has a row without text in its part 'validation'", wikitext, name, root)

@@ -94,13 +94,6 @@ def test_the_loss_is_differentiable_and_as_precise_as_the_model(windows):
     assert all(p.grad is not None and p.grad.any() for p in model.parameters())
 
 
-def test_gradients_are_those_of_each_sample_alone(model):
-    """The Fisher of a padded batch is that of its rows one by one: no sample weighs more for being longer."""
-    alone = [{"input_ids": torch.tensor([row])} for row in ROWS]
-    one, other = (collect(model, some, [LAYER], {"fisher_in"}, language_loss) for some in ([padded(ROWS)], alone))
-    torch.testing.assert_close(one[LAYER].fisher_in, other[LAYER].fisher_in, rtol=1e-4, atol=0)
-
-
 def test_whole_rows_go_at_once_and_give_the_gradients_of_each_alone(model):
     calls = []
 
@@ -154,3 +147,10 @@ def test_bad_input_is_named(model, windows):
     batch = {"input_ids": windows.ids, "labels": torch.full_like(windows.ids, -100)}
     refuses("no token of the batch is scored", language_loss, model, batch)
     refuses("there is nothing to evaluate: no token is scored", perplexity, model, [batch])
+
+
+def test_gradients_are_those_of_each_sample_alone(model):
+    """The Fisher of a padded batch is that of its rows one by one: no sample weighs more for being longer."""
+    alone = [{"input_ids": torch.tensor([row])} for row in ROWS]
+    one, other = (collect(model, some, [LAYER], {"fisher_in"}, language_loss) for some in ([padded(ROWS)], alone))
+    torch.testing.assert_close(one[LAYER].fisher_in, other[LAYER].fisher_in, rtol=1e-4, atol=0)

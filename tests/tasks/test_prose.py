@@ -51,10 +51,8 @@ def test_a_docstring_by_hand():
 
     Too short. Does the next sentence count as well? Not_this x[0] one() as_it is_code. This has no end
     """
-    assert prose._sentences(text) == (
-        "return the value of key or a default one",
-        "does the next sentence count as well",
-    )
+    first, second = "return the value of key or a default one", "does the next sentence count as well"
+    assert prose._sentences(text) == (first, second)
 
 
 def test_comments_by_hand(tmp_path):
@@ -141,9 +139,8 @@ def test_no_text_that_is_scored_was_trained_on_and_rows_fit_their_metric():
 
 
 def test_rows_keep_their_promise():
-    acceptability, belonging, similarity = (
-        prose_tasks.rows(name, "validation") for name in ("acceptability", "belonging", "similarity")
-    )
+    names = "acceptability", "belonging", "similarity"
+    acceptability, belonging, similarity = (prose_tasks.rows(name, "validation") for name in names)
     (texts,) = acceptability.texts
     for written, shuffled in zip(texts[::2], texts[1::2], strict=True):
         assert sorted(written.split()) == sorted(shuffled.split()) and written != shuffled

@@ -13,7 +13,8 @@ from prehab_lib.tasks.perplexity import language_loss, perplexity
 from prehab_lib.tasks.small_llama import base_model, pretrain, small_llama
 from prehab_lib.tasks.tokenizers import tokenizer_of
 from tests.families import llama
-from tests.tasks.helpers import adamw_steps, opened_text, refuses, same_weights
+from tests.stack import same
+from tests.tasks.helpers import adamw_steps, opened_text, refuses
 from tests.text_files import causal_model, tiny_tokenizer
 
 SMALL = dict(depth=1, width=16, heads=2, kv_heads=1, positions=32)
@@ -37,7 +38,7 @@ def test_it_is_a_llama_with_grouped_queries_from_its_seed():
     attention = model.model.layers[0].self_attn
     assert attention.q_proj.weight.shape == (64, 64) and attention.k_proj.weight.shape == (32, 64)
     assert type(model).__name__ == "LlamaForCausalLM" and model.lm_head.weight.shape == (500, 64)
-    assert same_weights(model, small_llama(500)) and not same_weights(model, small_llama(500, seed=1))
+    assert same(model, small_llama(500)) and not same(model, small_llama(500, seed=1))
     assert sum(p.numel() for p in small_llama(1000).parameters()) < 300_000
 
 
@@ -46,7 +47,7 @@ def test_training_learns_and_repeats_itself(task, monkeypatch):
     one, other = small(), small()
     for model in (one, other):
         pretrain(model, task, seed=0, steps=60)
-    assert same_weights(one, other)
+    assert same(one, other)
     scores, without = task.scores(one), task.unigram()
     assert all(scores[name] < 0.7 * without[name] for name in scores)
     assert all(p.grad is None for p in one.parameters())
@@ -65,11 +66,11 @@ def test_the_best_validation_is_kept_and_training_stops(task, monkeypatch):
     model, taken = small(), adamw_steps(monkeypatch)
     pretrain(model, task, seed=0, steps=100)
     assert len(taken) == 10 and len(seen) == 5
-    assert same_weights(model, seen[1]) and not same_weights(model, seen[-1])
+    assert same(model, seen[1]) and not same(model, seen[-1])
     assert all(p.grad is None for p in model.parameters())
     values = iter([math.inf] * 3)  # none is better than nothing: the weights stay as they were trained
     pretrain(model, task, seed=0, steps=6)
-    assert same_weights(model, seen[-1])
+    assert same(model, seen[-1])
 
 
 def test_the_learning_rate_rises_then_falls_as_a_cosine(task, monkeypatch):
@@ -91,7 +92,7 @@ def test_bad_numbers_and_a_loss_that_explodes_are_named(task):
 def test_the_small_model_is_trained_once_then_cached(tmp_path, task, capfd):
     recipe = dict(seed=0, small=SMALL, steps=2)
     (first, how), (again, how_again) = (base_model(task, "small", **recipe) for _ in range(2))
-    assert (how, how_again) == ("trained", "cached") and same_weights(first, again) and not first.training
+    assert (how, how_again) == ("trained", "cached") and same(first, again) and not first.training
     for change in ({"seed": 1}, {"steps": 4}, {"small": SMALL | {"width": 24}}, {"small": SMALL | {"heads": 1}}):
         assert base_model(task, "small", **recipe | change)[1] == "trained", change
     chosen = dataclasses.replace(task.chosen_on, ids=task.chosen_on.ids.flip(0))
