@@ -11,6 +11,7 @@ import pytest
 from prehab_lib import __main__
 from prehab_lib.runs import inputs, plan, pool
 from prehab_lib.runs.store import Store
+from prehab_lib.save.packaged import PACKAGED
 from prehab_lib.tasks import data, glue, language
 from tests.conftest import write_notebook
 
@@ -251,3 +252,12 @@ def test_a_notebook_without_parameters_for_a_profile_is_named(tmp_path, monkeypa
     monkeypatch.setattr(run, "Pool", Mock(return_value=Mock(work=Mock(return_value={}))))
     run.main(planned, Store(tmp_path / "runs"), 1)
     assert "note      there is no params/02_b.lab.yaml: 02_b runs with its own defaults\n" in capsys.readouterr().out
+
+
+def test_only_the_profile_pretrained_needs_a_packaged_model():
+    """Else `make reproduce` would stop in an environment that has the lock's packages and no others."""
+    for profile in plan.PROFILES:
+        plans = [plan.expected(ROOT, profile, [name]) for name in plan.notebooks(ROOT)]
+        params = [values for one in plans for runs in one.values() for values in runs.values()]
+        named = {text for values in params for text in inputs.texts(values)} & {*PACKAGED}
+        assert named == ({*PACKAGED} if profile == "pretrained" else set()), profile
