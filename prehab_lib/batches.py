@@ -53,9 +53,12 @@ def seeded(model: nn.Module, seed: int) -> Iterator[None]:
 
 
 def training_possible():
-    """Autograd is on inside.  Raises ValueError in inference mode, whose tensors never train."""
+    """Autograd is on inside.  Raises ValueError in inference mode, whose tensors never train, and
+    under autocast, which keeps one cast of a weight for as long as it lasts."""
     if torch.is_inference_mode_enabled():
         raise ValueError("nothing can train in torch.inference_mode(): call this outside of it")
+    if any(map(torch.is_autocast_enabled, ("cpu", "cuda", "mps"))):
+        raise ValueError("nothing would train under torch.autocast: call this outside of it")
     return torch.enable_grad()
 
 

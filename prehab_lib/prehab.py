@@ -140,11 +140,11 @@ def prehab(
                 remedy = f"lower lr = {lr} or λ = {lam_now}"
                 check_finite(loss, f"prehab step {step}", remedy)
                 optimizer.zero_grad(set_to_none=True)
-                dose = Dose([] if step else parameters)
-                rank = term.backward(loss, lam_now, dose)  # line 5, and the gradient of line 6
+                pulls = Dose([] if step else parameters)
+                rank = term.backward(loss, lam_now, pulls)  # line 5, and the gradient of line 6
                 row = {"step": step, "task_loss": float(loss.detach()), "lam": lam_now}
                 row |= _logged(term, rank, training, step, steps) | term.notes
-                row |= {} if step else {"dose": dose.value()}
+                row |= {} if step else {"dose": pulls.value()}
             if rank is not None:
                 check_finite(loss.detach() + lam_now * rank, f"prehab step {step}", remedy)
             optimizer.step()  # line 6

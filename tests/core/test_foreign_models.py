@@ -105,6 +105,20 @@ def test_surgery_refuses_hooks_another_ruler_and_one_bare_layer_and_is_undone_by
     assert all(type(layer) is nn.Linear for layer in model.children())
 
 
+def test_nothing_trains_under_the_callers_autocast():
+    """It kept the casts of the first step: LoRA then left every factor as it was, and said nothing."""
+    model, batches = Toy(), toy_batches()
+    stats = collect(model, batches)
+    for compressed in (False, True):
+        if compressed:
+            compress(model, "svd_llm", 0.4, stats)
+        with torch.autocast("cpu", torch.bfloat16), pytest.raises(ValueError, match="under torch.autocast"):
+            if compressed:
+                rehab(model, classification_loss, batches, rank=2, steps=2, lr=1e-2)
+            else:
+                prehab(model, classification_loss, batches, stats, surrogate="nuclear", lam=0.1, steps=2, lr=1e-2)
+
+
 def test_what_was_cut_in_inference_mode_trains_later_and_nothing_trains_in_it():
     with torch.inference_mode():
         model = cut()

@@ -96,6 +96,8 @@ def test_the_statuses_on_real_models_come_from_the_committed_scores():
     folder = ROOT / "figures" / "pretrained"
     scores, table = (pandas.read_csv(folder / f"real_{name}.csv") for name in ("scores", "effects"))
     records, curves = pairs.of_table(scores, arm="untouched", method="svd_llm")
+    assert curves and all(len({*curve["removed"]}) == len(curve["removed"]) for curve in curves)
+    assert verdicts.paper_effect(next(c for c in audit.claims() if c["id"] == "real_llama"), "points") > 7
     found = verdicts.of_notebook("12_real_models", SimpleNamespace(records=records, curves=curves))
     assert found.id.tolist() == table.id.tolist() and found.status.tolist() == table.status.tolist()
     assert found["mean"].to_numpy() == pytest.approx(table["mean"].to_numpy(), rel=1e-4, abs=1e-6, nan_ok=True)
