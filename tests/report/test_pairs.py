@@ -2,6 +2,7 @@
 
 import math
 
+import pandas
 import pytest
 
 from prehab_lib.report import pairs
@@ -139,3 +140,14 @@ def test_a_table_without_control_is_refused():
     with pytest.raises(ValueError, match="07_ranks: its table of perplexity: prehab has no control"):
         pairs.check("07_ranks", [prepared, control])
     pairs.check("07_ranks", [prepared, control | {"method": "gram × uniform"}])
+
+
+def test_a_table_of_scores_gives_its_records_and_the_curve_of_a_plain_cut():
+    rows = [record("untouched", value, removed, metric="perplexity") for removed, value in ((0.2, 20.0), (0.0, 10.0))]
+    rows += [rows[0] | {"lora": True, "value": 15.0}, record("control", 12.0, 0.2, metric="perplexity")]
+    table = pandas.DataFrame([{"lora": False, "dataset": "text", "dose": None} | row for row in rows])
+    records, (curve,) = pairs.of_table(table, arm="untouched")
+    assert len(records) == 4 and records[0]["dose"] is None
+    assert curve == {"dataset": "text", "seed": 0, "removed": [0.0, 0.2], "merits": [-math.log(10.0), -math.log(20.0)]}
+    up = table.assign(metric="kl", higher_is_better=False)
+    assert pairs.of_table(up, arm="untouched")[1][0]["merits"] == [-10.0, -20.0]
