@@ -14,6 +14,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import nbformat
@@ -22,7 +23,6 @@ ROOT = Path(__file__).resolve().parents[1]
 NEEDED = ("sphinx", "myst_nb", "pydata_sphinx_theme", "sphinx_copybutton", "sphinx-mathjax-offline")
 MARK = ".book"  # in a folder whose content a build may replace
 REMEDY = "remove its run's folder, or restore the file"
-ALT = re.compile(r'\balt \+?= ("(?:[^"\\]|\\.)*")')
 PLAYS = "widgets.play("
 MOVES = "*In JupyterLab (`make jupyter`) this figure has sliders.*"
 LINK = re.compile(r"\[([^\]]*)\]\(([^)#\s]+)(#[^)\s]*)?\)")
@@ -136,7 +136,8 @@ def header(profile: str, run: dict, about: dict, label: str) -> dict[str, str]:
 def prepared(notebook, note: str, facts: dict[str, str] | None = None, folded=None, prompt: str = "how it is drawn"):
     """The notebook as the book shows it: facts under its title, figures described, folded code behind a click.
 
-    folded(source) says of which cells; without it, of those that only draw. Raises ValueError where there is no title.
+    folded(source) says of which cells; without it, of those that only draw. Imports and parameters are folded always.
+    Raises ValueError where there is no title.
     """
     folded = folded or (lambda source: "plots.save(" in source or PLAYS in source)
     first = notebook.cells[0] if notebook.cells else None
@@ -158,9 +159,10 @@ def prepared(notebook, note: str, facts: dict[str, str] | None = None, folded=No
         cell.outputs.sort(key=lambda output: output.output_type == "execute_result")
         if any("image/png" in output.get("data", {}) for output in cell.outputs):
             display["image"] = {"alt": alternative(cell.source, before)}
-        if folded(cell.source):
+        what = prompt if folded(cell.source) else "imports and parameters" if _sets_up(cell) else None
+        if what:
             cell.metadata.tags = [*cell.metadata.get("tags", []), "hide-input"]
-            display |= {"code_prompt_show": f"Show {prompt}", "code_prompt_hide": f"Hide {prompt}"}
+            display |= {"code_prompt_show": f"Show {what}", "code_prompt_hide": f"Hide {what}"}
         if display:
             cell.metadata["mystnb"] = display
         if PLAYS in cell.source:
@@ -171,14 +173,40 @@ def prepared(notebook, note: str, facts: dict[str, str] | None = None, folded=No
 
 def alternative(source: str, before: str) -> str:
     """What a figure shows: as it is given where it is saved, else the cell's first comment, else the paragraph before."""
-    given = ALT.findall(source)
+    given = "".join(_given_alt(source))
     if given:
-        return "".join(map(ast.literal_eval, given))
+        return given
     if source.startswith("#"):
         return source.partition("\n")[0].lstrip("# ")
     paragraph = before.strip().split("\n\n")[-1]
     paragraph = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", paragraph)
     return "Picture to: " + re.sub(r"\s+", " ", re.sub(r"[*`$\\#>]", "", paragraph)).strip()
+
+
+def _given_alt(source: str) -> Iterator[str]:
+    """The strings that a cell assigns or adds to `alt`, or gives as the argument of that name, from top to bottom."""
+    for node in sorted(ast.walk(_parsed(source)), key=lambda node: getattr(node, "lineno", 0)):
+        targets = getattr(node, "targets", [getattr(node, "target", None)])
+        named = getattr(node, "arg", None) == "alt" or "alt" in [getattr(target, "id", None) for target in targets]
+        value = getattr(node, "value", None)
+        if named and isinstance(value, ast.Constant) and isinstance(value.value, str):
+            yield value.value
+
+
+def _parsed(source: str) -> ast.Module:
+    """Without statements where a cell is no plain Python, as with %time."""
+    try:
+        return ast.parse(source)
+    except SyntaxError:
+        return ast.Module([], [])
+
+
+def _sets_up(cell) -> bool:
+    """Whether a cell holds the parameters, or imports alone."""
+    if {"parameters", "injected-parameters"} & {*cell.metadata.get("tags", [])}:
+        return True
+    lines = _parsed(cell.source).body
+    return bool(lines) and all(isinstance(line, ast.Import | ast.ImportFrom) for line in lines)
 
 
 def _figures(folder: Path, profile: str, sources: Path) -> None:
