@@ -127,7 +127,7 @@ def build(out: Path, root: Path = ROOT) -> None:
             shutil.copy(source, draft / "student")
     page = (root / "course" / "students.md").read_text(encoding="utf-8")
     _write(draft / "student" / "README.md", page.replace("<!-- lectures -->", table(lectures, "notebooks/")))
-    for file in sorted((root / "notebooks").glob("[0-9][0-9]_*.ipynb")):
+    for file in sorted((root / "notebooks").glob("[0-9][0-9]*_*.ipynb")):
         _write(draft / "student" / "notebooks" / file.name, _json(students(file)))
         _write(draft / "teacher" / file.name, _json(teachers(file, lectures)))
     for lecture in lectures:
@@ -144,10 +144,12 @@ def build(out: Path, root: Path = ROOT) -> None:
 def _library(library: Path, target: Path) -> None:
     """A copy of the library, with answers in the place of solutions."""
     shutil.copytree(library, target, ignore=shutil.ignore_patterns("__pycache__", "ex[0-9][0-9].*"))
-    for file in sorted((library.parent / "notebooks").glob("[0-9][0-9]_*.ipynb")):
-        keys = {id: AnswerKey.of(solved(id)) for id in asked_in(file)}
-        if keys:
-            checks.write(keys, target / "exercises" / f"ex{file.name[:2]}.json")
+    numbered: dict[str, dict[str, AnswerKey]] = {}  # 02 and 02b share a file
+    for file in sorted((library.parent / "notebooks").glob("[0-9][0-9]*_*.ipynb")):
+        for id in asked_in(file):
+            numbered.setdefault(f"ex{file.name[:2]}", {})[id] = AnswerKey.of(solved(id))
+    for name, keys in numbered.items():
+        checks.write(keys, target / "exercises" / f"{name}.json")
 
 
 def students(file: Path) -> dict:

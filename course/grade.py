@@ -330,11 +330,11 @@ def main(words: list[str] | None = None) -> int:
     add("--whole", action="store_true", help="run all cells, not only imports, definitions and constants")
     add("-j", type=int, default=2, metavar="N", help="submissions at a time (2)")
     given = parser.parse_args(words)
-    files = {file.stem: file for file in sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb")) if asked_in(file)}
-    chosen = [name for name in files if not given.notebooks or {name, name[:2]} & set(given.notebooks)]
+    files = {file.stem: file for file in sorted((ROOT / "notebooks").glob("[0-9][0-9]*_*.ipynb")) if asked_in(file)}
+    chosen = [name for name in files if not given.notebooks or {name, name.split("_")[0]} & set(given.notebooks)]
     try:
         for word in given.notebooks:
-            if word not in {*files, *(name[:2] for name in files)}:
+            if word not in {*files, *(name.split("_")[0] for name in files)}:
                 raise ValueError(f"{word!r} is no notebook with exercises: choose among {', '.join(files)}")
         if not all(0 < number <= 10**6 for number in (given.seconds, given.memory, given.j)):
             raise ValueError("--seconds, --memory and -j need numbers above 0, at most a million")

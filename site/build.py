@@ -60,10 +60,10 @@ def build(profile: str, out: Path, root: Path = ROOT) -> None:
 
 def gather(profile: str, sources: Path, root: Path = ROOT) -> None:
     """Write every page of the book below `sources`, as Markdown and notebooks."""
-    for file in sorted((root / "notebooks").glob("[0-9][0-9]_*.ipynb")):
+    for file in sorted((root / "notebooks").glob("[0-9][0-9]*_*.ipynb")):
         for place, notebook in chapter(file, root / "runs" / profile, profile).items():
             _write(sources / "notebooks" / place, nbformat.writes(notebook))
-    for file in sorted((root / "notebooks" / "solutions").glob("[0-9][0-9]_*.ipynb")):
+    for file in sorted((root / "notebooks" / "solutions").glob("[0-9][0-9]*_*.ipynb")):
         note = f"Try first: the exercises stand at the end of [the chapter](/notebooks/{file.name})."
         solved = prepared(_read(file), note, folded=lambda source: "def " in source, prompt="the solution")
         _write(sources / "notebooks" / "solutions" / file.name, nbformat.writes(solved))

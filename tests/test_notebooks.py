@@ -14,7 +14,7 @@ from prehab_lib.runs import grid
 from prehab_lib.tasks import parameters
 
 ROOT = Path(__file__).resolve().parents[1]
-LESSONS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+LESSONS = sorted((ROOT / "notebooks").glob("[0-9][0-9]*_*.ipynb"))
 SOLUTIONS = sorted((ROOT / "notebooks" / "solutions").glob("*.ipynb"))
 assert LESSONS and SOLUTIONS, "there are no notebooks"
 PROFILES = sorted((ROOT / "params").glob("*.yaml"))

@@ -54,7 +54,7 @@ def home() -> Path:
 
 def notebooks(root: Path) -> dict[str, Path]:
     """Name -> file, in the order of the book, without Jupyter's duplicates (-Copy1)."""
-    files = sorted((root / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+    files = sorted((root / "notebooks").glob("[0-9][0-9]*_*.ipynb"))
     return {file.stem: file for file in files if not re.search(r"-Copy\d+$", file.stem)}
 
 
@@ -173,12 +173,12 @@ def runs(
     """
     check_profile(root, profile)
     known, planned = notebooks(root), []
-    missing = set(wanted) - set(known) - {name[:2] for name in known}
+    missing = set(wanted) - set(known) - {name.split("_")[0] for name in known}
     if missing:
         raise ValueError(f"no notebook {json.dumps(min(missing))}: there are {', '.join(known)}")
     _check_files(root, profile, known)
     for name, file in known.items():
-        chosen = name in wanted or name[:2] in wanted
+        chosen = name in wanted or name.split("_")[0] in wanted
         if chosen or (not wanted and (profile not in PART or _takes_part(root, profile, file))):
             planned += _expanded(root, profile, file, overrides, axes)
     for run in planned:

@@ -18,7 +18,7 @@ from tests.beside import ROOT, load
 
 build = load("course/build.py")
 LECTURES = build.load()
-NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9][0-9]*_*.ipynb"))
 ASKED = {file.stem: asked_in(file) for file in NOTEBOOKS}
 MINUTES = {id: minutes for lecture in LECTURES for id, minutes in (lecture.exercises | lecture.homework).items()}
 GUIDE = (ROOT / "course" / "README.md").read_text(encoding="utf-8")
@@ -78,7 +78,7 @@ def test_all_notebooks_are_there_and_whole_and_their_links_hold(built):
             file = folder / original.name
             nbformat.validate(nbformat.read(file, as_version=4))
             assert set(cells(original)) <= set(cells(file)), file
-            for link in re.findall(r"\]\((\d\d_[^)#:]+)\)", "\n".join(cells(file, "markdown"))):
+            for link in re.findall(r"\]\((\d\d[a-z]?_[^)#:]+)\)", "\n".join(cells(file, "markdown"))):
                 assert (folder / link).exists(), f"{file}: {link}"
 
 

@@ -1,6 +1,7 @@
 """The plan of a profile, and the words of the command line that choose it."""
 
 import json
+import shutil
 import subprocess
 import sys
 import threading
@@ -42,6 +43,10 @@ def test_profiles_replace_defaults_from_yaml(home):
     assert [r.params["steps"] for r in plan.runs(home, "mine")] == [1, 8]
     (home / "params" / "01_b.lab.yaml").write_text("grid: {nothing: [1]}\n")
     assert len(plan.runs(home, "lab", ["00"])) == 1  # another notebook's file stops no run
+    shutil.copy(home / "notebooks" / "01_b.ipynb", home / "notebooks" / "01b_c.ipynb")
+    for word, chosen in {"01": "01_b", "01b": "01b_c", "01b_c": "01b_c"}.items():
+        assert [r.name for r in plan.runs(home, "smoke", [word])] == [chosen]
+    assert [*plan.notebooks(home)] == ["00_a", "01_b", "01b_c"]
     assert plan.expected(home, "mine", ["01_b", "02_gone"]) == {"01_b": {"01_b": {"steps": 8, "data_root": ""}}}
 
 
