@@ -25,7 +25,8 @@ GRANTED = {
     "04_bert_glue": {"fast"},
     "05_llama": {"fast", "scale"},
     "06_ablations": {"fast", "rivals"},
-    "07_adaptive_rank": {"fast", "rivals"},
+    "07_adaptive_rank": {"rivals"},
+    "07b_ranks_compared": {"fast", "rivals"},
     "08_cost": {"fast", "scale"},
     "11_one_arm": {"fast", "rivals"},
 }

@@ -1,19 +1,14 @@
-"""Exercises of notebook 07, adaptive ranks: loss changes, the walk, savings, the correction."""
-
-import math
+"""Exercises of notebooks 07 and 07b, unequal ranks: loss changes, a walk, a stack, a correction."""
 
 import numpy as np
 
 
-def loss_changes(left, right, grad):
-    return -np.einsum("ia,aj,ij->a", left, right, grad)
+def changes_of_outputs(weight, grad, bias, bias_grad):
+    return -np.multiply(weight, grad).sum(1) - np.multiply(bias, bias_grad)
 
 
-def transposed(left, right, grad):
-    """Cut to a square, so nothing fails where grad is none."""
-    side = min(np.shape(grad))
-    square = np.array(grad)[:side, :side].T
-    return loss_changes(np.array(left)[:side], np.array(right)[:, :side], square)
+def per_number(tails, saved):
+    return {name: tail / saved[name] for name, tail in tails.items()}
 
 
 def of_sign(tails, positive):
@@ -39,14 +34,20 @@ def zero_left_out(tails, balance):
     return smallest({name: tail for name, tail in tails.items() if sign * tail > 0} or tails)
 
 
-def difference(shape, rank):
-    return math.prod(shape) - rank * sum(shape)
+def held(heights, width, rank):
+    """Numbers that factors of this rank hold, layer by layer."""
+    return sum(rank * (height + width) for height in heights)
 
 
 def along(direction, amount, square):
-    """amount / square · direction; zeros where square is 0."""
-    return np.multiply(direction, amount / square if square else 0.0)
+    """amount / square · direction."""
+    return np.multiply(direction, amount / square)
 
 
-def restored(grad, lost):
-    return along(grad, np.dot(grad, lost), np.dot(grad, grad))
+def one_by_one(gradient, lost):
+    return along(gradient, np.dot(gradient, lost), np.dot(gradient, gradient))
+
+
+def restored(first, second, lost):
+    gradients = np.array([first, second], dtype=float)
+    return np.linalg.pinv(gradients) @ (gradients @ lost)

@@ -23,7 +23,7 @@ def home(tmp_path, monkeypatch):
     ranks = [one | {"part": "grid", "paper_table": None} for one in vit_records()]
     methods = {"svd": "gram × zero_sum", "svd_llm": "gram_logit × greedy"}
     ranks = [one | {"method": methods[one["arm"]]} for one in ranks if one["arm"] in methods]
-    write_run(tmp_path, "07_adaptive_rank", ranks, about=about)
+    write_run(tmp_path, "07b_ranks_compared", ranks, about=about)
     write_run(tmp_path, "01_surrogates", claims=[line("Eq. (6) is the gradient of Eq. (5)", "fails")])
     return tmp_path
 
@@ -44,7 +44,7 @@ def test_report_and_notebook_print_the_same_page(home):
     ours += ["**supported**: +4.0 [3.4, 4.6] ratio points", ""]
     assert cells(page, "Table II | prehab (nuclear")[2:] == ours
     assert cells(page, "Eq. (6) | it is the gradient")[4] == "**fails**"
-    differing = ["**supported**: +20.0 [20.0, 20.0] ratio points", "07_adaptive_rank: torch 2.6.0"]
+    differing = ["**supported**: +20.0 [20.0, 20.0] ratio points", "07b_ranks_compared: torch 2.6.0"]
     assert cells(page, "IO-SVD | it beats")[4:] == differing and "torch 2.15.0" in page[2]
     rows = [cells([one], one[2:9]) for one in page if one.startswith("| ")]
     assert all(len(row) == 6 and not any(re.search(r"\d of \d", cell) for cell in row) for row in rows)

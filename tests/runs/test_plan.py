@@ -112,7 +112,7 @@ def test_data_sets_are_known_by_what_notebooks_call_them():
     assert found["03_vit", "lab"] == {"cifar10"} and found["03_vit", "paper"] == {"imagenet-1k"}
     assert found["04_bert_glue", "paper"] == {f"glue/{name}" for name in glue.GLUE}
     assert found["05_llama", "lab"] == {"wikitext-2-raw-v1", "c4"} | {"alpaca"}
-    assert found["07_adaptive_rank", "lab"] == {"wikitext-2-raw-v1", "c4"} and not found["01_surrogates", "lab"]
+    assert found["07b_ranks_compared", "lab"] == {"wikitext-2-raw-v1", "c4"} and not found["01_surrogates", "lab"]
 
 
 NO_PROFILE = ["", " ", "a b", "laptop\n", "l" * 300, "\udcff"]
