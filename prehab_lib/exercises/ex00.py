@@ -8,8 +8,7 @@ def allowed(m, n, removed):
 
 
 def pull(s, rank):
-    """The least τ that leaves at most `rank` of the singular values s."""
-    return s[rank] if rank < len(s) else s.new_zeros(())
+    return s[rank] if rank < len(s) else s.new_zeros(())  # the least τ that leaves `rank` values
 
 
 def kept(shapes, ranks):
