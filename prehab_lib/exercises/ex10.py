@@ -1,11 +1,11 @@
-"""Exercises of notebook 10: a printed change, an average, ratio points, a memory label."""
+"""Exercises of notebook 10: a relative gain, an average, ratio points, a model that fits."""
 
 from itertools import pairwise
 from statistics import fmean
 
 
-def change(value, base):
-    return round(100 * (value / base - 1), 1)
+def relative(value, arrow):
+    return round(100 * arrow / (value - arrow), 1)
 
 
 def without_mnli(scores):
@@ -40,5 +40,5 @@ def one_slope(removed, scores, ours, theirs):
     return 100 * slope * (ours - theirs)
 
 
-def gibibytes(parameters):
-    return 2 * parameters / 2**30
+def fitting(rest, blocks, size):
+    return 1 - (size / 2 - rest) / blocks

@@ -110,7 +110,7 @@ def lora_gain(records: list[dict]) -> list[Check]:
 
 
 def strongest_lambda(records: list[dict]) -> list[Check]:
-    """The text's λ = 10 that gains most at the highest compression, against Table V there."""
+    """Whether λ = 10 is the best of three at 60 %: one reading of the text on Table V."""
     at_60 = {lam: _value(records, "V", "Prehab-SVD", 0.6, lam=lam) for lam in (0.1, 5.0, 10.0)}
     return [_check(("V", 0.6, "text, best λ"), 10.0, max(at_60, key=at_60.get), 0)]
 

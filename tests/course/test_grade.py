@@ -20,13 +20,13 @@ from tests.conftest import write_notebook as notebook
 grade = load("course/grade.py")
 AUDIT = {"10_audit": ROOT / "notebooks" / "10_audit.ipynb"}
 NAME = 'P = parameters.check("10_audit", globals())'
-RIGHT = "def printed_change(value, base):\n    return round(100 * (value / base - 1), 1)"
+RIGHT = "def relative_gain(value, arrow):\n    return round(100 * arrow / (value - arrow), 1)"
 SHOWN = solved("10.1").cases
-KNOWN = dict(zip(SHOWN, (56.8, -11.5, -36.7, -1.3), strict=True))
-CALLED = "printed_change({:.5g}, {:.5g})".format(*SHOWN[0])
-WITHHELD = "printed_change({:.5g}, {:.5g})".format(*solved("10.1").withheld[0])
-DEF = "def printed_change(value, base):"
-HEART = f"{DEF} return {KNOWN}.get((value, base), 0)"
+KNOWN = dict(zip(SHOWN, (69.6, 9.7, -17.9, 2.5), strict=True))
+CALLED = "relative_gain({:.5g}, {:.5g})".format(*SHOWN[0])
+WITHHELD = "relative_gain({:.5g}, {:.5g})".format(*solved("10.1").withheld[0])
+DEF = "def relative_gain(value, arrow):"
+HEART = f"{DEF} return {KNOWN}.get((value, arrow), 0)"
 LEARNT = f"right on the cases it was shown, not on others: {WITHHELD} gives 0, wanted 6.5"
 PATCHES = [
     "import prehab_lib.exercises.checks as c, prehab_lib.exercises.answers as a",
@@ -42,9 +42,9 @@ class Forge:
 """
 HELPERS = [
     "from math import *\nPER = 100",
-    "def change(v, b): return PER * (v / b - 1)",
+    "def gain(v, b): return PER * b / (v - b)",
     "PER *= 1",
-    f"{DEF} return round(change(value, base), int(sqrt(1)))",
+    f"{DEF} return round(gain(value, arrow), int(sqrt(1)))",
 ]
 ELSEWHERE = ["%pip install nothing\n!ls\nimport math\n" + RIGHT, "raise RuntimeError('elsewhere')", "def broken(:"]
 LACKS = f"{CALLED} stopped with AttributeError: 'float' object has no attribute 'sum'"
@@ -56,22 +56,22 @@ STUDENTS = {
     "Ed eats memory": ([f"{DEF} return len(bytearray(2**33))"], "stopped", f"{CALLED} stopped with MemoryError"),
     "Flo leaves": ([f"import sys\n{DEF} sys.exit()"], "stopped", f"{CALLED} stopped with SystemExit"),
     "Gil vanishes": ([f"import os\n{DEF} os._exit(0)"], "stopped", "it ended by itself"),
-    "Hal patches": (PATCHES, "wrong", f"not yet: {CALLED} gives 7, wanted 56.8"),
+    "Hal patches": (PATCHES, "wrong", f"not yet: {CALLED} gives 7, wanted 69.6"),
     "Ida forges": ([FORGES, f"{DEF} return 0"], "stopped", "passed"),
     "Zoë 学": (ELSEWHERE, "passed", ""),
     "Lee errs": ([f"{DEF} return value.sum()"], "stopped", LACKS),
     "Moe forgets": ([RIGHT.replace("return ", "")], "wrong", "it returns nothing: is a return missing?"),
     "Liv lambda": (
-        ["import math\nif True:\n    printed_change = lambda v, b: round(float(100 * (v / b - 1)), 1)"],
+        ["import math\nif True:\n    relative_gain = lambda v, b: round(float(100 * b / (v - b)), 1)"],
         "passed",
         "",
     ),
     "Mia makes it": (
-        ["from functools import partial\nprinted_change = partial(pow, 2)"],
+        ["from functools import partial\nrelative_gain = partial(pow, 2)"],
         "stopped",
-        "printed_change is made by",
+        "relative_gain is made by",
     ),
-    "Max broke it": ([f"{DEF[:-1]}\n    return 1"], "stopped", "there is no printed_change: SyntaxError"),
+    "Max broke it": ([f"{DEF[:-1]}\n    return 1"], "stopped", "there is no relative_gain: SyntaxError"),
     "Nia uses helpers": (HELPERS, "passed", ""),
     "Sue trains": ([f"scale = train()\n{DEF} return scale * value"], "stopped", f"{CALLED} stopped with Na"),
 }
@@ -84,7 +84,7 @@ def rows(tmp_path_factory):
     second = "def average_of(scores): return sum(scores.values()) / 8"
     for student, (cells, *_) in STUDENTS.items():
         notebook(folder / student / "my audit.ipynb", NAME, *cells, second)
-    notebook(folder / "Cy untouched" / "10_audit.ipynb", "def printed_change(value, base):\n    ...")
+    notebook(folder / "Cy untouched" / "10_audit.ipynb", "def relative_gain(value, arrow):\n    ...")
     notebook(folder / "Pat wrote text" / "10_audit.ipynb").write_text("my answers", encoding="utf-8")
     notebook(folder / "Bea has a mark" / "10_audit.ipynb", RIGHT)
     marked = folder / "Bea has a mark" / "10_audit.ipynb"
@@ -130,15 +130,15 @@ def test_each_planted_slip_gets_its_hint_a_right_answer_passes_and_no_word_does(
 
 
 def answer(folder: Path, source: str, **limits):
-    """What `printed_change` of a one-cell notebook answers to the first case of 10.1."""
+    """What `relative_gain` of a one-cell notebook answers to the first case of 10.1."""
     file = notebook(folder / "answers.ipynb", source)
-    found = grade.ask(file, {"10.1": "printed_change"}, grade.Limits(**({"seconds": 20} | limits)))["10.1"]
+    found = grade.ask(file, {"10.1": "relative_gain"}, grade.Limits(**({"seconds": 20} | limits)))["10.1"]
     return found.answers[0] if found.answers else found.trouble
 
 
 SEES = """
 import importlib.util, os, sys
-def printed_change(v, b):
+def relative_gain(v, b):
     names = ["exercises.ex00", "exercises.ex10", "budget"]
     found = [importlib.util.find_spec(f"prehab_lib.{name}") is not None for name in names]
     return [sys.path, os.getcwd(), found, sorted(os.environ), [n for _, _, f in os.walk(".") for n in f if n[:2] == "ex"]]
@@ -147,7 +147,7 @@ def printed_change(v, b):
 
 HELD = """
 import gc
-def printed_change(v, b):
+def relative_gain(v, b):
     told = [o for o in gc.get_objects() if isinstance(o, dict)]
     return [sorted(o) for o in told if any(isinstance(o.get(key), list) for key in ("cases", "wanted", "slips"))]
 """
@@ -170,10 +170,10 @@ def test_odd_answers_are_no_answers_and_whole_notebooks_run(tmp_path):
         "(lambda a: (a.append(a), a)[1])([])": "RecursionError",
         "10**6000": "ValueError",
     }.items():
-        assert wanted in answer(tmp_path, f"def printed_change(v, b): return {returned}"), returned
-    assert repr(answer(tmp_path, "def printed_change(v, b): return {1}")) == "set {1}"
+        assert wanted in answer(tmp_path, f"def relative_gain(v, b): return {returned}"), returned
+    assert repr(answer(tmp_path, "def relative_gain(v, b): return {1}")) == "set {1}"
     # A whole notebook runs where that is asked for, and a failing statement stops only itself.
-    source = "STATE = [1]\ninput('?')\nraise SystemExit\nSTATE.append(5)\ndef printed_change(v, b): return STATE[-1]"
+    source = "STATE = [1]\ninput('?')\nraise SystemExit\nSTATE.append(5)\ndef relative_gain(v, b): return STATE[-1]"
     assert answer(tmp_path, source) == 1 and answer(tmp_path, source, whole=True) == 5
 
 
@@ -193,7 +193,7 @@ def test_nothing_stays_behind_a_submission_nor_a_grader_that_is_killed(tmp_path)
     assert answer(tmp_path, f"{child}\n    {waits}\n    return 1") == 1
     assert not still_writes()
     mark.unlink()
-    notebook(tmp_path / "in" / "ann" / "10_audit.ipynb", f"def printed_change(v, b):\n    exec({loop!r})")
+    notebook(tmp_path / "in" / "ann" / "10_audit.ipynb", f"def relative_gain(v, b):\n    exec({loop!r})")
     words = [sys.executable, "course/grade.py", str(tmp_path / "in"), "--out", str(tmp_path / "r.csv")]
     grader = subprocess.Popen(words, cwd=ROOT, env=os.environ | {"TMPDIR": str(tmp_path)})
     while not mark.exists():
