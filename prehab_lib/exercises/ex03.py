@@ -1,19 +1,18 @@
-"""Exercises of notebook 03, prehab on a vision transformer: gains, controls, achieved budgets."""
+"""Exercises of notebook 03, prehab on a vision transformer: gains, controls, ranks of qkv."""
+
+from statistics import fmean
+
+from prehab_lib.budget import rank_for
 
 
 def share_of_training(svd_llm, control, prehab):
-    return (control - svd_llm) / (prehab - svd_llm)
+    return (fmean(control) - fmean(svd_llm)) / (fmean(prehab) - fmean(svd_llm))
 
 
-def kept(shape, rank):
-    m, n = shape
-    return m * n if rank is None else rank * (m + n)
+def mean_of_shares(svd_llm, control, prehab):
+    seeds = zip(svd_llm, control, prehab, strict=True)
+    return fmean((some - start) / (whole - start) for start, some, whole in seeds)
 
 
-def achieved(shapes, ranks):
-    return 1 - sum(map(kept, shapes, ranks)) / sum(m * n for m, n in shapes)
-
-
-def dense_left_out(shapes, ranks):
-    cut = [shape for shape, rank in zip(shapes, ranks, strict=True) if rank is not None]
-    return achieved(cut, [rank for rank in ranks if rank is not None])
+def of_qkv(d, removed):
+    return [rank_for((3 * d, d), removed), rank_for((d, d), removed)]

@@ -1,13 +1,12 @@
-"""Exercises of notebook 06, ablations: a gain taken apart, paired differences, λ in other units."""
+"""Exercises of notebook 06, ablations: a lead after LoRA, seeds that it takes, λ in other units."""
 
-import math
-from statistics import mean, stdev
-
-
-def share_of_training(nothing, control, prepared):
-    return (control - nothing) / (prepared - nothing)
+from math import ceil
+from statistics import stdev
 
 
-def paired_t(first, second):
-    differences = [a - b for a, b in zip(first, second, strict=True)]
-    return mean(differences) / (stdev(differences) / math.sqrt(len(differences)))
+def spread(first, second):
+    return stdev(a - b for a, b in zip(first, second, strict=True))
+
+
+def seeds_needed(spread, effect):
+    return ceil((2 * spread / effect) ** 2)

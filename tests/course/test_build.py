@@ -199,9 +199,9 @@ def test_a_notebook_that_tells_too_much_is_not_handed_out_and_the_old_build_stay
     before = sorted((home / "course" / "_build" / "student").rglob("*"))
     (home / "notebooks" / "solutions").unlink()
     shutil.copytree(ROOT / "notebooks" / "solutions", home / "notebooks" / "solutions")
-    blank = "(nothing, control, prepared): "
+    blank = "(first, second, effect): "
     for name, old, new, sentence in (
-        ("06_ablations", f"{blank}...", f"{blank}return 1", "6.1 is not blank"),
+        ("06_ablations", f"{blank}...", f"{blank}return 1", "6.2 is not blank"),
         ("solutions/00_start_here", "**0.1** ", "0.1 ", "has no text cell that begins with **0.1**"),
         ("00_start_here", '"cells": [', '"cells": {', "is not a notebook"),
         ("../course/README", "<!-- lectures", "<!-- x", "course/README.md needs the lines"),
