@@ -20,7 +20,7 @@ LONG_DOCSTRINGS: dict[str, str] = {}
 # Beside the flat core, tasks, report and exercises, a notebook may open two rooms.
 ALWAYS = {"tasks", "report", "exercises"}
 GRANTED = {
-    "02_rulers": {"rivals"},
+    "02b_rulers_in_practice": {"rivals"},
     "03_vit": {"fast", "scale"},
     "04_bert_glue": {"fast"},
     "05_llama": {"fast", "scale"},

@@ -1,4 +1,4 @@
-"""Exercises of notebook 02, rulers: tail errors, ranks, a Fisher ruler, no inverse."""
+"""Exercises of notebooks 02 and 02b: a tolerance, a shared factor, a new ruler, a bias."""
 
 import math
 from fractions import Fraction
@@ -15,33 +15,31 @@ def exact(removed):
     return Fraction(str(removed))
 
 
-def projected(W, M, rank):
-    """W in the span of the first left vectors of M."""
-    U = torch.linalg.svd(M, full_matrices=False).U[:, :rank]
-    return U @ U.T @ W
+def tails(s, power=2):
+    """Σ_{i≥r} s_i^power for r = 0 … k."""
+    return [float((s[r:] ** power).sum()) for r in range(len(s) + 1)]
 
 
-def root(G):
-    eigenvalues, Q = torch.linalg.eigh(G)
-    return Q * eigenvalues.clamp_min(0).sqrt()
+def first(shares, most):
+    """The first rank that loses at most `most`."""
+    return next(rank for rank, share in enumerate(shares) if share <= most)
 
 
-def still_weighted(W, L, rank):
-    return projected(W, W @ L, rank) @ L
+def weighted(X, w):
+    """Mean of w_t x_t x_tᵀ."""
+    return (X.T * w) @ X / len(X)
 
 
-def repair(W, G, rank):
-    """Cholesky with an amount on the diagonal that ignores the Gram's scale; then the inverse."""
-    lowest = torch.linalg.eigvalsh(G)[0]
-    L = torch.linalg.cholesky(G + (1e-6 - lowest) * torch.eye(len(G), dtype=G.dtype))
-    return still_weighted(W, L, rank) @ torch.linalg.inv(L)
+def by_bias(W, G, mean, rank, sign=1, last=True):
+    """The cut by a Gram, and what the bias takes up."""
+    vectors = torch.linalg.eigh(W @ G @ W.T).eigenvectors  # eigenvalues ascend
+    U = vectors[:, -rank:] if last else vectors[:, :rank]
+    W_hat = U @ U.T @ W
+    return W_hat, sign * (W - W_hat) @ mean
 
 
-def smallest_first(W, G, rank):
-    U = torch.linalg.eigh(W @ G @ W.T).eigenvectors[:, :rank]
-    return U @ U.T @ W
-
-
-def projected_inputs(W, G, rank):
-    V = torch.linalg.svd(W @ root(G), full_matrices=False).Vh[:rank].T
-    return W @ V @ V.T
+def pseudo_inverse(W, G, mean, rank):
+    values, Q = torch.linalg.eigh(G)
+    seen = Q[:, values > 1e-9 * values[-1]]
+    W_hat = by_bias(W, G, mean, rank)[0] @ seen @ seen.T
+    return W_hat, (W - W_hat) @ mean
