@@ -1,4 +1,4 @@
-"""Every number that a notebook's "Read it" or summary quotes stands on its page: in an output, or in a shown table."""
+"""Every number in a notebook's prose stands on its page: in an output, in a shown table, or in what the paper is quoted with."""
 
 import html
 import json
@@ -15,7 +15,7 @@ NOT_QUOTED = [
     r"\$[^$]*\$",  # formulas
     r"`[^`]*`",  # code
     r"\]\([^)]*\)",  # where a link leads
-    r"arXiv[\s:]*[\d.]+(v\d+)?",
+    r"(?:arXiv[\s:]*)?\b\d{4}\.\d{5}(v\d+)?\b",
     r"(?i:\b(?:sections?|notebooks?|chapters?|exercises?|eqs?\.|equations?|tables?|figs?\.|lectures?|digest))\s*"
     r"[\(\d][\d.,()]*(?:\s*(?:to|and|or|,)\s*\(?\d[\d.()]*)*",  # section 3, notebooks 03 and 05, Eqs. (4) to (6)
     r"\*\*\d+\.\d+\*\*",  # the number of an exercise
@@ -44,21 +44,12 @@ def quoted(source: str) -> list[str]:
     return NUMBER.findall(source)
 
 
-READ = re.compile(r"\*\*Read it|\bRead (?:the table|three things|across)|What our numbers say")
+NEEDS = re.compile(r"\*\*(?:It needs|Needs:)\*\*.*")  # how long a page takes, on which machine
 
 
 def prose(cells: list[dict]) -> list[str]:
-    """What is asked: cells from READ on, and the part of a cell below "## Summary" up to the next heading."""
-    found = []
-    for cell in cells:
-        source = "".join(cell["source"])
-        if cell["cell_type"] != "markdown":
-            continue
-        reading = READ.search(source)
-        if reading:
-            found.append(re.split(r"(?m)^## ", source[reading.start() :])[0])
-        found += [re.split(r"(?m)^## ", part)[0] for part in re.split(r"(?m)^## Summary", source)[1:]]
-    return found
+    """Our text, cell by cell; without what a page says of its own cost."""
+    return [NEEDS.sub("", "".join(cell["source"])) for cell in cells if cell["cell_type"] == "markdown"]
 
 
 def shown(cells: list[dict]) -> str:
@@ -111,9 +102,9 @@ def test_a_planted_number_is_seen():
         ("**Read it.** It is 12.6, 32 % and 231.", ["12.6", "32 %", "231"]),
         (
             "## Summary\n\n1. In section 7 and Eq. (5), at 60 % removed, in 2024: 12.5, not 13.5.\n\n## Exercises\n\n99",
-            ["13.5"],
+            ["13.5", "99"],
         ),
-        ("Not asked: 77.\n\n**Read it.** Asked: 78. LLaMA-7B, ViT-B/16, `x = 9`, $10^9$, [a](b9).", ["78"]),
+        ("**It needs** 77 s.\n\nAsked: 78. LLaMA-7B, ViT-B/16, `x = 9`, $10^9$, [a](b9).", ["78"]),
         ("> the paper: 7.5\n\n**Read it.** The 7.5 minutes were a GPU's, 8.5 nobody's.", ["8.5"]),
     ):
         cell = {"cell_type": "markdown", "metadata": {}, "source": [words]}
