@@ -1,4 +1,4 @@
-"""Exercises of notebook 04, prehab on BERT: a metric, a Gram without pads, the average of Table III."""
+"""Exercises of notebook 04: a metric, a Gram without pads, the average of Table III."""
 
 import math
 

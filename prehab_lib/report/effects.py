@@ -12,6 +12,7 @@ import pandas
 from scipy import optimize, stats
 
 LEVEL = 0.95
+FEWEST = 3  # seeds: with fewer an interval says more of their luck than of the effect
 MARGIN = 1.0  # ratio points: effects inside ± MARGIN are as good as none
 RATIO_POINTS = "ratio points"
 TREATED = 0.1  # share by which the tail must fall against the control's, to be a test of prehab
@@ -113,19 +114,22 @@ def status(
     return "undecided"
 
 
-def written(value: float, unit: str, sign: str = "") -> str:
+def written(value: float, unit: str, sign: str = "", more: bool = False) -> str:
     """A number in words, as "−1.2": one digit where large or in ratio points, else more.
 
-    sign: "+" writes it also where it is positive.
+    sign: "+" writes it also where it is positive. more: with one digit more.
     """
     digits = 1 if unit == RATIO_POINTS or abs(value) >= 10 else 2 if abs(value) >= 1 else 3
+    digits += more
     return f"{round(value, digits) + 0.0:{sign}.{digits}f}".replace("-", "−")
 
 
 def described(effect: Effect, unit: str) -> str:
-    """An effect in words, as "+0.3 [−1.2, 1.8] ratio points"."""
-    low, high = (written(end, unit) for end in (effect.low, effect.high))
-    return f"{written(effect.mean, unit, '+')} [{low}, {high}] {unit}"
+    """An effect in words, as "+0.3 [−1.2, 1.8] ratio points"; no end beside 0 is written as 0."""
+    ends = (effect.low, effect.high)
+    more = any(end and not float(written(end, unit).replace("−", "-")) for end in ends)
+    low, high = (written(end, unit, more=more) for end in ends)
+    return f"{written(effect.mean, unit, '+', more)} [{low}, {high}] {unit}"
 
 
 def relative_tail(cuts: dict, ranks: dict[str, int | None]) -> float:

@@ -79,17 +79,27 @@ def band(ax, data, x: str, y: str, **look) -> None:
     ax.set(**labels)  # not the names of the columns
 
 
+PAPER = [("the paper's tables", "black", False)]  # label, colour, whether it stands in
+PAPER += [("the paper over SVD-LLM: it has no control", "0.6", True)]
+
+
 def forest(ax, names, rows, color: str, paper=None) -> None:
     """An effect a row with its interval around a line at 0; the paper's effects as open diamonds.
 
     names (k,): what stands beside a row, top to bottom. rows: a DataFrame with mean, low, high;
-    NaN ends draw the point alone. paper (k,): the paper's effects in the same unit, NaN for none.
+    NaN ends draw the point alone. paper (k,): the paper's effects in the same unit, NaN for none;
+    grey where `rows.paper` says that it has no control, and another effect of it stands in.
     """
     places = range(len(rows))[::-1]
     sides = [rows["mean"] - rows.low, rows.high - rows["mean"]]
     ax.errorbar(rows["mean"], places, xerr=sides, fmt="o", color=color, capsize=2, label="here")
-    if paper is not None and any(value == value for value in paper):
-        ax.plot(paper, places, "D", color="black", fillstyle="none", label="the paper's tables")
+    if paper is not None:
+        words = rows["paper"] if "paper" in rows else [""] * len(rows)
+        known = [point for point in zip(paper, places, words, strict=True) if point[0] == point[0]]
+        for label, shade, borrowed in PAPER:
+            some = [at for *at, said in known if said.startswith("no control") == borrowed]
+            if some:
+                ax.plot(*zip(*some, strict=True), "D", color=shade, fillstyle="none", label=label)
     ax.axvline(0, color="black", lw=0.8)
     ax.set_yticks(places, names)
     ax.set_ylim(-0.7, len(rows) - 0.3)

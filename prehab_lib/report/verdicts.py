@@ -116,9 +116,9 @@ def verdict(claim: dict, differences: pandas.DataFrame) -> dict:
         return EMPTY | facts | {"status": "not run", "verdict": "not run"}
     of_seeds = wide.mean(axis=1)
     facts |= {"seeds": len(wide), "removed": fields.get("removed", 0.6)}
-    if len(wide) < 2:
-        mean = float(of_seeds.mean())
-        words = f"undecided: {effects.written(mean, unit, '+')} {unit}, one seed"
+    if len(wide) < effects.FEWEST:
+        mean, count = float(of_seeds.mean()), {1: "one seed", 2: "two seeds"}[len(wide)]
+        words = f"undecided: {effects.written(mean, unit, '+')} {unit}, {count}"
         return EMPTY | facts | {"mean": mean, "status": "undecided", "verdict": words}
     effect = effects.effect(of_seeds)
     treated = not places.treated.mean() < TREATED  # NaN where no tail was recorded: a rival
@@ -129,7 +129,10 @@ def verdict(claim: dict, differences: pandas.DataFrame) -> dict:
         status = effects.status(effect, None if np.isnan(size) else size, treated)
     else:  # in another unit the paper's size says nothing of ours, nor is it said what is small
         status = effects.status(effect, treated=treated, margin=None)
-    words = f"{status}: {effects.described(effect, unit)}"
+    harm = " and worse" if status == "not treated" and effect.high < 0 else ""
+    words = f"{status}{harm}: {effects.described(effect, unit)}"
+    if "margin" in claim:
+        words += f", margin {claim['margin']:g}"
     if status == "undecided":
         words += f", smaller than ± {effects.written(effect.half_width, unit)} unseen"
     facts |= effect._asdict() | {"visible": effect.half_width}

@@ -72,7 +72,7 @@ def test_bad_input_is_named():
 
 def test_an_effect_in_words():
     assert effects.described(Effect(0.26, -1.24, 1.76, 5), "ratio points") == "+0.3 [−1.2, 1.8] ratio points"
-    assert effects.described(Effect(-0.0021, -0.004, -0.0001, 5), "nats") == "−0.002 [−0.004, 0.000] nats"
+    assert effects.described(Effect(-0.0021, -0.004, -0.0001, 5), "nats") == "−0.0021 [−0.0040, −0.0001] nats"
     assert effects.described(Effect(12.34, 1.5, 23.2, 5), "points") == "+12.3 [1.50, 23.2] points"
 
 

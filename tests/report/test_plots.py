@@ -122,4 +122,9 @@ def test_a_forest_has_a_row_an_effect_and_the_papers_beside_it():
     dots, *_ = ax.containers[0].lines
     assert dots.get_xydata()[0].tolist() == [1.0, 1.0] and ax.containers[0].lines[1][0].get_xdata()[0] == 0.5
     diamonds = next(line for line in ax.get_lines() if line.get_marker() == "D")
-    assert diamonds.get_xydata()[1].tolist() == [6.6, 0.0]
+    assert diamonds.get_xydata().tolist() == [[6.6, 0.0]] and diamonds.get_label() == "the paper's tables"
+    _, ax = plots.figure()
+    rows["paper"] = ["", "no control; +6.6 ratio points over SVD-LLM"]
+    plots.forest(ax, ["first", "not run"], rows, plots.BLUE, paper=[numpy.nan, 6.6])
+    (borrowed,) = [line for line in ax.get_lines() if line.get_marker() == "D"]
+    assert "no control" in borrowed.get_label() and borrowed.get_color() == "0.6"
