@@ -21,6 +21,12 @@ FACTS = """() => {
     typeset: article.querySelectorAll(".math mjx-container svg").length,
     wrong: [...article.querySelectorAll("[data-mjx-error], mjx-merror")].map((one) => one.textContent),
     alternatives: images.map((one) => one.getAttribute("alt")),
+    barred: [...article.querySelectorAll("mjx-container")].filter((one) =>  // a scroll bar under a short formula
+      one.scrollWidth > one.clientWidth && one.clientWidth < 150 && getComputedStyle(one).scrollbarWidth !== "none").length,
+    cropped: [...article.querySelectorAll("mjx-container:has(svg)")].filter((one) => {
+      const [outer, inner] = [one, one.querySelector("svg")].map((box) => box.getBoundingClientRect());
+      return getComputedStyle(one).overflowY === "hidden" && (inner.top < outer.top - 1 || inner.bottom > outer.bottom + 1);
+    }).length,
     broken: images.filter((one) => one.complete && !one.naturalWidth).map((one) => one.src),
   };
 }"""
@@ -59,7 +65,7 @@ def test_every_page_is_there_and_opens_without_errors_without_another_machine_an
     expected |= {"index.html", "figures.html", "verdicts.html", "search.html"}
     assert {page for page in expected if not (book / page).is_file()} == set()
     assert len(pages) >= len(names) + 5
-    for fact in ("errors", "outside", "overflow", "broken", "wrong"):
+    for fact in ("errors", "outside", "overflow", "broken", "wrong", "barred", "cropped"):
         assert {page: facts[fact] for page, facts in pages.items() if facts[fact]} == {}, fact
 
 
