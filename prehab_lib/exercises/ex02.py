@@ -20,9 +20,9 @@ def tails(s, power=2):
     return [float((s[r:] ** power).sum()) for r in range(len(s) + 1)]
 
 
-def first(shares, most):
-    """The first rank that loses at most `most`."""
-    return next(rank for rank, share in enumerate(shares) if share <= most)
+def first(shares, limit):
+    """The first rank that loses at most `limit`."""
+    return next(rank for rank, share in enumerate(shares) if share <= limit)
 
 
 def weighted(X, w):
