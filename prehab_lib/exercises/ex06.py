@@ -1,4 +1,4 @@
-"""Exercises of notebook 06, ablations: a lead after LoRA, seeds that it takes, λ in other units."""
+"""Exercises of notebook 06, ablations: a lead after LoRA, seeds that it takes, a tail and its share."""
 
 from math import ceil
 from statistics import stdev
@@ -10,3 +10,9 @@ def spread(first, second):
 
 def seeds_needed(spread, effect):
     return ceil((2 * spread / effect) ** 2)
+
+
+def lowered(control, arm, rank, power=2):
+    ends, wholes = ([sum(s**power for s in some[k:]) for some in (control, arm)] for k in (rank, 0))
+    share = ends[1] / wholes[1] * wholes[0] / ends[0]
+    return [100 * (1 - share), 100 * (1 - ends[1] / ends[0])]
