@@ -1,14 +1,17 @@
 """`python course/build.py` (make course): course/_build/student to hand out, course/_build/teacher with the solutions.
 
 The student's folder is this repository's notebooks with blank exercises and its library with answers in the place of
-solutions. The teacher's notebooks have each solution folded in behind its exercise. What an earlier build wrote is kept as
-course/_build/before. The lectures of course/README.md are written anew from course.yaml.
+solutions. The teacher's notebooks have each solution folded in behind its exercise. Both folders hold the tables of figures/
+that notebooks read. What an earlier build wrote is kept as course/_build/before. The lectures of course/README.md are written
+anew from course.yaml.
 """
 
+import ast
 import json
 import re
 import shutil
 import sys
+from itertools import product
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
@@ -27,6 +30,7 @@ STUB = re.compile(
     r"^def \w+\([^\n]*\):(?:\s+(?:\"\"\"(?:(?!\"\"\").)*\"\"\"|\"[^\n]*\"|'[^\n]*'))?\s+\.\.\.$",
     re.MULTILINE | re.DOTALL,
 )
+COUNTED = re.compile(r"\d+(?= exercises\s+that\s+check\s+themselves)")
 START, END = "<!-- lectures, from course.yaml: make course -->", "<!-- end of lectures -->"
 
 
@@ -49,7 +53,7 @@ class Question(_Strict):
 
 
 class Lecture(_Strict):
-    """notebooks: name -> its sections that are shown. exercises and homework: id -> minutes they take."""
+    """notebooks: name -> its sections that are shown. exercises, homework, optional: id -> minutes. besides: also set for home."""
 
     number: PositiveInt
     title: str
@@ -60,14 +64,19 @@ class Lecture(_Strict):
     questions: list[Question]
     exercises: dict[str, PositiveInt]
     homework: dict[str, PositiveInt] = {}
+    optional: dict[str, PositiveInt] = {}
+    besides: str = ""
 
     @model_validator(mode="after")
     def _fits(self):
         if (total := sum(step.minutes for step in self.plan)) != 90:
             raise ValueError(f"lecture {self.number}: its plan has {total} minutes, not 90")
-        if both := self.exercises.keys() & self.homework:
-            raise ValueError(f"lecture {self.number}: exercise {min(both)} is in class and at home: keep one of them")
         return self
+
+    def minutes(self) -> list[tuple[str, str]]:
+        """(exercise, its minutes and where it is done), of every exercise of this lecture."""
+        places = {"in class": self.exercises, "at home": self.homework, "for who wants more": self.optional}
+        return [(id, f"{number} minutes {place}") for place, given in places.items() for id, number in given.items()]
 
 
 class Course(_Strict):
@@ -80,6 +89,9 @@ class Course(_Strict):
         numbers = [lecture.number for lecture in self.lectures]
         if twice := {number for number in numbers if numbers.count(number) > 1}:
             raise ValueError(f"two lectures have the number {min(twice)}: give each its own")
+        ids = [id for lecture in self.lectures for id, _ in lecture.minutes()]
+        if twice := {id for id in ids if ids.count(id) > 1}:
+            raise ValueError(f"exercise {min(twice)} is given twice: keep one of its places")
         return self
 
 
@@ -93,8 +105,8 @@ def load(root: Path = ROOT) -> list[Lecture]:
         where = ".".join(map(str, ["course.yaml", *first["loc"]]))
         raise ValueError(f"{where}: {first['msg'].removeprefix('Value error, ')}") from None
     taken: set[str] = set()
+    asked: set[str] = set()
     for lecture in lectures:
-        asked: set[str] = set()
         for name in lecture.notebooks:
             file = root / "notebooks" / f"{name}.ipynb"
             if name in taken:
@@ -103,11 +115,11 @@ def load(root: Path = ROOT) -> list[Lecture]:
                 raise ValueError(f"course.yaml: lecture {lecture.number} names {name}, which notebooks/ does not hold")
             taken.add(name)
             asked |= set(asked_in(file))
-        if wrong := asked ^ {*lecture.exercises, *lecture.homework}:
-            raise ValueError(
-                f"course.yaml: lecture {lecture.number} and its notebooks differ in exercise {min(wrong)}: "
-                "give each of them its minutes, under exercises or homework"
-            )
+    if wrong := asked ^ {id for lecture in lectures for id, _ in lecture.minutes()}:
+        raise ValueError(
+            f"course.yaml: its lectures and their notebooks differ in exercise {min(wrong)}: "
+            "give each of them its minutes, under exercises, homework or optional"
+        )
     return lectures
 
 
@@ -130,6 +142,10 @@ def build(out: Path, root: Path = ROOT) -> None:
     for file in sorted((root / "notebooks").glob("[0-9][0-9]*_*.ipynb")):
         _write(draft / "student" / "notebooks" / file.name, _json(students(file)))
         _write(draft / "teacher" / file.name, _json(teachers(file, lectures)))
+        for quoted_table in tables_of(file):
+            for folder in (draft / "student", draft / "teacher"):
+                (folder / quoted_table).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(root / quoted_table, folder / quoted_table)
     for lecture in lectures:
         _write(draft / "teacher" / f"lecture{lecture.number}.md", plan(lecture))
     shutil.rmtree(before, ignore_errors=True)
@@ -150,6 +166,70 @@ def _library(library: Path, target: Path) -> None:
             numbered.setdefault(f"ex{file.name[:2]}", {})[id] = AnswerKey.of(solved(id))
     for name, keys in numbered.items():
         checks.write(keys, target / "exercises" / f"{name}.json")
+
+
+def tables_of(file: Path) -> list[Path]:
+    """figures/PROFILE/NAME.csv of every table that a notebook quotes, with the files beside it of that name but for the picture.
+
+    Raises ValueError for a table that is not there.
+    """
+    root, found = file.parents[1], set()
+    for profile, name in quoted(file):
+        tables = list((root / "figures" / profile).glob(f"{name}.csv"))
+        if not tables:
+            raise ValueError(f"{file.stem} names figures/{profile}/{name}.csv, which is not there")
+        for table in tables:
+            found |= {table.with_suffix(end) for end in (".csv", ".json", ".md")}
+    return sorted(table.relative_to(root) for table in found if table.is_file())
+
+
+def quoted(file: Path) -> set[tuple[str, str]]:
+    """(profile, name) of each call of `tables.committed` in a notebook. A * in a name is what the code puts there.
+
+    A name may be a variable that is set to texts in the notebook, or an argument of a function of the notebook.
+    """
+    cells = [cell for cell in content(file)["cells"] if cell["cell_type"] == "code"]
+    tree = ast.parse("\n".join("".join(cell["source"]) for cell in cells))
+    scopes = [tree, *(node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef))]
+    found = set()
+    for call in _calls(tree, "committed"):
+        scope = [scope for scope in scopes if call in ast.walk(scope)][-1]
+        given = {"profile": ast.Constant("laptop")} | dict(zip(("name", "profile"), call.args, strict=False))
+        given |= {word.arg: word.value for word in call.keywords}
+        try:
+            found |= set(product(*(_texts(given[of], scope, tree) for of in ("profile", "name"))))
+        except ValueError as error:
+            raise ValueError(f"{file.stem}: {error}") from None
+    return found
+
+
+def _calls(tree: ast.AST, name: str) -> list[ast.Call]:
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    return [call for call in calls if ast.unparse(call.func).split(".")[-1] == name]
+
+
+def _texts(node: ast.expr, scope: ast.AST, tree: ast.Module) -> list[str]:
+    """What an expression may be: a text, one with a * for each part that is put in, or what its variable is given."""
+    if isinstance(node, ast.Constant):
+        return [str(node.value)]
+    if isinstance(node, ast.JoinedStr):
+        return ["".join(part.value if isinstance(part, ast.Constant) else "*" for part in node.values)]
+    values = []
+    for one in ast.walk(scope):
+        if isinstance(one, ast.Assign) and ast.unparse(one.targets[0]) == ast.unparse(node):
+            values.append(one.value)
+        elif isinstance(one, ast.For | ast.comprehension) and ast.unparse(one.target) == ast.unparse(node):
+            values += getattr(one.iter, "elts", getattr(one.iter, "keys", []))
+    names = [argument.arg for argument in scope.args.args] if isinstance(scope, ast.FunctionDef) else []
+    if ast.unparse(node) in names:
+        for call in _calls(tree, scope.name):
+            values += call.args[names.index(ast.unparse(node)) :][:1]
+            values += [word.value for word in call.keywords if word.arg == ast.unparse(node)]
+    if not values and scope is not tree:
+        return _texts(node, tree, tree)
+    if not values:
+        raise ValueError(f"which table committed({ast.unparse(node)}) reads cannot be told: name it where it is read")
+    return [text for value in values for text in _texts(value, tree, tree)]
 
 
 def students(file: Path) -> dict:
@@ -228,12 +308,7 @@ def _hidden(cell: dict, id: str) -> dict:
 
 def _note(id: str, why: str, lectures: list[Lecture]) -> str:
     """The teacher's notes on an exercise, closed until they are clicked."""
-    minutes = "not in a lecture"
-    for lecture in lectures:
-        if id in lecture.exercises:
-            minutes = f"{lecture.exercises[id]} minutes in class"
-        elif id in lecture.homework:
-            minutes = f"{lecture.homework[id]} minutes at home"
+    minutes = dict(pair for lecture in lectures for pair in lecture.minutes())[id]
     slips = "\n".join(f"- {hint}" for _, hint in solved(id).slips)
     return (
         f"<details>\n<summary><b>Solution of {id}</b>: {minutes}; the cells below hold it</summary>\n\n"
@@ -268,7 +343,10 @@ def plan(lecture: Lecture, level: int = 1) -> str:
     lines += ["", "**Ask the class**", ""]
     lines += [f"- *{question.ask}* {question.answer}" for question in lecture.questions]
     if lecture.homework:
-        lines += ["", f"**At home** (minutes): {_listed(lecture.homework)}."]
+        besides = f" And {lecture.besides}." * bool(lecture.besides)
+        lines += ["", f"**At home** (minutes): {_listed(lecture.homework)}.{besides}"]
+    if lecture.optional:
+        lines += ["", f"**For who wants more** (minutes): {_listed(lecture.optional)}."]
     return "\n".join(lines) + "\n"
 
 
@@ -277,6 +355,10 @@ def guide(text: str, lectures: list[Lecture]) -> str:
     if text.count(START) != 1 or text.count(END) != 1:
         raise ValueError(f"course/README.md needs the lines {START} and {END}, once each, around its lectures")
     pages = "\n".join(plan(lecture, level=3) for lecture in lectures)
+    number = sum(len(lecture.minutes()) for lecture in lectures)
+    text, places = COUNTED.subn(str(number), text)
+    if places != 1:
+        raise ValueError("course/README.md has to say once how many exercises that check themselves there are")
     before, after = text.split(START)[0], text.split(END)[1]
     return f"{before}{START}\n\n{table(lectures, '../notebooks/')}\n\n{pages}\n{END}{after}"
 

@@ -1,4 +1,4 @@
-"""Exercises of notebooks 07 and 07b, unequal ranks: loss changes, a walk, a stack, a correction."""
+"""Exercises of notebooks 07 and 07b, unequal ranks: loss changes, a walk, what is shipped, a correction."""
 
 import numpy as np
 
@@ -34,9 +34,14 @@ def zero_left_out(tails, balance):
     return smallest({name: tail for name, tail in tails.items() if sign * tail > 0} or tails)
 
 
-def held(heights, width, rank):
-    """Numbers that factors of this rank hold, layer by layer."""
-    return sum(rank * (height + width) for height in heights)
+def lower_rank(shapes, ranks, room=1):
+    """Ranks of the layers whose factors hold fewer numbers than the weight, by `room` at least."""
+    sizes = {name: (m * n, m + n) for name, (m, n) in shapes.items()}
+    return {of: r for of, r in ranks.items() if r * sizes[of][1] + room <= sizes[of][0]}
+
+
+def dropped(changes, ranks):
+    return sum(sum(changes[name][rank:]) for name, rank in ranks.items())
 
 
 def along(direction, amount, square):

@@ -20,7 +20,7 @@ build = load("course/build.py")
 LECTURES = build.load()
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9][0-9]*_*.ipynb"))
 ASKED = {file.stem: asked_in(file) for file in NOTEBOOKS}
-MINUTES = {id: minutes for lecture in LECTURES for id, minutes in (lecture.exercises | lecture.homework).items()}
+MINUTES = dict(pair for lecture in LECTURES for pair in lecture.minutes())
 GUIDE = (ROOT / "course" / "README.md").read_text(encoding="utf-8")
 
 
@@ -82,6 +82,15 @@ def test_all_notebooks_are_there_and_whole_and_their_links_hold(built):
                 assert (folder / link).exists(), f"{file}: {link}"
 
 
+def test_every_table_that_a_notebook_names_is_handed_out(built):
+    for folder, books in (("student", "student/notebooks"), ("teacher", "teacher")):
+        for name in ASKED:
+            for profile, table in build.quoted(built / books / f"{name}.ipynb"):
+                assert list((built / folder / "figures" / profile).glob(f"{table}.csv")), (folder, name, table)
+    assert ("laptop", "rank_rules") in build.quoted(ROOT / "notebooks" / "07b_ranks_compared.ipynb")  # by a function
+    assert (built / "student" / "figures" / "laptop" / "verdicts.md").is_file()
+
+
 ALL_CHECKS = r"""
 import json, re, sys
 import prehab_lib
@@ -108,7 +117,7 @@ def test_students_checks_work_without_a_solution(built):
     done = subprocess.run(command, capture_output=True, text=True, env=own, cwd=student)
     assert done.returncode == 0, done.stderr[-2000:]
     *stubs, right, slip, other = done.stdout.splitlines()
-    assert stubs == [f"exercise {id}: not tried yet" for asked in ASKED.values() for id in asked] and len(stubs) >= 37
+    assert stubs == [f"exercise {id}: not tried yet" for asked in ASKED.values() for id in asked] and len(stubs) == len(MINUTES)
     assert right == "exercise 0.2: passed" and slip == f"exercise 0.2: {solved('0.2').slips[0][1]}"
     assert re.fullmatch(r"exercise 10.3: not yet: f\(.*\) gives 1, wanted 6\.57\d*", other)
 
@@ -133,7 +142,7 @@ def test_teachers_get_every_solution_folded_in_behind_its_exercise(built):
             assert build.STUB.search(found[stub].source), id
             note = found[stub + 1].source
             assert note.startswith("<details>") and note.endswith("</details>") and f"Solution of {id}" in note
-            assert f"{MINUTES[id]} minutes" in note and all(hint in note for _, hint in solved(id).slips), id
+            assert MINUTES[id] in note and all(hint in note for _, hint in solved(id).slips), id
             answer = next(cell for cell in found[stub + 2 :] if f'check("{id}", {function})' in cell.source)
             assert answer.metadata.jupyter.source_hidden and f"exercise {id}: passed" in str(answer.outputs), id
     for lecture in LECTURES:
@@ -153,7 +162,7 @@ def test_there_are_eight_lectures_of_ninety_minutes_with_all_exercises():
 @pytest.fixture
 def home(tmp_path):
     """A checkout whose course and notebooks may be changed."""
-    for name in ("prehab_lib", *build.HANDED_OUT):
+    for name in ("prehab_lib", "figures", *build.HANDED_OUT):
         if (ROOT / name).exists():
             (tmp_path / name).symlink_to(ROOT / name)
     shutil.copytree(ROOT / "course", tmp_path / "course", ignore=shutil.ignore_patterns("_build", "__pycache__"))
@@ -167,12 +176,12 @@ MISTAKES = [
     (lambda all: all[0]["plan"][0].update(minutes=5), "lectures.0: lecture 1: its plan has 85 minutes, not 90"),
     (lambda all: all[1].update(notebooks={"99_x": "all"}), "lecture 2 names 99_x, which notebooks/ does not hold"),
     (lambda all: all[1].update(notebooks={"00_start_here": "all"}), "00_start_here is in two lectures"),
-    (lambda all: all[0]["exercises"].pop("0.2"), "lecture 1 and its notebooks differ in exercise 0.2"),
-    (lambda all: all[0]["exercises"].update({"5.1": 3}), "lecture 1 and its notebooks differ in exercise 5.1"),
+    (lambda all: all[0]["exercises"].pop("0.2"), "its lectures and their notebooks differ in exercise 0.2"),
+    (lambda all: all[0]["exercises"].update({"5.1": 3}), "exercise 5.1 is given twice: keep one of its places"),
     (lambda all: all[1].update(number=1), "course.yaml: two lectures have the number 1: give each its own"),
     (lambda all: all[0].update(number=-1), "lectures.0.number: Input should be greater than 0"),
     (lambda all: all[0]["plan"][0].update(minutes=-110), "lectures.0.plan.0.minutes: Input should be greater than 0"),
-    (lambda all: all[0].update(homework={"0.1": 5}), "lecture 1: exercise 0.1 is in class and at home: keep one"),
+    (lambda all: all[0].update(homework={"0.1": 5}), "exercise 0.1 is given twice: keep one"),
     (lambda all: all.clear(), "lectures: List should have at least 1 item"),
     (lambda all: all[0].update(goal="x"), "lectures.0.goal: Extra inputs are not permitted"),
 ]
@@ -205,6 +214,8 @@ def test_a_notebook_that_tells_too_much_is_not_handed_out_and_the_old_build_stay
         ("solutions/00_start_here", "**0.1** ", "0.1 ", "has no text cell that begins with **0.1**"),
         ("00_start_here", '"cells": [', '"cells": {', "is not a notebook"),
         ("../course/README", "<!-- lectures", "<!-- x", "course/README.md needs the lines"),
+        ("08_cost", '(\\"cost_growth', '(\\"growth', "names figures/laptop/growth.csv, which is not there"),
+        ("08_cost", '(\\"cost_growth\\"', "(STEP + STEP", "which table committed(STEP + STEP) reads cannot be told"),
         ("00_start_here", "Replace the `...`", "See solutions. Replace the `...`", "tells students of solutions"),
     ):
         file = home / "notebooks" / f"{name}.{'md' if 'README' in name else 'ipynb'}"
