@@ -30,6 +30,11 @@ class Fast:
         check_choice("fast surrogate", self.name, FAST)
         check_whole(1, refresh=self.refresh)
 
+    @classmethod
+    def held(cls, name: str, refresh: int) -> "Fast":
+        """As Fast(name, refresh), but fresh at every step where the gradient turns fast: Eq. (5)."""
+        return cls(name, 1 if name == "nuclear_ratio" else refresh)
+
     def term(self, *settings) -> "FastTerm":
         return FastTerm(self, *settings)
 

@@ -134,3 +134,8 @@ def test_a_gram_that_is_none_is_refused_though_no_root_is_made(toy):
     for spoil, message in ((float("nan"), "NaN or infinite"), (0.0, "the input Gram of 'query' is zero")):
         stats = {name: LayerStats(gram=torch.full_like(s.gram, spoil)) for name, s in toy[2].items()}
         refuses(message, run, (toy[0], toy[1], stats), surrogate=Fast("stable_rank"))
+
+
+def test_the_gradient_of_eq5_is_never_held():
+    assert Fast.held("nuclear", 8) == Fast("nuclear", 8)
+    assert Fast.held("nuclear_ratio", 8) == Fast("nuclear_ratio", 1)
