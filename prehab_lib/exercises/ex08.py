@@ -1,4 +1,6 @@
-"""Exercises of notebook 08, cost: products, the roofline, steps of a refresh, a speed-up."""
+"""Exercises of notebook 08, cost: products, the roofline, steps of a refresh, tokens of a step."""
+
+import math
 
 
 def by_products(m, n, rounds, side=min, count=2):
@@ -13,3 +15,8 @@ def seconds(operations, size, rate, bandwidth):
 
 def fewest(added, room):
     return max(1, int(-(-added // room))) if room > 0 else 0
+
+
+def tokens(n, share, vectors=4):
+    """Tokens at which the product with G and a warm round are this share of three products."""
+    return math.ceil((2 * n + 4 * vectors) / (6 * share))
