@@ -1,17 +1,15 @@
 """`python course/build.py` (make course): course/_build/student to hand out, course/_build/teacher with the solutions.
 
 The student's folder is this repository's notebooks with blank exercises and its library with answers in the place of
-solutions. The teacher's notebooks have each solution folded in behind its exercise. Both folders hold the tables of figures/
-that notebooks read. What an earlier build wrote is kept as course/_build/before. The lectures of course/README.md are written
+solutions. The teacher's notebooks have each solution folded in behind its exercise. Both folders hold the tables of figures/,
+which notebooks quote. What an earlier build wrote is kept as course/_build/before. The lectures of course/README.md are written
 anew from course.yaml.
 """
 
-import ast
 import json
 import re
 import shutil
 import sys
-from itertools import product
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
@@ -137,15 +135,13 @@ def build(out: Path, root: Path = ROOT) -> None:
             shutil.copytree(source, draft / "student" / source.name)
         elif source.is_file():
             shutil.copy(source, draft / "student")
+    for folder in ("student", "teacher"):  # the tables that notebooks quote
+        shutil.copytree(root / "figures", draft / folder / "figures", ignore=shutil.ignore_patterns("*.png"))
     page = (root / "course" / "students.md").read_text(encoding="utf-8")
     _write(draft / "student" / "README.md", page.replace("<!-- lectures -->", table(lectures, "notebooks/")))
     for file in sorted((root / "notebooks").glob("[0-9][0-9]*_*.ipynb")):
         _write(draft / "student" / "notebooks" / file.name, _json(students(file)))
         _write(draft / "teacher" / file.name, _json(teachers(file, lectures)))
-        for quoted_table in tables_of(file):
-            for folder in (draft / "student", draft / "teacher"):
-                (folder / quoted_table).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy(root / quoted_table, folder / quoted_table)
     for lecture in lectures:
         _write(draft / "teacher" / f"lecture{lecture.number}.md", plan(lecture))
     shutil.rmtree(before, ignore_errors=True)
@@ -166,70 +162,6 @@ def _library(library: Path, target: Path) -> None:
             numbered.setdefault(f"ex{file.name[:2]}", {})[id] = AnswerKey.of(solved(id))
     for name, keys in numbered.items():
         checks.write(keys, target / "exercises" / f"{name}.json")
-
-
-def tables_of(file: Path) -> list[Path]:
-    """figures/PROFILE/NAME.csv of every table that a notebook quotes, with the files beside it of that name but for the picture.
-
-    Raises ValueError for a table that is not there.
-    """
-    root, found = file.parents[1], set()
-    for profile, name in quoted(file):
-        tables = list((root / "figures" / profile).glob(f"{name}.csv"))
-        if not tables:
-            raise ValueError(f"{file.stem} names figures/{profile}/{name}.csv, which is not there")
-        for table in tables:
-            found |= {table.with_suffix(end) for end in (".csv", ".json", ".md")}
-    return sorted(table.relative_to(root) for table in found if table.is_file())
-
-
-def quoted(file: Path) -> set[tuple[str, str]]:
-    """(profile, name) of each call of `tables.committed` in a notebook. A * in a name is what the code puts there.
-
-    A name may be a variable that is set to texts in the notebook, or an argument of a function of the notebook.
-    """
-    cells = [cell for cell in content(file)["cells"] if cell["cell_type"] == "code"]
-    tree = ast.parse("\n".join("".join(cell["source"]) for cell in cells))
-    scopes = [tree, *(node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef))]
-    found = set()
-    for call in _calls(tree, "committed"):
-        scope = [scope for scope in scopes if call in ast.walk(scope)][-1]
-        given = {"profile": ast.Constant("laptop")} | dict(zip(("name", "profile"), call.args, strict=False))
-        given |= {word.arg: word.value for word in call.keywords}
-        try:
-            found |= set(product(*(_texts(given[of], scope, tree) for of in ("profile", "name"))))
-        except ValueError as error:
-            raise ValueError(f"{file.stem}: {error}") from None
-    return found
-
-
-def _calls(tree: ast.AST, name: str) -> list[ast.Call]:
-    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
-    return [call for call in calls if ast.unparse(call.func).split(".")[-1] == name]
-
-
-def _texts(node: ast.expr, scope: ast.AST, tree: ast.Module) -> list[str]:
-    """What an expression may be: a text, one with a * for each part that is put in, or what its variable is given."""
-    if isinstance(node, ast.Constant):
-        return [str(node.value)]
-    if isinstance(node, ast.JoinedStr):
-        return ["".join(part.value if isinstance(part, ast.Constant) else "*" for part in node.values)]
-    values = []
-    for one in ast.walk(scope):
-        if isinstance(one, ast.Assign) and ast.unparse(one.targets[0]) == ast.unparse(node):
-            values.append(one.value)
-        elif isinstance(one, ast.For | ast.comprehension) and ast.unparse(one.target) == ast.unparse(node):
-            values += getattr(one.iter, "elts", getattr(one.iter, "keys", []))
-    names = [argument.arg for argument in scope.args.args] if isinstance(scope, ast.FunctionDef) else []
-    if ast.unparse(node) in names:
-        for call in _calls(tree, scope.name):
-            values += call.args[names.index(ast.unparse(node)) :][:1]
-            values += [word.value for word in call.keywords if word.arg == ast.unparse(node)]
-    if not values and scope is not tree:
-        return _texts(node, tree, tree)
-    if not values:
-        raise ValueError(f"which table committed({ast.unparse(node)}) reads cannot be told: name it where it is read")
-    return [text for value in values for text in _texts(value, tree, tree)]
 
 
 def students(file: Path) -> dict:
