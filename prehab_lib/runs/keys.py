@@ -19,7 +19,7 @@ from prehab_lib.tasks import parameters
 
 LIBRARY = Path(__file__).resolve().parents[1]
 HANDED_ON = re.compile(r"data_root\s*=\s*P\.data_root")
-DATA = (".json", ".yaml")  # of the library, read by the modules that name them
+DATA = (".json", ".yaml", ".md")  # of the library, read by the modules that name them
 
 
 @cache
