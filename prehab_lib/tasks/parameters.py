@@ -10,15 +10,14 @@ import json
 import os
 import re
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError, create_model
+from pydantic import ConfigDict, ValidationError, create_model
 
 from prehab_lib.tasks import rules
 
 _TYPES = {kind.__name__: kind for kind in (int, float, str, bool, list, dict)} | {"None": None}
-DEEPEST, LONGEST = 20, 2**20  # lists inside lists; bytes of a params file
 _CONFIG = ConfigDict(frozen=True, allow_inf_nan=False, protected_namespaces=())
 
 
@@ -52,40 +51,16 @@ def parse(source: str, where: str) -> dict[str, tuple]:
     return parameters
 
 
-class _Prehab(BaseModel):
-    last: bool = False
-
-
-class _Metadata(BaseModel):
-    tags: list[str] = []
-    prehab: _Prehab = _Prehab()
-
-
-class _Cell(BaseModel):
-    cell_type: Literal["code", "markdown", "raw"]
-    metadata: _Metadata = _Metadata()
-    source: str | list[str]
-
-
-class _Notebook(BaseModel):
-    nbformat: Literal[4] = 4
-    metadata: _Metadata = _Metadata()
-    cells: list[_Cell]
-
-
 def content(notebook: Path) -> dict:
     """A notebook as JSON has it. Raises ValueError naming the file where it is none."""
     try:
-        text = notebook.read_text(encoding="utf-8-sig")
-        _Notebook.model_validate_json(text)
-        return json.loads(text)
-    except (ValidationError, ValueError, IsADirectoryError) as error:
-        what = "it cannot be read"
-        if isinstance(error, ValidationError):
-            first = error.errors()[0]
-            what = ": ".join(filter(None, [".".join(map(str, first["loc"])), first["msg"]]))
-        remedy = "restore the file"
-        raise ValueError(f"{notebook} is not a notebook (nbformat 4), {what}: {remedy}") from None
+        found = json.loads(notebook.read_text(encoding="utf-8-sig"))
+        for cell in found["cells"]:
+            cell["cell_type"] + "".join(cell["source"])  # what every reader asks of it
+        return found
+    except (LookupError, TypeError, ValueError, RecursionError, IsADirectoryError) as error:
+        what = f"{type(error).__name__}: {error}"
+        raise ValueError(f"{notebook} is not a notebook ({what}): restore the file") from None
 
 
 def read(notebook: Path) -> dict[str, tuple]:
@@ -176,23 +151,10 @@ def check(name: str, namespace: dict):
 class _Loader(yaml.SafeLoader):
     """Plain YAML 1.2: text, numbers, true, false, null, lists, and mappings with text as keys.
 
-    PyYAML's own 1.1 reads 010 as 8, 1:30 as 90, no as false and 1e-4 as text. An alias could hold
-    itself, or more than any memory.
+    PyYAML's own 1.1 reads 010 as 8, 1:30 as 90, no as false and 1e-4 as text.
     """
 
-    depth = 0
     yaml_implicit_resolvers: ClassVar = {}
-
-    def compose_node(self, parent, index):
-        event = self.peek_event()
-        if isinstance(event, yaml.AliasEvent) or event.tag is not None:
-            raise ValueError("write the value itself, instead of an alias (*name) or a tag (!name)")
-        self.depth += 1
-        if self.depth > DEEPEST:
-            raise ValueError(f"it has more than {DEEPEST} brackets or levels inside one another")
-        node = super().compose_node(parent, index)
-        self.depth -= 1
-        return node
 
     def construct_mapping(self, node, deep=False):
         keys = [key.value for key, _ in node.value]
@@ -208,8 +170,6 @@ class _Loader(yaml.SafeLoader):
         text = node.value.replace("_", "")
         if re.fullmatch(r"[-+]?\d+", text):
             return int(text)
-        if text[-3:].lower() in ("inf", "nan"):
-            raise ValueError(f"{text}: a number must be finite")
         return int(text, 0) if text[:2] in ("0x", "0o") else float(text)
 
 
@@ -228,17 +188,15 @@ def load_value(text: str):
     """The value of `-p name=value`, as YAML 1.2. Raises ValueError saying what is wrong."""
     try:
         return yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, LookupError, RecursionError) as error:
         raise ValueError(" ".join(str(error).split())) from None
 
 
 def load_file(path: Path) -> dict:
     """A flat YAML file of parameters. Raises ValueError naming the file and what is wrong."""
-    if not path.is_file() or path.stat().st_size > LONGEST:
-        raise ValueError(f"{path} is no file of at most {LONGEST} bytes: write `name: value` lines")
     try:
         values = load_value(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         raise ValueError(f"{path}: {error}") from None
     values = {} if values is None else values
     if not isinstance(values, dict):
