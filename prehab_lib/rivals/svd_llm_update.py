@@ -6,8 +6,7 @@ block is dense and the blocks before it are refitted.  The target is what W says
 the drift of the inputs is not repaired, and the task may gain or lose.
 """
 
-from collections.abc import Iterable, Mapping
-from itertools import groupby
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +18,7 @@ from prehab_lib.rivals import shared
 from prehab_lib.rivals.shared import Cuts, check_given, low_rank_layers
 from prehab_lib.roots import on_factor_device
 from prehab_lib.statistics.influence import block_of
-from prehab_lib.statistics.inputs import input_statistics, readers
+from prehab_lib.statistics.inputs import input_statistics
 from prehab_lib.statistics.tokens import warn_if_few_tokens
 
 EPS, EPS32 = torch.finfo(torch.float64).eps, torch.finfo(torch.float32).eps
@@ -29,22 +28,25 @@ EPS, EPS32 = torch.finfo(torch.float64).eps, torch.finfo(torch.float32).eps
 def closed_form(
     model: nn.Module, *, decompositions: Cuts, batches: Iterable | None = None, **_
 ) -> None:
-    """Refit every U, in place, block by block as executed: U ← argmin ‖X̃ (W − U V)ᵀ‖_F.
+    """Refit every U, in place, block by block in the model's order: U ← argmin ‖X̃ (W − U V)ᵀ‖_F.
 
     X̃ are the layer's inputs with all layers of its own block dense and those before it refitted
     (`refit`); a layer in no numbered block is a block.  W is left · right of the decomposition; V,
     biases and dense layers stay.  If one layer fails, all get their U back.  The batches are gone
-    over once, and once more for each block.  Memory: W and Grams of a block, a copy of every U.
+    over once for each block.  Memory: W and Grams of a block, a copy of every U.
 
-    Raises ValueError naming what is missing, or a layer that is never called, is called more than
-    once, gets NaN, or leaves its precision.  Warns where a layer sees fewer than 10 r tokens.
+    Raises ValueError naming what is missing, or a layer that is never called, gets NaN, or leaves
+    its precision.  Warns where a layer sees fewer than 10 r tokens.
     """
     check_arguments(batches=batches)
     layers = low_rank_layers(model, decompositions, "refit")
     before = {name: layer.U.weight.clone() for name, layer in layers.items()}
     seen: dict[str, tuple[int, int]] = {}  # layer -> (tokens, rank)
+    blocks: dict[str, list[str]] = {}
+    for name in layers:
+        blocks.setdefault(block_of(name) or name, []).append(name)
     try:
-        for names in progress(_blocks(_reading_order(model, layers, batches)), "closed form"):
+        for names in progress(list(blocks.values()), "closed form"):
             dense = {name: _dense(layers[name], decompositions[name]) for name in names}
             with shared.replaced(model, dense):
                 read = input_statistics(model, dense, batches, {"gram"})
@@ -77,28 +79,6 @@ def _update(name: str, layer: LowRankLinear, W: Tensor, gram: Tensor) -> None:
     if not torch.isfinite(new).all():
         raise ValueError(f"layer {name!r}: the refitted factor is not finite in {new.dtype}")
     layer.U.weight.copy_(new)
-
-
-def _blocks(order: list[list[str]]) -> list[list[str]]:
-    """Layers to refit at once: of one block, or outside blocks those that read the same tensor."""
-    placed = [(block_of(name) or str(i), name) for i, names in enumerate(order) for name in names]
-    return [[name for _, name in run] for _, run in groupby(placed, lambda pair: pair[0])]
-
-
-def _reading_order(model: nn.Module, layers: Mapping, batches: Iterable) -> list[list[str]]:
-    """Layers by the tensor they read, in the order of execution, the same in every batch."""
-    inner = {name: layer.V for name, layer in layers.items()}
-    orders = [readers(model, inner, batch) for batch in batches]
-    if not orders:
-        raise ValueError("recovery 'closed_form' got no batches: pass at least one")
-    complete = [order for order in orders if order is not None]
-    if not complete:
-        input_statistics(model, inner, batches, set())  # names a layer that no batch reaches
-        wanted = "a batch that reaches all layers: pass larger ones"
-        raise ValueError(f"recovery 'closed_form' needs {wanted}")
-    if any(order != complete[0] for order in complete):
-        raise ValueError("recovery 'closed_form': one batch calls the layers in another order")
-    return complete[0]
 
 
 def refit(W: Tensor, U: Tensor, V: Tensor, gram: Tensor, eps_V: float = EPS) -> Tensor:

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from prehab_lib.batches import device_of, forward, mode, move
+from prehab_lib.batches import forward, mode
 from prehab_lib.roots import exactly, on_factor_device
 from prehab_lib.statistics.hooks import calibration, check_finite, check_reached, hooked
 from prehab_lib.statistics.influence import BlockInfluence
@@ -89,35 +89,6 @@ def input_statistics(
     return read
 
 
-def readers(model: nn.Module, modules: dict[str, nn.Linear], batch) -> list[list[str]] | None:
-    """Layers by the tensor they read, in the order of their calls; None where one is not reached.
-
-    Raises ValueError for a layer called twice: it has no place in the order.
-    """
-    groups, last = [], _LastInput()
-
-    def read(name: str, x: Tensor) -> None:
-        if any(name in group for group in groups):
-            raise ValueError(f"layer {name!r} is called more than once in a forward pass")
-        if not last.is_same(x):
-            groups.append([])
-        groups[-1].append(name)
-
-    with hooked(modules, before=read), mode(model, training=False), torch.no_grad():
-        forward(model, move(batch, device_of(model)))
-    return groups if sum(map(len, groups)) == len(modules) else None
-
-
-class _LastInput:
-    seen: tuple[Tensor, int] | None = None
-
-    def is_same(self, x: Tensor) -> bool:
-        """Whether x is the tensor of the last call, unchanged."""
-        same = self.seen is not None and self.seen[0] is x and self.seen[1] == version_of(x)
-        self.seen = (x, version_of(x))
-        return same
-
-
 class _Collector:
     """Adds up every layer's inputs; layers called with one tensor in a row share the sums."""
 
@@ -128,11 +99,11 @@ class _Collector:
         self.leaders: dict[str, str] = {}  # layer -> the one that read the same tensor first
 
     def start_batch(self) -> None:
-        self.last, self.leader = _LastInput(), ""
+        self.last, self.leader = (None, 0), ""  # the tensor of the last call, and who read it first
 
     def read(self, name: str, x: Tensor) -> None:
-        same = self.last.is_same(x)
-        self.leader = self.leader if same else name
+        same = self.last[0] is x and self.last[1] == version_of(x)
+        self.last, self.leader = (x, version_of(x)), self.leader if same else name
         first = self.leaders.setdefault(name, self.leader)
         if first != self.leader:
             problem = f"{name!r} read the same tensor as {first!r} in one batch and another tensor"
