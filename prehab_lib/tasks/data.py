@@ -11,7 +11,6 @@ from pathlib import Path
 
 from prehab_lib.inputs import check_choice
 from prehab_lib.save.hub import explained, optional
-from prehab_lib.tasks.files import check_parquet
 from prehab_lib.tasks.glue import GLUE, HUB
 
 
@@ -107,8 +106,6 @@ def _load_folder(folder: Path, split: str, images: bool):
     files = sorted(map(str, files))
     if files:
         with explained(f"the data in {folder}", remedy):
-            for file in files:
-                check_parquet(file)
             return datasets.load_dataset("parquet", data_files={split: files}, split=split)
     if images and os.path.isdir(folder / split) and any((folder / split).iterdir()):
         with explained(f"the images in {folder / split}", remedy):

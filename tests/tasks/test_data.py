@@ -148,17 +148,13 @@ def test_labels_keep_their_numbers_or_are_refused(tmp_path):
     assert loaded["label"] == [int(Path(row["image"].filename).parent.name) for row in loaded]
 
 
-def test_a_small_file_that_swells_is_refused_and_a_tilde_is_home(tmp_path, monkeypatch):
-    monkeypatch.setattr("prehab_lib.tasks.files.LIMIT", 2**20)
-    sets = {"texts": {"text": ["a" * 40_000] * 100}, "pictures": {"label": [0] * 100}}
-    sets["pictures"]["image"] = [{"bytes": b"a" * 40_000, "path": None}] * 100
-    for name, columns in sets.items():
-        (tmp_path / name).mkdir()
-        file, like = tmp_path / name / "train.parquet", data.DATASETS["c4"] if name == "texts" else data.FOLDER
-        parquet.write_table(pyarrow.table(columns), file, compression="zstd")
-        assert file.stat().st_size < 10_000
-        refuses("bytes hold [1-4] MiB, at most 1 are read", data.load, str(file.parent), "train", None, like)
-    refuses("bytes hold 3 MiB, at most 1 are read", read_texts, tmp_path / "texts" / "train.parquet")
+def test_a_text_too_long_is_refused_and_a_tilde_is_home(tmp_path, monkeypatch):
+    with monkeypatch.context() as limit:
+        limit.setattr("prehab_lib.tasks.files.LIMIT", 2**20)
+        parquet.write_table(pyarrow.table({"text": [f"{i}" * 40_000 for i in range(100)]}), tmp_path / "long.parquet")
+        (tmp_path / "long.txt").write_text("a" * (2**20 + 1))
+        for name in ("long.parquet", "long.txt"):
+            refuses("it holds more than 1 MiB", read_texts, tmp_path / name)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("PREHAB_DATA", "~")
     (tmp_path / "cifar10").mkdir()
@@ -184,6 +180,8 @@ def test_only_texts_are_read_as_texts(tmp_path):
     file = tmp_path / "e.parquet"
     parquet.write_table(pyarrow.table({"text": ["a", None, ""], "id": [1, 2, 3]}), file)
     assert read_texts(file) == ["a", ""]
+    parquet.write_table(pyarrow.table({"id": [1]}), file)
+    refuses("could not be read .*a Parquet file with a column 'text'", read_texts, file)
     for column in ([1, 2], [["a"], ["b"]]):
         parquet.write_table(pyarrow.table({"text": column}), file)
         refuses("texts are a list of strings, not", read_texts, file)
