@@ -10,10 +10,8 @@ counts such files with formulas, and its code rounds factors of which only the p
 saved, in fp16.  Here stored factors lie on the grid, and scales count: 4 bytes a rank index.
 """
 
-import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +19,7 @@ from torch import Tensor, nn
 from prehab_lib.budget import check_removed
 from prehab_lib.factors import LowRankLinear
 from prehab_lib.inputs import check_choice
-from prehab_lib.layers import default_layers, linear_layers, replace_module
+from prehab_lib.layers import linear_layers, replace_module
 from prehab_lib.roots import on_factor_device
 from prehab_lib.statistics.hooks import refuse_hooks
 
@@ -176,10 +174,9 @@ def quantise(
     vector stay fp16: 2 k max(m, n) + 4 k bytes, so that every rank up to min(m, n) pays; for
     low-rank layers alone.  Factors go on the grid as they stand; biases and all else stay.
 
-    layers: names, or None for every low-rank layer, and with "int8" those the papers compress that
-    are dense still.  Raises ValueError for an unknown layout, a layer that is not there, quantised
-    already, or dense under "remap", and numbers out of the reach of fp16 (naming the layer); the
-    model is then as it was.
+    layers: names, or None for every low-rank layer.  Raises ValueError for an unknown layout, a
+    layer that is not there, quantised already, or dense under "remap", and numbers out of the
+    reach of fp16 (naming the layer); the model is then as it was.
     """
     check_choice("layout", layout, LAYOUTS)
     new: dict[str, nn.Module] = {}
@@ -201,56 +198,18 @@ def quantise(
     return model
 
 
-def file_bytes(folder: str | os.PathLike) -> tuple[int, int]:
-    """Bytes of tensors, and of headers, in a folder's safetensors.  Raises FileNotFoundError."""
-    tensors, headers = 0, 0
-    paths = sorted(Path(folder).glob("*.safetensors"))
-    if not paths:
-        missing = f"{folder} holds no safetensors file"
-        raise FileNotFoundError(f"{missing}: give a folder that surgery.save wrote")
-    for path in paths:
-        with path.open("rb") as file:
-            header = 8 + int.from_bytes(file.read(8), "little")
-        headers += header
-        tensors += path.stat().st_size - header
-    return tensors, headers
-
-
 def _targets(model: nn.Module, layout: str, layers: Iterable[str] | None) -> dict[str, nn.Module]:
-    packed, low_rank = _names_of(model, PackedLinear), _names_of(model, LowRankLinear)
-    if layers is None:
-        if packed:
-            remedy = "name the layers that are not with layers=[...]"
-            raise ValueError(f"{packed[0]!r} is quantised already: {remedy}")
-        names = low_rank + (_still_dense(model, low_rank) if layout == "int8" else [])
-    else:
-        names = list(layers)
-        if not names:
-            raise ValueError("layers is empty: name at least one layer, or leave it out for all")
-    for name in names:
-        if name in packed or f"{name}.U" in packed or f"{name}.V" in packed:
-            raise ValueError(f"layer {name!r} is quantised already")
+    modules = dict(model.named_modules())
+    low_rank = [name for name in modules if isinstance(modules[name], LowRankLinear)]
+    names = low_rank if layers is None else list(layers)
     dense = [name for name in names if name not in low_rank]
     if dense:
         linear_layers(model, dense)
-    if layout == "remap" and (dense or not names):
+    if not names or (dense and layout == "remap"):
         reason = f"layer {dense[0]!r} is dense" if dense else "no low-rank layer is there"
-        remedy = "run surgery.compress first, or take 'int8'"
-        raise ValueError(f"layout 'remap' stores factors and {reason}: {remedy}")
-    return {name: model.get_submodule(name) for name in names}
-
-
-def _names_of(model: nn.Module, kind: type) -> list[str]:
-    return [name for name, module in model.named_modules() if isinstance(module, kind)]
-
-
-def _still_dense(model: nn.Module, low_rank: list[str]) -> list[str]:
-    """The model's default layers that are dense still, not the factors of those that are not."""
-    try:
-        names = default_layers(model)
-    except ValueError:
-        if not low_rank:
-            raise
-        return []  # all that the family has are low-rank by now
-    factors = tuple(f"{name}." for name in low_rank)
-    return [name for name in names if not name.startswith(factors)]
+        remedy = "run surgery.compress first, or name layers for 'int8'"
+        raise ValueError(f"layout {layout!r} stores factors and {reason}: {remedy}")
+    for name in names:
+        if name in low_rank and isinstance(modules[name].U, PackedLinear):
+            raise ValueError(f"layer {name!r} is quantised already: name the layers that are not")
+    return {name: modules[name] for name in names}
