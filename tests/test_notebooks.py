@@ -71,6 +71,13 @@ def test_a_lesson_has_parameters_that_hold(path):
     assert f'parameters.check("{path.stem}", globals())' in following
 
 
+def test_no_two_figures_of_the_book_have_one_name():
+    """They are published into one folder, figures/."""
+    cells = [cell for path in LESSONS for cell in code_cells(path)]
+    names = [name for cell in cells for name in re.findall(r'plots\.save\(fig, "(\w+)"', "".join(cell["source"]))]
+    assert len(names) == len(set(names)) > 40, sorted(names)
+
+
 @pytest.mark.parametrize("path", PROFILES, ids=lambda path: path.name)
 def test_a_profile_fits_its_notebook_and_says_why(path):
     notebook, profile, _ = path.name.split(".")

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from prehab_lib.progress import say
 from prehab_lib.runs import keys
 from prehab_lib.runs.plan import Run
-from prehab_lib.runs.store import Busy, Store, Taken
+from prehab_lib.runs.store import Busy, Store
 
 BARS = ("TQDM_DISABLE", "HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS")
 OFF = (*BARS, "HF_HUB_DISABLE_TELEMETRY", "PYDEVD_DISABLE_FILE_VALIDATION")
@@ -125,10 +125,7 @@ class Pool:
                     self.gpus.put(gpu)
         seconds = f"{outcome.seconds:.0f} s"
         if outcome.status != "failed":
-            try:
-                self.store.publish(key, run.profile, run.name)
-            except Taken as error:
-                outcome = Outcome("failed", key, str(error), outcome.seconds)
+            self.store.publish(key, run.profile, run.name)
         if outcome.status == "failed" and not self.stopped:
             say(f"failed    {run.name} after {seconds}: {outcome.error}")
         if outcome.status == "ran":

@@ -30,10 +30,6 @@ class Busy(ValueError):
     """Another process has it."""
 
 
-class Taken(ValueError):
-    """Another notebook's file lies where one is to be published."""
-
-
 def copy(targets: Mapping[Path, Path]) -> None:
     """Copy what differs, source -> target, the first one last; where not all have room, none."""
     with ExitStack() as drafts:
@@ -158,10 +154,7 @@ class Store:
         return targets
 
     def publish(self, key: str, profile: str, name: str) -> None:
-        """Copy a finished run to runs/PROFILE, run.json last; what its predecessor left goes.
-
-        Raises Taken where it would replace a figure of another notebook.
-        """
+        """Copy a finished run to runs/PROFILE, run.json last; what its predecessor left goes."""
         source, facts = self.done(key), self.runs / profile / name / "run.json"
         run, stale = json.loads((source / "run.json").read_text(encoding="utf-8")), set()
         targets = self.targets(profile, name, run)
@@ -172,21 +165,7 @@ class Store:
         if not differing(copied | {source / "run.json": facts}):
             return
         with FileLock(self.folder / ".publish.lock"):  # runs that end at once share figures/
-            self._check_free(profile, name, targets)
             copy(copied)
             for target in stale:
                 target.unlink(missing_ok=True)
             copy({source / "run.json": facts})
-
-    def _check_free(self, profile: str, name: str, targets: Mapping[str, Path]) -> None:
-        """Raises Taken where a target belongs to another published run, of a notebook there is."""
-        for facts in sorted((self.runs / profile).glob("*/run.json")):
-            other, theirs = facts.parent.name, {}
-            with suppress(*DAMAGE):
-                run = json.loads(facts.read_text(encoding="utf-8"))
-                if (self.runs.parent / "notebooks" / f"{run['notebook']}.ipynb").is_file():
-                    theirs = self.targets(profile, other, run)
-            both = {*targets.values()} & {*theirs.values()} if other != name else ()
-            if both:
-                file = os.path.relpath(min(both), self.runs / profile)
-                raise Taken(f"{file} is a file of {other} too: give it another name in {name}")

@@ -167,21 +167,6 @@ def test_work_folders_of_killed_runs_are_swept_but_not_those_at_work(tmp_path):
     assert [part.name for part in kept.folder.glob("*.part")] == ["alive.part"]
 
 
-def test_a_figure_of_another_notebook_that_there_is_stays(tmp_path):
-    kept = store.Store(tmp_path / "runs")
-    (tmp_path / "notebooks").mkdir()
-    (tmp_path / "notebooks" / "00_a.ipynb").touch()
-    for name in ("00_a", "01_b"):
-        stored(kept, name, name, "figures/a.png")
-    kept.publish("00_a", "lab", "00_a")
-    with pytest.raises(store.Taken, match=r"figures/a.png is a file of 00_a too: give it another name in 01_b"):
-        kept.publish("01_b", "lab", "01_b")
-    assert (kept.runs / "lab" / "figures" / "a.png").read_text() == "00_a"
-    (tmp_path / "notebooks" / "00_a.ipynb").unlink()  # renamed: what its old name left is in nobody's way
-    kept.publish("01_b", "lab", "01_b")
-    assert (kept.runs / "lab" / "figures" / "a.png").read_text() == "01_b"
-
-
 def test_a_stored_run_is_published_under_whatever_name_the_plan_gives_it(tmp_path):
     """The same parameters with and without a grid share a key; each name has its files, the figures apart."""
     kept = store.Store(tmp_path)
