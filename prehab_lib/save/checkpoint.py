@@ -1,11 +1,11 @@
-"""A checkpoint is opened whole or not at all: no trap in its configuration, no hole in its weights.
+"""A checkpoint is opened whole or not at all: no hole in its weights.
 
 What a library fills with random numbers, or leaves out, is a model that nobody trained.
 """
 
 import os
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from pathlib import Path
 
 from torch import nn
@@ -13,9 +13,6 @@ from torch import nn
 from prehab_lib.batches import refuse_meta
 
 SHOWN = 3  # names of a sentence
-MOST = {"num_hidden_layers": 10_000}  # building more is a hang, not a model
-SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
-SIZES += ("intermediate_size", "head_dim", "vocab_size", "patch_size", "image_size", "num_channels")
 POOLER = "pooler."  # counts as head: an encoder trained on masked words has none
 
 
@@ -24,24 +21,6 @@ def refuse_adapter(source: str | os.PathLike) -> None:
     if os.path.isfile(Path(source) / "adapter_config.json"):
         remedy = "open it with peft, merge it (merge_and_unload) and save the merged model"
         raise ValueError(f"{str(source)!r} is an adapter of peft: {remedy}")
-
-
-def check_config(config, source: str | os.PathLike) -> None:
-    """Raises ValueError for a transformers configuration that runs foreign code or cannot be built.
-
-    "attn_implementation": "owner/name" would fetch a kernel from the hub and run it.
-    """
-    where = f"the configuration of {str(source)!r}"
-    for key, value in vars(config).items():
-        values = value.values() if isinstance(value, Mapping) else [value]
-        if "implementation" in key and any(re.search(r"[/:]", str(name)) for name in values):
-            raise ValueError(f"{where} asks for foreign code ({key} = {value!r}): take that out")
-        if hasattr(value, "to_dict") and hasattr(value, "model_type"):
-            check_config(value, source)
-    for key in SIZES:
-        value, most = getattr(config, key, None), MOST.get(key, 10**9)
-        if isinstance(value, int) and not 0 < value <= most:
-            raise ValueError(f"{where} says {key} = {value}: it must be 1 to {most}")
 
 
 # Buffers that older versions of transformers stored and newer ones make themselves.

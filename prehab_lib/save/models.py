@@ -61,7 +61,8 @@ def text_model(source: str, auto_class: str, *, new_head: bool = False, **kwargs
     """A transformers model by the name of its Auto class; source: as `packaged.local` takes it.
 
     new_head: of an encoder, the classifier is random. Safetensors only; GPT-2's transposed layers
-    become `nn.Linear`. Raises as `local`, `hub.explained` and the checks of `checkpoint`.
+    become `nn.Linear`. Raises as `local`, `hub.explained` and the checks of `checkpoint`, and
+    ValueError for a configuration that would have foreign code fetched and run.
     """
     transformers = optional("transformers")
     place, source = local(source), named(source)
@@ -69,8 +70,7 @@ def text_model(source: str, auto_class: str, *, new_head: bool = False, **kwargs
     safe = dict(use_safetensors=True, trust_remote_code=False)
     safe |= dict(output_loading_info=True, ignore_mismatched_sizes=True)  # refused below, by name
     with explained(f"the model {source!r}", LOCAL):
-        read = transformers.AutoConfig.from_pretrained
-        checkpoint.check_config(kwargs.get("config") or read(place), source)
+        refuse_foreign(transformers.PreTrainedConfig.get_config_dict(place)[0])
         model, found = getattr(transformers, auto_class).from_pretrained(place, **safe, **kwargs)
     checkpoint.check_loaded(model, found, source, new_head)
     model.config._name_or_path = source  # the model card asks it

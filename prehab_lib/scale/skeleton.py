@@ -16,8 +16,9 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from prehab_lib.layers import default_layers, is_conv1d
-from prehab_lib.save.checkpoint import BUFFERS, check_config, check_tensors, refuse_adapter
+from prehab_lib.save.checkpoint import BUFFERS, check_tensors, refuse_adapter
 from prehab_lib.save.hub import explained
+from prehab_lib.save.models import refuse_foreign
 from prehab_lib.save.packaged import local
 from prehab_lib.save.pretrained import LowRankConfig
 from prehab_lib.save.storage import DESCRIPTION
@@ -99,9 +100,9 @@ def config_of(source: str | os.PathLike):
         if bare:
             raise FileNotFoundError(f"{source} is no model folder: it has no config.json")
     with explained(what, remedy):
+        refuse_foreign(transformers.PreTrainedConfig.get_config_dict(place)[0])
         config = transformers.AutoConfig.from_pretrained(place, trust_remote_code=False)
     refuse_compressed(config, source)
-    check_config(config, source)
     return config
 
 

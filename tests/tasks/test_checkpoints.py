@@ -136,22 +136,19 @@ def test_a_timm_checkpoint_with_holes_is_refused_also_under_a_new_head(tmp_path)
 
 def test_traps_in_a_configuration_are_refused_before_the_weights(llama, tmp_path, capsys):
     traps = [
-        ({"attn_implementation": "evil/kernel"}, "asks for foreign code"),
-        ({"_attn_implementation": "evil/kernel:run"}, "asks for foreign code"),
+        ({"attn_implementation": "evil/kernel"}, "would be code of somebody else"),
+        ({"_attn_implementation": "evil/kernel:run"}, "would be code of somebody else"),
         ({"experts_implementation": "evil/kernel"}, "experts_implementation"),
-        ({"num_key_value_heads": 0}, "num_key_value_heads = 0"),
-        ({"intermediate_size": -3}, "intermediate_size = -3"),
-        ({"num_hidden_layers": 10**7}, "num_hidden_layers = 10000000"),
+        ({"text_config": {"attn_implementation": "evil/kernel"}}, "would be code of somebody else"),
+        ({"num_key_value_heads": 0}, "correct its config.json"),
+        ({"intermediate_size": -3}, "correct its config.json"),
         ({"hidden_act": "evil"}, "could not be read .'evil'.: correct its config.json"),
         ({"rope_parameters": {"rope_type": "evil"}}, "correct its config.json"),
         ({"architectures": [5]}, "is a 5: a causal language model is needed"),
     ]
     for config, said in traps:
         refuses(said, causal_config, changed(llama, **config))
-    refuses("asks for foreign code", text_model, changed(llama, attn_implementation="evil/kernel"), CAUSAL)
-    vision = transformers.ViTConfig(patch_size=0)
-    vision.save_pretrained(tmp_path / "vision")
-    refuses("patch_size = 0", text_model, str(tmp_path / "vision"), "AutoModel")
+    refuses("code of somebody else", text_model, changed(llama, attn_implementation="evil/kernel"), CAUSAL)
     (tmp_path / "deep").mkdir()
     (tmp_path / "deep" / "config.json").write_text("[" * 100_000)
     refuses("the configuration in .* could not be read", config_of, tmp_path / "deep")
