@@ -8,8 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from huggingface_hub.constants import SAFETENSORS_INDEX_FILE as INDEX
-from huggingface_hub.constants import SAFETENSORS_SINGLE_FILE as WEIGHTS
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -20,7 +18,6 @@ DESCRIPTION = "prehab.json"
 FORMAT = 2
 FIELDS = {"recipe": dict, "rewrites": list, "ranks": dict, "packed": dict, "rounded": list}
 FIELDS |= {"files": list}
-FIRST_FORMAT = {"rewrites": [], "packed": {}, "rounded": [], "files": []}
 
 
 class Damaged(ValueError):
@@ -88,8 +85,6 @@ def read_description(folder: Path) -> dict:
         raise MissingFile(f"{folder} {what}")
     try:
         description = json.loads(path.read_text())
-        if description.get("format") == 1:  # left out what was empty
-            description = FIRST_FORMAT | description | {"format": FORMAT}
         wrong = [name for name in FIELDS if not isinstance(description.get(name), FIELDS[name])]
     except (ValueError, AttributeError, RecursionError) as problem:
         raise Damaged(f"{path} is damaged: {problem}") from problem
@@ -99,19 +94,10 @@ def read_description(folder: Path) -> dict:
     return description
 
 
-def read_weights(folder: Path) -> dict[str, Tensor]:
-    """The tensors of a folder, from one file or from shards.  Raises MissingFile, Damaged."""
-    index, shards = folder / INDEX, {WEIGHTS}
-    if index.is_file():
-        try:
-            shards = {*map(str, json.loads(index.read_text())["weight_map"].values())}
-        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as problem:
-            raise Damaged(f"{index} is damaged ({problem}): copy the file again") from problem
+def read_weights(folder: Path, listed: list[str]) -> dict[str, Tensor]:
+    """The tensors of a folder's safetensors, by their names.  Raises MissingFile, Damaged."""
     tensors = {}
-    for shard in sorted(shards):
-        if Path(shard).name != shard:
-            raise Damaged(f"{index} names {shard!r}, which is no file of its folder")
-        path = folder / shard
+    for path in (folder / name for name in listed if name.endswith(".safetensors")):
         if not path.is_file():
             raise MissingFile(f"{path} is missing: the folder is incomplete, save it again")
         try:

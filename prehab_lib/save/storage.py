@@ -84,7 +84,8 @@ def load(folder: str | os.PathLike) -> nn.Module:
     """
     folder = Path(folder)
     try:
-        description, tensors = files.read_description(folder), files.read_weights(folder)
+        description = files.read_description(folder)
+        tensors = files.read_weights(folder, description["files"])
         with nothing_fetched():
             model = _rebuilt(description, tensors)
         pretrained.restore(model, folder)

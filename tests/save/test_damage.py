@@ -7,8 +7,9 @@ import socket
 from functools import partial
 
 import pytest
+from huggingface_hub.constants import SAFETENSORS_SINGLE_FILE as WEIGHTS
 
-from prehab_lib.save.files import DESCRIPTION, INDEX, WEIGHTS
+from prehab_lib.save.files import DESCRIPTION
 from prehab_lib.surgery import load, save
 from tests.families import llama
 from tests.save.test_pretrained import cut
@@ -45,10 +46,6 @@ def text(name, content):
     return lambda folder: (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
 
 
-def index(name):
-    return text(INDEX, json.dumps({"weight_map": {"head.bias": name}}))
-
-
 def first_tensor(**changes):
     """The weights' file with another header before the same bytes."""
 
@@ -77,16 +74,14 @@ HUB = {"model_type": "timm_wrapper", "architecture": "hf-hub:evil/model"}
 BACKBONE = {"model_type": "timm_backbone", "backbone": "hf-hub:evil/x", "use_pretrained_backbone": True}
 DAMAGE = {
     "vit": [
-        *(text(name, BRACKETS) for name in (DESCRIPTION, INDEX)),
-        *(text(DESCRIPTION, content) for content in (b"\xff\xfe{", "", "[]", "null", "{}")),
+        *(text(DESCRIPTION, content) for content in (BRACKETS, b"\xff\xfe{", "", "[]", "null", "{}")),
+        *(described(files=names) for names in (None, [], [5], ["x" * 5000 + ".safetensors"], ["a\0b.safetensors"])),
         *(kwargs(**{name: 0}) for name in ("patch_size", "num_heads", "embed_dim")),
         *(kwargs(depth=value) for value in (-1, "x", None, 3)),
         kwargs(img_size=BRACKETS[:2]),
         kwargs(checkpoint_path="weights.pth"),
         *(recipe(name=name) for name in ("hf-hub:evil/model", "../evil", ["x"])),
         *(recipe(library=library) for library in ("pickle", {}, None)),
-        *(index(name) for name in ("x" * 5000, "a\0b", "..", "../x.safetensors")),
-        text(INDEX, "[]"),
         linked,
         *(torn(keep) for keep in (4, 100, 5000)),
         *(text(WEIGHTS, content) for content in (b"", b"\xff" * 64, b"PK\x03\x04" + bytes(64))),

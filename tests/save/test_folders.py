@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub.constants import SAFETENSORS_INDEX_FILE as INDEX
+from huggingface_hub.constants import SAFETENSORS_SINGLE_FILE as WEIGHTS
 from transformers import AutoTokenizer
 
 from prehab_lib.save import files
-from prehab_lib.save.files import DESCRIPTION, INDEX, WEIGHTS
+from prehab_lib.save.files import DESCRIPTION
 from prehab_lib.surgery import compress, load, save
 from prehab_lib.tasks.tokenizers import train_bpe
 from tests.families import llama, logits, vit

@@ -7,10 +7,11 @@ import peft
 import pytest
 import torch
 import transformers
+from huggingface_hub.constants import SAFETENSORS_SINGLE_FILE as WEIGHTS
 
 from prehab_lib.factors import LowRankLinear
 from prehab_lib.layers import default_layers, linear_layers
-from prehab_lib.save.files import DESCRIPTION, WEIGHTS
+from prehab_lib.save.files import DESCRIPTION
 from prehab_lib.save.rewrite import split_qkv, to_linear
 from prehab_lib.surgery import compress, load, save
 from tests.families import CLASSIFIER, ENDS, FAMILIES, GROUPED, IDS, NARROW, distance, gpt2, headed, llama, logits, tiny
