@@ -5,8 +5,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-ROWS = 512  # scaled at a time: a float64 copy of the factors would be the largest thing in surgery
-
 
 @dataclass(frozen=True)
 class Factors:
@@ -43,14 +41,7 @@ class Factors:
         left, right = self.U.norm(dim=0), self.V.norm(dim=1)  # (r,), (r,)
         usable = (left > tiny) & (right > tiny)
         scale = torch.where(usable, (right / left.clamp_min(tiny)).sqrt(), 1)
-        U, V = like.new_empty(self.U.shape), like.new_empty(self.V.shape)
-        for start in range(0, len(U), ROWS):
-            rows = slice(start, start + ROWS)
-            U[rows] = self.U[rows] * scale
-        for start in range(0, len(V), ROWS):
-            rows = slice(start, start + ROWS)
-            V[rows] = self.V[rows] / scale[rows, None]
-        return Factors(U, V)
+        return Factors((self.U * scale).to(like), (self.V / scale[:, None]).to(like))
 
 
 class LowRankLinear(nn.Module):

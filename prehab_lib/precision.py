@@ -91,50 +91,43 @@ def forward_precision(model: nn.Module, compute: str | None):
     return nullcontext
 
 
-# What transformers and timm note on their modules when they recompute activations.
-FLAGS = ("gradient_checkpointing", "_gradient_checkpointing_func", "grad_checkpointing")
-
-
 @contextmanager
 def recomputed_activations(model: nn.Module, on: bool) -> Iterator[None]:
     """Inside, each block keeps its input alone and is computed again for the same gradient.
 
-    About a third more operations.  Raises ValueError for models not of transformers or timm.
+    About a third more operations.  A model that does so already is left as it is.  Raises
+    ValueError for models not of transformers or timm.
     """
-    if not on:
+    flags = ("gradient_checkpointing", "grad_checkpointing")  # of transformers, of timm
+    if not on or any(getattr(module, flag, False) for module in model.modules() for flag in flags):
         yield
         return
-    before = {}
-    for module in model.modules():
-        before[module] = {flag: vars(module)[flag] for flag in FLAGS if flag in vars(module)}
     config = getattr(model, "config", None)
     use_cache = getattr(config, "use_cache", None)
+    _recompute(model, True)
     try:
-        _recompute(model)
         if use_cache:  # which would keep what is to be recomputed
             config.use_cache = False
         yield
     finally:
-        for module, flags in before.items():
-            for flag in FLAGS:
-                vars(module).pop(flag, None)
-            vars(module).update(flags)
+        _recompute(model, False)
         if use_cache:
             config.use_cache = use_cache
 
 
-def _recompute(model: nn.Module) -> None:
+def _recompute(model: nn.Module, on: bool) -> None:
     # Not reentrant: that loses the gradient where a block's input needs none (a frozen embedding).
     options = {"use_reentrant": False}
-    if hasattr(model, "activation_checkpointing_enable"):  # transformers since 5.2
-        model.activation_checkpointing_enable(activation_checkpointing_kwargs=options)
-    elif hasattr(model, "gradient_checkpointing_enable"):
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
-    elif hasattr(model, "set_grad_checkpointing"):
-        model.set_grad_checkpointing(True)
-    else:
-        lacks = f"{type(model).__name__} offers no gradient checkpointing"
-        raise ValueError(f"{lacks}: leave it out, or make the batches smaller")
+    if hasattr(model, "set_grad_checkpointing"):
+        model.set_grad_checkpointing(on)
+        return
+    for kind in ("activation_checkpointing", "gradient_checkpointing"):  # since and before 5.2
+        if hasattr(model, f"{kind}_enable"):
+            given = {f"{kind}_kwargs": options} if on else {}
+            getattr(model, f"{kind}_{'enable' if on else 'disable'}")(**given)
+            return
+    lacks = f"{type(model).__name__} offers no gradient checkpointing"
+    raise ValueError(f"{lacks}: leave it out, or make the batches smaller")
 
 
 def is_sharded(tensor: Tensor) -> bool:
