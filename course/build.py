@@ -15,10 +15,12 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))  # this checkout's library, installed or not
+sys.path[:0] = [str(ROOT), str(ROOT / "course")]  # this checkout's library, installed or not
 
-from prehab_lib.exercises import CALL, asked_in, checks, solved  # noqa: E402
-from prehab_lib.exercises.checks import AnswerKey  # noqa: E402
+from asked import CALL, asked_in, encode  # noqa: E402
+
+from prehab_lib.exercises import solved  # noqa: E402
+from prehab_lib.exercises.checks import FORMAT, AnswerKey  # noqa: E402
 from prehab_lib.tasks.parameters import content, load_file  # noqa: E402
 
 HANDED_OUT = ("LICENSE", "Makefile", "pyproject.toml", "environment.yml", "params", "docs")
@@ -161,7 +163,13 @@ def _library(library: Path, target: Path) -> None:
         for id in asked_in(file):
             numbered.setdefault(f"ex{file.name[:2]}", {})[id] = AnswerKey.of(solved(id))
     for name, keys in numbered.items():
-        checks.write(keys, target / "exercises" / f"{name}.json")
+        _write(target / "exercises" / f"{name}.json", as_json(keys))
+
+
+def as_json(keys: dict[str, AnswerKey]) -> str:
+    """Keys by id, as `checks.read` takes them."""
+    content = {id: {name: encode(part) for name, part in vars(key).items()} for id, key in keys.items()}
+    return _json({"format": FORMAT, "exercises": content})
 
 
 def students(file: Path) -> dict:
@@ -295,8 +303,8 @@ def guide(text: str, lectures: list[Lecture]) -> str:
     return f"{before}{START}\n\n{table(lectures, '../notebooks/')}\n\n{pages}\n{END}{after}"
 
 
-def _json(notebook: dict) -> str:
-    return json.dumps(notebook, ensure_ascii=False, indent=1) + "\n"
+def _json(content: dict) -> str:
+    return json.dumps(content, ensure_ascii=False, indent=1) + "\n"
 
 
 def _write(file: Path, text: str) -> None:

@@ -20,10 +20,12 @@ from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))  # this checkout's library, installed or not
+sys.path[:0] = [str(ROOT), str(ROOT / "course")]  # this checkout's library, installed or not
 
-from prehab_lib.exercises import asked_in, solved  # noqa: E402
-from prehab_lib.exercises.answers import NOTHING, UNTRIED, Answered, decode, encode  # noqa: E402
+from asked import asked_in, encode  # noqa: E402
+
+from prehab_lib.exercises import solved  # noqa: E402
+from prehab_lib.exercises.answers import NOTHING, UNTRIED, Answered, decode  # noqa: E402
 from prehab_lib.exercises.checks import PASSED, AnswerKey  # noqa: E402
 from prehab_lib.tasks.parameters import content  # noqa: E402
 
@@ -142,6 +144,7 @@ def ask(file: Path, exercises: dict[str, str], limits: Limits) -> dict[str, Answ
 def _one_process(folder: Path, file: Path, exercises: dict[str, str], limits: Limits) -> tuple[list[bytes], str]:
     """The reports of a submission's process, and how it ended."""
     shutil.copytree(ROOT / "prehab_lib", folder / "prehab_lib", ignore=LEFT_OUT)
+    shutil.copy(Path(__file__).with_name("asked.py"), folder)
     program = shutil.copy(Path(__file__).with_name("submission.py"), folder)
     notebook, reports = shutil.copy(file, folder / "notebook.ipynb"), folder / "reports"
     asked = []

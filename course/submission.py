@@ -139,6 +139,8 @@ def _calls(node: ast.AST) -> bool:
 
 def _answer(exercise: dict, names: dict, faults: list[str], skipped: set[str]) -> dict:
     """{"answers": encoded, "trouble": None or why some are missing}."""
+    from asked import encode
+
     from prehab_lib.exercises import answers
 
     name = exercise["name"]
@@ -149,7 +151,7 @@ def _answer(exercise: dict, names: dict, faults: list[str], skipped: set[str]) -
             return {"answers": [], "trouble": f"there is no {name}: {faults[-1]}" if faults else "missing"}
         cases = [tuple(answers.decode(case)) for case in exercise["cases"]]
         answered = answers.collect(names[name], cases, name)
-        report = {"answers": answers.encode(answered.answers, foreign=True), "trouble": answered.trouble}
+        report = {"answers": encode(answered.answers, foreign=True), "trouble": answered.trouble}
         too_long = len(json.dumps(report)) > LONGEST
     except BaseException as error:
         return {"answers": [], "trouble": f"stopped with {_words(error)}"}

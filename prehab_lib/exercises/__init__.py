@@ -2,7 +2,6 @@
 
 import importlib
 import math
-import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
@@ -10,8 +9,6 @@ from pathlib import Path
 from statistics import fmean
 
 import yaml
-
-CALL = re.compile(r"""^check\(["'](\d+\.\d+)["'], (\w+)\)""", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -55,12 +52,3 @@ def solved(id: str) -> Exercise:
     """The exercise with its solution; raises as `numbered`."""
     number = id.partition(".")[0]
     return numbered(f"ex{number:0>2}")[id]
-
-
-def asked_in(notebook: Path) -> dict[str, str]:
-    """Exercise -> name of the function that is asked for, by the notebook's `check` calls."""
-    from prehab_lib.tasks.parameters import content  # imports pydantic, which a check does not need
-
-    cells = content(notebook)["cells"]
-    code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
-    return {id: name for source in code for id, name in CALL.findall(source)}

@@ -122,34 +122,8 @@ def short(value) -> str:
         return f"a value of type {type(value).__name__}"
 
 
-class Foreign(str):
-    """What a value of a type that cannot be written shows; `same` as no answer."""
-
-    __repr__ = str.__str__
-
-
-def encode(value, foreign: bool = False):
-    """The value as JSON has it. TypeError for another type; `foreign` keeps what it shows."""
-    if value is None or type(value) in (bool, int, str):
-        return value
-    if isinstance(value, float):
-        return float(value)
-    if type(value) is list:
-        return [encode(item, foreign) for item in value]
-    if type(value) is tuple:
-        return {"tuple": [encode(item, foreign) for item in value]}
-    if type(value) is dict:
-        return {"dict": [encode(list(pair), foreign) for pair in value.items()]}
-    if hasattr(value, "detach") and hasattr(value, "dtype"):
-        return {"tensor": encode(value.tolist()), "dtype": str(value.dtype).removeprefix("torch.")}
-    if foreign:
-        return {"foreign": f"{type(value).__name__} {value!r}"[:60]}
-    use = "use numbers, text, lists, tuples, dicts, tensors"
-    raise TypeError(f"a {type(value).__name__} cannot be written as JSON: {use}")
-
-
 def decode(value):
-    """The inverse of `encode`; ValueError for what it never writes. Only a tensor needs torch."""
+    """What JSON of course/ stands for; ValueError for anything else. Only a tensor needs torch."""
     if isinstance(value, list):
         return [decode(item) for item in value]
     if not isinstance(value, dict):
@@ -163,6 +137,4 @@ def decode(value):
             import torch
 
             return torch.tensor(decode(items), dtype=getattr(torch, name))
-        case [("foreign", str(shown))]:
-            return Foreign(shown)
     raise ValueError(f"not an encoded value: {str(value)[:60]}")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from prehab_lib import exercises
 from prehab_lib.exercises import Exercise, answers
-from prehab_lib.exercises.answers import Answered, decode, encode
+from prehab_lib.exercises.answers import Answered, decode
 from prehab_lib.progress import say
 
 FORMAT = 2
@@ -88,17 +88,8 @@ def _keys(file: Path) -> dict[str, Exercise] | dict[str, AnswerKey]:
     return exercises.numbered(file.stem)
 
 
-def write(keys: dict[str, AnswerKey], file: Path) -> None:
-    """Keys by id, as one JSON file."""
-    content = {}
-    for id, key in keys.items():
-        content[id] = {name: encode(part) for name, part in vars(key).items()}
-    text = json.dumps({"format": FORMAT, "exercises": content}, ensure_ascii=False, indent=1)
-    file.write_text(text + "\n", encoding="utf-8")
-
-
 def read(file: Path) -> dict[str, AnswerKey]:
-    """What `write` wrote.  Raises ValueError for a file of another format."""
+    """What course/build.py wrote.  Raises ValueError for a file of another format."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
         if content["format"] != FORMAT:

@@ -13,13 +13,13 @@ import nbformat
 import pytest
 import yaml
 
-from prehab_lib.exercises import asked_in, solved
+from prehab_lib.exercises import solved
 from tests.beside import ROOT, load
 
 build = load("course/build.py")
 LECTURES = build.load()
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9][0-9]*_*.ipynb"))
-ASKED = {file.stem: asked_in(file) for file in NOTEBOOKS}
+ASKED = {file.stem: build.asked_in(file) for file in NOTEBOOKS}
 MINUTES = dict(pair for lecture in LECTURES for pair in lecture.minutes())
 GUIDE = (ROOT / "course" / "README.md").read_text(encoding="utf-8")
 

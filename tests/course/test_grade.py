@@ -171,7 +171,7 @@ def test_odd_answers_are_no_answers_and_whole_notebooks_run(tmp_path):
         "10**6000": "ValueError",
     }.items():
         assert wanted in answer(tmp_path, f"def relative_gain(v, b): return {returned}"), returned
-    assert repr(answer(tmp_path, "def relative_gain(v, b): return {1}")) == "set {1}"
+    assert answer(tmp_path, "def relative_gain(v, b): return {1}") == "set {1}"
     # A whole notebook runs where that is asked for, and a failing statement stops only itself.
     source = "STATE = [1]\ninput('?')\nraise SystemExit\nSTATE.append(5)\ndef relative_gain(v, b): return STATE[-1]"
     assert answer(tmp_path, source) == 1 and answer(tmp_path, source, whole=True) == 5

@@ -14,11 +14,13 @@ import pytest
 import torch
 
 from prehab_lib import exercises
-from prehab_lib.exercises import Exercise, answers, asked_in, checks, solved
-from prehab_lib.exercises.answers import Foreign, decode, encode
-from prehab_lib.exercises.checks import PASSED, AnswerKey, read, write
+from prehab_lib.exercises import Exercise, answers, checks, solved
+from prehab_lib.exercises.answers import decode
+from prehab_lib.exercises.checks import PASSED, AnswerKey, read
+from tests.beside import ROOT, load
 
-ROOT = Path(__file__).resolve().parents[2]
+build = load("course/build.py")
+asked_in, encode = build.asked_in, build.encode
 NAMES = sorted(file.stem for file in Path(exercises.__file__).parent.glob("ex[0-9][0-9].py"))
 FILES = {name: exercises.numbered(name) for name in NAMES}
 ALL = {id: exercise for numbered in FILES.values() for id, exercise in numbered.items()}
@@ -34,7 +36,8 @@ def said(capsys, id, function):
 @pytest.mark.parametrize("name", FILES)
 def test_a_solution_passes_and_each_slip_gets_its_own_hint(name, capsys, tmp_path):
     """By the check, and by the file that takes the solutions' place in a student's copy."""
-    write({id: AnswerKey.of(exercise) for id, exercise in FILES[name].items()}, tmp_path / "ex.json")
+    keys = {id: AnswerKey.of(exercise) for id, exercise in FILES[name].items()}
+    (tmp_path / "ex.json").write_text(build.as_json(keys), encoding="utf-8")
     keys = read(tmp_path / "ex.json")
     for id, exercise in FILES[name].items():
         for function, verdict in [(exercise.solution, PASSED), *exercise.slips]:
@@ -91,8 +94,7 @@ def test_coding_gives_values_back_and_refuses_others():
     assert math.isnan(decode(encode(float("nan"))))
     with pytest.raises(TypeError, match="a set cannot be written"):
         encode([{1}])
-    foreign = decode(encode({1}, foreign=True))
-    assert isinstance(foreign, Foreign) and not answers.same(foreign, "set {1}") and repr(foreign) == "set {1}"
+    assert decode(encode([{1}], foreign=True)) == ["set {1}"]
     with pytest.raises(ValueError, match="not an encoded value"):
         decode({"tuple": [], "and": 1})
 
