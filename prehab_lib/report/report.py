@@ -46,12 +46,6 @@ def _section(runs: list[Finished]) -> list[str]:
     return lines
 
 
-def _column(name: str) -> str:
-    """The name of a record's column, another one where the table has such a column itself."""
-    own = name in ("run", "notebook", "protocol") or name.startswith(("param_", "about_"))
-    return f"record_{name}" if own else name
-
-
 def _cell(value):
     return json.dumps(value, sort_keys=True) if isinstance(value, (list, dict)) else value
 
@@ -59,9 +53,8 @@ def _cell(value):
 def long_table(runs: list[Finished]) -> pandas.DataFrame:
     """Every record of every run, a row a score; also of runs that the report leaves out.
 
-    Columns: run and notebook; the record's own (`record_*` where that would be one of these);
-    `param_*`, parameters that differ in a notebook; `about_*`, birth certificate, seconds and
-    memory; protocol. Lists and dictionaries are JSON.
+    Columns: run and notebook; the record's own; `param_*`, parameters that differ in a notebook;
+    `about_*`, birth certificate, seconds and memory; protocol. Lists and dictionaries are JSON.
     """
     runs = [run for run in runs if run.records]
     if not runs:
@@ -73,11 +66,7 @@ def long_table(runs: list[Finished]) -> pandas.DataFrame:
     about = pandas.DataFrame([_facts(run) for run in runs]).map(_cell).add_prefix("about_")
     beside = pandas.concat([names.run, params, about], axis=1)
     beside["protocol"] = [run.result.get("protocol", "") for run in runs]
-    rows = []
-    for run in runs:
-        for one in run.records:
-            rows.append({"run": run.name} | {_column(name): one[name] for name in one})
-    records = pandas.DataFrame(rows)
+    records = pandas.DataFrame([one | {"run": run.name} for run in runs for one in run.records])
     return names.merge(records, on="run").merge(beside, on="run")
 
 

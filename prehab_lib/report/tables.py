@@ -67,40 +67,33 @@ def _averages(records: list[dict]) -> list[dict]:
     return [scored["Average"] for scored in whole]
 
 
-def _percents(removed: pandas.Series) -> dict[float, str]:
-    """Fractions in per cent, with as many digits as tell them apart, and from the whole."""
-    fractions = {*removed, 1.0}
-    for digits in range(8):
-        texts = {fraction: f"{fraction:.{digits}%}" for fraction in fractions}
-        if len({*texts.values()}) == len(fractions):
-            break
-    return texts
+def _percent(fraction: float) -> str:
+    return f"{100 * fraction:.4g}%"
 
 
 def _refusal(frame: pandas.DataFrame) -> str:
     """Why it is not printed, or "": without control, training's gain would be the method's."""
     controlled = frame[frame.removed > 0].groupby("removed").control.any()
-    percents = _percents(frame.removed)
-    bare = ", ".join(percents[removed] for removed in controlled[~controlled].index)
+    bare = ", ".join(map(_percent, controlled[~controlled].index))
     if bare or not frame.control.any():
         return f"no control row (λ = 0, all else equal){bare and f' at {bare} removed'}."
     twice = frame[frame.duplicated(["row", "removed", "seed"])]
     if twice.empty:
         return ""
     first = twice.iloc[0]
-    where = f"{first.row} at {percents[first.removed]} removed, seed {first.seed}"
+    where = f"{first.row} at {_percent(first.removed)} removed, seed {first.seed}"
     return f"two values for {where}: record what sets them apart as their arm."
 
 
 def _notes(frame: pandas.DataFrame, about: dict) -> list[str]:
     """Sentences below a table: what was removed, what its records note, whose models these are."""
-    counted, percents = [], _percents(frame.removed)
+    counted = []
     for removed, shares in frame[frame.removed > 0].groupby("removed").achieved:
         ends = dict.fromkeys(f"{share:.1%}" for share in (shares.min(), shares.max()))
-        counted.append(f"{percents[removed]} asked, {' to '.join(ends)}")
+        counted.append(f"{_percent(removed)} asked, {' to '.join(ends)}")
     notes = [f"{SPREAD} Removed as achieved: {'; '.join(counted)}." if counted else SPREAD]
     if "note" in frame:
-        places = frame.row + " at " + frame.removed.map(percents)
+        places = frame.row + " at " + frame.removed.map(_percent)
         for note, rows in places.groupby(frame.note.replace("", None)):
             notes.append(f"Note: {note}: {', '.join(dict.fromkeys(rows))}.")
     if frame.paper.notna().any():
@@ -133,7 +126,7 @@ def _table(notebook: str, about: dict, records: list[dict]) -> list[str]:
         theirs, printed = rows.setdefault(f"*the paper: {row}*", {}), cell.paper.iloc[0]
         theirs[removed] = None if pandas.isna(printed) else f"*{printed:g}*"
     wide = pandas.DataFrame.from_dict(rows, orient="index").dropna(how="all").fillna("")
-    wide = wide[sorted(wide)].rename(columns=_percents(frame.removed))
+    wide = wide[sorted(wide)].rename(columns=_percent)
     wide = wide.rename_axis("parameters removed")
     table = wide.to_markdown(disable_numparse=True).splitlines()
     return [title, "", *table, "", *_notes(frame, about), ""]

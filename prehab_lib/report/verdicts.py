@@ -50,13 +50,8 @@ def _unit(differences: pandas.DataFrame, fields: dict) -> tuple[str, str]:
 
 
 @cache
-def _paper() -> tuple[list[dict], list[dict]]:
-    return pairs.printed(), pairs.printed_curves()
-
-
-@cache
 def _in_print(fields: tuple) -> pandas.DataFrame:
-    return pairs.differences(*_paper(), dict(fields))
+    return pairs.differences(pairs.printed(), pairs.printed_curves(), dict(fields))
 
 
 def printed(claim: dict) -> pandas.DataFrame:

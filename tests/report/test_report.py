@@ -145,17 +145,6 @@ def test_a_damaged_result_names_its_folder(laptop, name, change, capsys):
     assert "03_vit is damaged: remove this folder and run" in capsys.readouterr().err
 
 
-def test_columns_of_a_record_that_the_table_has_itself_are_kept(laptop):
-    file = laptop / "04_bert.cola" / "result.json"
-    result = json.loads(file.read_text())
-    result["records"][0] |= {"run": "first", "notebook": "x", "protocol": "p", "param_task": "y"}
-    file.write_text(json.dumps(result))
-    table = report.long_table(finished.read(laptop))
-    row = table[table.run == "04_bert.cola"].iloc[0]
-    assert [row[f"record_{name}"] for name in ("run", "notebook", "protocol", "param_task")] == ["first", "x", "p", "y"]
-    assert (row.notebook, row.param_task) == ("04_bert", "cola") and len(table) == len(vit_records()) + 4
-
-
 def test_nothing_to_report_is_one_sentence(tmp_path, monkeypatch, capsys):
     (tmp_path / "notebooks").mkdir()
     (tmp_path / "notebooks" / "03_vit.ipynb").write_text('{"cells": []}')

@@ -56,7 +56,7 @@ def test_fractions_that_differ_have_columns_that_differ():
     cells = itertools.product(enumerate(fractions), (False, True))
     records = [record("svd_llm", 1.0, seed, removed=removed, control=control) for (seed, removed), control in cells]
     lines = lines_of(records)
-    assert rows(lines)["parameters removed"] == ["30.0%", "33.3%", "33.4%", "99.5%"]
+    assert rows(lines)["parameters removed"] == ["30%", "33.3%", "33.4%", "99.5%"]
     assert rows(lines)["svd_llm"][0] == "1 ± 0 (2)" and any("33.4% asked" in line for line in lines)
 
 
