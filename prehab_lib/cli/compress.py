@@ -190,9 +190,6 @@ def _check_settings(config, dtype: torch.dtype, stream, a) -> None:
         raise ValueError(f"{longer} of the model: make it smaller")
     if a.steps and dtype == torch.float16:
         raise ValueError("prehab cannot train in float16: add --dtype bfloat16 or float32")
-    if len(stream) < 2 * a.window:
-        fewer = f"{a.data} has {len(stream)} tokens, fewer than two windows of {a.window}"
-        raise ValueError(f"{fewer}: give more text, or a smaller --window")
     known, highest = getattr(config, "vocab_size", None) or math.inf, int(stream.max())
     if highest >= known:
         outside = f"token {highest} is outside the model's vocabulary of {known}"
