@@ -32,7 +32,7 @@ class Fast:
 
     @classmethod
     def held(cls, name: str, refresh: int) -> "Fast":
-        """As Fast(name, refresh), but fresh at every step where the gradient turns fast: Eq. (5)."""
+        """As Fast(name, refresh), but fresh at each step where the gradient turns fast: Eq. (5)."""
         return cls(name, 1 if name == "nuclear_ratio" else refresh)
 
     def term(self, *settings) -> "FastTerm":
