@@ -49,7 +49,7 @@ def test_from_a_text_to_a_model_that_everybody_opens(base, text, tmp_path, capsy
     printed = capsys.readouterr()
     said = dict(line.split(maxsplit=1) for line in printed.out.splitlines())
     steps = [line.split()[0] for line in printed.out.splitlines() if not line.startswith("note")]
-    assert steps == "estimate folder model text before prehab statistics surgery after saved".split()
+    assert " ".join(steps) == "estimate folder model text before prehab statistics surgery after saved"
     assert printed.err == "" and "3 steps" in said["prehab"] and "asked 40%" in said["surgery"]
     ours, theirs = load(out), transformers.AutoModelForCausalLM.from_pretrained(out)
     stream = token_stream(["\n\n".join(TEXT)], transformers.AutoTokenizer.from_pretrained(out))

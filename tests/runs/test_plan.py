@@ -116,7 +116,8 @@ def test_data_sets_are_known_by_what_notebooks_call_them():
 
 
 NO_PROFILE = ["", " ", "a b", "laptop\n", "l" * 300, "\udcff"]
-NO_PROFILE += r". .. ../x /tmp ~ * [a-z]* la?top a/b a\b -x _x .hidden laptop. a.b é".split()
+ODD = r". .. ../x /tmp ~ * [a-z]* la?top a/b a\b -x _x .hidden laptop. a.b é"
+NO_PROFILE += ODD.split()
 
 
 @pytest.mark.parametrize("command", ["run", "plan", "one", "data", "report", "figures", "verdicts"])
