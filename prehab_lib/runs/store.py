@@ -79,9 +79,8 @@ class Store:
         """
         with suppress(*DAMAGE):
             run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-            whole = [digest(folder / name) for name in run["files"]]
-            stored = run.get("sha256", dict(zip(run["files"], whole, strict=True)))
-            if whole == [stored[name] for name in run["files"]] and run["key"] == folder.stem:
+            found = {name: digest(folder / name) for name in run["files"]}
+            if found == run["sha256"] and run["key"] == folder.stem:
                 return run
         return None
 
