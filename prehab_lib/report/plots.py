@@ -16,7 +16,6 @@ COLORS, STYLES, LOOK = _SHEET["colors"], _SHEET["styles"], _SHEET["look"]
 DASHES = {name: (0, tuple(lengths)) for name, lengths in _SHEET["dashes"].items()} | {"solid": "-"}
 BLUE, GREEN, GREY = COLORS["blue"], COLORS["green"], COLORS["grey"]
 ORANGE, PURPLE, VERMILLION = COLORS["orange"], COLORS["purple"], COLORS["vermillion"]
-DOTTED = DASHES["dotted"]
 
 SIZES = {"column": (4.8, 3.4), "wide": (8.4, 3.4)}  # inches, per row of panels
 SAVED_DPI, INLINE_DPI = 200, LOOK["figure.dpi"]
