@@ -1,4 +1,4 @@
-"""Exercises of notebook 06, ablations: a lead after LoRA, seeds that it takes, a tail and its share."""
+"""Exercises of notebook 06, ablations: a lead after LoRA, seeds it takes, a tail and its share."""
 
 from math import ceil
 from statistics import stdev
