@@ -9,6 +9,7 @@ from prehab_lib.report.stages import Stages
 
 FACTS = {"loss": 0.1, "parts": [1.5, float("inf")], "of": None}
 TENSORS = {"W": torch.arange(6.0).view(2, 3).T, "ids": torch.tensor([1, 2])}  # one is not contiguous
+TENSORS["again"] = TENSORS["W"]  # and one is shared
 
 
 @pytest.mark.parametrize("named", [True, False])
