@@ -1,4 +1,4 @@
-"""Exercises of 07 and 07b, unequal ranks: loss changes, a walk, what is shipped, a correction."""
+"""Exercises of notebooks 07 and 07b: loss changes, a walk, what is shipped, a correction."""
 
 import numpy as np
 

@@ -2,7 +2,7 @@
 
 A run works in KEY.part. Finished, the folder is renamed to KEY, one atomic step; failed, to
 KEY.failed with the notebook and its traceback. So KEY exists exactly when its run is complete,
-whenever anything was killed.
+whenever anything was killed.  KEY.stages holds what a long run had done when it was killed.
 """
 
 import errno
@@ -72,6 +72,10 @@ class Store:
     def failed(self, key: str) -> Path:
         return self.folder / f"{key}.failed"
 
+    def stages(self, key: str) -> Path:
+        """What a run that was killed had done so far; gone when the run is whole."""
+        return self.folder / f"{key}.stages"
+
     def facts(self, folder: Path) -> dict | None:
         """What run.json says of a run that lies whole in `folder`; None for anything else.
 
@@ -126,6 +130,7 @@ class Store:
         remove(self.failed(key))
         if good:
             remove(self.done(key))
+            remove(self.stages(key))
         os.rename(self.part(key), self.done(key) if good else self.failed(key))
 
     def sweep(self) -> None:

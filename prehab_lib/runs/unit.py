@@ -119,6 +119,7 @@ def work_on(task: dict) -> None:
         if store.stored(key):
             return
         part = store.begin(key)
+        os.environ["PREHAB_STAGES"] = str(store.stages(key))
         try:
             good = _work(part, task)
         except OSError:

@@ -18,7 +18,7 @@ def test_another_error_of_the_disk_is_not_called_a_full_one(tmp_path, monkeypatc
         raise OSError(errno.EIO, "Input/output error")
 
     monkeypatch.setattr(unit, "_execute", execute)
-    for name in ("PREHAB_RUN_DIR", "IPYTHONDIR", "JUPYTER_RUNTIME_DIR"):
+    for name in ("PREHAB_RUN_DIR", "PREHAB_STAGES", "IPYTHONDIR", "JUPYTER_RUNTIME_DIR"):
         monkeypatch.setenv(name, "restored after the test")
     task = {"runs": str(tmp_path), "key": "k" * 16, "params": {}, "notebook": "00_a.ipynb"}
     with pytest.raises(OSError, match="Input/output"):

@@ -39,6 +39,10 @@ import json, os, pathlib, subprocess, time
 child = subprocess.Popen(["sleep", "600"])
 strayed = subprocess.run(["sh", "-c", "setsid sleep 600 > /dev/null 2>&1 & echo $!"], capture_output=True, text=True)
 print("from the cell", flush=True)
+stage = pathlib.Path(os.environ["PREHAB_STAGES"]) / "done.json"
+print("a stage was kept:", stage.exists())
+stage.parent.mkdir(exist_ok=True)
+stage.touch()
 mark = pathlib.Path(os.environ["PREHAB_NOTEBOOK_DIR"]) / "mark"
 mark.with_suffix(".new").write_text(json.dumps([os.getpid(), os.getppid(), child.pid, int(strayed.stdout)]))
 mark.with_suffix(".new").rename(mark)
@@ -163,6 +167,8 @@ def test_a_killed_driver_leaves_nothing_and_the_same_command_resumes(home, write
     assert "smoke: 1 ran, 1 cached, 0 failed" in run(home)
     assert not any(map(alive, marked(home)))  # what the notebook left running
     assert finished.stat().st_mtime_ns == written and not list((home / "runs" / ".store").glob("*.part"))
+    log = (home / "runs" / "smoke" / "logs" / "01_slow.log").read_text()
+    assert "a stage was kept: True" in log and not list((home / "runs" / ".store").glob("*.stages"))
 
 
 @linux
