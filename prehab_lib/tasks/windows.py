@@ -6,14 +6,29 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from prehab_lib.save.hub import one_line
 from prehab_lib.tasks.drawn import Drawn
 from prehab_lib.tasks.files import check_texts
 
 
-def token_stream(texts: Iterable[str], tokenizer) -> Tensor:
-    """(N,) int64: texts joined by blank lines, with special tokens; ValueError for no text."""
-    joined, ids = "\n\n".join(check_texts(texts)), []
-    if joined.strip():
+def token_stream(texts: Iterable[str | list[dict]], tokenizer, chat: bool = False) -> Tensor:
+    """(N,) int64: texts joined by blank lines, with special tokens; or chats by their template.
+
+    A chat is a list of turns, {"role": ..., "content": ...}.  chat, or where there is one: a text
+    is a user's turn.  Raises ValueError for no text, or with the number of a chat that is refused.
+    """
+    ids = []
+    if chat or (isinstance(texts, list) and any(isinstance(text, list) for text in texts)):
+        for number, found in enumerate([texts] if isinstance(texts, str) else texts, 1):
+            turns = [{"role": "user", "content": found}] if isinstance(found, str) else found
+            try:
+                if not tokenizer.chat_template:
+                    raise ValueError("the tokenizer has no chat template")
+                rendered = tokenizer.apply_chat_template(turns, tokenize=False)
+            except Exception as problem:  # whatever a template raises
+                raise ValueError(f"line {number} is refused: {one_line(problem)}") from problem
+            ids += tokenizer(rendered, add_special_tokens=False, verbose=False)["input_ids"]
+    elif (joined := "\n\n".join(check_texts(texts))).strip():
         ids = tokenizer(joined, verbose=False, return_attention_mask=False)["input_ids"]
     if not ids:
         raise ValueError("there is no text to tokenize: check the data set")
