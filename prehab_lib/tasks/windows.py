@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from prehab_lib.save.hub import one_line
 from prehab_lib.tasks.drawn import Drawn
@@ -52,22 +52,38 @@ class Windows:
         return ({"input_ids": ids} for ids in self.ids.split(batch))
 
 
-def cut(stream: Tensor, window: int, most: int | None = None, what: str = "the text") -> Windows:
-    """Windows of a stream (N,), `most` of them, evenly spread (None or 0: all); or ValueError."""
+def cut(
+    stream: Tensor,
+    window: int,
+    most: int | None = None,
+    what: str = "the text",
+    lead: int | None = None,
+) -> Windows:
+    """Windows of a stream (N,), `most` of them, evenly spread (None or 0: all); or ValueError.
+
+    lead: a token that stands in front of each window and counts as one of its tokens.
+    """
     _check_length(stream, window, what)
-    whole = len(stream) // window
-    ids = stream[: whole * window].view(whole, window)
+    own = window if lead is None else window - 1
+    whole = len(stream) // own
+    ids = stream[: whole * own].view(whole, own)
     if most and most < whole:
         ids = ids[torch.arange(most) * whole // most]
-    return Windows(ids, len(stream) - whole * window, whole)
+    return Windows(_led(ids, lead), len(stream) - whole * own, whole)
 
 
-def drawn_windows(stream: Tensor, window: int, batch: int, seed: int, count: int) -> Drawn:
-    """`count` batches of windows at random places of a stream (N,); raises as `cut` does."""
+def drawn_windows(
+    stream: Tensor, window: int, batch: int, seed: int, count: int, lead: int | None = None
+) -> Drawn:
+    """`count` batches of windows at random places of a stream (N,); lead, errors: as of `cut`."""
     _check_length(stream, window, "the text to draw from")
-    every = stream.unfold(0, window, 1)  # (places, T), a view
+    every = stream.unfold(0, window if lead is None else window - 1, 1)  # (places, T), a view
     drawn = (len(every), batch, seed, count)
-    return Drawn(lambda starts: {"input_ids": every[starts]}, *drawn, replacement=True)
+    return Drawn(lambda at: {"input_ids": _led(every[at], lead)}, *drawn, replacement=True)
+
+
+def _led(ids: Tensor, lead: int | None) -> Tensor:
+    return ids if lead is None else nn.functional.pad(ids, (1, 0), value=lead)
 
 
 def _check_length(stream: Tensor, window: int, what: str) -> None:
