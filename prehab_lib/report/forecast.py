@@ -27,19 +27,15 @@ from prehab_lib.scale.skeleton import config_of
 
 KNOWN = yaml.safe_load(Path(__file__).with_name("forecast.yaml").read_text(encoding="utf-8"))
 COUNTS = ["passes", "backward", "steps", "factorised"]
-WHOLE, LESS, GB = 141, 24, GIB / 1e9  # of the GPU that the profile is made for; of a common one
+WHOLE, LESS, GB = 141, 24, GIB / 1e9  # GB of the GPU of the profile, of a common one; a GiB in GB
 
 
 def measured(device: str = "cuda", size: int = 8192) -> dict[str, float]:
     """Operations a second, by the names in `KNOWN["rates"]`."""
     A, half = torch.randn(size, size, device=device), size // 2
     low, S = A.bfloat16(), (A + A.T)[:half, :half].double()
-    ways = {
-        "low": lambda: low @ low,
-        "single": lambda: A @ A,
-        "solved": lambda: torch.linalg.eigh(S),
-    }
-    work = {"low": 2 * size**3, "single": 2 * size**3, "solved": 9 * half**3}
+    ways = dict(low=lambda: low @ low, single=lambda: A @ A, solved=lambda: torch.linalg.eigh(S))
+    work = dict(low=2 * size**3, single=2 * size**3, solved=9 * half**3)
     seconds = side_by_side(ways, repeats=3, device=device)["median"]
     return {kind: work[kind] / seconds[kind] for kind in work}
 
@@ -109,7 +105,7 @@ def one_arm(P, s):
     """The stages of notebook 11: name, work, GiB on the GPU, GiB of the host."""
     arm, here, many = KNOWN["arms"][P.arm], (P.batch, P.window), P.arm == "untouched"
     windows = [min(P.scored or text, text // P.window) for text in KNOWN["texts"]]
-    scored = sum(ceil(n / 4) for n in windows), 4, P.window
+    scored = sum(ceil(count / 4) for count in windows), 4, P.window
 
     def peaks(**options):
         usual = dict(dtype=getattr(torch, P.dtype), window=P.window, **P.large)
@@ -118,20 +114,21 @@ def one_arm(P, s):
     held = P.held if arm == "stable_rank" else 1
     plain = peaks(batch=P.batch, steps=P.steps, refresh=held)
     base, uncut = plain.totals["statistics"], peaks(batch=4).totals["scoring"]
-    weights = s.bytes * s.compressed / GIB
-    yield "statistics", statistics(s, P.calibration, *here, {"gram"}), base, weights
+    whole, weights = (s.bytes * count / GIB for count in (s.parameters, s.compressed))
+    yield "statistics", statistics(s, P.calibration, *here, {"gram"}), base, whole
     if arm:
         again = P.large.get("gradient_checkpointing", 0)
         work = passes(s, P.steps, *here, free=s.compressed, steps=P.steps, again=again)
         work += surrogate(s, arm, P.steps, held) if arm != "none" else Counter()
         yield "prehab", work, plain.totals["prehab"], plain.host
-    yield "kept, scored uncut", passes(s, *scored), uncut, 2 * weights
+    kept = weights + 8 * sum(n * n for _, n in s.shapes) / s.blocks / GIB  # and a block's Grams
+    yield "kept, scored uncut", passes(s, *scored), uncut, 2 * kept
     cuts, had = [*P.methods, *(P.baselines if many else [])], set()
     at = sorted({*P.removed, *(P.scale if many else [])})
     found = base + 4 * sum(min(shape) * sum(shape) for shape in s.shapes) / GIB
     cut = found + uncut + 2 * (1 - at[0]) * weights  # a copy of the model; its factors, twice
     steps, rows = 2 * P.lora["steps"], P.rehab_on.get("batch", P.batch)
-    row = rows, KNOWN["alpaca"] if "name" in P.rehab_on else P.window
+    tokens = KNOWN["alpaca"] if "name" in P.rehab_on else P.window
     for ruler in dict.fromkeys(METHODS[method].weighting for method in cuts):
         methods = [method for method in cuts if METHODS[method].weighting == ruler]
         needs = {"gram"}.union(*(METHODS[method].needs for method in methods)) - had
@@ -147,9 +144,10 @@ def one_arm(P, s):
             asked = P.arm in P.repaired["arms"] and method in P.repaired["methods"]
             for r in P.repaired["at"] if asked and steps else []:
                 count = steps * P.lora.get("accumulate", 1)
-                work = passes(s, count, *row, [r], free=0, steps=steps) + passes(s, *scored, [r])
-                more = peaks(batch=rows, window=row[1], lora=P.lora["rank"], removed=r)
-                yield f"LoRA: {method} at {r}", work, cut + more.totals["rehab"], 0
+                work = passes(s, count, rows, tokens, [r], free=0, steps=steps)
+                more = peaks(batch=rows, window=tokens, lora=P.lora["rank"], removed=r)
+                gpu = cut + more.totals["rehab"]
+                yield f"LoRA: {method} at {r}", work + passes(s, *scored, [r]), gpu, 0
 
 
 def small(P, s):
@@ -179,35 +177,33 @@ def small(P, s):
         yield "LoRA", work, peak, models
 
 
-STAGES = {"03_vit": small, "04_bert_glue": small, "11_one_arm": one_arm}
-
-
 def table(runs) -> str:
     """A row a stage, the sums of each run and of all, the rates, and what fits where."""
     cuda, less, rows, notes = torch.cuda.is_available(), {}, [], []
     rates, said = measured() if cuda else KNOWN["rates"], "measured here" if cuda else KNOWN["said"]
-    for run in [run for run in runs if run.notebook.stem in STAGES]:
+    counted = {"03_vit": small, "04_bert_glue": small, "11_one_arm": one_arm}
+    for run in [run for run in runs if run.notebook.stem in counted]:
         P, stem = SimpleNamespace(**run.params), run.notebook.stem
         name = run.params.get("checkpoint") or P.model
         try:
             s = sized(stem, name, run.params.get("dtype", "float32"))
-            stages = [*STAGES[stem](P, s)]
+            stages = [*counted[stem](P, s)]
         except (LookupError, ValueError, OSError, ImportError) as problem:
-            notes.append(f"{run.name}: the forecast has no configuration for it: {problem}")
+            notes.append(f"{run.name}: no forecast, model, data or arm are not known: {problem}")
             continue
         for stage, work, *memory in stages:
             hours = sum(work[kind] / rates[kind] for kind in rates) / 3600
-            counts = [work[count] for count in COUNTS]
-            rows.append([run.name, stage, *counts, hours, *(GB * gib for gib in memory)])
+            counts = [*(work[count] for count in COUNTS), hours, *(GB * gib for gib in memory)]
+            rows.append([run.name, stage, *counts])
         if stem == "11_one_arm":
             plan = Plan(window=P.window, steps=1, lora=P.lora["rank"], streamed=True, **P.large)
             totals = estimate(s, plan, "cuda").totals
         else:
             P.seeds = P.seeds[:1]
             totals = {"one seed": max(gpu for _, _, gpu, _ in small(P, s))}
-        less |= {
-            f"{phase} of {name} ({GB * gib:.0f} GB)": GB * gib for phase, gib in totals.items()
-        }
+        less |= {f"{phase} of {name}": GB * gib for phase, gib in totals.items()}
+    if not rows:
+        return "\n".join(["no forecast: none of these runs is counted", *notes])
     how = dict.fromkeys([*COUNTS, "hours"], "sum") | dict.fromkeys(["GPU GB", "host GB"], "max")
     frame = pandas.DataFrame(rows, columns=["run", "stage", *how])
     sums = frame.groupby("run", sort=False).agg(how)
@@ -216,10 +212,9 @@ def table(runs) -> str:
     for run, some in frame[frame[""] == "!"].groupby("run", sort=False):
         stages = ", ".join(f"{one.stage} {one['GPU GB']:.0f}" for _, one in some.iterrows())
         notes.append(f"! {run} does not fit on one GPU of {WHOLE} GB: {stages}")
-    for small_ones, where in ((True, f"one GPU of {LESS} GB"), (False, "several GPUs (FSDP2)")):
-        parts = [part for part, gb in less.items() if (gb <= LESS) == small_ones]
-        notes.append(f"streamed and with checkpointing, {where}: {', '.join(parts) or 'nothing'}")
-    show = dict(float_format="{:.2f}".format)
-    speeds = ", ".join(f"{kind} {rate:.1e}" for kind, rate in rates.items())
-    shown = [frame.to_string(index=False, **show), sums.to_string(**show)]
+    for fits, where in ((True, f"one GPU of {LESS} GB holds"), (False, "several (FSDP2) hold")):
+        parts = [f"{part} {gb:.0f}" for part, gb in less.items() if (gb <= LESS) == fits]
+        notes.append(f"streamed and with checkpointing {where}, in GB: {', '.join(parts) or '-'}")
+    speeds, show = ", ".join(f"{kind} {rates[kind]:.1e}" for kind in rates), "{:.2f}".format
+    shown = [frame.to_string(index=False, float_format=show), sums.to_string(float_format=show)]
     return "\n".join([*shown, f"operations a second, {said}: {speeds}", *notes])
