@@ -10,11 +10,12 @@ Zero-sum and greedy sum over all layers instead, and refuse a budget that cannot
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial, update_wrapper
 from inspect import signature
 
 from prehab_lib.budget import break_even_rank, check_removed, rank_for
 from prehab_lib.decomposition import Decomposition
-from prehab_lib.inputs import check_choice, check_options, check_settings
+from prehab_lib.inputs import check_choice, check_options, check_settings, check_whole
 from prehab_lib.rivals import asvd, dobi, swift_svd, zero_sum
 from prehab_lib.rivals.shared import DATA
 from prehab_lib.rivals.svd_llm_v2 import grouped
@@ -69,6 +70,19 @@ def uniform(decompositions: Mapping[str, Decomposition], removed: float, **given
     return ranks
 
 
+def given(ranks: Ranks, decompositions: Mapping, removed: None = None, **_) -> Ranks:
+    """Ranks of one's own, dense where there is none.  Raises ValueError for one that saves none."""
+    if removed is not None:
+        raise ValueError(f"removed = {removed!r}: the ranks are given, pass None")
+    for name, rank in ranks.items():
+        if name not in decompositions:
+            raise ValueError(f"{name!r} has a rank, but is none of the layers to cut")
+        if rank is not None:
+            most = break_even_rank(tuple(decompositions[name].shape))
+            check_whole(1, most, **{f"rank of {name}": rank})
+    return {name: ranks.get(name) for name in decompositions}
+
+
 ALLOCATIONS: dict[str, Step] = {
     "uniform": Step(uniform, lambda: None, shapes_only=True),
     "sensitivity": Step(asvd.sensitivity, asvd.check_arguments),
@@ -80,8 +94,10 @@ ALLOCATIONS: dict[str, Step] = {
 }
 
 
-def step_named(axis: str, name: str, table: Mapping[str, Step | Callable]) -> Step:
-    """The row of a table, also where it is a plain function.  Raises ValueError that lists them."""
+def step_named(axis: str, name: str | Ranks, table: Mapping[str, Step | Callable]) -> Step:
+    """The row of a table, also of a plain function; or `given`.  Raises ValueError that lists."""
+    if isinstance(name, Mapping):
+        return Step(update_wrapper(partial(given, name), given), lambda: None, shapes_only=True)
     check_choice(axis, name, table)
     row = table[name]
     return row if isinstance(row, Step) else Step(row)

@@ -16,14 +16,14 @@ RECOVERIES: dict[str, Step] = {
 
 @dataclass(frozen=True)
 class Method:
-    """Keys of `WEIGHTINGS`, `ALLOCATIONS` and `RECOVERIES` (or None).
+    """Keys of `WEIGHTINGS`, `ALLOCATIONS` (or one's own {layer: rank}) and `RECOVERIES` (or None).
 
     needs: the statistics to collect.  options: further arguments of the allocation, as in
     `replace(METHODS["swift_svd"], options={"alpha": 0.6})`.
     """
 
     weighting: str
-    allocation: str = "uniform"
+    allocation: str | Mapping[str, int | None] = "uniform"
     recovery: str | None = None
     needs: Set[str] = frozenset()
     source: str = ""

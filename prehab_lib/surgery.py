@@ -29,7 +29,7 @@ __all__ = ["Report", "compress", "compress_at", "load", "save"]
 def compress(
     model: nn.Module,
     method: str | Method,
-    removed: float,
+    removed: float | None,
     stats: Stats = None,
     *,
     layers: Iterable[str] | None = None,
@@ -41,10 +41,10 @@ def compress(
 ) -> Report:
     """Replace dense layers by low-rank ones, in place; if anything fails, the model is as it was.
 
-    layers: names, or None for those of `decompositions`, of `stats`, or the model's default.
-    decompositions: of the *same* weights, from `weightings.decompose_all`, or for large models from
-    `scale.lazy.decompose_lazily`: some methods need all at once.  task_loss, batches, validation:
-    for the methods that ask for them.  dtype: of the factorisation made here.
+    removed: None where the method has ranks of one's own.  layers: names, or None for those of
+    `decompositions`, of `stats`, or the model's default.  decompositions: of the *same* weights,
+    from `weightings.decompose_all`, or if large from `scale.lazy.decompose_lazily`: some methods
+    need all at once.  task_loss, batches, validation: where asked for.  dtype: to factorise in.
     Raises ValueError for an unknown method, a bad `removed`, a missing statistic or argument, a
     decomposition of other weights, or factors that are not finite (naming the layer).
     """
@@ -56,7 +56,7 @@ def compress(
 def compress_at(
     model: nn.Module,
     method: str | Method,
-    removed: Iterable[float],
+    removed: Iterable[float | None],
     stats: Stats = None,
     *,
     layers: Iterable[str] | None = None,
@@ -77,7 +77,7 @@ def compress_at(
     ratios, chosen = [*removed], method_named(method)
     if not ratios:
         raise ValueError("removed is empty: name at least one ratio")
-    for ratio in ratios:
+    for ratio in [] if isinstance(chosen.allocation, Mapping) else ratios:
         check_removed(ratio)
     check_arguments(chosen, data)
     allocate, recover = step_named("allocation", chosen.allocation, ALLOCATIONS), None
@@ -128,7 +128,7 @@ def _cut_at_each(
     model: nn.Module,
     modules: dict[str, nn.Linear],
     cuts: Cuts,
-    plans: list[tuple[float, Ranks]],
+    plans: list[tuple[float | None, Ranks]],
     recover: Callable[..., None] | None,
 ) -> Iterator[Report]:
     """Cut each layer at its largest rank, and the model at each plan (removed, ranks)."""

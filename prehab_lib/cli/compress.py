@@ -4,6 +4,7 @@ Works on any causal language model of transformers with any text.  Whatever can 
 arguments is found before the weights are loaded; the folder appears when it is complete.
 """
 
+import json
 import math
 import os
 import shutil
@@ -18,6 +19,7 @@ import torch
 from transformers.utils import logging
 
 from prehab_lib import stats, surgery
+from prehab_lib.allocation import given
 from prehab_lib.budget import check_removed
 from prehab_lib.fast import FAST, Fast
 from prehab_lib.inputs import check_choice, check_positive, check_seed, check_whole
@@ -25,11 +27,12 @@ from prehab_lib.methods import Method, method_named
 from prehab_lib.prehab import Memory, Training, check_lam, prehab
 from prehab_lib.progress import say
 from prehab_lib.save import models
+from prehab_lib.save.hub import explained
 from prehab_lib.save.storage import check_target, save
-from prehab_lib.scale import preflight
+from prehab_lib.scale import preflight, stream
 from prehab_lib.scale.skeleton import causal_config
 from prehab_lib.surrogates import SURROGATES
-from prehab_lib.tasks.files import read_texts
+from prehab_lib.tasks.files import JSON_LINES, read_texts
 from prehab_lib.tasks.perplexity import language_loss, perplexity
 from prehab_lib.tasks.tokenizers import tokenizer_of
 from prehab_lib.tasks.windows import cut, drawn_windows, token_stream
@@ -58,23 +61,23 @@ def _compress(a) -> None:
     config, device = causal_config(a.model), _device(a.device)
     dtype = getattr(torch, a.dtype) if a.dtype != "auto" else config.dtype or torch.float32
     texts, tokenizer = read_texts(a.data, "--data"), tokenizer_of(a.model)
-    stream = token_stream(texts, tokenizer)
-    _check_settings(config, dtype, stream, a)
-    spared = max(a.window, int(HELD_OUT * len(stream)))
-    held_out = cut(stream[-spared:], a.window, a.scored, a.data)
+    tokens = token_stream(texts, tokenizer, a.chat)
+    _check_settings(config, dtype, tokens, a)
+    spared = max(a.window, int(HELD_OUT * len(tokens)))
+    held_out = cut(tokens[-spared:], a.window, a.scored, a.data)
     count = math.ceil(a.samples / a.batch)
-    calibration = drawn_windows(stream[:-spared], a.window, a.batch, a.seed, count)
+    calibration = drawn_windows(tokens[:-spared], a.window, a.batch, a.seed, count)
     _estimate(config, dtype, device, a)
     _say("folder", DENSE if a.merged else LOW_RANK)
 
     model = models.text_model(a.model, "AutoModelForCausalLM", dtype=a.dtype).to(device).eval()
     millions, kind = model.num_parameters() / 1e6, str(model.dtype).removeprefix("torch.")
     _say("model", f"{a.model}: {millions:.4g} M parameters, {kind} on {device}")
-    _say("text", f"{a.data}: {len(stream)} tokens, {len(held_out)} windows of {a.window} held out")
+    _say("text", f"{a.data}: {len(tokens)} tokens, {len(held_out)} windows of {a.window} held out")
     scores = {"before": perplexity(model, held_out, a.batch)}
     _say("before", f"perplexity {scores['before']:.4g} on the held-out windows")
-    report = _cut(model, calibration, a)
-    scores["after"] = perplexity(model, held_out, a.batch)
+    report = _cut(model, calibration, device, a)
+    scores["after"] = perplexity(model.to(device), held_out, a.batch)
     _say("after", f"perplexity {scores['after']:.4g} on the held-out windows")
 
     text, windows = _plain(Path(a.data).name), f"windows of {a.window} tokens of"
@@ -83,13 +86,15 @@ def _compress(a) -> None:
     base = os.path.basename(os.path.realpath(a.model)) if os.path.exists(a.model) else a.model
     about["base_model"] = _plain(base)
     about["calibration"] = f"{drawn} {windows} {text}, drawn with seed {a.seed}"
+    about["chats"] = "each text one turn of a user" if a.chat else None
     about["prehab"] = _described(a) if a.steps else "none"
     about |= {"achieved": report.achieved, "perplexity": scores}
     about["options of the method"] = dict(a.method_option) or None
     about["share of the whole model removed"] = f"{report.achieved_of_model:.1%}"
     about["left out"] = report.beside()
     about["perplexity on"] = f"{len(held_out)} {last}, which did not calibrate"
-    folder = save(model, a.out, tokenizer=tokenizer, merged=a.merged, **about)
+    options = dict(tokenizer=tokenizer, merged=a.merged, ranks=report.ranks)
+    folder = save(model, a.out, **options, **about)
     size = sum(file.stat().st_size for file in folder.iterdir())
     _say("saved", f"{a.out}: {size / 1e6:.4g} MB; its README.md says how to open it")
 
@@ -99,9 +104,12 @@ def _estimate(config, dtype: torch.dtype, device: str, a) -> None:
     method = _method(a)
     options = {"rank_dtype": "float32" if a.surrogate in FAST else "float64"}
     options |= LESS_MEMORY if a.less_memory else {}
-    options |= {n: getattr(a, n) for n in ("removed", "batch", "window", "samples", "steps")}
+    options |= {n: getattr(a, n) for n in ("batch", "window", "samples", "steps")}
+    options |= {"removed": a.removed or 0.0, "streamed": a.blockwise}
     needed = preflight.estimate(config, preflight.Plan(dtype=dtype, **options), device)
-    stored = needed.parameters - (0 if a.merged else a.removed * needed.compressed)
+    if a.ranks:
+        given(a.ranks, needed.layers)
+    stored = needed.parameters - (0 if a.merged else options["removed"] * needed.compressed)
     wanted, free = stored * dtype.itemsize / 1e9, shutil.disk_usage(_above(a.out)).free / 1e9
     if wanted > free:
         there = f"about {wanted:.3g} GB, and {free:.3g} GB are free there"
@@ -109,11 +117,11 @@ def _estimate(config, dtype: torch.dtype, device: str, a) -> None:
     if method.allocation == "learned" or not method.needs <= {"gram", "influence", "mean_abs"}:
         return  # memory is known for rulers of activations only
     _say("estimate", f"{needed.peak:.3g} GiB on {device} at most")
-    needed.check("add --less-memory or --dtype bfloat16, or go by blocks with scale.stream")
+    needed.check("add --less-memory or --dtype bfloat16, or --blockwise without prehab")
 
 
-def _cut(model, calibration, a) -> surgery.Report:
-    """Prehab by the Gram ruler where it is asked for, statistics, surgery."""
+def _cut(model, calibration, device: str, a) -> surgery.Report:
+    """Prehab by the Gram ruler where it is asked for, statistics, surgery; or both by blocks."""
     method = _method(a)
     if a.steps:
         options = {name: getattr(a, name) for name in ("reduction", "steps", "lr")}
@@ -128,6 +136,12 @@ def _cut(model, calibration, a) -> surgery.Report:
             del found  # before the next statistics are collected
             a.lam, a.dose = history.rows[0]["lam"], history.rows[0]["dose"]  # for the card
             said.append(f"{_described(a)}: loss {losses[0]:.4g} to {losses[-1]:.4g}")
+    if a.blockwise:
+        with _step("surgery") as said:
+            model.to("cpu")  # where blocks wait for their turn
+            report = stream.compress(model, method, a.removed, calibration, device=device)
+            said.append(str(report))
+        return report
     with _step("statistics") as said:
         found = stats.collect(model, calibration, needs=method.needs, task_loss=language_loss)
         said.append(f"{', '.join(sorted(method.needs)) or 'none needed'} of {len(found)} layers")
@@ -145,7 +159,19 @@ def _described(a) -> str:
 
 def _check_arguments(a) -> None:
     """What the arguments alone can tell, before anything is read."""
-    check_removed(a.removed)
+    if a.ranks:
+        with explained(f"--ranks {a.ranks}", 'give JSON as {"model.layers.0.mlp.up_proj": 12}'):
+            a.removed, a.ranks = None, dict(json.loads(Path(a.ranks).read_text("utf-8-sig")))
+            if not any(a.ranks.values()):
+                raise ValueError("it gives no layer a rank")
+    else:
+        check_removed(a.removed)
+    if a.blockwise:
+        stream.check_method(_method(a))
+        if a.steps:
+            raise ValueError("--blockwise holds one block at a time, and prehab all: leave out one")
+    if a.chat and not a.data.lower().endswith((".parquet", *JSON_LINES)):
+        raise ValueError("--chat wants to know where a text ends: give JSON lines or Parquet")
     surgery.check_arguments(_method(a), {"task_loss": language_loss, "batches": []})
     check_seed(a.seed)
     check_whole(2, window=a.window)
@@ -172,9 +198,11 @@ def _above(out: str) -> Path:
 
 
 def _method(a) -> Method:
-    """The method by its name, with the options that were given."""
-    method = method_named(a.method)
-    return replace(method, options={**method.options, **dict(a.method_option)})
+    """The method by its name, with the ranks or options that were given."""
+    method, options = method_named(a.method), dict(a.method_option)
+    if a.ranks:
+        return replace(method, allocation=a.ranks, options=options)
+    return replace(method, options={**method.options, **options})
 
 
 def _plain(name: str) -> str:
@@ -182,7 +210,7 @@ def _plain(name: str) -> str:
     return name.encode("utf-8", "backslashreplace").decode()
 
 
-def _check_settings(config, dtype: torch.dtype, stream, a) -> None:
+def _check_settings(config, dtype: torch.dtype, tokens, a) -> None:
     """What the arguments ask and the model's configuration or the text does not allow."""
     positions = getattr(config, "max_position_embeddings", None) or math.inf
     if a.window > positions:
@@ -190,7 +218,7 @@ def _check_settings(config, dtype: torch.dtype, stream, a) -> None:
         raise ValueError(f"{longer} of the model: make it smaller")
     if a.steps and dtype == torch.float16:
         raise ValueError("prehab cannot train in float16: add --dtype bfloat16 or float32")
-    known, highest = getattr(config, "vocab_size", None) or math.inf, int(stream.max())
+    known, highest = getattr(config, "vocab_size", None) or math.inf, int(tokens.max())
     if highest >= known:
         outside = f"token {highest} is outside the model's vocabulary of {known}"
         raise ValueError(f"{outside}: the tokenizer belongs to another model")

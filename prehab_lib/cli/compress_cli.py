@@ -4,7 +4,6 @@ import argparse
 
 # Option -> default, help.
 OPTIONS = {
-    "--removed": (0.4, "fraction of the layers' weights to remove"),
     "--method": ("svd_llm", "a name in prehab_lib.methods"),
     "--window": (2048, "tokens of a window"),
     "--samples": (256, "calibration windows"),
@@ -43,8 +42,12 @@ def add_to(commands) -> None:
     command.set_defaults(act=_run)
     add = command.add_argument
     add("model", metavar="MODEL", help=MODEL)
-    add("--data", required=True, metavar="FILE", help="UTF-8 text, or Parquet with a column 'text'")
+    add("--data", required=True, metavar="FILE", help="text, .jsonl, or .parquet with 'text'")
+    add("--chat", action="store_true", help="each text of .jsonl or .parquet is one turn of a user")
     add("--out", required=True, metavar="DIR", help="new folder, or a saved model's to replace")
+    much = command.add_mutually_exclusive_group()
+    much.add_argument("--removed", type=float, default=0.4, help="share of weights to remove (0.4)")
+    much.add_argument("--ranks", metavar="FILE", help='JSON, {"layer": rank}; others stay dense')
     prehab = command.add_argument_group("prehab, left out where --steps is 0")
     for group, options in ((command, OPTIONS), (prehab, PREHAB_OPTIONS)):
         for flag, (default, text) in options.items():
@@ -58,6 +61,7 @@ def add_to(commands) -> None:
     prehab.add_argument("--less-memory", action="store_true", help="slower, for large models")
     pair = {"type": assignment, "action": "append", "default": [], "metavar": "name=value"}
     add("--method-option", help="an option of the method, as floor=0.3 (repeatable)", **pair)
+    add("--blockwise", action="store_true", help="cut one block at a time, for large models")
     add("--merged", action="store_true", help="save dense weights, for tools without low rank")
     add("--license", help="the base model's licence as the hub names it, for the model card")
 

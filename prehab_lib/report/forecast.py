@@ -66,7 +66,7 @@ def forward(model: torch.nn.Module, tokens: int) -> int:
 def passes(s, count, rows, tokens, at=(0.0,), free=None, steps=0, again=0) -> Counter:
     """Passes of batches at each fraction removed.  free: weights that are trained; backward is
     twice forward, less the gradients of the others.  again: 1 where checkpointing goes forward."""
-    gone, kind = sum(at) * s.compressed, "low" if s.bytes == 2 else "single"
+    gone, kind = sum(at) * s.compressed, "low" if s.dtype.itemsize == 2 else "single"
     work = count * rows * (len(at) * forward(s.model, tokens) - 2 * tokens * gone)
     found = Counter(passes=count * len(at))
     if free is not None:
@@ -108,13 +108,13 @@ def one_arm(P, s):
     scored = sum(ceil(count / 4) for count in windows), 4, P.window
 
     def peaks(**options):
-        usual = dict(dtype=getattr(torch, P.dtype), window=P.window, **P.large)
+        usual = dict(dtype=s.dtype, window=P.window, **P.large)
         return estimate(s, Plan(**usual | options), "cuda")
 
     held = P.held if arm == "stable_rank" else 1
     plain = peaks(batch=P.batch, steps=P.steps, refresh=held)
     base, uncut = plain.totals["statistics"], peaks(batch=4).totals["scoring"]
-    whole, weights = (s.bytes * count / GIB for count in (s.parameters, s.compressed))
+    whole, weights = (s.dtype.itemsize * count / GIB for count in (s.parameters, s.compressed))
     yield "statistics", statistics(s, P.calibration, *here, {"gram"}), base, whole
     if arm:
         again = P.large.get("gradient_checkpointing", 0)
@@ -186,7 +186,7 @@ def table(runs) -> str:
         P, stem = SimpleNamespace(**run.params), run.notebook.stem
         name = run.params.get("checkpoint") or P.model
         try:
-            s = sized(stem, name, run.params.get("dtype", "float32"))
+            s = sized(stem, name, run.params.get("base", {}).get("dtype", "float32"))
             stages = [*counted[stem](P, s)]
         except (LookupError, ValueError, OSError, ImportError) as problem:
             notes.append(f"{run.name}: no forecast, model, data or arm are not known: {problem}")
@@ -196,7 +196,8 @@ def table(runs) -> str:
             counts = [*(work[count] for count in COUNTS), hours, *(GB * gib for gib in memory)]
             rows.append([run.name, stage, *counts])
         if stem == "11_one_arm":
-            plan = Plan(window=P.window, steps=1, lora=P.lora["rank"], streamed=True, **P.large)
+            usual = dict(dtype=s.dtype, window=P.window, lora=P.lora["rank"], **P.large)
+            plan = Plan(steps=1, streamed=True, **usual)
             totals = estimate(s, plan, "cuda").totals
         else:
             P.seeds = P.seeds[:1]

@@ -16,14 +16,14 @@ SHOWN = 5  # names of a sentence; of what was left out, the largest
 class Report:
     """What surgery did.
 
-    removed, achieved: fraction of the compressed layers' weights taken away, asked and true (biases
-    do not count).  parameters, bytes: of the whole model afterwards.  kept_dense: layers for which
-    no rank saves anything, or that were spared.  at_floor: those whose rank 1 exceeds their budget.
+    removed, achieved: fraction of the compressed layers' weights taken away, asked (None where the
+    ranks were given) and true, without biases.  parameters, bytes: of the whole model afterwards.
+    kept_dense: where no rank saves anything, or spared.  at_floor: whose rank 1 is over budget.
     held, achieved_of_model: shares of the whole model's parameters, that of the compressed layers
     before and what was taken away.  left_out: what else holds parameters, and how many.
     """
 
-    removed: float
+    removed: float | None
     achieved: float
     ranks: Ranks
     parameters: int
@@ -35,8 +35,8 @@ class Report:
     left_out: dict[str, int] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        layers, asked = len(self.ranks), float(self.removed)
-        text = f"removed {self.achieved:.1%} of {layers} layers' weights (asked {asked:.0%}), which"
+        asked = "ranks were given" if self.removed is None else f"asked {float(self.removed):.0%}"
+        text = f"removed {self.achieved:.1%} of {len(self.ranks)} layers' weights ({asked}), which"
         text += f" is {self.achieved_of_model:.1%} of the model: the layers held {self.held:.1%}"
         if self.kept_dense:
             names, more = self.kept_dense[:SHOWN], len(self.kept_dense) - SHOWN
@@ -81,11 +81,11 @@ def weights_of(module: nn.Module) -> int:
     return sum(part.weight.numel() for part in parts)
 
 
-def recount(model: nn.Module, removed: float, ranks: Ranks, before: dict[str, int]) -> Report:
+def recount(model: nn.Module, removed: float | None, ranks: Ranks, before: dict) -> Report:
     """What was done to the layers of `ranks`, whose weights held `before` numbers each."""
     after = {name: weights_of(model.get_submodule(name)) for name in ranks}
-    kept, parameters = 1 - check_removed(removed), [*model.parameters()]
-    ones = [name for name, rank in ranks.items() if rank == 1]
+    kept = 1 if removed is None else 1 - check_removed(removed)
+    ones, parameters = [name for name, rank in ranks.items() if rank == 1], [*model.parameters()]
     now, held, left = sum(p.numel() for p in parameters), sum(before.values()), sum(after.values())
     return Report(
         removed=removed,

@@ -26,6 +26,7 @@ def save(
     merged: bool = False,
     max_shard_size: int | str = "5GB",
     example=None,
+    ranks: dict[str, int | None] | None = None,
     **about,
 ) -> Path:
     """Write `folder` with every parameter and buffer (tied ones once) and the recipe.
@@ -33,7 +34,7 @@ def save(
     tokenizer: of transformers, to save along.  merged: multiply the factors out and write the dense
     model, which needs no prehab_lib to open.  max_shard_size: of a file, in bytes or as "5GB".
     about: more JSON to keep with it, and what the model card says (`card.text`).  example: a batch
-    for the comparison, where `same.small_inputs` knows none.
+    for the comparison, where `same.small_inputs` knows none.  ranks: to keep as ranks.json.
 
     First the model is rebuilt, from its weights in memory and what would be written, and compared
     in a forward pass; a model saved there before is replaced once the new one is complete.  Raises
@@ -64,6 +65,8 @@ def save(
             for companion in filter(None, companions):
                 is_card = isinstance(companion, card.ModelCard)
                 companion.save(part / "README.md") if is_card else companion.save_pretrained(part)
+            if ranks is not None:
+                (part / "ranks.json").write_text(json.dumps(ranks, indent=1))
             listed = description | {"files": files.files_in(part)}
             (part / DESCRIPTION).write_text(json.dumps(listed, indent=1))
     except ValueError:  # a file of somebody else's came in the meantime

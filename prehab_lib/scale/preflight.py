@@ -56,6 +56,7 @@ class Plan:
 class Estimate:
     parameters: int  # of the model
     compressed: int  # of the layers to compress
+    layers: dict[str, torch.Tensor]  # their weights, of shapes only
     device: str
     phases: dict[str, dict[str, float]]  # GiB on the device at the peak, by phase and part
     host: float  # the most GiB of CPU memory beside the device; 0 where the CPU is the device
@@ -98,15 +99,15 @@ def estimate(source, plan: Plan = Plan(), device: str = "cpu") -> Estimate:
     language model; or `sizes_of` any.  Raises ValueError for one without them, or a compressed one.
     """
     on_cpu = torch.device(device).type == "cpu"
-    sizes = source if isinstance(source, SimpleNamespace) else _sizes(source, plan.dtype)
+    s = source if isinstance(source, SimpleNamespace) else _sizes(source, plan.dtype)
     phases, host = defaultdict(dict), Counter()
-    for name, part, here, waiting in _needed(sizes, plan, on_cpu):
+    for name, part, here, waiting in _needed(s, plan, on_cpu):
         if on_cpu:  # what waits lies in the same memory
             here, waiting = max(here, waiting), 0
         if here:
             phases[name][part] = here / GIB
         host[name] += waiting / GIB
-    return Estimate(sizes.parameters, sizes.compressed, device, phases, max(host.values()))
+    return Estimate(s.parameters, s.compressed, s.layers, device, phases, max(host.values()))
 
 
 def available_gib(device: str = "cpu") -> float:
@@ -144,12 +145,13 @@ def sizes_of(model: nn.Module, vocabulary: int = 0) -> SimpleNamespace:
     block = model.get_submodule(block_of(next(iter(layers))))
     return SimpleNamespace(
         model=model,
-        bytes=next(model.parameters()).element_size(),
+        dtype=next(model.parameters()).dtype,
         parameters=sum(p.numel() for p in model.parameters()),
         block=sum(p.numel() for p in block.parameters()),
         blocks=len({block_of(name) for name in layers}),
         compressed=sum(weights),
         dense=sum(part.weight.numel() for part in model.modules() if isinstance(part, nn.Linear)),
+        layers={name: layer.weight for name, layer in layers.items()},
         largest=max(weights),
         shapes=[tuple(layer.weight.shape) for layer in layers.values()],
         inputs=list(inputs.values()),  # widths n of the distinct tensors that layers read

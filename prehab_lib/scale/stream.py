@@ -1,16 +1,15 @@
 """Statistics and surgery one block at a time, for models that fill the memory alone.
 
-The results are those of `stats.collect` and, with a uniform allocation, `surgery.compress`.  The
+The results are those of `stats.collect` and, at uniform or given ranks, `surgery.compress`.  The
 device holds one block, read when its turn comes, its statistics and one layer's decomposition.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
 
-from prehab_lib.allocation import uniform
-from prehab_lib.budget import check_removed
+from prehab_lib.allocation import ALLOCATIONS, Ranks, step_named
 from prehab_lib.layers import replace_module
 from prehab_lib.methods import Method, method_named
 from prehab_lib.progress import progress
@@ -53,7 +52,7 @@ def collect(
 def compress(
     source: nn.Module | Streamed,
     method: str | Method,
-    removed: float,
+    removed: float | None,
     batches: Iterable | None = None,
     *,
     layers: Iterable[str] | None = None,
@@ -61,49 +60,51 @@ def compress(
 ) -> Report:
     """Statistics and surgery in one walk, in place: collect a block, cut its layers, forget, go on.
 
-    method: one with the uniform allocation, statistics of activations alone and no recovery (svd,
-    svd_llm; or asvd's ruler as `Method("activation", needs=...)`).  batches: not needed for svd.
-    From a folder all blocks are read in the end.  Raises ValueError for what the walk cannot do
-    before anything is changed; what fails midway leaves the model partly compressed.
+    method: one that `check_method` takes (svd, svd_llm; or asvd's ruler as `Method("activation",
+    needs=...)`).  batches: not for svd.  From a folder all blocks are read in the end.  Raises
+    ValueError for what the walk cannot do, before it; what fails midway leaves it half done.
     """
     chosen = method_named(method)
-    for axis, usual in (("allocation", "uniform"), ("recovery", None)):
-        value = getattr(chosen, axis)
-        if value != usual:
-            wants = f"{axis} {value!r} looks at all layers, and streaming forgets each that is cut"
-            raise ValueError(f"{wants}: use surgery.compress")
-    check_arguments(chosen, {})
-    _check_needs(chosen.needs, "surgery.compress")
-    check_removed(removed)
+    check_method(chosen)
     if chosen.needs and batches is None:
         raise ValueError(f"the method needs {', '.join(chosen.needs)}: pass batches=...")
     walk = Walk(source, layers, device)
     before = {name: module.weight.numel() for name, module in walk.layers.items()}
+    allocate = step_named("allocation", chosen.allocation, ALLOCATIONS)
+    ranks = allocate({name: module.weight for name, module in walk.layers.items()}, removed)
     if chosen.needs:
         walk.enter(batches)
-    ranks: dict[str, int | None] = {}
     for block in progress(walk, "surgery", total=len(walk.names)):
         stats = block.collect(chosen.needs) if chosen.needs else None
         give_back()  # what the pass let go of: the decompositions want larger pieces
         if block.names:
-            ranks |= _cut(walk, block, chosen, removed, stats)
+            _cut(walk, block, chosen, ranks, stats)
     if walk.streamed:
         walk.streamed.load()
-    return recount(walk.model, removed, {name: ranks[name] for name in before}, before)
+    return recount(walk.model, removed, ranks, before)
 
 
-def _cut(walk: Walk, block: Block, method: Method, removed: float, stats) -> dict[str, int | None]:
+def check_method(method: Method) -> None:
+    """Raises ValueError for ranks that are not uniform or one's own, for gradients, a recovery."""
+    for axis, usual in (("allocation", "uniform"), ("recovery", None)):
+        value = getattr(method, axis)
+        if value != usual and not isinstance(value, Mapping):
+            wants = f"{axis} {value!r} looks at all layers, and streaming forgets each that is cut"
+            raise ValueError(f"{wants}: use surgery.compress")
+    check_arguments(method, {})
+    _check_needs(method.needs, "surgery.compress")
+
+
+def _cut(walk: Walk, block: Block, method: Method, ranks: Ranks, stats) -> None:
     """Decompose and cut the layers of one block; of them only the factors are left afterwards."""
     lazy = decompose_lazily(walk.model, stats, method.weighting, block.names, keep=0)
-    ranks = uniform(lazy, removed)
-    for name, rank in ranks.items():
-        if rank:
-            layer = low_rank(name, walk.layers[name], lazy.pop(name), rank)
+    for name in block.names:
+        if ranks[name]:
+            layer = low_rank(name, walk.layers[name], lazy.pop(name), ranks[name])
             replace_module(walk.model, name, layer)
         if stats is not None:
             del stats[name]  # the Gram goes behind the last layer that reads it
         walk.layers[name] = None  # nobody holds the dense weight any more
-    return ranks
 
 
 def _check_needs(needs: Iterable[str], remedy: str) -> None:

@@ -44,10 +44,11 @@ class LanguageTask(Task):
     chosen_on: Windows  # never scored
     tests: dict[str, Windows]  # by column of the table, the training text's own domain first
     source: str  # what the scored text is
+    lead: int | None = None  # a token in front of every window: BOS
 
     def draw(self, purpose: str, seed: int, count: int) -> Drawn:
         stream = self.held_out if purpose == "validation" else self.training
-        return drawn_windows(stream, self.window, self.batch, seed, count)
+        return drawn_windows(stream, self.window, self.batch, seed, count, self.lead)
 
     def scores(self, model: nn.Module) -> dict[str, float]:
         """Column of the table -> perplexity, lower is better.  Raises as `perplexity` does."""
@@ -73,6 +74,7 @@ class LanguageTask(Task):
         """How the score is taken, one sentence, stored with every number."""
         first = int(next(iter(self.tests.values())).ids[0, 0])
         bos = "BOS in front of the text" if first == self.tokenizer.bos_token_id else "no BOS"
+        bos = bos if self.lead is None else "BOS in front of each window"
         counts = ", ".join(f"{column} {windows}" for column, windows in self.tests.items())
         return (
             f"perplexity, exp of the mean cross-entropy of a token, on {self.source}: texts joined "
@@ -91,13 +93,15 @@ def open_language_task(
     dataset: str | None = None,
     test_windows: int | None = None,
     vocabulary: int = 1000,
+    bos: bool = False,
 ) -> LanguageTask:
     """The task of a name, a key of `CORPORA`.
 
     window: tokens (the paper: 2048).  batch: windows of a drawn batch.  tokenizer: None trains one
     of `vocabulary` tokens on the training part.  data_root, dataset: as `wikitext` takes them.
-    test_windows: score so many a column, spread evenly (None or 0: all).  Raises as `data.load`
-    does, and ValueError for an unknown name, a bad number, or a text shorter than one window.
+    test_windows: score so many a column, spread evenly (None or 0: all).  bos: BOS in front of each
+    window, drawn or scored, as its first token.  Raises as `data.load` does, and ValueError for an
+    unknown name, a bad number, a text shorter than one window, or a tokenizer without BOS.
     """
     check_choice("task", name, CORPORA)
     check_whole(2, window=window)
@@ -105,13 +109,22 @@ def open_language_task(
     check_whole(0, test_windows=test_windows or 0)
     corpus = prose_corpus() if name == "prose" else wikitext(CORPORA[name], data_root, dataset)
     tokenizer = train_bpe(corpus.train, vocabulary) if tokenizer is None else tokenizer
-    parts = [token_stream(texts, tokenizer) for texts in (corpus.train, corpus.validation)]
-    chosen_on = cut(parts[1], window, CHOSEN_ON, "the validation text")
+    lead = tokenizer.bos_token_id if bos else None
+    if bos and lead is None:
+        raise ValueError("bos = True, and the tokenizer has no BOS token: leave it out")
+
+    def stream_of(texts) -> Tensor:
+        stream = token_stream(texts, tokenizer)
+        return stream[1:] if stream[0] == lead else stream
+
+    parts = [stream_of(texts) for texts in (corpus.train, corpus.validation)]
+    chosen_on = cut(parts[1], window, CHOSEN_ON, "the validation text", lead)
     tests = {}
     for column, texts in corpus.tests.items():
-        stream = token_stream(texts, tokenizer)
-        tests[column] = cut(stream, window, test_windows, f"the test text {column!r}")
-    return LanguageTask(name, tokenizer, window, batch, *parts, chosen_on, tests, corpus.source)
+        what = f"the test text {column!r}"
+        tests[column] = cut(stream_of(texts), window, test_windows, what, lead)
+    shared = (name, tokenizer, window, batch, *parts, chosen_on, tests, corpus.source)
+    return LanguageTask(*shared, lead)
 
 
 @cache

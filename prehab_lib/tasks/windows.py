@@ -4,16 +4,31 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from prehab_lib.save.hub import one_line
 from prehab_lib.tasks.drawn import Drawn
 from prehab_lib.tasks.files import check_texts
 
 
-def token_stream(texts: Iterable[str], tokenizer) -> Tensor:
-    """(N,) int64: texts joined by blank lines, with special tokens; ValueError for no text."""
-    joined, ids = "\n\n".join(check_texts(texts)), []
-    if joined.strip():
+def token_stream(texts: Iterable[str | list[dict]], tokenizer, chat: bool = False) -> Tensor:
+    """(N,) int64: texts joined by blank lines, with special tokens; or chats by their template.
+
+    A chat is a list of turns, {"role": ..., "content": ...}.  chat, or where there is one: a text
+    is a user's turn.  Raises ValueError for no text, or with the number of a chat that is refused.
+    """
+    ids = []
+    if chat or (isinstance(texts, list) and any(isinstance(text, list) for text in texts)):
+        for number, found in enumerate([texts] if isinstance(texts, str) else texts, 1):
+            turns = [{"role": "user", "content": found}] if isinstance(found, str) else found
+            try:
+                if not tokenizer.chat_template:
+                    raise ValueError("the tokenizer has no chat template")
+                rendered = tokenizer.apply_chat_template(turns, tokenize=False)
+            except Exception as problem:  # whatever a template raises
+                raise ValueError(f"line {number} is refused: {one_line(problem)}") from problem
+            ids += tokenizer(rendered, add_special_tokens=False, verbose=False)["input_ids"]
+    elif (joined := "\n\n".join(check_texts(texts))).strip():
         ids = tokenizer(joined, verbose=False, return_attention_mask=False)["input_ids"]
     if not ids:
         raise ValueError("there is no text to tokenize: check the data set")
@@ -37,22 +52,38 @@ class Windows:
         return ({"input_ids": ids} for ids in self.ids.split(batch))
 
 
-def cut(stream: Tensor, window: int, most: int | None = None, what: str = "the text") -> Windows:
-    """Windows of a stream (N,), `most` of them, evenly spread (None or 0: all); or ValueError."""
+def cut(
+    stream: Tensor,
+    window: int,
+    most: int | None = None,
+    what: str = "the text",
+    lead: int | None = None,
+) -> Windows:
+    """Windows of a stream (N,), `most` of them, evenly spread (None or 0: all); or ValueError.
+
+    lead: a token that stands in front of each window and counts as one of its tokens.
+    """
     _check_length(stream, window, what)
-    whole = len(stream) // window
-    ids = stream[: whole * window].view(whole, window)
+    own = window if lead is None else window - 1
+    whole = len(stream) // own
+    ids = stream[: whole * own].view(whole, own)
     if most and most < whole:
         ids = ids[torch.arange(most) * whole // most]
-    return Windows(ids, len(stream) - whole * window, whole)
+    return Windows(_led(ids, lead), len(stream) - whole * own, whole)
 
 
-def drawn_windows(stream: Tensor, window: int, batch: int, seed: int, count: int) -> Drawn:
-    """`count` batches of windows at random places of a stream (N,); raises as `cut` does."""
+def drawn_windows(
+    stream: Tensor, window: int, batch: int, seed: int, count: int, lead: int | None = None
+) -> Drawn:
+    """`count` batches of windows at random places of a stream (N,); lead, errors: as of `cut`."""
     _check_length(stream, window, "the text to draw from")
-    every = stream.unfold(0, window, 1)  # (places, T), a view
+    every = stream.unfold(0, window if lead is None else window - 1, 1)  # (places, T), a view
     drawn = (len(every), batch, seed, count)
-    return Drawn(lambda starts: {"input_ids": every[starts]}, *drawn, replacement=True)
+    return Drawn(lambda at: {"input_ids": _led(every[at], lead)}, *drawn, replacement=True)
+
+
+def _led(ids: Tensor, lead: int | None) -> Tensor:
+    return ids if lead is None else nn.functional.pad(ids, (1, 0), value=lead)
 
 
 def _check_length(stream: Tensor, window: int, what: str) -> None:

@@ -16,7 +16,9 @@ from pyarrow import parquet
 from prehab_lib.__main__ import main
 from prehab_lib.factors import LowRankLinear
 from prehab_lib.save import storage
+from prehab_lib.scale import preflight
 from prehab_lib.surgery import compress, load, save
+from prehab_lib.tasks.files import read_texts
 from prehab_lib.tasks.perplexity import perplexity
 from prehab_lib.tasks.windows import cut, token_stream
 from tests.text_files import causal_model, sentence, tiny_tokenizer
@@ -24,6 +26,7 @@ from tests.text_files import causal_model, sentence, tiny_tokenizer
 pytestmark = pytest.mark.filterwarnings("ignore:.*fewer than 10 tokens")
 ROOT = Path(__file__).resolve().parents[2]
 TEXT = [sentence(i) for i in range(200)]
+TEXTS = [{"text": text} for text in TEXT]
 
 
 @pytest.fixture
@@ -133,6 +136,9 @@ BAD_WORDS = {
     "'zero_sum' has an unknown entry 'flor': choose from rule, floor, accounting, replan": [
         *("--method", "zs_svd", "--method-option", "flor=0.3")
     ],
+    "and prehab all: leave out one": ["--blockwise", "--steps", "1"],
+    "allocation 'zero_sum' looks at all layers": ["--blockwise", "--method", "zs_svd"],
+    "not 'fisher_in': use surgery.compress": ["--blockwise", "--method", "fwsvd"],
     "floor = 1.5": ["--method", "zs_svd", "--method-option", "floor=1.5"],
     "alpha = 'much'": ["--method", "swift_svd", "--method-option", "alpha=much"],
     "method = 'magic' is not known": ["--method", "magic"],
@@ -260,3 +266,86 @@ def test_what_is_gated_or_cannot_fit_is_refused_before_it_is_loaded(base, text, 
     monkeypatch.setattr("transformers.PreTrainedConfig.get_config_dict", gated)
     assert main(words("org/model", text, tmp_path / "out")) == 2
     assert "'org/model' is gated: accept its terms" in capsys.readouterr().err
+
+
+def lines(path, *rows) -> Path:
+    path.write_text("\n".join(json.dumps(row) for row in rows), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def instruct(tmp_path):
+    tokenizer = tiny_tokenizer()
+    said = "{{ m['role'] }}: {{ m['content'] }}</s>{% if m['content'] == 'NO' %}{{ raise_exception('no!') }}{% endif %}"
+    tokenizer.chat_template = f"<s>{{% for m in messages %}}{said}{{% endfor %}}"
+    return causal_model(tmp_path / "instruct", tokenizer=tokenizer)
+
+
+def test_chats_are_the_tokens_of_the_rendered_template(instruct, tmp_path, capsys):
+    asked = [[{"role": "user", "content": text}] for text in TEXT]
+    chats = [[*chat, {"role": "assistant", "content": "yes"}] for chat in asked[:150]] + asked[150:]
+    pairs = [{"prompt": text, "completion": "yes"} for text in TEXT[99:150]]
+    mixed = lines(tmp_path / "b.jsonl", *({"messages": chat} for chat in chats[:99]), *pairs, *TEXTS[150:])
+    parquet.write_table(pyarrow.Table.from_pylist(TEXTS), tmp_path / "a.parquet")
+    data = {mixed: chats, tmp_path / "a.parquet": asked, lines(tmp_path / "a.jsonl", *TEXTS): asked}
+    tokenizer = transformers.AutoTokenizer.from_pretrained(instruct)
+    for file, expected in data.items():
+        more = ["--chat"] if expected is asked else []
+        rendered = [tokenizer.apply_chat_template(chat, tokenize=False) for chat in expected]
+        tokens = torch.tensor([i for text in rendered for i in tokenizer(text, add_special_tokens=False)["input_ids"]])
+        assert torch.equal(token_stream(read_texts(file), tokenizer, bool(more)), tokens)
+        assert main(words(instruct, file, tmp_path / "out", *more)) == 0
+        held_out = cut(tokens[-int(0.1 * len(tokens)) :], 16, 64)
+        assert f"after      perplexity {perplexity(load(tmp_path / 'out'), held_out):.4g} on" in capsys.readouterr().out
+    assert "| chats | each text one turn of a user |" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_ranks_are_written_edited_and_given_back(base, text, tmp_path, capsys):
+    assert main(words(base, text, tmp_path / "first")) == 0
+    ranks = json.loads((tmp_path / "first" / "ranks.json").read_text())
+    q, *_, up, down = ranks
+    assert len(ranks) == 7 and ranks[down] == int(0.6 * 16 * 24 / 40)
+    ranks |= {q: None, up: None, down: 9}
+    mine = lines(tmp_path / "mine.json", {name: rank for name, rank in ranks.items() if name != q})
+    held_out = cut(token_stream(TEXT, tiny_tokenizer())[-288:], 16, 64)  # of 2881 tokens
+    for method, more in (("zs_svd", []), ("svd_llm_update", []), ("svd_llm", ["--blockwise"]), ("svd", ["--merged"])):
+        out = tmp_path / method
+        assert main(words(base, text, out, "--ranks", mine, "--method", method, *more)) == 0
+        said, model = capsys.readouterr().out, load(out)
+        assert "(ranks were given)" in said and f"after      perplexity {perplexity(model, held_out):.4g} on" in said
+        assert "Their ranks were given. Removed" in (out / "README.md").read_text()
+        found = {name: getattr(model.get_submodule(name), "rank", None) for name in ranks}
+        assert found == (dict.fromkeys(ranks) if method == "svd" else ranks)
+        assert json.loads((out / "ranks.json").read_text()) == ranks
+    assert torch.linalg.matrix_rank(model.get_submodule(down).weight, atol=1e-5) == 9
+
+
+def test_by_blocks_the_saved_tensors_are_the_same(text, tmp_path, monkeypatch):
+    plans, plan, saved = [], preflight.Plan, []
+    monkeypatch.setattr(preflight, "Plan", lambda **given: plans.append(given["streamed"]) or plan(**given))
+    model = causal_model(tmp_path / "two", tokenizer=tiny_tokenizer(), num_hidden_layers=2)
+    for more in ([], ["--blockwise"]):
+        assert main(words(model, text, tmp_path / "out", "--merged", *more)) == 0
+        saved.append(load(tmp_path / "out").state_dict())
+    torch.testing.assert_close(*saved, rtol=1e-4, atol=1e-6)
+    assert plans == [False, True]
+
+
+def test_a_bad_chat_or_rank_is_named_before_the_weights(base, instruct, text, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("prehab_lib.save.models.text_model", lambda *_, **__: pytest.fail("it was loaded"))
+    chat = lines(tmp_path / "chat.jsonl", {"text": "a"}, {"messages": [{"role": "user", "content": "NO"}]})
+    calls = [("line 1 is refused: the tokenizer has no", base, chat), ("line 2 is refused: no!", instruct, chat)]
+    calls += [("(line 1 has no 'text')", base, lines(tmp_path / "bad.jsonl", {})), ("text ends", base, text, "--chat")]
+    up, out = "model.layers.0.mlp.up_proj", tmp_path / "out"
+    bad = {"ranks could not be read": [up], "it gives no layer a rank": {up: None}, "'a' has a rank": {"a": 2}}
+    bad |= {f"rank of {up} = 10: give a whole number, 9 at most": {up: 10}, "'given' has an unknown": {up: 9}}
+    for says, ranks in bad.items():
+        calls.append((says, base, text, "--ranks", lines(tmp_path / f"{len(calls)}.ranks", ranks)))
+    calls[-1] += ("--method-option", "floor=0")
+    for says, model, data, *more in calls:
+        assert main(words(model, data, out, *more)) == 2 and not out.exists(), says
+        said = capsys.readouterr().err
+        assert said.count("\n") == 1 and says in said, (says, said)
+    with pytest.raises(SystemExit, match="2"):
+        main(words(base, text, out, *more, "--removed", "0.4"))
+    assert "--removed: not allowed with argument --ranks" in capsys.readouterr().err

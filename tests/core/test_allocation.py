@@ -1,5 +1,6 @@
 """Contract of every allocation: whoever adds one to `ALLOCATIONS` inherits these tests."""
 
+import copy
 import inspect
 from functools import partial
 
@@ -82,6 +83,19 @@ def test_an_option_that_does_not_exist_is_refused_everywhere_before_the_work(giv
     refuses(streamed, ({"removed": 0.4}, "'uniform' has an unknown entry 'flor'"))
     own = {"stats": None, "weighting": Weighting(), "alfa": 0.1}
     refuses(partial(decompose, given["model"].head.weight), (own, "unknown entry 'alfa': there is none"))
+
+
+def test_ranks_of_ones_own_are_kept_and_a_bad_one_is_named_before_the_work(given):
+    ranks = {"blocks.0.up": 3, "blocks.1.up": 14, "blocks.2.down": None}  # 24 × 40: 14 saves, 15 does not
+    report = compress(cut := copy.deepcopy(given["model"]), Method("gram", ranks), None, given["stats"])
+    assert report.ranks == dict.fromkeys(given["stats"]) | ranks and "(ranks were given)" in str(report)
+    assert all(cut.get_submodule(name).rank == rank for name, rank in ranks.items() if rank)
+    bad = [("blocks.0.up", rank, "rank of blocks.0.up = ") for rank in (15, 0, True, 2.0, "3")]
+    bad += [("lm_head", 3, "'lm_head' has a rank, but is none of the layers"), ("gate", 1, "rank of gate = 1")]
+    cases = [({"method": Method("gram", {name: rank}), "removed": None}, said) for name, rank, said in bad]
+    cases += [({"method": Method("gram", ranks), "removed": 0.4}, "removed = 0.4: the ranks are given")]
+    before, call = bits(given["model"]), partial(compress, given["model"], stats=given["stats"])
+    refuses(call, *cases, also=lambda: untouched(given["model"], before))
 
 
 @pytest.mark.parametrize("removed", [0.05, 0.2, 0.37, 0.4, 0.5, 0.6, 0.75])

@@ -71,13 +71,15 @@ def test_any_row_of_blocks_will_do():
 @pytest.mark.parametrize("family", DECODERS)
 def test_surgery_is_that_of_the_whole_model(family):
     ruler = Method("activation", needs=frozenset({"mean_abs"}))  # asvd's
-    for method in {"llama": ("svd_llm", "svd"), "qwen2": (ruler,)}.get(family, ("svd_llm",)):
+    own = Method("gram", {"model.layers.1.mlp.up_proj": 2, "model.layers.0.mlp.down_proj": 3}, needs={"gram"})
+    for method in {"llama": ("svd_llm", "svd", own), "qwen2": (ruler,)}.get(family, ("svd_llm",)):
+        removed = None if method is own else 0.4
         streamed, batches = model_of(family), tokens()
         whole = copy.deepcopy(streamed)
         found = collect(whole, batches, needs={"gram", "mean_abs"})
         lean = decompose_lazily(whole, found, method_named(method).weighting)
-        expected = compress(whole, method, 0.4, found, decompositions=lean)
-        assert stream.compress(streamed, method, 0.4, None if method == "svd" else batches) == expected
+        expected = compress(whole, method, removed, found, decompositions=lean)
+        assert stream.compress(streamed, method, removed, None if method == "svd" else batches) == expected
         for (name, ours), theirs in zip(streamed.named_parameters(), whole.parameters(), strict=True):
             torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6, msg=name)
 

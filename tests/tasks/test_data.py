@@ -1,3 +1,4 @@
+import json
 import sys
 from pathlib import Path
 
@@ -170,7 +171,7 @@ def test_only_texts_are_read_as_texts(tmp_path):
     for name, text in good.items():
         (tmp_path / name).write_text(text, encoding="utf-8")
         assert read_texts(tmp_path / name) == [text.lstrip("\ufeff")], name
-    bad = ["a.jsonl", "a.json", "A.JSON", "a.csv", "a.tsv", "a.txt.gz", "a.ndjson", "a.xml", "a.yaml", "a.pkl"]
+    bad = ["a.jsonl.gz", "a.json", "A.JSON", "a.csv", "a.tsv", "a.txt.gz", "a.xml", "a.yaml", "a.pkl"]
     for name in bad:
         (tmp_path / name).write_text('{"text": "one"}\n')
         refuses("would be read with all the marks of a", read_texts, tmp_path / name)
@@ -192,6 +193,20 @@ def test_only_texts_are_read_as_texts(tmp_path):
         extra = [None] if call is token_stream else []
         for wrong in ("one string", ["a", 5], b"bytes"):
             refuses("texts are a list of strings, not", call, wrong, *extra)
+
+
+def test_json_lines_are_texts_or_chats_and_a_bad_line_is_named(tmp_path):
+    chat = [{"role": role, "content": f"{role} é\u2028"} for role in ("user", "assistant")]
+    pair = {"prompt": "user é\u2028", "completion": "assistant é\u2028"}
+    content = "\r\n".join(json.dumps(row, ensure_ascii=False) for row in ({"text": "a\nb"}, {"messages": chat}, pair))
+    (tmp_path / "b.NDJSON").write_text(content + "\n\n", encoding="utf-8-sig", newline="")
+    assert read_texts(tmp_path / "b.NDJSON") == ["a\nb", chat, chat]
+    bad = ["", "{", "[1]", "1", '"text"', '{"text": null}', '{"text": "\\ud800"}', '{"messages": "a"}', "[" * 10**5]
+    bad += ['{"messages": [[]]}', '{"messages": [{"role": "user", "content": ["parts"]}]}', '{"completion": "a"}']
+    bad = dict.fromkeys(bad, "is no JSON object of texts or chats") | {'{"prompt": "a"}': "has no 'text'"}
+    for line, said in (bad | {'{"messages": [{"role": "a"}]}': "has no 'content'"}).items():
+        (tmp_path / "a.jsonl").write_text(f'{{"text": "a"}}\n{line}\n{{"text": "b"}}')
+        refuses(rf"^the file .*a.jsonl could not be read \(line 2 {said}\): give", read_texts, tmp_path / "a.jsonl")
 
 
 def test_a_missing_package_is_named_with_the_line_that_installs_it(monkeypatch, capsys):

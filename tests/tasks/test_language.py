@@ -154,6 +154,22 @@ def test_scores_are_perplexities_a_column_and_unigrams_are_counted(tmp_path):
         assert task.unigram()[name] == pytest.approx(math.exp(sum(nats) / len(nats)))
 
 
+def test_bos_can_stand_in_front_of_each_window(tmp_path):
+    """It is one of the window's tokens, nobody's text is lost, and the protocol says so."""
+    tokenizer, plain, led = tiny_tokenizer(), opened(tmp_path), opened(tmp_path, bos=True)
+    for column, windows in led.tests.items():
+        assert windows.ids.shape[1] == 16 and (windows.ids[:, 0] == tokenizer.bos_token_id).all()
+        text = token_stream(wikitext("wikitext-2-raw-v1", str(tmp_path / "sets")).tests[column], tokenizer)[1:]
+        assert windows.ids[:, 1:].flatten().equal(text[: 15 * len(windows)])
+        assert windows.whole == len(text) // 15 and windows.dropped == len(text) % 15
+    for drawn in (led.train(0, 3), led.calibration(0, 3), led.validation(0, 3)):
+        ids = ids_of(drawn)
+        assert ids.shape == (6, 16) and (ids == tokenizer.bos_token_id).sum(1).eq(1).all()
+    assert "BOS in front of each window" in led.protocol and "BOS in front of the text" in plain.protocol
+    tokenizer.bos_token = None
+    refuses("no BOS token", lambda: opened(tmp_path, tokenizer, bos=True))
+
+
 def test_the_protocol_says_what_was_done(tmp_path):
     task = opened(tmp_path, test_windows=3)
     windows, c4 = task.tests["WikiText-2"], task.tests["C4"]
