@@ -1,11 +1,12 @@
 """What the runs of a profile take, counted before anything is loaded: `plan paper` prints it.
 
-PyTorch counts forward passes, on models without memory, and all else is counted as notebooks do it,
-but for sections of a few passes.  Hours are a bound from below: reading, copies between GPU and
-host, roots, gradients sample by sample and surrogates that fall back come on top.
+PyTorch counts forward passes, on models without memory; all else is counted as the notebooks do it,
+but for sections of a few passes.  Hours are a bound from below: reading, copies to and from the
+host, roots, gradients of single samples and surrogates that fall back come on top.
 """
 
 from collections import Counter
+from dataclasses import replace
 from functools import cache
 from math import ceil
 from pathlib import Path
@@ -94,10 +95,10 @@ def surrogate(s, name: str, steps: int, held: int) -> Counter:
     """What it adds to the steps.  held: of a fast one; 0: exact, an SVD a layer and step."""
     if not held:
         return factorised(s, steps, pair=0)
-    work, many = sum(2 * m * n * n for m, n in s.shapes), len(POLYNOMIALS)  # W G
+    work, d = sum(2 * m * n * n for m, n in s.shapes), len(POLYNOMIALS)  # W G
     if name != "stable_rank":  # W L, its polar factor by products, and that times Lᵀ
-        sides = map(sorted, s.shapes)
-        work = 2 * work + sum((4 * many + 4) * k * k * q + 2 * many * k**3 for k, q in sides)
+        polar = ((4 * d + 4) * k * k * q + 2 * d * k**3 for k, q in map(sorted, s.shapes))
+        work = 2 * work + sum(polar)
     return Counter(single=work * ceil(steps / held))
 
 
@@ -106,14 +107,10 @@ def one_arm(P, s):
     arm, here, many = KNOWN["arms"][P.arm], (P.batch, P.window), P.arm == "untouched"
     windows = [min(P.scored or text, text // P.window) for text in KNOWN["texts"]]
     scored = sum(ceil(count / 4) for count in windows), 4, P.window
-
-    def peaks(**options):
-        usual = dict(dtype=s.dtype, window=P.window, **P.large)
-        return estimate(s, Plan(**usual | options), "cuda")
-
     held = P.held if arm == "stable_rank" else 1
-    plain = peaks(batch=P.batch, steps=P.steps, refresh=held)
-    base, uncut = plain.totals["statistics"], peaks(batch=4).totals["scoring"]
+    plan = Plan(P.batch, P.window, steps=P.steps, dtype=s.dtype, refresh=held, **P.large)
+    plain, uncut = (estimate(s, some, "cuda") for some in (plan, replace(plan, batch=4)))
+    base, uncut = plain.totals["statistics"], uncut.totals["scoring"]
     whole, weights = (s.dtype.itemsize * count / GIB for count in (s.parameters, s.compressed))
     yield "statistics", statistics(s, P.calibration, *here, {"gram"}), base, whole
     if arm:
@@ -145,8 +142,8 @@ def one_arm(P, s):
             for r in P.repaired["at"] if asked and steps else []:
                 count = steps * P.lora.get("accumulate", 1)
                 work = passes(s, count, rows, tokens, [r], free=0, steps=steps)
-                more = peaks(batch=rows, window=tokens, lora=P.lora["rank"], removed=r)
-                gpu = cut + more.totals["rehab"]
+                lora = dict(batch=rows, window=tokens, lora=P.lora["rank"], removed=r)
+                gpu = cut + estimate(s, replace(plan, **lora), "cuda").totals["rehab"]
                 yield f"LoRA: {method} at {r}", work + passes(s, *scored, [r]), gpu, 0
 
 
@@ -193,15 +190,12 @@ def table(runs) -> str:
             continue
         for stage, work, *memory in stages:
             hours = sum(work[kind] / rates[kind] for kind in rates) / 3600
-            counts = [*(work[count] for count in COUNTS), hours, *(GB * gib for gib in memory)]
-            rows.append([run.name, stage, *counts])
+            counts = (work[name] for name in COUNTS)
+            rows.append([run.name, stage, *counts, hours, *(GB * gib for gib in memory)])
+        totals = {"all seeds together": stages[0][2]}
         if stem == "11_one_arm":
-            usual = dict(dtype=s.dtype, window=P.window, lora=P.lora["rank"], **P.large)
-            plan = Plan(steps=1, streamed=True, **usual)
+            plan = Plan(steps=1, lora=8, streamed=True, dtype=s.dtype, window=P.window, **P.large)
             totals = estimate(s, plan, "cuda").totals
-        else:
-            P.seeds = P.seeds[:1]
-            totals = {"one seed": max(gpu for _, _, gpu, _ in small(P, s))}
         less |= {f"{phase} of {name}": GB * gib for phase, gib in totals.items()}
     if not rows:
         return "\n".join(["no forecast: none of these runs is counted", *notes])
