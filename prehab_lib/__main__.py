@@ -42,6 +42,10 @@ def _act(arguments) -> int:
     if arguments.command == "one":
         return run.one(runs, store, arguments.name)
     print(listed.table(runs, store))
+    if arguments.profile == "paper":
+        from prehab_lib.report import forecast  # imports torch and transformers
+
+        print(forecast.table(runs))
     return 0
 
 

@@ -96,10 +96,10 @@ def estimate(source, plan: Plan = Plan(), device: str = "cpu") -> Estimate:
     """The memory of each phase: statistics, prehab, surgery by the Gram ruler, rehab, scoring.
 
     source: a transformers configuration, a model that has one, a hub name or a folder, of a causal
-    language model.  Raises ValueError for one without such a configuration, or a compressed one.
+    language model; or `sizes_of` any.  Raises ValueError for one without them, or a compressed one.
     """
     on_cpu = torch.device(device).type == "cpu"
-    s = _sizes(source, plan.dtype)
+    s = source if isinstance(source, SimpleNamespace) else _sizes(source, plan.dtype)
     phases, host = defaultdict(dict), Counter()
     for name, part, here, waiting in _needed(s, plan, on_cpu):
         if on_cpu:  # what waits lies in the same memory
@@ -131,6 +131,11 @@ def _sizes(source, dtype: torch.dtype) -> SimpleNamespace:
     with torch.device("meta"):  # shapes only, nothing is allocated
         model = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype)
         to_linear(model)
+    return sizes_of(model, config.vocab_size)
+
+
+def sizes_of(model: nn.Module, vocabulary: int = 0) -> SimpleNamespace:
+    """Numbers of a model that may be on the device "meta"; vocabulary: of logits at every token."""
     layers, inputs = linear_layers(model), {}
     for name, layer in layers.items():
         parent, _, leaf = name.rpartition(".")
@@ -139,16 +144,20 @@ def _sizes(source, dtype: torch.dtype) -> SimpleNamespace:
     weights = [layer.weight.numel() for layer in layers.values()]
     block = model.get_submodule(block_of(next(iter(layers))))
     return SimpleNamespace(
+        model=model,
+        dtype=next(model.parameters()).dtype,
         parameters=sum(p.numel() for p in model.parameters()),
         block=sum(p.numel() for p in block.parameters()),
-        blocks=config.num_hidden_layers,
+        blocks=len({block_of(name) for name in layers}),
         compressed=sum(weights),
+        dense=sum(part.weight.numel() for part in model.modules() if isinstance(part, nn.Linear)),
         layers={name: layer.weight for name, layer in layers.items()},
         largest=max(weights),
+        shapes=[tuple(layer.weight.shape) for layer in layers.values()],
         inputs=list(inputs.values()),  # widths n of the distinct tensors that layers read
         outputs=sum(layer.out_features for layer in layers.values()),
-        width=config.hidden_size,
-        vocabulary=config.vocab_size,
+        width=next(iter(inputs.values())),
+        vocabulary=vocabulary,
     )
 
 
