@@ -153,7 +153,8 @@ def small(P, s):
     train, *tests = KNOWN["rows"][P.dataset if vit else P.task]
     here, epoch = (P.batch, 197 if vit else P.max_length), ceil(train / P.batch)
     terms = [P.surrogate] * (len({*P.lams, P.lam}) if vit else 1) + [*P.others]
-    arms, steps, held = 1 + len(terms), seeds * (P.steps or epoch), 8 * (P.arithmetic == "fast")
+    arms, steps = 1 + len(terms), seeds * (P.steps or epoch)
+    held = getattr(P, "refresh", 8) * (P.arithmetic == "fast")  # 03 has 8 written in
     squares = sum(m * m + n * n for m, n in s.shapes) + 2 * sum(n * n for n in s.inputs)
     models, plan = 4 * s.parameters / GIB, Plan(P.batch, here[1], steps=1, dtype=torch.float32)
     peak = estimate(s, plan, "cuda").peak + seeds * ((1 + arms) * models + 8 * squares / GIB)
