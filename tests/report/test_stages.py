@@ -1,10 +1,9 @@
 """Stages of a long run: whole or not at all, and the same with and without a runner."""
 
-import json
-
 import pytest
 import torch
 
+from prehab_lib.report import stages
 from prehab_lib.report.stages import Stages
 
 FACTS = {"loss": 0.1, "parts": [1.5, float("inf")], "of": None}
@@ -17,21 +16,22 @@ def test_a_stage_comes_back_as_it_was_kept(named, tmp_path, monkeypatch):
     monkeypatch.setenv("PREHAB_STAGES", str(tmp_path / "of" / "a run")) if named else monkeypatch.delenv(
         "PREHAB_STAGES", raising=False
     )
-    stages = Stages()
-    assert "treated" not in stages
-    stages.put("treated", FACTS, TENSORS)
-    stages.put("svd at 0.2", [1, 2])
-    facts, tensors = stages.get("treated")
-    assert facts == FACTS and stages.get("svd at 0.2") == ([1, 2], {})
+    kept = Stages()
+    assert "treated" not in kept
+    kept.put("treated", FACTS, TENSORS)
+    kept.put("svd at 0.2", [1, 2])
+    facts, tensors = kept.get("treated")
+    assert facts == FACTS and kept.get("svd at 0.2") == ([1, 2], {})
     assert all(torch.equal(tensors[name], TENSORS[name]) for name in TENSORS)
     assert ("treated" in Stages()) == named  # the next process goes on, if a runner named the folder
 
 
 def test_what_is_cut_off_is_no_stage(tmp_path, monkeypatch):
-    """The tensors are written first and the facts last."""
+    """Killed while the tensors are written, or the facts, which come last."""
     monkeypatch.setenv("PREHAB_STAGES", str(tmp_path))
     with pytest.raises(TypeError):
         Stages().put("treated", {"what JSON has not": object()}, TENSORS)
+    with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
+        patch.setattr(stages, "save_file", lambda *_: 1 / 0)
+        Stages().put("treated", FACTS, TENSORS)
     assert "treated" not in Stages()
-    Stages().put("treated", FACTS, TENSORS)
-    assert json.loads((tmp_path / "treated.json").read_text()) == FACTS
