@@ -29,8 +29,8 @@ class Stages:
 
     def put(self, name: str, facts, tensors: Mapping[str, Tensor] | None = None) -> None:
         """Keep a stage, whole or not at all.  facts: what JSON can hold, NaN too."""
-        tensors = {key: value.detach().cpu() for key, value in (tensors or {}).items()}
-        alone = {key: value.clone().contiguous() for key, value in tensors.items()}  # none shared
+        given = (tensors or {}).items()
+        alone = {key: value.detach().cpu().clone().contiguous() for key, value in given}  # unshared
         with replacing(self.folder / f"{name}.safetensors") as draft:
             save_file(alone, draft)
         write(self.folder / f"{name}.json", json.dumps(facts))  # last: now the stage has ended

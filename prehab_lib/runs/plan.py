@@ -103,12 +103,6 @@ def _expanded(root: Path, profile: str, notebook: Path, overrides=None, axes=Non
     return runs
 
 
-def _takes_part(root: Path, profile: str, notebook: Path) -> bool:
-    """Whether a notebook has a params file of the profile, or reads what the others leave."""
-    file = root / "params" / f"{notebook.stem}.{profile}.yaml"
-    return os.path.lexists(file) or _is_last(notebook)
-
-
 def _is_last(notebook: Path) -> bool:
     metadata = parameters.content(notebook).get("metadata", {})
     return metadata.get("prehab", {}).get("last", False)
@@ -179,7 +173,9 @@ def runs(
     _check_files(root, profile, known)
     for name, file in known.items():
         chosen = name in wanted or name.split("_")[0] in wanted
-        if chosen or (not wanted and (profile not in PART or _takes_part(root, profile, file))):
+        has_file = os.path.lexists(root / "params" / f"{name}.{profile}.yaml")
+        takes_part = profile not in PART or has_file or _is_last(file)
+        if chosen or (not wanted and takes_part):
             planned += _expanded(root, profile, file, overrides, axes)
     for run in planned:
         packaged(run.params)

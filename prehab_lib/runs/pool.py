@@ -43,7 +43,7 @@ class Outcome:
 
 def key_of(store: Store, run: Run) -> str:
     """The key of a run as everything stands; one that is `last` reads the profile's results too."""
-    results = store.results(run.profile, run.name) if run.last else {}
+    results = store.results(run.profile) if run.last else {}
     return keys.key(run, results, contents=store.contents)
 
 

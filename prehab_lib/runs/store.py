@@ -139,14 +139,15 @@ class Store:
             with suppress(Busy, OSError), self.hold_run(part.stem):
                 remove(part)
 
-    def results(self, profile: str, reader: str) -> dict[str, bytes]:
-        """Name -> facts, scores and claims of each published run but the reader's, as bytes."""
-        results = {}
-        for facts in sorted((self.runs / profile).glob("*/run.json")):
-            files = [facts, facts.with_name("result.json"), facts.with_name("claims.jsonl")]
-            if facts.parent.name != reader:
-                results[facts.parent.name] = b"".join(f.read_bytes() for f in files if f.is_file())
-        return results
+    def results(self, profile: str) -> dict[str, bytes]:
+        """Name -> facts, scores and claims of each published run but those that are `last`."""
+        read = {}
+        for run in sorted((self.runs / profile).glob("*/run.json")):
+            files = [run, run.with_name("result.json"), run.with_name("claims.jsonl")]
+            with suppress(*DAMAGE):
+                if not json.loads(run.read_text(encoding="utf-8")).get("last"):
+                    read[run.parent.name] = b"".join(f.read_bytes() for f in files if f.is_file())
+        return read
 
     def targets(self, profile: str, name: str, run: dict) -> dict[str, Path]:
         """Where each file of a run is published: figures together, those of a grid's run apart."""

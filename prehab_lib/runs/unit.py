@@ -151,7 +151,7 @@ def _work(part: Path, task: dict) -> bool:
     for name in odd:
         del files[name]
         error = error or f"it wrote a file called {name!a}: give it a plain name"
-    facts = {name: task[name] for name in ("key", "profile", "params", "threads", "gpu")}
+    facts = {name: task[name] for name in ("key", "profile", "params", "threads", "gpu", "last")}
     facts |= {"notebook": notebook.stem, "error": error, "started": started}
     facts |= {"seconds": round(time.monotonic() - clock, 1), "files": sorted(files)}
     facts["sha256"] = {name: digest(file) for name, file in sorted(files.items())}

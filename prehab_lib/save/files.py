@@ -97,8 +97,8 @@ def read_description(folder: Path) -> dict:
 def read_weights(folder: Path, listed: list[str]) -> dict[str, Tensor]:
     """The tensors of a folder's safetensors, by their names.  Raises MissingFile, Damaged."""
     tensors = {}
-    for path in (folder / name for name in listed if name.endswith(".safetensors")):
-        if not path.is_file():
+    for path in (folder / Path(name).name for name in listed if name.endswith(".safetensors")):
+        if not path.is_file():  # a name's last part alone: nothing outside the folder is read
             raise MissingFile(f"{path} is missing: the folder is incomplete, save it again")
         try:
             tensors |= load_file(path)

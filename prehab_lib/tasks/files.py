@@ -52,11 +52,13 @@ def _document(line: str, place: str) -> str | list[dict]:
     """Its "text", or its chat of "messages" or "prompt" and "completion"; ValueError for others."""
     try:
         row = json.loads(line)
-        pair = ("user", row.get("prompt")), ("assistant", row.get("completion"))
-        chat = [{"role": role, "content": content} for role, content in pair]
-        found = row.get("messages") or (chat if "completion" in row else row["text"])
-        plain = found is row.get("text")
-        "".join([found] if plain else [t["role"] + t["content"] for t in found]).encode()  # texts?
+        kind = next((key for key in ("messages", "completion") if key in row), "text")
+        found = row[kind]
+        if kind == "completion":
+            turns = ("user", row.get("prompt")), ("assistant", found)
+            found = [{"role": role, "content": content} for role, content in turns]
+        texts = [found] if kind == "text" else [turn["role"] + turn["content"] for turn in found]
+        "".join(texts).encode()  # raises for what is no text: a number, half a surrogate
         return found
     except KeyError as problem:
         raise ValueError(f"{place} has no {problem}") from problem

@@ -107,6 +107,9 @@ def test_what_runs_and_what_runs_again(home, write_notebook):
     write_notebook(bad, "print('so far')")
     assert "  ran: 02_bad, 00_audit\n" in run(home).replace("00_audit, 02_bad", "02_bad, 00_audit")
     assert run(home) == "already up to date: 4 of 4 runs are stored\n"
+    write_notebook(notebooks / "00_other.ipynb", READS, last=True)  # two readers do not wait for each other
+    assert "  ran: 00_other\n" in run(home) and run(home) == "already up to date: 5 of 5 runs are stored\n"
+    (notebooks / "00_other.ipynb").unlink()
 
     entry = next(home.glob("runs/.store/*/03_b.ipynb"))
     entry.write_text(entry.read_text()[:40])  # torn: it is not stored, so it runs again
