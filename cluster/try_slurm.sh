@@ -1,5 +1,5 @@
 #!/bin/sh
-# The whole SLURM path on this machine alone: a one-node SLURM on loopback, then tests/slurm_scenario.py in it.
+# The whole SLURM path on this machine alone: a one-node SLURM on loopback, then cluster/slurm_scenario.py in it.
 #
 #   apt-get install slurm-wlm munge         # Debian 12 or newer, Ubuntu 22.04 or newer; then, as root:
 #   cluster/try_slurm.sh                    # five small notebooks; three to six minutes
@@ -66,4 +66,4 @@ sinfo -h -o %T 2>/dev/null | grep -q idle || { echo "SLURM did not come up:" >&2
 echo "SLURM $(sinfo --version | cut -d' ' -f2), node $node with $(sinfo -h -o '%c CPUs and %m MB')"
 
 cd "$home"
-"$python" -m tests.slurm_scenario "$folder"
+"$python" -m cluster.slurm_scenario "$folder"

@@ -4,9 +4,7 @@ The solution is Ŵ = P⁻¹ U_r U_rᵀ P W with U_r the top left singular vector
 inverted, and a singular Gram is no failure.  Source: Table I; for P = I it is SVD-LLM's
 whitened truncation, SVD-LLM V2's, and Swift-SVD's projection of the outputs, which are one map.
 
-This plain kernel is the default; `scale.lean` has one with less memory for large models.  Best of
-five on one thread, float64, plain | lean: 768 × 768 0.22 | 0.16 s, 3072 × 768 0.55 | 0.39 s, 768 ×
-3072 0.88 | 0.57 s; 64 × 192 0.93 | 0.86 ms, 192 × 64 0.80 | 0.67 ms.
+This plain kernel is the default; `scale.lean` has one with less memory for large models.
 """
 
 from collections.abc import Callable

@@ -5,7 +5,6 @@ A ruler turns a layer's statistics into the two matrices of the kernel â€–P E Qâ
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from copy import copy
 from dataclasses import replace
 
 import torch
@@ -146,20 +145,21 @@ def decompose_all(
 def by_layer(stats: Stats, weighting: str = "gram", **options) -> Callable[..., Decomposition]:
     """A function (name, module, most=None) -> `Decomposition`, whose errors name the layer.
 
-    Layers in a row share the root of their Gram: roots kept with all Grams double the memory.
+    Layers in a row share their Gram, moved to the weights, and its root; all would be too much.
     """
-    root: dict = {}
+    last: dict = {}
 
     def make(name: str, module: nn.Linear, most: int | None = None) -> Decomposition:
         try:
             if stats is not None and name not in stats:
                 raise ValueError("no statistics were collected for it")
             statistics = LayerStats() if stats is None else stats[name]
-            if statistics.gram is not None and "root" not in statistics.derived:
-                if "root" in root and root["root"][0] is not statistics.gram:
-                    root.clear()
-                statistics = copy(statistics)
-                statistics.derived = root
+            gram = statistics.gram
+            if gram is not None and "root" not in statistics.derived:
+                if last.get("gram") is not gram:
+                    here = on_factor_device(torch.empty(0, device=module.weight.device)).device
+                    last.update(gram=gram, shared=dict(gram=gram.to(here), derived={}))
+                statistics = replace(statistics, **last["shared"])
             cut = decompose(module.weight, statistics, weighting, most=most, **options)
             return replace(cut, ruler=weighting) if isinstance(weighting, str) else cut
         except ValueError as problem:

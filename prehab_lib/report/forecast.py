@@ -23,7 +23,7 @@ from prehab_lib.methods import METHODS
 from prehab_lib.report.timing import side_by_side
 from prehab_lib.rivals.asvd import CANDIDATES
 from prehab_lib.save.models import image_model
-from prehab_lib.scale.preflight import GIB, Plan, estimate, sizes_of
+from prehab_lib.scale.preflight import GIB, Plan, available_gib, estimate, sizes_of
 from prehab_lib.scale.skeleton import config_of
 
 KNOWN = yaml.safe_load(Path(__file__).with_name("forecast.yaml").read_text(encoding="utf-8"))
@@ -107,23 +107,26 @@ def one_arm(P, s):
     arm, here, many = KNOWN["arms"][P.arm], (P.batch, P.window), P.arm == "untouched"
     windows = [min(P.scored or text, text // P.window) for text in KNOWN["texts"]]
     scored = sum(ceil(count / 4) for count in windows), 4, P.window
-    held = P.held if arm == "stable_rank" else 1
-    plan = Plan(P.batch, P.window, steps=P.steps, dtype=s.dtype, refresh=held, **P.large)
+    home = P.large.get("roots_on", "device")  # of Grams and factors too, in this notebook
+    plan = Plan(*here, steps=P.steps, dtype=s.dtype, refresh=P.held, grams_on=home, **P.large)
     plain, uncut = (estimate(s, some, "cuda") for some in (plan, replace(plan, batch=4)))
     base, uncut = plain.totals["statistics"], uncut.totals["scoring"]
     whole, weights = (s.dtype.itemsize * count / GIB for count in (s.parameters, s.compressed))
-    yield "statistics", statistics(s, P.calibration, *here, {"gram"}), base, whole
+    parts = 8 * sum(n * n for n in s.inputs), 4 * sum(min(mn) * sum(mn) for mn in s.shapes)
+    (grams, factors), far = (size / GIB for size in parts), home == "cpu"
+    waiting = far * (grams + factors)
+    yield "statistics", statistics(s, P.calibration, *here, {"gram"}), base, max(whole, waiting)
     if arm:
         again = P.large.get("gradient_checkpointing", 0)
         work = passes(s, P.steps, *here, free=s.compressed, steps=P.steps, again=again)
-        work += surrogate(s, arm, P.steps, held) if arm != "none" else Counter()
+        work += surrogate(s, arm, P.steps, P.held) if arm != "none" else Counter()
         yield "prehab", work, plain.totals["prehab"], plain.host
     kept = weights + 8 * sum(n * n for _, n in s.shapes) / s.blocks / GIB  # and a block's Grams
     yield "kept, scored uncut", passes(s, *scored), uncut, 2 * kept
     cuts, had = [*P.methods, *(P.baselines if many else [])], set()
     at = sorted({*P.removed, *(P.scale if many else [])})
-    found = base + 4 * sum(min(shape) * sum(shape) for shape in s.shapes) / GIB
-    cut = found + uncut + 2 * (1 - at[0]) * weights  # a copy of the model; its factors, twice
+    found = max(base, whole + factors) if far else base + factors
+    cut = (whole if far else found) + uncut + 2 * (1 - at[0]) * weights  # a copy, its factors twice
     steps, rows = 2 * P.lora["steps"], P.rehab_on.get("batch", P.batch)
     tokens = KNOWN["alpaca"] if "name" in P.rehab_on else P.window
     for ruler in dict.fromkeys(METHODS[method].weighting for method in cuts):
@@ -131,20 +134,31 @@ def one_arm(P, s):
         needs = {"gram"}.union(*(METHODS[method].needs for method in methods)) - had
         had |= needs
         work = statistics(s, P.calibration, *here, needs) + factorised(s, 1)
-        yield f"measured, factorised: {ruler}", work, found, 0
+        yield f"measured, factorised: {ruler}", work, found, waiting
         for method in methods:
             if METHODS[method].allocation == "sensitivity":
                 tried = len(CANDIDATES) * len(s.shapes) * P.searched
-                yield f"search: {method}", passes(s, tried, *here), cut, 0
+                yield f"search: {method}", passes(s, tried, *here), cut, waiting
             work = passes(s, max(1, P.calibration // 2), *here, at=[P.judged])
-            yield f"cut, scored: {method}", work + passes(s, *scored, at), cut, 0
+            yield f"cut, scored: {method}", work + passes(s, *scored, at), cut, waiting
             asked = P.arm in P.repaired["arms"] and method in P.repaired["methods"]
             for r in P.repaired["at"] if asked and steps else []:
                 count = steps * P.lora.get("accumulate", 1)
                 work = passes(s, count, rows, tokens, [r], free=0, steps=steps)
                 lora = dict(batch=rows, window=tokens, lora=P.lora["rank"], removed=r)
                 gpu = cut + estimate(s, replace(plan, **lora), "cuda").totals["rehab"]
-                yield f"LoRA: {method} at {r}", work + passes(s, *scored, [r]), gpu, 0
+                yield f"LoRA: {method} at {r}", work + passes(s, *scored, [r]), gpu, waiting
+
+
+def refuse(P, device: str) -> None:
+    """Raises ValueError where a stage of notebook 11 needs more memory than is free now."""
+    s = sized("11_one_arm", P.checkpoint, P.base.get("dtype", "float32"))
+    P = P if P.arm in KNOWN["arms"] else P.model_copy(update={"arm": "few-stable"})  # like it
+    for stage, _, gpu, host in one_arm(P, s):
+        for place, gib in {"cpu": host, device: max(gpu, host * (device == "cpu"))}.items():
+            if gib > (free := available_gib(place)):
+                needs = f"{stage} needs about {gib:.1f} GiB of {place} memory"
+                raise ValueError(f"{needs}, and {free:.1f} are free: see `plan paper`")
 
 
 def small(P, s):

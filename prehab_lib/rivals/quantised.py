@@ -147,13 +147,6 @@ class PackedLinear(nn.Module):
                 setattr(self, name, before.to(moved.device))  # its bits, not its value
         return self
 
-    def extra_repr(self) -> str:
-        p = self.packing
-        sizes = f"in_features={self.in_features}, out_features={self.out_features}"
-        rest = f", fp16={self.rest.numel()}" if self.rest is not None else ""
-        grid = f"int8={len(self.codes)} {p.axis} × {p.entries}{rest}"
-        return f"{sizes}, bias={self.bias is not None}, {grid}"
-
 
 def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")

@@ -2,15 +2,13 @@
 
 The smaller side is factorised, k = min(m, n).  A tall W is first made square, W = Q R with R from
 Cholesky's factor of Wᵀ W; then one eigendecomposition of the k × k moment of P W Q, about 9 k³ +
-2 k² n + k n² + 2 m n k operations, m n k more where m > n; and again on what of P W Q is singular.
+2 k² n + 2 k n² + 2 m n k operations, m n k more for a tall one; and again on what is singular.
 
-A weight with n > 2 m takes a Gram as it is: its root would cost n³ / 3 operations and more memory
-than the weight and its factors.  Squares are exact to float64's eps times the largest: what carries
-less than √(n eps) of sigma[0] is unseen.
+A weight with n > 2 m takes a Gram as it is, not its root, which needs more memory than the weight.
+Squares are exact to float64's eps times the largest: less than √(n eps) of sigma[0] is unseen.
 
 Memory beside W and the Gram, with P = I and n > 2 m: LAPACK's workspace of 2 k² numbers beside the
-moment of k²; then the result, and the k² eigenvectors where it has fewer.  With n ≤ 2 m the root
-besides, and W in `dtype` or its R.
+moment of k²; then the result.  With n ≤ 2 m the root besides, and W in `dtype` or its R.
 """
 
 from collections.abc import Callable, Iterator
@@ -226,15 +224,9 @@ def by_root(B: Tensor, Q: Tensor | None, dtype: torch.dtype) -> Pairs:
 
 
 def by_gram(B: Tensor, G: Tensor) -> Pairs:
-    """Pairs without a root, in half the products of B G.
-
-    G = T + Tᵀ, T its lower triangle with half the diagonal, so B G Bᵀ = Σ X Yᵀ, X = 2 B T, Y = B.
-    """
+    """Pairs without a root: columns of B G, and of B.  B is never whole in the dtype of G."""
     blocks = [slice(start, start + COLUMNS) for start in range(0, len(G), COLUMNS)]
-    for number, columns in enumerate(blocks):
-        corner, Y = G[columns, columns].tril(), B[:, columns].to(G)
-        X = Y @ corner.add_(corner.tril(-1).T)
-        for below in blocks[number + 1 :]:
-            X.addmm_(B[:, below].to(G), G[below, columns], alpha=2)
-        yield X, Y
-        del X, Y, corner
+    for columns in blocks:
+        X = sum(B[:, rows].to(G) @ G[rows, columns] for rows in blocks)
+        yield X, B[:, columns].to(G)
+        del X

@@ -46,6 +46,7 @@ class Plan:
     refresh: int = 1
     rank_dtype: str = "float64"
     roots_on: str = "device"
+    grams_on: str = "device"  # or "cpu", where `prehab` and surgery are handed them
 
     def __post_init__(self):
         check_whole(1, batch=self.batch, window=self.window, samples=self.samples)
@@ -169,9 +170,9 @@ def _needed(s: SimpleNamespace, plan: Plan, on_cpu: bool) -> list[tuple[str, str
     frozen = b * (s.parameters - s.compressed)
     grams, logits = 8 * sum(n**2 for n in s.inputs), tokens * s.vocabulary
     widest, factors = tokens * max(s.inputs), (1 - plan.removed) * s.compressed
-    far = int(plan.streamed)  # 1 where it is the CPU that holds them
+    far, away = plan.streamed, plan.grams_on == "cpu"  # what the CPU holds: all, or the Grams
     model, states = far * b * s.parameters, far * b * plan.samples * plan.window * s.width
-    kept = far * grams if plan.steps else 0  # for prehab
+    kept = grams * (away or (far and plan.steps > 0))  # for prehab
 
     # Training multiplies in `product` bytes, and saves for the backward pass what layers read and
     # give, 12 bytes a channel and block for norms and rotations, the logits and their gradient.
@@ -199,11 +200,11 @@ def _needed(s: SimpleNamespace, plan: Plan, on_cpu: bool) -> list[tuple[str, str
         ("prehab", "bfloat16 copies", 2 * s.compressed * halved, 0),
         ("prehab", "activations", recomputed if plan.gradient_checkpointing else activations, 0),
         ("prehab", "one layer", 7 * rank * s.largest, 0),
-        ("prehab", "Grams", grams * (1 - far), grams * far),
+        ("prehab", "Grams", grams * (not (far or away)), kept),
         ("prehab", "roots", roots * at_home, roots * (not at_home)),
         ("prehab", "tangents", tangents * at_home, tangents * (not at_home)),
         ("surgery", "weights", weights, model),
-        ("surgery", "Grams", grams * share, kept),
+        ("surgery", "Grams", grams * share * (not away), kept),
         ("surgery", "hidden states", 0, states),
         ("surgery", "factors", b * factors * share, 0),
         ("surgery", "one layer", 8 * 5 * s.largest, 0),  # factors, root, work space, in float64

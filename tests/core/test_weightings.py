@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from prehab_lib.decomposition import factorise
+from prehab_lib.decomposition import Decomposition, factorise
 from prehab_lib.scale import lean
 from prehab_lib.stats import LayerStats
 from prehab_lib.weightings import WEIGHTINGS, Weighting, decompose, decompose_all, error
@@ -134,3 +134,16 @@ def test_a_sliced_answer_is_the_answer_of_the_slice(weighting):
     again = decompose(whole.truncate(7).dense(), stats, weighting)
     torch.testing.assert_close(again.truncate(7).dense(), whole.truncate(7).dense(), rtol=0, atol=1e-9)
     torch.testing.assert_close(again.truncate(4).dense(), whole.truncate(4).dense(), rtol=0, atol=1e-9)
+
+
+def test_a_gram_that_waits_elsewhere_comes_to_the_weights_once_for_all_that_share_it():
+    """As on a GPU that could not hold all Grams: here weights without memory, and Grams on the CPU."""
+    gram, rulers = torch.eye(24), []
+    stats = {name: LayerStats(gram=gram) for name in ("query", "key")}
+
+    def kernel(W, ruler, dtype, most):
+        rulers.append(ruler)
+        return Decomposition(W, W, W)
+
+    decompose_all(Toy(n=24).to("meta"), stats, kernel=kernel)
+    assert rulers[0].gram is rulers[1].gram and rulers[0].gram.is_meta and not gram.is_meta

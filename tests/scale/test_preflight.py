@@ -65,7 +65,8 @@ def test_what_saves_memory():
     changes = {"optimizer": "adamw_fused", "gradient_checkpointing": True, "rank_dtype": "float32", "streamed": True}
     for (part, share), change in zip(shares.items(), changes.items(), strict=True):
         assert seven(steps=1, **dict([change])).phases["prehab"].get(part, 0) <= share * base[part], part
-    assert "roots" not in seven(steps=1, roots_on="cpu").phases["prehab"]
+    away = seven(steps=1, roots_on="cpu", grams_on="cpu")
+    assert not {"roots", "Grams"} & {*away.phases["prehab"], *away.phases["surgery"]} and away.host == 2 * GRAMS
     assert seven(steps=1, refresh=8).phases["prehab"]["tangents"] == base["masters"]
     streamed = seven(steps=1, streamed=True)
     assert streamed.totals["statistics"] < 8 and streamed.totals["surgery"] < 8

@@ -1,4 +1,4 @@
-"""What happens to a profile on a real SLURM: `python -m tests.slurm_scenario FOLDER`, started by cluster/try_slurm.sh.
+"""What happens to a profile on a real SLURM: `python -m cluster.slurm_scenario FOLDER`, started by cluster/try_slurm.sh.
 
 Each step asserts what it says. Not collected by pytest: it needs a SLURM whose jobs belong to nobody else.
 """
