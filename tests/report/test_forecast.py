@@ -4,20 +4,24 @@ import json
 from collections import Counter
 from types import SimpleNamespace
 
+import pytest
 import torch
 
 from prehab_lib import weightings
 from prehab_lib.report import forecast
+from prehab_lib.report.forecast import COUNTS
 from prehab_lib.runs import plan
 from prehab_lib.scale.preflight import sizes_of
-from tests.stack import refuses
+from tests.tasks.helpers import refuses
 
 TINY = dict(base={"steps": 2}, steps=3, calibration=4, few=16, scored=6, searched=2, baselines=["svd", "asvd", "fwsvd"])
 TINY |= dict(methods=["svd_llm"], lora=dict(rank=2, steps=2, lr=0.1, accumulate=3), scale=[0.5])
 TINY["repaired"] = dict(arms=["few-stable"], methods=["svd_llm"], at=[0.4])
 
 
-def test_real_runs_of_the_notebook_do_what_the_table_says(tmp_path, monkeypatch):
+@pytest.fixture
+def ran(tmp_path, monkeypatch):
+    """arm -> (what its run did, what the table says): passes, backward, steps, factorised."""
     notebook, done = plan.home() / "notebooks" / "11_one_arm.ipynb", Counter()
     cells = [cell for cell in json.loads(notebook.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "code"]
 
@@ -31,16 +35,44 @@ def test_real_runs_of_the_notebook_do_what_the_table_says(tmp_path, monkeypatch)
     monkeypatch.setenv("PREHAB_CACHE", str(tmp_path))
     monkeypatch.setattr(torch.optim.AdamW, "step", counting("steps", torch.optim.AdamW.step))
     monkeypatch.setattr(weightings, "decompose", counting("factorised", weightings.decompose))
-    for arm, least in (("untouched", 300), ("few-stable", 40)):
+
+    def run(arm):
         book = {"__name__": "book"}
+        monkeypatch.setenv("PREHAB_STAGES", str(tmp_path / arm))
         with torch.nn.modules.module.register_module_forward_hook(passed):
             for source in ("".join(cell["source"]) for cell in cells):
                 if "STAGES = Stages()" in source:  # the base model is there
                     done.clear()
                 exec("" if any(word in source for word in ("plots.", "pulls", "forward", "rates")) else source, book)
                 book |= TINY | {"arm": arm} if source.startswith("arm: str") else {}
-        told = sum((stage[1] for stage in forecast.one_arm(book["P"], sizes_of(book["network"].to("meta")))), Counter())
-        assert done["passes"] > least and all(done[name] == told[name] for name in forecast.COUNTS), (arm, done, told)
+        stages = [*forecast.one_arm(book["P"], sizes_of(book["network"].to("meta")))]
+        return [done[name] for name in COUNTS], [[work[name] for name in COUNTS] for _, work, *_ in stages]
+
+    return run
+
+
+def test_real_runs_do_what_the_table_says(ran):
+    for arm, least in (("untouched", 300), ("few-stable", 40)):
+        did, told = ran(arm)
+        assert did[0] > least and did == [*map(sum, zip(*told, strict=True))], (arm, did, told)
+
+
+def test_a_killed_run_goes_on_at_the_stage_that_was_cut_off(ran, tmp_path):
+    """What it then takes is what the table says of that stage; one that was whole takes nothing."""
+    ran("few-stable")
+    assert ran("few-stable")[0] == [0, 0, 0, 0]
+    (tmp_path / "few-stable" / "uncut.json").unlink()
+    did, told = ran("few-stable")
+    assert did == told[2] and did[0] > 0 == did[1]
+    (
+        tmp_path / "few-stable" / "svd_llm at 0.4.json"
+    ).unlink()  # of the last ruler: measured anew, cut at one of three, LoRA
+    did, told = ran("few-stable")
+    measured, cut, lora = told[3:]
+    assert (
+        did[1:] == [a + c for a, c in zip(measured[1:], lora[1:], strict=True)]
+        and did[0] < measured[0] + cut[0] + lora[0]
+    )
 
 
 def test_the_paper_meets_its_targets(monkeypatch):
