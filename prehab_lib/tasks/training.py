@@ -13,7 +13,7 @@ from filelock import FileLock
 from torch import Tensor, nn
 
 from prehab_lib import evaluate
-from prehab_lib.batches import loss_of
+from prehab_lib.batches import loss_of, training_possible
 from prehab_lib.progress import progress, say
 from prehab_lib.save import models, storage
 from prehab_lib.save.packaged import cache_home
@@ -34,8 +34,10 @@ def descend(
 ) -> Iterator[float]:
     """The loss of each batch, before the step that it makes; the caller may stop early.
 
-    clip: largest norm of the gradient.  Raises ValueError for a loss that is no longer finite.
+    clip: largest norm of the gradient.  Raises ValueError for a loss that is no longer finite, and
+    as `training_possible` does.
     """
+    training_possible()
     optimizer, lr = schedule.optimizer, schedule.optimizer.defaults["lr"]
     for step, batch in enumerate(progress(batches, what)):
         loss = loss_of(task_loss, model, batch, trained=True)

@@ -73,6 +73,8 @@ def test_the_learning_rate_is_the_papers_cosine_or_rises_first(task, monkeypatch
 
 def test_bad_numbers_and_a_loss_that_explodes_are_named(task):
     model = tiny(task)
+    with torch.autocast("cpu", torch.bfloat16):  # it keeps the first casts of the weights
+        refuses("nothing would train under torch.autocast", fine_tune, model, task, seed=0, lr=1e-3, steps=2)
     for name, wrong in dict(lr=0, epochs=-1, steps=1.5, warmup=1.0, beta2=1).items():
         refuses(f"{name} = {wrong}", fine_tune, model, task, seed=0, **{"lr": 1, name: wrong})
     torch.nn.init.constant_(model.classifier.bias, float("nan"))
