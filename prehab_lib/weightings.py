@@ -5,6 +5,7 @@ A ruler turns a layer's statistics into the two matrices of the kernel â€–P E Qâ
 """
 
 from collections.abc import Callable, Iterable, Mapping
+from copy import copy
 from dataclasses import replace
 
 import torch
@@ -159,7 +160,8 @@ def by_layer(stats: Stats, weighting: str = "gram", **options) -> Callable[..., 
                 if last.get("gram") is not gram:
                     here = on_factor_device(torch.empty(0, device=module.weight.device)).device
                     last.update(gram=gram, shared=dict(gram=gram.to(here), derived={}))
-                statistics = replace(statistics, **last["shared"])
+                statistics = copy(statistics)  # with statistics of one's own
+                vars(statistics).update(last["shared"])
             cut = decompose(module.weight, statistics, weighting, most=most, **options)
             return replace(cut, ruler=weighting) if isinstance(weighting, str) else cut
         except ValueError as problem:

@@ -34,8 +34,7 @@ def descend(
 ) -> Iterator[float]:
     """The loss of each batch, before the step that it makes; the caller may stop early.
 
-    clip: largest norm of the gradient.  Raises ValueError for a loss that is no longer finite, and
-    as `training_possible` does.
+    clip: largest norm of the gradient.  Raises ValueError for a loss not finite, and under autocast.
     """
     training_possible()
     optimizer, lr = schedule.optimizer, schedule.optimizer.defaults["lr"]

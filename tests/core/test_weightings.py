@@ -136,7 +136,7 @@ def test_a_sliced_answer_is_the_answer_of_the_slice(weighting):
     torch.testing.assert_close(again.truncate(4).dense(), whole.truncate(4).dense(), rtol=0, atol=1e-9)
 
 
-def test_a_gram_that_waits_elsewhere_comes_to_the_weights_once_for_all_that_share_it():
+def test_a_gram_that_waits_elsewhere_comes_to_the_weights_once_for_all_that_share_it(monkeypatch):
     """As on a GPU that could not hold all Grams: here weights without memory, and Grams on the CPU."""
     gram, rulers = torch.eye(24), []
     stats = {name: LayerStats(gram=gram) for name in ("query", "key")}
@@ -147,3 +147,6 @@ def test_a_gram_that_waits_elsewhere_comes_to_the_weights_once_for_all_that_shar
 
     decompose_all(Toy(n=24).to("meta"), stats, kernel=kernel)
     assert rulers[0].gram is rulers[1].gram and rulers[0].gram.is_meta and not gram.is_meta
+    stats["query"].own = stats["key"].own = torch.ones(24)  # a statistic and a ruler of one's own
+    monkeypatch.setitem(WEIGHTINGS, "own", lambda stats: Weighting(right=torch.diag(stats.need("own", "it"))))
+    assert len(decompose_all(Toy(n=24), stats, "own")) == 2
