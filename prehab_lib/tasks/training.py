@@ -34,7 +34,7 @@ def descend(
 ) -> Iterator[float]:
     """The loss of each batch, before the step that it makes; the caller may stop early.
 
-    clip: largest norm of the gradient.  Raises ValueError for a loss not finite, and under autocast.
+    clip: largest norm of the gradient.  Raises ValueError for a loss not finite, or under autocast.
     """
     training_possible()
     optimizer, lr = schedule.optimizer, schedule.optimizer.defaults["lr"]
