@@ -112,9 +112,9 @@ def one_arm(P, s):
     plain, uncut = (estimate(s, some, "cuda") for some in (plan, replace(plan, batch=4)))
     base, uncut = plain.totals["statistics"], uncut.totals["scoring"]
     whole, weights = (s.dtype.itemsize * count / GIB for count in (s.parameters, s.compressed))
-    parts = 8 * sum(n * n for n in s.inputs), 4 * sum(min(mn) * sum(mn) for mn in s.shapes)
-    (grams, factors), far = (size / GIB for size in parts), home == "cpu"
-    waiting = far * (grams + factors)
+    grams = 8 * sum(n * n for n in s.inputs) / GIB
+    factors = 4 * sum(min(shape) * sum(shape) for shape in s.shapes) / GIB
+    waiting = grams + factors if home == "cpu" else 0
     yield "statistics", statistics(s, P.calibration, *here, {"gram"}), base, max(whole, waiting)
     if arm:
         again = P.large.get("gradient_checkpointing", 0)
@@ -125,8 +125,8 @@ def one_arm(P, s):
     yield "kept, scored uncut", passes(s, *scored), uncut, 2 * kept
     cuts, had = [*P.methods, *(P.baselines if many else [])], set()
     at = sorted({*P.removed, *(P.scale if many else [])})
-    found = max(base, whole + factors) if far else base + factors
-    cut = (whole if far else found) + uncut + 2 * (1 - at[0]) * weights  # a copy, its factors twice
+    found = max(base, whole + factors) if waiting else base + factors
+    cut = (whole if waiting else found) + uncut + 2 * (1 - at[0]) * weights  # a copy; factors twice
     steps, rows = 2 * P.lora["steps"], P.rehab_on.get("batch", P.batch)
     tokens = KNOWN["alpaca"] if "name" in P.rehab_on else P.window
     for ruler in dict.fromkeys(METHODS[method].weighting for method in cuts):
@@ -155,7 +155,7 @@ def refuse(P, device: str) -> None:
     s = sized("11_one_arm", P.checkpoint, P.base.get("dtype", "float32"))
     P = P if P.arm in KNOWN["arms"] else P.model_copy(update={"arm": "few-stable"})  # like it
     for stage, _, gpu, host in one_arm(P, s):
-        for place, gib in {"cpu": host, device: max(gpu, host * (device == "cpu"))}.items():
+        for place, gib in ((device, gpu), ("cpu", host)):
             if gib > (free := available_gib(place)):
                 needs = f"{stage} needs about {gib:.1f} GiB of {place} memory"
                 raise ValueError(f"{needs}, and {free:.1f} are free: see `plan paper`")

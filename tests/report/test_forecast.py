@@ -15,7 +15,9 @@ from prehab_lib.scale.preflight import sizes_of
 from tests.tasks.helpers import refuses
 
 TINY = dict(base={"steps": 2}, steps=3, calibration=4, few=16, scored=6, searched=2, baselines=["svd", "asvd", "fwsvd"])
-TINY |= dict(methods=["svd_llm"], lora=dict(rank=2, steps=2, lr=0.1, accumulate=3), scale=[0.5])
+TINY |= dict(
+    methods=["svd_llm"], large={"roots_on": "cpu"}, lora=dict(rank=2, steps=2, lr=0.1, accumulate=3), scale=[0.5]
+)
 TINY["repaired"] = dict(arms=["few-stable"], methods=["svd_llm"], at=[0.4])
 
 
