@@ -38,7 +38,7 @@ def ran(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.optim.AdamW, "step", counting("steps", torch.optim.AdamW.step))
     monkeypatch.setattr(weightings, "decompose", counting("factorised", weightings.decompose))
 
-    def run(arm):
+    def run(arm, **more):
         book = {"__name__": "book"}
         monkeypatch.setenv("PREHAB_STAGES", str(tmp_path / arm))
         with torch.nn.modules.module.register_module_forward_hook(passed):
@@ -46,7 +46,9 @@ def ran(tmp_path, monkeypatch):
                 if "STAGES = Stages()" in source:  # the base model is there
                     done.clear()
                 exec("" if any(word in source for word in ("plots.", "pulls", "forward", "rates")) else source, book)
-                book |= TINY | {"arm": arm} if source.startswith("arm: str") else {}
+                book |= TINY | {"arm": arm} | more if source.startswith("arm: str") else {}
+        if book["P"].glue:
+            return book["lost"]
         stages = [*forecast.one_arm(book["P"], sizes_of(book["network"].to("meta")))]
         return [done[name] for name in COUNTS], [[work[name] for name in COUNTS] for _, work, *_ in stages]
 
@@ -57,6 +59,13 @@ def test_real_runs_do_what_the_table_says(ran):
     for arm, least in (("untouched", 300), ("few-stable", 40)):
         did, told = ran(arm)
         assert did[0] > least and did == [*map(sum, zip(*told, strict=True))], (arm, did, told)
+
+
+def test_a_task_of_glue_begins_at_nothing_lost(ran):
+    """The divergence of an untouched model from itself is 0, which has no logarithm."""
+    lost = ran("untouched", glue="acceptability")
+    nats = lost[lost.metric == "kl"].set_index("removed").nats
+    assert abs(nats[0.0]).max() == 0 < nats[0.4].min()
 
 
 def test_a_killed_run_goes_on_at_the_stage_that_was_cut_off(ran, tmp_path):
