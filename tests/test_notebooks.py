@@ -1,6 +1,7 @@
 """What every notebook of the book keeps to, and that the comparison of their outputs can tell a wrong number."""
 
 import json
+import math
 import re
 import shutil
 import subprocess
@@ -8,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from matplotlib.figure import Figure
 from nbval import kernel
 
 from prehab_lib.runs import grid
@@ -112,6 +114,19 @@ def test_each_fault_is_seen(tmp_path):
         path.write_text(json.dumps({"nbformat": 4, "nbformat_minor": 5, "metadata": {}, "cells": [CELL | cell]}))
         found = faults(path)
         assert (found == []) if word is None else len(found) == 1 and word in found[0], (cell, found)
+
+
+def test_a_line_that_has_no_point_gets_no_name():
+    """Over a score of 0 there is no relative gain; a run of hours must not end at the name of its line."""
+    sources = ["".join(cell["source"]) for cell in code_cells(ROOT / "notebooks" / "03_vit.ipynb")]
+    (source,) = [source for source in sources if "def name_ends" in source]
+    book = {"math": math}
+    exec(source[source.index("def name_ends") :], book)
+    ax = Figure().subplots()
+    ax.plot([40, 60], [1.0, 2.0], label="drawn")
+    ax.plot([], [], label="empty")
+    book["name_ends"](ax)
+    assert [text.get_text() for text in ax.texts] == ["drawn"]
 
 
 def executed(path: Path, cells: list[tuple[str, str, str]]) -> None:
