@@ -15,7 +15,6 @@ from prehab_lib.methods import Method, method_named
 from prehab_lib.progress import progress
 from prehab_lib.scale.lazy import decompose_lazily
 from prehab_lib.scale.memory import give_back
-from prehab_lib.scale.skeleton import Streamed
 from prehab_lib.scale.walk import NEEDS, Block, Walk
 from prehab_lib.statistics.tokens import warn_if_few_tokens
 from prehab_lib.stats import LayerStats
@@ -23,7 +22,7 @@ from prehab_lib.surgery import Report, check_arguments, low_rank, recount
 
 
 def collect(
-    source: nn.Module | Streamed,
+    model: nn.Module,
     batches: Iterable,
     layers: Iterable[str] | None = None,
     needs: Iterable[str] = ("gram",),
@@ -32,13 +31,12 @@ def collect(
 ) -> dict[str, LayerStats]:
     """As `stats.collect`, block by block: layer name -> `LayerStats`, on the CPU.
 
-    source: a model, or a folder opened by `skeleton.open_streamed`.  needs: of `NEEDS`, what comes
-    from activations alone.  device: where each block computes; None is where it lies.
-    Raises ValueError for other needs, as `Walk` does, or for what `stats.collect` refuses.
+    needs: of `NEEDS`, what comes from activations alone.  device: where each block computes; None
+    is where it lies.  Raises ValueError for other needs, as `Walk` does, or as `stats.collect`.
     """
     needs = {needs} if isinstance(needs, str) else set(needs)
     _check_needs(needs, "stats.collect")
-    walk = Walk(source, layers, device, forget=True)
+    walk = Walk(model, layers, device)
     walk.enter(batches)
     stats: dict[str, LayerStats] = {}
     for block in progress(walk, "statistics", total=len(walk.names)):
@@ -50,7 +48,7 @@ def collect(
 
 
 def compress(
-    source: nn.Module | Streamed,
+    model: nn.Module,
     method: str | Method,
     removed: float | None,
     batches: Iterable | None = None,
@@ -61,14 +59,14 @@ def compress(
     """Statistics and surgery in one walk, in place: collect a block, cut its layers, forget, go on.
 
     method: one that `check_method` takes (svd, svd_llm; or asvd's ruler as `Method("activation",
-    needs=...)`).  batches: not for svd.  From a folder all blocks are read in the end.  Raises
-    ValueError for what the walk cannot do, before it; what fails midway leaves it half done.
+    needs=...)`).  batches: not for svd.  Raises ValueError for what the walk cannot do, before it;
+    what fails midway leaves it half done.
     """
     chosen = method_named(method)
     check_method(chosen)
     if chosen.needs and batches is None:
         raise ValueError(f"the method needs {', '.join(chosen.needs)}: pass batches=...")
-    walk = Walk(source, layers, device)
+    walk = Walk(model, layers, device)
     before = {name: module.weight.numel() for name, module in walk.layers.items()}
     allocate = step_named("allocation", chosen.allocation, ALLOCATIONS)
     ranks = allocate({name: module.weight for name, module in walk.layers.items()}, removed)
@@ -79,9 +77,7 @@ def compress(
         give_back()  # what the pass let go of: the decompositions want larger pieces
         if block.names:
             _cut(walk, block, chosen, ranks, stats)
-    if walk.streamed:
-        walk.streamed.load()
-    return recount(walk.model, removed, ranks, before)
+    return recount(model, removed, ranks, before)
 
 
 def check_method(method: Method) -> None:

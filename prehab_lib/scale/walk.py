@@ -17,7 +17,6 @@ from torch.utils._pytree import tree_map_only
 from prehab_lib import stats
 from prehab_lib.batches import device_of, forward, mode, move
 from prehab_lib.layers import linear_layers
-from prehab_lib.scale.skeleton import Streamed
 from prehab_lib.statistics.influence import block_of
 from prehab_lib.statistics.inputs import version_of
 from prehab_lib.statistics.tokens import aligned, is_encoder_decoder, senses
@@ -36,13 +35,11 @@ class Call(NamedTuple):
 class Walk:
     """The blocks up to the last that holds one of `layers`; iterate to get each on the device.
 
-    forget: drop one read from a folder after its turn.  Raises ValueError for layers in no row.
+    Raises ValueError for layers in no row of blocks.
     """
 
-    def __init__(self, source: nn.Module | Streamed, layers, device=None, forget: bool = False):
-        self.streamed = source if isinstance(source, Streamed) else None
-        self.model = source.model if self.streamed else source
-        self.layers, self.device, self.forget = linear_layers(self.model, layers), device, forget
+    def __init__(self, model: nn.Module, layers, device=None):
+        self.model, self.layers, self.device = model, linear_layers(model, layers), device
         self.names = _row_of_blocks(self.model, self.layers)
         if is_encoder_decoder(self.model):
             raise ValueError(f"the model has an encoder and a decoder, two rows: {REMEDY}")
@@ -110,8 +107,6 @@ class Walk:
 
     def __iter__(self) -> Iterator["Block"]:
         for name in self.names:
-            if self.streamed:
-                self.streamed.load(name)
             module = self.model.get_submodule(name)
             home = device_of(module)
             if self.device is not None:
@@ -119,9 +114,7 @@ class Walk:
             try:
                 yield Block(self, name)
             finally:
-                if self.streamed and self.forget:
-                    self.streamed.unload(name)
-                elif self.device is not None:
+                if self.device is not None:
                     module.to(home)
 
 

@@ -6,7 +6,6 @@ import weakref
 
 import pytest
 import torch
-import transformers
 from torch import nn
 
 from prehab_lib import weightings
@@ -14,7 +13,6 @@ from prehab_lib.methods import Method, method_named
 from prehab_lib.save.rewrite import to_linear
 from prehab_lib.scale import stream, walk
 from prehab_lib.scale.lazy import decompose_lazily
-from prehab_lib.scale.skeleton import open_streamed
 from prehab_lib.stats import collect
 from prehab_lib.surgery import compress
 from tests.families import llama, tiny, vit
@@ -111,89 +109,6 @@ def test_one_block_of_statistics_and_one_decomposition_at_a_time(monkeypatch):
         assert sum(ref() is not None for ref in dense) == 1  # the language-model head
     finally:
         gc.enable()
-
-
-@pytest.fixture
-def folder(tmp_path):
-    model = llama(num_hidden_layers=3).to(torch.bfloat16)
-    model.save_pretrained(tmp_path / "checkpoint", max_shard_size="12kB")
-    assert len(list((tmp_path / "checkpoint").glob("*.safetensors"))) > 3  # a block in several files
-    # Reloaded: .to(bfloat16) has also rounded the rotary frequencies, which no checkpoint does.
-    return tmp_path / "checkpoint", transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "checkpoint")
-
-
-def test_a_folder_is_read_block_by_block(folder, monkeypatch):
-    path, model = folder
-    streamed, loaded = open_streamed(path), []
-    load = streamed.load
-
-    def there():
-        return {name.split(".layers.")[-1][0] for name, p in streamed.model.named_parameters() if not p.is_meta}
-
-    outside = there()
-    assert not outside & {"0", "1", "2"}
-    monkeypatch.setattr(streamed, "load", lambda prefix="": load(prefix) or loaded.append(there() - outside))
-    stats = stream.collect(streamed, tokens(), needs=NEEDS, device="cpu")
-    assert there() == outside and loaded == [{"0"}, {"1"}, {"2"}]
-    assert_same_statistics(stats, collect(model, tokens(), needs=NEEDS))
-    expected = compress(model, "svd_llm", 0.4, stats)
-    assert stream.compress(streamed, "svd_llm", 0.4, tokens()) == expected
-    ids = tokens()[0]["input_ids"]
-    with torch.no_grad():
-        assert torch.equal(streamed.model(ids).logits, model(ids).logits)
-
-
-def test_a_folder_in_another_dtype_and_with_a_tied_head(tmp_path):
-    model = tiny("qwen2")
-    model.save_pretrained(tmp_path / "tied")
-    streamed = open_streamed(tmp_path / "tied", dtype=torch.float64)
-    assert streamed.model.lm_head.weight is streamed.model.model.embed_tokens.weight
-    stats = stream.collect(streamed, tokens())
-    theirs = collect(model.double(), tokens())
-    for name, found in stats.items():
-        torch.testing.assert_close(found.gram, theirs[name].gram, rtol=1e-5, atol=1e-9)
-
-
-def test_a_folder_compressed_in_part_is_whole_afterwards(folder):
-    path, model = folder
-    layers, ids = ["model.layers.0.mlp.up_proj"], tokens()[0]["input_ids"]
-    streamed = open_streamed(path)
-    assert stream.compress(streamed, "svd_llm", 0.4, tokens(), layers=layers).achieved > 0
-    compress(model, "svd_llm", 0.4, collect(model, tokens(), layers), layers=layers)
-    with torch.no_grad():
-        assert torch.equal(streamed.model(ids).logits, model(ids).logits)
-
-
-def test_damaged_folders_are_named(folder, tmp_path):
-    path, _ = folder
-    index, config, shard = path / "model.safetensors.index.json", path / "config.json", next(path.glob("*1-of-*"))
-    tiny("gpt2").save_pretrained(tmp_path / "gpt2")
-    tiny("mistral").save_pretrained(tmp_path / "other")
-    (tmp_path / "other" / "config.json").write_text(config.read_text().replace('": 3', '": 5'))
-    (tmp_path / "config.json").write_text(config.read_text())
-    cases = [
-        (path.parent / "gpt2", None, "", "stored transposed, load it with models.text_model"),
-        (path.parent / "other", None, "", r"27 missing .model.layers.2.*, ….: copy the whole"),
-        (path.parent, None, "", "holds no safetensors"),
-        (path, index, "{}", r"index.json is damaged \('weight_map'\)"),
-        (path, index, '{"weight_map": [1]}', "index.json is damaged"),
-        (path, index, '{"weight_map": {"a": "../gpt2/model.safetensors"}}', "is missing: the folder is not complete"),
-        (path, shard, "nonsense", r"model-00001-of-\d+.safetensors is damaged"),
-        (path, shard, None, "is missing: the folder is not complete"),
-        (path, config, "{", "the configuration in .* could not be read"),
-        (path, config, '{"model_type": "nonsense"}', "the configuration in .* could not be read"),
-        (path, config, None, "is no model folder: it has no config.json"),
-    ]
-    for source, file, text, message in cases:
-        before = file.read_bytes() if file else b""
-        if file and text is None:
-            file.unlink()
-        elif file:
-            file.write_text(text)
-        refuses(message, open_streamed, source, error=(ValueError, FileNotFoundError))
-        if file:
-            file.write_bytes(before)
-    open_streamed(path)  # and as it was, it opens
 
 
 class Sum(nn.Module):

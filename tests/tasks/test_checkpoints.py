@@ -11,7 +11,7 @@ import transformers
 
 from prehab_lib.__main__ import main
 from prehab_lib.save.models import image_model, text_model
-from prehab_lib.scale.skeleton import causal_config, config_of, open_streamed
+from prehab_lib.scale.skeleton import causal_config, config_of
 from prehab_lib.tasks import small_llama
 from prehab_lib.tasks.finetune import classifier
 from tests.tasks.helpers import opened_text, refuses
@@ -66,8 +66,6 @@ def test_a_language_model_with_holes_is_refused_at_every_door(llama, tmp_path, c
     folder = changed(llama, change, **config)
     refuses(said, text_model, folder, CAUSAL)
     refuses(said, small_llama.base_model, opened_text(tmp_path), folder, seed=0)
-    if "mismatched" not in said and "lm_head" not in said:
-        refuses("are not those of its model|has not the shape", open_streamed, folder)
     (tmp_path / "text.txt").write_text("the red house sees a river. " * 60)
     words = ["compress", folder, "--data", tmp_path / "text.txt", "--out", tmp_path / "out", "--window", 16]
     assert main([*map(str, words)]) == 2 and not (tmp_path / "out").exists()
