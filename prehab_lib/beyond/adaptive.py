@@ -29,9 +29,9 @@ class Run:
 
     def __init__(self, model, task_loss, batches, stats, *, surrogate, lr: float, seed: int = 0):
         check_positive(lr=lr)
-        self.model, self.task_loss, self.batches, self.seed = model, task_loss, [*batches], seed
+        self.model, self.task_loss, self.batches, self.stats = model, task_loss, [*batches], stats
+        self.seed, self.step = seed, 0
         check_whole(1, **{"the number of batches": len(self.batches)})
-        self.stats, self.step = stats, 0
         self.term = term_of(surrogate, model, stats, "weight", "sum", Memory())
         self.weights = [layer.weight for layer in self.term.layers.values()]
         self.optimizer = torch.optim.AdamW(self.weights, lr=lr, weight_decay=0.0)
@@ -65,11 +65,10 @@ def race(arms: list[tuple[Run, float]], steps: int, validate) -> tuple[list, lis
     found = []
     for run, lam in arms:
         run = run.copy().train(steps, lam)
-        loss = float(validate(run.model))
-        loss = loss if math.isfinite(loss) else math.inf
-        found.append((run, {"step": run.step, "lam": lam, "steps": steps, "loss": loss}))
-    found.sort(key=lambda arm: arm[1]["loss"])
-    if found[0][1]["loss"] == math.inf:
+        row = {"step": run.step, "lam": lam, "steps": steps, "loss": float(validate(run.model))}
+        found.append((run, row))
+    found.sort(key=lambda arm: (not math.isfinite(arm[1]["loss"]), arm[1]["loss"]))
+    if not math.isfinite(found[0][1]["loss"]):
         raise ValueError("no arm has a finite loss after the cut: lower lr or λ")
     return [(run, row["lam"]) for run, row in found], [row for _, row in found]
 
@@ -95,7 +94,7 @@ def lookahead(run: Run, validate, lam: float, rounds: int, span: int, deltas=DEL
 def halving(run: Run, validate, lams, steps: int):
     """Eight λ for an eighth of the steps, the best four to a quarter, two to the end, one stays.
 
-    Returns as `lookahead`.  Raises ValueError for another number of λ, or steps in no eighths.
+    Returns as `lookahead`.  Raises ValueError for other numbers of λ or steps.
     """
     arms, rows, done = [(run, lam) for lam in lams], [], 0
     if len(arms) != 8 or steps % 8:
@@ -107,10 +106,7 @@ def halving(run: Run, validate, lams, steps: int):
 
 
 def hypergradient(run: Run, held_out, ranks: dict, lam: float, lr: float) -> dict[str, float]:
-    """layer -> ∂ L_val(Trunc(W⁺)) / ∂ λ_ℓ after one plain step W⁺ = W − lr (∇L + λ ∇R).
-
-    A diagnostic, blind to what R does to the components that truncation drops.  ranks: by layer.
-    """
+    """layer -> ∂ L_val(Trunc(W − lr (∇L + λ ∇R))) / ∂ λ_ℓ, a diagnostic; ranks: by layer."""
     run, backs = run.copy(), {}
     run.term.refresh(run.step)
     task = torch.autograd.grad(run.loss(run.batches[run.step % len(run.batches)]), run.weights)

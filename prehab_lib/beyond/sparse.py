@@ -2,8 +2,7 @@
 
 min ‖(W − Ŵ − S) L‖_F², L Lᵀ = G the input Gram, by turns: Ŵ is the whitened truncation of W − S; S
 sits where |E_ij| √G_jj of E = W − Ŵ is largest, refitted row by row.  Rank 0 without refit is Wanda
-(arXiv 2306.11695).  Storage is claimed, no speed.  Source: the idea of arXiv 2111.01697, of which
-the abstract was read; the algorithm is our own.
+(arXiv 2306.11695).  Storage is claimed, no speed.  Source: the idea of arXiv 2111.01697, abstract.
 """
 
 from bisect import bisect_right
@@ -44,8 +43,7 @@ def support(E: Tensor, gram: Tensor, kept: int, per_row: bool = False) -> Tensor
 
     per_row: kept // m in each row, so that one large input does not take all of them.
     """
-    score = E.abs() * gram.diagonal().sqrt()
-    score = score if per_row else score.reshape(1, -1)
+    score = (E.abs() * gram.diagonal().sqrt()).reshape(len(E) if per_row else 1, -1)
     places = score.topk(kept // len(score), dim=1).indices
     return torch.zeros_like(score, dtype=torch.bool).scatter_(1, places, True).reshape(E.shape)
 
@@ -65,8 +63,8 @@ def low_rank_sparse(
 ) -> LowRankSparse:
     """Ŵ of `rank`, 0 for none, and S of at most `kept` entries for W (m, n), in float64.
 
-    stats.gram (n, n).  A new S is taken only where it lowers the error, so that never grows.
-    Raises ValueError for a rank or a number of entries that W does not have, or no Gram.
+    A new S is taken only where it lowers the error.  Raises ValueError for a rank or a number of
+    entries that W does not have, or no Gram.
     """
     check_whole(0, min(W.shape), rank=rank)
     check_whole(0, W.numel(), kept=kept)
