@@ -52,7 +52,7 @@ def test_without_a_delta_it_is_prehab_at_that_lambda_to_the_last_bit(surrogate):
     prehab(model, loss, BATCHES, run.stats, surrogate=surrogate, lam=0.05, steps=12, lr=1e-2)
     found, rows = lookahead(run, cut_loss(run), 0.05, rounds=3, span=4, deltas=(0.0,))
     assert same(found.model, model) and sum(row["steps"] for row in rows) == 3 * found.step == 36
-    assert not same(run.model, model) and run.step == 0
+    assert not same(run.model, model) and run.step == 0 and found.model[0].bias.grad is None
 
 
 def test_arms_share_dropout_and_moments_and_the_best_of_them_goes_on():
@@ -64,13 +64,17 @@ def test_arms_share_dropout_and_moments_and_the_best_of_them_goes_on():
         lam = arms[0]["lam"]
         again.train(2, lam)
     assert same(found.model, again.model) and cut_loss(run)(again.model) == rows[9]["loss"]
+    seen, run.batches = [], BATCHES[:1]
+    run.task_loss = lambda model, batch: seen.append(loss(model, batch)) or seen[-1]
+    run.optimizer.param_groups[0]["lr"] = 1e-12
+    assert run.train(2, 0.0) and abs(seen[0] - seen[1]) > 1e-3, "dropout is that of the step"
 
 
 def test_delta_shrinks_where_the_sign_flips_and_a_tie_or_a_nan_changes_nothing():
-    plan = [(1, 2, 0), (1, 0, 2), (1, 2, 0), (1, 0, 2), (1, 1, 1), (1, math.nan, math.nan)]  # centre, down, up
+    plan = [(1, 2, 0), (1, 1, 1), (1, 0, 2), (1, 2, 0), (1, 0, 2), (math.nan, 2, 1)]  # centre, down, up
     losses = iter([one for arms in plan for one in arms])
     _, rows = lookahead(start(), lambda model: next(losses), 1.0, rounds=6, span=1)
-    wanted = [1.4, 0.0, 0.7, 0.35, 0.35, 0.35]
+    wanted = [1.4, 1.4, 0.0, 0.7, 0.35, 0.7]
     assert [math.log(row["lam"]) for row in rows[::3]] == pytest.approx(wanted, abs=1e-12)
     assert min(row["lam"] for row in lookahead(start(), lambda model: 0.0, 1e-5, rounds=1, span=1)[1]) == 1e-5
 
