@@ -1,0 +1,25 @@
+"""Exercises of notebook 09, beyond: a round of the lookahead, steps of a halving, places of S."""
+
+import math
+from itertools import pairwise
+
+
+def chosen(lam, delta, losses, worst=math.inf, grow=math.exp, first=0):
+    """losses: of the arms log λ − δ, log λ, log λ + δ; first: which of them wins a tie."""
+    real = {
+        arm: worst if math.isnan(loss) else loss
+        for arm, loss in zip((-1, 0, 1), losses, strict=True)
+    }
+    order = sorted(real, key=lambda arm: arm != first)
+    return lam * grow(delta * min(order, key=real.get))
+
+
+def trained(steps, arms, parts):
+    return round(
+        sum(k * steps * (b - a) for k, (a, b) in zip(arms, pairwise([0, *parts]), strict=True))
+    )
+
+
+def fewest(m, n, starts=1, each=4, column=2, round_up=math.ceil):
+    """Entries from which the mask is smaller: ⌈m n / 8⌉ < column s + each (m + starts)."""
+    return max(0, (round_up(m * n / 8) - each * (m + starts)) // column + 1)
