@@ -1,0 +1,1 @@
+"""One file an idea beyond the paper, for the notebooks 09."""
