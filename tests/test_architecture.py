@@ -29,6 +29,7 @@ GRANTED = {
     "07b_ranks_compared": {"fast", "rivals"},
     "08_cost": {"fast", "scale"},
     "09_beyond": {"beyond", "rivals"},
+    "09b_one_run": {"beyond", "rivals"},
     "11_one_arm": {"fast", "rivals"},
 }
 

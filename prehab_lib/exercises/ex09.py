@@ -1,7 +1,7 @@
-"""Exercises of notebook 09, beyond: a round of the lookahead, steps of a halving, places of S."""
+"""Exercises of notebooks 09 and 09b: a round of the lookahead, a halving's steps, places of S, nested sizes."""
 
 import math
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 
 def chosen(lam, delta, losses, worst=math.inf, grow=math.exp, first=0):
@@ -23,3 +23,11 @@ def trained(steps, arms, parts):
 def fewest(m, n, starts=1, each=4, column=2, round_up=math.ceil):
     """Entries from which the mask is smaller: ⌈m n / 8⌉ < column s + each (m + starts)."""
     return max(0, (round_up(m * n / 8) - each * (m + starts)) // column + 1)
+
+
+def tails(weights):
+    return list(accumulate(weights[::-1]))[::-1]
+
+
+def mask(sums, pick=min):
+    return [[pick(one, other) for other in sums] for one in sums]
