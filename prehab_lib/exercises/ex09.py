@@ -1,4 +1,4 @@
-"""Exercises of notebooks 09 and 09b: a round of the lookahead, a halving's steps, places of S, nested sizes."""
+"""Exercises of notebooks 09 and 09b: lookahead, halving, places of S, nested sizes."""
 
 import math
 from itertools import accumulate, pairwise
