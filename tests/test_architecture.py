@@ -28,6 +28,8 @@ GRANTED = {
     "07_adaptive_rank": {"rivals"},
     "07b_ranks_compared": {"fast", "rivals"},
     "08_cost": {"fast", "scale"},
+    "09_beyond": {"beyond", "rivals"},
+    "09b_one_run": {"beyond", "rivals"},
     "11_one_arm": {"fast", "rivals"},
 }
 

@@ -1,0 +1,1 @@
+"""Ideas of notebook 09, one file each: what the paper leaves to future work, and its neighbours."""
