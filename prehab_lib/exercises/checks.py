@@ -1,7 +1,7 @@
 """`check("1.2", answer)`: whether a student's answer is right, and which slip it looks like.
 
 It never raises for what a student wrote, which would stop *Run all*. In a student's copy answer
-keys, ex07.json, take the place of solutions, ex07.py and ex07.yaml (course/build.py).
+keys, ex07.json, take the place of solutions, ex07.yaml (course/build.py).
 """
 
 import json
@@ -78,7 +78,7 @@ def known() -> list[str]:
 def _files() -> dict[str, Path]:
     """ex00 -> the file of its exercises: answers (.json) in a student's copy, else solutions."""
     folder = Path(__file__).parent
-    files = [*folder.glob("ex[0-9][0-9].json"), *folder.glob("ex[0-9][0-9].py")]
+    files = [*folder.glob("ex[0-9][0-9].json"), *folder.glob("ex[0-9][0-9].yaml")]
     return {file.stem: file for file in files}
 
 

@@ -44,9 +44,9 @@ def cells(file: Path, kind: str = "code") -> list[str]:
 
 def test_students_get_no_solution(built):
     student = built / "student"
-    modules = {file.stem for file in (ROOT / "prehab_lib" / "exercises").glob("ex[0-9][0-9].py")}
+    modules = {file.stem for file in (ROOT / "prehab_lib" / "exercises").glob("ex[0-9][0-9].yaml")}
     assert {file.stem for file in (student / "prehab_lib" / "exercises").glob("ex*")} == modules
-    solution = re.compile(r"/solutions(/|$)|/ex\d\d\.(py|yaml)")
+    solution = re.compile(r"/solutions(/|$)|/ex\d\d\.yaml")
     assert not [file for file in student.rglob("*") if solution.search(file.relative_to(built).as_posix())]
     assert not [file for file in student.rglob("*") if file.is_file() and b"      gives: " in file.read_bytes()]
     for name in modules:

@@ -137,10 +137,11 @@ def answer(folder: Path, source: str, **limits):
 
 
 SEES = """
-import importlib.util, os, sys
+import os, sys
+import prehab_lib
 def relative_gain(v, b):
-    names = ["exercises.ex00", "exercises.ex10", "budget"]
-    found = [importlib.util.find_spec(f"prehab_lib.{name}") is not None for name in names]
+    library = os.path.dirname(prehab_lib.__file__)
+    found = [os.path.exists(f"{library}/{name}") for name in ("exercises/ex00.yaml", "exercises/ex10.yaml", "budget.py")]
     return [sys.path, os.getcwd(), found, sorted(os.environ), [n for _, _, f in os.walk(".") for n in f if n[:2] == "ex"]]
 """
 
@@ -157,8 +158,8 @@ def test_no_solutions_no_repository_and_none_of_the_graders_variables(tmp_path, 
     monkeypatch.setenv("SECRET_OF_THE_TEACHER", "1")
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     path, here, found, variables, files = answer(tmp_path, SEES)
-    assert str(ROOT) not in path and not any(Path(place, "prehab_lib/exercises/ex00.py").exists() for place in path)
-    assert not here.startswith(str(ROOT)) and not Path(here).exists()
+    assert str(ROOT) not in path and not any(Path(place, "prehab_lib/exercises/ex00.yaml").exists() for place in path)
+    assert ROOT not in Path(here).parents and not Path(here).exists()
     assert found == [False, False, True] and files == []
     assert "SECRET_OF_THE_TEACHER" not in variables and "PYTHONPATH" not in variables
     assert answer(tmp_path, HELD) == [["cases", "id", "name"]]  # it is told cases and no answers
