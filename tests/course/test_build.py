@@ -51,7 +51,7 @@ def test_students_get_no_solution(built):
     assert not [file for file in student.rglob("*") if file.is_file() and b"      gives: " in file.read_bytes()]
     for name in modules:
         content = json.loads((student / "prehab_lib" / "exercises" / f"{name}.json").read_text(encoding="utf-8"))
-        for id, key in content["exercises"].items():
+        for id, key in content.items():
             assert set(key) == {"cases", "wanted", "slips"}, id
             assert len(key["cases"]) == len(solved(id).cases), f"{id} tells its withheld cases"
             assert all(set(slip) == {"tuple"} and len(slip["tuple"]) == 2 for slip in key["slips"]), id

@@ -80,13 +80,6 @@ def test_a_notebook_calls_each_check_once_and_its_solutions_too():
         assert all(f"exercise {id}: passed\n" in printed for id in asked_in(lesson)), lesson.name
 
 
-def test_a_file_of_exercises_that_is_none_is_refused(tmp_path):
-    for text in ("", "[]", '{"format": 1}', '{"format": 2, "exercises": {"1.1": {"wanted": {"x": 1}}}}'):
-        (tmp_path / "ex01.json").write_text(text)
-        with pytest.raises(ValueError, match=r"ex01.json is no file of exercises .*take a fresh copy"):
-            read(tmp_path / "ex01.json")
-
-
 def test_coding_gives_values_back_and_refuses_others():
     value = [1, 2.5, None, True, "x", (1, (2.0,)), {(0.2, 0): [3]}, float("inf")]
     back = decode(json.loads(json.dumps(encode(value))))
