@@ -5,12 +5,13 @@ import shutil
 
 import pytest
 
-from prehab_lib import __main__, run
-from prehab_lib.report import stability
+from prehab_lib import run
 from prehab_lib.runs import listed
 from prehab_lib.runs.plan import Run
+from tests.beside import load
 from tests.profiles import curves, enter, line, vit_records, write_run
 
+stability = load("cluster/stability.py")
 EQ6 = "Eq. (6) is the gradient of Eq. (5)"
 
 
@@ -68,12 +69,12 @@ def test_both_sides_are_run_with_seeds_and_caches_of_their_own(home, monkeypatch
     ]
     monkeypatch.setattr(run, "main", main)
     monkeypatch.setattr(listed, "planned", lambda arguments: books)
-    assert __main__.main(["stability", "laptop", "-j", "3"]) == 0
+    assert stability.main(["laptop", "-j", "3"]) == 0
     for shift, (params, folder, width, cache) in zip(stability.SHIFTS, ran, strict=True):
         assert params == [{"seeds": [shift, 4 + shift], "lam": 0.1}, {"steps": 3}]
         assert (folder, width) == (home / "runs" / ".stability" / str(shift), 3) and cache == str(folder / "cache")
     monkeypatch.setattr(run, "main", lambda *_: 1)
-    assert __main__.main(["stability", "laptop"]) == 1, "nothing is compared where a run failed"
+    assert stability.main(["laptop"]) == 1, "nothing is compared where a run failed"
 
 
 def test_nothing_to_compare_is_no_agreement(home):
