@@ -146,9 +146,8 @@ def page(table: pandas.DataFrame, runs: list[Finished]) -> list[str]:
     if most:
         most += "; the last column says where a row's were not."
         lines += [f"Most runs were made with {most}", ""]
-    table = table.assign(verdict="**" + table.verdict.str.replace(":", "**:", n=1))
-    closed = table.verdict.str.contains(r"\*\*:")
-    table["verdict"] = table.verdict.where(closed, table.verdict + "**")
+    bold = table.verdict.str.replace("^([^:]*)", r"**\1**", regex=True)  # the status alone
+    table = table.assign(verdict=bold)
     sides = {"paper": "the paper", "ours": "here", "verdict": "verdict"}
     return lines + _table(table, where="where", says="claim", **sides, differs="made otherwise")
 
