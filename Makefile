@@ -93,7 +93,7 @@ reproduce: $(READY)
 
 # Its own runs and trained models, in runs/.stability; started again, it goes on with what is missing.
 stability: $(READY)
-	$(RUN) -m prehab_lib stability $(PROFILE) -j $(JOBS) $(ARGS)
+	$(RUN) cluster/stability.py $(PROFILE) -j $(JOBS) $(ARGS)
 
 plan: $(READY)
 	@$(RUN) -m prehab_lib plan $(PROFILE) $(ARGS)

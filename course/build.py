@@ -20,7 +20,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "course")]  # this checkout's library, ins
 from asked import CALL, asked_in, encode  # noqa: E402
 
 from prehab_lib.exercises import solved  # noqa: E402
-from prehab_lib.exercises.checks import FORMAT, AnswerKey  # noqa: E402
+from prehab_lib.exercises.checks import AnswerKey  # noqa: E402
 from prehab_lib.tasks.parameters import content, load_file  # noqa: E402
 
 HANDED_OUT = ("LICENSE", "Makefile", "pyproject.toml", "environment.yml", "params", "docs")
@@ -169,7 +169,7 @@ def _library(library: Path, target: Path) -> None:
 def as_json(keys: dict[str, AnswerKey]) -> str:
     """Keys by id, as `checks.read` takes them."""
     content = {id: {name: encode(part) for name, part in vars(key).items()} for id, key in keys.items()}
-    return _json({"format": FORMAT, "exercises": content})
+    return _json(content)
 
 
 def students(file: Path) -> dict:

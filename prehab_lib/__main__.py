@@ -30,10 +30,6 @@ def _act(arguments) -> int:
     if arguments.command == "data":
         print(listed.needed(arguments.profile, arguments.data_root))
         return 0
-    if arguments.command == "stability":
-        from prehab_lib.report import stability
-
-        return stability.main(listed.planned(arguments), arguments.j, run.main)
     if arguments.command == "one" and arguments.parent:
         unit.die_with(arguments.parent)
     runs, store = listed.planned(arguments), Store(plan.home() / "runs")

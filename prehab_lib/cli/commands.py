@@ -19,12 +19,11 @@ COMMANDS = {
     "one": "execute one run, for schedulers",
     "report": "gather a profile's results beside the paper's",
     "figures": "copy runs/PROFILE/figures to figures/PROFILE",
-    "stability": "run a profile with two sets of seeds, and compare the statuses of all claims",
     "verdicts": "write what became of the paper's claims (in the profile laptop)",
     "data": "what each notebook needs (for the profile lab), and what is missing",
 }
 # The other commands want a profile named.
-DEFAULTS = {"verdicts": "laptop", "stability": "laptop", "data": "lab"}
+DEFAULTS = {"verdicts": "laptop", "data": "lab"}
 
 
 def parser(act: Callable, about: str) -> argparse.ArgumentParser:
@@ -44,12 +43,12 @@ def parser(act: Callable, about: str) -> argparse.ArgumentParser:
         add = command.add_argument
         nargs = "?" if name in DEFAULTS else None
         add("profile", nargs=nargs, default=DEFAULTS.get(name), help=profiles)
-        if name in ("run", "plan", "one", "stability"):
+        if name in ("run", "plan", "one"):
             add("notebooks", nargs="*", metavar="NN", help="03 or 03_vit; none: all")
             add("-p", metavar="name=value", help="replace a parameter (repeatable)", **pair)
             add("--grid", metavar="name=values", help=values, **pair)
             add("--threads", type=_count, metavar="N", help=cores)
-        if name in ("run", "stability"):
+        if name == "run":
             add("-j", type=_count, default=2, metavar="N", help="runs at a time (default 2)")
         elif name == "one":
             add("--name", required=True, help="the run, as plan PROFILE lists it")

@@ -1,7 +1,7 @@
 """`check("1.2", answer)`: whether a student's answer is right, and which slip it looks like.
 
 It never raises for what a student wrote, which would stop *Run all*. In a student's copy answer
-keys, ex07.json, take the place of solutions, ex07.py and ex07.yaml (course/build.py).
+keys, ex07.json, take the place of solutions, ex07.yaml (course/build.py).
 """
 
 import json
@@ -14,7 +14,6 @@ from prehab_lib.exercises import Exercise, answers
 from prehab_lib.exercises.answers import Answered, decode
 from prehab_lib.progress import say
 
-FORMAT = 2
 PASSED = "passed"
 
 
@@ -78,7 +77,7 @@ def known() -> list[str]:
 def _files() -> dict[str, Path]:
     """ex00 -> the file of its exercises: answers (.json) in a student's copy, else solutions."""
     folder = Path(__file__).parent
-    files = [*folder.glob("ex[0-9][0-9].json"), *folder.glob("ex[0-9][0-9].py")]
+    files = [*folder.glob("ex[0-9][0-9].json"), *folder.glob("ex[0-9][0-9].yaml")]
     return {file.stem: file for file in files}
 
 
@@ -89,15 +88,8 @@ def _keys(file: Path) -> dict[str, Exercise] | dict[str, AnswerKey]:
 
 
 def read(file: Path) -> dict[str, AnswerKey]:
-    """What course/build.py wrote.  Raises ValueError for a file of another format."""
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-        if content["format"] != FORMAT:
-            raise ValueError(f"its format is {content['format']!r}, not {FORMAT}")
-        keys = {}
-        for id, key in content["exercises"].items():
-            keys[id] = AnswerKey(**{name: decode(part) for name, part in key.items()})
-        return keys
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        wrong = f"{file.name} is no file of exercises ({error})"
-        raise ValueError(f"{wrong}: take a fresh copy of it") from None
+    """The answer keys that course/build.py wrote, by id."""
+    keys = {}
+    for id, key in json.loads(file.read_text(encoding="utf-8")).items():
+        keys[id] = AnswerKey(**{name: decode(part) for name, part in key.items()})
+    return keys

@@ -62,7 +62,7 @@ def _on_records(claim: dict, runs: list[Finished]) -> dict:
 
 
 def _on_sentence(claim: dict, runs: list[Finished]) -> dict:
-    """The same of a check that a notebook printed."""
+    """Verdict, our side and the runs behind it, of a check that a notebook printed."""
     lines, behind = [], []
     for run in runs:
         printed = [one for one in run.claims if fnmatchcase(one["sentence"], claim["check"])]
@@ -73,38 +73,37 @@ def _on_sentence(claim: dict, runs: list[Finished]) -> dict:
     if lines:
         status = "passes" if all(line["status"] == "passes" for line in lines) else "fails"
     ours = "; ".join(dict.fromkeys(line["ours"] for line in lines))
-    row = {"status": status, "verdict": status, "paper": claim.get("paper", "printed")}
-    return EMPTY | row | {"ours": ours, "runs": behind}
+    return {"status": status, "verdict": status, "ours": ours, "runs": behind}
 
 
 def _on_sums(claim: dict) -> dict:
-    """The same of one of the paper's own sums; those that differ are named."""
+    """Verdict and our side of one of the paper's own sums; those that differ are named."""
     checks = arithmetic.CHECKS[claim["arithmetic"]](paper.records())
     places = [check.place for check in checks if not check.agrees]
     wrong = [
         "Table " + ", ".join(f"{part:.0%}" if isinstance(part, float) else part for part in place)
         for place in places
     ]
-    row = {"status": "fails" if wrong else "passes", "paper": claim.get("paper", "printed")}
-    row["verdict"] = f"fails: {'; '.join(wrong)}" if wrong else "passes"
-    return EMPTY | row | {"ours": f"recomputed: {len(checks)}", "runs": []}
+    ours = f"recomputed: {len(checks)}"
+    if wrong:
+        return {"status": "fails", "verdict": f"fails: {'; '.join(wrong)}", "ours": ours}
+    return {"status": "passes", "verdict": "passes", "ours": ours}
 
 
 def _verdict(claim: dict, runs: list[Finished], most: dict[str, str]) -> dict:
     """The row of one claim, as `judge` gives it. most: with what most runs were made."""
     of_notebook = [run for run in runs if run.notebook == claim.get("notebook")]
+    row = EMPTY | {"paper": "printed", "ours": "", "runs": []}
     if "records" in claim:
-        row = _on_records(claim, of_notebook)
+        row |= _on_records(claim, of_notebook)
     elif "check" in claim:
-        row = _on_sentence(claim, of_notebook)
+        row |= _on_sentence(claim, of_notebook)
     elif "arithmetic" in claim:
-        row = _on_sums(claim)
+        row |= _on_sums(claim)
     else:
         words = f"not tested here: {claim['not_tested']}"
-        row = EMPTY | {"status": "not tested here", "verdict": words, "ours": "", "runs": []}
-        row["paper"] = claim.get("paper", "printed")
-    made_by = row.pop("runs")
-    row |= claim | {"differs": finished.differing(made_by, most), "paper": row["paper"]}
+        row |= {"status": "not tested here", "verdict": words}
+    row |= claim | {"differs": finished.differing(row["runs"], most)}
     return {name: row[name] for name in COLUMNS}
 
 
@@ -147,9 +146,8 @@ def page(table: pandas.DataFrame, runs: list[Finished]) -> list[str]:
     if most:
         most += "; the last column says where a row's were not."
         lines += [f"Most runs were made with {most}", ""]
-    table = table.assign(verdict="**" + table.verdict.str.replace(":", "**:", n=1))
-    closed = table.verdict.str.contains(r"\*\*:")
-    table["verdict"] = table.verdict.where(closed, table.verdict + "**")
+    bold = table.verdict.str.replace("^([^:]*)", r"**\1**", regex=True)  # the status alone
+    table = table.assign(verdict=bold)
     sides = {"paper": "the paper", "ours": "here", "verdict": "verdict"}
     return lines + _table(table, where="where", says="claim", **sides, differs="made otherwise")
 
@@ -174,12 +172,6 @@ def write(profile: str) -> str:
     if not (folder / "verdicts.csv").is_file():
         remedy = f"run {profile} 10, then `python -m prehab_lib figures {profile}`"
         raise FileNotFoundError(f"there is no figures/{profile}/verdicts.csv: {remedy}")
-    file = folder / "verdicts.csv"
-    try:
-        table = pandas.read_csv(file, keep_default_na=False)
-    except ValueError as error:  # empty, not UTF-8, rows of several lengths
-        raise ValueError(f"{file} is no table ({error}): copy the figures again") from None
-    if not set(COLUMNS[:8]) <= set(table.columns):
-        raise ValueError(f"{file} has other columns than a table of verdicts: run {profile} 10")
+    table = pandas.read_csv(folder / "verdicts.csv", keep_default_na=False)
     certificate.write(folder / "verdicts.md", text(table, profile))
     return os.path.relpath(folder / "verdicts.md")

@@ -10,32 +10,22 @@ from prehab_lib.report.records import FIELDS, TYPES
 from prehab_lib.runs import plan
 
 CLAIM = dict.fromkeys(("sentence", "status", "paper", "ours"), str)
+# What a result has, and what stands for it where there is none.
+RESULT = {"about": {}, "protocol": "", "records": [], "curves": []}
 
 
 @dataclass(frozen=True)
 class Finished:
-    """runs/PROFILE/NAME. The result of a run without scores is the record of one of its figures."""
+    """runs/PROFILE/NAME. about: without scores, the certificate of one of its figures."""
 
     name: str
+    notebook: str
     run: dict
-    result: dict
     claims: list[dict]
-
-    @property
-    def notebook(self) -> str:
-        return self.run.get("notebook", self.name)
-
-    @property
-    def about(self) -> dict:
-        return self.result.get("about", {})
-
-    @property
-    def records(self) -> list[dict]:
-        return self.result.get("records", [])
-
-    @property
-    def curves(self) -> list[dict]:
-        return self.result.get("curves", [])
+    about: dict
+    protocol: str
+    records: list[dict]
+    curves: list[dict]
 
     @property
     def profiles(self) -> set[str]:
@@ -110,7 +100,10 @@ def read(folder: Path) -> list[Finished]:
         (run,) = _json(file)
         files = [place / "result.json", *figures(folder, place.name, run)]
         written = (part for one in files if one.suffix == ".json" for part in _json(one))
-        runs.append(Finished(place.name, run, next(written, {}), _json(place / "claims.jsonl")))
+        result = next(written, {})
+        facts = {name: result.get(name, nothing) for name, nothing in RESULT.items()}
+        notebook, claims = run.get("notebook", place.name), _json(place / "claims.jsonl")
+        runs.append(Finished(place.name, notebook, run, claims, **facts))
         _check(runs[-1], place)
     return runs
 

@@ -36,15 +36,9 @@ def printed() -> list[dict]:
 
 def printed_curves() -> list[dict]:
     """Of each column of the paper's tables the curve of SVD-LLM, with the original at 0 removed."""
-    curves: dict[str, dict] = {}
-    for record in printed():
-        if record["lora"] or record["arm"] not in ("original", "svd_llm") or record["table"] == "V":
-            continue
-        start = {"dataset": record["dataset"], "seed": 0, "removed": [], "merits": []}
-        curve = curves.setdefault(record["dataset"], start)
-        curve["removed"].append(record["removed"])
-        curve["merits"].append(float(merit(record["metric"], record["value"])))
-    return list(curves.values())
+    scores = pandas.DataFrame(printed())
+    plain = scores.arm.isin(["original", "svd_llm"]) & (scores.table != "V")
+    return _curves(scores[plain])
 
 
 def of_table(scores: pandas.DataFrame, **plain) -> tuple[list[dict], list[dict]]:
@@ -52,14 +46,19 @@ def of_table(scores: pandas.DataFrame, **plain) -> tuple[list[dict], list[dict]]
 
     A score of which less is better, but for perplexity, counts below 0 on its curve.
     """
-    records, curves = scores.astype(object).where(scores.notna(), None).to_dict("records"), []
-    fits = (scores[list(plain)] == pandas.Series(plain)).all(axis=1) & ~scores.lora.eq(True)
-    for (dataset, seed), some in scores[fits].groupby(["dataset", "seed"]):
+    records = scores.astype(object).where(scores.notna(), None).to_dict("records")
+    fits = (scores[list(plain)] == pandas.Series(plain)).all(axis=1)
+    return records, _curves(scores[fits])
+
+
+def _curves(scores: pandas.DataFrame) -> list[dict]:
+    curves = []
+    for (dataset, seed), some in scores[~scores.lora.eq(True)].groupby(PLACE):
         if len(some) > 1:
             some = some.sort_values("removed")
             curve = {"dataset": dataset, "seed": seed, "removed": some.removed.tolist()}
             curves.append(curve | {"merits": _merits(some).tolist()})
-    return records, curves
+    return curves
 
 
 def _sides(fields: dict) -> tuple[dict, dict]:

@@ -44,8 +44,6 @@ class Results:
     """
 
     def __init__(self, protocol: str, device="cpu", **about):
-        if not protocol.strip():
-            raise ValueError("Results: protocol must be a sentence saying how the scores are taken")
         self.protocol, self.device = protocol, str(device)
         facts = {name: _plain(name, value) for name, value in about.items()}
         self.about = birth_certificate(device) | facts

@@ -37,7 +37,7 @@ def _section(runs: list[Finished]) -> list[str]:
     for run in runs:
         seeds = sorted({record["seed"] for record in run.records})
         facts = {"profile": run.run.get("profile"), "seeds": seeds} | _facts(run)
-        facts["scores"] = run.result.get("protocol")
+        facts["scores"] = run.protocol
         text = ", ".join(f"{name} {fact}" for name, fact in facts.items() if fact)
         lines.append(f"- {run.name}: {text}")
         for claim in run.claims:
@@ -65,7 +65,7 @@ def long_table(runs: list[Finished]) -> pandas.DataFrame:
     params = params.where(different).dropna(axis=1, how="all").add_prefix("param_")
     about = pandas.DataFrame([_facts(run) for run in runs]).map(_cell).add_prefix("about_")
     beside = pandas.concat([names.run, params, about], axis=1)
-    beside["protocol"] = [run.result.get("protocol", "") for run in runs]
+    beside["protocol"] = [run.protocol for run in runs]
     records = pandas.DataFrame([one | {"run": run.name} for run in runs for one in run.records])
     return names.merge(records, on="run").merge(beside, on="run")
 

@@ -24,12 +24,10 @@ def side_by_side(
 ) -> pandas.DataFrame:
     """Seconds of each call, the alternatives taking turns; `warmup` rounds are not counted.
 
-    A row a name: median, q1, q3, `seconds` (a list). ValueError for no alternative or wrong counts.
+    A row a name: median, q1, q3, `seconds` (a list). ValueError for wrong counts.
     """
     check_whole(1, repeats=repeats)
     check_whole(0, warmup=warmup)
-    if not alternatives:
-        raise ValueError("side_by_side: there is nothing to time, give {name: callable}")
     seconds: dict[str, list[float]] = {name: [] for name in alternatives}
     for _ in range(warmup + repeats):
         for name, run in alternatives.items():

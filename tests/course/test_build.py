@@ -44,14 +44,14 @@ def cells(file: Path, kind: str = "code") -> list[str]:
 
 def test_students_get_no_solution(built):
     student = built / "student"
-    modules = {file.stem for file in (ROOT / "prehab_lib" / "exercises").glob("ex[0-9][0-9].py")}
+    modules = {file.stem for file in (ROOT / "prehab_lib" / "exercises").glob("ex[0-9][0-9].yaml")}
     assert {file.stem for file in (student / "prehab_lib" / "exercises").glob("ex*")} == modules
-    solution = re.compile(r"/solutions(/|$)|/ex\d\d\.(py|yaml)")
+    solution = re.compile(r"/solutions(/|$)|/ex\d\d\.yaml")
     assert not [file for file in student.rglob("*") if solution.search(file.relative_to(built).as_posix())]
     assert not [file for file in student.rglob("*") if file.is_file() and b"      gives: " in file.read_bytes()]
     for name in modules:
         content = json.loads((student / "prehab_lib" / "exercises" / f"{name}.json").read_text(encoding="utf-8"))
-        for id, key in content["exercises"].items():
+        for id, key in content.items():
             assert set(key) == {"cases", "wanted", "slips"}, id
             assert len(key["cases"]) == len(solved(id).cases), f"{id} tells its withheld cases"
             assert all(set(slip) == {"tuple"} and len(slip["tuple"]) == 2 for slip in key["slips"]), id
@@ -85,10 +85,8 @@ def test_all_notebooks_are_there_and_whole_and_their_links_hold(built):
 def test_every_table_that_a_notebook_quotes_is_handed_out(built):
     tables = {file.relative_to(ROOT / "figures") for file in (ROOT / "figures").rglob("*.csv")}
     assert len(tables) > 50
-    for folder in ("student", "teacher"):
-        assert {
-            file.relative_to(built / folder / "figures") for file in (built / folder / "figures").rglob("*.csv")
-        } == tables
+    for folder in (built / "student" / "figures", built / "teacher" / "figures"):
+        assert {file.relative_to(folder) for file in folder.rglob("*.csv")} == tables
     for file in NOTEBOOKS:
         for name in re.findall(r'committed\(\\"(\w+)\\"', file.read_text(encoding="utf-8")):
             assert any(table.stem == name for table in tables), (file.name, name)
@@ -120,9 +118,8 @@ def test_students_checks_work_without_a_solution(built):
     done = subprocess.run(command, capture_output=True, text=True, env=own, cwd=student)
     assert done.returncode == 0, done.stderr[-2000:]
     *stubs, right, slip, other = done.stdout.splitlines()
-    assert stubs == [f"exercise {id}: not tried yet" for asked in ASKED.values() for id in asked] and len(stubs) == len(
-        MINUTES
-    )
+    assert stubs == [f"exercise {id}: not tried yet" for asked in ASKED.values() for id in asked]
+    assert len(stubs) == len(MINUTES)
     assert right == "exercise 0.2: passed" and slip == f"exercise 0.2: {solved('0.2').slips[0][1]}"
     assert re.fullmatch(r"exercise 10.3: not yet: f\(.*\) gives 1, wanted 6\.57\d*", other)
 
@@ -184,10 +181,7 @@ MISTAKES = [
     (lambda all: all[0]["exercises"].pop("0.2"), "its lectures and their notebooks differ in exercise 0.2"),
     (lambda all: all[0]["exercises"].update({"5.1": 3}), "exercise 5.1 is given twice: keep one of its places"),
     (lambda all: all[1].update(number=1), "course.yaml: two lectures have the number 1: give each its own"),
-    (lambda all: all[0].update(number=-1), "lectures.0.number: Input should be greater than 0"),
     (lambda all: all[0]["plan"][0].update(minutes=-110), "lectures.0.plan.0.minutes: Input should be greater than 0"),
-    (lambda all: all[0].update(homework={"0.1": 5}), "exercise 0.1 is given twice: keep one"),
-    (lambda all: all.clear(), "lectures: List should have at least 1 item"),
     (lambda all: all[0].update(goal="x"), "lectures.0.goal: Extra inputs are not permitted"),
 ]
 

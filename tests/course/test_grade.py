@@ -1,7 +1,6 @@
 """Submissions of every kind, graded once: good, wrong, learnt by heart, hostile to the grader, and no notebook at all."""
 
 import csv
-import json
 import os
 import signal
 import subprocess
@@ -47,6 +46,8 @@ HELPERS = [
     f"{DEF} return round(gain(value, arrow), int(sqrt(1)))",
 ]
 ELSEWHERE = ["%pip install nothing\n!ls\nimport math\n" + RIGHT, "raise RuntimeError('elsewhere')", "def broken(:"]
+LAMBDA = "import math\nif True:\n    relative_gain = lambda v, b: round(float(100 * b / (v - b)), 1)"
+MADE = "from functools import partial\nrelative_gain = partial(pow, 2)"
 LACKS = f"{CALLED} stopped with AttributeError: 'float' object has no attribute 'sum'"
 # student -> (cells that answer 10.1, verdict, how the hint begins)
 STUDENTS = {
@@ -61,16 +62,8 @@ STUDENTS = {
     "Zoë 学": (ELSEWHERE, "passed", ""),
     "Lee errs": ([f"{DEF} return value.sum()"], "stopped", LACKS),
     "Moe forgets": ([RIGHT.replace("return ", "")], "wrong", "it returns nothing: is a return missing?"),
-    "Liv lambda": (
-        ["import math\nif True:\n    relative_gain = lambda v, b: round(float(100 * b / (v - b)), 1)"],
-        "passed",
-        "",
-    ),
-    "Mia makes it": (
-        ["from functools import partial\nrelative_gain = partial(pow, 2)"],
-        "stopped",
-        "relative_gain is made by",
-    ),
+    "Liv lambda": ([LAMBDA], "passed", ""),
+    "Mia makes it": ([MADE], "stopped", "relative_gain is made by"),
     "Max broke it": ([f"{DEF[:-1]}\n    return 1"], "stopped", "there is no relative_gain: SyntaxError"),
     "Nia uses helpers": (HELPERS, "passed", ""),
     "Sue trains": ([f"scale = train()\n{DEF} return scale * value"], "stopped", f"{CALLED} stopped with Na"),
@@ -89,13 +82,7 @@ def rows(tmp_path_factory):
     notebook(folder / "Bea has a mark" / "10_audit.ipynb", RIGHT)
     marked = folder / "Bea has a mark" / "10_audit.ipynb"
     marked.write_bytes(b"\xef\xbb\xbf" + marked.read_bytes())
-    for student, broken in {
-        "Kim null": None,
-        "Ken ints": [1, 2],
-        "Kay five": [{"cell_type": "code", "source": 5}],
-    }.items():
-        file = notebook(folder / student / "10_audit.ipynb", RIGHT)
-        file.write_text(json.dumps({"nbformat": 4, "metadata": {}, "cells": broken}))
+    notebook(folder / "Kay five" / "10_audit.ipynb").write_text('{"cells": [{"cell_type": "code", "source": 5}]}')
     rows = grade.grade(folder, AUDIT, ["10_audit"], grade.Limits(seconds=4, memory_gb=1))
     return {(row.student, row.exercise): (row.verdict, row.hint) for row in rows}
 
@@ -107,13 +94,12 @@ def test_each_submission_gets_its_verdict(rows):
     assert rows["Cy untouched", "10.1"] == ("not tried", "")
     assert rows["Cy untouched", "10.2"] == ("missing", "no function of that name")
     assert rows["Bea has a mark", "10.1"] == ("passed", "")
-    for student in ("Kim null", "Ken ints", "Kay five"):
+    for student in ("Kay five", "Pat wrote text"):
         assert rows[student, "10.1"] == ("unreadable", "10_audit.ipynb is no notebook"), student
-    assert rows["Pat wrote text", "10.1"] == ("unreadable", "10_audit.ipynb is no notebook")
     # What hangs or crashes leaves the other exercises and students alone.
     others = {student: rows[student, "10.2"] for student in ("Di loops", "Gil vanishes", "Flo leaves", "Ann")}
     assert len({found for found in others.values()}) == 1 and others["Ann"][0] == "wrong"
-    assert len({student for student, _ in rows}) == len(STUDENTS) + 6
+    assert len({student for student, _ in rows}) == len(STUDENTS) + 4
 
 
 def test_each_planted_slip_gets_its_hint_a_right_answer_passes_and_no_word_does():
@@ -137,10 +123,11 @@ def answer(folder: Path, source: str, **limits):
 
 
 SEES = """
-import importlib.util, os, sys
+import os, sys
+import prehab_lib
 def relative_gain(v, b):
-    names = ["exercises.ex00", "exercises.ex10", "budget"]
-    found = [importlib.util.find_spec(f"prehab_lib.{name}") is not None for name in names]
+    library = os.path.dirname(prehab_lib.__file__)
+    found = [os.path.exists(f"{library}/{name}") for name in ("exercises/ex00.yaml", "exercises/ex10.yaml", "budget.py")]
     return [sys.path, os.getcwd(), found, sorted(os.environ), [n for _, _, f in os.walk(".") for n in f if n[:2] == "ex"]]
 """
 
@@ -157,8 +144,8 @@ def test_no_solutions_no_repository_and_none_of_the_graders_variables(tmp_path, 
     monkeypatch.setenv("SECRET_OF_THE_TEACHER", "1")
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     path, here, found, variables, files = answer(tmp_path, SEES)
-    assert str(ROOT) not in path and not any(Path(place, "prehab_lib/exercises/ex00.py").exists() for place in path)
-    assert not here.startswith(str(ROOT)) and not Path(here).exists()
+    assert str(ROOT) not in path and not any(Path(place, "prehab_lib/exercises/ex00.yaml").exists() for place in path)
+    assert ROOT not in Path(here).parents and not Path(here).exists()
     assert found == [False, False, True] and files == []
     assert "SECRET_OF_THE_TEACHER" not in variables and "PYTHONPATH" not in variables
     assert answer(tmp_path, HELD) == [["cases", "id", "name"]]  # it is told cases and no answers

@@ -16,26 +16,18 @@ def test_only_what_the_errata_explain_disagrees():
     arithmetic.verify()
 
 
-def test_one_changed_digit_anywhere_is_caught():
-    records = paper.records()
-    for number, record in enumerate(records):
-        digits = f"{record['value']:.6f}".rstrip("0").rstrip(".")
-        other = float(digits[:-1] + str((int(digits[-1]) + 1) % 10))
-        with pytest.raises(ValueError, match="not as the paper printed it"):
-            arithmetic.verify([*records[:number], record | {"value": other}, *records[number + 1 :]])
-
-
-def test_a_sum_that_breaks_is_named():
+def test_a_changed_number_is_caught_and_the_sum_that_breaks_is_named():
     for table, method, removed, sentence in (
-        ("II", "Prehab-SVD", 0.2, "Table II prints 1.93"),
-        ("IV", "Prehab-SVD", 0.6, "Table IV prints -29.8"),
-        ("V", "SVD-LLM", 0.4, "Table V"),
+        ("II", "Prehab-SVD", 0.2, ": Table II prints 1.93"),
+        ("IV", "Prehab-SVD", 0.6, ": Table IV prints -29.8"),
+        ("V", "SVD-LLM", 0.4, ": Table V"),
+        ("IV", "ASVD", 0.2, "; restore the file"),  # no sum depends on it
     ):
         records = paper.records()
         wanted = {"table": table, "method": method, "ratio_removed": removed, "lora": False}
         changed = next(record for record in records if wanted.items() <= record.items())
         changed["value"] *= 1.5
-        with pytest.raises(ValueError, match=sentence):
+        with pytest.raises(ValueError, match=f"not as the paper printed it{sentence}"):
             arithmetic.verify(records)
 
 

@@ -14,10 +14,9 @@ from prehab_lib.runs import plan
 from prehab_lib.scale.preflight import sizes_of
 from tests.tasks.helpers import refuses
 
-TINY = dict(base={"steps": 2}, steps=3, calibration=4, few=16, scored=6, searched=2, baselines=["svd", "asvd", "fwsvd"])
-TINY |= dict(
-    methods=["svd_llm"], large={"roots_on": "cpu"}, lora=dict(rank=2, steps=2, lr=0.1, accumulate=3), scale=[0.5]
-)
+TINY = dict(base={"steps": 2}, steps=3, calibration=4, few=16, scored=6, searched=2, scale=[0.5])
+TINY |= dict(methods=["svd_llm"], baselines=["svd", "asvd", "fwsvd"], large={"roots_on": "cpu"})
+TINY["lora"] = dict(rank=2, steps=2, lr=0.1, accumulate=3)
 TINY["repaired"] = dict(arms=["few-stable"], methods=["svd_llm"], at=[0.4])
 
 
@@ -75,15 +74,11 @@ def test_a_killed_run_goes_on_at_the_stage_that_was_cut_off(ran, tmp_path):
     (tmp_path / "few-stable" / "uncut.json").unlink()
     did, told = ran("few-stable")
     assert did == told[2] and did[0] > 0 == did[1]
-    (
-        tmp_path / "few-stable" / "svd_llm at 0.4.json"
-    ).unlink()  # of the last ruler: measured anew, cut at one of three, LoRA
+    (tmp_path / "few-stable" / "svd_llm at 0.4.json").unlink()  # one of three fractions
     did, told = ran("few-stable")
-    measured, cut, lora = told[3:]
-    assert (
-        did[1:] == [a + c for a, c in zip(measured[1:], lora[1:], strict=True)]
-        and did[0] < measured[0] + cut[0] + lora[0]
-    )
+    measured, cut, lora = told[3:]  # the statistics of its ruler are taken anew
+    assert did[1:] == [a + c for a, c in zip(measured[1:], lora[1:], strict=True)]
+    assert did[0] < measured[0] + cut[0] + lora[0]
 
 
 def test_the_paper_meets_its_targets(monkeypatch):

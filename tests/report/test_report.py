@@ -126,23 +126,22 @@ def test_runs_of_other_parameters_than_the_params_files_give_now_are_named(tmp_p
             report.write("laptop")
 
 
-@pytest.mark.parametrize(
-    ("name", "change"),
-    [
+def test_a_damaged_result_names_its_folder(laptop, capsys):
+    for name, change in (
+        ("claims.jsonl", lambda line: line.pop("status")),
         ("result.json", lambda result: result["records"][0].pop("metric")),
         ("result.json", lambda result: result["records"][0].update(value="high")),
         ("result.json", lambda result: result["records"].insert(0, None)),
         ("result.json", lambda result: result.update(records=5)),
-        ("claims.jsonl", lambda line: line.pop("status")),
-    ],
-)
-def test_a_damaged_result_names_its_folder(laptop, name, change, capsys):
-    file = laptop / "03_vit" / name
-    content = json.loads(file.read_text().splitlines()[0] if name == "claims.jsonl" else file.read_text())
-    change(content)
-    file.write_text(json.dumps(content))
-    assert __main__.main(["report", "laptop"]) == 2
-    assert "03_vit is damaged: remove this folder and run" in capsys.readouterr().err
+    ):
+        file = laptop / "03_vit" / name
+        whole = file.read_text()
+        content = json.loads(whole)
+        change(content)
+        file.write_text(json.dumps(content))
+        assert __main__.main(["report", "laptop"]) == 2, (name, content)
+        assert "03_vit is damaged: remove this folder and run" in capsys.readouterr().err
+        file.write_text(whole)
 
 
 def test_nothing_to_report_is_one_sentence(tmp_path, monkeypatch, capsys):

@@ -5,12 +5,13 @@ import shutil
 
 import pytest
 
-from prehab_lib import __main__, run
-from prehab_lib.report import stability
+from prehab_lib import run
 from prehab_lib.runs import listed
 from prehab_lib.runs.plan import Run
+from tests.beside import load
 from tests.profiles import curves, enter, line, vit_records, write_run
 
+stability = load("cluster/stability.py")
 EQ6 = "Eq. (6) is the gradient of Eq. (5)"
 
 
@@ -20,13 +21,17 @@ def home(tmp_path, monkeypatch):
     enter(tmp_path, monkeypatch)
     shutil.rmtree(tmp_path / "runs")
     for shift in stability.SHIFTS:
-        records = [one | {"seed": one["seed"] + shift} for one in vit_records()]
-        scale = [one | {"seed": one["seed"] + shift} for one in curves()]
-        side = tmp_path / "runs" / ".stability" / str(shift)
-        write_run(side, "03_vit", records, scale=scale)
-        write_run(side, "01_surrogates", claims=[line(EQ6, "fails")])
-        shutil.move(side / "runs" / "laptop", side / "laptop")
+        write_side(tmp_path, shift, vit_records())
     return tmp_path
+
+
+def write_side(home, shift, records):
+    """The runs of one side, with these scores."""
+    side = home / "runs" / ".stability" / str(shift)
+    records, scale = ([one | {"seed": one["seed"] + shift} for one in some] for some in (records, curves()))
+    write_run(side, "03_vit", records, scale=scale)
+    write_run(side, "01_surrogates", claims=[line(EQ6, "fails")])
+    shutil.copytree(side / "runs" / "laptop", side / "laptop", dirs_exist_ok=True)
 
 
 def test_equal_statuses_pass_and_too_many_others_fail(home, capsys):
@@ -38,17 +43,14 @@ def test_equal_statuses_pass_and_too_many_others_fail(home, capsys):
     row = next(one for one in text.splitlines() if "| control_vit " in one)
     assert row.count("| equivalent ") == 2 and row.count("ratio points") == 2
     for moved, code, names in (
-        ({"svd"}, 0, ": table2_fwsvd_svd, table2_svdllm_svd."),
-        ({"svd", "control", "prehab"}, 1, "table2_prehab"),
+        ({"svd": 45}, 0, ": table2_fwsvd_svd, table2_svdllm_svd."),
+        ({"svd": 45, "control": -40, "prehab": -30}, 1, "table2_prehab"),
     ):
-        records = [one | {"seed": one["seed"] + 100} for one in vit_records()]
+        records = vit_records()
         for one in records:  # far below or above all others, in the second run alone
-            one["value"] += {"svd": 45, "control": -40, "prehab": -30}[one["arm"]] if one["arm"] in moved else 0
+            one["value"] += moved.get(one["arm"], 0)
             one["value"] = min(max(one["value"], 0.0), 100.0)
-        scale = [one | {"seed": one["seed"] + 100} for one in curves()]
-        side = home / "runs" / ".stability" / "100"
-        write_run(side, "03_vit", records, folder="new", scale=scale)
-        shutil.copytree(side / "runs" / "new", side / "laptop", dirs_exist_ok=True)
+        write_side(home, 100, records)
         assert stability.report("laptop") == code
         assert names in capsys.readouterr().out
 
@@ -68,12 +70,12 @@ def test_both_sides_are_run_with_seeds_and_caches_of_their_own(home, monkeypatch
     ]
     monkeypatch.setattr(run, "main", main)
     monkeypatch.setattr(listed, "planned", lambda arguments: books)
-    assert __main__.main(["stability", "laptop", "-j", "3"]) == 0
+    assert stability.main(["laptop", "-j", "3"]) == 0
     for shift, (params, folder, width, cache) in zip(stability.SHIFTS, ran, strict=True):
         assert params == [{"seeds": [shift, 4 + shift], "lam": 0.1}, {"steps": 3}]
         assert (folder, width) == (home / "runs" / ".stability" / str(shift), 3) and cache == str(folder / "cache")
     monkeypatch.setattr(run, "main", lambda *_: 1)
-    assert __main__.main(["stability", "laptop"]) == 1, "nothing is compared where a run failed"
+    assert stability.main(["laptop"]) == 1, "nothing is compared where a run failed"
 
 
 def test_nothing_to_compare_is_no_agreement(home):

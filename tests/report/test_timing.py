@@ -63,8 +63,6 @@ def test_what_cannot_be_timed_or_fitted_is_refused():
     for wrong in (dict(repeats=0), dict(repeats=1.5), dict(repeats=1, warmup=-1)):
         with pytest.raises(ValueError, match="repeats|warmup"):
             timing.side_by_side({"a": lambda: None}, **wrong)
-    with pytest.raises(ValueError, match="nothing to time"):
-        timing.side_by_side({}, repeats=1)
     for sizes, seconds in (([1, 2], [1, 2]), ([1, 2, 2], [1, 2, 3]), ([1, 2, 3], [1, 2]), ([1, 2, 3], [1, 0, 2])):
         with pytest.raises(ValueError, match="three|above 0"):
             timing.fitted_exponent(sizes, seconds)
