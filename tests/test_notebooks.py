@@ -73,6 +73,13 @@ def test_a_lesson_has_parameters_that_hold(path):
     assert f'parameters.check("{path.stem}", globals())' in following
 
 
+def test_scores_are_kept():
+    """The audit judges what a run kept: scores that it did not keep count as not run."""
+    for path in LESSONS:
+        text = "\n".join("".join(cell["source"]) for cell in code_cells(path))
+        assert ("Results(" in text) == ("results.save()" in text), path.name
+
+
 def test_no_two_figures_of_the_book_have_one_name():
     """They are published into one folder, figures/."""
     cells = [cell for path in LESSONS for cell in code_cells(path)]
