@@ -53,7 +53,7 @@ def test_equal_layers_get_equal_ranks(allocation, given):
 
 OPTIONS = {
     "uniform": "there is none to choose",
-    "sensitivity": "choose from losses, candidates",
+    "sensitivity": "choose from losses",
     "grouped": "there is none to choose",
     "importance": "choose from alpha",
     "zero_sum": "choose from rule, floor, accounting, replan",
@@ -109,7 +109,6 @@ def test_grouped_spends_the_budget_but_for_less_than_one_rank(removed, given, un
 
 
 BAD_OPTIONS = {
-    "sensitivity": [("losses", 5), *(("candidates", wrong) for wrong in ("0.5", 0.5, [0.5, 1.0], ["0.6"], []))],
     "importance": [("alpha", "much"), ("alpha", 2), ("alpha", float("nan"))],
     "zero_sum": [("floor", "0.3"), ("floor", 2), ("replan", "yes"), ("rule", ["sigma"]), ("accounting", 3)],
     "greedy": [("floor", None), ("replan", 2)],
