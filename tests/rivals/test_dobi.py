@@ -35,7 +35,7 @@ def trained(decompositions, model, task_loss, batches, gates_on="weights", stats
     form = partial(gated_weights, model, decompositions, gates)
     if gates_on == "activations":
         form = partial(gated_activations, model, gates)
-    learn(model, gates, form, task_loss, batches, Settings(**settings), "learning")
+    learn(model, gates, form, task_loss, batches, Settings(**settings))
     return gates
 
 
