@@ -243,25 +243,14 @@ def sigma_gradients(changes: Mapping[str, Tensor], decompositions: Cuts) -> dict
     return slopes
 
 
-def ordered(decomposition: Decomposition, order: Sequence[int] | Tensor) -> Decomposition:
+def ordered(decomposition: Decomposition, order: Sequence[int]) -> Decomposition:
     """The same sum with its components in another order, a permutation of 0 … k − 1.
 
-    `truncate(r)` then keeps the first r of that order; `sigma` no longer descends.  A lazy
-    decomposition gives a lazy one.  Raises ValueError where `order` is no permutation.
+    `truncate(r)` then keeps the first r of that order; `sigma` no longer descends.
     """
-    order = torch.as_tensor(order)
-    k = min(decomposition.shape)
-    if sorted(order.tolist()) != list(range(k)):
-        raise ValueError(f"order is no permutation of this layer's {k} components")
-
-    def make(most: int | None = None) -> Decomposition:
-        cut = whole(decomposition)  # whatever `most` asks: the first in this order may be last
-        at = order.to(cut.sigma.device)
-        return Decomposition(cut.left[:, at], cut.right[at], cut.sigma[at])
-
-    if isinstance(decomposition, Decomposition):
-        return make()
-    return type(decomposition)(make, decomposition.shape, decomposition.shelf)
+    cut = whole(decomposition)
+    at = torch.as_tensor(order, device=cut.sigma.device)
+    return Decomposition(cut.left[:, at], cut.right[at], cut.sigma[at])
 
 
 def whole(decomposition: Decomposition) -> Decomposition:

@@ -113,9 +113,7 @@ def test_bad_input_is_named():
         ({"floor": 1.5}, "floor = 1.5"),
         ({"floor": math.nan}, "floor = nan"),
         ({"floor": True}, "floor = True"),
-        ({"rule": "sigma"}, "rule 'sigma' needs singular values: pass sigma"),
         ({"changes": {}}, "changes lack layer 'a'"),
-        ({"changes": {"a": torch.ones(7)}}, "layer 'a' has 8 components, and 7 changes or 7 scores"),
         ({"changes": {"a": torch.tensor([1.0] * 7 + [math.nan])}}, "layer 'a': the score of a component is NaN"),
         ({"shapes": {"gate": (1, 30)}}, "none of their ranks saves parameters"),
     )
