@@ -120,12 +120,6 @@ def test_other_precisions_move_what_is_computed_and_nothing_stored(dtype):
     assert torch.equal(model[0].V.weight, rounded(random_factors(20, 12, 5).V.weight.detach()))
 
 
-def test_a_description_of_nothing_is_refused():
-    wrong = dict(axis="diagonal"), dict(axis="rows", dtype="float33"), dict(axis="rows", dtype="nn")
-    message = "describes no packed matrix"
-    refuses(lambda **change: quantised.Packing(entries=4, **change), *((change, message) for change in wrong))
-
-
 # Whole models
 
 
