@@ -67,13 +67,6 @@ def test_solo_losses_are_those_of_the_model_surgery_makes(given, losses):
     assert loss_at(model, {}, {}, given["task_loss"], given["batches"]) == losses[name][rank]
 
 
-def test_below_the_smallest_candidate_ranks_are_uniform(given, losses):
-    shapes = compressible(given["decompositions"])
-    few = {name: {r: loss for r, loss in losses[name].items() if r > rank_for(shapes[name], 0.6)} for name in shapes}
-    uniform = {name: rank_for(shape, 0.8) for name, shape in shapes.items()}
-    assert ranks_of(shapes, given["decompositions"], 0.8, losses=few) == uniform
-
-
 def test_where_rank_one_is_all_that_fits_it_is_taken():
     """Small layers cost more than their share at rank 1; the large one must make up for them, below its uniform rank."""
     layers = {f"small.{number}": spectrum((3, 3), 1.0) for number in range(200)} | {"large": spectrum((24, 40), 1.0)}

@@ -15,7 +15,7 @@ from prehab_lib.rivals.shared import loss_at
 from prehab_lib.stats import collect
 from prehab_lib.surgery import compress
 from prehab_lib.weightings import decompose_all
-from tests.helpers import Toy, killed_after, layer, toy_batches
+from tests.helpers import Toy, killed_after, layer
 from tests.stack import bits, changed, refuses, same, stack_batches, trained, untouched
 
 LAYERS = ("query", "key", "out")
@@ -63,24 +63,6 @@ def test_no_gradient_no_step_and_the_rank_grows_by_that_of_the_gradient_at_most(
     U = torch.linalg.svd(W)[0][:, :3]
     kept = U @ U.T @ W
     assert int(torch.linalg.matrix_rank(kept + correction.restoring_step(W - kept, left @ right))) == 3 + 2
-
-
-# The gradient
-
-
-def test_it_is_autograds_on_the_model_multiplied_out():
-    model, batches, loss = Toy(), toy_batches(3), classification_loss
-    compress(model, "svd", 0.5)
-    before = bits(model)
-    slopes = correction.product_gradients(model, {name: model.get_submodule(name) for name in LAYERS}, batches, loss)
-    dense = densified(model)
-    for batch in batches:
-        (loss(dense, batch) / len(batches)).backward()
-    for name in LAYERS:
-        ours = slopes[name]
-        assert ours.dtype == torch.float64
-        torch.testing.assert_close(ours.float(), dense.get_submodule(name).weight.grad, rtol=1e-4, atol=1e-6)
-    assert untouched(model, before) and all(p.grad is None for p in model.parameters())
 
 
 def test_a_dense_twin_is_the_same_layer():
