@@ -88,9 +88,8 @@ class TailTerm(RankTerm):
         for name, layer in self.layers.items():
             if name not in ranks:
                 raise ValueError(f"{what} lacks layer {name!r}: give every trained layer one")
-            rank, most = ranks[name], min(layer.weight.shape)
-            if rank is not None and (type(rank) is not int or not 1 <= rank <= most):
-                raise ValueError(f"{what} gives {name!r} rank {rank!r}: give 1 to {most}, or None")
+            if ranks[name] is not None:
+                check_whole(1, min(layer.weight.shape), **{f"rank of {name}": ranks[name]})
 
 
 def tail_ratio(A: Tensor, Q: Tensor) -> Tensor:

@@ -212,7 +212,6 @@ def test_bad_input_is_named():
     refuses(
         lambda layout="int8", model=model, layers=None: quantised.quantise(model, layout, layers),
         ({"layout": "int4"}, "layout = 'int4' is not known: choose one of int8, remap"),
-        ({"layers": ["model.nothing"]}, "no module named 'model.nothing'"),
         ({"layers": []}, "no low-rank layer is there"),
         ({"layout": "remap", "layers": ["lm_head"]}, "layer 'lm_head' is dense: run surgery.compress first, or name"),
         ({"layout": "remap", "model": tiny("llama")}, "no low-rank layer is there"),
