@@ -90,7 +90,7 @@ ALLOCATIONS: dict[str, Step] = {
     "importance": Step(swift_svd.importance, swift_svd.check_arguments),
     "zero_sum": Step(zero_sum.zero_sum, zero_sum.check_arguments),
     "greedy": Step(zero_sum.greedy, zero_sum.check_greedy),
-    "learned": Step(dobi.learned, dobi.check_arguments, settings=dobi.Options),
+    "learned": Step(dobi.learned, dobi.check_arguments, settings=dobi.Settings),
 }
 
 

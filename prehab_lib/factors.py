@@ -95,9 +95,6 @@ class LowRankLinear(nn.Module):
         """The dense Ŵ (m, n), multiplied out; some host models look at `.weight.dtype`."""
         return self.U.weight @ self.V.weight
 
-    def factors(self) -> Factors:
-        return Factors(self.U.weight.detach(), self.V.weight.detach())
-
     def forward(self, x: Tensor) -> Tensor:  # (..., n) -> (..., m)
         return self.U(self.V(x))
 

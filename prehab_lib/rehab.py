@@ -33,7 +33,6 @@ class Lora:
 
     alpha: float | None = None
     dropout: float = 0.0
-    weight_decay: float = 0.0
     warmup: int = 0
     decay: bool = False
     accumulate: int = 1
@@ -47,8 +46,6 @@ class Lora:
             raise ValueError(f"dropout = {self.dropout!r}: give a number from 0 to below 1")
         check_whole(0, warmup=self.warmup)
         check_whole(1, accumulate=self.accumulate)
-        if self.weight_decay:  # NaN too
-            check_positive(weight_decay=self.weight_decay)
 
     def rate(self, step: int, steps: int) -> float:
         """Share of the learning rate at one of a phase's steps, counted from 0."""
@@ -110,7 +107,7 @@ def rehab(
             targets = [f"{name}.{side}" for name in low_rank for side in sides]
             phase = "".join(sides)
             with _adapters(model, targets, rank, lora) as free:
-                optimizer = torch.optim.AdamW(free, lr=lr, weight_decay=lora.weight_decay)
+                optimizer = torch.optim.AdamW(free, lr=lr, weight_decay=0.0)
                 schedule = LambdaLR(optimizer, lambda step: lora.rate(step, steps))
                 for step in progress(range(steps), f"rehab {phase}"):
                     optimizer.zero_grad(set_to_none=True)

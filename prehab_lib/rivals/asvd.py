@@ -9,7 +9,6 @@ import math
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping
 from fractions import Fraction
-from numbers import Real
 
 from torch import nn
 
@@ -34,21 +33,20 @@ def sensitivity(
     batches: Iterable | None = None,
     validation=None,
     losses: Losses | None = None,
-    candidates: Iterable[float] = CANDIDATES,
 ) -> Ranks:
     """Each layer takes the smallest candidate rank that alone stays below one threshold, or None.
 
     The threshold is the lowest whose parameters, r (m + n) a layer, fit the budget.  Equal losses
     fall in the order of rank and name; a loss that is not finite is worse than any other.  Where
     not even the smallest candidates fit, a layer takes its uniform rank if that is smaller still.
-    losses: from `solo_losses`; without them layers × candidates (kept fractions) passes over
-    `batches` are made.
+    losses: from `solo_losses`; without them it is called: layers × CANDIDATES passes over
+    `batches`.
     Raises ValueError for a bad `removed`, or naming what is missing.
     """
     kept = 1 - check_removed(removed)
     shapes = shared.compressible(decompositions)
     if losses is None:
-        losses = solo_losses(decompositions, model, task_loss, batches, candidates)
+        losses = solo_losses(decompositions, model, task_loss, batches)
     missing = [name for name in shapes if not losses.get(name)]
     if missing:
         raise ValueError(f"losses lack layer {missing[0]!r}: measure them with asvd.solo_losses")
@@ -70,11 +68,8 @@ def sensitivity(
     return {name: ranks.get(name) for name in decompositions}
 
 
-def check_arguments(task_loss=None, batches=None, losses=None, candidates=CANDIDATES) -> None:
+def check_arguments(task_loss=None, batches=None, losses=None) -> None:
     """Raises ValueError naming what the search will ask for, before anything is decomposed."""
-    _fractions(candidates)
-    if losses is not None and not isinstance(losses, Mapping):
-        raise ValueError(f"losses = {losses!r}: measure them with asvd.solo_losses")
     if losses is None:
         shared.check_given(NAME, task_loss=task_loss, batches=batches)
 
@@ -88,33 +83,19 @@ def solo_losses(
 ) -> Losses:
     """Mean `task_loss` over `batches` for each layer and candidate rank, all other layers dense.
 
-    candidates: kept fractions.  Raises ValueError for a bad one, or naming what is missing.
+    candidates: kept fractions, between 0 and 1.  Raises ValueError for another, or naming what is
+    missing.
     """
     shared.check_given(NAME, model=model, task_loss=task_loss, batches=batches)
-    fractions = _fractions(candidates)
+    removed = [1 - Fraction(str(kept)) for kept in candidates]
     trials = []
     for name, shape in shared.compressible(decompositions).items():
-        ranks = {rank_for(shape, fraction) for fraction in fractions}
+        ranks = {rank_for(shape, fraction) for fraction in removed}
         trials += [(name, rank) for rank in sorted(ranks)]
     losses: Losses = {name: {} for name, _ in trials}
     for name, rank in progress(trials, "sensitivity"):
         losses[name][rank] = shared.loss_at(model, decompositions, {name: rank}, task_loss, batches)
     return losses
-
-
-def _fractions(candidates: Iterable[float]) -> list[Fraction]:
-    """What each candidate removes; raises ValueError for a bad one."""
-    wanted = "give kept fractions strictly between 0 and 1"
-    if isinstance(candidates, str) or not isinstance(candidates, Iterable):
-        raise ValueError(f"candidates = {candidates!r}: {wanted}")
-    fractions = []
-    for kept in candidates:
-        if isinstance(kept, bool) or not isinstance(kept, Real) or not 0 < kept < 1:
-            raise ValueError(f"candidates has {kept!r}: {wanted}")
-        fractions.append(1 - Fraction(str(kept)))
-    if not fractions:
-        raise ValueError("candidates is empty: give at least one kept fraction")
-    return fractions
 
 
 def _smallest(shapes: Mapping, trials: list[tuple[float, int, str]]) -> Ranks:

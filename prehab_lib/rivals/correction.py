@@ -108,10 +108,10 @@ def _restore(model: nn.Module, original: Mapping, task_loss: Callable, batches: 
     layers = low_rank_layers(model, original, "correct")
     slopes = product_gradients(model, layers, batches, task_loss)
     for name, layer in layers.items():
-        W_k, dense = product(layer), as_linear(layer)
+        W_k = product(layer)
         lost = on_factor_device(original[name].weight).to(W_k.device) - W_k
-        dense.weight.copy_(W_k + restoring_step(lost, slopes.pop(name)))
-        replace_module(model, name, dense)
+        W = W_k + restoring_step(lost, slopes.pop(name))
+        replace_module(model, name, as_linear(layer, W))
 
 
 def restoring_step(lost: Tensor, gradient: Tensor) -> Tensor:

@@ -13,7 +13,6 @@ of the gate are left to bound: there it is not continuous and has no gradient.
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -21,26 +20,12 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from prehab_lib.factors import LowRankLinear
-from prehab_lib.inputs import check_choice
 from prehab_lib.layers import linear_layers
-from prehab_lib.rivals.gates import Gates, Settings, gate, learn
+from prehab_lib.rivals.gates import NAME, Gates, Settings, gate, learn
 from prehab_lib.rivals.shared import Cuts, Ranks, check_given, replaced
 from prehab_lib.statistics.tokens import padding_mask
 
-NAME = "allocation 'learned'"
-FORMS = ("weights", "activations")
 LIMIT = 1e4  # most that σ_j / (σ_i − σ_j) counts: σ closer than a part in 10⁴ count as so far apart
-
-
-@dataclass(frozen=True)
-class Options(Settings):
-    """gates_on: a name in `FORMS`; the others are those of `Settings`."""
-
-    gates_on: str = "weights"
-
-    def __post_init__(self):
-        super().__post_init__()
-        check_choice("gates_on", self.gates_on, FORMS)
 
 
 def learned(
@@ -57,13 +42,13 @@ def learned(
     """Ranks found by gradient: where the loss wants the cut of each layer, under one budget.
 
     Needs model, task_loss and batches; on activations batches without padding.  options: those of
-    `Options`.  On weights a step costs up to twice a plain one, and (m + n) min(m, n) numbers a
+    `Settings`.  On weights a step costs up to twice a plain one, and (m + n) min(m, n) numbers a
     layer in the model's dtype.  The weights come back bit by bit.
     Raises ValueError for a bad `removed` or option, a missing argument, or a loss not finite.
     """
     check_arguments(task_loss, batches)
     check_given(NAME, model=model)
-    chosen = Options(**options)
+    chosen = Settings(**options)
     shapes = {name: tuple(cut.shape) for name, cut in decompositions.items()}
     gates = Gates(shapes, removed, chosen.accounting)
     if not gates.costs:
@@ -71,14 +56,14 @@ def learned(
     in_place = partial(gated_weights, model, decompositions, gates)
     if chosen.gates_on == "activations":
         in_place, task_loss = partial(gated_activations, model, gates), _unpadded(task_loss)
-    learn(model, gates, in_place, task_loss, batches, chosen, NAME)
+    learn(model, gates, in_place, task_loss, batches, chosen)
     ranks = gates.whole_ranks()
     return {name: ranks.get(name) for name in decompositions}
 
 
 def check_arguments(task_loss=None, batches=None, **options) -> None:
     """Raises ValueError for a bad option, or naming what is missing."""
-    Options(**options)
+    Settings(**options)
     check_given(NAME, task_loss=task_loss, batches=batches)
 
 
@@ -128,10 +113,8 @@ def truncate_smoothly(A: Tensor, gamma: Tensor, beta: float) -> Tensor:
     """F (t, m) = U diag(σ_i T_i(γ)) Vᵀ for A (t, m), differentiable once in A and in γ.
 
     gamma: a scalar, from 0 to min(t, m).  One thin SVD, in float32 at least; F comes back in the
-    dtype of A.  Raises ValueError where A is not finite.
+    dtype of A.
     """
-    if not torch.isfinite(A).all():
-        raise ValueError(f"activations of shape {tuple(A.shape)} have NaN or infinite entries")
     wide = A if A.dtype == torch.float64 else A.float()
     return GatedProduct.apply(wide, gate(_wide(gamma, A), min(A.shape), beta)).to(A.dtype)
 

@@ -1,6 +1,6 @@
 """Gates that are trained: one number γ a layer, the position of its gate T(γ), under one budget.
 
-What the gates stand on is the caller's: components of whitened weights, or of activations (`dobi`).
+They stand on components of whitened weights, or of activations (`dobi`).
 Source: Dobi-SVD (arXiv 2502.02723), with lr 5/2048 falling to 4/2048, 640 steps, β = 10 throughout,
 and λ from 30 to 400 by target.  At β = 10 only the two components beside γ give a gradient, so β
 starts wide here.  A λ far above the slope of the loss moves all γ in step, and nothing is learned;
@@ -18,10 +18,12 @@ from torch import Tensor, nn
 
 from prehab_lib.batches import device_of, endless, frozen, loss_of, mode, move, seeded
 from prehab_lib.budget import check_removed
-from prehab_lib.inputs import check_positive, check_seed, check_whole
+from prehab_lib.inputs import check_choice, check_positive, check_seed, check_whole
 from prehab_lib.progress import progress
 from prehab_lib.rivals.shared import Ranks, Shape, costs_of
 
+NAME = "allocation 'learned'"
+FORMS = ("weights", "activations")  # what the gates stand on
 STEEPEST = 20.0  # above it a loss counts by the tangent of e^loss: float32 has no e^89
 
 
@@ -40,7 +42,7 @@ class Settings:
     """steps of Adam at lr, in shares of min(m, n) a step; beta: steepness of the gate at the first
     and the last step, growing by a constant factor; weight_of_budget: λ, None for 3 e^loss at the
     first step, which has no unit; accounting: a key of `ACCOUNTINGS`; seed: for losses that draw
-    random numbers.  Raises ValueError naming a bad setting.
+    random numbers; gates_on: a name in `FORMS`.  Raises ValueError naming a bad setting.
     """
 
     steps: int = 50
@@ -49,6 +51,7 @@ class Settings:
     weight_of_budget: float | None = None
     accounting: str = "break_even"
     seed: int = 0
+    gates_on: str = "weights"
 
     def __post_init__(self):
         check_whole(1, steps=self.steps)
@@ -62,6 +65,7 @@ class Settings:
         if self.weight_of_budget is not None:
             check_positive(weight_of_budget=self.weight_of_budget)
         costs_of({}, self.accounting)
+        check_choice("gates_on", self.gates_on, FORMS)
 
     def beta_at(self, step: int) -> float:
         first, last = self.beta
@@ -135,7 +139,6 @@ def learn(
     task_loss: Callable,
     batches: Iterable,
     settings: Settings,
-    what: str,
 ) -> None:
     """Lower e^loss + λ |R(γ) − R_target| + Σ relu(−γ)² + relu(γ − min(m, n))² by Adam on γ alone.
 
@@ -150,18 +153,18 @@ def learn(
         around = mode(model, training=False), frozen(model), seeded(model, settings.seed)
         for context in (*around, in_place(), torch.enable_grad()):
             inside.enter_context(context)
-        for step in progress(range(settings.steps), what):
+        for step in progress(range(settings.steps), NAME):
             gates.beta = settings.beta_at(step)
             loss = loss_of(task_loss, model, move(next(stream), device_of(model)))
             value = float(loss.detach())
-            at = f"at step {step} of {what}"
+            at = f"at step {step} of {NAME}"
             if not math.isfinite(value):
                 raise ValueError(f"task_loss is {value} {at}: look at the data and the precision")
             slope = None
             if loss.requires_grad:
                 (slope,) = torch.autograd.grad(loss, gates.shares, allow_unused=True)
             if slope is None:
-                raise ValueError(f"task_loss of {what} does not depend on the layers' gates")
+                raise ValueError(f"task_loss of {NAME} does not depend on the layers' gates")
             # e^loss is differentiated by hand: no large number travels through the model.
             exponential = math.exp(min(value, STEEPEST))
             if weight is None:

@@ -213,19 +213,13 @@ def loss_changes(decompositions: Cuts, stats: Stats | None) -> dict[str, Tensor]
     `grad` (m, n), a mean over samples, was collected.
 
     Each layer is factorised once; a lazy one stays on its shelf for surgery where there is room.
-    Raises ValueError naming a layer whose `grad` was not collected, has another shape, or is not
-    finite, before any is factorised.
+    Raises ValueError naming a layer whose `grad` was not collected, before any is factorised.
     """
     gradients = {}
-    for name, decomposition in decompositions.items():
+    for name in decompositions:
         statistics = (stats or {}).get(name) or LayerStats()
-        G = statistics.need("grad", f"the loss change of the components of layer {name!r}")
-        what, shape = f"layer {name!r}: its gradient has", tuple(decomposition.shape)
-        if G.shape != shape:
-            raise ValueError(f"{what} shape {tuple(G.shape)} and its weight {shape}")
-        if not torch.isfinite(G).all():
-            raise ValueError(f"{what} NaN or infinite entries: look at the data and the loss")
-        gradients[name] = G
+        wanted_by = f"the loss change of the components of layer {name!r}"
+        gradients[name] = statistics.need("grad", wanted_by)
     changes = {}
     for name in progress(decompositions, "loss changes"):
         cut = whole(decompositions[name])
@@ -243,25 +237,14 @@ def sigma_gradients(changes: Mapping[str, Tensor], decompositions: Cuts) -> dict
     return slopes
 
 
-def ordered(decomposition: Decomposition, order: Sequence[int] | Tensor) -> Decomposition:
+def ordered(decomposition: Decomposition, order: Sequence[int]) -> Decomposition:
     """The same sum with its components in another order, a permutation of 0 … k − 1.
 
-    `truncate(r)` then keeps the first r of that order; `sigma` no longer descends.  A lazy
-    decomposition gives a lazy one.  Raises ValueError where `order` is no permutation.
+    `truncate(r)` then keeps the first r of that order; `sigma` no longer descends.
     """
-    order = torch.as_tensor(order)
-    k = min(decomposition.shape)
-    if sorted(order.tolist()) != list(range(k)):
-        raise ValueError(f"order is no permutation of this layer's {k} components")
-
-    def make(most: int | None = None) -> Decomposition:
-        cut = whole(decomposition)  # whatever `most` asks: the first in this order may be last
-        at = order.to(cut.sigma.device)
-        return Decomposition(cut.left[:, at], cut.right[at], cut.sigma[at])
-
-    if isinstance(decomposition, Decomposition):
-        return make()
-    return type(decomposition)(make, decomposition.shape, decomposition.shelf)
+    cut = whole(decomposition)
+    at = torch.as_tensor(order, device=cut.sigma.device)
+    return Decomposition(cut.left[:, at], cut.right[at], cut.sigma[at])
 
 
 def whole(decomposition: Decomposition) -> Decomposition:

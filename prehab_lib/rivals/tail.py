@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from prehab_lib.inputs import check_whole
-from prehab_lib.precision import refuse_sharded
 from prehab_lib.rank_term import RankTerm
 from prehab_lib.statistics.cores import one_core
 
@@ -54,7 +53,6 @@ class TailTerm(RankTerm):
             self._check_ranks("ranks", tail.ranks)
             return
         fix = "fix Tail(ranks=...)"
-        refuse_sharded(self.model, "a plan", fix)
         if self.joint:
             raise ValueError(f"a plan looks at plain weights: use coordinates='weight', or {fix}")
         in_bfloat16 = any(weight.dtype == torch.bfloat16 for weight in self.model.parameters())
@@ -87,14 +85,11 @@ class TailTerm(RankTerm):
 
     def _check_ranks(self, what: str, ranks: Ranks) -> None:
         what = f"{what} of the tail penalty"
-        for name in [*self.layers, *ranks]:
+        for name, layer in self.layers.items():
             if name not in ranks:
                 raise ValueError(f"{what} lacks layer {name!r}: give every trained layer one")
-            if name not in self.layers:
-                raise ValueError(f"{what} names {name!r}, which is not among the layers of stats")
-            rank, most = ranks[name], min(self.layers[name].weight.shape)
-            if rank is not None and (type(rank) is not int or not 1 <= rank <= most):
-                raise ValueError(f"{what} gives {name!r} rank {rank!r}: give 1 to {most}, or None")
+            if ranks[name] is not None:
+                check_whole(1, min(layer.weight.shape), **{f"rank of {name}": ranks[name]})
 
 
 def tail_ratio(A: Tensor, Q: Tensor) -> Tensor:

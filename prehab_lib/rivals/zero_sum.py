@@ -226,12 +226,7 @@ def candidate(name: str, cost: Cost, changes: Mapping, sigma: Mapping | None, ru
     change = torch.as_tensor(changes[name], dtype=torch.float64)
     score = change if rule.by == "value" else change.abs()
     if rule.by == "sigma":
-        if name not in (sigma or {}):
-            raise ValueError(f"rule 'sigma' needs singular values: pass sigma={{{name!r}: (k,)}}")
         score = torch.as_tensor(sigma[name]).to(change)
-    if len(change) != cost.full or len(score) != cost.full:
-        counted = f"layer {name!r} has {cost.full} components"
-        raise ValueError(f"{counted}, and {len(change)} changes or {len(score)} scores")
     if not torch.isfinite(change + score).all():
         raise ValueError(f"layer {name!r}: the score of a component is NaN or infinite")
     order = torch.arange(cost.full)

@@ -53,7 +53,7 @@ def test_equal_layers_get_equal_ranks(allocation, given):
 
 OPTIONS = {
     "uniform": "there is none to choose",
-    "sensitivity": "choose from losses, candidates",
+    "sensitivity": "choose from losses",
     "grouped": "there is none to choose",
     "importance": "choose from alpha",
     "zero_sum": "choose from rule, floor, accounting, replan",
@@ -109,7 +109,6 @@ def test_grouped_spends_the_budget_but_for_less_than_one_rank(removed, given, un
 
 
 BAD_OPTIONS = {
-    "sensitivity": [("losses", 5), *(("candidates", wrong) for wrong in ("0.5", 0.5, [0.5, 1.0], ["0.6"], []))],
     "importance": [("alpha", "much"), ("alpha", 2), ("alpha", float("nan"))],
     "zero_sum": [("floor", "0.3"), ("floor", 2), ("replan", "yes"), ("rule", ["sigma"]), ("accounting", 3)],
     "greedy": [("floor", None), ("replan", 2)],
@@ -164,9 +163,10 @@ def test_grouped_fractions_keep_the_budget_and_spare_the_large_losses(unequal):
 
 
 def test_grouped_is_the_formula_by_hand():
-    """L = 0 and L = e² − e at the uniform rank 7, so g = 1 and 1/2: fractions 2/3 and 1/3 of the sum."""
-    sigma = (torch.e**2 - torch.e) / (24 - 7) ** 0.5
-    fractions = removed_fractions({"h.0": spectrum((24, 40), 0.0), "h.1": spectrum((24, 40), sigma)}, 0.5)
+    """L = 0 and L = e² − e of 100 tokens at the uniform rank 7, so g = 1 and 1/2: fractions 2/3 and 1/3 of the sum."""
+    sigma = (torch.e**2 - torch.e) / (24 - 7) ** 0.5 / 100**0.5
+    layers = {"h.0": spectrum((24, 40), 0.0), "h.1": spectrum((24, 40), sigma)}
+    fractions = removed_fractions(layers, 0.5, dict.fromkeys(layers, LayerStats(tokens=100)))
     assert [float(fraction) for fraction in fractions.values()] == pytest.approx([2 / 3, 1 / 3])
 
 
@@ -175,10 +175,3 @@ def test_grouped_shares_inside_a_type_only(unequal):
     fractions = removed_fractions(unequal | alone, 0.5)
     assert fractions["head"] == fractions["blocks.0.other"] == check_removed(0.5)
     assert {name: fractions[name] for name in unequal} == removed_fractions(unequal, 0.5)
-
-
-def test_grouped_depends_on_the_scale_of_the_statistic(unequal):
-    """By definition: log(e + L) is neither linear nor homogeneous.  Tokens are such a scale."""
-    counted = grouped(unequal, 0.5, stats={name: LayerStats(tokens=10**6) for name in unequal})
-    louder = {name: spectrum((24, 40), 1e3 * sigma) for name, sigma in zip(unequal, SIGMAS, strict=True)}
-    assert counted == grouped(louder, 0.5) != grouped(unequal, 0.5)

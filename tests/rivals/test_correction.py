@@ -15,10 +15,9 @@ from prehab_lib.rivals.shared import loss_at
 from prehab_lib.stats import collect
 from prehab_lib.surgery import compress
 from prehab_lib.weightings import decompose_all
-from tests.helpers import Toy, killed_after, layer, toy_batches
+from tests.helpers import killed_after, layer
 from tests.stack import bits, changed, refuses, same, stack_batches, trained, untouched
 
-LAYERS = ("query", "key", "out")
 BASE = trained()
 
 
@@ -63,39 +62,6 @@ def test_no_gradient_no_step_and_the_rank_grows_by_that_of_the_gradient_at_most(
     U = torch.linalg.svd(W)[0][:, :3]
     kept = U @ U.T @ W
     assert int(torch.linalg.matrix_rank(kept + correction.restoring_step(W - kept, left @ right))) == 3 + 2
-
-
-# The gradient
-
-
-def test_it_is_autograds_on_the_model_multiplied_out():
-    model, batches, loss = Toy(), toy_batches(3), classification_loss
-    compress(model, "svd", 0.5)
-    before = bits(model)
-    slopes = correction.product_gradients(model, {name: model.get_submodule(name) for name in LAYERS}, batches, loss)
-    dense = densified(model)
-    for batch in batches:
-        (loss(dense, batch) / len(batches)).backward()
-    for name in LAYERS:
-        ours = slopes[name]
-        assert ours.dtype == torch.float64
-        torch.testing.assert_close(ours.float(), dense.get_submodule(name).weight.grad, rtol=1e-4, atol=1e-6)
-    assert untouched(model, before) and all(p.grad is None for p in model.parameters())
-
-
-def test_a_dense_twin_is_the_same_layer():
-    model = Toy().train()
-    model.query.bias.requires_grad_(False)
-    model.key.weight.requires_grad_(False)
-    compress(model, "svd", 0.5)
-    for name in LAYERS:
-        low = model.get_submodule(name)
-        dense = correction.as_linear(low)
-        x = torch.randn(9, low.in_features, generator=torch.Generator().manual_seed(0))
-        torch.testing.assert_close(dense(x), low(x))
-        assert dense.bias is low.bias and dense.training and type(dense) is nn.Linear
-        assert dense.weight.requires_grad == (name != "key") == low.U.weight.requires_grad
-    assert correction.as_linear(LowRankLinear(5, 4, 2, bias=False, dtype=torch.bfloat16)).weight.dtype == torch.bfloat16
 
 
 # The recovery
@@ -197,6 +163,18 @@ def test_one_stage_is_the_cut(method):
     ours, report = staged(method, stages=1)
     theirs = copy.deepcopy(BASE)
     assert report == cutter(method)(theirs) and same(ours, theirs)
+
+
+def test_stages_keep_biases_flags_and_mode():
+    model = copy.deepcopy(BASE).train()
+    model.head.bias.requires_grad_(False)
+    model.blocks[0].up.weight.requires_grad_(False)
+    staged(model=model)
+    for name in STAGED:
+        low_rank = model.get_submodule(name)
+        assert torch.equal(low_rank.bias, BASE.get_submodule(name).bias) and low_rank.training, name
+        assert low_rank.bias.requires_grad == (name != "head"), name
+        assert low_rank.U.weight.requires_grad == low_rank.V.weight.requires_grad == (name != "blocks.0.up"), name
 
 
 def test_two_stages_by_hand():

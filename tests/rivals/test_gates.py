@@ -107,13 +107,10 @@ def test_settings_take_lists_from_parameter_files_and_name_a_bad_one():
     assert Settings(steps=1).beta_at(0) == 1
     refuses(
         Settings,
-        ({"steps": 0}, "steps = 0"),
-        ({"lr": -1.0}, "lr = -1.0"),
         ({"beta": 10.0}, "beta = 10.0: give the first and the last"),
         ({"beta": (1.0, 0.0)}, "beta = 0.0"),
         ({"weight_of_budget": 0}, "weight_of_budget = 0"),
         ({"accounting": "bytes"}, "accounting = 'bytes' is not known: choose one of break_even, remap"),
-        ({"seed": 1.5}, "seed = 1.5"),
     )
 
 
@@ -198,20 +195,9 @@ def test_the_gradient_has_no_unit():
         torch.testing.assert_close(gradients(scale * A, 2.0, 3.0)[0], gradients(A, 2.0, 3.0)[0], rtol=1e-4, atol=1e-6)
 
 
-def test_gradients_agree_in_lower_precisions():
-    A, G = with_spectrum(7, 5, DISTINCT), upstream()
-    exact = gradients(A, 2.5, 2.0, G=G)  # a number of bfloat16
-    for dtype, tolerance in ((torch.float32, 1e-4), (torch.bfloat16, 0.1)):
-        for ours, same in zip(gradients(A.to(dtype), 2.5, 2.0, G=G.to(dtype)), exact, strict=True):
-            assert ours.dtype == dtype
-            torch.testing.assert_close(ours.double(), same, rtol=tolerance, atol=tolerance)
-
-
-def test_autocast_changes_nothing_and_nan_is_refused():
+def test_autocast_changes_nothing():
     torch.manual_seed(0)
     A, gamma = torch.randn(12, 8), torch.tensor(3.0)
     plain = truncate_smoothly(A, gamma, 4.0)
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(truncate_smoothly(A, gamma, 4.0), plain)
-    with pytest.raises(ValueError, match=r"activations of shape \(2, 2\) have NaN"):
-        truncate_smoothly(torch.full((2, 2), torch.nan), gamma, 1.0)

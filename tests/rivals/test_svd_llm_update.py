@@ -9,7 +9,6 @@ from torch import nn
 
 from prehab_lib.budget import rank_for
 from prehab_lib.evaluate import classification_loss
-from prehab_lib.factors import LowRankLinear
 from prehab_lib.layers import replace_module
 from prehab_lib.methods import RECOVERIES, Method
 from prehab_lib.rivals.svd_llm_update import closed_form, refit
@@ -110,24 +109,6 @@ def inputs_of(model, module, batches):
     return torch.cat(seen).double()
 
 
-def with_dense_block(model, dense, name):
-    """The refitted model with the layers of the block around `name` as they were, as the release has it there."""
-    mixed = copy.deepcopy(model)
-    block = name.rpartition(".")[0]
-    replace_module(mixed, block or name, copy.deepcopy(dense.get_submodule(block or name)))
-    return mixed
-
-
-def assert_least_squares(model, dense, names, batches):
-    """X̃ has passed refitted blocks and the dense part of its own; there each U must be the minimiser."""
-    for name in names:
-        module, mixed = model.get_submodule(name), with_dense_block(model, dense, name)
-        X, W = inputs_of(mixed, mixed.get_submodule(name), batches), dense.get_submodule(name).weight.detach()
-        V = module.V.weight
-        expected, options = numpys(X, W, V.detach()), dict(rtol=1e-6, atol=1e-9, err_msg=name)
-        np.testing.assert_allclose(module.U.weight.detach().numpy(), expected, **options)
-
-
 @pytest.mark.filterwarnings("error")
 def test_only_u_changes_no_hook_stays_and_its_own_whitening_data_teach_it_nothing():
     model, decompositions, batches, _ = compressed("gram", layers=["blocks.0.up"])
@@ -198,7 +179,12 @@ def test_outside_numbered_blocks_each_layer_is_one():
     model.out.U.register_forward_hook(lambda module, *_: passes.append(module.training))
     closed_form(model.train(), decompositions=cuts, batches=batches)
     assert passes == [False] * (2 * len(batches))  # query's, key's; then out is dense
-    assert_least_squares(model, dense, names, batches)
+    for name in names:  # each U is the minimiser for inputs that have passed the other layers refitted
+        layer, mixed = model.get_submodule(name), copy.deepcopy(model)
+        replace_module(mixed, name, copy.deepcopy(dense.get_submodule(name)))
+        X, W = inputs_of(mixed, mixed.get_submodule(name), batches), dense.get_submodule(name).weight.detach()
+        expected, options = numpys(X, W, layer.V.weight.detach()), dict(rtol=1e-6, atol=1e-9, err_msg=name)
+        np.testing.assert_allclose(layer.U.weight.detach().numpy(), expected, **options)
 
 
 def test_a_float32_model_with_few_tokens_gets_the_update_of_a_float64_one():
@@ -274,19 +260,3 @@ def test_channels_that_are_silent_in_calibration_keep_what_svd_llm_gave_them(con
         compress(model, method, 0.4, collect(dense, batches), batches=batches)
     plain, updated = (model[0].U.weight for model in models)
     torch.testing.assert_close(updated, plain, rtol=0, atol=1e-4)
-
-
-@pytest.mark.parametrize("weighting", ["identity", "gram"])
-def test_every_layer_is_the_least_squares_fit_to_what_reaches_it(weighting):
-    model, decompositions, batches, dense = compressed(weighting)
-    before = copy.deepcopy(model)
-    closed_form(model, decompositions=decompositions, batches=batches)
-    names = [name for name, module in model.named_modules() if isinstance(module, LowRankLinear)]
-    assert_least_squares(model, dense, names, batches)
-    for name in names:
-        new, old = model.get_submodule(name), before.get_submodule(name).U.weight.detach()
-        mixed = with_dense_block(model, dense, name)
-        X, W = inputs_of(mixed, mixed.get_submodule(name), batches), dense.get_submodule(name).weight.detach()
-        V = new.V.weight.detach()
-        assert loss(X, W, new.U.weight.detach(), V) <= loss(X, W, old, V) * (1 + 1e-10), name
-    assert not torch.equal(before.head.U.weight, model.head.U.weight)

@@ -105,17 +105,9 @@ def test_bad_input_is_named():
     good = dict(changes={"a": torch.ones(8)}, shapes={"a": (8, 8)}, removed=0.2)
     refuses(
         lambda **change: select(**good | change),
-        ({"removed": 0}, "removed = 0:"),
-        ({"removed": 1}, "removed = 1:"),
-        ({"removed": -0.1}, "removed = -0.1:"),
         ({"rule": "random"}, "rule = 'random' is not known: choose one of zero_sum, magnitude"),
         ({"accounting": "bits"}, "accounting = 'bits' is not known: choose one of break_even, remap"),
-        ({"floor": 1.5}, "floor = 1.5"),
-        ({"floor": math.nan}, "floor = nan"),
-        ({"floor": True}, "floor = True"),
-        ({"rule": "sigma"}, "rule 'sigma' needs singular values: pass sigma"),
         ({"changes": {}}, "changes lack layer 'a'"),
-        ({"changes": {"a": torch.ones(7)}}, "layer 'a' has 8 components, and 7 changes or 7 scores"),
         ({"changes": {"a": torch.tensor([1.0] * 7 + [math.nan])}}, "layer 'a': the score of a component is NaN"),
         ({"shapes": {"gate": (1, 30)}}, "none of their ranks saves parameters"),
     )
@@ -169,15 +161,6 @@ def test_the_methods_take_the_floor_of_the_authors_scripts(method, removed, floo
     if floor:
         none = compress(copy.deepcopy(given["model"]), Method("gram", "zero_sum"), removed, given["stats"], **data)
         assert any(rank and rank < least[name] for name, rank in none.ranks.items())
-
-
-def test_other_rules_leave_the_decompositions_as_they_are_and_sigma_takes_the_smallest_first(given):
-    cuts = given["decompositions"]
-    for rule in ("zero_sum", "magnitude", "sigma"):
-        again, selection = plan(cuts, given["stats"], 0.5, rule=rule, trace=True)
-        assert all(again[name] is cut for name, cut in cuts.items()) and selection.orders == {}, rule
-    sizes = [float(cuts[name].sigma[i]) for name, i, _, _ in selection.walk]
-    assert sizes == sorted(sizes)
 
 
 def test_what_cannot_work_is_said_before_anything_is_factorised(given, monkeypatch):
