@@ -19,7 +19,13 @@ PLACE = ["dataset", "seed"]
 # Of a claim's fields, those that say what is done with records instead of choosing them.
 HOW = {"removed": 0.6, "minus": None, "relative": False, "natural": False, "of": "value"}
 HOW |= {"partial": False}
-UNITS = {"perplexity": "nats", "top1_percent": "points", "mean": "of score", "loss": "of loss"}
+UNITS = {
+    "perplexity": "nats",
+    "kl": "nats",
+    "top1_percent": "points",
+    "mean": "of score",
+    "loss": "of loss",
+}
 
 
 def printed() -> list[dict]:
