@@ -155,7 +155,7 @@ def test_what_no_recipe_rebuilds_is_refused_before_anything_is_written(tmp_path)
         block.mlp.c_fc = linear.mlp.c_fc
     more.register_buffer("extra", torch.zeros(2))
     for model, says in (
-        (nn.Sequential(nn.Linear(2, 2)), "neither a timm nor a transformers model"),
+        (nn.Sequential(nn.Linear(2, 2)), "neither of timm.create_model nor of transformers"),
         (other, "it has '(act): ReLU()' where the recipe gives \"(act): GELU"),
         (part, "where the recipe gives '(c_fc): Conv1D"),
         (more, "it has 'extra' where the recipe gives 'head.bias'"),
