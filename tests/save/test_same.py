@@ -72,9 +72,13 @@ class Doubled(transformers.OPTForCausalLM):
         (llama, other_positions, "is off by"),
         (bert, a_hook, "'bert.encoder.layer.0.output' is off by"),
         (VIT, lambda model: model.reset_classifier(5, "avg"), "'fc_norm"),
-        (partial(VIT, norm_layer=nn.LayerNorm), None, "holds what JSON cannot (Object of type type"),
+        (
+            partial(VIT, norm_layer=nn.LayerNorm),
+            None,
+            "would not reopen as it is (Object of type type is not JSON serializable)",
+        ),
         (lambda: Doubled(opt().config), None, "class 'Doubled' is not known"),
-        (lambda: llama().to("meta"), None, "is on the meta device"),
+        (lambda: llama().to("meta"), None, "it is on the device meta"),
     ],
 )
 def test_what_would_reopen_as_another_function_is_refused_and_nothing_changes(make, change, says, tmp_path):
