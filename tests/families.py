@@ -2,10 +2,11 @@
 
 from functools import partial, wraps
 
-import timm
 import torch
 import transformers
 from torch import nn
+
+from prehab_lib.save.models import build
 
 NARROW = dict(vocab_size=40, hidden_size=32, num_hidden_layers=2, num_attention_heads=4)
 SIZES = NARROW | dict(intermediate_size=48)
@@ -32,7 +33,8 @@ def seeded(make):
 def vit(depth: int = 2, **kwargs) -> nn.Module:
     """With matrices ten times timm's: at a standard deviation of 0.02 the blocks would hardly be heard in the logits."""
     sizes = dict(img_size=16, patch_size=8, embed_dim=32, depth=depth, num_heads=4, num_classes=7)
-    model = timm.models.VisionTransformer(**(sizes | kwargs))
+    recipe = {"library": "timm", "class": "VisionTransformer", "kwargs": sizes | kwargs}
+    model = build(recipe)
     with torch.no_grad():
         for module in model.modules():
             if isinstance(module, nn.Linear):

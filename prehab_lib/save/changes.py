@@ -7,6 +7,7 @@ from itertools import zip_longest
 import torch
 from torch import Tensor, nn
 
+from prehab_lib.batches import refuse_meta
 from prehab_lib.factors import LowRankLinear
 from prehab_lib.layers import is_own_linear, replace_module
 from prehab_lib.rivals.quantised import PackedLinear, Packing
@@ -60,8 +61,9 @@ def reshape(skeleton: nn.Module, changes: Changes) -> None:
 def content(model: nn.Module, recipe: dict, merged: bool = False) -> tuple[Changes, dict]:
     """What was done to `model` since it was fresh from its recipe, and its tensors where they lie.
 
-    Raises ValueError where the recipe gives other modules.
+    Raises ValueError where the recipe gives other modules, or a weight is not in memory.
     """
+    refuse_meta(model)
     skeleton, changes, tensors = build(recipe), Changes(), _distinct(model)
     if any(map(is_own_linear, skeleton.modules())) and not any(map(is_own_linear, model.modules())):
         changes.rewrites.append("to_linear")
@@ -106,9 +108,6 @@ def _distinct(model: nn.Module) -> dict[str, Tensor]:
         if id(tensor) in known:
             continue
         known.add(id(tensor))
-        if tensor.is_meta:
-            where = f"{name!r} is on the meta device, its values are not in memory"
-            raise ValueError(f"{where}: load the model without device_map or offloading")
         tensor = tensor.detach().contiguous()
         place = tensor.untyped_storage().data_ptr()
         # What shares memory without being one tensor would be written once.

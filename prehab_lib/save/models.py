@@ -29,10 +29,9 @@ def small_vit(
         return build({"library": "timm", "class": "VisionTransformer", "kwargs": kwargs})
 
 
-def image_model(source: str, *, pretrained: bool = True, **kwargs) -> nn.Module:
+def image_model(source: str, *, pretrained: bool = True) -> nn.Module:
     """A timm model by name and tag ("vit_base_patch16_224.augreg2_in21k_ft_in1k") or local folder.
 
-    kwargs go to `timm.create_model`; other num_classes than the checkpoint's: a new head.
     pretrained=False: random weights. Raises as `hub.explained`.
     """
     timm = optional("timm")
@@ -47,14 +46,8 @@ def image_model(source: str, *, pretrained: bool = True, **kwargs) -> nn.Module:
     elif "/" not in source and not timm.is_model(architecture):
         unknown = f"model = {source!r} is neither a folder nor a model timm knows"
         raise ValueError(f"{unknown}: see timm.list_models()")
-    # timm asks of no tensor that it is there once the head is new: that is put on afterwards.
-    classes = kwargs.get("num_classes") if pretrained else None
-    whole = {key: kwargs[key] for key in kwargs if classes is None or key != "num_classes"}
     with explained(f"the model {source!r}", LOCAL):
-        model = timm.create_model(name, pretrained=pretrained, **whole)
-    if classes not in (None, model.num_classes):
-        model.reset_classifier(classes)
-    return model
+        return timm.create_model(name, pretrained=pretrained)
 
 
 def text_model(source: str, auto_class: str, *, new_head: bool = False, **kwargs) -> nn.Module:
@@ -91,13 +84,13 @@ def build(recipe: dict) -> nn.Module:
 
 
 def recipe_of(model: nn.Module) -> dict:
-    """`model.prehab_recipe`, or what a timm or transformers model shows; ValueError for others."""
+    """`model.prehab_recipe`, or what timm.create_model and transformers leave; else ValueError."""
     if "_orig_mod" in dict(model.named_children()):
         raise ValueError("the model is inside torch.compile: save what it wraps, model._orig_mod")
     read = READERS.get(type(model).__module__.split(".")[0], lambda model: None)
     recipe = getattr(model, "prehab_recipe", None) or read(model)
     if recipe is None:
-        unknown = f"{type(model).__name__} is neither a timm nor a transformers model"
+        unknown = f"{type(model).__name__} is neither of timm.create_model nor of transformers"
         remedy = "set model.prehab_recipe to what prehab_lib.save.models.build understands"
         raise ValueError(f"{unknown}: {remedy} before saving")
     return recipe
@@ -118,24 +111,15 @@ def _build_timm(recipe: dict) -> nn.Module:
 
 
 def _read_timm(model: nn.Module) -> dict | None:
-    kwargs = {"num_classes": model.num_classes}
+    name = (getattr(model, "pretrained_cfg", None) or {}).get("architecture")
+    if not name:  # its class was called by hand
+        return None
+    # What create_model was given; what was set since then wins.
+    kwargs = getattr(model, "_model_args", {}) | {"num_classes": model.num_classes}
     patches = getattr(model, "patch_embed", None)
     if getattr(patches, "img_size", None):
         kwargs |= {"in_chans": patches.proj.in_channels, "img_size": list(patches.img_size)}
-    name = (getattr(model, "pretrained_cfg", None) or {}).get("architecture")
-    if name:  # what create_model was given; what was set since then wins
-        given = getattr(model, "_model_args", {})
-        return {"library": "timm", "name": name, "kwargs": given | kwargs}
-    if type(model).__name__ != "VisionTransformer":
-        return None
-    attn, width = model.blocks[0].attn, model.embed_dim
-    kwargs |= dict(patch_size=list(model.patch_embed.patch_size), embed_dim=width)
-    kwargs |= dict(depth=len(model.blocks), num_heads=attn.num_heads)
-    kwargs |= dict(mlp_ratio=model.blocks[0].mlp.fc1.out_features / width)
-    kwargs |= dict(qkv_bias=attn.qkv.bias is not None, class_token=model.cls_token is not None)
-    kwargs |= {name: getattr(model, name) for name in ("global_pool", "no_embed_class")}
-    kwargs["reg_tokens"] = model.num_reg_tokens
-    return {"library": "timm", "class": "VisionTransformer", "kwargs": kwargs}
+    return {"library": "timm", "name": name, "kwargs": kwargs}
 
 
 def _build_transformers(recipe: dict) -> nn.Module:
@@ -160,7 +144,11 @@ def model_class(name: str) -> type:
 
 def transformers_recipe(model: nn.Module, without: Iterable[str] = ()) -> dict:
     """As `recipe_of`; the configuration says of the head's tie what is true in memory."""
-    config, attention = plain(model.config, without), model.config._attn_implementation
+    # As `AutoConfig.for_model` takes it; it does not tell where a model lay.
+    dropped = {*without, "transformers_version", "architectures", "_name_or_path"}
+    described = model.config.to_dict()
+    config = {key: value for key, value in described.items() if key not in dropped}
+    attention = model.config._attn_implementation
     head = model.get_output_embeddings()
     if head is not None and "tie_word_embeddings" in config:
         config["tie_word_embeddings"] = head.weight is model.get_input_embeddings().weight
@@ -176,12 +164,6 @@ def refuse_foreign(settings, key: str = "") -> None:
             refuse_foreign(value, key if _CODE.search(key) else name)
     elif _CODE.search(key) and not re.fullmatch(r"\w+", str(settings)):
         raise ValueError(f"{key} = {settings!r} would be code of somebody else")
-
-
-def plain(config, without: Iterable[str] = ()) -> dict:
-    """A configuration as `AutoConfig.for_model` takes it; it does not tell where a model lay."""
-    dropped = {*without, "transformers_version", "architectures", "_name_or_path"}
-    return {key: value for key, value in config.to_dict().items() if key not in dropped}
 
 
 BUILDERS = {"timm": _build_timm, "transformers": _build_transformers}

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from prehab_lib.batches import device_of, forward, mode, move, seeded
 from prehab_lib.save.hub import one_line
+from prehab_lib.statistics.hooks import hooked
 
 TOKENS, SIDE = 8, 64
 REMEDY = "set model.prehab_recipe (see prehab_lib.save.models.build) before saving"
@@ -82,16 +83,12 @@ def _said(model: nn.Module, batch) -> dict[str, list[Tensor]]:
     """The outputs of every module to a batch by its name, those of the model itself by ""."""
     said: dict[str, list[Tensor]] = {}
 
-    def listen(name):
-        return lambda module, args, out: said.setdefault(name, []).extend(_tensors(out))
+    def listen(name: str, x: Tensor | None, out) -> None:
+        said.setdefault(name, []).extend(_tensors(out))
 
-    hooks = [part.register_forward_hook(listen(name)) for name, part in model.named_modules()]
-    try:
-        with mode(model, training=False), seeded(model, 0):
-            forward(model, move(batch, device_of(model)))
-    finally:
-        for hook in hooks:
-            hook.remove()
+    listening = hooked(dict(model.named_modules()), after=listen)
+    with listening, mode(model, training=False), seeded(model, 0):
+        forward(model, move(batch, device_of(model)))
     return said
 
 

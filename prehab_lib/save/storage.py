@@ -110,10 +110,6 @@ def _checked(
     description["about"] = about
     try:
         description = json.loads(json.dumps(description))
-    except TypeError as problem:
-        what = f"{type(model).__name__} or what is told about it holds what JSON cannot"
-        raise ValueError(f"{what} ({problem}): give it by name or number") from problem
-    try:
         again = _rebuilt(description, tensors)
     except Exception as problem:  # whatever a library raises
         what = f"{type(model).__name__} would not reopen as it is"

@@ -10,11 +10,11 @@ that the token reaches: signs of two positions are independent, so their cross t
 Source: IO-SVD (arXiv 2605.15626), whose code is not public; the probes are ours.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from prehab_lib.batches import forward, frozen, mode
 from prehab_lib.inputs import check_seed, check_whole
@@ -45,21 +45,18 @@ class Probe:
 USUAL = Probe()
 
 
-def logit_grams(
-    model: nn.Module,
-    modules: Mapping[str, nn.Linear],
-    batches: Iterable,
-    probe: Probe = USUAL,
-    dtype: torch.dtype = torch.float64,
-) -> dict[str, Tensor]:
-    """layer -> C_o (m, m) in float64: over its tokens, the mean of an unbiased estimate of Jᵀ H J.
+def logit_grams(model, modules, batches, wanted, *, logit_probe, dtype, **_) -> dict:
+    """layer -> {"logit_gram": C_o (m, m) in float64}, for `PASSES`.
 
-    One forward pass a batch and `probes` backward passes, in eval mode; no weight gets a gradient.
-    dtype: of the products.  The logits are `.logits` of what the model returns, or what it returns:
-    (B, classes), or (B, T, classes), of which padded positions are left out.  Raises ValueError for
-    fewer than two logits, a layer that they do not depend on (naming it), no batch, or NaN.
+    C_o is the mean over the layer's tokens of an unbiased estimate of Jᵀ H J.  One forward pass a
+    batch and `probes` backward passes, in eval mode; no weight gets a gradient.  logit_probe: a
+    `Probe`.  dtype: of the products.  The logits are `.logits` of what the model returns, or what
+    it returns: (B, classes), or (B, T, classes), of which padded positions are left out.  Raises
+    ValueError for fewer than two logits, a layer that they do not depend on (naming it), no batch,
+    or NaN.
     """
-    generator, real = torch.Generator().manual_seed(probe.seed), RealTokens(model)
+    probe, real = logit_probe, RealTokens(model)
+    generator = torch.Generator().manual_seed(probe.seed)
     sums = _Sums(modules, dtype, real)
     with real.hooks(), mode(model, training=False), torch.enable_grad(), frozen(model):
         for given in calibration(model, batches, "logit Grams"):
@@ -74,15 +71,11 @@ def logit_grams(
                 torch.autograd.backward(top, z.to(top), retain_graph=left > 0)
     remedy = "its logit Gram says nothing, leave it out of layers=[...]"
     check_reached(modules, sums.grams, "the logits do not depend on", remedy)
-    return {name: sums.grams[name].finish(sums.tokens[name] * probe.probes) for name in modules}
+    draws = {name: sums.tokens[name] * probe.probes for name in modules}
+    return {name: {"logit_gram": sums.grams[name].finish(draws[name])} for name in modules}
 
 
-def _collected(model, modules, batches, wanted, *, logit_probe, dtype, **_) -> dict:
-    grams = logit_grams(model, modules, batches, logit_probe, dtype)
-    return {name: {"logit_gram": C} for name, C in grams.items()}
-
-
-LOGIT_STATISTICS = {"logit_gram": _collected}
+LOGIT_STATISTICS = {"logit_gram": logit_grams}
 
 
 class _Sums:

@@ -14,7 +14,7 @@ from prehab_lib.layers import default_layers, linear_layers
 from prehab_lib.save.files import DESCRIPTION
 from prehab_lib.save.rewrite import split_qkv, to_linear
 from prehab_lib.surgery import compress, load, save
-from tests.families import CLASSIFIER, ENDS, FAMILIES, GROUPED, IDS, NARROW, distance, gpt2, headed, llama, logits, tiny
+from tests.families import CLASSIFIER, FAMILIES, GROUPED, IDS, NARROW, distance, gpt2, headed, llama, logits, tiny
 
 TEXT = [family for family in FAMILIES if family != "vit"]
 LABELLED = NARROW | dict(num_labels=3, pad_token_id=0)
@@ -107,28 +107,23 @@ def test_shards(tmp_path):
     folder = save(model, tmp_path / "model", max_shard_size="12KB")
     files = sorted(folder.glob("model-*-of-*.safetensors"))
     assert len(files) > 2 and all(file.stat().st_size < 16_000 for file in files)
-    assert not (folder / "model.safetensors").exists()
+    assert not (folder / WEIGHTS).exists()
     check_both(model, folder)
+    files[1].unlink()
+    with pytest.raises(FileNotFoundError, match=f"{files[1].name} is missing"):
+        load(folder)
     save(model, folder)  # and back to one file, nothing left over
     assert not list(folder.glob("*.index.json")) and torch.equal(logits(load(folder)), logits(model))
 
 
-def test_merged_is_a_plain_checkpoint(tmp_path):
-    for family in ("llama", "opt", "gpt2", "bert"):
-        model = cut(tiny(family))
-        folder = save(model, tmp_path / family, merged=True)
-        again = opened(folder)
-        assert type(again).__module__.startswith("transformers."), family
-        assert distance(logits(again), logits(model)) < 1e-5, family
-        assert not any(isinstance(module, LowRankLinear) for module in again.modules()), family
-        assert sum(isinstance(module, LowRankLinear) for module in model.modules()) > 2, "the model in hand stays"
-        assert torch.equal(logits(load(folder)), logits(again)), family
-
-
-def test_merged_rounds_once(tmp_path):
+def test_merged_is_a_plain_checkpoint_rounded_once(tmp_path):
+    """That it says the same is in the table of test_families."""
     model = cut(llama(), every=1).to(torch.bfloat16)
-    name, layer = next((n, m) for n, m in model.named_modules() if isinstance(m, LowRankLinear))
-    again = opened(save(model, tmp_path / "model", merged=True))
+    folder = save(model, tmp_path / "model", merged=True)
+    again = opened(folder)
+    assert type(again) is transformers.LlamaForCausalLM and torch.equal(logits(load(folder)), logits(again))
+    assert not any(isinstance(module, LowRankLinear) for module in again.modules())
+    name, layer = next((n, m) for n, m in model.named_modules() if isinstance(m, LowRankLinear))  # it stays
     product = layer.U.weight.double() @ layer.V.weight.double()
     assert torch.equal(again.get_submodule(name).weight, product.to(torch.bfloat16))
 
@@ -141,20 +136,15 @@ def test_a_loaded_model_can_be_cut_further_copied_and_pickled(tmp_path):
     assert all(torch.equal(logits(twin), logits(model)) for twin in twins)
 
 
-def test_generation_is_the_same_and_keeps_its_settings(tmp_path):
+def test_settings_of_generation_are_kept(tmp_path):
     model = cut(llama())
-    model.generation_config.update(max_new_tokens=6, repetition_penalty=1.3, **ENDS, pad_token_id=0)
-    before = model.generate(IDS)
-    assert before.shape[1] > IDS.shape[1]
-    for again in check_both(model, save(model, tmp_path / "model")):
-        assert torch.equal(again.generate(IDS), before)
-    model.generation_config.update(eos_token_id=[2, 7], do_sample=True, temperature=0.6)
+    sampling = dict(eos_token_id=[2, 7], do_sample=True, temperature=0.6)
+    model.generation_config.update(repetition_penalty=1.3, **sampling)
     for merged in (False, True):
         folder = save(model, tmp_path / "sampling", merged=merged)
         for again in (load(folder), opened(folder)):
             kept = again.generation_config
-            assert (kept.eos_token_id, kept.do_sample, kept.temperature) == ([2, 7], True, 0.6), merged
-            assert kept.repetition_penalty == 1.3, merged
+            assert sampling.items() <= kept.to_dict().items() and kept.repetition_penalty == 1.3, merged
 
 
 def test_lora_on_the_factors(tmp_path):
@@ -184,12 +174,12 @@ def test_other_ranks_than_the_weights_are_refused(tmp_path):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize("family", TEXT)
-def test_moves_between_devices(family, tmp_path):
-    model = cut(tiny(family))
-    here = logits(model)
-    folder = save(model.to("cuda"), tmp_path / "model")
-    with torch.no_grad():
-        there = load(folder).to("cuda")(IDS.to("cuda")).logits
-        assert torch.equal(there, model(IDS.to("cuda")).logits)
-    assert torch.equal(logits(load(folder)), here) and distance(there.cpu(), here) < 1e-3
+def test_moves_between_devices(tmp_path):
+    for family in TEXT:
+        model = cut(tiny(family))
+        here = logits(model)
+        folder = save(model.to("cuda"), tmp_path / family)
+        with torch.no_grad():
+            there = load(folder).to("cuda")(IDS.to("cuda")).logits
+            assert torch.equal(there, model(IDS.to("cuda")).logits), family
+        assert torch.equal(logits(load(folder)), here) and distance(there.cpu(), here) < 1e-3, family

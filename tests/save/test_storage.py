@@ -57,11 +57,6 @@ def refused(kind, work, *args, **kwargs):
     return "nothing was raised"
 
 
-@pytest.fixture
-def folder(tmp_path):
-    return save(low_rank(), tmp_path / "model", removed=0.4)
-
-
 def test_outputs_come_back_to_the_last_bit(tmp_path):
     for make, x in (
         (lambda: small_vit(depth=2, width=32, heads=4), torch.rand(3, 1, 8, 16)),
@@ -141,13 +136,6 @@ def test_what_does_not_fit_the_weights_is_refused_and_not_reinitialised(tmp_path
         assert says in refused(ValueError, load, folder)
 
 
-def test_a_missing_shard_is_named(tmp_path):
-    folder = save(vit(), tmp_path / "model", max_shard_size="8KB")
-    second = sorted(folder.glob("*.safetensors"))[1]
-    second.unlink()
-    assert f"{second.name} is missing" in refused(FileNotFoundError, load, folder)
-
-
 def test_what_no_recipe_rebuilds_is_refused_before_anything_is_written(tmp_path):
     other, part, more = vit(), gpt2(), vit()
     other.blocks[0].mlp.act = nn.ReLU()
@@ -155,7 +143,7 @@ def test_what_no_recipe_rebuilds_is_refused_before_anything_is_written(tmp_path)
         block.mlp.c_fc = linear.mlp.c_fc
     more.register_buffer("extra", torch.zeros(2))
     for model, says in (
-        (nn.Sequential(nn.Linear(2, 2)), "neither a timm nor a transformers model"),
+        (nn.Sequential(nn.Linear(2, 2)), "neither of timm.create_model nor of transformers"),
         (other, "it has '(act): ReLU()' where the recipe gives \"(act): GELU"),
         (part, "where the recipe gives '(c_fc): Conv1D"),
         (more, "it has 'extra' where the recipe gives 'head.bias'"),
@@ -198,17 +186,10 @@ def test_a_disk_that_takes_nothing_is_one_sentence_and_the_old_model_survives(st
     assert names(folder.parent) == {"model"}
 
 
-def test_a_target_that_is_no_place_for_a_folder_is_refused_before_anything(tmp_path):
-    loop = tmp_path / "loop"
-    loop.symlink_to(loop)
-    for target in (loop, loop / "model", tmp_path / ("x" * 300)):
-        said = refused(ValueError, save, vit(), target)
-        assert "cannot be a model's folder" in said and len(said) < 500, said
-
-
-@pytest.mark.parametrize("merged", [False, True])
-def test_two_weights_in_one_piece_of_memory_are_both_written(merged, tmp_path):
+def test_two_weights_in_one_piece_of_memory_are_both_written(tmp_path):
     model = llama(tie_word_embeddings=False)
     model.lm_head.weight = torch.nn.Parameter(model.model.embed_tokens.weight.detach())
     compress(model, "svd", 0.4)
-    assert torch.allclose(logits(load(save(model, tmp_path / "model", merged=merged))), logits(model), atol=1e-5)
+    for merged in (False, True):
+        again = load(save(model, tmp_path / "model", merged=merged))
+        assert torch.allclose(logits(again), logits(model), atol=1e-5), merged

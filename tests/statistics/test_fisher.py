@@ -61,18 +61,6 @@ def test_the_iteration_finds_the_nearest_product_of_a_real_fisher():
         assert torch.equal(factor, factor.T) and float(torch.linalg.eigvalsh(factor)[0]) > -1e-9 * float(factor.norm())
 
 
-def test_one_iteration_is_a_rougher_answer():
-    arguments = dict(needs={"kron_in", "kron_out"}, task_loss=classification_loss)
-    model, batches = Toy(), toy_batches(3, 30)
-    one, ten, full = (collect(model, batches, **arguments, iterations=k)["query"] for k in (1, 10, 30))
-
-    def unit(stats):
-        return torch.kron(stats.kron_in / stats.kron_in.norm(), stats.kron_out / stats.kron_out.norm())
-
-    rough, near = (float((unit(stats) - unit(full)).norm()) for stats in (one, ten))
-    assert rough > 1e-6 and rough > 10 * near
-
-
 def test_bad_options_are_named():
     known = "fisher = 'mean' is not known: choose one of sample, batch"
     call = partial(collect, Toy(), toy_batches(1), needs={"kron_in"}, task_loss=classification_loss)

@@ -30,8 +30,8 @@ def slow(model, batches, task_loss, layer):
     return torch.stack(found).double()
 
 
-def fast(model, batches, task_loss, layer, *wanted, **options):
-    gradients = GradientPass(model, linear_layers(model, [layer]), batches, task_loss, **options)
+def fast(model, batches, task_loss, layer, *wanted):
+    gradients = GradientPass(model, linear_layers(model, [layer]), batches, task_loss)
     return sample_means(gradients, wanted)[layer]
 
 
@@ -192,12 +192,13 @@ def test_the_square_of_a_mean_is_another_thing():
     """E ḡ² = F / b + (1 − 1 / b) (∇L)², the identity between the option and the statistic (batches drawn with replacement)."""
     model, (x, y), size = Toy().double(), toy_batches(1, 5, seed=3)[0], 2
     x = x.double()
-    truth = fast(model, [(x, y)], classification_loss, "query", "fisher_in", "grad")
     pairs = [(x[[i, j]], y[[i, j]]) for i in range(5) for j in range(5)]  # every draw of two
-    mean = fast(model, pairs, classification_loss, "query", "fisher_in", per_sample=False)
-    expected = truth["fisher_in"] / size + (1 - 1 / size) * truth["grad"].square().sum(0)
-    torch.testing.assert_close(mean["fisher_in"], expected, rtol=1e-10, atol=0)
-    assert float((mean["fisher_in"] - truth["fisher_in"]).abs().max()) > 1e-3 * float(truth["fisher_in"].max())
+    call = partial(collect, model, layers=["query"], needs={"fisher_in", "grad"}, task_loss=classification_loss)
+    truth, mean = call([(x, y)])["query"], call(pairs, fisher="batch")["query"]
+    expected = truth.fisher_in / size + (1 - 1 / size) * truth.grad.square().sum(0)
+    torch.testing.assert_close(mean.fisher_in, expected, rtol=1e-10, atol=0)
+    assert float((mean.fisher_in - truth.fisher_in).abs().max()) > 1e-3 * float(truth.fisher_in.max())
+    torch.testing.assert_close(mean.grad, truth.grad)  # the option leaves it alone
 
 
 # In float16, gradients below and squares above what it can hold neither vanish nor overflow.
@@ -225,15 +226,6 @@ def test_nothing_of_the_model_is_changed():
     assert [p.grad for p in model.parameters() if p.grad is not None] == [marked] and bool((marked == 1).all())
     assert model.training and not model.key.weight.requires_grad and model.query.weight.requires_grad
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
-
-
-def test_the_batch_variant_squares_means_and_leaves_the_plain_gradient_alone():
-    model, batches = Toy(), [*toy_batches(1, 9), *toy_batches(1, 1, seed=5)]
-    needs = {"fisher_in", "grad"}
-    call = partial(collect, model, batches, ["query"], needs, classification_loss)
-    by_sample, by_batch = (call(fisher=kind)["query"] for kind in ("sample", "batch"))
-    torch.testing.assert_close(by_batch.grad, by_sample.grad)
-    assert not torch.allclose(by_batch.fisher_in, by_sample.fisher_in, rtol=0.1)
 
 
 def test_bad_losses_and_batches_are_named_and_hooks_come_off():

@@ -9,7 +9,7 @@ from torch import nn
 
 from prehab_lib.layers import default_layers
 from prehab_lib.statistics import logit_gram
-from prehab_lib.statistics.logit_gram import USUAL, Probe, logit_grams
+from prehab_lib.statistics.logit_gram import USUAL, Probe
 from prehab_lib.stats import collect
 from tests.families import IDS, inputs_of, tiny
 from tests.stack import refuses
@@ -206,8 +206,7 @@ def test_bad_input_is_named():
         (lambda: Probe(k=1), "k = 1: give a whole number, 2 or larger"),
         (lambda: Probe(probes=0), "probes = 0"),
         (lambda: collect(Causal(), iter([x]), needs={"logit_gram"}), "several passes over the batches"),
-        (lambda: logit_grams(Causal(), {}, []), "no batches to calibrate with"),
-        (lambda: logit_grams(broken, {"head": broken.head}, [x]), "NaN or infinite gradients reach layer 'head'"),
+        (lambda: grams(broken, [x], layers=["head"]), "NaN or infinite gradients reach layer 'head'"),
     ):
         refuses(call, ({}, message))
     assert set(grams(Aside(), [x], layers=["first", "head"])) == {"first", "head"}
@@ -219,4 +218,4 @@ def test_gradient_checkpointing_is_refused():
     model, x = Causal(), inputs(2, 4, 3)
     model.forward = lambda x: model.head(torch.utils.checkpoint.checkpoint(model.first, x, use_reentrant=True))
     with pytest.raises(ValueError, match="layer 'first' runs without gradients: turn gradient checkpointing off"):
-        logit_grams(model, {"first": model.first}, [{"x": x}])
+        grams(model, [{"x": x}], layers=["first"])

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+import timm
 import torch
 from PIL import Image
 
@@ -19,7 +20,7 @@ RECIPE = dict(small=SMALL, steps=2, lr=1e-2)
 
 
 def timm_model():
-    return models.image_model("vit_tiny_patch16_224", pretrained=False, num_classes=3, img_size=32)
+    return timm.create_model("vit_tiny_patch16_224", num_classes=3, img_size=32)
 
 
 def test_pairs_are_two_digits_side_by_side_drawn_as_ever():
