@@ -5,10 +5,12 @@ of the user's cache like any other checkpoint: float32 safetensors, configuratio
 """
 
 import hashlib
+import json
 import os
 import shutil
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,6 +21,8 @@ from filelock import FileLock
 from prehab_lib.progress import say
 from prehab_lib.save.checkpoint import check_loaded
 from prehab_lib.save.hub import explained, nothing_fetched, one_line, optional
+
+HASHES = "sha256.json"  # file name -> hash, of a dequantised model
 
 
 @dataclass(frozen=True)
@@ -100,9 +104,7 @@ def cache_home() -> Path:
 def _dequantised(file: str) -> str:
     """The folder made of a .gguf, by its bytes; one process makes it and others wait."""
     optional("gguf")
-    with open(file, "rb") as content:
-        made_of = [hashlib.file_digest(content, "sha256").hexdigest()]
-    made_of += [version(name) for name in ("gguf", "transformers")]
+    made_of = [_digest(file), *(version(name) for name in ("gguf", "transformers"))]
     key = hashlib.sha256(repr(made_of).encode()).hexdigest()[:24]
     folder = cache_home() / "gguf" / key
     lock = FileLock(folder.with_suffix(".lock"))
@@ -110,7 +112,7 @@ def _dequantised(file: str) -> str:
         with suppress(OSError):  # what a cache that is only read holds can still be used
             folder.parent.mkdir(parents=True, exist_ok=True)
             lock.acquire()
-        if not folder.is_dir():
+        if not _whole(folder):
             say(f"dequantising {os.path.basename(file)} into {folder}, once")
             _dequantise(file, folder)
     finally:
@@ -119,7 +121,7 @@ def _dequantised(file: str) -> str:
 
 
 def _dequantise(file: str, folder: Path) -> None:
-    """Write `folder` whole."""
+    """Write `folder` whole, in place of a damaged one."""
     transformers = optional("transformers")
     options = dict(gguf_file="model.gguf", trust_remote_code=False)
     dense = dict(dtype="float32", output_loading_info=True)
@@ -141,7 +143,30 @@ def _dequantise(file: str, folder: Path) -> None:
         shutil.rmtree(part, ignore_errors=True)  # of a process that was killed
         model.save_pretrained(part)
         tokenizer.save_pretrained(part)
+        hashes = {path.name: _digest(path) for path in sorted(part.iterdir())}
+        (part / HASHES).write_text(json.dumps(hashes, indent=1), encoding="utf-8")
+        shutil.rmtree(folder, ignore_errors=True)
         part.rename(folder)
     except Exception as problem:  # safetensors and tokenizers have their own for a full disk
         what = f"the dequantised model could not be kept in {folder}: {one_line(problem)}"
         raise OSError(f"{what}; free some, or set PREHAB_CACHE to another folder") from problem
+
+
+def _whole(folder: Path) -> bool:
+    try:
+        hashes = json.loads((folder / HASHES).read_text(encoding="utf-8"))
+        return all(_digest(folder / name) == known for name, known in hashes.items())
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+def _digest(file: str | os.PathLike) -> str:
+    """SHA-256 of a file, read once while the file system says that it is the same."""
+    now = os.stat(file)
+    return _read(os.path.abspath(file), (now.st_size, now.st_mtime_ns, now.st_ctime_ns, now.st_ino))
+
+
+@cache
+def _read(file: str, facts: tuple) -> str:
+    with open(file, "rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()

@@ -88,12 +88,21 @@ def test_a_gguf_is_the_model_that_was_written_there(tmp_path, monkeypatch):
     assert (folder / "model.safetensors").stat().st_size < 4 * written.num_parameters() + 4000
 
 
-def test_made_once_and_again_where_the_file_changed(tmp_path, monkeypatch):
+def test_made_once_and_again_where_the_file_or_the_folder_changed(tmp_path, monkeypatch):
     gguf_file(file := tmp_path / "x.gguf")
     first = Path(local(file))
     with monkeypatch.context() as patch:
         patch.setattr(packaged, "_dequantise", NEVER)
         assert Path(local(file)) == first
+    before = (first / "model.safetensors").read_bytes()
+    for damage in (
+        lambda: (first / "model.safetensors").write_bytes(before[:-1] + bytes([before[-1] ^ 1])),
+        lambda: (first / "tokenizer.json").unlink(),
+        lambda: (first / packaged.HASHES).write_text("torn"),
+    ):
+        damage()
+        assert Path(local(file)) == first and (first / "model.safetensors").read_bytes() == before
+        assert tokenizer_of(file)
     file.write_bytes(file.read_bytes()[:-1] + b"1")  # within the last tensor
     assert Path(local(file)) != first and len(folders(tmp_path)) == 2
 
