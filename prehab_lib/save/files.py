@@ -1,5 +1,6 @@
 """The files of a saved model: all there or none, and only what `storage.save` wrote is replaced."""
 
+import glob
 import json
 import shutil
 import tempfile
@@ -11,8 +12,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from prehab_lib.save.hub import one_line
+
 DESCRIPTION = "prehab.json"
 FORMAT = 2
+FIELDS = {"recipe": dict, "rewrites": list, "ranks": dict, "packed": dict, "rounded": list}
+FIELDS |= {"files": list}
 
 
 class Damaged(ValueError):
@@ -25,9 +30,13 @@ class MissingFile(FileNotFoundError, Damaged):
 
 def check_target(folder: str | Path) -> None:
     """Raises ValueError where `folder` holds any file that is not of a saved model."""
-    folder = Path(folder).resolve()
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
-        return
+    try:
+        folder = Path(folder).resolve()
+        if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+            return
+    except (OSError, RuntimeError) as problem:  # a loop of links, a name too long, no permission
+        cannot = f"{one_line(folder)} cannot be a model's folder"
+        raise ValueError(f"{cannot}: {one_line(problem)}") from problem
     if not (folder / DESCRIPTION).is_file():
         raise ValueError(f"{folder} holds other files than a saved model: name a new folder")
     ours = {DESCRIPTION}
@@ -64,13 +73,22 @@ def replacing(folder: Path) -> Iterator[Path]:
 
 
 def read_description(folder: Path) -> dict:
-    """What DESCRIPTION says.  Raises MissingFile, Damaged for another format."""
+    """What DESCRIPTION says.  Raises MissingFile, Damaged where it is no such thing."""
     path = folder / DESCRIPTION
     if not path.is_file():
-        what = f"{DESCRIPTION} is missing (was it made by surgery.save?)"
-        raise MissingFile(f"{folder} holds no compressed model: {what}")
-    description = json.loads(path.read_text())
-    if description.get("format") != FORMAT:
+        place = folder.resolve()
+        left = sorted(place.parent.glob(f".{glob.escape(place.name)}.*.part/old/{DESCRIPTION}"))
+        what = f"holds no compressed model: {DESCRIPTION} is missing (was it made by surgery.save?)"
+        if left and not folder.exists():  # killed between the two moves of `replacing`
+            killed = f"a save was killed and left its model in {left[-1].parent}"
+            what = f"is not there: {killed}, move it back"
+        raise MissingFile(f"{folder} {what}")
+    try:
+        description = json.loads(path.read_text())
+        wrong = [name for name in FIELDS if not isinstance(description.get(name), FIELDS[name])]
+    except (ValueError, AttributeError, RecursionError) as problem:
+        raise Damaged(f"{path} is damaged: {problem}") from problem
+    if wrong or description.get("format") != FORMAT:
         other = f"of another format than this version writes ({FORMAT})"
         raise Damaged(f"{path} is {other}: save the model again")
     return description

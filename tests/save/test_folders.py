@@ -1,5 +1,6 @@
 """One folder is replaced by another: what is stopped, killed, left behind, or belongs to somebody else."""
 
+import re
 import shutil
 from pathlib import Path
 
@@ -31,6 +32,18 @@ def other():
     return model
 
 
+def stop_renames(monkeypatch, which):
+    """KeyboardInterrupt instead of the renames with these numbers."""
+    rename, count = Path.rename, iter(range(1, 100))
+
+    def interrupted(self, target):
+        if next(count) in which:
+            raise KeyboardInterrupt
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", interrupted)
+
+
 def test_a_process_killed_at_any_time_leaves_the_earlier_model(folder, monkeypatch):
     """A kill cleans up nothing: neither must this test's model of it.  The index of shards that lies about afterwards
     would win over the next model's single file.
@@ -56,20 +69,23 @@ def test_a_published_folder_is_as_open_as_any_other(folder, tmp_path):
 
 
 def test_ctrl_c_between_the_two_moves_leaves_the_earlier_model(folder, monkeypatch):
-    rename, calls = Path.rename, []
-
-    def interrupted(self, target):
-        calls.append(target)
-        if len(calls) == stopped:
-            raise KeyboardInterrupt
-        return rename(self, target)
-
-    for stopped in (1, 2):
-        calls.clear()
+    for number in (1, 2):
         with monkeypatch.context() as stop:
-            stop.setattr(Path, "rename", interrupted)
-            assert refused(KeyboardInterrupt, save, other(), folder) == "", stopped
-        assert names(folder.parent) == {"model"} and same(vit(), folder), stopped
+            stop_renames(stop, {number})
+            assert refused(KeyboardInterrupt, save, other(), folder) == "", number
+        assert names(folder.parent) == {"model"} and same(vit(), folder), number
+
+
+def test_after_a_kill_between_the_two_moves_the_error_says_where_the_model_is(folder, monkeypatch):
+    """Both moves after the first fail, so nothing is cleaned up: as a kill leaves it."""
+    with monkeypatch.context() as kill:
+        stop_renames(kill, {2, 3})
+        assert refused(KeyboardInterrupt, save, other(), folder) == ""
+    said = refused(FileNotFoundError, load, folder)
+    left = Path(re.search("a save was killed and left its model in (.*), move it back", said)[1])
+    assert same(vit(), left)
+    left.rename(folder)
+    assert same(vit(), folder)
 
 
 def test_folders_with_somebody_elses_files_are_left_alone(folder, tmp_path):

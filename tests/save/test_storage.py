@@ -186,6 +186,14 @@ def test_a_disk_that_takes_nothing_is_one_sentence_and_the_old_model_survives(st
     assert names(folder.parent) == {"model"}
 
 
+def test_a_target_that_is_no_place_for_a_folder_is_refused_before_anything(tmp_path):
+    loop = tmp_path / "loop"
+    loop.symlink_to(loop)
+    for target in (loop, loop / "model", tmp_path / ("x" * 300)):
+        said = refused(ValueError, save, vit(), target)
+        assert "cannot be a model's folder" in said and len(said) < 500, said
+
+
 def test_two_weights_in_one_piece_of_memory_are_both_written(tmp_path):
     model = llama(tie_word_embeddings=False)
     model.lm_head.weight = torch.nn.Parameter(model.model.embed_tokens.weight.detach())
