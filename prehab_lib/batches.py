@@ -21,7 +21,7 @@ def refuse_meta(model: nn.Module) -> None:
     """Raises ValueError for a weight without numbers, as `device_map` leaves those on disk."""
     for name, parameter in model.named_parameters():
         if parameter.is_meta:
-            remedy = "load the model without device_map, or go by blocks with scale.stream"
+            remedy = "load the model without device_map"
             raise ValueError(f"{name!r} has no numbers, it is on the device meta: {remedy}")
 
 
