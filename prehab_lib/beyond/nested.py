@@ -15,7 +15,6 @@ from os import PathLike
 import torch
 from torch import Tensor, nn
 
-from prehab_lib.batches import forward, mode
 from prehab_lib.factors import LowRankLinear
 from prehab_lib.inputs import check_seed
 from prehab_lib.layers import replace_module
@@ -103,23 +102,6 @@ class Nested:
         with at_level(model, self.levels[drawn]):
             cut = self.task_loss(model, batch)
         return (1 - self.alpha) * self.task_loss(model, batch) + self.alpha * cut
-
-
-def distillation(teacher: nn.Module) -> Callable[[nn.Module, object], Tensor]:
-    """A task loss: KL(teacher ‖ model) of the logits (..., classes), mean over all positions."""
-
-    def loss(model: nn.Module, batch) -> Tensor:
-        with torch.no_grad(), mode(teacher, training=False):
-            wanted = _log_probabilities(teacher, batch)
-        found, how = _log_probabilities(model, batch), dict(reduction="batchmean", log_target=True)
-        return nn.functional.kl_div(found, wanted, **how)
-
-    return loss
-
-
-def _log_probabilities(model: nn.Module, batch) -> Tensor:  # -> (positions, classes)
-    out = forward(model, batch)
-    return getattr(out, "logits", out).flatten(0, -2).log_softmax(-1)
 
 
 def slice_to(model: nn.Module, level: float) -> nn.Module:

@@ -102,12 +102,6 @@ def test_nested_training_serves_a_low_level_better_and_its_loss_is_the_mixture(c
     assert found["nested"] < found["plain"] - 0.01
 
 
-def test_distillation_is_zero_for_the_teacher_and_above_for_others(cut):
-    other = nested.slice_to(copy.deepcopy(cut), 0.5)
-    same, apart = (nested.distillation(cut)(model, IDS).item() for model in (cut, other))
-    assert abs(same) < 1e-6 < 1e-4 < apart
-
-
 def test_bad_input_is_refused_in_words(cut):
     assert [nested.rank_at(100, level) for level in (0.29, 1, 1e-9)] == [29, 100, 1]
     with pytest.raises(ValueError, match="level = 0: give the fraction"):
